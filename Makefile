@@ -1,0 +1,32 @@
+# A machine with make and python3 (3.11 or newer) is enough: whatever else a target needs goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# One thread for each of two test processes; torch would take all cores in both.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow check bench
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("robustclip needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,evaluation]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/robustclip demo
+
+test: $(INSTALLED)
+	$(PYTEST) -m 'not slow' -n 2
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python tools/bench.py

@@ -1,0 +1,95 @@
+"""The embedded world's ordinary CLIP: a small tower matched to a frozen sentence encoder on clean emoji."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from robustclip import load_referee
+from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.devices import forward_backward, pick_device, pick_dtype
+from robustclip.robustification.embedded import (
+    ObjectiveName,
+    emoji_objective,
+    emoji_probe,
+    fresh_referee,
+)
+from robustclip.robustification.finish import save_trained
+from robustclip.robustification.trainer import train
+from robustclip.runs import Run, RunFolder
+
+
+def recipe(
+    *,
+    name: str = "emoji-vanilla",
+    tower: str = "resnet10t",
+    image_size: PositiveInt = 64,
+    start: str | None = None,
+    split: str = "guide-styles",
+    objective: ObjectiveName = "text-bank",
+    steps: PositiveInt = 3000,
+    batch_size: PositiveInt = 128,
+    lr: PositiveFloat = 2e-3,
+    weight_decay: NonNegativeFloat = 0.05,
+    warmup: NonNegativeInt = 100,
+    ema: PositiveFloat = 0.998,
+    channels_last: bool = True,
+    compile: bool = False,
+    evaluate_every: NonNegativeInt = 500,
+    checkpoint_every: PositiveInt = 250,
+    resume: DirectoryPath | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Train an embedded referee on clean emoji, from random weights or from another referee.
+
+    robustclip robustify pretrain/emoji-vanilla
+
+    About 15 minutes on two CPU cores. The image tower (any timm tower; its classifier is the 384-d embedding) learns
+    to name each drawing among all concepts of the split in the space of the frozen sentence encoder. The other
+    embedded referees are this recipe with other arguments:
+
+      emoji-vanilla-long    --name emoji-vanilla-long --start emoji-vanilla: the control of emoji-robust, given
+                            emoji-robust's training time on clean images
+      emoji-judge           pretrain/emoji-judge
+      emoji-judge-disjoint  pretrain/emoji-judge-disjoint
+
+    All values are ours.
+    """
+    arguments = dict(locals())
+    if quick:
+        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 8, 32, 1, 8
+    target = pick_device(device)
+    referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)
+    started_from = referee.card if start else None
+    referee.to(target)
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed)
+    probe = emoji_probe(data)
+    run = Run.start(out, resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
+    with run:
+        train(
+            referee,
+            data,
+            run=run,
+            objective=emoji_objective(objective, referee, data),
+            threat=None,
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            ema=ema,
+            dtype=pick_dtype(dtype, target, forward_backward(referee.image_tower, probe.images.to(target))),
+            channels_last=channels_last,
+            compile=compile,
+            probe=probe,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            log_every=1 if quick else 10,
+            resume=resume is not None,
+            seed=seed,
+        )
+        return save_trained(referee, run, name=name, threat=None, started_from=started_from, samples=steps * batch_size)

@@ -1,0 +1,170 @@
+"""Projected gradient descent (Madry et al. 2018): the inner problem of CLIPAG's Eq. 3.
+
+    x_0     = clamp(x + random start)
+    v_t+1   = steepest(momentum * v_t + steepest(grad loss(x_t)))        (steepest(grad loss(x_t)) without momentum)
+    x_t+1   = clamp(x + project(x_t + step_size * v_t+1 - x))
+
+`steepest`, `project` and the random start belong to the threat model. Clamping after projecting keeps both
+constraints: the clean image lies in [0, 1], so no coordinate of the perturbation grows by clamping towards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+from robustclip.threat import ThreatModel, broadcast
+
+Losses = Callable[[Tensor], Tensor]  # images (B,3,H,W) -> losses (B,)
+
+
+def pgd(
+    images: Float[Tensor, "b 3 h w"],
+    loss_fn: Losses,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step_size: float | None = None,
+    momentum: float = 0.0,
+    random_start: bool = True,
+    restarts: int = 1,
+    coupled: bool = False,
+    keep: Literal["best", "last"] = "best",
+    module: nn.Module | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b 3 h w"]:
+    """Images inside `threat` around `images` that *maximise* `loss_fn(images) -> (B,)`, one loss per image.
+
+    images      in [0, 1] (what rounding put outside is clamped); float16 and bfloat16 are raised to float32, in which
+                all arithmetic of the attack is done, also when `loss_fn` runs under autocast. The result is in
+                [0, 1], detached, in the same memory format.
+    step_size   in pixel units; default 2.5 * eps / steps (MadryLab/robustness), which can cross the ball.
+    momentum    on normalised gradients (RobustVLM uses 0.9). A sample whose gradient is zero or not finite takes a
+                zero step; with momentum it coasts on.
+    restarts    independent random starts, of which each image keeps its best.
+    coupled     the loss of an image depends on its batch (a contrastive loss): steps climb the sum of losses, and
+                keep="best" keeps the best whole batch, never a mix of steps.
+    keep        "last" returns the last step and costs exactly `steps` forward and backward passes (for training).
+                "best" returns the best of the clean image and all steps, so that no loss falls, for one or two
+                forward passes more a restart (for evaluation). A loss that is not finite is never the best.
+    module      the tower behind `loss_fn`: in eval mode and with frozen parameters during the attack.
+    generator   the source of the random start; None is torch's default generator.
+
+    Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
+    """
+    _check_settings(threat, steps, step_size, momentum, random_start, restarts, keep)
+    threat.check(images)
+    clean = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    best = _Best(clean, coupled)
+
+    with attacking(module):
+        if keep == "best" and random_start:
+            best.offer(clean, _losses(loss_fn, clean))
+        for _ in range(restarts):
+            x = (clean + threat.random_start(clean, generator)).clamp(0, 1) if random_start else clean
+            velocity = torch.zeros_like(clean)
+            for _ in range(steps):
+                losses, gradient = _losses_and_gradient(loss_fn, x)
+                if keep == "best":
+                    best.offer(x, losses)
+                direction = threat.steepest(gradient)
+                if momentum:
+                    direction = velocity = threat.steepest(momentum * velocity + direction)
+                x = (clean + threat.project(x + step_size * direction - clean)).clamp(0, 1)
+            if keep == "best":
+                best.offer(x, _losses(loss_fn, x))
+    return best.images if keep == "best" else x
+
+
+@contextmanager
+def attacking(module: nn.Module | None) -> Iterator[None]:
+    """Put a module in eval mode with frozen parameters; on the way out, also by an error, restore every one of both.
+
+    Eval mode, so that the attack neither moves BatchNorm's statistics nor fights dropout; frozen, so that the
+    backward pass only computes what the attack needs, the gradient to the images.
+    """
+    if module is None:
+        yield
+        return
+    modes = [(child, child.training) for child in module.modules()]
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        module.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class _Best:
+    """The images of the highest finite loss so far, starting from the clean ones; never a host sync."""
+
+    def __init__(self, clean: Tensor, coupled: bool) -> None:
+        self.images = clean
+        self.coupled = coupled
+        self.scores = clean.new_full((len(clean),), -torch.inf)
+
+    def offer(self, images: Tensor, losses: Tensor) -> None:
+        scores = losses.sum().expand_as(losses) if self.coupled else losses
+        better = scores.isfinite() & (scores > self.scores)
+        self.scores = torch.where(better, scores, self.scores)
+        self.images = torch.where(broadcast(better, images), images, self.images)
+
+
+def _losses_and_gradient(loss_fn: Losses, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (B,) and the gradient of their sum; for independent losses that is each image's own gradient."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        losses = _per_image(loss_fn(leaf), leaf)
+        if not losses.requires_grad:
+            raise UsageError("loss_fn's losses do not depend on the images: is it under no_grad, or is a detach in it?")
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), gradient
+
+
+@torch.no_grad()
+def _losses(loss_fn: Losses, images: Tensor) -> Tensor:
+    return _per_image(loss_fn(images), images)
+
+
+def _per_image(losses: Tensor, images: Tensor) -> Tensor:
+    if losses.shape != (len(images),):
+        raise UsageError(
+            f"loss_fn must return one loss per image, of shape ({len(images)},), not {tuple(losses.shape)}: "
+            "e.g. cross_entropy(..., reduction='none')"
+        )
+    return losses.to(images.dtype)  # out of autocast's half precision, in which sums and comparisons are coarse
+
+
+def _check_settings(
+    threat: ThreatModel,
+    steps: int,
+    step_size: float | None,
+    momentum: float,
+    random_start: bool,
+    restarts: int,
+    keep: str,
+) -> None:
+    if steps < 1 or restarts < 1:
+        raise UsageError(f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}")
+    if step_size is not None and not step_size > 0:
+        raise UsageError(f"step_size must be positive, not {step_size}: leave it out for 2.5 * {threat.eps:g} / steps")
+    if not 0 <= momentum < 1:
+        raise UsageError(f"momentum must lie in [0, 1), not {momentum}: e.g. 0.9")
+    if keep not in ("best", "last"):
+        raise UsageError(f"keep must be 'best' or 'last', not {keep!r}")
+    if restarts > 1 and keep == "last":
+        raise UsageError(f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'")
+    if restarts > 1 and not random_start:
+        raise UsageError(f"{restarts} restarts from the same clean start are all alike: use random_start=True")

@@ -1,0 +1,148 @@
+"""The command line: which verb is which function, and what a failure looks like. No logic, and no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import click
+
+from robustclip import __version__, printing, recipes
+from robustclip.commands import Function, TypedCommand
+from robustclip.errors import RunError, UsageError
+from robustclip.signatures import Pairs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command, and exit: 0 for success, 2 for a fault of the call, 1 of the run, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--traceback" in arguments or os.environ.get("ROBUSTCLIP_TRACEBACK"):
+            traceback.print_exc()
+        click.secho(f"robustclip: {_told(error)}", err=True, fg="red")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, UsageError | RunError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        from robustclip.doctor import remedy
+
+        return f"the module {error.name} is not installed: {remedy(error.name)}"
+    return f"{type(error).__name__}: {error} (--traceback shows where)"
+
+
+def _import(module: str, function: str) -> tuple[Function, Pairs | None]:
+    """A function of the package, and the `faults` of its module, which know its illegal pairs."""
+    names = vars(import_module(f"robustclip.{module}"))
+    return names[function], names.get("faults")
+
+
+def _verb(
+    name: str,
+    target: str,
+    summary: str,
+    show: Callable[[Any], None] = printing.numbers,
+    numbers: Callable[[Any], object] = lambda result: result,
+) -> TypedCommand:
+    return TypedCommand(name, partial(_import, *target.split(":")), summary=summary, show=show, numbers=numbers)
+
+
+class RecipeGroup(click.Group):
+    """The recipes of a room as commands: those that are shipped by name, any other by its path."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [recipe.name for recipe in recipes.available(self.name or "")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        recipe = recipes.find(cmd_name, self.name or "")
+        return TypedCommand(cmd_name, recipe.load, summary=recipe.summary, show=printing.numbers)
+
+
+@click.group("robustclip", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def app() -> None:
+    """Make CLIP robust, measure it under attack, and use its readable gradients."""
+
+
+app.add_command(
+    _verb(
+        "demo",
+        "demo:run_demo",
+        "See it all in ten minutes: robustify a small CLIP, measure.",
+        show=lambda result: import_module("robustclip.demo").show(result),
+        numbers=lambda result: result["report"],
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "robustify",
+        short_help="Fine-tune a CLIP adversarially, by a recipe.",
+        help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
+        subcommand_metavar="RECIPE [FLAGS]",
+    )
+)
+app.add_command(
+    _verb(
+        "export",
+        "robustification.export:export",
+        "Make a run's tower a referee that open_clip loads.",
+        show=lambda folder: click.echo(f"exported to {folder}"),
+        numbers=lambda folder: {"folder": str(folder)},
+    )
+)
+app.add_command(
+    _verb(
+        "evaluate",
+        "evaluation.evaluate:evaluate",
+        "Measure referees side by side, clean and under attack.",
+        show=lambda report: printing.rich(report.table()),
+        numbers=lambda report: report.to_json(),
+    )
+)
+app.add_command(
+    _verb(
+        "doctor",
+        "doctor:doctor",
+        "Show versions and devices, what is missing, and how to get it.",
+        show=lambda facts: printing.rich(import_module("robustclip.doctor").report(facts)),
+    )
+)
+
+
+@app.group("referees", short_help="List, show, verify, add or remove the judges on this machine.")
+def referees() -> None:
+    """The judges on this machine: those that are embedded, and those you add."""
+
+
+def _referee_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
+    referees.add_command(_verb(name, f"referees.registry:{function}", summary, **output))
+
+
+_referee_verb("list", "list_referees", "Their names, and what they are robust to.", show=printing.entries)
+_referee_verb(
+    "show",
+    "show",
+    "A referee's card.",
+    show=lambda card: click.echo(card.markdown()),
+    numbers=lambda card: card.to_json(),
+)
+_referee_verb(
+    "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
+)
+_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
+_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))

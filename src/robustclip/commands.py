@@ -1,0 +1,156 @@
+"""click commands made of typed functions. Nothing of a command is imported before it is called or asked for help."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from pydantic_core import to_jsonable_python
+
+from robustclip import signatures
+from robustclip.files import write_json
+from robustclip.signatures import Pairs, Parameter, as_flag
+
+Function = Callable[..., Any]
+
+EVERYWHERE = {
+    "device": "auto, cpu, cuda, cuda:<index> or mps",
+    "dtype": "auto, float32, bfloat16 or float16",
+    "seed": "keys everything random",
+}
+"""Flags that every command takes, so that a script may pass them to any."""
+
+USUAL = EVERYWHERE | {
+    "out": "the folder to write, which must not exist yet",
+    "quick": "shrink the run to seconds, to see that it works",
+}
+"""What flags of these names mean wherever they don't say otherwise."""
+
+
+class TypedCommand(click.Command):
+    """A command whose flags are the parameters of a typed function, plus those that every command has.
+
+    `load` gives the function, and what knows its illegal pairs of values; it is called when the command is. `show`
+    prints the function's result for people; `numbers` makes it the plain values that `--json FILE` writes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], tuple[Function, Pairs | None]],
+        *,
+        summary: str,
+        show: Callable[[Any], None],
+        numbers: Callable[[Any], object] = lambda result: result,
+    ) -> None:
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
+        super().__init__(name, short_help=summary, context_settings=settings)
+        self.load = load
+        self.show = show
+        self.numbers = numbers
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        self.function, self.pairs = self.load()
+        self.parameters = signatures.parameters(self.function)
+        self.help = _unwrapped(inspect.getdoc(self.function) or "")
+        named = {parameter.name for parameter in self.parameters}
+        self.params = [
+            *(_option(parameter) for parameter in self.parameters if not parameter.positional),
+            *(_idle(flag, text) for flag, text in EVERYWHERE.items() if flag not in named),
+            click.Option(["--json"], type=click.Path(dir_okay=False, path_type=Path), help="write the numbers here"),
+            click.Option(["--traceback"], is_flag=True, expose_value=False, help="show where a failure comes from"),
+        ]
+        return super().make_context(info_name, args, parent, **extra)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        names = [as_flag(p) + ("..." if p.repeated else "") for p in self.parameters if p.positional]
+        return [*names, "[FLAGS]"]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
+        super().parse_args(ctx, args)
+        json = ctx.params.pop("json")
+        given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
+        positional, misfits = self._sort(ctx.args)
+        arguments, faults = signatures.bind(self.function, given | positional, spell=as_flag, pairs=self.pairs)
+        if not ctx.resilient_parsing:
+            hint = f"Its flags: {ctx.command_path} --help"
+            signatures.raise_faults(ctx.command_path, [*misfits, *faults], hint)
+        ctx.params = {"arguments": arguments, "json": json}
+        ctx.args = []
+        return []
+
+    def invoke(self, ctx: click.Context) -> None:
+        result = self.function(**ctx.params["arguments"])
+        if ctx.params["json"] is not None:
+            write_json(ctx.params["json"], to_jsonable_python(self.numbers(result), inf_nan_mode="null", fallback=str))
+        self.show(result)
+
+    def _sort(self, rest: list[str]) -> tuple[dict[str, object], list[str]]:
+        """What is not a known flag: (values of positional parameters, what fits nowhere)."""
+        values: list[str] = []
+        misfits: list[str] = []
+        flags = [flag for option in self.params for flag in option.opts if flag.startswith("--")]
+        tokens = iter(rest)
+        for token in tokens:
+            if not _is_flag(token):
+                values.append(token)
+                continue
+            misfits.append(signatures.unknown(token.partition("=")[0], flags, "flag"))
+            if "=" not in token:
+                after = next(tokens, None)  # most likely its value
+                if after is not None and _is_flag(after):
+                    tokens = iter([after, *tokens])
+        positional: dict[str, object] = {}
+        for parameter in self.parameters:
+            if parameter.positional and values:
+                positional[parameter.name] = values if parameter.repeated else values.pop(0)
+                values = [] if parameter.repeated else values
+        return positional, misfits + [f"{value}: belongs to no flag" for value in values]
+
+
+def _option(parameter: Parameter) -> click.Option:
+    """The flag of a parameter. Its value is left as text: `signatures.bind` reads it."""
+    flag = as_flag(parameter)
+    is_switch = parameter.label == ""
+    return click.Option(
+        [parameter.name, f"{flag}/--no-{flag[2:]}" if is_switch and parameter.default is True else flag],
+        is_flag=is_switch,
+        type=None if is_switch else click.UNPROCESSED,
+        multiple=parameter.repeated,
+        callback=_split if parameter.repeated and parameter.label != "TEXT" else None,
+        default=None if parameter.required else parameter.default,
+        show_default=not is_switch or parameter.default is True,
+        metavar=parameter.label,
+        help=(parameter.help or USUAL.get(parameter.name, "")) + (" (required)" if parameter.required else ""),
+    )
+
+
+def _idle(flag: str, text: str) -> click.Option:
+    return click.Option([f"--{flag}"], expose_value=False, metavar="TEXT", help=f"{text} (no effect here)")
+
+
+def _split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`--tasks a,b` is `--tasks a --tasks b`; not for texts and paths, which may hold commas."""
+    return tuple(part for value in values for part in value.split(",")) if _came(ctx, option.name or "") else values
+
+
+def _came(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _is_flag(token: str) -> bool:
+    return token.startswith("-") and re.match(r"-$|-\.?\d", token) is None
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring without what only Python sees; click may wrap its prose, but not its indented blocks."""
+    blocks = [block for block in text.split("\n\n") if not block.startswith(("Raises ", "Returns "))]
+    return "\n\n".join(f"\b\n{block}" if re.search(r"^ {2}", block, re.MULTILINE) else block for block in blocks)

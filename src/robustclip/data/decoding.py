@@ -1,0 +1,166 @@
+"""From an encoded picture to 8-bit RGB at the training resolution, by named decoders only."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from robustclip.data.samples import Fault
+from robustclip.errors import UsageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MAX_PIXELS = 2**26  # 8192 x 8192; a header may claim any size, and the claim is checked before memory is asked for
+BICUBIC = Image.Resampling.BICUBIC
+RATIO = (3 / 4, 4 / 3)  # of width to height, Inception's range, as torchvision's RandomResizedCrop
+
+
+class Skip(Exception):
+    """This picture cannot be used; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes `size` (height, width; one number for a square).
+
+    crop        "random": a crop of `scale` of the area and a ratio of 3:4 to 4:3, resized; "center": the shorter side
+                resized, the middle kept (CLIP's evaluation transform).
+    scale       (0.9, 1.0) is open_clip's for training; CLIPAG's text names no augmentation.
+    background  what transparent pictures are laid on: "white", or one "random" colour a sample.
+
+    Resizing is bicubic and antialiased, as in CLIP. Raises UsageError for values outside their ranges.
+    """
+
+    size: int | tuple[int, int]
+    crop: Literal["random", "center"] = "random"
+    scale: tuple[float, float] = (0.9, 1.0)
+    background: Literal["white", "random"] = "white"
+
+    def __post_init__(self) -> None:
+        faults = []
+        if min(self.shape) < 1:
+            faults.append(f"size {self.size}: give pixels, e.g. 224")
+        if self.crop not in ("random", "center"):
+            faults.append(f"crop {self.crop!r}: use 'random' or 'center'")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            faults.append(f"scale {self.scale}: give two shares of the area, e.g. (0.9, 1.0)")
+        if self.background not in ("white", "random"):
+            faults.append(f"background {self.background!r}: use 'white' or 'random'")
+        if faults:
+            raise UsageError("\n".join(faults))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def __call__(self, encoded: bytes | Path, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
+        """The prepared picture. Raises Skip where there is none."""
+        colour = (255, 255, 255)
+        if self.background == "random":
+            red, green, blue = torch.randint(256, (3,), generator=generator).tolist()
+            colour = (red, green, blue)
+        picture = decode(encoded, colour)
+        if self.crop == "center":
+            return pixels(center_crop(picture, self.shape))
+        box = random_box(picture.height, picture.width, self.scale, generator)
+        return pixels(picture.crop(box).resize(self.shape[::-1], BICUBIC))
+
+
+def decode(encoded: bytes | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """8-bit RGB, upright by its EXIF note, transparency laid on `background`, the first frame of a moving picture.
+
+    Greyscale, palette and CMYK are converted. Raises Skip, after reading no more than the header where that tells.
+    """
+    if isinstance(encoded, Path):
+        try:
+            encoded = encoded.read_bytes()
+        except OSError as error:
+            raise Skip(Fault.NO_FILE) from error
+    if not encoded:
+        raise Skip(Fault.EMPTY_IMAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is raised or counted here
+        try:
+            picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise Skip(Fault.NOT_AN_IMAGE) from error
+        except Image.DecompressionBombError as error:
+            raise Skip(Fault.TOO_LARGE) from error
+        except (
+            Exception
+        ) as error:  # Pillow's header readers raise what they run into: OSError, SyntaxError, struct.error
+            raise Skip(Fault.DAMAGED_IMAGE) from error
+        if picture.width * picture.height > MAX_PIXELS:
+            raise Skip(Fault.TOO_LARGE)
+        if picture.mode.startswith(("I", "F")):
+            raise Skip(Fault.TOO_DEEP)
+        try:
+            picture.load()
+            return on_colour(ImageOps.exif_transpose(picture), background)
+        except Exception as error:  # and so do its decoders
+            raise Skip(Fault.DAMAGED_IMAGE) from error
+
+
+def on_colour(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """RGB, transparent parts laid on the colour."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba).convert("RGB")
+
+
+def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The shorter side resized to that of `size` (height, width), the middle kept: torchvision's Resize and CenterCrop,
+    CLIP's evaluation transform, pixel for pixel.
+
+    Raises Skip for a picture so long that it would grow beyond all bounds.
+    """
+    height, width = size
+    if picture.width * height < picture.height * width:  # too tall
+        tall, wide = max(height, int(width * picture.height / picture.width)), width
+    else:
+        tall, wide = height, max(width, int(height * picture.width / picture.height))
+    if tall * wide > MAX_PIXELS:
+        raise Skip(Fault.TOO_LARGE)
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    return picture.resize((wide, tall), BICUBIC).crop((left, top, left + width, top + height))
+
+
+def random_box(
+    height: int, width: int, scale: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a crop, drawn as by torchvision's RandomResizedCrop, which takes no generator.
+
+    The largest central crop of a legal ratio where ten draws find none that fits.
+    """
+    shares = torch.empty(10).uniform_(*scale, generator=generator).tolist()
+    ratios = torch.empty(10).uniform_(math.log(RATIO[0]), math.log(RATIO[1]), generator=generator).exp().tolist()
+    for share, ratio in zip(shares, ratios, strict=True):
+        w = round(math.sqrt(height * width * share * ratio))
+        h = round(math.sqrt(height * width * share / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(torch.randint(width - w + 1, (), generator=generator))
+            top = int(torch.randint(height - h + 1, (), generator=generator))
+            return left, top, left + w, top + h
+    w = max(1, min(width, round(height * RATIO[1])))
+    h = max(1, min(height, round(width / RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def pixels(picture: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """An RGB picture as a tensor of its 8-bit values."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -1,0 +1,175 @@
+"""Training batches from the embedded emoji set: each a pure function of (seed, k)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Generator, Tensor
+
+from robustclip.data.batch import Batch
+from robustclip.data.emoji import load_rgba
+from robustclip.errors import UsageError
+from robustclip.rng import generator
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random changes (ours). Zero or one everywhere leaves a drawing as it is, on white.
+
+    rotation: degrees to either side; scale: smallest and largest size relative to the drawing's own; translation:
+    share of the side, to either side; flip: probability of mirroring a drawing that has no left and right;
+    white: probability of a white background (else a solid colour or a gradient of two, equally often);
+    brightness, contrast, saturation: largest change, relative, to either side; cast: the same for each colour channel.
+    """
+
+    rotation: float = 15.0
+    scale: tuple[float, float] = (0.75, 1.15)
+    translation: float = 0.08
+    flip: float = 0.5
+    white: float = 0.25
+    brightness: float = 0.15
+    contrast: float = 0.15
+    saturation: float = 0.5
+    cast: float = 0.15
+
+
+NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class EmojiBatches:
+    """Shuffled passes over one split of the emoji set, with drawings on random backgrounds.
+
+    Batch k takes the next `batch_size` samples of an endless row of permutations, one an epoch; a batch may run over
+    the end of an epoch, so no sample is dropped. Samples of one batch may share a concept: `positives` says so.
+    The caption is drawn anew from the sample's forms each time.
+    """
+
+    def __init__(self, split: str, *, batch_size: int, seed: int, augmentation: Augmentation | None = None) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.augmentation = augmentation or Augmentation()
+        self.rgba, self.samples = load_rgba(split)
+        self.faults: Counter[str] = Counter()  # the embedded shards are checked when they are built
+        names = self.samples.label_names
+        self._handed = torch.tensor([_has_sides(names[label]) for label in self.samples.labels.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder says of this source."""
+        return {
+            "source": "emoji",
+            "split": self.split,
+            "samples": len(self),
+            "concepts": len(self.samples.labels.unique()),
+            "styles": sorted(set(self.samples.styles)),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "augmentation": vars(self.augmentation),
+        }
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches start, start + 1, ... without end."""
+        k = start
+        while True:
+            yield self.batch(k)
+            k += 1
+
+    def batch(self, k: int) -> Batch:
+        """Batch k: images (B, 3, 64, 64) float32 in [0,1]."""
+        index = self._row(k)
+        stream = generator(self.seed, "emoji-batch", k)
+        forms = torch.rand(len(index), generator=stream).tolist()
+        rows = index.tolist()
+        captions = [self.samples.captions[row] for row in rows]
+        images = augment(self.rgba[index], self.augmentation, stream, handed=self._handed[index])
+        return Batch(
+            images=images,
+            captions=[texts[int(form * len(texts))] for texts, form in zip(captions, forms, strict=True)],
+            positives=self.samples.labels[index],
+            ids=[self.samples.ids[row] for row in rows],
+        )
+
+    def _row(self, k: int) -> Tensor:
+        """Indices of batch k's samples in the endless row of permutations."""
+        n = len(self)
+        positions = range(k * self.batch_size, (k + 1) * self.batch_size)
+        epochs = range(positions[0] // n, positions[-1] // n + 1)
+        row = torch.cat([torch.randperm(n, generator=generator(self.seed, "emoji-epoch", e)) for e in epochs])
+        first = positions[0] - epochs[0] * n
+        return row[first : first + self.batch_size]
+
+
+def augment(
+    rgba: UInt8[Tensor, "b 4 h w"], how: Augmentation, stream: Generator, *, handed: Tensor | None = None
+) -> Float[Tensor, "b 3 h w"]:
+    """Drawings moved, turned and lit at random on random backgrounds; float32 in [0,1].
+
+    handed: (B,) bool, the drawings that must not be mirrored (none if absent). All draws come from `stream`.
+    """
+    b, _, h, w = rgba.shape
+    draw = _Draws(b, stream)
+    pixels = rgba.float().div_(255)
+    pixels[:, :3] *= pixels[:, 3:]  # premultiplied, so that interpolation takes no colour from where nothing is drawn
+    may_flip = torch.ones(b, dtype=torch.bool) if handed is None else ~handed
+    flip = torch.where((draw.unit() < how.flip) & may_flip, -1.0, 1.0)
+    angle = draw.signed() * math.radians(how.rotation)
+    zoom = 1 / torch.exp(draw.between(math.log(how.scale[0]), math.log(how.scale[1])))
+    shift = torch.stack([draw.signed(), draw.signed()], 1) * 2 * how.translation
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    matrix = torch.stack([flip * cos, -flip * sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(b, 2, 3)
+    grid = F.affine_grid(matrix, [b, 4, h, w], align_corners=False)
+    moved = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    contrast = 1 + how.contrast * draw.signed().view(b, 1, 1, 1)
+    brightness = 1 + how.brightness * draw.signed().view(b, 1, 1, 1) + how.cast * (2 * draw.colours() - 1)
+    saturation = 1 + how.saturation * draw.signed().view(b, 1, 1, 1)
+    images = moved[:, :3] + (1 - moved[:, 3:]) * _backgrounds(draw, how.white, h, w)
+    images = torch.lerp(images.mean(dim=1, keepdim=True), images, saturation)
+    return images.sub_(0.5).mul_(contrast).add_(0.5).mul_(brightness).clamp_(0, 1)
+
+
+def _backgrounds(draw: _Draws, white: float, h: int, w: int) -> Float[Tensor, "b 3 h w"]:
+    """White, one colour, or a straight gradient between two colours."""
+    first, second = draw.colours(), draw.colours()
+    kind, angle = draw.unit(), draw.unit() * 2 * math.pi
+    gradient = kind > (1 + white) / 2
+    second = torch.where(gradient.view(-1, 1, 1, 1), second, first)
+    y, x = torch.linspace(-0.5, 0.5, h).view(1, 1, h, 1), torch.linspace(-0.5, 0.5, w).view(1, 1, 1, w)
+    along = angle.cos().view(-1, 1, 1, 1) * x + angle.sin().view(-1, 1, 1, 1) * y
+    mixed = torch.lerp(first, second, (along / math.sqrt(2) + 0.5))
+    return torch.where((kind < white).view(-1, 1, 1, 1), torch.ones(()), mixed)
+
+
+class _Draws:
+    """Random numbers for a batch of b, one after the other from one stream."""
+
+    def __init__(self, b: int, stream: Generator) -> None:
+        self.b, self.stream = b, stream
+
+    def unit(self) -> Float[Tensor, " b"]:
+        return torch.rand(self.b, generator=self.stream)
+
+    def between(self, low: float, high: float) -> Float[Tensor, " b"]:
+        return low + (high - low) * self.unit()
+
+    def signed(self) -> Float[Tensor, " b"]:
+        return self.between(-1, 1)
+
+    def colours(self) -> Float[Tensor, "b 3 1 1"]:
+        return torch.rand(self.b, 3, 1, 1, generator=self.stream)
+
+
+def _has_sides(label: str) -> bool:
+    """Whether the label speaks of left or right, or names a sign whose letters would be mirrored."""
+    words = label.lower().replace("-", " ").split()
+    sided = {"left", "right", "leftwards", "rightwards", "clockwise", "counterclockwise", "button", "arrow", "input"}
+    return not sided.isdisjoint(words)

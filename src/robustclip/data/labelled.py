@@ -1,0 +1,63 @@
+"""Images with labels and captions: what evaluations read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of N images besides their pixels.
+
+    labels: (N,) int64 indices into `label_names`; label_names: every label of the data set, also those that no image
+    here has; captions: for each image, one or more texts that describe it; ids: unique names; styles: the drawing
+    style (or source) of each image.
+    """
+
+    labels: Int64[Tensor, " n"]
+    label_names: list[str]
+    captions: list[list[str]]
+    ids: list[str]
+    styles: list[str]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.labels), len(self.captions), len(self.ids), len(self.styles)}
+        if len(lengths) != 1:
+            raise ValueError(f"labels, captions, ids and styles differ in length: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class LabelledImages(Labels):
+    """N images (N, 3, H, W), float32 in [0,1], with what is known of them."""
+
+    images: Float[Tensor, "n 3 h w"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def subset(self, indices: Int64[Tensor, " m"] | list[int]) -> LabelledImages:
+        """The images at `indices`, in that order; `label_names` stay whole."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        rows = index.tolist()
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            captions=[self.captions[row] for row in rows],
+            ids=[self.ids[row] for row in rows],
+            styles=[self.styles[row] for row in rows],
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> LabelledImages:
+        """`n` different images drawn without replacement, kept in their order here; all of them if there are fewer."""
+        drawn = torch.randperm(len(self), generator=generator)[:n]
+        return self.subset(drawn.sort().values)

@@ -1,0 +1,22 @@
+"""Find a data set's split by name."""
+
+from __future__ import annotations
+
+from robustclip.data.emoji import load_emoji
+from robustclip.data.labelled import LabelledImages
+from robustclip.errors import UsageError
+
+DATASETS = {"emoji": load_emoji}
+
+
+def load_split(dataset: str, split: str) -> LabelledImages:
+    """The labelled images of an embedded data set's split, e.g. `load_split("emoji", "unseen-styles")`.
+
+    Raises UsageError for a data set or split that is not there, listing those that are.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(
+            f'there is no embedded data set "{dataset}", only: {", ".join(DATASETS)}; '
+            'e.g. load_split("emoji", "unseen-styles")'
+        )
+    return DATASETS[dataset](split)

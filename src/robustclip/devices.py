@@ -1,0 +1,91 @@
+"""Which device, which dtype: chosen in one place, spelled the same in every command."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """`auto` is the first of cuda, mps, cpu that is there; `cpu`, `cuda`, `cuda:1`, `mps` are taken at their word.
+
+    Raises UsageError for a name torch does not know and for a device this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"device {name!r} is not here: torch sees {found} CUDA device(s); use --device auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device 'mps' is not here: use --device auto or cpu")
+    return device
+
+
+def pick_dtype(
+    name: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    step: Callable[[], object] | None = None,
+) -> torch.dtype:
+    """The dtype to compute in (under `autocast`; weights and pixels stay float32).
+
+    `auto` is bfloat16 on CUDA devices that support it. On a CPU, which of the two is faster depends on the tower
+    (bfloat16 wins on small convolutional ones and loses on ViT-B/32), so `step` is measured, e.g.
+    `pick_dtype("auto", device, forward_backward(tower, images))`; without a step, and elsewhere, float32.
+    Raises UsageError for an unknown name.
+    """
+    device = torch.device(device)
+    if isinstance(name, torch.dtype):
+        return name
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and step is not None:
+        return measure_dtype(step, device)
+    return torch.float32
+
+
+def measure_dtype(step: Callable[[], object], device: str | torch.device = "cpu", repeats: int = 3) -> torch.dtype:
+    """The faster of float32 and bfloat16 for `step`, which runs 2 * (1 + repeats) times (the first is a warm-up)."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        def once() -> float:
+            start = time.perf_counter()
+            with autocast(device, dtype):
+                step()
+            return time.perf_counter() - start
+
+        once()
+        return min(once() for _ in range(repeats))
+
+    return min((torch.float32, torch.bfloat16), key=seconds)
+
+
+def forward_backward(module: nn.Module, images: Tensor) -> Callable[[], None]:
+    """One forward and backward pass over `images`, to measure: of a copy, so that no statistic of `module` moves."""
+    module = copy.deepcopy(module)
+    leaves = [images.detach().clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
+
+    def step() -> None:
+        torch.autograd.grad(module(leaves[0]).float().sum(), leaves, allow_unused=True)
+
+    return step
+
+
+def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which towers compute in `dtype`; float32 means that nothing is cast."""
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)

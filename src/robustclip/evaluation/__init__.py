@@ -1,0 +1,6 @@
+"""Evaluation: how good a referee is, how much of it an attack leaves, and whether its gradients can be read."""
+
+from robustclip.evaluation.evaluate import evaluate
+from robustclip.evaluation.report import Report, Row
+
+__all__ = ["Report", "Row", "evaluate"]

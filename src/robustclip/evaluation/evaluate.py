@@ -1,0 +1,207 @@
+"""`robustclip evaluate`: several referees, side by side, on the same images, clean and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import PositiveInt
+from torch import Tensor
+
+from robustclip import __version__
+from robustclip.attacks import AttackSpec, attacking
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.errors import UsageError
+from robustclip.evaluation.comparison import compare
+from robustclip.evaluation.examples import Examples, read_examples
+from robustclip.evaluation.gradients import gradient_picture
+from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
+from robustclip.evaluation.report import REPORT_FILE, Report
+from robustclip.evaluation.tasks import TASKS, Findings, Setting, missing_for, prompts_of
+from robustclip.evaluation.templates import resolve_templates
+from robustclip.referees.base import TwoTower
+from robustclip.rng import generator
+from robustclip.signatures import raise_faults, unknown
+from robustclip.threat import ThreatModel
+
+Referees = Sequence[str | Path | TwoTower]
+COLUMNS = 8  # of the gradient picture
+ENOUGH = 200  # images; with fewer, a note says that intervals are wide
+
+
+def evaluate(
+    referees: Annotated[Referees, "names, tags or folders"],
+    *,
+    data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
+        "emoji/unseen-styles"
+    ),
+    tasks: Annotated[Sequence[Literal["zero-shot", "retrieval", "gradients"]], "what to measure"] = ("zero-shot",),
+    attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20"] = (),
+    templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
+    labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
+    limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
+    size: Annotated[PositiveInt | None, "height and width that images of a folder are brought to"] = None,
+    batch_size: PositiveInt = 64,
+    baseline: Annotated[str | None, "the original that others are compared with; else the first referee"] = None,
+    sign: Annotated[bool, "write the numbers into the referees' cards"] = False,
+    out: Annotated[Path | None, "a folder for numbers, answers and pictures"] = None,
+    csv: Annotated[Path | None, "write the rows here"] = None,
+    device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps"] = "auto",
+    dtype: Annotated[str, "auto, float32, bfloat16 or float16"] = "float32",
+    seed: Annotated[int, "keys the subset, random starts, noise and bootstrap"] = 0,
+) -> Report:
+    """Measure referees side by side, on the same images, clean and under attack.
+
+    The attack acts on the images at the size they are given in (64x64 for the emoji set), before a referee resizes
+    them: an L2 eps belongs to that size. Beside each attack stands its control, noise of the same norm. Numbers have
+    95% intervals, paired where two referees are compared.
+
+    Raises one UsageError with all faults that the call shows, another for data that a task can't use.
+    """
+    raise_faults("evaluate()", list(faults(tasks, attack, templates, limit, batch_size, sign, out, device, dtype)))
+    attacks = [AttackSpec.parse(text) for text in listed(attack)]
+    wanted = listed(tasks)
+    where = pick_device(device)
+    given = [referees] if isinstance(referees, str) else list(referees)
+    first = [] if baseline is None else [baseline]
+    judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
+    if sign:
+        for judge in judges:
+            folder_to_sign(judge)
+    examples = read_examples(data, size=size, limit=limit, seed=seed)
+    raise_faults("evaluate()", [fault for task in wanted if (fault := missing_for(task, examples))])
+    threats = {str(spec): spec.threat(examples.size) for spec in attacks}
+    setting = Setting(
+        examples=examples,
+        attacks=attacks,
+        templates=examples.templates or ("{}",) if templates == "dataset" else resolve_templates(templates),
+        present_only=labels == "present",
+        batch_size=batch_size,
+        dtype=pick_dtype(dtype, where),
+        seed=seed,
+    )
+
+    report = Report(
+        setting=describe(setting, tasks=wanted, baseline=judges[0].name, limit=limit, device=where),
+        threats={name: str(threat) for name, threat in threats.items()},
+        rows=[],
+        notes=list(notes(judges, examples, threats)),
+    )
+    for task in wanted:
+        found = {judge.name: measure(task, judge, setting) for judge in judges}
+        measurements = {name: findings.measurements for name, findings in found.items()}
+        report.rows += compare(task, measurements, baseline=judges[0].name, seed=seed)
+        for name, findings in found.items():
+            report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
+    if "gradients" in wanted:
+        report.picture = picture(judges, setting)
+
+    if out is not None:
+        report.save(out)
+    if csv is not None:
+        report.write_csv(csv)
+    if sign:
+        sign_cards(judges, report)
+    return report
+
+
+def faults(
+    tasks: Sequence[str],
+    attack: Sequence[str],
+    templates: str,
+    limit: int | None,
+    batch_size: int,
+    sign: bool,
+    out: Path | None,
+    device: str,
+    dtype: str,
+) -> Iterator[str]:
+    """What is wrong with a call of `evaluate`, as far as its text shows."""
+    for task in listed(tasks):
+        if task not in TASKS:
+            yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
+    checks: list[Callable[[], object]] = [partial(AttackSpec.parse, text) for text in listed(attack)]
+    if templates != "dataset":
+        checks.append(partial(resolve_templates, templates))
+    checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            yield str(error)
+    for name, count in (("limit", limit), ("batch_size", batch_size)):
+        if count is not None and count < 1:
+            yield f"{name} must be at least 1, not {count}"
+    if sign and templates != "plain":
+        yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
+    if out is not None and (Path(out) / REPORT_FILE).exists():
+        yield f"{out} already holds an evaluation: give another folder, or remove this one"
+
+
+def measure(task: str, judge: Judge, setting: Setting) -> Findings:
+    """One task of one referee, in eval mode and with frozen weights, both restored."""
+    with attacking(judge.referee):
+        return TASKS[task](judge.referee, setting, f"{judge.name}, {task}")
+
+
+def picture(judges: Sequence[Judge], setting: Setting) -> Float[Tensor, "3 h w"]:
+    """Input gradients of all referees for the same few images, drawn by the seed, towards their own labels."""
+    examples = setting.examples
+    drawn = torch.randperm(len(examples), generator=generator(setting.seed, "gradient picture"))[:COLUMNS]
+    prompts = prompts_of(examples)
+    return gradient_picture(
+        [(judge.name, judge.referee) for judge in judges],
+        examples.images[drawn],
+        [prompts[index] for index in drawn.tolist()],
+        setting.dtype,
+    )
+
+
+def notes(judges: Sequence[Judge], examples: Examples, threats: Mapping[str, ThreatModel]) -> Iterator[str]:
+    """What to know before believing a number."""
+    if len(examples) < ENOUGH:
+        yield f"only {len(examples)} images: intervals are wide"
+    for judge in judges:
+        trained = judge.referee.card.threat
+        for attack, threat in threats.items():
+            if trained is None or trained.norm != threat.norm or threat.norm != "l2" or trained.size == threat.size:
+                continue
+            same = trained.resized(threat.size)
+            yield (
+                f"{judge.name} was trained for {trained}; on these images that change is l2 eps {same.eps:.3g}, "
+                f"and {attack} is {threat.eps / same.eps:.3g} times it"
+            )
+
+
+def describe(
+    setting: Setting, *, tasks: Sequence[str], baseline: str, limit: int | None, device: torch.device
+) -> dict[str, Any]:
+    """What was measured, and how, for the report."""
+    return {
+        "data": setting.examples.name,
+        "images": len(setting.examples),
+        "limit": limit,
+        "size": list(setting.examples.size),
+        "tasks": list(tasks),
+        "attacks": [str(spec) for spec in setting.attacks],
+        "templates": list(setting.templates),
+        "labels": "present" if setting.present_only else "all",
+        "baseline": baseline,
+        "batch_size": setting.batch_size,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "device": str(device),
+        "seed": setting.seed,
+        "versions": {"robustclip": __version__, "torch": torch.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def listed(values: Sequence[Any]) -> list[Any]:
+    """A sequence as a list; texts with commas, alone or in a list, count as several values."""
+    given = [values] if isinstance(values, str) else list(values)
+    return [part for value in given for part in (value.split(",") if isinstance(value, str) else [value])]

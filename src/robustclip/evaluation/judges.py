@@ -1,0 +1,112 @@
+"""The referees of one evaluation: loaded, told apart by name, and signed afterwards if asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from robustclip.errors import UsageError
+from robustclip.evaluation.report import CLEAN, Report, Row
+from robustclip.referees.base import TwoTower
+from robustclip.referees.card import CARD_FILE, Card, Claim
+from robustclip.referees.registry import find, load_referee
+
+Given = str | Path | TwoTower
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A referee, the name it has in the report, and its folder, if it came from one."""
+
+    name: str
+    referee: TwoTower
+    folder: Path | None
+
+
+def load_judges(given: Sequence[Given], *, device: torch.device) -> list[Judge]:
+    """Load each onto `device` (an object is moved there); where cards share a name, the report says what was given.
+
+    Raises UsageError where there is none, or one comes twice.
+    """
+    if not given:
+        raise UsageError("evaluate() needs at least one referee: see robustclip referees list")
+    judges = [Judge(referee.card.name, referee, _folder(one)) for one in given for referee in [_load(one, device)]]
+    cards = [judge.name for judge in judges]
+    judges = [
+        judge
+        if cards.count(judge.name) == 1 or isinstance(one, TwoTower)
+        else Judge(str(one), judge.referee, judge.folder)
+        for one, judge in zip(given, judges, strict=True)
+    ]
+    names = [judge.name for judge in judges]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared"
+        )
+    return judges
+
+
+def sign_cards(judges: Sequence[Judge], report: Report) -> None:
+    """Write what `report` measured into the judges' cards, as claims of today: values only, and no controls.
+
+    Recall from captions to images is signed for whole sets only: n counts captions there, so a claim could not say
+    which images it was measured on.
+    """
+    today = datetime.now(UTC).date().isoformat()
+
+    def may_sign(row: Row) -> bool:
+        whole = report.setting["limit"] is None
+        attacked = row.attack in report.threats
+        return (
+            row.kind == "value" and (row.attack == CLEAN or attacked) and (whole or "text to image" not in row.metric)
+        )
+
+    for judge in judges:
+        folder = folder_to_sign(judge)
+        card = Card.load(folder)
+        card.sign(
+            [
+                Claim(
+                    name=row.metric,
+                    value=row.value,
+                    low=row.low,
+                    high=row.high,
+                    n=row.n,
+                    seed=row.seed,
+                    data=report.setting["data"],
+                    attack=None if row.attack == CLEAN else row.attack,
+                    date=today,
+                )
+                for row in report.rows
+                if row.referee == judge.name and may_sign(row)
+            ]
+        )
+        card.save(folder)
+
+
+def folder_to_sign(judge: Judge) -> Path:
+    """The judge's folder. Raises UsageError where it has none, or one that can't be written."""
+    if judge.folder is None:
+        raise UsageError(
+            f"cannot sign {judge.name}: it has no folder with a card; export it, and give the folder's name"
+        )
+    if not os.access(judge.folder, os.W_OK) or not os.access(judge.folder / CARD_FILE, os.W_OK):
+        raise UsageError(f"cannot sign {judge.name}: {judge.folder} is read-only; copy it, and give the copy")
+    return judge.folder
+
+
+def _load(one: Given, device: torch.device) -> TwoTower:
+    return one.to(device) if isinstance(one, TwoTower) else load_referee(one, device=str(device))
+
+
+def _folder(one: Given) -> Path | None:
+    if isinstance(one, TwoTower):
+        return None
+    entry = find(str(one))
+    folder = Path(one) if entry is None else entry.folder
+    return folder if (folder / CARD_FILE).is_file() else None

@@ -1,0 +1,138 @@
+"""Accuracy under attack: what is left of it when every image may be moved within a threat model.
+
+The attack is untargeted PGD on the cross-entropy of the referee's logits over all candidate texts, as in TeCoA and
+RobustVLM, per sample. An image counts as right only if it is right untouched and after every restart. So an image that
+is wrong untouched need not be attacked (as AutoAttack has it), and accuracy under attack is never above clean accuracy.
+
+The control is a random perturbation of the same norm: where that costs as much accuracy as the attack does, the attack
+shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.attacks.gradient import pgd
+from robustclip.attacks.spec import AttackSpec
+from robustclip.errors import RunError
+from robustclip.evaluation.similarity import Images, batches, cosines
+from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
+from robustclip.referees.base import TwoTower
+from robustclip.rng import generator
+from robustclip.threat import ThreatModel
+
+TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to about 1e-5
+
+
+def classify_under_attack(
+    referee: TwoTower,
+    images: Images,
+    targets: Int[Tensor, " n"],
+    classes: Float[Tensor, "c d"],
+    spec: AttackSpec,
+    *,
+    clean: Predictions,
+    batch_size: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Predictions:
+    """The worst answers over all restarts, where `clean` are those to the untouched images.
+
+    Images whose right answer is not among the first five are left as they are. The random starts are keyed by the seed,
+    the restart and the first image of a batch: they change with `batch_size`, and with nothing else of the call.
+    """
+    top, worst = clean.top.clone(), clean.ranks.clone()
+    for restart in range(spec.restarts):
+        standing = (worst < SHOWN).nonzero()[:, 0]
+        for batch in batches(standing, batch_size, title and f"{title}, start {restart + 1} of {spec.restarts}"):
+            right = targets[batch].to(classes.device)
+
+            def loss(pixels: Tensor, right: Tensor = right) -> Tensor:
+                logits = referee.logit_scale * cosines(referee, pixels, classes, dtype)
+                return F.cross_entropy(logits, right, reduction="none")
+
+            moved = strike(referee, images[batch].to(classes.device), loss, spec, key=(seed, restart, int(batch[0])))
+            with torch.no_grad():
+                answers = predictions(cosines(referee, moved, classes, dtype).cpu(), targets[batch])
+            worse = answers.ranks > worst[batch]
+            worst[batch[worse]] = answers.ranks[worse]
+            top[batch[worse]] = answers.top[worse]
+    return Predictions(top, worst)
+
+
+@torch.no_grad()
+def cosines_under_noise(
+    referee: TwoTower,
+    images: Images,
+    texts: Float[Tensor, "t d"],
+    spec: AttackSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Float[Tensor, "n t"]:
+    """Cosines of images moved in a random direction to the edge of the threat model: the attack's control."""
+    found = []
+    for batch in batches(torch.arange(len(images)), batch_size, title):
+        here = images[batch]
+        moved = random_perturbation(here, spec.threat(size_of(here)), seed=seed, indices=batch)
+        found.append(cosines(referee, moved.to(texts.device), texts, dtype).cpu())
+    return torch.cat(found)
+
+
+def strike(
+    referee: TwoTower,
+    images: Float[Tensor, "b 3 h w"],
+    loss: Callable[[Tensor], Tensor],
+    spec: AttackSpec,
+    *,
+    key: tuple[int, ...],
+) -> Float[Tensor, "b 3 h w"]:
+    """One PGD run from one random start, on the images at the size they have; checked afterwards to be inside.
+
+    Raises RunError if an image left the threat model or [0,1]: then no number that follows would mean anything.
+    """
+    threat = spec.threat(size_of(images))
+    noise = generator(key[0], "attack", *key[1:])  # on the CPU, which draws alike for every device
+    moved = pgd(images, loss, threat, steps=spec.steps, step_size=spec.step_size, module=referee, generator=noise)
+    check_inside(images, moved, threat)
+    return moved
+
+
+def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w"], threat: ThreatModel) -> None:
+    """Raise RunError unless `moved` is in [0,1] and within `threat` of `images` (to rounding)."""
+    low, high = (float(bound) for bound in moved.aminmax())
+    # Written so that NaN fails too.
+    if not (bool(threat.contains(moved - images, TOLERANCE).all()) and 0 <= low <= high <= 1):
+        farthest = float(threat.norms(moved - images).max())
+        raise RunError(
+            f"the attack left its threat model ({threat}): "
+            f"distance up to {farthest:.6g}, pixels in [{low:.6g}, {high:.6g}]"
+        )
+
+
+def random_perturbation(
+    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, *, seed: int, indices: Int[Tensor, " b"]
+) -> Float[Tensor, "b 3 h w"]:
+    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index).
+
+    L2: a Gaussian direction; L-inf: random signs. Where noise would leave [0,1] it changes sign instead of being
+    clipped: on a white background clipping would take half of it away, and the control would be too weak.
+    """
+    shape = images.shape[1:]
+    drawn = [torch.randn(shape, generator=generator(seed, "control", int(index))) for index in indices]
+    noise = threat.eps * threat.steepest(torch.stack(drawn).to(images.device))
+    leaves = (images + noise < 0) | (images + noise > 1)
+    return (images + torch.where(leaves, -noise, noise)).clamp(0, 1)
+
+
+def size_of(images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
+    """Height and width."""
+    return images.shape[-2], images.shape[-1]

@@ -1,0 +1,64 @@
+"""Cosines of images and texts, a batch at a time: what every measurement of this room starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.devices import autocast
+from robustclip.referees.base import TwoTower
+
+
+class Images(Protocol):
+    """Something to take images from by their indices: a (N,3,H,W) tensor, or a folder that decodes when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor, /) -> Tensor: ...
+
+
+def cosines(
+    referee: TwoTower, images: Float[Tensor, "b 3 h w"], texts: Float[Tensor, "t d"], dtype: torch.dtype
+) -> Float[Tensor, "b t"]:
+    """Cosine of each image with each unit vector of `texts`; differentiable with respect to the images.
+
+    The tower computes in `dtype`; normalisation and cosines are float32 even then: bfloat16 has three digits, in which
+    a thousand labels tie.
+    """
+    with autocast(images.device, dtype):
+        embeddings = referee.embed_images(images, normalize=False)
+    return F.normalize(embeddings.float(), dim=-1) @ texts.T
+
+
+@torch.no_grad()
+def all_cosines(
+    referee: TwoTower,
+    images: Images,
+    texts: Float[Tensor, "t d"],
+    *,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Float[Tensor, "n t"]:
+    """Cosines of all images with all texts, gathered on the CPU."""
+    found = [
+        cosines(referee, images[batch].to(texts.device), texts, dtype).cpu()
+        for batch in batches(torch.arange(len(images)), batch_size, title)
+    ]
+    return torch.cat(found)
+
+
+def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Iterator[Int[Tensor, " b"]]:
+    """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
+    parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
+    console = Console(stderr=True)
+    if title and not console.is_terminal:
+        console.print(f"{title}: {len(indices)} images", highlight=False, soft_wrap=True)
+    yield from track(parts, title, console=console, transient=True, disable=not (title and console.is_terminal))

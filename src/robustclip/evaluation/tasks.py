@@ -1,0 +1,218 @@
+"""The tasks: what is measured of one referee, answer by answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustclip.attacks.spec import AttackSpec
+from robustclip.errors import RunError
+from robustclip.evaluation.examples import Examples
+from robustclip.evaluation.gradients import gradient_shares
+from robustclip.evaluation.report import CLEAN, CONTROL, LOW_FREQUENCY
+from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
+from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
+from robustclip.evaluation.similarity import all_cosines
+from robustclip.evaluation.templates import class_embeddings, embed_texts
+from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
+from robustclip.referees.base import TwoTower
+
+ACCURACIES = (1, 5)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has."""
+
+    examples: Examples
+    attacks: Sequence[AttackSpec]
+    templates: Sequence[str]
+    present_only: bool
+    batch_size: int
+    dtype: torch.dtype
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none)."""
+
+    metric: str
+    attack: str
+    outcomes: NDArray[Any]
+
+
+@dataclass
+class Findings:
+    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+
+Task = Callable[[TwoTower, Setting, str], Findings]
+
+
+def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """Top-1 and top-5 among the labels. Where these are only those present, the metric's name says so."""
+    examples, found = setting.examples, Findings()
+    among = Candidates.among(examples.label_names, examples.labels, present_only=setting.present_only)
+    classes = class_embeddings(referee, among.names, setting.templates)
+    choice = f" of {len(among.names)} present" if setting.present_only else ""
+
+    def note(attack: str, answered: Predictions) -> None:
+        for k in ACCURACIES:
+            found.measurements.append(Measurement(f"top-{k}{choice}", attack, (answered.ranks < k).numpy()))
+        found.answers += [
+            {
+                "attack": attack,
+                "id": name,
+                "label": among.names[target],
+                "rank": rank,
+                "answers": [among.names[index] for index in top],
+            }
+            for name, target, rank, top in zip(
+                examples.ids, among.targets.tolist(), answered.ranks.tolist(), answered.top.tolist(), strict=True
+            )
+        ]
+
+    clean = predictions(_clean_cosines(referee, classes, setting, title), among.targets)
+    note(CLEAN, clean)
+    for name, scores in _noisy_cosines(referee, classes, setting, title):
+        note(name, predictions(scores, among.targets))
+    for spec in setting.attacks:
+        answered = classify_under_attack(
+            referee,
+            examples.images,
+            among.targets,
+            classes,
+            spec,
+            clean=clean,
+            batch_size=setting.batch_size,
+            seed=setting.seed,
+            dtype=setting.dtype,
+            title=f"{title} {spec}",
+        )
+        note(str(spec), answered)
+    return found
+
+
+def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """Recall at 1, 5 and 10, from images to captions and from captions to images."""
+    examples, found = setting.examples, Findings()
+    gallery = Gallery.of(examples.captions)
+    texts = embed_texts(referee, gallery.captions)
+
+    def note(attack: str, answered: Recall) -> None:
+        for way, queries, ranks in (
+            ("image to text", examples.ids, answered.image_to_text),
+            ("text to image", gallery.captions, answered.text_to_image),
+        ):
+            for k in DEPTHS:
+                found.measurements.append(Measurement(f"{way} recall@{k}", attack, (ranks < k).numpy()))
+            found.answers += [
+                {"attack": attack, "way": way, "id": query, "rank": rank}
+                for query, rank in zip(queries, ranks.tolist(), strict=True)
+            ]
+
+    note(CLEAN, recall(_clean_cosines(referee, texts, setting, title), gallery.matches))
+    for name, scores in _noisy_cosines(referee, texts, setting, title):
+        note(name, recall(scores, gallery.matches))
+    for spec in setting.attacks:
+        answered = retrieve_under_attack(
+            referee,
+            examples.images,
+            gallery,
+            texts,
+            spec,
+            batch_size=setting.batch_size,
+            seed=setting.seed,
+            dtype=setting.dtype,
+            title=f"{title} {spec}",
+        )
+        note(str(spec), answered)
+    return found
+
+
+def gradients(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """The low-frequency share of the input gradients, each image's own label (or first caption) as its prompt."""
+    examples = setting.examples
+    prompts = prompts_of(examples)
+    shares = gradient_shares(
+        referee, examples.images, prompts, batch_size=setting.batch_size, dtype=setting.dtype, title=title
+    ).numpy()
+    if not np.isfinite(shares).any():
+        raise RunError(f"all input gradients are zero or not finite ({title})")
+    answers = [
+        {"attack": CLEAN, "id": name, "prompt": prompt, LOW_FREQUENCY: share if np.isfinite(share) else None}
+        for name, prompt, share in zip(examples.ids, prompts, shares.tolist(), strict=True)
+    ]
+    return Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)], answers)
+
+
+TASKS: dict[str, Task] = {"zero-shot": zero_shot, "retrieval": retrieval, "gradients": gradients}
+
+
+def missing_for(task: str, examples: Examples) -> str | None:
+    """What `task` needs and the examples have not, in words; None if nothing is missing."""
+    labels, captions = bool(examples.label_names), bool(examples.captions)
+    if task == "zero-shot" and not labels:
+        return f"zero-shot needs labels, and {examples.name} has none: use --tasks retrieval, or add labels"
+    if task == "retrieval" and not captions:
+        return f"retrieval needs captions, and {examples.name} has none: use --tasks zero-shot, or add captions"
+    if task == "gradients" and not labels and not captions:
+        return f"gradients need labels or captions as prompts, and {examples.name} has neither"
+    return None
+
+
+def prompts_of(examples: Examples) -> list[str]:
+    """A text that is true of each image: its label, or else its first caption."""
+    if examples.label_names:
+        return [examples.label_names[label] for label in examples.labels.tolist()]
+    return [captions[0] for captions in examples.captions]
+
+
+def _clean_cosines(referee: TwoTower, texts: Tensor, setting: Setting, title: str) -> Float[Tensor, "n t"]:
+    return all_cosines(
+        referee,
+        setting.examples.images,
+        texts,
+        batch_size=setting.batch_size,
+        dtype=setting.dtype,
+        title=f"{title} {CLEAN}",
+    )
+
+
+def _noisy_cosines(
+    referee: TwoTower, texts: Tensor, setting: Setting, title: str
+) -> list[tuple[str, Float[Tensor, "n t"]]]:
+    """The control of each threat model that is attacked, under the name `control_of` gives it, once each."""
+    controls = {control_of(spec): spec for spec in setting.attacks}
+    return [
+        (
+            name,
+            cosines_under_noise(
+                referee,
+                setting.examples.images,
+                texts,
+                spec,
+                batch_size=setting.batch_size,
+                seed=setting.seed,
+                dtype=setting.dtype,
+                title=f"{title} {name}",
+            ),
+        )
+        for name, spec in controls.items()
+    ]
+
+
+def control_of(spec: AttackSpec) -> str:
+    """ "random l2:1.5": noise of the attack's norm and eps."""
+    return CONTROL + str(spec).split("@")[0]

@@ -1,0 +1,82 @@
+"""Prompt templates: how a label becomes the texts that stand for its class.
+
+A template is a sentence with one `{}` for the label. The embedding of a class is the normalised mean of the normalised
+embeddings of its texts (Radford et al. 2021, section 3.1.4, "prompt ensembling").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "plain": ("{}",),
+    "emoji": ("{}", "an emoji of {}", "{}, a small colourful drawing"),  # ours
+    "photo": ("a photo of a {}.",),  # Radford et al. 2021, the default prompt
+    # The seven that a search over ImageNet's 80 kept, from the notebook beside Radford et al. 2021.
+    "openai-simple": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
+
+TEXTS_AT_ONCE = 256
+
+
+def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """The templates called `name`; or those of a text file, one a line; or a list of templates, checked.
+
+    `{c}` counts as `{}`: that is how clip_benchmark's zeroshot_classification_templates.txt marks the label.
+    Raises UsageError for an unknown name, an empty list, or a template without exactly one place for the label.
+    """
+    if isinstance(name, str) and name in TEMPLATES:
+        return TEMPLATES[name]
+    if isinstance(name, str | Path):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(
+                f"unknown templates {str(name)!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
+            )
+        lines: Sequence[str] = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        lines = name
+    templates = tuple(line.strip().replace("{c}", "{}") for line in lines)
+    if not templates:
+        raise UsageError(f"no templates in {name!r}: give at least one, e.g. 'a photo of a {{}}.'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(f"the template {template!r} needs exactly one {{}} where the label goes")
+    return templates
+
+
+@torch.no_grad()
+def class_embeddings(
+    referee: TwoTower, label_names: Sequence[str], templates: Sequence[str] = ("{}",)
+) -> Float[Tensor, "c d"]:
+    """One unit vector a label, on the referee's device: the normalised mean over its templates' unit vectors."""
+    texts = [template.replace("{}", label) for label in label_names for template in templates]
+    embeddings = embed_texts(referee, texts).view(len(label_names), len(templates), -1)
+    return F.normalize(embeddings.mean(1), dim=-1)
+
+
+@torch.no_grad()
+def embed_texts(referee: TwoTower, texts: Sequence[str]) -> Float[Tensor, "t d"]:
+    """Unit vectors of any number of texts, a bounded number at a time, in float32."""
+    parts = [
+        referee.embed_texts(list(texts[start : start + TEXTS_AT_ONCE])).float()
+        for start in range(0, len(texts), TEXTS_AT_ONCE)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,62 @@
+"""Zero-shot classification: which label's text lies nearest to the image?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustclip.errors import UsageError
+
+SHOWN = 5  # answers kept for each image, and the k of the widest top-k
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The texts to choose among, each once, and the right one of each image (its index among `names`)."""
+
+    names: list[str]
+    targets: Int[Tensor, " n"]
+
+    @classmethod
+    def among(cls, label_names: Sequence[str], labels: Int[Tensor, " n"], *, present_only: bool = False) -> Candidates:
+        """All label names, or those that some image has. Labels that share a name (ImageNet has two) share a place."""
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(label_names):
+            raise UsageError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names"
+            )
+        used = labels.unique().tolist() if present_only else range(len(label_names))
+        place: dict[str, int] = {}
+        for label in used:
+            place.setdefault(label_names[label], len(place))
+        targets = torch.tensor([place[label_names[label]] for label in labels.tolist()], dtype=torch.long)
+        return cls(list(place), targets)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a referee answered, image by image: its nearest candidates, and the place of the right one (0: first)."""
+
+    top: Int[Tensor, "n k"]
+    ranks: Int[Tensor, " n"]
+
+    def hits(self, k: int) -> list[bool]:
+        """Whether the right answer was among the first k, for each image."""
+        return [bool(hit) for hit in self.ranks < k]
+
+
+def ranks(scores: Float[Tensor, "b c"], targets: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """How many other candidates score at least as high as the right one.
+
+    Ties count against the referee, and so does NaN: one that answers the same to everything earns nothing by it.
+    """
+    right = scores.gather(1, targets[:, None])
+    return (~(scores < right)).sum(1) - 1
+
+
+def predictions(scores: Float[Tensor, "n c"], targets: Int[Tensor, " n"]) -> Predictions:
+    """The first answers and the rank of the right one."""
+    return Predictions(scores.topk(min(SHOWN, scores.shape[1]), dim=1).indices, ranks(scores, targets))

@@ -1,0 +1,158 @@
+"""Pictures in and out of files, and laid out side by side. Every image is float in [0, 1], channels first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.errors import UsageError
+from robustclip.files import atomic_write
+
+WHITE = (1.0, 1.0, 1.0)
+Colour = tuple[float, float, float]
+RANGE_TOLERANCE = 1e-3  # how far outside [0, 1] pixels may lie (resizing and half precision overshoot by less)
+
+
+def check_range(images: Tensor) -> None:
+    """Raise UsageError when pixels lie outside [0, 1] (or are not numbers). Reads one number back from the device."""
+    inside = ((images >= -RANGE_TOLERANCE) & (images <= 1 + RANGE_TOLERANCE)).all()
+    if not inside:
+        raise UsageError(
+            f"images must lie in [0, 1], these span {images.min():.3g} to {images.max():.3g}: divide 8-bit pixels "
+            "by 255, and leave the normalisation by mean and std to the referee"
+        )
+
+
+def load_image(path: str | os.PathLike[str], background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
+    """Read a picture as RGB in [0, 1], upright by its EXIF note, transparency laid on `background`.
+
+    Raises UsageError where there is no file, no readable picture, or more than 8 bits a channel.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no image at {path}")
+    try:
+        with Image.open(path) as stored:
+            picture = ImageOps.exif_transpose(stored)
+            if picture.mode.startswith(("I", "F")):
+                raise UsageError(f"{path} has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
+            return from_pil(picture, background)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UsageError(f"{path} is not a readable picture: {error}") from error
+
+
+def from_pil(picture: Image.Image, background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
+    """A Pillow picture as RGB in [0, 1], transparency laid on `background`."""
+    rgba = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).float() / 255
+    return on_background(rgba[None], background)[0]
+
+
+def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """A Pillow picture of 8 bits a channel: values outside [0, 1] are clamped, the rest rounded to the nearest."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Float[Tensor, "3 h w"], path: str | os.PathLike[str]) -> None:
+    """Write a picture, atomically, in the format of the path's ending (.png keeps the 8-bit values exactly).
+
+    Raises UsageError for an ending that names no format of Pillow.
+    """
+    ending = Path(path).suffix.lower()
+    form = Image.registered_extensions().get(ending)
+    if form is None:
+        raise UsageError(f"cannot write a picture as {ending or 'a file without an ending'}: use .png, .webp or .jpg")
+    with atomic_write(path) as file:
+        to_pil(image).save(file, format=form)
+
+
+def on_background(rgba: Float[Tensor, "b 4 h w"], colour: Colour | Tensor = WHITE) -> Float[Tensor, "b 3 h w"]:
+    """Lay images with (straight) alpha on a colour: one for all (3 numbers), or one each (a (B,3) tensor)."""
+    paper = torch.as_tensor(colour, dtype=rgba.dtype, device=rgba.device).reshape(-1, 3, 1, 1)
+    rgb, alpha = rgba[:, :3], rgba[:, 3:]
+    return alpha * rgb + (1 - alpha) * paper
+
+
+def resize(images: Float[Tensor, "b 3 h w"], size: int | tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
+    """Bicubic, antialiased, differentiable; the overshoot of bicubic is clamped back into [0, 1]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def grid(
+    images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: int = 2, background: Colour = WHITE
+) -> Float[Tensor, "3 h2 w2"]:
+    """Lay images out row by row, `columns` to a row (default: all in one), with `padding` pixels around each."""
+    count, channels, height, width = images.shape
+    if count == 0:
+        raise UsageError("a grid needs at least one image")
+    columns = min(columns or count, count)
+    rows = -(-count // columns)
+    paper = torch.as_tensor(background, dtype=images.dtype, device=images.device).reshape(3, 1, 1)
+    sheet = paper.expand(channels, padding + rows * (height + padding), padding + columns * (width + padding)).clone()
+    for index, image in enumerate(images):
+        top = padding + index // columns * (height + padding)
+        left = padding + index % columns * (width + padding)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def titled_grid(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    images: Float[Tensor, "n 3 h w"],
+    *,
+    padding: int = 4,
+    font_size: int = 12,
+) -> Float[Tensor, "3 h2 w2"]:
+    """The images, row by row, with row titles to their left and column titles, wrapped to the image's width, above.
+
+    Raises UsageError unless there are rows x columns images.
+    """
+    if len(images) != len(rows) * len(columns):
+        raise UsageError(f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}")
+    height, width = images.shape[-2:]
+    font = ImageFont.load_default(font_size)
+    captions = [_wrap(title, width, font) for title in columns]
+    margin_left = padding + max(int(_text_size(title, font)[0]) for title in rows)
+    margin_top = padding + max(int(_text_size(caption, font)[1]) for caption in captions)
+
+    picture = to_pil(grid(images, len(columns), padding))
+    sheet = Image.new("RGB", (margin_left + picture.width, margin_top + picture.height), "white")
+    sheet.paste(picture, (margin_left, margin_top))
+    draw = ImageDraw.Draw(sheet)
+    for index, caption in enumerate(captions):
+        centre = margin_left + padding + index * (width + padding) + width / 2
+        draw.multiline_text((centre, margin_top), caption, "black", font, anchor="md", align="center")
+    for index, title in enumerate(rows):
+        middle = margin_top + padding + index * (height + padding) + height / 2
+        draw.multiline_text((margin_left, middle), title, "black", font, anchor="rm", align="right")
+    return from_pil(sheet)
+
+
+def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[float, float]:
+    """Width and height of a text of several lines, in pixels, rounded up."""
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+    return box[2] + 1, box[3] + 1
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Break a text between words into lines of at most `width` pixels; a longer word keeps a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_size(longer, font)[0] <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""How far a run is: a bar in a terminal, a line every so often anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+WINDOW: Final = 50  # steps over which speed is averaged, so that ETA follows the machine but not each step
+LINE_EVERY: Final = 15.0  # seconds between lines where there is no terminal
+
+TITLES: Final = {"clean_similarity": "clean sim", "adversarial_similarity": "adv sim"}
+"""How numbers are headed where their name is too long for a line."""
+
+
+class TrainingProgress:
+    """A context that shows step, loss, clean and adversarial similarity, images/s and ETA.
+
+    `start` is where a resumed run begins. It goes to stderr, so that what a command prints stays clean.
+    """
+
+    def __init__(self, *, total: int, start: int = 0, title: str = "training", console: Console | None = None) -> None:
+        self.total = total
+        self.step = start
+        self.title = title
+        self.console = console or Console(stderr=True)
+        self.numbers: dict[str, float] = {}
+        self.finished_steps: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=total, completed=start, numbers="")
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        self.finished_steps.append((time.monotonic(), 0))
+        self.last_line = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, *, images: int, **numbers: float) -> None:
+        """One step is done: `images` were seen, and these numbers are new (loss=..., clean_similarity=...)."""
+        self.step += 1
+        self.finished_steps.append((time.monotonic(), images))
+        self.show(**numbers)
+        if not self.console.is_terminal and (self.step == self.total or self._line_is_due()):
+            self.last_line = time.monotonic()
+            self.console.print(
+                f"{self.title} {self.step}/{self.total}  {self.describe()}", highlight=False, soft_wrap=True
+            )
+
+    def show(self, **numbers: float) -> None:
+        """Show new numbers without a step; those shown before stay."""
+        self.numbers |= numbers
+        self.bar.update(self.task, completed=self.step, numbers=self.describe())
+
+    @property
+    def seconds(self) -> float:
+        """Time taken by the steps that speed is averaged over."""
+        return self.finished_steps[-1][0] - self.finished_steps[0][0]
+
+    @property
+    def images_per_second(self) -> float:
+        """Averaged over the last steps; 0 before the first."""
+        images = sum(images for _, images in list(self.finished_steps)[1:])
+        return images / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to the last step at the speed of the last ones; None before the first."""
+        steps = len(self.finished_steps) - 1
+        return (self.total - self.step) * self.seconds / steps if steps > 0 else None
+
+    def describe(self) -> str:
+        """Everything but the step in one line."""
+        parts = [f"{TITLES.get(name, name.replace('_', ' '))} {value:.3f}" for name, value in self.numbers.items()]
+        parts.append(f"{self.images_per_second:.1f} images/s")
+        if self.eta is not None:
+            minutes, seconds = divmod(round(self.eta), 60)
+            hours, minutes = divmod(minutes, 60)
+            parts.append(f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}")
+        return "  ".join(parts)
+
+    def _line_is_due(self) -> bool:
+        return time.monotonic() - self.last_line >= LINE_EVERY

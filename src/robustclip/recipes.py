@@ -1,0 +1,130 @@
+"""Recipes: Python files with one typed function. Find one, check a call of it, call it. Knows no method.
+
+A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
+command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have
+`def faults(norm, eps) -> Iterator[str]`, which yields what is wrong with values that are illegal together.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from robustclip import signatures
+from robustclip.errors import UsageError
+from robustclip.signatures import Pairs
+
+SHIPPED: Final = Path(__file__).parent / "_recipes"
+CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
+EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file; it is run as Python only when its function is asked for."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name as commands write it: clipag_vit_b32.py -> clipag-vit-b32."""
+        return self.path.stem.replace("_", "-")
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the function's docstring, read without running the file."""
+        for node in ast.parse(self.path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "recipe":
+                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                return text.partition(". ")[0].rstrip(".")
+        return ""
+
+    @cached_property
+    def module(self) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"robustclip_recipe_{self.path.stem}", self.path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    @property
+    def function(self) -> Callable[..., dict[str, Any]]:
+        """The recipe itself. Raises UsageError where the file has none, or one that lacks a flag all recipes have."""
+        function = vars(self.module).get("recipe")
+        if not inspect.isfunction(function) or not function.__doc__:
+            raise UsageError(
+                f"{self.path} is not a recipe: it needs a function with a docstring, "
+                "def recipe(*, steps: int = 100, ...) -> dict"
+            )
+        named = {parameter.name for parameter in signatures.parameters(function)}
+        if lacking := [name for name in EVERY_RECIPE_TAKES if name not in named]:
+            raise UsageError(f"{self.path}: recipe() must also take {', '.join(lacking)}, as every recipe does")
+        return function
+
+    def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
+        """The recipe's function, and the file's `faults` where it has one."""
+        return self.function, vars(self.module).get("faults")
+
+
+def folder() -> Path:
+    """Where the recipes are: inside an installed package, or beside the source of a checkout."""
+    return SHIPPED if SHIPPED.is_dir() else CHECKOUT
+
+
+def available(room: str) -> list[Recipe]:
+    """The recipes of a room (robustify, pretrain, ...), by name."""
+    return [Recipe(path) for path in sorted((folder() / room).glob("[!_]*.py"))]
+
+
+def find(name: str, room: str) -> Recipe:
+    """The recipe called `name` in `room`, `other-room/name` in another, or the file at that path.
+
+    Raises UsageError for a name that is not there, with the names that are near, and for a path that leads nowhere.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UsageError(f"there is no recipe file {path}: give a path to one, or a name of {_names(room)}")
+        return Recipe(path)
+    stem = name.replace("-", "_")
+    for candidate in (folder() / room / f"{stem}.py", folder() / f"{stem}.py"):
+        if candidate.is_file():
+            return Recipe(candidate)
+    near = get_close_matches(name, [recipe.name for recipe in available(room)], n=3)
+    meant = f": did you mean {' or '.join(near)}?" if near else "."
+    raise UsageError(f"unknown recipe {name!r}{meant} There are {_names(room)}; a path to a .py file would do too.")
+
+
+def run(name: str, room: str, arguments: dict[str, object]) -> dict[str, Any]:
+    """Call a recipe from Python, after the same checks as on the command line; the numbers it returns.
+
+    Raises one UsageError with all faults of the call.
+    """
+    recipe = find(name, room)
+    function, pairs = recipe.load()
+    bound, faults = signatures.bind(function, arguments, pairs=pairs)
+    signatures.raise_faults(f"{room}({name!r})", faults, f"Its arguments: robustclip {room} {name} --help")
+    return function(**bound)
+
+
+def robustify(recipe: str, **arguments: object) -> dict[str, Any]:
+    """Adversarially fine-tune a CLIP by a recipe: `robustify("emoji", steps=100)`. Same arguments as the command.
+
+    Returns the run's numbers. Raises UsageError (a fault of the call) or RunError (a fault of the run).
+    """
+    return run(recipe, "robustify", arguments)
+
+
+def _names(room: str) -> str:
+    return ", ".join(recipe.name for recipe in available(room)) or f"none in {folder() / room}"

@@ -1,0 +1,136 @@
+"""A referee judges: it takes float images in [0,1] of any size, and texts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+from robustclip.images import check_range
+from robustclip.referees.card import Card
+from robustclip.referees.preprocess import Preprocess
+
+
+class Referee(ABC, nn.Module):
+    """What every judge has: a card, and the pixel size at which it looks at images.
+
+    Resizing and normalisation live inside; the world outside speaks (B,3,H,W) float images in [0,1], so that an eps
+    means the same everywhere.
+    """
+
+    card: Card
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of what the tower sees after resizing."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are; images must be there too."""
+
+
+class TextTower(ABC, nn.Module):
+    """Texts to embeddings. Frozen: a TwoTower keeps it in eval mode and never asks it for gradients."""
+
+    width: int
+    """Length D of the embeddings."""
+
+    def source(self) -> dict[str, str] | None:
+        """Name and digest of weights that are found by name, so that a folder need not hold them; None for others."""
+        return None
+
+    @abstractmethod
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
+
+
+@final
+class TwoTower(Referee):
+    """A CLIP: an image tower and a text tower that speak one embedding space.
+
+    `image_tower` maps normalised (B,3,h,w) of `preprocess.size` to (B,D); `logit_scale` multiplies cosine similarities
+    (100 in a trained CLIP) and `logit_bias` is added (SigLIP). Both embeddings are float32 unless the caller opens an
+    autocast. Raises UsageError when the towers' widths differ.
+    """
+
+    def __init__(
+        self,
+        image_tower: nn.Module,
+        text_tower: TextTower,
+        preprocess: Preprocess,
+        *,
+        card: Card,
+        logit_scale: float = 100.0,
+        logit_bias: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower.eval().requires_grad_(False)
+        self.preprocess = preprocess
+        self.card = card
+        self.logit_scale = float(logit_scale)
+        self.logit_bias = None if logit_bias is None else float(logit_bias)
+        self.width = text_tower.width
+        self._refuse_different_widths()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.preprocess.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.preprocess.mean.device
+
+    def train(self, mode: bool = True) -> TwoTower:
+        """Set the image tower's mode; the text tower stays in eval mode."""
+        super().train(mode)
+        self.text_tower.eval()
+        return self
+
+    def embed_images(self, images: Float[Tensor, "b 3 H W"], normalize: bool = True) -> Float[Tensor, "b d"]:
+        """Embed [0,1] images of any size, with gradients to the pixels; `normalize` gives unit length.
+
+        Raises UsageError for images that are not (B,3,H,W) floats in [0,1] (1e-3 of slack for rounding).
+        """
+        check_images(images)
+        embeddings = self.image_tower(self.preprocess(images))
+        return F.normalize(embeddings.float(), dim=-1) if normalize else embeddings
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:
+        """Embed texts, without gradients; `normalize` gives unit length. Raises UsageError for a bare string."""
+        if isinstance(texts, str):
+            raise UsageError(f"embed_texts takes a list of texts, and got one text: write embed_texts([{texts!r}])")
+        embeddings = self.text_tower(list(texts))
+        return F.normalize(embeddings.float(), dim=-1) if normalize else embeddings
+
+    @torch.no_grad()
+    def _refuse_different_widths(self) -> None:
+        training = self.image_tower.training
+        probe = self.image_tower.eval()(torch.zeros(1, 3, *self.image_size, device=self.device))
+        self.image_tower.train(training)
+        if probe.shape != (1, self.width):
+            raise UsageError(
+                f"the image tower turns one image into {tuple(probe.shape)}, the text tower a text into "
+                f"(1, {self.width}): towers of different width cannot be compared. Give the image tower a projection "
+                f'to {self.width} ("timm_proj": "linear" with "embed_dim": {self.width}) or take the text tower it was '
+                "trained with"
+            )
+
+
+def check_images(images: Tensor) -> None:
+    """Raise UsageError unless `images` are (B,3,H,W) floats in [0,1], saying what they look like instead."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        fix = "images.unsqueeze(0)" if images.ndim == 3 and images.shape[0] == 3 else "images of shape (B,3,H,W)"
+        raise UsageError(f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}")
+    if not images.is_floating_point():
+        raise UsageError(f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255")
+    if not torch.compiler.is_compiling() and images.numel():  # a compiled graph cannot branch on pixel values
+        check_range(images)

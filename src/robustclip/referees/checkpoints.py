@@ -1,0 +1,203 @@
+"""Weight files as referees: a full CLIP, or an image tower alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.folder import CONFIG
+from robustclip.referees.openclip import (
+    architectures_where,
+    as_referee,
+    build_image_tower,
+    build_text_tower,
+    builtin_config,
+    exists_with_quick_gelu,
+    load_tag,
+    refuse_captioner,
+    sentence_text_cfg,
+    tag_quick_gelu,
+    weights_in,
+)
+from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.sentence import SentenceEncoder
+from robustclip.referees.weights import Towers, load_strictly, read_weights, some, split_towers
+
+
+def load_checkpoint(
+    path: Path, architecture: str, *, quick_gelu: bool | None = None, pretrained: str | None = None
+) -> TwoTower:
+    """A checkpoint file of one of open_clip's architectures: a full CLIP, or an image tower alone (FARE, TeCoA).
+
+    An image tower alone takes its text tower, logit scale and preprocessing from `pretrained`: a tag of the
+    architecture or the file of a full CLIP. A file does not say whether it was trained with QuickGELU: for
+    architectures that exist in both kinds, `quick_gelu` must (or an architecture that ends in `-quickgelu`, or a tag).
+    Raises UsageError when a key of the file or of the architecture is left over, naming the architectures that fit.
+    """
+    path = Path(path)
+    model_cfg = builtin_config(architecture)
+    towers = split_towers(read_weights(path))
+    strange = sorted(set(towers.rest) - {"logit_scale", "logit_bias"})
+    if strange:
+        raise UsageError(f"{path} holds {some(strange)}, which no tower of a CLIP has: save the model's state_dict()")
+    hint = _fitting(towers.image, architecture)
+    if quick_gelu is None and pretrained is not None:
+        quick_gelu = tag_quick_gelu(architecture, pretrained)
+    model_cfg["quick_gelu"] = _decided_quick_gelu(path, architecture, model_cfg, quick_gelu)
+    image_tower = build_image_tower(model_cfg)
+    load_strictly(image_tower, towers.image, source=f"{path} (image tower) and {architecture}", hint=hint)
+    provenance = {"checkpoint": path.name, "architecture": architecture}
+    if towers.text:
+        text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
+        preprocess = Preprocess(model_cfg["vision_cfg"].get("image_size", 224))
+        scale, bias = logit_numbers(towers)
+    else:
+        base = _base(path, architecture, model_cfg["quick_gelu"], pretrained)
+        text_tower, preprocess, scale, bias = base.text_tower, base.preprocess, base.logit_scale, base.logit_bias
+        provenance["text_tower"] = base.card.name
+    return as_referee(image_tower, text_tower, preprocess, model_cfg, path.stem, scale, bias, provenance)
+
+
+def load_local_dir(folder: Path) -> TwoTower:
+    """A folder as open_clip's `local-dir:` takes it: open_clip_config.json and both towers in one weight file.
+
+    Raises UsageError when one of the two is missing or they do not fit.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(f"there is no {path}: give the folder of a model that open_clip saved, or a referee's")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_cfg = config["model_cfg"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is no open_clip config, a JSON object with a model_cfg ({error!r})") from error
+    refuse_captioner(str(path), model_cfg)
+    file = weights_in(folder)
+    towers = split_towers(read_weights(file)) if file else Towers({}, {}, {})
+    if file is None or not towers.text:
+        raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
+    image_tower = build_image_tower(model_cfg)
+    load_strictly(image_tower, towers.image, source=f"{file} (image tower)")
+    text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
+    preprocess_cfg = {"size": model_cfg["vision_cfg"].get("image_size", 224)} | config.get("preprocess_cfg", {})
+    scale, bias = logit_numbers(towers)
+    name = folder.resolve().name
+    return as_referee(
+        image_tower, text_tower, Preprocess.from_config(preprocess_cfg), model_cfg, name, scale, bias, {"source": name}
+    )
+
+
+def load_timm(
+    model: str,
+    path: Path | str | None,
+    *,
+    text_tower: TextTower | None = None,
+    image_size: int = 224,
+    logit_scale: float = 100.0,
+) -> TwoTower:
+    """A timm image tower with weights from `path` (timm's own file, or one of open_clip's), and a text tower.
+
+    The text tower is the sentence encoder unless given. A linear projection is added where the file holds one
+    (`head.proj.weight`). Raises UsageError when the file does not fit, or the towers' widths differ.
+    """
+    if path is None:
+        raise UsageError(
+            f'timm:{model} needs weights trained beside a text tower: load_referee("timm:{model}", '
+            'pretrained="tower.safetensors"). To train one from random weights, see referees.openclip.new_referee'
+        )
+    text_tower = text_tower or SentenceEncoder()
+    path = Path(path)
+    weights = split_towers(read_weights(path)).image
+    if not any(name.startswith("trunk.") for name in weights):  # timm's own file: open_clip calls the tower `trunk`
+        weights = {f"trunk.{name}": value for name, value in weights.items()}
+    proj = "linear" if "head.proj.weight" in weights else "none"
+    vision = {"timm_model_name": model, "timm_pool": "avg", "timm_proj": proj, "image_size": image_size}
+    model_cfg = {"embed_dim": text_tower.width, "vision_cfg": vision, "text_cfg": sentence_text_cfg()}
+    tower = build_image_tower(model_cfg)
+    load_strictly(tower, weights, source=f"{path} and timm's {model}")
+    provenance = {"checkpoint": path.name, "architecture": f"timm:{model}"}
+    return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, logit_scale, None, provenance)
+
+
+def logit_numbers(towers: Towers) -> tuple[float, float | None]:
+    """The multiplier and the bias of the logits in a full checkpoint (1 and None where it holds none)."""
+    scale, bias = towers.rest.get("logit_scale"), towers.rest.get("logit_bias")
+    return (1.0 if scale is None else scale.float().exp().item(), None if bias is None else bias.float().item())
+
+
+def _decided_quick_gelu(path: Path, architecture: str, model_cfg: Mapping[str, Any], quick_gelu: bool | None) -> bool:
+    own = bool(model_cfg.get("quick_gelu", False))
+    if own and quick_gelu is False:
+        plain = architecture.removesuffix("-quickgelu")
+        raise UsageError(
+            f"the architecture {architecture} has QuickGELU, the call says quick_gelu=False: "
+            f"give architecture={plain!r}"
+        )
+    if own or quick_gelu is not None:
+        return own or bool(quick_gelu)
+    if exists_with_quick_gelu(architecture):
+        raise UsageError(
+            f"{path} does not say whether it was trained with QuickGELU, {architecture} exists in both kinds, and the "
+            "wrong one loads without a word but embeds badly. Say which: "
+            f'load_referee("{path}", architecture="{architecture}", quick_gelu=True) for weights that descend from '
+            "OpenAI's (FARE and TeCoA do), quick_gelu=False for those that descend from LAION's (CLIPAG does)"
+        )
+    return False
+
+
+def _base(path: Path, architecture: str, quick_gelu: bool, pretrained: str | None) -> TwoTower:
+    if pretrained is None:
+        raise UsageError(
+            f"{path} holds an image tower only: say where its text tower comes from, a tag of open_clip or the file of "
+            f'a full CLIP: load_referee("{path}", architecture="{architecture}", quick_gelu={quick_gelu}, '
+            'pretrained="openai")'
+        )
+    if tag_quick_gelu(architecture, pretrained) is not None:
+        return load_tag(architecture, pretrained)
+    if not Path(pretrained).is_file():
+        raise UsageError(f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file")
+    base = Path(pretrained)
+    if not split_towers(read_weights(base)).text:
+        raise UsageError(f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP")
+    return load_checkpoint(base, architecture, quick_gelu=quick_gelu)
+
+
+def _fitting(image: Mapping[str, Tensor], architecture: str) -> str:
+    """Which architectures have an image tower of these shapes, as a sentence for an error."""
+    names = architectures_where(lambda model_cfg: _fits(image, model_cfg))
+    if names:
+        near = get_close_matches(architecture, names, n=5, cutoff=0.0)
+        return f"Architectures with an image tower of these shapes: {', '.join(near)}"
+    return "No ViT or ResNet of open_clip has an image tower of these shapes"
+
+
+def _fits(image: Mapping[str, Tensor], model_cfg: Mapping[str, Any]) -> bool:
+    vision = model_cfg["vision_cfg"]
+    layers = vision.get("layers", 12)
+    if "timm_model_name" in vision:
+        return False  # its shapes show only once it is built
+    if isinstance(layers, list):
+        found = [len({name.split(".")[1] for name in image if name.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
+        head = image.get("attnpool.c_proj.weight")
+        return found == layers and head is not None and head.shape[0] == model_cfg["embed_dim"]
+    stem, head, positions = image.get("conv1.weight"), image.get("proj"), image.get("positional_embedding")
+    if stem is None or head is None or positions is None or stem.ndim != 4:
+        return False
+    blocks = {name.split(".")[2] for name in image if name.startswith("transformer.resblocks.")}
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    grid = [side // patch for side in (size if isinstance(size, list) else [size, size])]
+    return (
+        stem.shape[0] == vision.get("width", 768)
+        and stem.shape[-1] == patch
+        and len(blocks) == layers
+        and head.shape[-1] == model_cfg["embed_dim"]
+        and positions.shape[0] == grid[0] * grid[1] + 1
+    )

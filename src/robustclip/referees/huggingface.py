@@ -1,0 +1,164 @@
+"""CLIPModel folders of transformers as referees."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
+
+from robustclip.errors import UsageError
+from robustclip.files import write_json
+from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from robustclip.referees.weights import SUFFIXES, load_strictly, read_weights, write_weights
+
+FAMILY = "transformers"
+WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+BICUBIC, BILINEAR = 3, 2
+"""PIL's numbers, which preprocessor_config.json calls `resample`."""
+
+
+@final
+class VisionTower(nn.Module):
+    """CLIPModel's vision model and projection; keys as in CLIPModel."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Normalised pixels to embeddings, not normalised."""
+        return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)
+
+
+@final
+class CLIPText(TextTower):
+    """CLIPModel's text model, projection and tokenizer; keys as in CLIPModel."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch: int = 256) -> None:
+        super().__init__()
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
+        self.tokenizer = tokenizer
+        self.width = int(model.config.projection_dim)
+        self.length = int(model.config.text_config.max_position_embeddings)
+        self.batch = batch
+        self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
+
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised, cut at the model's number of positions; an empty list gives (0,D)."""
+        device = self.text_projection.weight.device
+        rows = [self._embed(texts[i : i + self.batch], device) for i in range(0, len(texts), self.batch)]
+        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+
+    def _embed(self, texts: list[str], device: torch.device) -> Float[Tensor, "t d"]:
+        with self._tokenizing:
+            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        return self.text_projection(self.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+
+
+def is_clip_folder(folder: Path) -> bool:
+    """Whether a folder is a transformers one of model type `clip`."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "clip"
+
+
+def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
+    """A transformers CLIPModel folder: config.json, weights, tokenizer files and preprocessor_config.json.
+
+    The activation (QuickGELU or not) is the config's. Without a preprocessor_config.json, CLIP's own mean, std
+    and bicubic resizing. Only local files are read. Raises UsageError when weights are missing or do not fit.
+    """
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = CLIPModel(config)
+    files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES for stem in ("model", "pytorch_model")]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise UsageError(
+            f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it"
+        )
+    stale = "embeddings.position_ids"  # a buffer that older versions of transformers saved
+    weights = {name: value for name, value in read_weights(path).items() if not name.endswith(stale)}
+    load_strictly(model, weights, source=str(path))
+    preprocess = _preprocess(folder, config)
+    scale = model.logit_scale.exp().item() if card is None else card.logit_scale
+    text_tower = CLIPText(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    card = card or Card(
+        name=folder.resolve().name,
+        family=FAMILY,
+        architecture={"name": f"transformers CLIPModel, {config.vision_config.hidden_act}", "config": config.to_dict()},
+        preprocess=preprocess.config(),
+        logit_scale=scale,
+    )
+    referee = TwoTower(VisionTower(model), text_tower, preprocess, card=card, logit_scale=scale)
+    return referee.eval().requires_grad_(False)
+
+
+def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
+    """Write what transformers loads again as a CLIPModel; returns the names of the weight files."""
+    text_tower = referee.text_tower
+    if not isinstance(text_tower, CLIPText):
+        raise UsageError(
+            f"{referee.card.name} has the image tower of a CLIPModel beside another text tower: transformers has no "
+            "folder for that"
+        )
+    weights = {**referee.image_tower.state_dict(), **text_tower.state_dict()}
+    weights["logit_scale"] = torch.tensor(referee.logit_scale).log()
+    write_weights(folder / WEIGHTS, weights, half=half)
+    CLIPConfig.from_dict(referee.card.architecture["config"]).save_pretrained(folder)
+    text_tower.tokenizer.save_pretrained(folder)
+    write_json(folder / PREPROCESSOR, _preprocessor_config(referee.preprocess))
+    return [WEIGHTS]
+
+
+def _preprocess(folder: Path, config: Any) -> Preprocess:
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return Preprocess(config.vision_config.image_size)
+    values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    size = values.get("crop_size") or values.get("size") or config.vision_config.image_size
+    squash = isinstance(values.get("size"), Mapping) and "shortest_edge" not in values["size"]
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    return Preprocess(
+        size,
+        mean=tuple(values.get("image_mean", CLIP_MEAN)),
+        std=tuple(values.get("image_std", CLIP_STD)),
+        interpolation="bilinear" if values.get("resample") == BILINEAR else "bicubic",
+        resize_mode="squash" if squash else "shortest",
+    )
+
+
+def _preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
+    values = preprocess.config()
+    height, width = values["size"]
+    both = {"height": height, "width": width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": both if preprocess.resize_mode == "squash" else {"shortest_edge": max(height, width)},
+        "do_center_crop": preprocess.resize_mode != "squash",
+        "crop_size": both,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": values["mean"],
+        "image_std": values["std"],
+        "resample": BILINEAR if preprocess.interpolation == "bilinear" else BICUBIC,
+    }

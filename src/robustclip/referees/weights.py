@@ -1,0 +1,218 @@
+"""Weight files: read without running anyone's code, written as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from robustclip.errors import RunError, UsageError
+from robustclip.files import atomic_write
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *PICKLES)
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+IMAGE_PREFIXES = ("module.", "_orig_mod.", "model.", "visual.")
+PLAIN_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
+"""What open_clip's plain CLIP calls the parts of its text tower; its CustomTextCLIP puts `text.` before them."""
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Integers that OpenAI's archives keep among the weights."""
+
+
+def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What training loops leave beside the weights and cannot run code: numpy numbers (a learning rate), Namespaces.
+
+    open_clip's own trainer saves its cosine learning rate as a numpy float, and so does whoever builds on it.
+    """
+    scalar = np.float64(0).__reduce__()[0]  # the function that rebuilds a number; numpy moved it between versions
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
+    dtypes = [type(np.dtype(kind)) for kind in kinds]
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (np.dtype, "numpy.dtype"),
+        *((dtype, f"numpy.dtypes.{dtype.__name__}") for dtype in dtypes),
+        (argparse.Namespace, "argparse.Namespace"),
+    ]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors on the CPU, unwrapped from `{"state_dict": ...}` and the prefix `module.`.
+
+    Safetensors, or a pickle under torch's weights-only reader. Raises UsageError for a missing file, another kind of
+    file, an unsafe pickle and a TorchScript archive; RunError for a truncated file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint {path}: give the path of a .safetensors or .pt file")
+    if path.suffix == ".safetensors":
+        try:
+            return _unwrapped(load_file(path), path)
+        except SafetensorError as error:
+            raise RunError(_broken(path, error)) from error
+    if path.suffix not in PICKLES:
+        raise UsageError(f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}")
+    try:
+        with safe_globals(_harmless_globals()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*looks like a TorchScript archive")  # said below, with the way out
+            return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError as error:
+        raise UsageError(_unsafe(path, error)) from error
+    except (RuntimeError, EOFError) as error:
+        if "TorchScript" in str(error):
+            raise UsageError(_scripted(path)) from error
+        raise RunError(_broken(path, error)) from error
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:
+    """Write tensors as safetensors, atomically; `half` rounds the floating ones to float16."""
+    ready = {
+        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for key, value in weights.items()
+    }
+    with atomic_write(path) as file:
+        file.write(save(ready, metadata={"format": "pt"}))
+
+
+@dataclass(frozen=True)
+class Towers:
+    """A checkpoint's tensors by tower: `image` with open_clip's `visual.` removed, `text` with `text.` removed.
+
+    `text` is empty for an image-tower-only checkpoint; `rest` holds logit_scale and logit_bias where they are.
+    """
+
+    image: dict[str, Tensor]
+    text: dict[str, Tensor]
+    rest: dict[str, Tensor]
+
+
+def split_towers(weights: Mapping[str, Tensor]) -> Towers:
+    """Tell a full CLIP from an image tower alone, by its keys, and sort them by tower."""
+    names = list(weights)
+    if any(name.startswith("visual.") for name in names) and not all(name.startswith("visual.") for name in names):
+        image, text, rest = {}, {}, {}
+        for name, value in weights.items():
+            if name.startswith("visual."):
+                image[name.removeprefix("visual.")] = value
+            elif name.startswith("text."):
+                text[name.removeprefix("text.")] = value
+            elif name.startswith(PLAIN_TEXT):
+                text[name] = value
+            else:
+                rest[name] = value
+        text.pop("transformer.embeddings.position_ids", None)  # a buffer that older versions of transformers saved
+        return Towers(image, text, rest)
+    image = dict(weights)
+    while prefix := next((p for p in IMAGE_PREFIXES if image and all(name.startswith(p) for name in image)), None):
+        image = {name.removeprefix(prefix): value for name, value in image.items()}
+    return Towers(image, {}, {})
+
+
+def join_towers(towers: Towers, *, custom_text: bool) -> dict[str, Tensor]:
+    """The inverse of split_towers, in the key layout of open_clip's CLIP, or of its CustomTextCLIP."""
+    text = "text." if custom_text else ""
+    return {
+        **{f"visual.{name}": value for name, value in towers.image.items()},
+        **{f"{text}{name}": value for name, value in towers.text.items()},
+        **towers.rest,
+    }
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
+    """Load every tensor of `weights` into `module`, or raise UsageError naming what is missing, left or misshapen."""
+    own = module.state_dict()
+    counters = {
+        name for name in own if name.endswith("num_batches_tracked")
+    }  # counts, not weights: some files omit them
+    faults = {
+        "missing": sorted(set(own) - set(weights) - counters),
+        "unexpected": sorted(set(weights) - set(own)),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        lines = [f"{len(names)} {kind} ({some(names)})" for kind, names in faults.items() if names]
+        raise UsageError(f"{source} does not fit the architecture: {'; '.join(lines)}{'. ' + hint if hint else ''}")
+    module.load_state_dict({**{name: own[name] for name in counters}, **weights})
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """A sha256 of tensors by name, the same for a float32 file and its half-precision copy.
+
+    Values are rounded to float16 first, so that a referee is known again after an export with half the bytes.
+    """
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu()
+        value = value.half() if value.is_floating_point() else value
+        total.update(f"{name} {tuple(value.shape)} ".encode())
+        total.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise UsageError(f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()")
+    weights = {str(name): value for name, value in content.items() if name not in NOT_WEIGHTS}
+    others = sorted(name for name, value in weights.items() if not isinstance(value, Tensor))
+    if others:
+        raise UsageError(f"{path} is no state dict ({some(others)}: not tensors): save the model's state_dict()")
+    for prefix in ("module.", "_orig_mod."):  # left by data parallelism, and by torch.compile
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def some(names: list[str], shown: int = 5) -> str:
+    """The first few of many names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _broken(path: Path, error: Exception) -> str:
+    size = path.stat().st_size
+    return f"{path} is truncated or damaged ({size} bytes; {error}): get it again, and compare its sha256"
+
+
+def _unsafe(path: Path, error: Exception) -> str:
+    try:
+        needed = some(sorted(get_unsafe_globals_in_checkpoint(path)))
+    except Exception:  # the list only serves the message; a strange pickle must not hide the refusal
+        needed = ""
+    reason = f"it asks for {needed}" if needed else str(error).strip().splitlines()[-1]
+    return (
+        f"{path} is refused: beside weights, or instead of them, it holds a pickle that could run code when opened "
+        f"({reason}). Convert it on a machine you trust, and give the result:\n"
+        "    import torch; from safetensors.torch import save_file\n"
+        f"    weights = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
+        "    weights = weights.get('state_dict', weights)\n"
+        f"    save_file({{k: v.contiguous() for k, v in weights.items()}}, {path.with_suffix('.safetensors').name!r})"
+    )
+
+
+def _scripted(path: Path) -> str:
+    return (
+        f"{path} is a TorchScript archive, which holds code beside its weights, and is refused. Convert it on a "
+        "machine you trust, and give the result:\n"
+        "    import torch; from safetensors.torch import save_file\n"
+        f"    weights = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
+        f"    save_file({{k: v.contiguous() for k, v in weights.items()}}, {path.with_suffix('.safetensors').name!r})"
+    )

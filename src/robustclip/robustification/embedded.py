@@ -1,0 +1,73 @@
+"""What the recipes of the embedded emoji world share: towers, objectives, and a batch to watch a run by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from robustclip.data.batch import Batch
+from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.referees.base import TwoTower
+from robustclip.referees.openclip import new_referee
+from robustclip.referees.sentence import MINILM, SentenceEncoder
+from robustclip.robustification.losses import Objective, clip, siglip, text_bank
+from robustclip.robustification.texts import TextFeatures
+
+ObjectiveName = Literal["text-bank", "clip", "siglip"]
+
+LOGIT_SCALE = 30.0
+"""exp(logit_scale) of the embedded referees, frozen (ours): names of different things are at cosine 0.2 to 0.5 in the
+sentence encoder, so 30 already tells them apart, and CLIP's 100 would make every gradient one of a few mistakes."""
+
+
+def fresh_referee(name: str, timm_model: str, *, image_size: int = 64, seed: int = 0) -> TwoTower:
+    """A referee with a random timm tower whose classifier is the embedding (384-d), and the frozen sentence encoder.
+
+    The config is one that plain open_clip reads. The random weights are a function of `seed`.
+    """
+    model_cfg = {
+        "embed_dim": 384,
+        "vision_cfg": {
+            "timm_model_name": timm_model,
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "",  # the classifier is the projection: nothing between the pooled features and the texts
+            "image_size": image_size,
+        },
+        "text_cfg": {
+            "hf_model_name": MINILM,
+            "hf_tokenizer_name": MINILM,
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": None,
+            "hf_model_pretrained": False,
+            "context_length": 77,
+        },
+    }
+    with torch.random.fork_rng(devices=[]):  # module constructors draw from torch's global generator
+        torch.manual_seed(seed)
+        preprocess = {"size": image_size, "interpolation": "bicubic", "resize_mode": "squash"}
+        return new_referee(model_cfg, preprocess, SentenceEncoder(), LOGIT_SCALE, name)
+
+
+def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches) -> Objective:
+    """The loss by name. The text bank holds the names of the concepts in `data`, and only those: a concept held out of
+    training is not pushed away either."""
+    if name == "clip":
+        return clip(referee.logit_scale)
+    if name == "siglip":
+        return siglip(referee.logit_scale, bias=-10.0)  # SigLIP §3.2: bias -10 starts near "nothing matches"
+    concepts = data.samples.labels.unique()
+    names = [data.samples.label_names[concept] for concept in concepts.tolist()]
+    bank = TextFeatures(referee, capacity=0)(names)
+    return text_bank(referee.logit_scale, bank, concepts.to(bank.device))
+
+
+def emoji_probe(data: EmojiBatches, size: int = 128) -> Batch:
+    """A batch to watch the run by: training drawings of distinct concepts under an augmentation of their own."""
+    pool = EmojiBatches(data.split, batch_size=2 * size, seed=data.seed + 1).batch(0)
+    first_rows = {concept: row for row, concept in reversed(list(enumerate(pool.positives.tolist())))}
+    rows = sorted(first_rows.values())[:size]
+    names = data.samples.label_names
+    captions = [names[concept] for concept in pool.positives[rows].tolist()]
+    return Batch(pool.images[rows], captions, pool.positives[rows], [pool.ids[row] for row in rows])

@@ -1,0 +1,30 @@
+"""How a training run ends: a referee's folder that says where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from robustclip.referees.base import TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.folder import save_referee
+from robustclip.runs import Run
+from robustclip.threat import ThreatModel
+
+REFEREE = "referee"
+"""The folder inside a run's folder that holds what the run trained."""
+
+
+def save_trained(
+    referee: TwoTower, run: Run, *, name: str, threat: ThreatModel | None, started_from: Card | None, samples: int
+) -> dict[str, Any]:
+    """Write the run's referee with its card, end the run, and return its numbers. Claims are measured later, on the
+    exported file."""
+    provenance = {key: run.record[key] for key in ("recipe", "arguments", "versions", "commit", "started")}
+    provenance |= run.record.get("notes", {}) | {"samples": samples}
+    provenance["started_from"] = started_from and {"name": started_from.name, "weights": started_from.weights}
+    card = replace(referee.card, name=name, threat=threat, provenance=provenance, claims=[], weights={})
+    save_referee(referee, run.folder / REFEREE, card=card)
+    numbers = {"samples": samples} | {key: value for line in run.metrics() for key, value in line.items()}
+    run.finish(numbers)
+    return numbers | {"run": str(run.folder)}

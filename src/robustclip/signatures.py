@@ -1,0 +1,174 @@
+"""A typed function as a command: its parameters are the flags, and all faults of a call are told at once.
+
+Types are Python's and pydantic's (`int`, `PositiveFloat`, `Literal["l2", "linf"]`, `FilePath`, `Path | None`,
+`list[str]`); a validator in `Annotated[...]` checks what a type can't say, and a string there is the flag's help.
+Parameters before `*` are positional.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from robustclip.errors import UsageError
+
+Pairs = Callable[..., Iterable[str]]
+"""Yields the faults of values that are fine alone and illegal together. It is called with the parameters it names."""
+
+MISSING: Final = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a caller must know of one parameter."""
+
+    name: str
+    annotation: Any
+    default: Any
+    positional: bool
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def help(self) -> str:
+        """The first string inside `Annotated[...]`, or nothing."""
+        notes = get_args(self.annotation)[1:] if get_origin(self.annotation) is Annotated else ()
+        return next((note for note in notes if isinstance(note, str)), "")
+
+    @property
+    def repeated(self) -> bool:
+        """Does it take several values?"""
+        return get_origin(_bare(self.annotation)) in (list, tuple, set, Sequence, Iterable)
+
+    @property
+    def label(self) -> str:
+        """Its type as help shows it: INTEGER, PATH, l2|linf; nothing for a switch."""
+        return _label(self.annotation)
+
+    def read(self, value: object) -> Any:
+        """`value` as the type says, text parsed. Raises pydantic's ValidationError."""
+        adapter = TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value)
+
+
+def parameters(function: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a typed function, in order. Raises UsageError for one that can't become a flag."""
+    found = []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        gathers_others = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if gathers_others or parameter.annotation is MISSING:
+            raise UsageError(
+                f"`{parameter}` of {function.__name__}() can't become a flag: "
+                f"give each parameter a name and a type, as in def {function.__name__}(*, steps: int = 100)"
+            )
+        positional = parameter.kind is not parameter.KEYWORD_ONLY
+        found.append(Parameter(parameter.name, parameter.annotation, parameter.default, positional))
+    return found
+
+
+def as_flag(parameter: Parameter) -> str:
+    """How a parameter is written on the command line: --step-size, or NAME where it is positional."""
+    return parameter.name.upper() if parameter.positional else "--" + parameter.name.replace("_", "-")
+
+
+def as_keyword(parameter: Parameter) -> str:
+    """How a parameter is written in Python: step_size=."""
+    return f"{parameter.name}="
+
+
+def bind(
+    function: Callable[..., Any],
+    given: Mapping[str, object],
+    *,
+    spell: Callable[[Parameter], str] = as_keyword,
+    pairs: Pairs | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """(every argument as its type says, defaults included; the faults found). `function` is not called.
+
+    `spell` writes a parameter's name as the caller would. `pairs` is asked about illegal combinations unless a value
+    that it reads is faulty by itself.
+    """
+    known = {parameter.name: parameter for parameter in parameters(function)}
+    defaults = {name: parameter.default for name, parameter in known.items() if not parameter.required}
+    arguments: dict[str, Any] = {}
+    faults = []
+    for name, value in (defaults | dict(given)).items():  # defaults too: a folder they name may be taken
+        if name not in known:
+            faults.append(unknown(f"{name}=", [f"{other}=" for other in known], "argument"))
+            continue
+        try:
+            arguments[name] = known[name].read(value)
+        except ValidationError as error:
+            faults.append(_fault(known[name], value, error, spell))
+    for name, parameter in known.items():
+        if parameter.required and name not in given:
+            faults.append(f"{spell(parameter)} is missing: {parameter.help or parameter.label}")
+    if pairs is not None and (reads := inspect.signature(pairs).parameters.keys()) <= arguments.keys():
+        faults.extend(pairs(**{name: arguments[name] for name in reads}))
+    return arguments, faults
+
+
+def raise_faults(call: str, faults: Sequence[str], hint: str = "") -> None:
+    """Raise one UsageError that lists all `faults` of `call`; do nothing where there is none."""
+    if faults:
+        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
+        raise UsageError("\n".join(line for line in lines if line))
+
+
+def unknown(given: str, known: Iterable[str], kind: str) -> str:
+    """Say that `given` is not known, and name what is near."""
+    by_letters = {name.strip("-="): name for name in known}  # dashes would make all flags look alike
+    near = get_close_matches(given.strip("-="), list(by_letters), n=3, cutoff=0.7)
+    meant = f"; did you mean {' or '.join(by_letters[name] for name in near)}?" if near else ""
+    return f"{given}: unknown {kind}{meant}"
+
+
+def _fault(parameter: Parameter, value: object, error: ValidationError, spell: Callable[[Parameter], str]) -> str:
+    """What came, what would do, and a value that works where one is known."""
+    reasons = dict.fromkeys(_reason(detail) for detail in error.errors(include_url=False))
+    values = value if isinstance(value, list | tuple) else [value]
+    came = " ".join(repr(str(one) if isinstance(one, Path) else one) for one in values)
+    works = "" if parameter.default in (MISSING, None, value) else f" (default: {parameter.default})"
+    return f"{spell(parameter)} {came}: {' or '.join(reasons)}{works}"
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":  # a validator's own words
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].removeprefix("Input ")
+    return message[0].lower() + message[1:]
+
+
+def _bare(annotation: Any) -> Any:
+    """The type without `Annotated` and `| None`."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return _bare(options[0]) if len(options) == 1 else Union[tuple(options)]  # noqa: UP007
+    return annotation
+
+
+def _label(annotation: Any) -> str:
+    bare = _bare(annotation)
+    words = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: ""}
+    if bare in words:
+        return words[bare]
+    if get_origin(bare) is Literal:
+        return "|".join(map(str, get_args(bare)))
+    if get_origin(bare) is Union:
+        return "|".join(dict.fromkeys(map(_label, get_args(bare))))
+    if get_origin(bare) is not None:
+        return _label(get_args(bare)[0])
+    return getattr(bare, "__name__", str(bare)).upper()

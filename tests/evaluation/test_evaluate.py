@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from robustclip.errors import UsageError
+from robustclip.evaluation import evaluate
+from robustclip.evaluation.comparison import compare
+from robustclip.evaluation.evaluate import notes
+from robustclip.evaluation.examples import read_examples
+from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.report import Report, Row
+from robustclip.evaluation.tasks import Measurement
+from robustclip.referees.card import Card
+from robustclip.referees.folder import save_referee
+from robustclip.referees.toy import toy_referee
+from robustclip.threat import ThreatModel
+
+SWAPPED = {"red": (0.0, 1.0, 0.0), "green": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+@pytest.fixture
+def toy_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "toys" / "toy"
+    save_referee(toy_referee(size=8), folder)
+    return folder
+
+
+def test_zero_shot_side_by_side(colour_referee, colour_folder: Path) -> None:
+    # Right of the first: all but the blue one, which is rather green. Of the one that swaps red and green: none.
+    report = evaluate(
+        [colour_referee("right"), colour_referee("swapped", words=SWAPPED)], data=colour_folder, device="cpu"
+    )
+
+    assert report.row("right", "top-1").value == 0.75
+    assert report.row("right", "top-5").value == 1.0
+    assert report.row("swapped", "top-1").value == 0.0
+    difference = report.row("swapped", "top-1", kind="difference")
+    assert (difference.value, difference.against) == (-0.75, "right")
+    retention = report.row("swapped", "top-1", kind="retention")
+    assert (retention.value, retention.against, retention.n) == (0.0, "right", 4)
+    answers = {a["id"]: a for a in report.answers if a["referee"] == "right"}
+    assert answers["blue/d.png"] == {
+        "referee": "right",
+        "task": "zero-shot",
+        "attack": "clean",
+        "id": "blue/d.png",
+        "label": "blue",
+        "rank": 1,
+        "answers": ["green", "blue", "red"],
+    }
+
+
+def test_under_attack_with_its_control(colour_referee, colour_folder: Path) -> None:
+    # Margins (see test_robustness): of the 0.8 ones 0.4 * sqrt(128) = 4.5, of the 0.6 to 0.4 one 1.13.
+    report = evaluate([colour_referee()], data=colour_folder, attack=["l2:1.3@20"], device="cpu")
+
+    assert report.row("colours", "top-1").value == 0.75
+    assert report.row("colours", "top-1", "random l2:1.3").value == 0.75
+    assert report.row("colours", "top-1", "l2:1.3@20").value == 0.5
+    kept = report.row("colours", "top-1", "l2:1.3@20", kind="retention")
+    assert (kept.value, kept.against) == (pytest.approx(0.5 / 0.75), "colours")
+    assert report.threats == {"l2:1.3@20": str(ThreatModel("l2", 1.3, 8))}
+    assert "RMS" in report.threats["l2:1.3@20"]
+
+
+def test_retention_is_of_the_baseline_whatever_the_order(colour_referee, colour_folder: Path, toy_folder: Path) -> None:
+    report = evaluate([colour_referee("right")], data=colour_folder, baseline=str(toy_folder), device="cpu")
+
+    assert [row.referee for row in report.rows if row.kind == "value"][:2] == ["toy", "right"]
+    assert report.setting["baseline"] == "toy"
+    assert report.row("right", "top-5", kind="retention").against == "toy"
+
+
+def test_labels_may_be_narrowed_to_those_present(colour_referee, colour_folder: Path) -> None:
+    (colour_folder / "classnames.txt").write_text("blue\ngreen\nred\n")
+    for picture in (colour_folder / "green").iterdir():
+        picture.rename(colour_folder / "red" / picture.name)
+    (colour_folder / "green").rmdir()
+    (colour_folder / "classnames.txt").write_text("blue\nred\ngreen\n")
+
+    everything = evaluate([colour_referee()], data=colour_folder, device="cpu")
+    present = evaluate([colour_referee()], data=colour_folder, labels="present", device="cpu")
+
+    # The blue one is rather green: right only where green is not to choose.
+    assert everything.row("colours", "top-1").value == 0.5
+    assert present.row("colours", "top-1 of 2 present").value == 0.75
+
+
+def test_all_tasks_leave_their_files(colour_folder: Path, toy_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    report = evaluate(
+        str(toy_folder),
+        data=colour_folder,
+        tasks=["zero-shot", "gradients"],
+        attack="l2:0.1@2,linf:1/255@2",
+        out=out,
+        csv=tmp_path / "rows.csv",
+        device="cpu",
+    )
+
+    stored = json.loads((out / "evaluation.json").read_text())
+    assert stored == json.loads(json.dumps(report.to_json()))
+    assert len(stored["rows"]) == len(report.rows)
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == [row.metric for row in report.rows]
+    assert float(rows[0]["value"]) == report.rows[0].value
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 4 * (1 + 2 + 2) + 4  # clean, two controls, two attacks; one gradient each
+    assert {a["attack"] for a in answers} == {
+        "clean",
+        "random l2:0.1",
+        "l2:0.1@2",
+        "random linf:1/255",
+        "linf:1/255@2",
+    }
+    assert (out / "gradients.png").stat().st_size > 0
+    share = report.row("toy", "low-frequency share")
+    assert 0 < share.low <= share.value <= share.high < 1
+
+    with pytest.raises(UsageError, match="already holds an evaluation"):
+        evaluate(str(toy_folder), data=colour_folder, out=out, device="cpu")
+
+
+def test_the_table_names_everyone(colour_referee, colour_folder: Path) -> None:
+    report = evaluate(
+        [colour_referee("right"), colour_referee("swapped", words=SWAPPED)],
+        data=colour_folder,
+        attack=["l2:1.3@5"],
+        device="cpu",
+    )
+    console = Console(width=160, record=True, file=io.StringIO())
+
+    console.print(report.table())
+
+    text = console.export_text()
+    for told in (
+        "right",
+        "swapped",
+        "75.0 (30.1 to 95.4)",
+        "minus right",
+        "of clean right",
+        "of its own clean",
+        "l2:1.3@5: L2 eps 1.3",
+    ):
+        assert told in text
+    assert "only 4 images" in text
+
+
+def test_all_faults_of_a_call_come_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="5 faults") as caught:
+        evaluate(
+            ["toy"],
+            tasks=["zeroshot"],
+            attack=["l2:-1@20"],
+            templates="nice",
+            device="tpu",
+            limit=0,
+            data=tmp_path,
+        )
+
+    for told in ("did you mean zero-shot", "eps '-1'", "unknown templates 'nice'", "tpu", "limit must be at least 1"):
+        assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [("l2:383@20", "looks as if given in /255"), ("linf:8@20", "looks as if given in /255"), ("l2:0@20", "eps '0'")],
+)
+def test_an_eps_that_cannot_be_meant(colour_referee, colour_folder: Path, attack: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        evaluate([colour_referee()], data=colour_folder, attack=[attack], device="cpu")
+
+
+def test_a_task_that_the_data_cannot_serve(colour_referee, colour_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"retrieval needs captions, and .*colours has none"):
+        evaluate([colour_referee()], data=colour_folder, tasks=["zero-shot", "retrieval"], device="cpu")
+
+
+def test_referees_that_are_not_there_or_the_same(monkeypatch) -> None:
+    monkeypatch.setattr("robustclip.referees.registry._near_tags", lambda name: [])  # imports open_clip: seconds
+    with pytest.raises(UsageError, match="at least one referee"):
+        evaluate([], device="cpu")
+    with pytest.raises(UsageError, match="no referee 'nobody'"):
+        evaluate(["nobody"], device="cpu")
+    with pytest.raises(UsageError, match="two referees are called 'toy'"):
+        evaluate([toy_referee(), toy_referee()], device="cpu")
+
+
+def test_folders_whose_cards_share_a_name_are_called_by_their_paths(colour_folder: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_referee(toy_referee(size=8, seed=seed), tmp_path / str(seed))
+
+    report = evaluate([tmp_path / "0", tmp_path / "1"], data=colour_folder, device="cpu")
+
+    assert report.row(str(tmp_path / "1"), "top-1").n == 4
+
+
+def test_signing_writes_claims_and_a_new_signature_replaces_them(colour_folder: Path, toy_folder: Path) -> None:
+    for _ in range(2):
+        report = evaluate([toy_folder], data=colour_folder, attack=["l2:0.1@2"], sign=True, device="cpu")
+
+    claims = Card.load(toy_folder).claims
+    assert {(claim.name, claim.attack) for claim in claims} == {
+        ("top-1", None),
+        ("top-5", None),
+        ("top-1", "l2:0.1@2"),
+        ("top-5", "l2:0.1@2"),
+    }
+    assert len(claims) == 4
+    first = next(claim for claim in claims if (claim.name, claim.attack) == ("top-1", None))
+    row = report.row("toy", "top-1")
+    assert (first.value, first.low, first.high, first.n) == (row.value, row.low, row.high, 4)
+    assert (first.data, first.seed) == (colour_folder.as_posix(), 0)
+
+
+def test_only_what_has_a_folder_can_be_signed(colour_referee, colour_folder: Path, toy_folder: Path) -> None:
+    with pytest.raises(UsageError, match="cannot sign colours: it has no folder"):
+        evaluate([colour_referee()], data=colour_folder, sign=True, device="cpu")
+    with pytest.raises(UsageError, match="measured with the templates plain"):
+        evaluate([toy_folder], data=colour_folder, templates="photo", sign=True, device="cpu")
+
+
+def test_an_eps_that_a_referee_learnt_at_another_size_is_noted(colour_referee, colour_folder: Path) -> None:
+    referee = colour_referee()
+    referee.card.threat = ThreatModel("l2", 1.5, 224)
+    examples = read_examples(colour_folder)
+
+    found = list(notes([Judge("robust", referee, None)], examples, {"l2:1.5@20": ThreatModel("l2", 1.5, 8)}))
+
+    assert any("robust was trained for L2 eps 1.5 at 224x224" in note and "28 times" in note for note in found)
+    fitting = {"l2:1.5@20": ThreatModel("l2", 1.5, 224)}
+    assert not any("trained" in note for note in notes([Judge("robust", referee, None)], examples, fitting))
+
+
+def test_rows_by_hand() -> None:
+    def hits(metric: str, attack: str, *outcomes: int) -> Measurement:
+        return Measurement(metric, attack, torch.tensor(outcomes, dtype=torch.bool).numpy())
+
+    rows = compare(
+        "zero-shot",
+        {
+            "old": [hits("top-1", "clean", 1, 1, 1, 1), hits("top-1", "l2:1@5", 0, 0, 0, 0)],
+            "new": [hits("top-1", "clean", 1, 1, 0, 0), hits("top-1", "l2:1@5", 1, 0, 0, 0)],
+        },
+        baseline="old",
+        seed=0,
+    )
+
+    found = {(r.referee, r.attack, r.kind, r.against): r.value for r in rows}
+    assert found == {
+        ("old", "clean", "value", ""): 1.0,
+        ("new", "clean", "value", ""): 0.5,
+        ("new", "clean", "difference", "old"): -0.5,
+        ("new", "clean", "retention", "old"): 0.5,
+        ("old", "l2:1@5", "value", ""): 0.0,
+        ("new", "l2:1@5", "value", ""): 0.25,
+        ("new", "l2:1@5", "difference", "old"): 0.25,
+        ("old", "l2:1@5", "retention", "old"): 0.0,
+        ("new", "l2:1@5", "retention", "new"): 0.5,
+    }
+
+
+def test_a_missing_row_names_those_there_are() -> None:
+    row = Row("toy", "zero-shot", "top-1", "clean", "value", "", 0.5, 0.4, 0.6, 100, 0)
+
+    with pytest.raises(UsageError, match=r"no top-3 \(clean, value\) of 'toy'; it has top-1 \(clean, value\)"):
+        Report({}, {}, [row]).row("toy", "top-3")

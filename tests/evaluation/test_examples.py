@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.examples import fit, read_examples
+from robustclip.images import save_image, to_pil
+
+
+def test_class_folders(colour_folder: Path, plain) -> None:
+    found = read_examples(colour_folder)
+
+    assert found.ids == ["blue/d.png", "green/c.png", "red/a.png", "red/b.png"]
+    assert found.label_names == ["blue", "green", "red"]
+    assert found.labels.tolist() == [0, 1, 2, 2]
+    assert found.size == (8, 8)
+    assert not found.captions
+    torch.testing.assert_close(found.images[torch.tensor([3, 0])], plain((0.6, 0.4, 0.0), (0.0, 0.6, 0.4)))
+
+
+def test_a_folder_may_bring_the_names_of_its_classes(colour_folder: Path) -> None:
+    (colour_folder / "classnames.txt").write_text("a blue square\na green square\na red square\n")
+
+    assert read_examples(colour_folder).label_names == ["a blue square", "a green square", "a red square"]
+
+
+def test_underscores_of_folders_are_spaces(tmp_path: Path, plain) -> None:
+    save_image(plain((1.0, 0.0, 0.0))[0], tmp_path / "hot_dog" / "1.png")
+
+    assert read_examples(tmp_path).label_names == ["hot dog"]
+
+
+def webdataset(folder: Path, samples: list[dict[str, bytes]], mode: Literal["w", "w:gz"] = "w") -> None:
+    """One shard."""
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "0.tar", mode) as tar:
+        for index, sample in enumerate(samples):
+            for ending, content in sample.items():
+                member = tarfile.TarInfo(f"s{index:04}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def webp(image: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    to_pil(image).save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_clip_benchmarks_classification_layout(tmp_path: Path, plain, mode) -> None:
+    images = plain((0.2, 0.4, 0.6), (0.8, 0.0, 0.2))
+    samples = [{"webp": webp(images[0]), "cls": b"1\n"}, {"webp": webp(images[1]), "cls": b"0"}]
+    webdataset(tmp_path / "test", samples, mode)
+    (tmp_path / "classnames.txt").write_text("ant\nbee\ncow\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+
+    for folder in (tmp_path, tmp_path / "test"):
+        found = read_examples(folder)
+        assert found.label_names == ["ant", "bee", "cow"]
+        assert found.labels.tolist() == [1, 0]
+        assert found.ids == ["0/s0000", "0/s0001"]
+        assert found.templates == ("a photo of a {c}.",)
+        torch.testing.assert_close(found.images[torch.arange(2)], images)
+
+
+def test_clip_benchmarks_retrieval_layout(tmp_path: Path, plain) -> None:
+    image = webp(plain((0.2, 0.4, 0.6))[0])
+    webdataset(tmp_path / "test", [{"webp": image, "txt": b"a square\nblue-ish"}, {"webp": image, "txt": b"another"}])
+
+    found = read_examples(tmp_path)
+
+    assert found.captions == [["a square", "blue-ish"], ["another"]]
+    assert not found.label_names
+
+
+def test_a_caption_that_is_missing_is_told(tmp_path: Path, plain) -> None:
+    image = webp(plain((0.2, 0.4, 0.6))[0])
+    webdataset(tmp_path / "test", [{"webp": image, "txt": b"a square"}, {"webp": image}])
+
+    with pytest.raises(UsageError, match=r"1 of 2 images have a caption \(.txt\)"):
+        read_examples(tmp_path)
+
+
+def test_labels_need_names(tmp_path: Path, plain) -> None:
+    webdataset(tmp_path / "test", [{"webp": webp(plain((0.2, 0.4, 0.6))[0]), "cls": b"3"}])
+    (tmp_path / "classnames.txt").write_text("ant\nbee\n")
+
+    with pytest.raises(UsageError, match="labels up to 3 need 4 names, 2 are there"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize("label", [b"-1", b"cat", b"\xff"])
+def test_a_label_that_is_no_number(tmp_path: Path, plain, label: bytes) -> None:
+    webdataset(tmp_path / "test", [{"webp": webp(plain((0.2, 0.4, 0.6))[0]), "cls": label}])
+
+    with pytest.raises(UsageError, match=r"0\.tar .* holds no"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_truncated_tar_is_named(tmp_path: Path, mode) -> None:
+    noise = torch.randint(256, (9000,), generator=torch.Generator().manual_seed(0)).numpy().astype("uint8").tobytes()
+    webdataset(tmp_path / "test", [{"webp": noise, "cls": b"0"}] * 3, mode)
+    shard = tmp_path / "test" / "0.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2 - 100])
+
+    with pytest.raises(UsageError, match=r"0\.tar is not a whole tar file"):
+        read_examples(tmp_path)
+
+
+def test_a_tar_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"not a tar file at all")
+
+    with pytest.raises(UsageError, match=r"0\.tar is not a whole tar file"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "cats"])
+def test_an_empty_folder_is_told_what_would_do(tmp_path: Path, inside: str) -> None:
+    (tmp_path / inside).mkdir(exist_ok=True)
+
+    with pytest.raises(UsageError, match="one sub-folder of images a class"):
+        read_examples(tmp_path)
+
+
+def test_shards_without_images_are_empty_data(tmp_path: Path) -> None:
+    webdataset(tmp_path / "test", [{"cls": b"0"}])
+
+    with pytest.raises(UsageError, match="is empty"):
+        read_examples(tmp_path)
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no data at"):
+        read_examples(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"no split 'unseen'.*unseen-styles"):
+        read_examples("emoji/unseen")
+
+
+def test_a_broken_picture_is_a_fault_of_the_run(colour_folder: Path) -> None:
+    whole = (colour_folder / "red/a.png").read_bytes()
+    (colour_folder / "red/a.png").write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(RunError, match=r"a\.png.*no readable picture"):
+        read_examples(colour_folder)
+    found = read_examples(colour_folder, size=8)
+    with pytest.raises(RunError, match=r"a\.png.*no readable picture"):
+        found.images[torch.arange(4)]
+
+
+def test_a_limit_takes_the_same_images_each_time(colour_folder: Path) -> None:
+    whole = read_examples(colour_folder)
+    some = read_examples(colour_folder, limit=3, seed=5)
+
+    assert len(some) == 3
+    assert some.ids == read_examples(colour_folder, limit=3, seed=5).ids
+    assert some.ids == [name for name in whole.ids if name in some.ids]
+    assert {tuple(read_examples(colour_folder, limit=2, seed=seed).ids) for seed in range(20)} != {tuple(some.ids[:2])}
+    for place, name in enumerate(some.ids):
+        there = whole.ids.index(name)
+        assert some.labels[place] == whole.labels[there]
+        assert torch.equal(some.images[torch.tensor([place])], whole.images[torch.tensor([there])])
+    assert len(read_examples(colour_folder, limit=99)) == 4
+
+
+def test_images_of_a_folder_are_brought_to_one_size(colour_folder: Path) -> None:
+    save_image(torch.zeros(3, 12, 8), colour_folder / "red" / "tall.png")
+
+    with pytest.raises(UsageError, match="2 different sizes: give one"):
+        read_examples(colour_folder)
+    assert read_examples(colour_folder, size=4).images[torch.arange(5)].shape == (5, 3, 4, 4)
+
+
+def test_fitting_cuts_the_centre() -> None:
+    image = torch.zeros(3, 12, 8)
+    image[:, 2:10] = 1.0
+
+    assert torch.equal(fit(image, (8, 8)), torch.ones(3, 8, 8))
+    assert torch.equal(fit(image, (12, 8)), image)
+    assert fit(torch.zeros(3, 99, 100), (224, 224)).shape == (3, 224, 224)

@@ -1,0 +1,37 @@
+"""Every recipe, shrunk to seconds: it runs, writes what it promises, and its loss falls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import robustclip
+from robustclip.recipes import CHECKOUT, run
+from robustclip.referees.card import Card
+
+TRAINING = sorted(path for room in ("robustify", "pretrain") for path in (CHECKOUT / room).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_training_recipe_run_quickly(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    numbers = run(path.stem.replace("_", "-"), path.parent.name, {"quick": True, "out": out, "device": "cpu"})
+    losses = _smooth(out)
+    assert losses[-1] < losses[0]
+    assert numbers["samples"] == 8 * 32
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["numbers"]["loss"] == numbers["loss"]
+    assert list((out / "checkpoints").iterdir())
+    assert list((out / "tensorboard").iterdir())
+    card = Card.load(out / "referee")
+    assert card.provenance["samples"] == 256
+    assert (card.threat is not None) == (path.parent.name == "robustify")
+    referee = robustclip.load_referee(out / "referee")
+    assert referee.embed_texts(["a turtle"]).shape == (1, 384)
+
+
+def _smooth(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.referees import checkpoints
+from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm
+from robustclip.referees.sentence import SentenceEncoder
+from robustclip.referees.toy import ToyText
+
+
+@pytest.fixture
+def full(open_clip_model: torch.nn.Module, tmp_path: Path) -> Path:
+    """A full checkpoint in a trainer's wrapper."""
+    path = tmp_path / "CLIPAG_tiny.pt"
+    state = {f"module.{name}": value for name, value in open_clip_model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 2}, path)
+    return path
+
+
+@pytest.fixture
+def image_only(open_clip_model: Any, tmp_path: Path) -> Path:
+    """An image tower alone, as FARE and TeCoA are released."""
+    path = tmp_path / "fare.pt"
+    torch.save({name: value + 0.01 for name, value in open_clip_model.visual.state_dict().items()}, path)
+    return path
+
+
+def test_a_full_checkpoint(full: Path, architecture: str, open_clip_model: Any, images: Tensor) -> None:
+    referee = load_checkpoint(full, architecture, quick_gelu=False)
+    with torch.no_grad():
+        expected = open_clip_model.encode_image(referee.preprocess(images), normalize=True)
+    torch.testing.assert_close(referee.embed_images(images), expected)
+    assert referee.logit_scale == pytest.approx(open_clip_model.logit_scale.exp().item())
+    assert referee.card.provenance == {"checkpoint": "CLIPAG_tiny.pt", "architecture": architecture}
+    assert not referee.card.architecture["quick_gelu"]
+
+
+def test_quick_gelu_makes_a_difference(full: Path, architecture: str, images: Tensor) -> None:
+    without = load_checkpoint(full, architecture, quick_gelu=False)
+    with_it = load_checkpoint(full, architecture, quick_gelu=True)
+    named = load_checkpoint(full, f"{architecture}-quickgelu")
+    assert (without.embed_images(images) - with_it.embed_images(images)).abs().max() > 1e-4
+    assert torch.equal(named.embed_images(images), with_it.embed_images(images))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "RN50"])
+def test_quick_gelu_is_asked_for_where_openai_was_first(name: str, full: Path) -> None:
+    with pytest.raises(UsageError, match=rf'does not say .* QuickGELU(.|\n)*architecture="{name}", quick_gelu=True'):
+        load_checkpoint(full, name)
+
+
+def test_quick_gelu_is_not_asked_for_where_there_is_one_kind(full: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit the architecture"):
+        load_checkpoint(full, "ViT-B-32-256")
+
+
+def test_quick_gelu_that_contradicts_the_architecture(full: Path, architecture: str) -> None:
+    with pytest.raises(UsageError, match="has QuickGELU, the call says quick_gelu=False: give architecture='tiny-vit'"):
+        load_checkpoint(full, f"{architecture}-quickgelu", quick_gelu=False)
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "module.model."])
+def test_an_image_tower_alone_takes_the_rest_from_a_base(
+    prefix: str, image_only: Path, full: Path, architecture: str, images: Tensor
+) -> None:
+    weights = torch.load(image_only, weights_only=True)
+    torch.save({prefix + name: value for name, value in weights.items()}, image_only)
+    referee = load_checkpoint(image_only, architecture, quick_gelu=False, pretrained=str(full))
+    base = load_checkpoint(full, architecture, quick_gelu=False)
+    for name, value in referee.image_tower.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert torch.equal(referee.embed_texts(["cat"]), base.embed_texts(["cat"]))
+    assert not torch.allclose(referee.embed_images(images), base.embed_images(images))
+    assert referee.logit_scale == base.logit_scale
+    assert referee.card.provenance["text_tower"] == "CLIPAG_tiny"
+
+
+def test_a_tag_as_base_answers_the_question_of_quick_gelu(
+    image_only: Path, full: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_checkpoint(full, architecture, quick_gelu=True)
+    monkeypatch.setattr(checkpoints, "tag_quick_gelu", lambda name, tag: True if tag == "openai" else None)
+    monkeypatch.setattr(checkpoints, "load_tag", lambda name, tag: base)
+    referee = load_checkpoint(image_only, architecture, pretrained="openai")
+    assert referee.card.architecture["quick_gelu"]
+    assert referee.text_tower is base.text_tower
+
+
+def test_an_image_tower_without_a_base_says_what_is_needed(image_only: Path, full: Path, architecture: str) -> None:
+    with pytest.raises(UsageError, match=r'image tower only: .*pretrained="openai"'):
+        load_checkpoint(image_only, architecture, quick_gelu=True)
+    with pytest.raises(UsageError, match="pretrained='nothing' is neither a tag of tiny-vit nor a file"):
+        load_checkpoint(image_only, architecture, quick_gelu=True, pretrained="nothing")
+    with pytest.raises(UsageError, match="holds an image tower only too: give the file of a full CLIP"):
+        load_checkpoint(image_only, architecture, quick_gelu=True, pretrained=str(image_only))
+
+
+def test_a_wrong_architecture_names_those_that_fit(full: Path, architecture: str) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"CLIPAG_tiny.pt \(image tower\) and tiny-vit-wide does not fit the architecture: 1 of another shape "
+        r"\(proj \(16, 12\) for \(16, 24\)\). Architectures with an image tower of these shapes: tiny-vit, tiny-vit-quick",
+    ):
+        load_checkpoint(full, "tiny-vit-wide")
+
+
+def test_shapes_that_no_architecture_has(tmp_path: Path, architecture: str) -> None:
+    save_file({"stem.weight": torch.ones(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UsageError, match=r"1 unexpected \(stem.weight\). No ViT or ResNet of open_clip has"):
+        load_checkpoint(tmp_path / "odd.safetensors", architecture, quick_gelu=False)
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32", "ViT-L-14-336"])
+def test_fitting_architectures_are_found_by_shapes(name: str) -> None:
+    with torch.device("meta"):
+        weights = dict(checkpoints.build_image_tower(checkpoints.builtin_config(name)).state_dict())
+    assert f" {name}" in checkpoints._fitting(weights, name)
+
+
+@pytest.mark.parametrize("extra", ["classifier.weight", "text_decoder.x"])
+def test_keys_of_neither_tower_are_refused(extra: str, open_clip_model: Any, architecture: str, tmp_path: Path) -> None:
+    torch.save(open_clip_model.state_dict() | {extra: torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=f"holds {extra}, which no tower of a CLIP has"):
+        load_checkpoint(tmp_path / "x.pt", architecture, quick_gelu=False)
+
+
+def test_a_text_tower_with_a_hole_is_refused(open_clip_model: Any, architecture: str, tmp_path: Path) -> None:
+    state = open_clip_model.state_dict()
+    del state["ln_final.weight"]
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=r"the text tower of tiny-vit .*1 missing \(ln_final.weight\)"):
+        load_checkpoint(tmp_path / "x.pt", architecture, quick_gelu=False)
+
+
+def test_a_folder_that_open_clip_saved(open_clip_model: Any, tiny_cfg: Any, images: Tensor, tmp_path: Path) -> None:
+    config = {"model_cfg": tiny_cfg | {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "size": 32}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    referee = load_local_dir(tmp_path)
+    plain = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a cat"])
+    with torch.no_grad():
+        expected = plain.encode_image((images - 0.5) / referee.preprocess.std)
+        torch.testing.assert_close(referee.embed_images(images, normalize=False), expected)
+        torch.testing.assert_close(referee.embed_texts(["a cat"], normalize=False), plain.encode_text(tokens))
+    assert referee.logit_scale == pytest.approx(plain.logit_scale.exp().item())
+
+
+def test_a_folder_that_open_clip_cannot_have_saved(open_clip_model: Any, tiny_cfg: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no .*open_clip_config.json: give the folder"):
+        load_local_dir(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("[]")
+    with pytest.raises(UsageError, match="is no open_clip config, a JSON object with a model_cfg"):
+        load_local_dir(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_cfg}))
+    with pytest.raises(UsageError, match="holds no weights: a CLIP needs both towers"):
+        load_local_dir(tmp_path)
+    save_file(open_clip_model.visual.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="holds an image tower only: a CLIP needs both towers"):
+        load_local_dir(tmp_path)
+
+
+def test_a_timm_tower_beside_a_text_tower(tmp_path: Path, images: Tensor) -> None:
+    tower = timm.create_model("test_convnext", num_classes=0).eval()
+    save_file(tower.state_dict(), tmp_path / "tower.safetensors")
+    referee = load_timm(
+        "test_convnext", tmp_path / "tower.safetensors", text_tower=ToyText(tower.num_features), image_size=32
+    )
+    with torch.no_grad():
+        expected = tower(referee.preprocess(images))
+    torch.testing.assert_close(referee.embed_images(images, normalize=False), expected)
+
+
+def test_a_timm_tower_with_a_projection_beside_the_sentence_encoder(
+    tmp_path: Path, sentence_referee: Any, encoder: SentenceEncoder, images: Tensor
+) -> None:
+    save_file(sentence_referee.image_tower.state_dict(), tmp_path / "tower.safetensors")
+    referee = load_timm("test_convnext", tmp_path / "tower.safetensors", text_tower=encoder, image_size=32)
+    assert torch.equal(
+        referee.image_tower(referee.preprocess(images)), sentence_referee.image_tower(referee.preprocess(images))
+    )
+
+
+def test_a_timm_tower_of_another_width_or_without_weights(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_convnext", num_classes=0).state_dict(), tmp_path / "tower.safetensors")
+    with pytest.raises(UsageError, match="towers of different width"):
+        load_timm("test_convnext", tmp_path / "tower.safetensors", text_tower=ToyText(8), image_size=32)
+    with pytest.raises(UsageError, match=r'timm:test_convnext needs weights .*pretrained="tower.safetensors"'):
+        load_timm("test_convnext", None)

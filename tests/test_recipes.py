@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import robustclip
+from robustclip import recipes
+from robustclip.errors import UsageError
+
+COMMON = "device: str = 'auto', dtype: str = 'auto', seed: int = 0, out: str | None = None, quick: bool = False"
+
+RECIPE = f'''
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Settings:
+    steps: int
+
+def faults(steps: int, quick: bool):
+    if quick and steps > 10:
+        yield f"steps={{steps}} is not quick: give 10 or fewer"
+
+def recipe(*, steps: int = 5, {COMMON}) -> dict[str, object]:
+    """Count the steps. And say
+    no more.
+
+    Second paragraph.
+    """
+    return {{"steps": Settings(steps).steps, "seed": seed}}
+'''
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "count_steps.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_path_is_a_recipe(recipe_file: Path) -> None:
+    recipe = recipes.find(str(recipe_file), "robustify")
+    assert recipe.name == "count-steps"
+    assert recipe.summary == "Count the steps"
+
+
+def test_listing_a_recipe_does_not_run_it(tmp_path: Path) -> None:
+    path = tmp_path / "boom.py"
+    path.write_text('raise RuntimeError("ran")\ndef recipe():\n    """Explode."""\n')
+    assert recipes.find(str(path), "robustify").summary == "Explode"
+
+
+def test_names_are_found_with_hyphens_and_in_other_rooms(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    room = tmp_path / "house" / "robustify"
+    room.mkdir(parents=True)
+    (room / "count_steps.py").write_text(RECIPE)
+    (room / "_shared.py").write_text("")
+    monkeypatch.setattr(recipes, "SHIPPED", tmp_path / "house")
+    assert [recipe.name for recipe in recipes.available("robustify")] == ["count-steps"]
+    assert recipes.find("count-steps", "robustify").path == room / "count_steps.py"
+    assert recipes.find("robustify/count-steps", "synthesize").path == room / "count_steps.py"
+    with pytest.raises(UsageError, match=r"unknown recipe 'count-step': did you mean count-steps\? There are count-st"):
+        recipes.find("count-step", "robustify")
+    with pytest.raises(UsageError, match=r"unknown recipe 'wonder'\. There are count-steps; a path to a \.py file"):
+        recipes.find("wonder", "robustify")
+
+
+def test_a_path_that_leads_nowhere() -> None:
+    with pytest.raises(UsageError, match=r"there is no recipe file no/where\.py: give a path to one, or a name of"):
+        recipes.find("no/where.py", "robustify")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"is not a recipe: it needs a function with a docstring"),
+        ("recipe = 3", r"is not a recipe"),
+        ("def recipe(*, steps: int = 3): ...", r"is not a recipe"),
+        ('def recipe(*, steps: int = 3, out: str = ""):\n    """Do."""', r"must also take device, dtype, seed, quick"),
+    ],
+    ids=["empty", "no function", "no docstring", "lacks flags"],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        recipes.find(str(path), "robustify").load()
+
+
+def test_the_python_face_runs_a_recipe(recipe_file: Path) -> None:
+    assert robustclip.robustify(str(recipe_file), steps=3, seed="7") == {"steps": 3, "seed": 7}
+
+
+def test_the_python_face_makes_the_same_checks(recipe_file: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        robustclip.robustify(str(recipe_file), steps="three", sed=1)
+    assert "2 faults in the call of robustify(" in str(error.value)
+    assert "steps= 'three': should be a valid integer" in str(error.value)
+    assert "sed=: unknown argument; did you mean seed=?" in str(error.value)
+    with pytest.raises(UsageError, match="steps=11 is not quick: give 10 or fewer"):
+        robustclip.robustify(str(recipe_file), steps=11, quick=True)
+
+
+@pytest.mark.parametrize("recipe", recipes.available("robustify"), ids=lambda recipe: recipe.name)
+def test_shipped_recipes_keep_the_contract(recipe: recipes.Recipe) -> None:
+    function, _ = recipe.load()
+    assert recipe.summary
+    assert f"robustclip robustify {recipe.name}" in (function.__doc__ or ""), "the docstring holds the command"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import AfterValidator, FilePath, NewPath, PositiveFloat, PositiveInt
+
+from robustclip.errors import UsageError
+from robustclip.signatures import as_flag, as_keyword, bind, parameters, raise_faults, unknown
+
+
+def even(number: int) -> int:
+    if number % 2:
+        raise UsageError(f"{number} is odd: give {number + 1}")
+    return number
+
+
+def command(
+    names: Annotated[Sequence[str], "what to read"],
+    *,
+    steps: Annotated[PositiveInt, "how often"] = 10,
+    step_size: PositiveFloat = 0.5,
+    norm: Literal["l2", "linf"] = "l2",
+    captions: FilePath | None = None,
+    sizes: list[int] = [64],  # noqa: B006
+    pairs: Annotated[int, AfterValidator(even)] = 2,
+    out: Path | None = None,
+    quick: bool = False,
+) -> None:
+    raise AssertionError("binding must not call")
+
+
+def test_text_is_read_as_the_types_say() -> None:
+    given: dict[str, object] = {
+        "names": ("a", "b"),
+        "steps": "3",
+        "step_size": "1e-2",
+        "norm": "linf",
+        "sizes": ["1", "2"],
+        "out": "runs/x",
+        "quick": True,
+    }
+    arguments, faults = bind(command, given)
+    assert faults == []
+    assert arguments == {
+        "names": ("a", "b"),
+        "steps": 3,
+        "step_size": 0.01,
+        "norm": "linf",
+        "captions": None,
+        "sizes": [1, 2],
+        "pairs": 2,
+        "out": Path("runs/x"),
+        "quick": True,
+    }
+
+
+def test_all_faults_come_at_once_each_with_its_fix() -> None:
+    given = {"steps": "ten", "step_size": -1, "norm": "l3", "captions": "nowhere.csv", "pairs": 3, "stepsize": 1}
+    _, faults = bind(command, given)
+    assert faults == [
+        "steps= 'ten': should be a valid integer, unable to parse string as an integer (default: 10)",
+        "step_size= -1: should be greater than 0 (default: 0.5)",
+        "norm= 'l3': should be 'l2' or 'linf' (default: l2)",
+        "captions= 'nowhere.csv': path does not point to a file",
+        "pairs= 3: 3 is odd: give 4 (default: 2)",
+        "stepsize=: unknown argument; did you mean step_size= or steps=?",
+        "names= is missing: what to read",
+    ]
+
+
+def test_faults_are_spelled_as_the_caller_would() -> None:
+    _, faults = bind(command, {"step_size": 0}, spell=as_flag)
+    assert faults == ["--step-size 0: should be greater than 0 (default: 0.5)", "NAMES is missing: what to read"]
+
+
+def test_a_default_may_be_at_fault(tmp_path: Path) -> None:
+    def writes(*, out: NewPath = tmp_path) -> None: ...
+
+    _, faults = bind(writes, {}, spell=as_flag)
+    assert faults == [f"--out '{tmp_path}': path already exists"]
+    assert bind(writes, {"out": tmp_path / "new"}) == ({"out": tmp_path / "new"}, [])
+
+
+def in_pixels(norm: str, step_size: float) -> Iterator[str]:
+    if norm == "linf" and step_size >= 1:
+        yield f"{step_size} is no step for linf"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"norm": "linf", "step_size": 4}, ["4.0 is no step for linf"]),
+        ({"norm": "linf", "step_size": "0.1"}, []),
+        ({"norm": "l2", "step_size": 4}, []),
+        ({"norm": "linf", "step_size": "x"}, ["step_size= 'x': should be a valid number"]),
+    ],
+    ids=["illegal", "legal", "legal by default", "silent beside a fault of its own"],
+)
+def test_illegal_pairs(given: dict[str, object], expected: list[str]) -> None:
+    _, faults = bind(command, given | {"names": ["a"]}, pairs=in_pixels)
+    assert [fault.partition(",")[0] for fault in faults] == expected
+
+
+def test_what_is_shown_of_a_parameter() -> None:
+    shown = {p.name: (p.label, p.help, p.repeated, p.required, p.positional) for p in parameters(command)}
+    assert shown["names"] == ("TEXT", "what to read", True, True, True)
+    assert shown["steps"] == ("INTEGER", "how often", False, False, False)
+    assert shown["step_size"][0] == "NUMBER"
+    assert shown["norm"][0] == "l2|linf"
+    assert shown["captions"][0] == "PATH"
+    assert shown["sizes"] == ("INTEGER", "", True, False, False)
+    assert shown["quick"][0] == ""
+    assert [as_flag(p) for p in parameters(command)][:3] == ["NAMES", "--steps", "--step-size"]
+    assert as_keyword(parameters(command)[1]) == "steps="
+
+
+def untyped(*, steps=3) -> None: ...  # type: ignore[no-untyped-def]
+def gathers(**others: Any) -> None: ...
+
+
+@pytest.mark.parametrize("function", [untyped, gathers])
+def test_a_parameter_that_cannot_be_a_flag_is_refused(function: Any) -> None:
+    with pytest.raises(UsageError, match=r"can't become a flag: give each parameter a name and a type"):
+        parameters(function)
+
+
+def test_one_error_lists_all_faults() -> None:
+    raise_faults("f()", [])
+    with pytest.raises(UsageError, match=r"^a fault in the call of f\(\)\n  x$"):
+        raise_faults("f()", ["x"])
+    with pytest.raises(UsageError, match=r"^2 faults in the call of f\(\)\n  x\n  y\nsee g$"):
+        raise_faults("f()", ["x", "y"], "see g")
+
+
+def test_unknown_names_what_is_near_or_nothing() -> None:
+    assert unknown("--stepps", ["--steps", "--seed"], "flag") == "--stepps: unknown flag; did you mean --steps?"
+    assert unknown("--wonder", ["--steps", "--seed"], "flag") == "--wonder: unknown flag"

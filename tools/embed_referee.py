@@ -1,0 +1,37 @@
+"""Put what a run trained among the embedded referees: image tower in half precision, card, open_clip config.
+
+    python tools/embed_referee.py runs/emoji-1 emoji-robust
+
+Claims are measured afterwards, on the file that is committed: `robustclip evaluate ... --sign`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from robustclip.referees.folder import load_referee_folder, save_referee
+from robustclip.referees.registry import EMBEDDED
+from robustclip.robustification.finish import REFEREE
+
+OF_THIS_MACHINE = ("out", "resume")
+"""Arguments that say where a run was written: no part of where weights come from."""
+
+
+def main(run: Path, name: str) -> None:
+    referee = load_referee_folder(run / REFEREE)
+    provenance = dict(referee.card.provenance)
+    arguments = provenance["arguments"].items()
+    provenance["arguments"] = {key: value for key, value in arguments if key not in OF_THIS_MACHINE}
+    card = replace(referee.card, name=name, provenance=provenance, claims=[])
+    card = save_referee(referee, EMBEDDED / name, half=True, card=card)
+    print(f"{name}: {sum(f.stat().st_size for f in (EMBEDDED / name).iterdir()) / 1e6:.2f} MB, {card.weights}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    main(arguments.run, arguments.name)

@@ -44,6 +44,7 @@ def recipe(
     texts: list[str] = [],
     captions: FilePath | None = None,
     channels_last: bool = True,
+    quick_gelu: bool | None = None,
     fail: str = "",
     device: str = "auto",
     dtype: str = "auto",
@@ -104,14 +105,18 @@ def test_flags_that_take_several_values(toy: str, tmp_path: Path) -> None:
 
 def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: Path) -> None:
     flags = ["--stpes", "3", "--steps", "ten", "--norm", "l3", "--captions", "nowhere", "--out", str(tmp_path)]
-    done = robustclip_command("robustify", toy, *flags, "--step-sizes=3", "extra", "--seed", "1.5")
+    done = robustclip_command(
+        "robustify", toy, *flags, "--step-sizes=3", "--wonder", "--quik", "x", "extra", "--seed", "1.5"
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
-        f"robustclip: 8 faults in the call of robustclip robustify {toy}",
+        f"robustclip: 10 faults in the call of robustclip robustify {toy}",
         "  --stpes: unknown flag; did you mean --steps?",
         "  --step-sizes: unknown flag; did you mean --step-size?",
+        "  --wonder: unknown flag",
+        "  --quik: unknown flag; did you mean --quick?",
         "  extra: belongs to no flag",
         "  --steps 'ten': should be a valid integer, unable to parse string as an integer (default: 5)",
         "  --norm 'l3': should be 'l2' or 'linf' (default: l2)",
@@ -190,6 +195,7 @@ def test_help_shows_each_flag_with_its_meaning_and_default(toy: str) -> None:
     assert "Raises" not in shown
     assert "updates of the tower  [default: 5]" in shown
     assert "--norm l2|linf" in shown
+    assert "--quick-gelu / --no-quick-gelu" in shown
     for flag in ("--json", "--device", "--dtype", "--seed", "--quick"):
         assert flag in shown
 

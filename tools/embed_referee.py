@@ -19,11 +19,13 @@ OF_THIS_MACHINE = ("out", "resume")
 """Arguments that say where a run was written: no part of where weights come from."""
 
 
-def main(run: Path, name: str) -> None:
+def main(run: Path, name: str, note: str | None) -> None:
     referee = load_referee_folder(run / REFEREE)
     provenance = dict(referee.card.provenance)
     arguments = provenance["arguments"].items()
     provenance["arguments"] = {key: value for key, value in arguments if key not in OF_THIS_MACHINE}
+    if note:
+        provenance["note"] = note
     card = replace(referee.card, name=name, provenance=provenance, claims=[])
     card = save_referee(referee, EMBEDDED / name, half=True, card=card)
     print(f"{name}: {sum(f.stat().st_size for f in (EMBEDDED / name).iterdir()) / 1e6:.2f} MB, {card.weights}")
@@ -33,5 +35,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
+    parser.add_argument("--note", help="what a reader should know of the training and nothing else says")
     arguments = parser.parse_args()
-    main(arguments.run, arguments.name)
+    main(arguments.run, arguments.name, arguments.note)

@@ -12,7 +12,7 @@ from robustclip.runs import RunFolder
 
 def recipe(
     *,
-    steps: PositiveInt = 2400,
+    steps: PositiveInt = 2000,
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 2e-3,
     resume: DirectoryPath | None = None,
@@ -27,9 +27,9 @@ def recipe(
     robustclip robustify pretrain/emoji-judge
 
     About 25 minutes on two CPU cores. Sees all eight styles except the held-out concepts and two images of each of the
-    200 committed labels, on which it is measured (`judge-heldback`). HGNetV2-B0 is another family than the guides'
+    200 committed labels, on which it is measured (`judge-heldback`). VoVNet is another family than the guides'
     ResNet. All values are ours.
     """
     given = dict(locals())
-    judge = {"name": "emoji-judge", "tower": "hgnetv2_b0", "split": "judge-train"}
+    judge = {"name": "emoji-judge", "tower": "ese_vovnet19b_slim", "split": "judge-train"}
     return recipes.run("emoji-vanilla", "pretrain", judge | given)

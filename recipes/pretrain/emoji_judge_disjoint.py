@@ -12,7 +12,7 @@ from robustclip.runs import RunFolder
 
 def recipe(
     *,
-    steps: PositiveInt = 1200,
+    steps: PositiveInt = 1000,
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 2e-3,
     resume: DirectoryPath | None = None,
@@ -31,5 +31,5 @@ def recipe(
     All values are ours.
     """
     given = dict(locals())
-    judge = {"name": "emoji-judge-disjoint", "tower": "hgnetv2_b0", "split": "unseen-train"}
+    judge = {"name": "emoji-judge-disjoint", "tower": "ese_vovnet19b_slim", "split": "unseen-train"}
     return recipes.run("emoji-vanilla", "pretrain", judge | given)

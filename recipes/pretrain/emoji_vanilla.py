@@ -28,7 +28,7 @@ def recipe(
     start: str | None = None,
     split: str = "guide-styles",
     objective: ObjectiveName = "text-bank",
-    steps: PositiveInt = 3000,
+    steps: PositiveInt = 2000,
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 2e-3,
     weight_decay: NonNegativeFloat = 0.05,
@@ -53,8 +53,8 @@ def recipe(
     to name each drawing among all concepts of the split in the space of the frozen sentence encoder. The other
     embedded referees are this recipe with other arguments:
 
-      emoji-vanilla-long    --name emoji-vanilla-long --start emoji-vanilla: the control of emoji-robust, given
-                            emoji-robust's training time on clean images
+      emoji-vanilla-long    --name emoji-vanilla-long --start emoji-vanilla --steps 3400 --lr 1e-3: the control of
+                            emoji-robust, given emoji-robust's training time and more on clean images
       emoji-judge           pretrain/emoji-judge
       emoji-judge-disjoint  pretrain/emoji-judge-disjoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,15 @@ class TypedCommand(click.Command):
         values: list[str] = []
         misfits: list[str] = []
         flags = [flag for option in self.params for flag in option.opts if flag.startswith("--")]
-        tokens = iter(rest)
-        for token in tokens:
+        tokens = deque(rest)
+        while tokens:
+            token = tokens.popleft()
             if not _is_flag(token):
                 values.append(token)
                 continue
             misfits.append(signatures.unknown(token.partition("=")[0], flags, "flag"))
-            if "=" not in token:
-                after = next(tokens, None)  # most likely its value
-                if after is not None and _is_flag(after):
-                    tokens = iter([after, *tokens])
+            if "=" not in token and tokens and not _is_flag(tokens[0]):
+                tokens.popleft()  # most likely its value
         positional: dict[str, object] = {}
         for parameter in self.parameters:
             if parameter.positional and values:
@@ -121,7 +121,7 @@ def _option(parameter: Parameter) -> click.Option:
     flag = as_flag(parameter)
     is_switch = parameter.label == ""
     return click.Option(
-        [parameter.name, f"{flag}/--no-{flag[2:]}" if is_switch and parameter.default is True else flag],
+        [parameter.name, f"{flag}/--no-{flag[2:]}" if is_switch and parameter.default is not False else flag],
         is_flag=is_switch,
         type=None if is_switch else click.UNPROCESSED,
         multiple=parameter.repeated,

@@ -26,7 +26,9 @@ def numbers(values: Mapping[str, object]) -> None:
 def rich(content: RenderableType) -> None:
     """Tables and texts of rich, in the terminal's width or a pipe's."""
     console = Console()
-    console.print(content, width=None if console.is_terminal else WIDTH_OF_A_PIPE)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_PIPE
+    console.print(content)
 
 
 def demonstration(shown: Mapping[str, Any]) -> None:

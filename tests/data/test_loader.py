@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from robustclip.data.batch import Batch, BatchSource
 from robustclip.data.decoding import Preparation
@@ -119,6 +121,16 @@ def test_a_batch_is_what_the_trainer_expects(folder) -> None:
     assert batch.positives.shape == (8,)
     assert batch.positives.dtype == torch.int64
     assert batch.captions == [f"caption {name[-9:]}" for name in batch.ids]
+
+
+def test_white_is_one_and_black_is_zero(tmp_path, write_tar) -> None:
+    for name in ("white", "black"):
+        picture = io.BytesIO()
+        Image.new("RGB", (20, 20), name).save(picture, "PNG")
+        write_tar(tmp_path / f"{name}.tar", [("0.png", picture.getvalue()), ("0.txt", name.encode())])
+    (batch,) = first(loader(tmp_path, batch_size=2), 1)
+    values = {caption: image.unique().tolist() for caption, image in zip(batch.captions, batch.images, strict=True)}
+    assert values == {"white": [1.0], "black": [0.0]}
 
 
 def test_a_sample_is_augmented_anew_each_epoch(folder) -> None:

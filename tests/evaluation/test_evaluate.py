@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,40 @@ def test_all_tasks_leave_their_files(colour_folder: Path, toy_folder: Path, tmp_
         "linf:1/255@2",
     }
     assert (out / "gradients.png").stat().st_size > 0
+    assert "low-frequency share" in (out / "table.txt").read_text()
     share = report.row("toy", "low-frequency share")
     assert 0 < share.low <= share.value <= share.high < 1
 
     with pytest.raises(UsageError, match="already holds an evaluation"):
         evaluate(str(toy_folder), data=colour_folder, out=out, device="cpu")
+
+
+def test_the_picture_shows_each_prompt_on_an_image_it_is_true_of(
+    colour_referee, colour_folder: Path, monkeypatch
+) -> None:
+    shown = {}
+
+    def record(judges, images, prompts, dtype):
+        shown.update(images=images, prompts=prompts)
+        return images[0]
+
+    monkeypatch.setattr(import_module("robustclip.evaluation.evaluate"), "gradient_picture", record)
+    options = {"data": colour_folder, "tasks": "gradients", "device": "cpu"}
+
+    evaluate([colour_referee()], prompts=["green", "red, if you like", "blue"], **options)
+    assert shown["prompts"] == ["green", "red, if you like", "blue"]
+    torch.testing.assert_close(shown["images"][:, :, 0, 0][[0, 2]], torch.tensor([[0.0, 0.8, 0.0], [0.0, 0.6, 0.4]]))
+
+    evaluate([colour_referee()], **options)
+    assert sorted(shown["prompts"]) == ["blue", "green", "red", "red"]
+    for prompt, image in zip(shown["prompts"], shown["images"], strict=True):
+        assert prompt == "blue" or image[:, 0, 0].argmax() == ["red", "green"].index(prompt)
+
+
+def test_templates_may_come_with_the_data(colour_folder: Path, colour_referee) -> None:
+    setting = evaluate([colour_referee()], data=colour_folder, templates="dataset", device="cpu").setting
+
+    assert setting["templates"] == ["{}"]  # this set brings none
 
 
 def test_the_table_names_everyone(colour_referee, colour_folder: Path) -> None:
@@ -186,7 +216,7 @@ def test_a_task_that_the_data_cannot_serve(colour_referee, colour_folder: Path) 
 
 
 def test_referees_that_are_not_there_or_the_same(monkeypatch) -> None:
-    monkeypatch.setattr("robustclip.referees.registry._near_tags", lambda name: [])  # imports open_clip: seconds
+    monkeypatch.setattr("robustclip.referees.registry._near_tags", lambda _: [])  # imports open_clip: seconds
     with pytest.raises(UsageError, match="at least one referee"):
         evaluate([], device="cpu")
     with pytest.raises(UsageError, match="no referee 'nobody'"):
@@ -274,3 +304,13 @@ def test_a_missing_row_names_those_there_are() -> None:
 
     with pytest.raises(UsageError, match=r"no top-3 \(clean, value\) of 'toy'; it has top-1 \(clean, value\)"):
         Report({}, {}, [row]).row("toy", "top-3")
+
+
+def test_a_referee_in_training_is_measured_in_eval_mode_and_goes_on_training(
+    colour_referee, colour_folder: Path
+) -> None:
+    tower = torch.nn.Sequential(torch.nn.Dropout(0.99), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    referee = colour_referee(tower=tower).train()
+
+    assert evaluate([referee], data=colour_folder, device="cpu").row("colours", "top-1").value == 0.75
+    assert tower[0].training

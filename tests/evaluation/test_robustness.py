@@ -138,3 +138,10 @@ def test_the_control_of_an_image_depends_on_its_index_alone() -> None:
     assert torch.equal(together[2:3], alone)
     assert not torch.equal(together[2], together[3])
     assert not math.isclose(float(together[0, 0, 0, 0]), 0.5)
+
+
+def test_every_attacked_image_is_checked(colour_referee, plain, monkeypatch) -> None:
+    monkeypatch.setattr("robustclip.evaluation.robustness.pgd", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
+
+    with pytest.raises(RunError, match="left its threat model"):
+        under_attack(colour_referee(), plain((0.6, 0.4, 0.0)), torch.tensor([0]), "l2:1@1")

@@ -73,7 +73,7 @@ def test_what_is_no_card_is_refused(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a referee's folder: it has no card.json"):
+    with pytest.raises(UsageError, match=r"not a referee's folder: it has no card.json"):
         Card.load(tmp_path)
 
 

@@ -89,8 +89,8 @@ def test_a_tag_as_base_answers_the_question_of_quick_gelu(
     image_only: Path, full: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_checkpoint(full, architecture, quick_gelu=True)
-    monkeypatch.setattr(checkpoints, "tag_quick_gelu", lambda name, tag: True if tag == "openai" else None)
-    monkeypatch.setattr(checkpoints, "load_tag", lambda name, tag: base)
+    monkeypatch.setattr(checkpoints, "tag_quick_gelu", lambda _, tag: True if tag == "openai" else None)
+    monkeypatch.setattr(checkpoints, "load_tag", lambda *_: base)
     referee = load_checkpoint(image_only, architecture, pretrained="openai")
     assert referee.card.architecture["quick_gelu"]
     assert referee.text_tower is base.text_tower
@@ -109,7 +109,7 @@ def test_a_wrong_architecture_names_those_that_fit(full: Path, architecture: str
     with pytest.raises(
         UsageError,
         match=r"CLIPAG_tiny.pt \(image tower\) and tiny-vit-wide does not fit the architecture: 1 of another shape "
-        r"\(proj \(16, 12\) for \(16, 24\)\). Architectures with an image tower of these shapes: tiny-vit, tiny-vit-quick",
+        r"\(proj \(16, 12\) for \(16, 24\)\). Architectures with an image tower of these shapes: tiny-vit, tiny-vit-q",
     ):
         load_checkpoint(full, "tiny-vit-wide")
 

@@ -154,6 +154,6 @@ def test_weights_that_do_not_fit_the_card(sentence_referee: TwoTower, tmp_path: 
     card = save_referee(sentence_referee, tmp_path)
     vision = card.architecture["vision_cfg"] | {"timm_model_name": "test_resnet"}
     replace(card, architecture=card.architecture | {"vision_cfg": vision}).save(tmp_path)
-    with pytest.raises(UsageError, match="does not fit the architecture: .* missing"):
+    with pytest.raises(UsageError, match=r"does not fit the architecture: .* missing"):
         load_referee_folder(tmp_path)
     assert Card.load(tmp_path).architecture["vision_cfg"]["timm_model_name"] == "test_resnet"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def fake_download(
     known = {(name, "good"): {"quick_gelu": False} for name in (architecture, f"{architecture}-quickgelu")}
     known |= {(name, "quick"): {"quick_gelu": True, "mean": (0.5, 0.5, 0.5)} for name, _ in list(known)}
     for module in (openclip, open_clip.factory):
-        monkeypatch.setattr(module, "get_pretrained_cfg", lambda name, tag: known.get((name, tag), {}))
-    monkeypatch.setattr(openclip, "list_pretrained_tags_by_model", lambda name: ["good", "quick"])
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *args, **kwargs: str(tmp_path / "tag.pt"))
+        monkeypatch.setattr(module, "get_pretrained_cfg", lambda *key: known.get(key, {}))
+    monkeypatch.setattr(openclip, "list_pretrained_tags_by_model", lambda _: ["good", "quick"])
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tmp_path / "tag.pt"))
 
 
 @pytest.mark.parametrize("vision", CONFIGS)
@@ -138,12 +139,32 @@ def test_a_contradiction_about_quick_gelu_is_refused(
         load_tag(architecture + suffix, tag, quick_gelu=quick_gelu)
 
 
+def test_a_model_of_the_hub(
+    tiny_cfg: dict[str, object], open_clip_model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_cfg | {"quick_gelu": True}}))
+    torch.save(open_clip_model.state_dict(), tmp_path / "model.bin")
+
+    def cached(model_id: str, filename: str = "model.bin", **_: object) -> str:
+        assert model_id == "some/clip"
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", cached)
+    referee = load_hub("hf-hub:some/clip")
+    plain = open_clip.create_model("hf-hub:some/clip").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            referee.embed_images(images, normalize=False), plain.encode_image(normalised(images))
+        )
+    assert referee.card.provenance == {"source": "hf-hub:some/clip"}
+
+
 def test_unknown_architectures_and_tags_name_near_ones(architecture: str) -> None:
     with pytest.raises(UsageError, match=r"no architecture 'ViT-B32'; near ones: .*ViT-B-32"):
         load_tag("ViT-B32", "openai")
     with pytest.raises(UsageError, match=r"no weights ViT-B-32:laion2b_s34b; it has the tags .*laion2b_s34b_b79k"):
         load_tag("ViT-B-32", "laion2b_s34b")
-    with pytest.raises(UsageError, match="open_clip.list_models"):
+    with pytest.raises(UsageError, match=r"open_clip.list_models"):
         load_tag("zzz", "openai")
     with pytest.raises(UsageError, match=r"tiny-captioner is a captioner \(CoCa\)"):
         load_tag("tiny-captioner", "x")
@@ -159,7 +180,7 @@ def test_out_of_reach_says_what_and_names_the_ways_out(monkeypatch: pytest.Monke
         RunError, match=r"could not fetch ViT-B-32:laion2b_s34b_b79k \(.*offline\).*HF_HOME.*architecture="
     ):
         load_tag("ViT-B-32", "laion2b_s34b_b79k")
-    with pytest.raises(RunError, match="could not fetch hf-hub:some/clip"):
+    with pytest.raises(RunError, match=r"could not fetch hf-hub:some/clip"):
         load_hub("hf-hub:some/clip")
 
 

@@ -182,11 +182,10 @@ def test_verify_measures_the_cheapest_claim_again(folder: Path, monkeypatch: pyt
     found = verify(str(folder), device="cpu")
     assert found.holds
     assert (found.claim, found.measured) == (CLEAN, 0.55)
-    assert asked == [
-        {"data": CLEAN.data, "tasks": ["zero-shot"], "attack": [], "limit": 100, "seed": 7, "device": "cpu"}
-    ]
+    setting = {"data": CLEAN.data, "tasks": ["zero-shot"], "labels": "all", "seed": 7, "device": "cpu"}
+    assert asked == [setting | {"attack": [], "limit": 100}]
     assert verify(str(folder), claim="top-5", device="cpu").claim == ATTACKED
-    assert asked[1]["attack"] == ["l2:1.5@20"]
+    assert asked[1] == setting | {"attack": ["l2:1.5@20"], "limit": 10}
     assert not replace(found, measured=0.7).holds
     with pytest.raises(UsageError, match="mine claims nothing named 'top-9'; its claims: top-1, top-5"):
         verify(str(folder), claim="top-9")

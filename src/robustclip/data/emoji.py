@@ -79,26 +79,34 @@ def load_rgba(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], Labels]:
 
     Raises UsageError for a split that is not there, with the near name.
     """
-    if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
-        hint = f' (did you mean "{near[0]}"?)' if near else ""
-        raise UsageError(f'the emoji set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
     samples = list(_samples(split))
     pixels = np.empty((len(samples), 64, 64, 4), dtype=np.uint8)
     for row, sample in enumerate(samples):
         pixels[row] = np.asarray(Image.open(io.BytesIO(sample.webp)).convert("RGBA"))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _labels(samples)
+
+
+def load_labels(split: str) -> Labels:
+    """What is known of the images of `split`, without decoding them."""
+    return _labels(list(_samples(split)))
+
+
+def _labels(samples: list[Sample]) -> Labels:
     names, index = label_index()
-    labels = Labels(
+    return Labels(
         labels=torch.tensor([index[sample.concept] for sample in samples], dtype=torch.long),
         label_names=names,
         captions=[sample.captions for sample in samples],
         ids=[sample.id for sample in samples],
         styles=[sample.style for sample in samples],
     )
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 
 
 def _samples(split: str) -> Iterator[Sample]:
+    if split not in SPLITS:
+        near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
+        hint = f' (did you mean "{near[0]}"?)' if near else ""
+        raise UsageError(f'the emoji set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
     splits = _splits()
     guide, unseen = splits["guide_styles"], splits["unseen_styles"]
     held_out = set(splits["heldout_concepts"])
@@ -124,17 +132,20 @@ def _samples(split: str) -> Iterator[Sample]:
             yield sample
 
 
-def _read_shard(style: str) -> Iterator[Sample]:
-    """Samples of one style in the order of the shard, whose members lie as .webp, .json, .txt of each sample."""
+@cache
+def _read_shard(style: str) -> list[Sample]:
+    """Samples of one style in the order of the shard. Kept, since splits share shards: 25 MB for all eight."""
     with as_file(ASSETS / f"emoji-{style}.tar.gz") as path:
         plain = io.BytesIO(gzip.decompress(path.read_bytes()))
     with tarfile.open(fileobj=plain) as tar:
         contents = {member.name: _content(tar, member) for member in tar}
+    samples = []
     for name, content in contents.items():
         key, _, extension = name.partition(".")
         if extension == "json":
             record = json.loads(content)
-            yield Sample(key, record["concept"], record["style"], record["captions"], contents[f"{key}.webp"])
+            samples.append(Sample(key, record["concept"], record["style"], record["captions"], contents[f"{key}.webp"]))
+    return samples
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -59,7 +59,7 @@ class EmojiBatches:
         self.rgba, self.samples = load_rgba(split)
         self.faults: Counter[str] = Counter()  # the embedded shards are checked when they are built
         names = self.samples.label_names
-        self._handed = torch.tensor([_has_sides(names[label]) for label in self.samples.labels.tolist()])
+        self._handed = torch.tensor([has_sides(names[label]) for label in self.samples.labels.tolist()])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -168,7 +168,7 @@ class _Draws:
         return torch.rand(self.b, 3, 1, 1, generator=self.stream)
 
 
-def _has_sides(label: str) -> bool:
+def has_sides(label: str) -> bool:
     """Whether the label speaks of left or right, or names a sign whose letters would be mirrored."""
     words = label.lower().replace("-", " ").split()
     sided = {"left", "right", "leftwards", "rightwards", "clockwise", "counterclockwise", "button", "arrow", "input"}

@@ -48,6 +48,7 @@ def evaluate(
     size: Annotated[PositiveInt | None, "height and width that images of a folder are brought to"] = None,
     batch_size: PositiveInt = 64,
     baseline: Annotated[str | None, "the original that others are compared with; else the first referee"] = None,
+    prompts: Annotated[Sequence[str], "columns of the gradient picture; else labels of drawn images"] = (),
     sign: Annotated[bool, "write the numbers into the referees' cards"] = False,
     out: Annotated[Path | None, "a folder for numbers, answers and pictures"] = None,
     csv: Annotated[Path | None, "write the rows here"] = None,
@@ -67,7 +68,7 @@ def evaluate(
     attacks = [AttackSpec.parse(text) for text in listed(attack)]
     wanted = listed(tasks)
     where = pick_device(device)
-    given = [referees] if isinstance(referees, str) else list(referees)
+    given = [referees] if isinstance(referees, str) else list(referees)  # not split at commas: paths may hold them
     first = [] if baseline is None else [baseline]
     judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
     if sign:
@@ -79,7 +80,7 @@ def evaluate(
     setting = Setting(
         examples=examples,
         attacks=attacks,
-        templates=examples.templates or ("{}",) if templates == "dataset" else resolve_templates(templates),
+        templates=resolve_templates((examples.templates or "plain") if templates == "dataset" else templates),
         present_only=labels == "present",
         batch_size=batch_size,
         dtype=pick_dtype(dtype, where),
@@ -99,7 +100,7 @@ def evaluate(
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
     if "gradients" in wanted:
-        report.picture = picture(judges, setting)
+        report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
 
     if out is not None:
         report.save(out)
@@ -149,16 +150,17 @@ def measure(task: str, judge: Judge, setting: Setting) -> Findings:
         return TASKS[task](judge.referee, setting, f"{judge.name}, {task}")
 
 
-def picture(judges: Sequence[Judge], setting: Setting) -> Float[Tensor, "3 h w"]:
-    """Input gradients of all referees for the same few images, drawn by the seed, towards their own labels."""
-    examples = setting.examples
-    drawn = torch.randperm(len(examples), generator=generator(setting.seed, "gradient picture"))[:COLUMNS]
-    prompts = prompts_of(examples)
+def picture(judges: Sequence[Judge], setting: Setting, prompts: Sequence[str] = ()) -> Float[Tensor, "3 h w"]:
+    """Input gradients of all referees towards each prompt, on an image it is true of where the set has one.
+
+    Other prompts get images drawn by the seed; without prompts these choose them: what is true of the images drawn.
+    """
+    examples, truths = setting.examples, prompts_of(setting.examples)
+    drawn = torch.randperm(len(examples), generator=generator(setting.seed, "gradient picture")).tolist()
+    prompts = prompts or [truths[index] for index in drawn[:COLUMNS]]
+    places = [truths.index(prompt) if prompt in truths else drawn[i % len(drawn)] for i, prompt in enumerate(prompts)]
     return gradient_picture(
-        [(judge.name, judge.referee) for judge in judges],
-        examples.images[drawn],
-        [prompts[index] for index in drawn.tolist()],
-        setting.dtype,
+        [(judge.name, judge.referee) for judge in judges], examples.images[torch.tensor(places)], prompts, setting.dtype
     )
 
 

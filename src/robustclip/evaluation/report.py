@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Float
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -23,6 +23,7 @@ Kind = Literal["value", "difference", "retention"]
 CLEAN = "clean"
 CONTROL = "random "  # the attack's norm and eps follow
 LOW_FREQUENCY = "low-frequency share"
+PAGE = 120  # characters a line of table.txt
 REPORT_FILE = "evaluation.json"
 
 
@@ -121,8 +122,10 @@ class Report:
             writer.writerows(asdict(row) for row in self.rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write evaluation.json, evaluation.csv, answers.jsonl and, where there is a picture, gradients.png."""
+        """Write evaluation.json, evaluation.csv, table.txt, answers.jsonl and, if there is a picture, gradients.png."""
         folder = Path(folder)
+        with atomic_write(folder / "table.txt", "w") as file:
+            Console(file=file, width=PAGE).print(self.table())
         self.write_csv(folder / "evaluation.csv")
         with atomic_write(folder / "answers.jsonl", "w") as file:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.answers)

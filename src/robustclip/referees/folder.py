@@ -34,7 +34,8 @@ def save_referee(referee: TwoTower, folder: Path, *, half: bool = False, card: C
     """Write a referee's folder, and return its card as written (with the hashes of the files).
 
     `card` takes the place of the referee's own; `half` rounds weights to float16. A text tower that is found by name
-    (the sentence encoder) is named, not written. Each file is replaced atomically, the card last.
+    (the sentence encoder of the installed package) is named, not written. Each file is replaced atomically, the card
+    last.
     """
     folder = Path(folder)
     card = _current(referee, card)

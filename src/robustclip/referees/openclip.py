@@ -268,8 +268,8 @@ def _fetched(name: str, model_name: str, **options: Any) -> CustomTextCLIP:
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UsageError(
-            f"{name} is refused: its weights hold a pickle that could run code when opened ({reason}). Download the file, "
-            "convert it to safetensors on a machine you trust, and give the result with architecture=..."
+            f"{name} is refused: its weights hold a pickle that could run code when opened ({reason}). Download the "
+            "file, convert it to safetensors on a machine you trust, and give the result with architecture=..."
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise _unreachable(name, error) from error

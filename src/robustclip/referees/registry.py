@@ -317,6 +317,13 @@ def _measured(referee: TwoTower, claim: Claim, device: str) -> float:
     task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
     attack = [] if claim.attack is None else [claim.attack]
     report = evaluate(
-        [referee], data=claim.data, tasks=[task], attack=attack, limit=claim.n, seed=claim.seed, device=device
+        [referee],
+        data=claim.data,
+        tasks=[task],
+        attack=attack,
+        labels="present" if claim.name.endswith("present") else "all",
+        limit=claim.n,
+        seed=claim.seed,
+        device=device,
     )
     return report.row(referee.card.name, claim.name, claim.attack or "clean").value

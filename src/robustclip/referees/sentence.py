@@ -43,6 +43,7 @@ class SentenceEncoder(TextTower):
         batch: int = 256,
     ) -> None:
         super().__init__()
+        self.is_packaged = folder is None and weights is None
         self.folder = package_folder() if folder is None else Path(folder)
         self.context_length = context_length
         self.batch = batch
@@ -55,9 +56,9 @@ class SentenceEncoder(TextTower):
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
         self.eval().requires_grad_(False)
 
-    def source(self) -> dict[str, str]:
-        """The encoder's public name, and the digest of its weights."""
-        return {"name": MINILM, "sha256": digest(self.transformer.state_dict())}
+    def source(self) -> dict[str, str] | None:
+        """The public name and the digest of the package's encoder; None for one from another folder."""
+        return {"name": MINILM, "sha256": digest(self.transformer.state_dict())} if self.is_packaged else None
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
         """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""

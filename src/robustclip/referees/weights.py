@@ -36,7 +36,7 @@ def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], s
 
     open_clip's own trainer saves its cosine learning rate as a numpy float, and so does whoever builds on it.
     """
-    scalar = np.float64(0).__reduce__()[0]  # the function that rebuilds a number; numpy moved it between versions
+    scalar: Any = np.float64(0).__reduce__()[0]  # the function that rebuilds a number; numpy moved it between versions
     kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
     return [

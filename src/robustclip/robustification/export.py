@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from robustclip.errors import UsageError
 from robustclip.referees import registry
@@ -44,12 +44,14 @@ def export(
 
     Raises UsageError for a name that is unsafe or taken, a folder that exists, and a run that has no referee yet.
     """
+    if to is None and not register:
+        raise UsageError("an export that is not registered needs a folder: give --to DIR, or leave out --no-register")
     registry.check_name(name) if register else registry.check_safe(name)
     target = registry.home() / name if to is None else Path(to)
     if target.exists():
         raise UsageError(f"{target} exists: give another folder with --to, or remove it (rm -r {target})")
-    referee, record = _given(run)
-    card = _card(referee.card, name, record, half=half)
+    referee = _given(run)
+    card = _card(referee.card, name, half=half)
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -67,30 +69,26 @@ def export(
     return target
 
 
-def _given(run: Path | TwoTower) -> tuple[TwoTower, dict[str, Any]]:
-    """The referee to export, and the record of the run that made it."""
+def _given(run: Path | TwoTower) -> TwoTower:
+    """The referee to export. Raises UsageError where there is none."""
     if isinstance(run, TwoTower):
-        return run, {}
+        return run
     named = registry.find(str(run))
     folder = named.existing_folder() if named else Path(run)
     if (folder / CARD_FILE).is_file():
-        return load_referee_folder(folder), {}
+        return load_referee_folder(folder)
     if not folder.is_dir():
         raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
-    record: dict[str, Any] = Run.open(folder).record if (folder / RECORD).is_file() else {}
     if not (folder / REFEREE / CARD_FILE).is_file():
-        status = f" (the run is {record['status']})" if "status" in record else ""
+        status = f" (the run is {Run.open(folder).status})" if (folder / RECORD).is_file() else ""
         raise UsageError(
             f"{folder} holds no trained referee{status}: it is written at {folder / REFEREE} when a run ends; "
             "let the run finish or resume it"
         )
-    return load_referee_folder(folder / REFEREE), record
+    return load_referee_folder(folder / REFEREE)
 
 
-def _card(card: Card, name: str, record: dict[str, Any], *, half: bool) -> Card:
+def _card(card: Card, name: str, *, half: bool) -> Card:
     """The card under its new name; claims of float32 weights do not pass to rounded ones."""
-    of_run: dict[str, Any] = {
-        key: record[key] for key in ("recipe", "arguments", "commit", "versions") if key in record
-    }
-    provenance = {**card.provenance, **of_run, "exported": datetime.now(UTC).date().isoformat()}
+    provenance = {**card.provenance, "exported": datetime.now(UTC).date().isoformat()}
     return replace(card, name=name, provenance=provenance, claims=[] if half else list(card.claims))

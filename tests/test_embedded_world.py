@@ -1,0 +1,86 @@
+"""The embedded world end to end: what the cards and docs claim of the committed referees still holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustclip
+from robustclip.evaluation.report import LOW_FREQUENCY, Report
+from robustclip.referees import registry
+from robustclip.referees.judging import check_judge
+
+GUIDES = ["emoji-vanilla-long", "emoji-vanilla", "emoji-robust"]
+JUDGES = ["emoji-judge", "emoji-judge-disjoint"]
+ATTACK = "l2:1.5@20"
+
+
+def test_all_five_are_embedded_and_small() -> None:
+    embedded = {entry.name: entry for entry in robustclip.list_referees() if entry.origin == "embedded"}
+    assert set(embedded) == {*GUIDES, *JUDGES}
+    for entry in embedded.values():
+        assert sum(file.stat().st_size for file in entry.folder.iterdir()) < 10.5e6
+
+
+@pytest.mark.parametrize("name", [*GUIDES, *JUDGES])
+def test_files_are_those_on_the_card(name: str) -> None:
+    found = registry.verify(name, measure=False)
+    assert found.files
+    assert found.holds
+    card = registry.show(name)
+    assert card.claims
+    assert (card.threat is not None) == (name == "emoji-robust")
+
+
+def test_judges_are_no_guides() -> None:
+    for judge in map(robustclip.load_referee, JUDGES):
+        for guide in GUIDES:
+            check_judge(robustclip.load_referee(guide), judge)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Report:
+    return robustclip.evaluate(GUIDES, attack=[ATTACK], tasks=["zero-shot", "gradients"], limit=200, seed=7)
+
+
+@pytest.mark.slow
+def test_the_robust_one_keeps_half_of_its_accuracy_under_attack_and_the_others_nothing(measured: Report) -> None:
+    kept = {}
+    for name in GUIDES:
+        kept[name] = measured.row(name, "top-5", ATTACK).value / measured.row(name, "top-5").value
+    assert kept["emoji-robust"] >= 0.5
+    assert kept["emoji-vanilla"] < 0.1
+    assert kept["emoji-vanilla-long"] < 0.1
+
+
+@pytest.mark.slow
+def test_it_pays_at_most_five_points_of_clean_accuracy(measured: Report) -> None:
+    difference = measured.row("emoji-robust", "top-5", "clean", "difference")
+    assert difference.high >= -0.05
+    assert measured.row("emoji-robust", "top-5").value > 0.277
+
+
+@pytest.mark.slow
+def test_its_gradients_are_of_low_frequency(measured: Report) -> None:
+    shares = [measured.row(name, LOW_FREQUENCY).value for name in ("emoji-vanilla-long", "emoji-robust")]
+    assert shares[1] > 5 * shares[0]
+
+
+@pytest.mark.slow
+def test_a_short_robustification_buys_robustness(tmp_path: Path) -> None:
+    robustclip.robustify("emoji", steps=60, warmup=6, eps=1.5, evaluate_every=0, name="short", out=tmp_path / "run")
+    folder = robustclip.export(tmp_path / "run", name="short", to=tmp_path / "short", register=False)
+    report = robustclip.evaluate(["emoji-vanilla", folder], attack=[ATTACK], limit=200, labels="present")
+    [metric] = {row.metric for row in report.rows if row.metric.startswith("top-5")}
+    before, after = (report.row(name, metric, ATTACK).value for name in ("emoji-vanilla", "short"))
+    assert after > before + 0.05
+
+
+@pytest.mark.slow
+def test_a_claim_measured_again_is_the_claim() -> None:
+    found = registry.verify("emoji-judge")
+    assert found.claim is not None
+    assert found.measured == pytest.approx(found.claim.value, abs=2 / found.claim.n)
+    assert torch.isfinite(torch.tensor(found.measured))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from robustclip import printing
+from robustclip.errors import RunError
+from robustclip.referees.card import Card, Claim
+from robustclip.referees.registry import Entry, Verification
+from robustclip.threat import ThreatModel
+
+CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20", date(2026, 1, 1).isoformat())
+
+
+def test_numbers_have_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.numbers({"clean_top_5": 0.123456, "steps": 12345678, "run": "runs/emoji-1"})
+    assert capsys.readouterr().out == "clean top 5: 0.1235\nsteps: 12345678\nrun: runs/emoji-1\n"
+
+
+def test_referees_are_listed_with_what_they_are_robust_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = Card("mine", "toy", {}, {"size": [64, 64]}, 10.0, threat=ThreatModel("l2", 1.5, 64))
+    card.save(tmp_path)
+    printing.entries([Entry("mine", tmp_path, "registered"), Entry("lost", tmp_path / "gone", "registered")])
+    shown = capsys.readouterr().out
+    assert "L2 eps 1.5 at 64x64 (RMS 0.0135 = 3.45/255)" in shown, "in one line, though no terminal is that wide"
+    assert "(broken: lost is registered as" in shown
+
+
+@dataclass(frozen=True)
+class Case:
+    found: Verification
+    said: str
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(Verification("r", {"w": True}, None), "w: as on the card\nr is what its card says\n"),
+        Case(
+            Verification("r", {"w": True}, True, CLAIM, 0.28),
+            "w: as on the card\ntext tower: as on the card\n"
+            "top-5 on emoji/unseen-styles, l2:1.5@20: claimed 0.25 (0.2 to 0.3, n = 256), measured 0.28\n"
+            "r is what its card says\n",
+        ),
+    ],
+    ids=["hashes", "and a claim"],
+)
+def test_a_verification_that_holds(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    printing.verification(case.found)
+    assert capsys.readouterr().out == case.said
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Verification("r", {"w": False}, None),
+        Verification("r", {"w": True}, False),
+        Verification("r", {"w": True}, None, CLAIM, 0.1),
+    ],
+    ids=["another file", "another text tower", "another number"],
+)
+def test_a_verification_that_fails_is_a_fault_of_the_run(
+    found: Verification, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunError, match="r is not what its card says"):
+        printing.verification(found)
+    assert "what its card says" not in capsys.readouterr().out

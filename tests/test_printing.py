@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from robustclip import printing
 from robustclip.errors import RunError
@@ -18,6 +19,13 @@ CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20
 def test_numbers_have_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
     printing.numbers({"clean_top_5": 0.123456, "steps": 12345678, "run": "runs/emoji-1"})
     assert capsys.readouterr().out == "clean top 5: 0.1235\nsteps: 12345678\nrun: runs/emoji-1\n"
+
+
+def test_the_demo_ends_with_its_table_and_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.demo({"table": Table("metric", title="zero-shot"), "told": "It kept its names."})
+    shown = capsys.readouterr().out
+    assert "metric" in shown
+    assert shown.endswith("\nIt kept its names.\n")
 
 
 def test_referees_are_listed_with_what_they_are_robust_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,15 +15,10 @@ from robustclip.referees.folder import load_referee_folder, save_referee
 from robustclip.referees.registry import EMBEDDED
 from robustclip.robustification.finish import REFEREE
 
-OF_THIS_MACHINE = ("out", "resume")
-"""Arguments that say where a run was written: no part of where weights come from."""
-
 
 def main(run: Path, name: str, note: str | None) -> None:
     referee = load_referee_folder(run / REFEREE)
     provenance = dict(referee.card.provenance)
-    arguments = provenance["arguments"].items()
-    provenance["arguments"] = {key: value for key, value in arguments if key not in OF_THIS_MACHINE}
     if note:
         provenance["note"] = note
     card = replace(referee.card, name=name, provenance=provenance, claims=[])

@@ -1,6 +1,6 @@
 """Measure the embedded referees, sign their cards, and write docs/embedded.md and docs/gradients.png.
 
-    python tools/measure_embedded.py             # about 25 minutes on two cores
+    python tools/measure_embedded.py             # about 15 minutes on two cores; resumes
 
 Guides are measured on styles that they never saw, clean and under PGD-20 at two radii, on two random subsets; judges
 on the images that were held back from emoji-judge, among its 200 committed labels.
@@ -9,12 +9,14 @@ on the images that were held back from emoji-judge, among its 200 committed labe
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from robustclip.evaluation.evaluate import evaluate
-from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report, Row
+from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, REPORT_FILE, Report, Row
 from robustclip.files import atomic_write
-from robustclip.images import save_image
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = ["emoji-vanilla-long", "emoji-vanilla", "emoji-robust"]  # the control first: others are compared with it
@@ -23,26 +25,34 @@ ATTACKS = ["l2:1.5@20", "l2:3@20"]
 SEEDS = (0, 1)
 
 
-def main(limit: int) -> None:
+def main(limit: int, work: Path) -> None:
     reports = [
-        evaluate(
+        measured(
+            work / f"guides-{seed}",
             GUIDES,
             data="emoji/unseen-styles",
             tasks=["zero-shot", "gradients"] if seed == SEEDS[0] else ["zero-shot"],
             attack=ATTACKS,
             limit=limit,
-            sign=True,
             seed=seed,
         )
         for seed in SEEDS
     ]
-    judged = evaluate(JUDGES, data="emoji/judge-heldback", labels="present", sign=True)
-    judged_unseen = evaluate(JUDGES, data="emoji/heldout-concepts", labels="present")
-    picture = reports[0].picture
-    assert picture is not None, "the gradients task draws it"
-    save_image(picture, DOCS / "gradients.png")
+    judged = [
+        measured(work / f"judges-{split}", JUDGES, data=f"emoji/{split}", labels="present")
+        for split in ("judge-heldback", "heldout-concepts")
+    ]
+    shutil.copyfile(work / f"guides-{SEEDS[0]}" / "gradients.png", DOCS / "gradients.png")
     with atomic_write(DOCS / "embedded.md", "w") as file:
-        file.write(page(reports, judged, judged_unseen))
+        file.write(page(reports, *judged))
+
+
+def measured(folder: Path, referees: list[str], **settings: Any) -> Report:
+    """An evaluation that is signed and kept in `folder`, or the one that is there already."""
+    if not (folder / REPORT_FILE).exists():
+        evaluate(referees, sign=True, out=folder, **settings)
+    values = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    return Report(values["setting"], values["threats"], [Row(**row) for row in values["rows"]], values["notes"])
 
 
 def page(reports: list[Report], judged: Report, judged_unseen: Report) -> str:
@@ -101,4 +111,6 @@ def percent(row: Row, sign: str = "") -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=500, help="images for each seed (default: %(default)s)")
-    main(parser.parse_args().limit)
+    parser.add_argument("--work", type=Path, default=Path("runs/measured"), help="evaluations that are kept, to resume")
+    arguments = parser.parse_args()
+    main(arguments.limit, arguments.work)

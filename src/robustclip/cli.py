@@ -84,7 +84,7 @@ app.add_command(
         "demo",
         "demo:run_demo",
         "See it all in ten minutes: robustify a small CLIP, measure.",
-        show=lambda result: import_module("robustclip.demo").show(result),
+        show=printing.demo,
         numbers=lambda result: result["report"],
     )
 )

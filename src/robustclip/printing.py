@@ -37,6 +37,12 @@ def demonstration(shown: Mapping[str, Any]) -> None:
     click.echo(shown["told"])
 
 
+def demo(result: Mapping[str, Any]) -> None:
+    """The table of the demo, what it shows in words, and what to run next."""
+    rich(result["table"])
+    click.echo(result["told"])
+
+
 def entries(referees: Iterable[Entry]) -> None:
     """A line for each referee; one that is broken says so in its line."""
     table = Table("referee", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")

@@ -79,21 +79,21 @@ JPEG = encoded(Image.effect_noise((40, 40), 90), "JPEG")
 WEBP = encoded(Image.effect_noise((40, 40), 90), "WEBP")
 
 
-@pytest.mark.parametrize(
-    ("data", "fault"),
-    [
-        (b"", "empty image"),
-        (b"not a picture at all", "not an image"),
-        (encoded(Image.new("RGB", (4, 4)), "BMP"), "not an image"),  # no decoder was named for it
-        (JPEG[: len(JPEG) // 2], "truncated or damaged image"),
-        (PNG[: len(PNG) // 2], "truncated or damaged image"),
-        (PNG[:20], "truncated or damaged image"),
-        (WEBP[: len(WEBP) // 2], "truncated or damaged image"),
-        (claiming(30_000, 30_000), "too many pixels"),
-        (claiming(8193, 8192), "too many pixels"),
-        (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16))), "more than 8 bits a channel"),
-    ],
-)
+UNUSABLE = {
+    "nothing": (b"", "empty image"),
+    "text": (b"not a picture at all", "not an image"),
+    "no decoder named": (encoded(Image.new("RGB", (4, 4)), "BMP"), "not an image"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], "truncated or damaged image"),
+    "half a PNG": (PNG[: len(PNG) // 2], "truncated or damaged image"),
+    "half a header": (PNG[:20], "truncated or damaged image"),
+    "half a WebP": (WEBP[: len(WEBP) // 2], "truncated or damaged image"),
+    "claims a bomb": (claiming(30_000, 30_000), "too many pixels"),
+    "claims a row too many": (claiming(8193, 8192), "too many pixels"),
+    "16 bits": (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16))), "more than 8 bits a channel"),
+}
+
+
+@pytest.mark.parametrize(("data", "fault"), UNUSABLE.values(), ids=UNUSABLE)
 def test_what_cannot_be_used_says_why(data: bytes, fault: str) -> None:
     with pytest.raises(Skip, match=f"^{fault}$"):
         decode(data)

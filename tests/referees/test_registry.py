@@ -205,6 +205,9 @@ def test_verify_sees_changed_weights(folder: Path) -> None:
 def test_verify_sees_another_text_tower(sentence_referee: TwoTower, tmp_path: Path) -> None:
     card = save_referee(sentence_referee, tmp_path / "saved")
     assert verify(str(tmp_path / "saved"), measure=False).text_tower is True
+    save_full(sentence_referee, tmp_path / "full")
+    assert verify(str(tmp_path / "full"), measure=False).text_tower is None
+    assert verify(str(tmp_path / "full"), measure=False).holds
     replace(card, text_tower={"name": "x", "sha256": "0"}).save(tmp_path / "saved")
     found = verify(str(tmp_path / "saved"))
     assert found.text_tower is False

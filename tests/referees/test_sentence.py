@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +55,22 @@ def test_several_threads_at_once(encoder: SentenceEncoder) -> None:
         found = list(pool.map(lambda text: encoder([text]), TEXTS * 10))
     for one, other in zip(found, expected * 10, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_threads_take_turns_at_the_tokenizer(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, inside, most = encoder.tokenizer, threading.Semaphore(0), []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        inside.release()
+        time.sleep(0.01)
+        most.append(inside._value)
+        inside.acquire()
+        return tokenizer(*arguments, **options)
+
+    monkeypatch.setattr(encoder, "tokenizer", watched)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda text: encoder([text]), TEXTS * 2))
+    assert most == [1] * 8
 
 
 def test_it_is_frozen(encoder: SentenceEncoder) -> None:

@@ -190,3 +190,10 @@ def test_dtypes_and_layouts(tmp_path: Path, dtype: torch.dtype) -> None:
     referee, run = fit(tmp_path / "run", dtype=dtype, channels_last=True, log_every=1)
     assert run.metrics()[-1]["loss"] < 0.8 * run.metrics()[0]["loss"]
     assert all(parameter.dtype == torch.float32 for parameter in referee.image_tower.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own imports
+def test_a_compiled_tower_trains_to_the_same_weights(tmp_path: Path) -> None:
+    plain, compiled = (fit(tmp_path / str(flag), steps=4, compile=flag)[0] for flag in (False, True))
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)

@@ -84,17 +84,19 @@ class Report:
         """Tables for a terminal: one for each task, referees side by side; threat models and notes below."""
         parts: list[Text | Table] = []
         for task in dict.fromkeys(row.task for row in self.rows):
-            parts += [self._table(task), Text("")]
+            parts += [Text(self._title(task), style="bold"), self._table(task), Text("")]
         lines = [f"{attack}: {threat}" for attack, threat in self.threats.items()] + self.notes
         return Group(*parts, *(Text(line, style="dim") for line in lines))
 
+    def _title(self, task: str) -> str:
+        unit = "shares" if task == "gradients" else "percent"
+        samples = " or ".join(str(n) for n in dict.fromkeys(row.n for row in self.rows if row.task == task))
+        return f"{task} on {self.setting['data']}: {unit}, 95% intervals, n = {samples}, seed {self.setting['seed']}"
+
     def _table(self, task: str) -> Table:
         rows = [row for row in self.rows if row.task == task]
-        unit = "shares" if task == "gradients" else "percent"
-        samples = " or ".join(str(n) for n in dict.fromkeys(row.n for row in rows))
-        title = f"{task} on {self.setting['data']}: {unit}, 95% intervals, n = {samples}, seed {self.setting['seed']}"
         referees = list(dict.fromkeys(row.referee for row in rows))
-        table = Table("metric", "images", title=title, title_justify="left")
+        table = Table("metric", "images")
         for referee in referees:
             table.add_column(referee, justify="right")
         lines: dict[tuple[str, str, str], dict[str, Row]] = {}

@@ -62,7 +62,7 @@ def save_full(
     from robustclip.referees.openclip import has_custom_text, save_text_files, text_weights
 
     folder = Path(folder)
-    card = _current(referee, card)
+    card = replace(_current(referee, card), text_tower=None)  # its weights are in the folder
     rest = {"logit_scale": torch.tensor(referee.logit_scale).log()}
     if referee.logit_bias is not None:
         rest["logit_bias"] = torch.tensor(referee.logit_bias)

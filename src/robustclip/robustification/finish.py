@@ -14,6 +14,9 @@ from robustclip.threat import ThreatModel
 REFEREE = "referee"
 """The folder inside a run's folder that holds what the run trained."""
 
+OF_THIS_MACHINE = ("out", "resume")
+"""Arguments that say where a run was written: no part of where weights come from."""
+
 
 def save_trained(
     referee: TwoTower, run: Run, *, name: str, threat: ThreatModel | None, started_from: Card | None, samples: int
@@ -21,6 +24,9 @@ def save_trained(
     """Write the run's referee with its card, end the run, and return its numbers. Claims are measured later, on the
     exported file."""
     provenance = {key: run.record[key] for key in ("recipe", "arguments", "versions", "commit", "started")}
+    provenance["arguments"] = {
+        key: value for key, value in run.record["arguments"].items() if key not in OF_THIS_MACHINE
+    }
     provenance |= run.record.get("notes", {}) | {"samples": samples}
     provenance["started_from"] = started_from and {"name": started_from.name, "weights": started_from.weights}
     card = replace(referee.card, name=name, threat=threat, provenance=provenance, claims=[], weights={})

@@ -59,7 +59,7 @@ def recipe(
     """
     arguments = dict(locals())
     if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 8, 32, 1, 8, 0, 1e-4
+        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 32, 5, 20, 0, 1e-3
     return fine_tune(
         recipe="clipag-linf",
         arguments=arguments,

@@ -54,7 +54,7 @@ def recipe(
     """
     arguments = dict(locals())
     if quick:
-        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 8, 32, 1, 8
+        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
     target = pick_device(device)
     referee = load_referee(start, device=str(target))
     started_from = referee.card

@@ -105,7 +105,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (224, 224)])
-@pytest.mark.parametrize("shape", [(50, 37), (37, 50), (40, 40), (333, 251)])
+@pytest.mark.parametrize("shape", [(50, 37), (37, 50), (40, 40), (40, 48), (333, 251)])
 def test_center_crop_is_torchvisions_pixel_for_pixel(shape: tuple[int, int], size: tuple[int, int]) -> None:
     picture = Image.effect_noise(shape, 90).convert("RGB")
     theirs = v2.Compose([v2.Resize(size[0], InterpolationMode.BICUBIC), v2.CenterCrop(size[0])])

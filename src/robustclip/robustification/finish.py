@@ -24,9 +24,10 @@ def save_trained(
     """Write the run's referee with its card, end the run, and return its numbers. Claims are measured later, on the
     exported file."""
     provenance = {key: run.record[key] for key in ("recipe", "arguments", "versions", "commit", "started")}
-    provenance["arguments"] = {
-        key: value for key, value in run.record["arguments"].items() if key not in OF_THIS_MACHINE
-    }
+    provenance["arguments"] = _portable(provenance["arguments"])
+    if "resumed" in run.record:
+        again = run.record["resumed"]
+        provenance["resumed"] = [time | {"arguments": _portable(time["arguments"])} for time in again]
     provenance |= run.record.get("notes", {}) | {"samples": samples}
     provenance["started_from"] = started_from and {"name": started_from.name, "weights": started_from.weights}
     card = replace(referee.card, name=name, threat=threat, provenance=provenance, claims=[], weights={})
@@ -34,3 +35,7 @@ def save_trained(
     numbers = {"samples": samples} | {key: value for line in run.metrics() for key, value in line.items()}
     run.finish(numbers)
     return numbers | {"run": str(run.folder)}
+
+
+def _portable(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key not in OF_THIS_MACHINE}

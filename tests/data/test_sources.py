@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data.emoji import ASSETS, load_rgba
-from robustclip.data.sources import load_labelled, open_data, open_source, parse_weights, split_data
+from robustclip.data.emoji import load_rgba
+from robustclip.data.sources import open_data, open_source, parse_weights, split_data
 from robustclip.errors import UsageError
 
 STYLES = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "fxemoji")
@@ -105,30 +105,3 @@ def test_the_embedded_shards_come_without_the_held_out_concepts() -> None:
 def test_an_emoji_split_that_is_not_for_training_is_refused() -> None:
     with pytest.raises(UsageError, match="emoji/judge-heldback is no data to train on: use emoji/guide-styles or"):
         open_source("emoji/judge-heldback")
-
-
-def test_labelled_data_by_name(here) -> None:
-    assert load_labelled("pets").label_names == ["dog"]
-    embedded = load_labelled("emoji/judge-heldback", limit=5)
-    assert embedded.images.shape == (5, 3, 64, 64)
-    stored = load_labelled(ASSETS / "clip_benchmark" / "judge-heldback", size=64)
-    assert len(stored) == 400
-    assert stored.images.shape == (400, 3, 64, 64)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("nowhere", "no labelled data at 'nowhere': give emoji/SPLIT"),
-        ("emoji/unseen-style", "did you mean .*unseen-styles"),
-        ("flags/all", "there is no embedded data set .flags."),
-    ],
-)
-def test_labelled_data_that_is_not_there(data: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        load_labelled(data)
-
-
-def test_the_embedded_set_keeps_its_own_size() -> None:
-    with pytest.raises(UsageError, match="leave out size=224"):
-        load_labelled("emoji/judge-heldback", size=224)

@@ -140,6 +140,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         fit(tmp_path / "early", threat=None, data=Colours(poison_at=0))
 
 
+def test_skipped_samples_are_reported_by_kind(tmp_path: Path) -> None:
+    data = Colours()
+    data.faults.update({"truncated image": 3, "no caption": 1})
+    _, run = fit(tmp_path / "run", steps=1, data=data)
+    assert run.record["warnings"] == ["skipped samples: 3 truncated image, 1 no caption"]
+    assert run.record["notes"]["skipped_samples"] == {"truncated image": 3, "no caption": 1}
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing to resume in .*: no checkpoint was written yet"):
         fit(tmp_path / "run", resume=True)

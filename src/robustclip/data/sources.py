@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from robustclip import rng
 from robustclip.data.decoding import Preparation
 from robustclip.data.emoji import ASSETS
-from robustclip.data.labelled import LabelledImages
 from robustclip.data.loader import Loader
 from robustclip.data.mixture import Mixture, Weights, check_weights
 from robustclip.data.samples import SampleSource
 from robustclip.data.shards import SUFFIXES, ShardSource, shards_in
-from robustclip.data.splits import load_split
 from robustclip.data.tables import FolderSource, TableSource
-from robustclip.data.testsets import Size, labelled_from_folder, labelled_from_shards
 from robustclip.errors import UsageError
 from robustclip.signatures import raise_faults
 
@@ -35,7 +31,7 @@ def open_data(
     data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int,
-    size: Size,
+    size: int | tuple[int, int],
     weights: str | Sequence[float] = "size",
     seed: int = 0,
     workers: int = 0,
@@ -72,28 +68,6 @@ def open_data(
         faults.append(str(error))
     raise_faults("open_data()", faults)
     return Loader(Mixture(sources, odds), preparation, batch_size=batch_size, seed=seed, workers=workers)
-
-
-def load_labelled(
-    data: str | os.PathLike[str], *, size: Size | None = None, limit: int | None = None, seed: int = 0
-) -> LabelledImages:
-    """Labelled images by name: `emoji/unseen-styles` and the other embedded splits, a clip_benchmark folder (shards in
-    FOLDER/test), or an image folder. `size` and `limit` are those of `labelled_from_folder`."""
-    folder = Path(data)
-    if folder.is_dir():
-        tests = folder / "test"
-        read = labelled_from_shards if tests.is_dir() and shards_in(tests) else labelled_from_folder
-        return read(folder, size=size, limit=limit, seed=seed)
-    dataset, slash, split = os.fspath(data).partition("/")
-    if not slash:
-        raise UsageError(
-            f"no labelled data at {os.fspath(data)!r}: give emoji/SPLIT, an image folder, or a folder as "
-            "clip_benchmark lays it out (test/0.tar, classnames.txt)"
-        )
-    images = load_split(dataset, split)
-    if size is not None and images.images.shape[-2:] != ((size, size) if isinstance(size, int) else size):
-        raise UsageError(f"{dataset} has images of {tuple(images.images.shape[-2:])}: leave out size={size}")
-    return images if limit is None else images.sample(limit, rng.generator(seed, "subset"))
 
 
 def open_source(

@@ -5,7 +5,6 @@ Images of a folder are decoded when a batch asks for them, so that a set need no
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,12 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
+from robustclip.data.decoding import Skip, decode
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.similarity import Images
 from robustclip.images import from_pil, resize
@@ -90,18 +90,17 @@ class Stored:
 
     def image(self) -> Float[Tensor, "3 h w"]:
         """The bytes as an image, on white. Raises RunError naming the place where that fails."""
-        try:
-            with Image.open(io.BytesIO(self.read())) as picture:
-                return from_pil(picture)
-        except (UnidentifiedImageError, OSError) as error:
-            raise RunError(f"{self.path} (byte {self.offset}) holds no readable picture: {error}") from error
+        return from_pil(self._decoded())
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the image, from its header alone. Raises RunError where there is none."""
+        """Height and width of the image. Raises RunError where there is none."""
+        picture = self._decoded()
+        return picture.height, picture.width
+
+    def _decoded(self) -> Image.Image:
         try:
-            with Image.open(io.BytesIO(self.read())) as picture:
-                return picture.height, picture.width
-        except UnidentifiedImageError as error:
+            return decode(self.read())
+        except Skip as error:  # training skips such a picture; a measurement must not lose one quietly
             raise RunError(f"{self.path} (byte {self.offset}) holds no readable picture: {error}") from error
 
 

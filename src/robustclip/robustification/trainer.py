@@ -170,6 +170,8 @@ def train(
 
     tower.load_state_dict(averaged.module.state_dict())
     tower.requires_grad_(False).eval()
+    if data.faults:
+        run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))
     run.note(seconds=round(time.monotonic() - began, 1), data=data.describe(), skipped_samples=dict(data.faults))
     return referee
 

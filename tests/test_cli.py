@@ -128,6 +128,13 @@ def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: P
     ]
 
 
+def test_faults_of_an_evaluation_come_at_once_whatever_their_kind() -> None:
+    done = robustclip_command("evaluate", "x", "--limit", "0", "--attack", "l9:3@2", "--device", "tpu", "--dtypes", "a")
+    assert done.returncode == 2
+    for fault in ("--dtypes: unknown flag", "--attack 'l9:3@2'", "--limit '0'", "unknown device 'tpu'"):
+        assert fault in done.stderr
+
+
 def test_an_illegal_pair_is_a_fault_of_the_call(toy: str) -> None:
     done = robustclip_command("robustify", toy, "--norm", "linf", "--eps", "4")
     assert done.returncode == 2

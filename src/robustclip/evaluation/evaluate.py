@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
@@ -34,6 +34,17 @@ COLUMNS = 8  # of the gradient picture
 ENOUGH = 200  # images; with fewer, a note says that intervals are wide
 
 
+def checked(read: Callable[[Any], object]) -> AfterValidator:
+    """A validator of a flag: `read` raises UsageError for each value it can't read."""
+
+    def check(value: Any) -> Any:
+        for one in listed(value):
+            read(one)
+        return value
+
+    return AfterValidator(check)
+
+
 def evaluate(
     referees: Annotated[Referees, "names, tags or folders"],
     *,
@@ -41,7 +52,7 @@ def evaluate(
         "emoji/unseen-styles"
     ),
     tasks: Annotated[Sequence[Literal["zero-shot", "retrieval", "gradients"]], "what to measure"] = ("zero-shot",),
-    attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20"] = (),
+    attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20", checked(AttackSpec.parse)] = (),
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
     labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
     limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
@@ -52,8 +63,8 @@ def evaluate(
     sign: Annotated[bool, "write the numbers into the referees' cards"] = False,
     out: Annotated[Path | None, "a folder for numbers, answers and pictures"] = None,
     csv: Annotated[Path | None, "write the rows here"] = None,
-    device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps"] = "auto",
-    dtype: Annotated[str, "auto, float32, bfloat16 or float16"] = "float32",
+    device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
+    dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "keys the subset, random starts, noise and bootstrap"] = 0,
 ) -> Report:
     """Measure referees side by side, on the same images, clean and under attack.

@@ -22,7 +22,7 @@ TOP = "top-5"
 def run_demo(
     *,
     out: Annotated[RunFolder, "the folder to write, which must not exist yet"] = Path("runs/demo"),
-    steps: Annotated[PositiveInt, "updates of the image tower"] = 300,
+    steps: Annotated[PositiveInt, "updates of the image tower"] = 450,
     eps: Annotated[PositiveFloat, "L2 radius of the training attack, at 64x64"] = 1.5,
     attack: Annotated[str, "the attack that measures, norm:eps@steps"] = "l2:1.5@20",
     limit: Annotated[PositiveInt, "images of the unseen styles that both are measured on"] = 256,
@@ -35,8 +35,8 @@ def run_demo(
         robustclip demo
 
     Fine-tunes emoji-vanilla on adversarial emoji, exports it, and measures both on drawings of styles that neither was
-    trained on, clean and under attack. Writes into `out`: train/ (the run), referee/ (for load_referee and open_clip),
-    and evaluation/ with the table, every answer, and gradients.png. About ten minutes on two CPU cores.
+    trained on, clean and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it, referee/
+    (for load_referee and open_clip), and train/ (the run). About seven minutes on two CPU cores.
     """
     print(
         f"1/3  Robustifying {START} for {steps} steps, against L2 attacks of eps {eps:g} on 64x64 pixels.", flush=True
@@ -52,7 +52,7 @@ def run_demo(
         tasks=["zero-shot", "gradients"],
         attack=[attack],
         limit=limit,
-        out=out / "evaluation",
+        out=out,
         device=device,
         seed=seed,
     )
@@ -71,6 +71,6 @@ def tell(report: Report, attack: str, out: Path) -> str:
         f"On clean drawings {START} has the right name among its first five for {clean[0]}, {NAME} for {clean[1]}. "
         f"Under {attack} the first is left with {attacked[0]}, the second with {attacked[1]}. "
         f"Of the energy of their input gradients, {shares[0]:.0%} and {shares[1]:.0%} lie in structures larger than 8 "
-        f"pixels: open {out / 'evaluation' / 'gradients.png'} and see noise turn into outlines.\n"
+        f"pixels: open {out / 'gradients.png'} and see noise turn into outlines.\n"
         f"Next: robustclip evaluate emoji-vanilla-long emoji-robust {out / 'referee'} --attack {attack} --limit 256"
     )

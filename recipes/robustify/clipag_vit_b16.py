@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import DirectoryPath, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.robustification.clipag import EMBEDDED, Mix, fine_tune, missing_sources
+from robustclip import recipes
+from robustclip.robustification.clipag import Mix, missing_sources
 from robustclip.runs import RunFolder
-from robustclip.threat import Norm
 
 
 def recipe(
@@ -19,26 +19,12 @@ def recipe(
     cc12m: Annotated[str | None, "shards of CC12M"] = None,
     laion: Annotated[str | None, "shards of LAION-400M"] = None,
     mix: Annotated[Mix, "the reading of the paper: by size with LAION reduced, or each source equally"] = "equal",
-    laion_share: Annotated[PositiveFloat, "what --mix concatenated keeps of LAION"] = 0.03,
-    start: Annotated[str, "the CLIP to fine-tune"] = "ViT-B-16:laion2b_s34b_b88k",
-    architecture: Annotated[str | None, "open_clip's name, where --start is a checkpoint file"] = None,
-    quick_gelu: Annotated[bool | None, "the activation of such a checkpoint"] = None,
-    name: str = "clipag-vit-b16",
-    norm: Norm = "l2",
     eps: PositiveFloat = 1.5,
     attack_steps: PositiveInt = 5,
-    clean_weight: NonNegativeFloat = 0.0,
     steps: PositiveInt = 20_000,
     batch_size: PositiveInt = 256,
     lr: PositiveFloat = 1e-5,
-    weight_decay: NonNegativeFloat = 1e-4,
-    warmup: NonNegativeInt = 1400,
-    ema: PositiveFloat = 0.9998,
     workers: NonNegativeInt = 4,
-    channels_last: bool = False,
-    compile: bool = False,
-    evaluate_every: NonNegativeInt = 500,
-    checkpoint_every: PositiveInt = 500,
     resume: DirectoryPath | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -53,46 +39,11 @@ def recipe(
     Four times the tokens of clipag-vit-b32, and about four times its cost. Which weights the paper started from is not
     in its text; LAION-2B's are ours.
 
-    Not from the paper, since its text does not give them, and so ours: steps, batch size, lr, weight decay, warm-up
-    (the last four near RobustVLM's released settings), schedule, optimiser (AdamW), average of the weights, attack
-    steps and step size (2.5 eps / steps), random start, LAION's share. From its text: frozen text tower, the whole
-    image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
+    Everything else, and what is ours in it, is clipag-vit-b32's; these flags are the ones worth changing.
     """
-    arguments = dict(locals())
-    if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 32, 5, 20, 0, 1e-3
-    return fine_tune(
-        recipe="clipag-vit-b16",
-        arguments=arguments,
-        sources=[source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)],
-        mix=mix,
-        laion_share=laion_share,
-        start=start,
-        architecture=architecture,
-        quick_gelu=quick_gelu,
-        name=name,
-        norm=norm,
-        eps=eps,
-        attack_steps=attack_steps,
-        clean_weight=clean_weight,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        ema=ema,
-        workers=workers,
-        channels_last=channels_last,
-        compile=compile,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
-        log_every=1 if quick else 10,
-        resume=resume,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        out=out,
-    )
+    given = dict(locals())
+    ablation = {"start": "ViT-B-16:laion2b_s34b_b88k", "name": "clipag-vit-b16"}
+    return recipes.run("clipag-vit-b32", "robustify", ablation | given)
 
 
 def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:

@@ -7,9 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.robustification.clipag import EMBEDDED, Mix, fine_tune, missing_sources
-from robustclip.runs import RunFolder
-from robustclip.threat import Norm
+from robustclip import load_referee
+from robustclip.devices import forward_backward, pick_device, pick_dtype
+from robustclip.robustification.clipag import EMBEDDED, Mix, missing_sources, mixed
+from robustclip.robustification.finish import save_trained
+from robustclip.robustification.losses import clip, siglip
+from robustclip.robustification.trainer import train
+from robustclip.runs import Run, RunFolder
+from robustclip.threat import Norm, ThreatModel
 
 
 def recipe(
@@ -62,38 +67,43 @@ def recipe(
     arguments = dict(locals())
     if quick:  # the same run on the embedded set, from a small referee
         start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 32, 5, 20, 0, 1e-3
-    return fine_tune(
-        recipe="clipag-vit-b32",
-        arguments=arguments,
-        sources=[source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)],
-        mix=mix,
-        laion_share=laion_share,
-        start=start,
-        architecture=architecture,
-        quick_gelu=quick_gelu,
-        name=name,
-        norm=norm,
-        eps=eps,
-        attack_steps=attack_steps,
-        clean_weight=clean_weight,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        ema=ema,
-        workers=workers,
-        channels_last=channels_last,
-        compile=compile,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
-        log_every=1 if quick else 10,
-        resume=resume,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        out=out,
-    )
+    target = pick_device(device)
+    referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
+    started_from = referee.card
+    sources = [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
+    data = mixed(sources, mix, laion_share, batch_size, referee.image_size, seed, workers)
+    probe = next(mixed(sources, mix, laion_share, batch_size, referee.image_size, seed + 1, workers=0).batches())
+    threat = ThreatModel(norm, eps, referee.image_size)
+    bias = referee.logit_bias
+    run = Run.start(out, resume, recipe="clipag-vit-b32", arguments=arguments)
+    with run:
+        train(
+            referee,
+            data,
+            run=run,
+            objective=clip(referee.logit_scale) if bias is None else siglip(referee.logit_scale, bias),
+            threat=threat,
+            attack_steps=attack_steps,
+            clean_weight=clean_weight,
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            ema=ema,
+            dtype=pick_dtype(
+                dtype, target, forward_backward(referee.image_tower, referee.preprocess(probe.images[:16].to(target)))
+            ),
+            channels_last=channels_last,
+            compile=compile,
+            probe=probe,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            log_every=1 if quick else 10,
+            resume=resume is not None,
+            seed=seed,
+        )
+        samples = steps * batch_size
+        return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=samples)
 
 
 def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import DirectoryPath, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.robustification.clipag import Mix, missing_sources
+from robustclip.data.clipag import Mix, missing_sources
 from robustclip.runs import RunFolder
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import load_referee
+from robustclip.data.clipag import EMBEDDED, Mix, missing_sources, mixed
 from robustclip.devices import forward_backward, pick_device, pick_dtype
-from robustclip.robustification.clipag import EMBEDDED, Mix, missing_sources, mixed
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip, siglip
 from robustclip.robustification.trainer import train

@@ -32,3 +32,4 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_parts.py

@@ -25,7 +25,7 @@ import os, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from pydantic import FilePath, PositiveInt
-from robustclip.errors import RunError
+from robustclip.errors import Interrupted, RunError
 from robustclip.runs import RunFolder
 
 
@@ -60,6 +60,8 @@ def recipe(
     """
     if fail == "run":
         raise RunError("the loss became nan at step 2")
+    if fail == "stop":
+        raise Interrupted(15, "stopped at step 2 of 5, after a checkpoint")
     if fail == "bug":
         raise KeyError("tower")
     if fail == "module":
@@ -195,6 +197,12 @@ def test_an_interrupt_exits_with_130(toy: str) -> None:
     assert errors.strip() == "interrupted"
 
 
+def test_a_run_that_was_stopped_exits_with_128_and_the_signal(toy: str) -> None:
+    done = robustclip_command("robustify", toy, "--fail", "stop")
+    assert done.returncode == 143
+    assert done.stderr == "robustclip: stopped at step 2 of 5, after a checkpoint\n"
+
+
 def test_help_shows_each_flag_with_its_meaning_and_default(toy: str) -> None:
     shown = robustclip_command("robustify", toy, "--help").stdout
     assert "Pretend to train. It takes no time." in shown
@@ -230,7 +238,7 @@ def test_help_is_fast_and_lists_the_verbs() -> None:
     shown = robustclip_command("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert shown.returncode == 0
-    for verb in ("demo", "doctor", "evaluate", "export", "referees", "robustify"):
+    for verb in ("demo", "doctor", "evaluate", "export", "referees", "robustify", "runs"):
         assert f"\n  {verb} " in shown.stdout
     assert after.ru_utime - before.ru_utime < 0.5  # seconds of CPU, which other work on the machine does not stretch
 

@@ -76,3 +76,18 @@ def test_a_verification_that_fails_is_a_fault_of_the_run(
     with pytest.raises(RunError, match="r is not what its card says"):
         printing.verification(found)
     assert "what its card says" not in capsys.readouterr().out
+
+
+def test_curves_are_bars_between_the_lowest_and_the_highest() -> None:
+    assert printing.curve([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) == "▁▂▃▄▅▆▇█"
+    assert printing.curve([3.0]) == "▁"
+    assert printing.curve([2.0, 2.0]) == "▁▁"
+    assert printing.curve([0.0, 1.0] * 40) == "▁" * 40, "each bar is a mean of two"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (200_000, "2 days")],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert printing.age(seconds) == text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustclip import rng
 from robustclip.rng import generator
 
 
@@ -29,3 +30,25 @@ def test_global_randomness_is_left_alone() -> None:
     before = torch.get_rng_state()
     draw(0, "attack")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_each_sample_has_a_generator_of_its_own_whatever_its_neighbours() -> None:
+    several = rng.each(0, "attack", 3, ids=["a", "b", "c"])
+    alone = rng.each(0, "attack", 3, ids=["b"])
+    numbers = [torch.rand(4, generator=stream).tolist() for stream in several]
+    assert torch.rand(4, generator=alone[0]).tolist() == numbers[1]
+    assert len({tuple(row) for row in numbers}) == 3
+    assert torch.rand(4, generator=rng.each(0, "attack", 4, ids=["b"])[0]).tolist() != numbers[1]
+
+
+def test_global_numbers_are_keyed_inside_a_block_and_untouched_outside() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with rng.seeded(0, "tower", 7):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    with rng.seeded(0, "tower", 7):
+        assert torch.equal(torch.rand(3), first)
+    with rng.seeded(0, "tower", 8):
+        assert not torch.equal(torch.rand(3), first)

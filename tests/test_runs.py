@@ -3,17 +3,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
+import resource
 import subprocess
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import robustclip
 from robustclip import runs
-from robustclip.errors import UsageError
-from robustclip.runs import Run, new_folder
+from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.runs import Run, called_as, new_folder
 
 
 @pytest.fixture
@@ -42,24 +43,6 @@ def test_the_commit_is_the_checkouts() -> None:
     assert (runs.commit() is None) == (found.returncode != 0)
 
 
-def test_metrics_are_lines_as_soon_as_they_are_logged(run: Run) -> None:
-    run.log(1, loss=2.5)
-    run.log(2, loss=math.nan, accuracy=0.5)
-    first, second = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-    assert (first["step"], first["loss"]) == (1, 2.5)
-    assert first["seconds"] >= 0
-    assert (second["step"], second["loss"], second["accuracy"]) == (2, None, 0.5)
-    assert run.metrics() == [first, second]
-
-
-def test_metrics_are_curves_too(run: Run) -> None:
-    run.log(1, loss=2.5)
-    run.log(2, loss=1.5)
-    run.finish()
-    curves = EventAccumulator(str(run.folder / "tensorboard")).Reload()
-    assert [(point.step, point.value) for point in curves.Scalars("loss")] == [(1, 2.5), (2, 1.5)]
-
-
 def test_an_existing_folder_is_refused_with_the_ways_out(run: Run) -> None:
     with pytest.raises(UsageError) as error:
         Run.create(run.folder, recipe="emoji", arguments={})
@@ -67,6 +50,10 @@ def test_an_existing_folder_is_refused_with_the_ways_out(run: Run) -> None:
         f"{run.folder} exists and holds a run that is running: "
         f"write elsewhere, e.g. --out {run.folder}-1, or remove it (rm -r {run.folder})"
     )
+    run.fail("for a test")
+    go_on = re.escape(f"failed: write elsewhere, e.g. --out {run.folder}-1, go on with it ({run.resumption}), or")
+    with pytest.raises(UsageError, match=go_on):
+        Run.create(run.folder, recipe="emoji", arguments={})
 
 
 def test_other_files_are_never_written_over(tmp_path: Path) -> None:
@@ -100,13 +87,17 @@ def test_numbers_given_in_the_context_stay(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(RuntimeError("the disk is full"), "RuntimeError: the disk is full"), (KeyboardInterrupt(), "KeyboardInterrupt")],
+    ("error", "status", "reason"),
+    [
+        (RuntimeError("the disk is full"), "failed", "RuntimeError: the disk is full"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (Interrupted(15, "stopped at step 3"), "interrupted", "Interrupted: stopped at step 3"),
+    ],
 )
-def test_an_error_fails_the_run_and_passes_on(run: Run, error: BaseException, reason: str) -> None:
+def test_an_error_ends_the_run_and_passes_on(run: Run, error: BaseException, status: str, reason: str) -> None:
     with pytest.raises(type(error)), run:
         raise error
-    assert record(run)["status"] == "failed"
+    assert record(run)["status"] == status
     assert record(run)["reason"] == reason
 
 
@@ -121,22 +112,57 @@ def test_a_warning_is_said_and_kept(run: Run, caplog: pytest.LogCaptureFixture) 
 def test_a_run_goes_on(run: Run) -> None:
     run.log(1, loss=2.0)
     run.fail("interrupted")
+    (run.folder / ".run.json.1a2b3c4d.tmp").write_text("{")
     again = Run.start(None, run.folder, recipe="emoji", arguments={"steps": 6})
+    again.trim(1)
     again.log(2, loss=1.0)
     assert record(again)["status"] == "running"
     assert "reason" not in record(again)
     assert again.record["arguments"]["steps"] == 3
     assert [resumed["arguments"] for resumed in again.record["resumed"]] == [{"steps": 6}]
+    assert again.arguments == {"steps": 6}
     assert [line["step"] for line in again.metrics()] == [1, 2]
+    assert not list(run.folder.glob(".*"))
 
 
 def test_only_its_own_recipe_goes_on_with_a_run(run: Run) -> None:
+    run.fail("for a test")
     with pytest.raises(
-        UsageError, match=re.escape("is a run of emoji, not of clipag: robustclip robustify emoji --re")
+        UsageError, match=re.escape("is a run of emoji, not of clipag: robustclip robustify emoji --resume")
     ):
         Run.start(None, run.folder, recipe="clipag", arguments={})
     with pytest.raises(UsageError, match="goes on in that folder: leave out --out other"):
         Run.start("other", run.folder, recipe="emoji", arguments={})
+
+
+def test_a_run_that_still_runs_cannot_go_on(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    assert run.status == "running"
+    with pytest.raises(UsageError, match=rf"is still running, as process {os.getpid()}: stop it first, or wait"):
+        Run.start(None, run.folder, recipe="emoji", arguments={})
+    run.record["process"]["born"] -= 60
+    run.note()
+    assert Run.open(run.folder).status == "killed"
+    Run.start(None, run.folder, recipe="emoji", arguments={})
+    run.record["process"]["host"] = "node7"
+    run.note()
+    assert Run.open(run.folder).status == "running"
+    Run.start(None, run.folder, recipe="emoji", arguments={})
+    assert "was last seen running on node7: make sure that it does not run there any more" in caplog.messages[0]
+
+
+def test_a_run_of_an_ablation_has_two_names(tmp_path: Path) -> None:
+    with called_as("clipag-linf"), called_as("clipag-vit-b32"):
+        run = Run.create(tmp_path / "run", recipe="clipag-vit-b32", arguments={})
+    run.fail("for a test")
+    assert (record(run)["recipe"], record(run)["called"]) == ("clipag-vit-b32", "clipag-linf")
+    assert run.resumption == f"robustclip robustify clipag-linf --resume {run.folder}"
+    for name in ("clipag-linf", "clipag-vit-b32"):
+        run.check_resumable(name)
+    with pytest.raises(UsageError, match="is a run of clipag-linf, not of emoji"):
+        run.check_resumable("emoji")
+    with called_as("clipag-vit-b32"):
+        plain = Run.create(tmp_path / "plain", recipe="clipag-vit-b32", arguments={})
+    assert "called" not in record(plain)
 
 
 def test_start_without_resume_is_a_new_run(tmp_path: Path) -> None:
@@ -151,9 +177,53 @@ def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
-def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["[]", '{"status": "finished"}'])
+def test_a_record_of_something_else_is_no_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match="is not a run's record: it must name recipe, status, arguments and started"):
+        Run.open(tmp_path)
+
+
+def test_a_folder_in_which_a_run_was_killed_at_once_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.1a2b3c4d.tmp").write_text("{")
+    assert new_folder(tmp_path) == tmp_path
+
+
+def test_only_the_main_process_writes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustclip.distributed.is_main", lambda: False)
-    with Run.create(tmp_path / "run", recipe="emoji", arguments={}) as run:
-        run.log(1, loss=1.0)
-        run.note(data="none")
-    assert not run.folder.exists()
+    before = record(run)
+    with Run(run.folder, run.record) as other:
+        other.log(1, loss=1.0)
+        other.note(data="none")
+    assert record(run) == before
+    assert sorted(path.name for path in run.folder.iterdir()) == ["run.json"]
+
+
+def test_only_the_main_process_looks_whether_a_folder_is_free(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert new_folder(run.folder) == run.folder
+
+
+def test_a_full_disk_is_said_once_and_ends_no_run(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    size = (run.folder / "run.json").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, before[1]))
+    try:
+        for step in range(30):
+            run.log(step, loss=1.0)
+        run.note(fact="x" * size)
+        run.warn("slow")
+        with pytest.raises(RunError, match="what ended it"), run:
+            raise RunError("what ended it")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.messages) == 2
+    assert re.search(r"run cannot be written to \(.+\): not all is recorded", caplog.messages[0])
+    assert caplog.messages[1] == "slow"
+    assert Run.open(run.folder).record["status"] == "running"
+    assert run.metrics()
+
+
+def test_a_folder_that_cannot_be_written_is_a_fault_of_the_run_that_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no run can be kept in /proc/self/run \(.+\): write elsewhere with --out"):
+        Run.create("/proc/self/run", recipe="emoji", arguments={})

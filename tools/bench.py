@@ -22,7 +22,7 @@ from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.losses import clip
 from robustclip.threat import ThreatModel
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import DirectoryPath, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.runs import RunFolder
+from robustclip.runs import ResumeFrom, RunFolder
 
 
 def recipe(
@@ -15,7 +15,7 @@ def recipe(
     steps: PositiveInt = 3600,
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 2e-3,
-    resume: DirectoryPath | None = None,
+    resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 1,

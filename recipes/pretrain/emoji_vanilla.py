@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import load_referee
+from robustclip import distributed, load_referee
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.devices import forward_backward, pick_device, pick_dtype
+from robustclip.devices import pick_device
+from robustclip.referees.registry import RefereeName
 from robustclip.robustification.embedded import (
     ObjectiveName,
     emoji_objective,
@@ -17,12 +18,12 @@ from robustclip.robustification.embedded import (
 )
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.trainer import train
-from robustclip.runs import Run, RunFolder
+from robustclip.runs import ResumeFrom, Run, RunFolder
 
 
 def recipe(
     *,
-    name: str = "emoji-vanilla",
+    name: RefereeName = "emoji-vanilla",
     tower: str = "resnet10t",
     image_size: PositiveInt = 64,
     start: str | None = None,
@@ -33,12 +34,13 @@ def recipe(
     lr: PositiveFloat = 2e-3,
     weight_decay: NonNegativeFloat = 0.05,
     warmup: NonNegativeInt = 100,
-    ema: PositiveFloat = 0.998,
+    ema: Annotated[float, Field(gt=0, lt=1)] = 0.998,
     channels_last: bool = True,
     compile: bool = False,
     evaluate_every: NonNegativeInt = 500,
     checkpoint_every: PositiveInt = 250,
-    resume: DirectoryPath | None = None,
+    keep: PositiveInt = 2,
+    resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -67,7 +69,7 @@ def recipe(
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)
     started_from = referee.card if start else None
     referee.to(target)
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed)
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
     with run:
@@ -82,12 +84,13 @@ def recipe(
             weight_decay=weight_decay,
             warmup=warmup,
             ema=ema,
-            dtype=pick_dtype(dtype, target, forward_backward(referee.image_tower, probe.images.to(target))),
+            dtype=dtype,
             channels_last=channels_last,
             compile=compile,
             probe=probe,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
+            keep=keep,
             log_every=1 if quick else 10,
             resume=resume is not None,
             seed=seed,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import DirectoryPath, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.data.clipag import Mix, missing_sources
-from robustclip.runs import RunFolder
+from robustclip.data.clipag import Mix, Share, missing_sources
+from robustclip.runs import ResumeFrom, RunFolder
+
+VARIES = "clipag-vit-b32"
+ABLATION: dict[str, Any] = {"start": "ViT-B-16:laion2b_s34b_b88k", "name": "clipag-vit-b16"}
 
 
 def recipe(
@@ -24,8 +27,11 @@ def recipe(
     steps: PositiveInt = 20_000,
     batch_size: PositiveInt = 256,
     lr: PositiveFloat = 1e-5,
+    accumulate: PositiveInt = 1,
+    grad_checkpointing: bool = False,
+    max_skipped: Share | None = None,
     workers: NonNegativeInt = 4,
-    resume: DirectoryPath | None = None,
+    resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -42,8 +48,7 @@ def recipe(
     Everything else, and what is ours in it, is clipag-vit-b32's; these flags are the ones worth changing.
     """
     given = dict(locals())
-    ablation = {"start": "ViT-B-16:laion2b_s34b_b88k", "name": "clipag-vit-b16"}
-    return recipes.run("clipag-vit-b32", "robustify", ablation | given)
+    return recipes.run(VARIES, "robustify", ABLATION | given)
 
 
 def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import load_referee
-from robustclip.data.clipag import EMBEDDED, Mix, missing_sources, mixed
-from robustclip.devices import forward_backward, pick_device, pick_dtype
+from robustclip import distributed, load_referee
+from robustclip.data.clipag import EMBEDDED, Mix, Share, missing_sources, mixed
+from robustclip.devices import pick_device
+from robustclip.referees.registry import RefereeName
+from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip, siglip
 from robustclip.robustification.trainer import train
-from robustclip.runs import Run, RunFolder
+from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.threat import Norm, ThreatModel
 
 
@@ -28,7 +31,7 @@ def recipe(
     start: Annotated[str, "the CLIP to fine-tune"] = "ViT-B-32:laion2b_s34b_b79k",
     architecture: Annotated[str | None, "open_clip's name, where --start is a checkpoint file"] = None,
     quick_gelu: Annotated[bool | None, "the activation of such a checkpoint"] = None,
-    name: str = "clipag-vit-b32",
+    name: RefereeName = "clipag-vit-b32",
     norm: Norm = "l2",
     eps: PositiveFloat = 1.5,
     attack_steps: PositiveInt = 5,
@@ -38,13 +41,19 @@ def recipe(
     lr: PositiveFloat = 1e-5,
     weight_decay: NonNegativeFloat = 1e-4,
     warmup: NonNegativeInt = 1400,
-    ema: PositiveFloat = 0.9998,
+    ema: Annotated[float, Field(gt=0, lt=1)] = 0.9998,
+    accumulate: Annotated[PositiveInt, "parts of a process's share held in memory one at a time"] = 1,
+    attack_negatives: AttackNegatives = "gathered",
+    frozen_statistics: bool = False,
+    grad_checkpointing: bool = False,
+    max_skipped: Annotated[Share | None, "stop when more of the samples than this share cannot be used"] = None,
     workers: NonNegativeInt = 4,
     channels_last: bool = False,
     compile: bool = False,
     evaluate_every: NonNegativeInt = 500,
     checkpoint_every: PositiveInt = 500,
-    resume: DirectoryPath | None = None,
+    keep: PositiveInt = 2,
+    resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -71,8 +80,9 @@ def recipe(
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
     sources = [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
-    data = mixed(sources, mix, laion_share, batch_size, referee.image_size, seed, workers)
-    probe = next(mixed(sources, mix, laion_share, batch_size, referee.image_size, seed + 1, workers=0).batches())
+    mixture = partial(mixed, sources, mix, laion_share, batch_size, referee.image_size)
+    data = mixture(seed, workers, place=distributed.place(), max_skipped=max_skipped)
+    probe = next(mixture(seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)
     bias = referee.logit_bias
     run = Run.start(out, resume, recipe="clipag-vit-b32", arguments=arguments)
@@ -90,14 +100,17 @@ def recipe(
             weight_decay=weight_decay,
             warmup=warmup,
             ema=ema,
-            dtype=pick_dtype(
-                dtype, target, forward_backward(referee.image_tower, referee.preprocess(probe.images[:16].to(target)))
-            ),
+            accumulate=accumulate,
+            attack_negatives=attack_negatives,
+            frozen_statistics=frozen_statistics,
+            grad_checkpointing=grad_checkpointing,
+            dtype=dtype,
             channels_last=channels_last,
             compile=compile,
             probe=probe,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
+            keep=keep,
             log_every=1 if quick else 10,
             resume=resume is not None,
             seed=seed,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import load_referee
+from robustclip import distributed, load_referee
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.devices import forward_backward, pick_device, pick_dtype
+from robustclip.devices import pick_device
+from robustclip.referees.registry import RefereeName
+from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.trainer import train
-from robustclip.runs import Run, RunFolder
+from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.threat import Norm, ThreatModel
 
 
 def recipe(
     *,
     start: str = "emoji-vanilla",
-    name: str = "emoji-robust",
+    name: RefereeName = "emoji-robust",
     norm: Norm = "l2",
     eps: PositiveFloat = 2.0,
     attack_steps: PositiveInt = 2,
@@ -30,13 +32,17 @@ def recipe(
     lr: PositiveFloat = 1e-3,
     weight_decay: NonNegativeFloat = 0.05,
     warmup: NonNegativeInt = 100,
-    ema: PositiveFloat = 0.998,
+    ema: Annotated[float, Field(gt=0, lt=1)] = 0.998,
+    accumulate: PositiveInt = 1,
+    attack_negatives: AttackNegatives = "gathered",
+    frozen_statistics: bool = False,
     split: str = "guide-styles",
     channels_last: bool = True,
     compile: bool = False,
     evaluate_every: NonNegativeInt = 500,
     checkpoint_every: PositiveInt = 250,
-    resume: DirectoryPath | None = None,
+    keep: PositiveInt = 2,
+    resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -62,7 +68,7 @@ def recipe(
     target = pick_device(device)
     referee = load_referee(start, device=str(target))
     started_from = referee.card
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed)
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     threat = ThreatModel(norm, eps, size=64)
@@ -80,12 +86,16 @@ def recipe(
             weight_decay=weight_decay,
             warmup=warmup,
             ema=ema,
-            dtype=pick_dtype(dtype, target, forward_backward(referee.image_tower, probe.images.to(target))),
+            accumulate=accumulate,
+            attack_negatives=attack_negatives,
+            frozen_statistics=frozen_statistics,
+            dtype=dtype,
             channels_last=channels_last,
             compile=compile,
             probe=probe,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
+            keep=keep,
             log_every=1 if quick else 10,
             resume=resume is not None,
             seed=seed,

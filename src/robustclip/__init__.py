@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robustclip import attacks, data, evaluation, images, referees, robustification
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
+    from robustclip.planning.plan import plan
     from robustclip.recipes import robustify
     from robustclip.referees.registry import list_referees, load_referee
     from robustclip.robustification.export import export
@@ -31,6 +32,7 @@ __all__ = [
     "images",
     "list_referees",
     "load_referee",
+    "plan",
     "referees",
     "robustification",
     "robustify",
@@ -44,6 +46,7 @@ _HOME_OF = {
     "export": "robustification.export",
     "list_referees": "referees.registry",
     "load_referee": "referees.registry",
+    "plan": "planning.plan",
     "robustify": "recipes",
 }
 

@@ -14,12 +14,13 @@ import click
 
 from robustclip import __version__, printing, recipes
 from robustclip.commands import Function, TypedCommand
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.signatures import Pairs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command, and exit: 0 for success, 2 for a fault of the call, 1 of the run, 130 when interrupted."""
+    """Run one command, and exit: 0 for success, 2 for a fault of the call, 1 of the run, 128 + the signal when stopped
+    by one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Interrupted as stop:
+        click.echo(f"robustclip: {stop}", err=True)
+        sys.exit(128 + stop.signal)
     except Exception as error:
         if "--traceback" in arguments or os.environ.get("ROBUSTCLIP_TRACEBACK"):
             traceback.print_exc()
@@ -70,7 +74,24 @@ class RecipeGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         recipe = recipes.find(cmd_name, self.name or "")
-        return TypedCommand(cmd_name, recipe.load, summary=recipe.summary, show=printing.numbers)
+        return TypedCommand(cmd_name, recipe.load, summary=recipe.summary, show=printing.numbers, bind=recipe.bind)
+
+
+class PlanGroup(click.Group):
+    """The recipes that make a CLIP robust, planned instead of run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [recipe.name for recipe in recipes.available("robustify")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        recipe = recipes.find(cmd_name, "robustify")
+        return TypedCommand(
+            cmd_name,
+            lambda: import_module("robustclip.planning.plan").command(recipe),
+            summary=recipe.summary,
+            show=lambda estimate: printing.rich(estimate.table()),
+            numbers=lambda estimate: estimate.to_json(),
+        )
 
 
 @click.group("robustclip", context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,6 +114,14 @@ app.add_command(
         "robustify",
         short_help="Fine-tune a CLIP adversarially, by a recipe.",
         help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
+        subcommand_metavar="RECIPE [FLAGS]",
+    )
+)
+app.add_command(
+    PlanGroup(
+        "plan",
+        short_help="What a run would take: FLOPs, memory, hours, cost.",
+        help="What a run of a recipe would take, before it is started: FLOPs, memory of a GPU, hours and cost.",
         subcommand_metavar="RECIPE [FLAGS]",
     )
 )
@@ -146,3 +175,35 @@ _referee_verb(
 )
 _referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
 _referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))
+
+
+@app.group("runs", short_help="List and show runs, and give back the space that checkpoints take.")
+def runs() -> None:
+    """The runs on this disk."""
+
+
+def _runs_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
+    runs.add_command(_verb(name, f"archive:{function}", summary, **output))
+
+
+_runs_verb(
+    "list",
+    "list_runs",
+    "How far they are, and what they weigh.",
+    show=printing.runs,
+    numbers=lambda summaries: [run.to_json() for run in summaries],
+)
+_runs_verb(
+    "show",
+    "show",
+    "A run's arguments, curves and warnings.",
+    show=printing.run,
+    numbers=lambda run: {**run.record, "status": run.status, "metrics": run.metrics()},
+)
+_runs_verb(
+    "clean",
+    "clean",
+    "Remove checkpoints of finished runs, or whole runs.",
+    show=printing.freed,
+    numbers=lambda freed: freed.to_json(),
+)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from click.core import ParameterSource
 from pydantic_core import to_jsonable_python
 
 from robustclip import signatures
-from robustclip.files import write_json
+from robustclip.errors import UsageError
+from robustclip.files import check_writable, write_json
 from robustclip.signatures import Pairs, Parameter, as_flag
 
 Function = Callable[..., Any]
+
+Bind = Callable[[Mapping[str, object], Callable[[Parameter], str]], tuple[dict[str, Any], list[str]]]
+"""(arguments given, how to write a parameter's name) -> (all arguments, the faults found)."""
 
 EVERYWHERE = {
     "device": "auto, cpu, cuda, cuda:<index> or mps",
@@ -28,6 +33,7 @@ EVERYWHERE = {
 
 USUAL = EVERYWHERE | {
     "out": "the folder to write, which must not exist yet",
+    "resume": "a run's folder, or latest: go on with it, with the flags it had where none are given here",
     "quick": "shrink the run to seconds, to see that it works",
 }
 """What flags of these names mean wherever they don't say otherwise."""
@@ -36,8 +42,9 @@ USUAL = EVERYWHERE | {
 class TypedCommand(click.Command):
     """A command whose flags are the parameters of a typed function, plus those that every command has.
 
-    `load` gives the function, and what knows its illegal pairs of values; it is called when the command is. `show`
-    prints the function's result for people; `numbers` makes it the plain values that `--json FILE` writes.
+    `load` gives the function, and what knows its illegal pairs of values; it is called when the command is. `bind`
+    replaces `signatures.bind` where more than the call decides the arguments. `show` prints the function's result for
+    people; `numbers` makes it the plain values that `--json FILE` writes.
     """
 
     def __init__(
@@ -48,12 +55,14 @@ class TypedCommand(click.Command):
         summary: str,
         show: Callable[[Any], None],
         numbers: Callable[[Any], object] = lambda result: result,
+        bind: Bind | None = None,
     ) -> None:
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
         super().__init__(name, short_help=summary, context_settings=settings)
         self.load = load
         self.show = show
         self.numbers = numbers
+        self.bind = bind or self._bind
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -80,7 +89,12 @@ class TypedCommand(click.Command):
         json = ctx.params.pop("json")
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
         positional, misfits = self._sort(ctx.args)
-        arguments, faults = signatures.bind(self.function, given | positional, spell=as_flag, pairs=self.pairs)
+        arguments, faults = self.bind(given | positional, as_flag)
+        if json is not None:
+            try:
+                check_writable(json)
+            except UsageError as error:
+                misfits.append(f"--json: {error}")
         if not ctx.resilient_parsing:
             hint = f"Its flags: {ctx.command_path} --help"
             signatures.raise_faults(ctx.command_path, [*misfits, *faults], hint)
@@ -90,9 +104,14 @@ class TypedCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         result = self.function(**ctx.params["arguments"])
+        if os.environ.get("RANK", "0") != "0":  # of processes that train together, one speaks
+            return
         if ctx.params["json"] is not None:
             write_json(ctx.params["json"], to_jsonable_python(self.numbers(result), inf_nan_mode="null", fallback=str))
         self.show(result)
+
+    def _bind(self, given: Mapping[str, object], spell: Callable[[Parameter], str]) -> tuple[dict[str, Any], list[str]]:
+        return signatures.bind(self.function, given, spell=spell, pairs=self.pairs)
 
     def _sort(self, rest: list[str]) -> tuple[dict[str, object], list[str]]:
         """What is not a known flag: (values of positional parameters, what fits nowhere)."""
@@ -117,11 +136,12 @@ class TypedCommand(click.Command):
 
 
 def _option(parameter: Parameter) -> click.Option:
-    """The flag of a parameter. Its value is left as text: `signatures.bind` reads it."""
+    """The flag of a parameter. Its value is left as text: `signatures.bind` reads it. Each switch can be turned off,
+    for a run that goes on may have had it on."""
     flag = as_flag(parameter)
     is_switch = parameter.label == ""
     return click.Option(
-        [parameter.name, f"{flag}/--no-{flag[2:]}" if is_switch and parameter.default is not False else flag],
+        [parameter.name, f"{flag}/--no-{flag[2:]}" if is_switch else flag],
         is_flag=is_switch,
         type=None if is_switch else click.UNPROCESSED,
         multiple=parameter.repeated,

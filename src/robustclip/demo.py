@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
+from robustclip.attacks.spec import AttackSpec
+from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export
 from robustclip.runs import RunFolder
+from robustclip.threat import ThreatModel
 
 START = "emoji-vanilla"
 NAME = "demo-robust"
@@ -57,6 +62,15 @@ def run_demo(
         seed=seed,
     )
     return {"report": report.to_json(), "told": tell(report, attack, out), "table": report.table()}
+
+
+def faults(eps: float, attack: str) -> Iterator[str]:
+    """What would only show in the middle of the demo."""
+    for check in (partial(ThreatModel, "l2", eps, 64), lambda: AttackSpec.parse(attack).threat(64)):
+        try:
+            check()
+        except UsageError as error:
+            yield str(error)
 
 
 def tell(report: Report, attack: str, out: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from robustclip.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXACT = {"float64": torch.float64}
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -19,12 +21,17 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
     Raises UsageError for a name torch does not know and for a device this machine does not have.
     """
+    local = os.environ.get("LOCAL_RANK", "")  # a launcher's: one device a process
+    if name in ("auto", "cuda") and local and torch.cuda.is_available():
+        name = f"cuda:{local}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps") from error
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+        raise UsageError(f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UsageError(f"device {name!r} is not here: torch sees {found} CUDA device(s); use --device auto or cpu")
@@ -37,21 +44,25 @@ def pick_dtype(
     name: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     step: Callable[[], object] | None = None,
+    *,
+    exact: bool = False,
 ) -> torch.dtype:
     """The dtype to compute in (under `autocast`; weights and pixels stay float32).
 
     `auto` is bfloat16 on CUDA devices that support it. On a CPU, which of the two is faster depends on the tower
     (bfloat16 wins on small convolutional ones and loses on ViT-B/32), so `step` is measured, e.g.
     `pick_dtype("auto", device, forward_backward(tower, images))`; without a step, and elsewhere, float32.
+    With `exact` float64 is known too, for callers that then make weights and pixels float64.
     Raises UsageError for an unknown name.
     """
     device = torch.device(device)
+    known = DTYPES | (EXACT if exact else {})
     if isinstance(name, torch.dtype):
         return name
-    if name in DTYPES:
-        return DTYPES[name]
+    if name in known:
+        return known[name]
     if name != "auto":
-        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
+        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(known)}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "cpu" and step is not None:
@@ -87,5 +98,6 @@ def forward_backward(module: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The context in which towers compute in `dtype`; float32 means that nothing is cast."""
-    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+    """The context in which towers compute in `dtype`; float32 and float64 mean that nothing is cast."""
+    cast = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(torch.device(device).type, dtype=dtype if cast else None, enabled=cast)

@@ -1,18 +1,36 @@
-"""Processes that train together. The only importer of accelerate; without a launcher there is one process."""
+"""Processes that train together: who is who, and what they tell each other. The only importer of accelerate.
+
+Without a launcher there is one process, and every function here is free. With `accelerate launch` (or torchrun) each
+process takes its share of a batch; nothing outside this file and `sharding` knows of ranks.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather as gather_tensors
-from torch import Tensor
+from accelerate.utils import broadcast_object_list, gather, gather_object, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.data.batch import Place
+from robustclip.errors import RunError, UsageError
+
+T = TypeVar("T")
 
 
 @cache
 def _processes() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available())
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    state = PartialState(cpu=on_cpu)
+    if state.num_processes > 1:
+        atexit.register(state.destroy_process_group)
+    return state
 
 
 def is_main() -> bool:
@@ -25,7 +43,85 @@ def count() -> int:
     return int(_processes().num_processes)
 
 
-def gather(values: Tensor) -> Tensor:
-    """The `values` (n, ...) of all processes, one after another (count() * n, ...); no gradient passes."""
-    gathered: Tensor = gather_tensors(values)
-    return gathered
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return int(_processes().process_index)
+
+
+def place() -> Place:
+    """Which share of the data is this process's."""
+    return Place(rank(), count())
+
+
+def broadcast(thing: Any) -> Any:
+    """The main process's `thing`, in all processes; it must be one that pickles."""
+    return thing if count() == 1 else broadcast_object_list([thing])[0]
+
+
+def listed(thing: Any) -> list[Any]:
+    """The `thing` of each process, in the order of their ranks; it must be one that pickles."""
+    return [thing] if count() == 1 else list(gather_object([thing]))
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """What `decide` returns in the main process, in all processes; what it raises there ends them all.
+
+    For what only one may do: make a folder, look at one that another is about to write to.
+    """
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (decide(), None)
+        except Exception as error:
+            if count() == 1:
+                raise
+            outcome = (None, error if isinstance(error, UsageError | RunError) else RunError(repr(error)))
+    made, fault = broadcast(outcome)
+    if fault is not None:
+        raise fault
+    return made
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` holds in any process, so that all may act on it in the same step."""
+    if count() == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=_processes().device), "sum"))
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a number over the processes, without gradient."""
+    return value.detach() if count() == 1 else reduce(value.detach(), "mean")
+
+
+def everyone(values: Tensor) -> Tensor:
+    """The rows (b, ...) of all processes in the order of their ranks, (count() * b, ...), without gradient."""
+    return values.detach() if count() == 1 else gather(values.detach().contiguous())
+
+
+def everyone_with_gradient(values: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
+    """The rows of all processes, of which this process's own carry gradients.
+
+    That is all it takes where every process computes the loss of the whole batch: the gradient to its own rows is
+    then exact, and nothing needs to be sent back (open_clip's gather without local loss).
+    """
+    if count() == 1:
+        return values
+    rows = list(everyone(values).chunk(count()))
+    rows[rank()] = values
+    return torch.cat(rows)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, in one message.
+
+    Instead of DistributedDataParallel: an attack runs the tower many times with frozen weights between two updates,
+    and a batch in parts runs it several times before one, for which its hooks are not made. What it would hide behind
+    the backward pass, one message a step, is small beside the attack.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if count() == 1 or not gradients:
+        return
+    means = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, values in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(values.view_as(gradient))

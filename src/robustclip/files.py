@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never a half."""
+"""Files that are either the old one or the whole new one, never a half; and files of others, read within bounds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
+
+from pydantic_core import to_jsonable_python
+
+from robustclip.errors import UsageError
+
+LONGEST_TEXT = 2**24  # bytes: no card, config or list of names comes near 16 MB
 
 
 @contextmanager
@@ -17,9 +25,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """Yield a file that replaces `path` when the block ends well, and leaves `path` as it was when it raises.
 
     The bytes go to a temporary file in the same folder (made where missing), reach the disk (fsync), and take the
-    name in one step (rename). `mode` is "wb" or "w" (UTF-8).
+    name in one step (rename). `mode` is "wb" or "w" (UTF-8). Raises UsageError where something else than a file has the
+    name: a folder, or a device, whose place the file would take (/dev/null).
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a file, and is not replaced by one: write elsewhere")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -33,10 +44,27 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise
 
 
+def is_draft(path: Path) -> bool:
+    """Whether this is what `atomic_write` leaves behind where the process is killed in the middle."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that no other process writes to; where that is not allowed, leave them."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain(values: object) -> Any:
+    """The same in JSON's types: paths and objects as text, dataclasses as objects, NaN and infinity as null."""
+    return to_jsonable_python(values, inf_nan_mode="null", fallback=str)
 
 
 def write_json(path: str | os.PathLike[str], obj: object) -> None:
@@ -44,3 +72,81 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, "w") as file:
         file.write(text + "\n")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """What a regular file of at most `limit` bytes holds.
+
+    Raises UsageError, before anything is read, for all that is none: a folder, a device without an end, a pipe that
+    nobody writes to, a larger file.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError(f"{path} is a device or a pipe, not a file")
+            if status.st_size > limit:
+                raise UsageError(f"{path} has {status.st_size} bytes, more than the {limit} that such a file may have")
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
+    """The text of a small file. Raises UsageError as `read_bytes`, and for what is not UTF-8."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a small file, without white space around them; empty ones at the end are none.
+
+    Only line feeds (and carriage returns before them) end a line: the separators that Unicode has besides are text.
+    """
+    return [line.strip() for line in read_text(path).rstrip().split("\n")]
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a small JSON file holds. Raises UsageError as `read_text`, and for what is no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} is not JSON ({error})") from error
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Path.is_dir, and False also for what no system takes as a path, such as a text of many lines."""
+    with suppress(OSError):
+        return Path(path).is_dir()
+    return False
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Path.is_file, as `is_folder`."""
+    with suppress(OSError):
+        return Path(path).is_file()
+    return False
+
+
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Raise UsageError where no file (or folder) of that name can be: to be known before the work, not after it."""
+    path = Path(path)
+    if os.path.lexists(path) and not (is_folder(path) if folder else is_file(path)):
+        raise UsageError(f"{path} is not a {'folder' if folder else 'file'}: write elsewhere, or move it away")
+    above = path if is_folder(path) else next(place for place in path.absolute().parents if os.path.lexists(place))
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # fails for a name that no folder takes
+        with TemporaryFile(dir=above):  # permissions alone do not tell of read-only disks
+            pass
+    except OSError as error:
+        raise UsageError(f"{str(path)[:200]} cannot be written ({error.strerror}): write elsewhere") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever writes to a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

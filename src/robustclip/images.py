@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ from robustclip.files import atomic_write
 
 WHITE = (1.0, 1.0, 1.0)
 Colour = tuple[float, float, float]
+TITLE_LINES, TITLE_LETTERS = 6, 200  # of a picture's title; the rest is cut, or ten thousand words would be the picture
 RANGE_TOLERANCE = 1e-3  # how far outside [0, 1] pixels may lie (resizing and half precision overshoot by less)
 
 
@@ -45,7 +46,9 @@ def load_image(path: str | os.PathLike[str], background: Colour = WHITE) -> Floa
             if picture.mode.startswith(("I", "F")):
                 raise UsageError(f"{path} has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
             return from_pil(picture, background)
-    except (UnidentifiedImageError, OSError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow's readers raise what they run into
         raise UsageError(f"{path} is not a readable picture: {error}") from error
 
 
@@ -117,13 +120,14 @@ def titled_grid(
 ) -> Float[Tensor, "3 h2 w2"]:
     """The images, row by row, with row titles to their left and column titles, wrapped to the image's width, above.
 
-    Raises UsageError unless there are rows x columns images.
+    Long titles are cut. Raises UsageError unless there are rows x columns images.
     """
     if len(images) != len(rows) * len(columns):
         raise UsageError(f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}")
     height, width = images.shape[-2:]
     font = ImageFont.load_default(font_size)
-    captions = [_wrap(title, width, font) for title in columns]
+    rows = [_cut(title) for title in rows]
+    captions = [_wrap(_cut(title), width, font) for title in columns]
     margin_left = padding + max(int(_text_size(title, font)[0]) for title in rows)
     margin_top = padding + max(int(_text_size(caption, font)[1]) for caption in captions)
 
@@ -155,4 +159,8 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
             lines[-1] = longer
         else:
             lines.append(word)
-    return "\n".join(lines)
+    return "\n".join([*lines[:TITLE_LINES], "..."] if len(lines) > TITLE_LINES else lines)
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}..."

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
+    from robustclip.archive import Freed, Summary
     from robustclip.referees.registry import Entry, Verification
+    from robustclip.runs import Run
 
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH_OF_A_CURVE = 40  # characters
 WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
 
 
@@ -52,7 +61,7 @@ def entries(referees: Iterable[Entry]) -> None:
             robust_to = "nothing" if threat is None else str(threat)
         except (RunError, UsageError) as error:
             robust_to = f"(broken: {error})"
-        table.add_row(entry.name, robust_to, entry.origin, str(entry.folder))
+        table.add_row(*map(Text, (entry.name, robust_to, entry.origin, str(entry.folder))))  # names are no markup
     rich(table)
 
 
@@ -70,3 +79,69 @@ def verification(found: Verification) -> None:
     if not found.holds:
         raise RunError(f"{found.name} is not what its card says")
     click.echo(f"{found.name} is what its card says")
+
+
+def runs(summaries: Iterable[Summary]) -> None:
+    """A line for each run, the last one started at the end."""
+    table = Table("run", "recipe", "status", "step", "loss", "started", "size", box=None, pad_edge=False)
+    table.header_style = "dim"
+    for run in summaries:
+        step = str(run.step) if run.steps is None else f"{run.step}/{run.steps}"
+        loss = "" if run.loss is None else f"{run.loss:.4g}"
+        recipe = Path(run.recipe).name if run.recipe.endswith(".py") else run.recipe
+        cells = (run.name, recipe, run.status, step, loss, f"{age(run.age)} ago", decimal(run.size))
+        table.add_row(*map(Text, cells))
+    rich(table)
+
+
+def run(run: Run) -> None:
+    """What a run was asked, how it went, and what it said."""
+    record = run.record
+    click.echo(f"{run.folder}: {run.called}, {run.status}" + (f" ({record['reason']})" if "reason" in record else ""))
+    times = [record["started"], *(again["started"] for again in record.get("resumed", []))]
+    click.echo(f"started {', resumed '.join(times)}" + (f", ended {record['ended']}" if "ended" in record else ""))
+    if run.status in ("killed", "interrupted", "failed"):
+        click.echo(f"to go on: {run.resumption}")
+    click.echo("\narguments")
+    for name, value in run.arguments.items():
+        click.echo(f"  {name.replace('_', ' ')}: {value}")
+    curves: dict[str, list[float]] = {}
+    for line in run.metrics():
+        for name, value in line.items():
+            if name not in ("step", "seconds") and value is not None:
+                curves.setdefault(name, []).append(value)
+    if curves:
+        click.echo(f"\nnumbers, to step {run.metrics()[-1]['step']}")
+        width = max(map(len, curves))
+        for name, values in curves.items():
+            ends = f"{values[0]:.4g} to {values[-1]:.4g}"
+            click.echo(f"  {name.replace('_', ' '):{width}}  {curve(values):{WIDTH_OF_A_CURVE}}  {ends}")
+    for warning in record.get("warnings", []):
+        click.echo(f"\nwarning: {warning}")
+
+
+def freed(result: Freed) -> None:
+    """What was removed, of which run."""
+    done, would = ("would remove", "would free") if result.dry_run else ("removed", "freed")
+    for name, paths in result.files.items():
+        what = "all of it" if paths[0].name == name else f"{len(paths)} checkpoint{'s' * (len(paths) > 1)}"
+        click.echo(f"{name}: {done} {what}")
+    click.echo(f"{would} {decimal(result.size)}")
+
+
+def curve(values: list[float]) -> str:
+    """Numbers as bars between the lowest and the highest, each the mean of equally many where they are too many."""
+    count = min(len(values), WIDTH_OF_A_CURVE)
+    cuts = [len(values) * index // count for index in range(count + 1)]
+    means = [fmean(values[first:last]) for first, last in pairwise(cuts)]
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+def age(seconds: float) -> str:
+    """A time in its largest unit: 40 s, 5 min, 3 h, 12 days."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

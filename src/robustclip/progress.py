@@ -20,14 +20,23 @@ TITLES: Final = {"clean_similarity": "clean sim", "adversarial_similarity": "adv
 class TrainingProgress:
     """A context that shows step, loss, clean and adversarial similarity, images/s and ETA.
 
-    `start` is where a resumed run begins. It goes to stderr, so that what a command prints stays clean.
+    `start` is where a resumed run begins. It goes to stderr, so that what a command prints stays clean; of several
+    processes that train together, all but one are `silent`.
     """
 
-    def __init__(self, *, total: int, start: int = 0, title: str = "training", console: Console | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        total: int,
+        start: int = 0,
+        title: str = "training",
+        console: Console | None = None,
+        silent: bool = False,
+    ) -> None:
         self.total = total
         self.step = start
         self.title = title
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=silent)
         self.numbers: dict[str, float] = {}
         self.finished_steps: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
         self.bar = Progress(

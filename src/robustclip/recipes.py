@@ -10,18 +10,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from robustclip import signatures
-from robustclip.errors import UsageError
-from robustclip.signatures import Pairs
+from robustclip import resuming, signatures
+from robustclip.errors import RunError, UsageError
+from robustclip.files import is_file
+from robustclip.runs import called_as
+from robustclip.signatures import Pairs, Parameter, as_keyword
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
@@ -41,8 +44,13 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the function's docstring, read without running the file."""
-        for node in ast.parse(self.path.read_text(encoding="utf-8")).body:
+        """The first sentence of the function's docstring, read without running the file; none of a file that is not
+        Python, which `module` says."""
+        try:
+            body = ast.parse(self.path.read_text(encoding="utf-8")).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return ""
+        for node in body:
             if isinstance(node, ast.FunctionDef) and node.name == "recipe":
                 text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                 return text.partition(". ")[0].rstrip(".")
@@ -55,7 +63,14 @@ class Recipe:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise UsageError(f"{self.path} is not Python (line {error.lineno or 1}: {error.msg})") from error
+        except (ModuleNotFoundError, UsageError, RunError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise RunError(f"{self.path} fails while imported: {error!r:.200} (--traceback shows where)") from error
         return module
 
     @property
@@ -72,9 +87,44 @@ class Recipe:
             raise UsageError(f"{self.path}: recipe() must also take {', '.join(lacking)}, as every recipe does")
         return function
 
+    @property
+    def full_name(self) -> str:
+        """What runs keep of it: emoji, pretrain/emoji-judge, or the path of a file that is not among the recipes."""
+        home = folder().resolve()
+        path = self.path.resolve()
+        if not path.is_relative_to(home):
+            return str(self.path)
+        return path.relative_to(home).with_suffix("").as_posix().replace("_", "-").removeprefix("robustify/")
+
     def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
-        """The recipe's function, and the file's `faults` where it has one."""
-        return self.function, vars(self.module).get("faults")
+        """The recipe's function, whose runs know under which name they were asked for, and the file's `faults` where
+        it has one."""
+        function = self.function
+
+        @wraps(function)
+        def named(**arguments: Any) -> dict[str, Any]:
+            with called_as(self.full_name):
+                return function(**arguments)
+
+        return named, vars(self.module).get("faults")
+
+    def bind(
+        self, given: Mapping[str, object], spell: Callable[[Parameter], str] = as_keyword
+    ) -> tuple[dict[str, Any], list[str]]:
+        """(every argument of a call, those that a resumed run brings along included; the faults found).
+
+        `spell` writes a parameter's name as the caller would.
+        """
+        function, pairs = self.load()
+        known = {parameter.name: parameter for parameter in signatures.parameters(function)}
+        try:
+            given, faults = resuming.completed(given, known, self.full_name), []
+        except (UsageError, OSError, ValueError) as error:  # of a run unknown nothing is brought along, or asked
+            reason = error.strerror if isinstance(error, OSError) else error
+            faults = [f"{spell(known['resume'])} {str(given['resume'])[:200]!r}: {reason}"]
+            given, pairs = {name: value for name, value in given.items() if name not in resuming.PLACES}, None
+        arguments, others = signatures.bind(function, given, spell=spell, pairs=pairs)
+        return arguments, [*faults, *others]
 
 
 def folder() -> Path:
@@ -94,16 +144,20 @@ def find(name: str, room: str) -> Recipe:
     """
     path = Path(name)
     if path.suffix == ".py":
-        if not path.is_file():
-            raise UsageError(f"there is no recipe file {path}: give a path to one, or a name of {_names(room)}")
+        if not is_file(path):
+            raise UsageError(
+                f"there is no recipe file {str(path)[:200]}: give a path to one, or a name of {_names(room)}"
+            )
         return Recipe(path)
     stem = name.replace("-", "_")
     for candidate in (folder() / room / f"{stem}.py", folder() / f"{stem}.py"):
-        if candidate.is_file():
+        if re.fullmatch(r"\w+(/\w+)?", stem) and is_file(candidate):  # a name is no way out of the recipes' folder
             return Recipe(candidate)
     near = get_close_matches(name, [recipe.name for recipe in available(room)], n=3)
     meant = f": did you mean {' or '.join(near)}?" if near else "."
-    raise UsageError(f"unknown recipe {name!r}{meant} There are {_names(room)}; a path to a .py file would do too.")
+    raise UsageError(
+        f"unknown recipe {name[:200]!r}{meant} There are {_names(room)}; a path to a .py file would do too."
+    )
 
 
 def run(name: str, room: str, arguments: dict[str, object]) -> dict[str, Any]:
@@ -112,10 +166,9 @@ def run(name: str, room: str, arguments: dict[str, object]) -> dict[str, Any]:
     Raises one UsageError with all faults of the call.
     """
     recipe = find(name, room)
-    function, pairs = recipe.load()
-    bound, faults = signatures.bind(function, arguments, pairs=pairs)
+    bound, faults = recipe.bind(arguments)
     signatures.raise_faults(f"{room}({name!r})", faults, f"Its arguments: robustclip {room} {name} --help")
-    return function(**bound)
+    return recipe.load()[0](**bound)
 
 
 def robustify(recipe: str, **arguments: object) -> dict[str, Any]:

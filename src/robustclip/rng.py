@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +21,21 @@ def generator(seed: int, purpose: str, *indices: int, device: str | torch.device
     stream = torch.Generator(device=device)
     stream.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: what a signed seed holds
     return stream
+
+
+def each(
+    seed: int, purpose: str, *indices: int, ids: Sequence[str], device: str | torch.device = "cpu"
+) -> list[torch.Generator]:
+    """A generator for each sample, keyed by its id as well: what is drawn for a sample does not depend on which others
+    share its batch, its part of a batch or its process."""
+    return [generator(seed, f"{purpose} of {id}", *indices, device=device) for id in ids]  # noqa: A001
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, *indices: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Within the block, what draws from torch's global generators (dropout inside a tower) draws from a stream of this
+    name; they are as before after it."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(seed, purpose, *indices).initial_seed())
+        yield

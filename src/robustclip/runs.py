@@ -1,8 +1,8 @@
-"""A run's folder: what was asked, with what, and how it went. A line is on disk as soon as it is written.
+"""A run's folder: what was asked, with what, and how it went.
 
-    run.json        recipe, arguments, versions, commit, status, notes, warnings, and the numbers of a finished run
-    metrics.jsonl   one object a line: step, seconds since the start, numbers
-    tensorboard/    the same numbers as curves
+    run.json        recipe, arguments, versions, commit, status, process, notes, warnings, numbers of a finished run
+    metrics.jsonl   its numbers over the steps, and
+    tensorboard/    the same as curves: see robustclip.metrics
     checkpoints/    see robustclip.robustification.checkpoint
 
 Where several processes train together, the main one writes.
@@ -12,59 +12,81 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import subprocess
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator
-from pydantic_core import to_jsonable_python
 
 import robustclip
-from robustclip.errors import UsageError
-from robustclip.files import write_json
+from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.files import is_draft, plain, remove_drafts, write_json
+from robustclip.metrics import Metrics
+from robustclip.processes import is_alive, this_process
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-Status = Literal["running", "finished", "failed"]
+Status = Literal["running", "interrupted", "killed", "finished", "failed"]
+"""A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
 
 HOME: Final = Path("runs")
 RECORD: Final = "run.json"
-METRICS: Final = "metrics.jsonl"
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "webdataset", "numpy")
 
 _log = logging.getLogger("robustclip")
+_called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
+
+
+@contextmanager
+def called_as(recipe: str) -> Iterator[None]:
+    """Runs that begin in the block were asked for under this name; of nested blocks (a recipe that calls another) the
+    outermost counts."""
+    token = _called_as.set(_called_as.get() or recipe)
+    try:
+        yield
+    finally:
+        _called_as.reset(token)
 
 
 def new_folder(folder: Path) -> Path:
     """`folder` itself, where it is free or empty. Raises UsageError with the ways out where a run would be lost."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if os.environ.get("RANK", "0") != "0":  # of processes that train together the first decides, and may have begun
         return folder
-    holds = f"holds a run that is {Run.open(folder).status}" if (folder / RECORD).is_file() else "is not empty"
+    if not folder.exists() or (folder.is_dir() and all(map(is_draft, folder.iterdir()))):
+        return folder
+    run = Run.open(folder) if (folder / RECORD).is_file() else None
+    holds = "is not empty" if run is None else f"holds a run that is {run.status}"
+    go_on = "" if run is None or run.status in ("running", "finished") else f", go on with it ({run.resumption})"
     raise UsageError(
-        f"{folder} exists and {holds}: write elsewhere, e.g. --out {_free(folder)}, or remove it (rm -r {folder})"
+        f"{folder} exists and {holds}: write elsewhere, e.g. --out {_free(folder)}{go_on}, "
+        f"or remove it (rm -r {folder})"
     )
 
 
 RunFolder = Annotated[Path, AfterValidator(new_folder)]
 """The type of an `out` flag: a folder that a new run may take."""
 
+ResumeFrom = Path
+"""The type of a `resume` flag: `robustclip.resuming` has made a folder of what was given before a recipe sees it."""
+
 
 class Run:
-    """A run's folder. As a context it ends the run: failed where an error leaves the block, else finished."""
+    """A run's folder. As a context it ends the run: interrupted or failed where an error leaves the block, else
+    finished."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
         self.record = record
-        self._began = time.monotonic()
+        self._metrics = Metrics(folder)
+        self._mute = False
 
     @cached_property
     def _writes(self) -> bool:
@@ -76,99 +98,155 @@ class Run:
     def create(cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object]) -> Run:
         """Start a run in a new folder; where `folder` is None, in runs/<recipe>-<number>.
 
-        Raises UsageError where the folder exists already and is not empty.
+        Raises UsageError where the folder exists already and is not empty, RunError where it cannot be written.
         """
-        folder = _free(HOME / recipe) if folder is None else new_folder(Path(folder))
-        record = {
-            "recipe": recipe,
-            "status": "running",
-            "arguments": plain(arguments),
-            "versions": versions(),
-            "commit": commit(),
-            "started": _now(),
-        }
-        run = cls(folder, record)
-        run._save()
-        return run
+        from robustclip.distributed import decided
+
+        def begin() -> tuple[Path, dict[str, Any]]:
+            try:
+                place = _claim(HOME / recipe) if folder is None else new_folder(Path(folder))
+                run = cls(place, {"recipe": recipe, "status": "running", **_asked(arguments)})
+                if (name := _called_as.get()) not in (None, recipe):
+                    run.record["called"] = name
+                run._save()
+            except OSError as error:
+                at = HOME if folder is None else folder
+                raise RunError(f"no run can be kept in {at} ({error.strerror}): write elsewhere with --out") from error
+            return run.folder, run.record
+
+        return cls(*decided(begin))
 
     @classmethod
     def start(
         cls, folder: str | Path | None, resume: str | Path | None, *, recipe: str, arguments: Mapping[str, object]
     ) -> Run:
-        """A new run, or with `resume` the run of that folder, to go on where its last checkpoint is.
+        """A new run, or with `resume` the run of that folder, to go on where its last checkpoint is. Where several
+        processes train together, the main one does it, and all get the same run.
 
-        Raises UsageError where that run was made by another recipe, and where both folders are given.
+        Raises UsageError where that run was made by another recipe or still runs, and where both folders are given.
         """
+        from robustclip.distributed import decided
+
         if resume is None:
             return cls.create(folder, recipe=recipe, arguments=arguments)
         if folder is not None:
             raise UsageError(f"--resume {resume} goes on in that folder: leave out --out {folder}")
-        run = cls.open(resume)
-        if run.record["recipe"] != recipe:
-            raise UsageError(
-                f"{resume} is a run of {run.record['recipe']}, not of {recipe}: "
-                f"robustclip robustify {run.record['recipe']} --resume {resume}"
-            )
-        for outcome in ("reason", "ended", "numbers"):
-            run.record.pop(outcome, None)
-        again = {"started": _now(), "arguments": plain(arguments), "versions": versions(), "commit": commit()}
-        run.record |= {"status": "running", "resumed": [*run.record.get("resumed", []), again]}
-        run._save()
-        return run
+
+        def go_on() -> tuple[Path, dict[str, Any]]:
+            run = cls.open(resume)
+            run.check_resumable(recipe)
+            remove_drafts(run.folder)
+            for outcome in ("reason", "ended", "numbers"):
+                run.record.pop(outcome, None)
+            again = _asked(arguments)
+            run.record |= {"status": "running", "process": again.pop("process")}
+            run.record["resumed"] = [*run.record.get("resumed", []), again]
+            try:
+                run._save()
+            except OSError as error:
+                raise RunError(
+                    f"{run.folder} cannot be written to ({error.strerror}): no run can go on there"
+                ) from error
+            return run.folder, run.record
+
+        return cls(*decided(go_on))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """A run that exists, as it is. Raises UsageError for a folder that holds none."""
         path = Path(folder) / RECORD
         try:
-            return cls(Path(folder), json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}") from error
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} is not readable ({error}): the run must be made again") from error
+        if not (isinstance(record, dict) and {"recipe", "status", "arguments", "started"} <= record.keys()):
+            raise UsageError(f"{path} is not a run's record: it must name recipe, status, arguments and started")
+        return cls(Path(folder), record)
 
     @property
     def status(self) -> Status:
+        if self.record["status"] == "running" and is_alive(self.record.get("process", {})) is False:
+            return "killed"
         return cast("Status", self.record["status"])
+
+    @property
+    def called(self) -> str:
+        """The recipe by the name the run was asked for: an ablation's, where `recipe` is the one that it varies."""
+        return str(self.record.get("called", self.record["recipe"]))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the run's last start."""
+        return dict([self.record, *self.record.get("resumed", [])][-1]["arguments"])
+
+    @property
+    def started(self) -> str:
+        """When it was last started, as ISO 8601 in UTC."""
+        return str([self.record, *self.record.get("resumed", [])][-1]["started"])
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the run's checkpoints."""
         return self.folder / "checkpoints"
 
-    def log(self, step: int, **numbers: float) -> None:
-        """Add a line to metrics.jsonl, where a number that isn't finite is null, and a point to each curve."""
-        if not self._writes:
+    @property
+    def resumption(self) -> str:
+        """The command that goes on with this run."""
+        return f"robustclip robustify {self.called} --resume {self.folder}"
+
+    def check_resumable(self, recipe: str) -> None:
+        """Raises UsageError where the run is not one of `recipe` (by either of its names), still runs, or is finished
+        and has given its checkpoints away: what is done is not done again."""
+        if recipe not in (self.record["recipe"], self.called):
+            raise UsageError(f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}")
+        if self.status == "finished" and not any(self.checkpoints.glob("*.pt")):
+            raise UsageError(f"{self.folder} is finished and has no checkpoints any more: start a new run")
+        if self.status != "running":
             return
-        line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(line)) + "\n")
-        for name, value in numbers.items():
-            self._curves.add_scalar(name, value, step)
+        process = self.record.get("process", {})
+        if is_alive(process):
+            raise UsageError(f"{self.folder} is still running, as process {process['pid']}: stop it first, or wait")
+        where = f"running on {process['host']}" if "host" in process else "running"
+        _log.warning(f"{self.folder} was last seen {where}: make sure that it does not run there any more")
+
+    def log(self, step: int, **numbers: float) -> None:
+        """Add a line to the run's metrics and a point to each curve. Where that cannot be written (the disk is full),
+        it is said once, and the run goes on."""
+        if self._writes:
+            with self._tolerant():
+                self._metrics.log(step, numbers)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        path = self.folder / METRICS
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        """The lines of metrics.jsonl, without a last one that was cut short. Raises UsageError for an odd one."""
+        return self._metrics.lines()
+
+    def trim(self, step: int) -> None:
+        """Forget what was measured after `step` updates, so that a run that goes on from there writes it again."""
+        self._metrics.trim(step, write=self._writes)
 
     def note(self, **facts: object) -> None:
         """Add facts to run.json, e.g. what the data were."""
         self.record["notes"] = self.record.get("notes", {}) | plain(facts)
-        self._save()
+        with self._tolerant():
+            self._save()
 
     def warn(self, message: str) -> None:
         """Say it (on stderr, unless logging is set up otherwise), and keep it in run.json."""
         _log.warning(message)
         self.record["warnings"] = [*self.record.get("warnings", []), message]
-        self._save()
+        with self._tolerant():
+            self._save()
 
     def finish(self, numbers: Mapping[str, object] | None = None) -> None:
         """The run is done, and these are its numbers."""
         self._end("finished", numbers=plain(numbers or {}))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, status: Status = "failed") -> None:
         """The run is over, and it isn't done."""
-        self._end("failed", reason=reason)
+        with self._tolerant():  # what ends the run is not to be hidden by a disk that is full
+            self._end(status, reason=reason)
 
     def __enter__(self) -> Run:
         return self
@@ -177,30 +255,28 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.fail(f"{type(error).__name__}: {error}".removesuffix(": "))
-        elif self.status == "running":
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self.fail(reason, "interrupted" if stopped else "failed")
+        elif self.record["status"] == "running":
             self.finish()
 
-    @cached_property
-    def _curves(self) -> SummaryWriter:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.folder / "tensorboard"), flush_secs=10)
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._mute:
+                _log.warning(f"{self.folder} cannot be written to ({error.strerror or error}): not all is recorded")
+            self._mute = True
 
     def _end(self, status: Status, **outcome: object) -> None:
         self.record |= {"status": status, "ended": _now(), **outcome}
         self._save()
-        if "_curves" in vars(self):
-            self._curves.close()
 
     def _save(self) -> None:
         if self._writes:
             write_json(self.folder / RECORD, self.record)
-
-
-def plain(values: object) -> Any:
-    """The same in JSON's types: paths and objects as text, dataclasses as objects, NaN and infinity as null."""
-    return to_jsonable_python(values, inf_nan_mode="null", fallback=str)
 
 
 def versions() -> dict[str, str]:
@@ -221,9 +297,24 @@ def commit() -> str | None:
         return None
 
 
+def _asked(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """What a start of a run is recorded with."""
+    asked = {"arguments": plain(arguments), "versions": versions(), "commit": commit()}
+    return asked | {"started": _now(), "process": this_process()}
+
+
 def _free(folder: Path) -> Path:
     """<folder>-1, or the first number after it that is not taken."""
     return next(path for number in count(1) if not (path := Path(f"{folder}-{number}")).exists())
+
+
+def _claim(folder: Path) -> Path:
+    """The first free <folder>-<number>, made: two runs that start at once get two."""
+    while True:
+        path = _free(folder)
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
 
 
 def _now() -> str:

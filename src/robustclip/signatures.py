@@ -8,6 +8,7 @@ Parameters before `*` are positional.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Pairs = Callable[..., Iterable[str]]
 """Yields the faults of values that are fine alone and illegal together. It is called with the parameters it names."""
 
 MISSING: Final = inspect.Parameter.empty
+LIMIT: Final = 2**63
+SHOWN: Final = 200  # characters of a value that is told back
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,19 @@ class Parameter:
         return _label(self.annotation)
 
     def read(self, value: object) -> Any:
-        """`value` as the type says, text parsed. Raises pydantic's ValidationError."""
-        adapter = TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value)
+        """`value` as the type says, text parsed; NaN and infinity are no numbers, nor are integers beyond 64 bits.
+
+        Raises pydantic's ValidationError, UsageError for what the type would let pass, OSError for a path that the
+        system does not take.
+        """
+        adapter = TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+        found = adapter.validate_python(value)
+        if any(isinstance(one, int) and not -LIMIT <= one < LIMIT for one in _each(found)):
+            raise UsageError("is beyond the integers of 64 bits")
+        texts = [str(one) for one in _each(found) if isinstance(one, str | Path)]
+        if any("\0" in text or re.search("[\ud800-\udfff]", text) for text in texts):
+            raise UsageError("holds a zero byte, or is not UTF-8: no text or path here may")
+        return found
 
 
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
@@ -108,7 +121,7 @@ def bind(
             continue
         try:
             arguments[name] = known[name].read(value)
-        except ValidationError as error:
+        except (ValidationError, UsageError, OSError) as error:
             faults.append(_fault(known[name], value, error, spell))
     for name, parameter in known.items():
         if parameter.required and name not in given:
@@ -134,13 +147,21 @@ def unknown(given: str, known: Iterable[str], kind: str) -> str:
     return f"{given}: unknown {kind}{meant}"
 
 
-def _fault(parameter: Parameter, value: object, error: ValidationError, spell: Callable[[Parameter], str]) -> str:
+Refusal = ValidationError | UsageError | OSError
+
+
+def _fault(parameter: Parameter, value: object, error: Refusal, spell: Callable[[Parameter], str]) -> str:
     """What came, what would do, and a value that works where one is known."""
-    reasons = dict.fromkeys(_reason(detail) for detail in error.errors(include_url=False))
     values = value if isinstance(value, list | tuple) else [value]
-    came = " ".join(repr(str(one) if isinstance(one, Path) else one) for one in values)
+    came = _brief(" ".join(repr(str(one) if isinstance(one, Path) else one) for one in values))
     works = "" if parameter.default in (MISSING, None, value) else f" (default: {parameter.default})"
-    return f"{spell(parameter)} {came}: {' or '.join(reasons)}{works}"
+    return f"{spell(parameter)} {came}: {' or '.join(_reasons(error))}{works}"
+
+
+def _reasons(error: Refusal) -> list[str]:
+    if isinstance(error, ValidationError):
+        return list(dict.fromkeys(_reason(detail) for detail in error.errors(include_url=False)))
+    return [str(error.strerror).lower() if isinstance(error, OSError) else str(error)]
 
 
 def _reason(detail: ErrorDetails) -> str:
@@ -148,6 +169,14 @@ def _reason(detail: ErrorDetails) -> str:
         return str(detail["ctx"]["error"])
     message = detail["msg"].removeprefix("Input ")
     return message[0].lower() + message[1:]
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def _each(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _bare(annotation: Any) -> Any:

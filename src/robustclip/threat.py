@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -15,6 +16,9 @@ from robustclip.errors import UsageError
 from robustclip.images import check_range
 
 Norm = Literal["l2", "linf"]
+Source = torch.Generator | Sequence[torch.Generator] | None
+"""Where random numbers come from: one generator for a batch, or one an image; None is torch's default generator."""
+LARGEST_SIDE = 2**20  # pixels: far beyond any image, and its square still fits into a float exactly
 IMPLAUSIBLE_RMS = 0.25  # ours: no L2 threat model of the literature changes pixels by a quarter of their range
 
 
@@ -33,11 +37,11 @@ class ThreatModel:
     size: tuple[int, int]
 
     def __init__(self, norm: Norm, eps: float, size: int | tuple[int, int]) -> None:
-        if norm not in BALLS:
+        if not isinstance(norm, str) or norm not in BALLS:
             raise UsageError(f"unknown norm {norm!r}: use {' or '.join(map(repr, BALLS))}")
         height, width = height_and_width(size)
         object.__setattr__(self, "norm", norm)
-        object.__setattr__(self, "eps", float(eps))
+        object.__setattr__(self, "eps", _number(eps))
         object.__setattr__(self, "size", (height, width))
         if not 0 < self.eps < math.inf:
             raise UsageError(f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})")
@@ -58,8 +62,9 @@ class ThreatModel:
         growth = math.sqrt(height * width / math.prod(self.size)) if self.norm == "l2" else 1
         return ThreatModel(self.norm, self.eps * growth, (height, width))
 
-    def random_start(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A random perturbation for each image of `like` (B, ...), inside the ball; same dtype, device and layout."""
+    def random_start(self, like: Tensor, generator: Source = None) -> Tensor:
+        """A random perturbation for each image of `like` (B, ...), inside the ball; same dtype, device and layout. The
+        generator is one for all, or one an image."""
         return torch.empty_like(like).copy_(self._ball.random_start(like, self.eps, generator))
 
     def steepest(self, gradient: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
@@ -108,9 +113,11 @@ class ThreatModel:
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> ThreatModel:
         """The inverse of `to_json`. Raises UsageError for missing or unknown entries."""
-        if set(entry) != {"norm", "eps", "size"}:
-            raise UsageError(f"a threat model has the entries norm, eps and size, not {sorted(entry)}")
-        return cls(entry["norm"], entry["eps"], tuple(entry["size"]))
+        if not isinstance(entry, dict) or set(entry) != {"norm", "eps", "size"}:
+            came = sorted(map(str, entry)) if isinstance(entry, dict) else repr(entry)
+            raise UsageError(f"a threat model has the entries norm, eps and size, not {came}")
+        size = entry["size"]
+        return cls(entry["norm"], entry["eps"], tuple(size) if isinstance(size, list) else size)
 
     def __str__(self) -> str:
         height, width = self.size
@@ -137,7 +144,7 @@ class Ball(ABC):
     label: str
 
     @abstractmethod
-    def random_start(self, like: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+    def random_start(self, like: Tensor, eps: float, generator: Source) -> Tensor:
         """A random point of the ball, in the shape of `like`."""
 
     @abstractmethod
@@ -157,7 +164,7 @@ class Ball(ABC):
 class L2(Ball):
     label = "L2"
 
-    def random_start(self, like: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+    def random_start(self, like: Tensor, eps: float, generator: Source) -> Tensor:
         # Uniform in direction and in radius, as torchattacks' PGDL2: uniform in the ball would mean, in so many
         # dimensions, always on its surface.
         direction = self.steepest(draw_normal(like, generator))
@@ -178,7 +185,7 @@ class L2(Ball):
 class LInf(Ball):
     label = "L-inf"
 
-    def random_start(self, like: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+    def random_start(self, like: Tensor, eps: float, generator: Source) -> Tensor:
         return eps * (2 * draw_uniform(like, generator) - 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -195,11 +202,20 @@ BALLS: dict[str, Ball] = {"l2": L2(), "linf": LInf()}
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """A single number means a square. Raises UsageError unless the sides are positive integers."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    """A single number means a square. Raises UsageError unless the sides are positive integers (up to a million)."""
+    sides = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(sides, list | tuple) and len(sides) == 2
+    if not is_pair or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
         raise UsageError(f"size must be one or two positive integers, not {size!r}: e.g. 224 or (224, 224)")
-    return sides
+    return sides[0], sides[1]
+
+
+def _number(value: object) -> float:
+    """A float; NaN for what is none, so that it fails every check of a range."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def broadcast(per_image: Tensor, like: Tensor) -> Tensor:
@@ -216,13 +232,19 @@ def _all_but_batch(values: Tensor) -> tuple[int, ...]:
     return tuple(range(1, values.ndim))  # reduced as they lie: flattening would copy a channels_last tensor
 
 
-def draw_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """N(0, 1) in the shape of `like`, drawn where the generator lives: a CPU generator draws alike for any device."""
-    device = generator.device if generator else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+def draw_normal(like: Tensor, source: Source) -> Tensor:
+    """N(0, 1) in the shape of `like`, drawn where the generator lives: a CPU generator draws alike for any device. Of a
+    sequence of generators, each draws for one row."""
+    return _draw(torch.randn, like, source)
 
 
-def draw_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_uniform(like: Tensor, source: Source) -> Tensor:
     """U[0, 1), as `draw_normal`."""
-    device = generator.device if generator else like.device
-    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    return _draw(torch.rand, like, source)
+
+
+def _draw(kind: Callable[..., Tensor], like: Tensor, source: Source) -> Tensor:
+    if isinstance(source, Sequence):
+        return torch.stack([_draw(kind, row, generator) for row, generator in zip(like, source, strict=True)])
+    device = source.device if source else like.device
+    return kind(like.shape, generator=source, device=device, dtype=like.dtype).to(like.device)

@@ -373,3 +373,20 @@ def test_images_that_do_not_fit_the_threat_model(tower: nn.Module) -> None:
         pgd(images_of() * 255, classification(tower), THREATS["l2"], steps=2)
     with pytest.raises(UsageError, match="given images of 8x8"):
         pgd(images_of(), classification(tower), ThreatModel("l2", 1.5, 64), steps=2)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_with_a_generator_an_image_each_result_depends_on_that_image_alone(tower: nn.Module, norm: Norm) -> None:
+    images, targets = images_of(), torch.arange(4)
+
+    def attacked(rows: slice) -> Tensor:
+        def loss_fn(found: Tensor) -> Tensor:
+            return F.cross_entropy(tower(found), targets[rows], reduction="none")
+
+        each = [rng(row) for row in range(4)[rows]]
+        return pgd(images[rows], loss_fn, THREATS[norm], steps=3, keep="last", generator=each)
+
+    whole = attacked(slice(4))
+    torch.testing.assert_close(attacked(slice(2, 4)), whole[2:])
+    other = pgd(images, classification(tower), THREATS[norm], steps=3, keep="last", generator=rng(0))
+    assert not torch.allclose(other[1:], whole[1:])

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import takewhile
+
 import pytest
 
+from robustclip.data.batch import Place
 from robustclip.data.clipag import missing_sources, mixed
 
 SOURCES = ["emoji", "emoji/unseen-train"]
 
 
-def test_concatenated_draws_by_size_and_reduces_the_last_source() -> None:
-    described = mixed(SOURCES, "concatenated", 0.5, 4, (64, 64), seed=0, workers=0).describe()
-    assert described["weights"] == pytest.approx([7375 + 565, 0.5 * (3064 + 198)])  # the shards hold held-out ones too
+def test_concatenated_takes_all_samples_once_an_epoch_and_a_share_of_the_last_source(tmp_path, write_shard) -> None:
+    write_shard(tmp_path / "sbu" / "0.tar", 60)
+    for number in range(10):
+        write_shard(tmp_path / "laion" / f"{number}.tar", 40, first=100 * number)
+    epochs: list[Counter[str]] = [Counter(), Counter()]
+    for rank in range(2):
+        sources = [str(tmp_path / "sbu"), str(tmp_path / "laion")]
+        data = mixed(sources, "concatenated", 0.25, 4, (8, 8), seed=0, workers=0, place=Place(rank, 2))
+        for sample in takewhile(lambda sample: sample.epoch < 2, data.mixture.stream(0, Place(rank, 2))):
+            epochs[sample.epoch][sample.id] += 1
+    assert set(epochs[0].values()) == set(epochs[1].values()) == {1}
+    parts = [{name for name in epoch if name.startswith("laion/")} for epoch in epochs]
+    assert [len(epoch) - len(part) for epoch, part in zip(epochs, parts, strict=True)] == [60, 60]
+    assert all(len(part) == pytest.approx(100, abs=40) for part in parts)  # four standard deviations
+    assert parts[0] != parts[1]
+
+
+def test_a_source_of_several_parts_has_one_share() -> None:
+    sources = ["emoji::emoji", "emoji/unseen-train::emoji"]
+    described = mixed(sources, "concatenated", 0.25, 4, (64, 64), seed=0, workers=0).describe()
+    assert [source["share"] for source in described["sources"]] == [1, 1, 0.25, 0.25]
 
 
 def test_equal_draws_from_each_source_alike() -> None:
     assert mixed(SOURCES, "equal", 0.5, 4, (64, 64), seed=0, workers=0).describe()["weights"] == "equal"
+    described = mixed(SOURCES, "equal", 0.5, 4, (64, 64), seed=0, workers=0).describe()
+    assert [source["share"] for source in described["sources"]] == [1, 1]
 
 
 def test_missing_data_are_told_one_by_one_unless_it_is_a_trial() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from robustclip.data import load_split
-from robustclip.data.emoji_batches import NO_AUGMENTATION, Augmentation, EmojiBatches, augment, has_sides
+from robustclip.data.batch import Place
+from robustclip.data.emoji_batches import NO_AUGMENTATION, Augmentation, Draws, EmojiBatches, augment, has_sides
 from robustclip.errors import UsageError
 
 SPLIT = "judge-heldback"  # the smallest, 400 images
@@ -92,10 +93,14 @@ def test_backgrounds_and_places_vary(source: EmojiBatches) -> None:
     assert 0.15 < white < 0.5  # a quarter, and drawings that are white in the corner
 
 
+def draws(count: int) -> Draws:
+    return Draws(count, torch.Generator().manual_seed(0))
+
+
 def test_drawings_are_mirrored_unless_they_have_sides() -> None:
     always = replace(NO_AUGMENTATION, flip=1.0)
     handed = torch.tensor([False, True])
-    images = augment(checker(2), always, torch.Generator().manual_seed(0), handed=handed)
+    images = augment(checker(2), always, draws(2), handed=handed)
     assert images[0, 2, 32, 5] > 0.7  # blue on the left: mirrored
     assert images[1, 0, 32, 5] > 0.7  # red on the left: kept
 
@@ -130,13 +135,13 @@ def test_labels_tell_what_has_sides(label: str, sided: bool) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_every_augmentation_changes_the_image(change: dict[str, Any]) -> None:
-    plain = augment(checker(8), NO_AUGMENTATION, torch.Generator().manual_seed(0))
-    changed = augment(checker(8), replace(NO_AUGMENTATION, **change), torch.Generator().manual_seed(0))
+    plain = augment(checker(8), NO_AUGMENTATION, draws(8))
+    changed = augment(checker(8), replace(NO_AUGMENTATION, **change), draws(8))
     assert ((plain - changed).abs().amax((1, 2, 3)) > 0.005).all()
 
 
 def test_scale_is_relative_to_the_drawing() -> None:
-    half = augment(checker(1), replace(NO_AUGMENTATION, scale=(0.5, 0.5)), torch.Generator().manual_seed(0))
+    half = augment(checker(1), replace(NO_AUGMENTATION, scale=(0.5, 0.5)), draws(1))
     assert (half[0].amin(0) < 0.5).sum() == pytest.approx(32 * 32, abs=130)
 
 
@@ -149,8 +154,24 @@ def test_describes_itself_for_the_run_folder(source: EmojiBatches) -> None:
     assert source.faults == Counter()
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_rows_of_the_very_batch(source: EmojiBatches, world_size: int) -> None:
+    whole = source.batch(9)  # runs over the end of an epoch
+    for rank in range(world_size):
+        place = Place(rank, world_size)
+        part = next(EmojiBatches(SPLIT, batch_size=48, seed=3, place=place).batches(9))
+        mine = slice(rank, None, world_size)
+        assert torch.equal(part.images, whole.images[mine])
+        assert torch.equal(part.positives, whole.positives[mine])
+        assert (part.captions, part.ids) == (whole.captions[mine], whole.ids[mine])
+
+
 def test_faults_of_the_call_speak() -> None:
     with pytest.raises(UsageError, match="batch_size 0: give at least 1"):
         EmojiBatches(SPLIT, batch_size=0, seed=0)
+    with pytest.raises(UsageError, match=r"batch_size 50 is that of all 4 processes .* use batch_size=48 or 52"):
+        EmojiBatches(SPLIT, batch_size=50, seed=0, place=Place(0, 4))
+    with pytest.raises(UsageError, match=r"use batch_size=4$"):
+        EmojiBatches(SPLIT, batch_size=3, seed=0, place=Place(0, 4))
     with pytest.raises(UsageError, match='did you mean "guide-styles"'):
         EmojiBatches("guide-style", batch_size=8, seed=0)

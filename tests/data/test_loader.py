@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +26,10 @@ from robustclip.data.shards import ShardSource
 from robustclip.errors import RunError, UsageError
 
 
-def loader(
-    *folders: Path, batch_size: int = 10, workers: int = 0, seed: int = 0, shuffle_buffer: int = 10_000
-) -> Loader:
+def loader(*folders: Path, batch_size: int = 10, seed: int = 0, shuffle_buffer: int = 10_000, **options: Any) -> Loader:
     sources = [ShardSource(folder, shuffle_buffer=shuffle_buffer) for folder in folders]
     prepare = Preparation(16, scale=(0.3, 0.8))
-    return Loader(Mixture(sources), prepare, batch_size=batch_size, workers=workers, seed=seed)
+    return Loader(Mixture(sources), prepare, batch_size=batch_size, seed=seed, **options)
 
 
 def first(source: BatchSource, count: int, start: int = 0) -> list[Batch]:
@@ -226,7 +230,43 @@ def test_describe_is_json(folder) -> None:
     assert described["sources"][0]["shards"] == 3
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(0, 0), (1, -1)])
-def test_numbers_out_of_range_are_refused(folder, batch_size: int, workers: int) -> None:
-    with pytest.raises(UsageError, match="do not go"):
-        loader(folder, batch_size=batch_size, workers=workers)
+def test_signals_to_the_whole_group_are_left_to_the_main_process(folder) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too."""
+    batches = loader(folder, workers=2, batch_size=20).batches()
+    first_one = next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    rest = list(islice(batches, 10))
+    assert all(map(same, [first_one, *rest], first(loader(folder, batch_size=20), 11)))
+    del batches
+    for worker in workers:
+        worker.join(5)
+        assert worker.exitcode == 0
+
+
+STOPPED = """
+import sys
+from robustclip.data.sources import open_data
+batches = open_data(sys.argv[1], batch_size=2, size=8, workers=2).batches()
+next(batches)
+raise SystemExit("stopped in the middle")
+"""
+
+
+def test_a_process_that_ends_in_the_middle_takes_its_workers_with_it(folder) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", STOPPED, str(folder)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr.strip()) == (1, "stopped in the middle")
+
+
+def test_numbers_out_of_range_are_refused(folder) -> None:
+    with pytest.raises(UsageError, match="batch_size 0: give at least 1"):
+        loader(folder, batch_size=0)
+    with pytest.raises(UsageError, match="workers -1: give at least 0"):
+        loader(folder, workers=-1)
+    with pytest.raises(UsageError, match="max_skipped 5: give a share"):
+        loader(folder, max_skipped=5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from robustclip.data.batch import ALONE, Place
 from robustclip.data.mixture import Mixture, Weights
 from robustclip.data.samples import Sample
 from robustclip.errors import RunError, UsageError
@@ -19,8 +20,8 @@ class Numbers:
     def __init__(self, name: str, count: int, claims: int | None = None) -> None:
         self.name, self.count, self.claims = name, count, claims
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Sample]:
-        return (Sample(str((number + epoch) % self.count)) for number in range(self.count))
+    def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
+        return (Sample(str((number + epoch) % self.count)) for number in range(self.count)[place.mine(epoch)])
 
     def size(self) -> int:
         return self.count if self.claims is None else self.claims

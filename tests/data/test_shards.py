@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import pickle
 import tarfile
 from collections import Counter
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from robustclip.data.batch import Place
 from robustclip.data.samples import Fault, Sample
-from robustclip.data.shards import ShardSource, captions_of, count_samples, find_shards
+from robustclip.data.shard_lists import find_shards
+from robustclip.data.shards import ShardSource, captions_of, count_samples
 from robustclip.errors import UsageError
 
 
@@ -45,7 +48,7 @@ def test_a_missing_shard_is_named_before_anything_is_read(tmp_path, write_shard)
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("pipe:cat 0.tar", "pipe: is not read, only local files are"),
+        ("pipe:cat 0.tar", "would run a command, which is done with --allow-commands only"),
         ("https://host/0.tar", "https: is not read, only local files"),
         ("s3://bucket/{0..9}.tar", "s3: is not read, only local files"),
         ("{0..9.tar", "A brace list looks like 'cc3m/{00000..00331}.tar'"),
@@ -216,7 +219,7 @@ def test_a_tar_that_breaks_off_between_samples_is_noticed(tmp_path, write_shard)
         assert [sample.fault for sample in ShardSource(path).read(path)] == [None, None, Fault.BROKEN_SHARD]
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar", gzip.compress(b"no tar")])
+@pytest.mark.parametrize("content", [b"", b"no tar", gzip.compress(b"no tar", mtime=0)])
 def test_what_is_no_tar_is_one_broken_shard(tmp_path, content: bytes) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(content)
@@ -252,6 +255,43 @@ def test_samples_of_equal_keys_in_different_folders_keep_apart(tmp_path, write_s
     source = ShardSource([tmp_path / "a", tmp_path / "b"])
     assert sorted(keys(source)) == ["a/0/000000000", "b/0/000000000"]
     assert source.name == tmp_path.name
+
+
+@pytest.mark.parametrize(("shards", "share"), [(10, 0.3), (1, 0.5), (4, 0.4)])
+def test_of_a_share_each_epoch_takes_other_samples(tmp_path, write_shard, shards: int, share: float) -> None:
+    for number in range(shards):
+        write_shard(tmp_path / f"{number}.tar", 400 // shards, first=1000 * number)
+    source = ShardSource(tmp_path, share=share)
+    epochs = [keys(source, epoch=epoch) for epoch in range(6)]
+    assert epochs[0] == keys(ShardSource(tmp_path, share=share))
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+    opened = [len({key.split("/")[0] for key in epoch}) for epoch in epochs]
+    assert set(opened) == {math.ceil(share * shards)}  # and no more of them
+    expected = 6 * 400 * share
+    assert sum(map(len, epochs)) == pytest.approx(expected, abs=4 * math.sqrt(expected))
+    assert source.size() == 400 * share
+    dealt = [sample.key for rank in range(3) for sample in source.epoch(0, 0, Place(rank, 3))]
+    assert sorted(dealt) == sorted(epochs[0])
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.01, math.nan])
+def test_a_share_out_of_range_is_refused(tmp_path, write_shard, share: float) -> None:
+    with pytest.raises(UsageError, match="give the part of the samples that each epoch takes"):
+        ShardSource(write_shard(tmp_path / "0.tar", 1), share=share)
+
+
+def test_sizes_of_commands_are_not_asked_for(tmp_path, write_shard) -> None:
+    source = ShardSource(f"pipe:cat {write_shard(tmp_path / '0.tar', 1)}", name="far", allow_commands=True)
+    with pytest.raises(UsageError, match=r"the size of far is not known .* give --data-weights equal"):
+        source.size()
+
+
+@pytest.mark.parametrize("successes", ["Infinity", "-5", "1e400", '"many"', "null", "[" * 50_000])
+def test_statistics_that_make_no_sense_are_left_aside(tmp_path, write_shard, successes: str) -> None:
+    path = write_shard(tmp_path / "00000.tar", 7)
+    (tmp_path / "00000_stats.json").write_text(f'{{"successes": {successes}}}')
+    assert count_samples(path) in (0, 7)
 
 
 def test_describe_is_json(tmp_path, write_shard) -> None:

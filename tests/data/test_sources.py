@@ -73,7 +73,7 @@ def test_no_data_says_what_would_do(data) -> None:
 
 
 def test_a_command_is_never_run(here) -> None:
-    with pytest.raises(UsageError, match="pipe: is not read"):
+    with pytest.raises(UsageError, match="with --allow-commands only"):
         open_data("pipe:touch made", batch_size=1, size=8)
     assert not (here / "made").exists()
 

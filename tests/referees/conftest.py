@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee, sentence_text_cfg
@@ -80,3 +82,32 @@ def sentence_referee(sentence_cfg: Config, encoder: SentenceEncoder) -> TwoTower
     with torch.random.fork_rng():
         torch.manual_seed(4)
         return new_referee(sentence_cfg, {"size": 32, "interpolation": "bilinear"}, encoder, 20.0, "tiny-sentence")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_model() -> Callable[[Path, int], Path]:
+    """Write a tiny CLIPModel of transformers, with a tokenizer of letters, in which `eos` is said to end a text."""
+
+    def write(folder: Path, eos: int) -> Path:
+        folder.mkdir(parents=True)
+        letters = [chr(code) for code in range(97, 123)]
+        words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        if eos == len(words) - 2:
+            words[-2:] = reversed(words[-2:])
+        (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        CLIPTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
+        tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = {"eos_token_id": eos, "vocab_size": len(words), "max_position_embeddings": 20}
+        vision = {"image_size": 32, "patch_size": 8}
+        config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=12)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = CLIPModel(config)
+            for parameter in model.parameters():
+                if parameter.ndim:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(folder)
+        return folder
+
+    return write

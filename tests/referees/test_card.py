@@ -21,7 +21,7 @@ def card() -> Card:
         preprocess={"size": [64, 64]},
         logit_scale=20.0,
         text_tower={"name": "encoder", "sha256": "ab"},
-        weights={"image_tower.safetensors": "cd"},
+        weights={"image_tower.safetensors": "cd" * 32},
         threat=ThreatModel("l2", 1.5, 64),
         provenance={"recipe": "emoji", "arguments": {"steps": 3}},
         claims=[CLAIM],
@@ -44,7 +44,7 @@ def test_its_readable_form_tells_what_a_reader_needs(card: Card, tmp_path: Path)
         "| top-5 | 0.41 | 0.38 to 0.44 | 1000 | l2:1.5@20 | emoji/unseen-styles | 0 | 2025-01-31 |",
         "- recipe: emoji",
         '- arguments: `{"steps": 3}`',
-        "| image_tower.safetensors | `cd` |",
+        f"| image_tower.safetensors | `{'cd' * 32}` |",
         "| text tower encoder (of its tensors) | `ab` |",
         'load_referee("guide")',
     ):

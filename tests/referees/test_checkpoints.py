@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.referees import checkpoints
+from robustclip.referees import checkpoints, openclip
 from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.toy import ToyText
@@ -123,7 +123,7 @@ def test_shapes_that_no_architecture_has(tmp_path: Path, architecture: str) -> N
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32", "ViT-L-14-336"])
 def test_fitting_architectures_are_found_by_shapes(name: str) -> None:
     with torch.device("meta"):
-        weights = dict(checkpoints.build_image_tower(checkpoints.builtin_config(name)).state_dict())
+        weights = dict(openclip.build_image_tower(checkpoints.builtin_config(name)).state_dict())
     assert f" {name}" in checkpoints._fitting(weights, name)
 
 

@@ -150,6 +150,18 @@ def test_broken_folders(sentence_referee: TwoTower, tmp_path: Path) -> None:
         load_referee_folder(tmp_path)
 
 
+def test_another_file_than_the_cards_is_refused_with_the_way_out(sentence_referee: TwoTower, tmp_path: Path) -> None:
+    card = save_referee(sentence_referee, tmp_path)
+    (tmp_path / "image_tower.safetensors").write_bytes((tmp_path / "image_tower.safetensors").read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=r"is not the file that the card was written for .*robustclip referees verify"):
+        load_referee_folder(tmp_path)
+    load_referee_folder(tmp_path, checked=False)
+    card = save_referee(sentence_referee, tmp_path)
+    replace(card, text_tower={"name": "x", "sha256": "0"}).save(tmp_path)
+    with pytest.raises(RunError, match="was made with another text tower than the x that is installed"):
+        load_referee_folder(tmp_path)
+
+
 def test_weights_that_do_not_fit_the_card(sentence_referee: TwoTower, tmp_path: Path) -> None:
     card = save_referee(sentence_referee, tmp_path)
     vision = card.architecture["vision_cfg"] | {"timm_model_name": "test_resnet"}

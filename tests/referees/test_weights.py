@@ -152,6 +152,21 @@ def test_every_key_is_accounted_for() -> None:
         load_strictly(norm, wrong, source="file", hint="Try again")
 
 
+def test_nan_and_other_kinds_of_numbers_are_refused_by_name() -> None:
+    norm, state = nn.BatchNorm1d(2), dict(nn.BatchNorm1d(2).state_dict())
+    bad = {"bias": torch.tensor([0.0, torch.nan]), "running_mean": torch.tensor([torch.inf, 0.0])}
+    with pytest.raises(RunError, match=r"^file holds NaN or infinity in bias, running_mean: such a model answers"):
+        load_strictly(norm, state | bad, source="file")
+    with pytest.raises(UsageError, match=r"1 of another type \(bias int8\)"):
+        load_strictly(norm, state | {"bias": torch.ones(2, dtype=torch.int8)}, source="file")
+    load_strictly(norm, state | {"bias": torch.ones(2, dtype=torch.bfloat16)}, source="file")
+
+
+def test_two_text_towers_in_one_file_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"has a text tower twice, .* \(ln_final.x\)"):
+        split_towers({"visual.a": ONE, "text.ln_final.x": ONE, "ln_final.x": ONE})
+
+
 def test_counters_may_be_missing_and_long_lists_are_cut() -> None:
     norm = nn.BatchNorm1d(2)
     state = {name: value + 1 for name, value in norm.state_dict().items() if name != "num_batches_tracked"}

@@ -218,7 +218,9 @@ def test_an_export_can_stay_out_of_the_registry(plain_clip: TwoTower, images: Te
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no run .*none: give the folder that robustclip robustify wrote"):
         export(tmp_path / "none", name="mine")
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": "emoji", "status": "failed"}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"recipe": "emoji", "status": "failed", "arguments": {}, "started": "2025-01-31"})
+    )
     with pytest.raises(UsageError, match=r"holds no trained referee \(the run is failed\): .*finish or resume it"):
         export(tmp_path, name="mine")
 

@@ -1,20 +1,17 @@
-"""Schedule, optimiser, average, text features, checkpoints and the overfitting alarm, each against values by hand."""
+"""Schedule, optimiser, average, text features and the overfitting alarm, each against values by hand."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from robustclip.errors import RunError
 from robustclip.referees.toy import toy_referee
-from robustclip.robustification import checkpoint
 from robustclip.robustification.monitor import OverfitAlarm, matching_accuracy
 from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.texts import TextFeatures
+from robustclip.robustification.texts import embed_captions
 
 
 def test_warmup_is_linear_and_the_cosine_ends_at_zero() -> None:
@@ -52,27 +49,14 @@ def test_average_warms_up_and_covers_buffers() -> None:
     assert averaged.module.running_mean.item() == pytest.approx(0.9 * 4)
 
 
-def test_text_features_embed_each_caption_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_distinct_caption_of_a_batch_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     referee = toy_referee()
     asked: list[str] = []
     embed = referee.embed_texts
     monkeypatch.setattr(referee, "embed_texts", lambda texts: asked.extend(texts) or embed(texts))
-    features = TextFeatures(referee, capacity=2)
-    first = features(["a cat", "a dog", "a cat"])
+    features = embed_captions(referee, ["a cat", "a dog", "a cat"])
     assert asked == ["a cat", "a dog"]
-    torch.testing.assert_close(first, embed(["a cat", "a dog", "a cat"]))
-    features(["a cat"])
-    features(["a fox"])  # "a dog" was used longest ago, and is dropped
-    assert asked == ["a cat", "a dog", "a fox"]
-    assert len(features) == 2
-    features(["a cat"])
-    assert asked == ["a cat", "a dog", "a fox"]
-    features(["a dog"])
-    assert asked[-1] == "a dog"
-
-
-def test_more_captions_than_capacity_in_one_batch() -> None:
-    assert TextFeatures(toy_referee(), capacity=1)(["a", "b", "c"]).shape[0] == 3
+    torch.testing.assert_close(features, embed(["a cat", "a dog", "a cat"]))
 
 
 def test_matching_accuracy_counts_equal_ids_as_right() -> None:
@@ -88,27 +72,3 @@ def test_alarm_rings_when_only_the_strong_attack_wins() -> None:
     assert not alarm.observe(weak=0.55, strong=0.35)  # within the drop
     assert alarm.observe(weak=0.7, strong=0.1)
     assert not alarm.observe(weak=0.2, strong=0.1)  # both fell: worse training, but no overfitting to the attack
-
-
-def test_checkpoints_come_back_and_old_ones_go(tmp_path: Path) -> None:
-    for step in (1, 2, 10):
-        checkpoint.save(tmp_path, step, {"tower": {"weight": torch.tensor([float(step)])}}, keep=2)
-    kept = checkpoint.checkpoints(tmp_path)
-    assert [path.name for path in kept] == ["checkpoint-00000002.pt", "checkpoint-00000010.pt"]
-    state = checkpoint.load(kept[-1])
-    assert state["step"] == 10
-    assert state["tower"]["weight"].item() == 10
-
-
-def test_a_checkpoint_cut_short_is_named(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, {"tower": torch.zeros(1000)})
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(RunError, match=r"checkpoint-00000001\.pt is not a readable checkpoint"):
-        checkpoint.load(path)
-
-
-def test_a_checkpoint_that_holds_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-00000001.pt"
-    torch.save({"tower": nn.Linear(1, 1)}, path)
-    with pytest.raises(RunError, match="not a readable checkpoint"):
-        checkpoint.load(path)

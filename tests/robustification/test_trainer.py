@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from robustclip.data.batch import Batch
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.toy import toy_referee
+from robustclip.referees.openclip import build_image_tower
+from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.rng import generator
-from robustclip.robustification import trainer
+from robustclip.robustification import adversarial, checkpoint, trainer
 from robustclip.robustification.losses import clip
 from robustclip.robustification.trainer import train
 from robustclip.runs import Run
@@ -26,18 +28,18 @@ COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 
 
 
 class Colours:
-    """Noisy squares of four colours, and their names."""
+    """Noisy squares of four colours, and their names; the first of some batches holds a pixel that is no number."""
 
-    def __init__(self, size: int = 16, poison_at: int | None = None) -> None:
-        self.size, self.poison_at = size, poison_at
+    def __init__(self, size: int = 16, poisoned: Collection[int] = ()) -> None:
+        self.size, self.poisoned = size, poisoned
         self.faults: Counter[str] = Counter()
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
         k = start
         while True:
             noise = torch.rand(8, 3, self.size, self.size, generator=generator(0, "colours", k))
             images = (0.7 * torch.tensor([*COLOURS.values()] * 2).view(8, 3, 1, 1) + 0.3 * noise).clamp(0, 1)
-            if k == self.poison_at:
+            if k in self.poisoned:
                 images = images.clone()
                 images[0, 0, 0, 0] = torch.nan
             yield Batch(images, [*COLOURS] * 2, torch.arange(8) % 4, [f"{k}-{i}" for i in range(8)])
@@ -50,7 +52,7 @@ class Colours:
 class Unplugged(Colours):
     """The same, until the 18th batch."""
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
         for k, batch in enumerate(super().batches(start), start):
             if k == 17:
                 raise ConnectionError
@@ -90,24 +92,24 @@ def test_the_update_sees_images_inside_the_threat_model_that_raise_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacked: list[tuple[Tensor, Tensor]] = []
-    pgd = trainer.pgd
+    pgd = adversarial.pgd
 
     def watched(images: Tensor, *rest: Any, **options: Any) -> Tensor:
         attacked.append((images, pgd(images, *rest, **options)))
         return attacked[-1][1]
 
-    monkeypatch.setattr(trainer, "pgd", watched)
+    monkeypatch.setattr(adversarial, "pgd", watched)
     referee, _ = fit(tmp_path / "run", steps=3)
     assert len(attacked) == 3
     texts = referee.embed_texts([*COLOURS] * 2)
-    for clean, adversarial in attacked:
-        assert ThreatModel("l2", 0.5, 16).contains(adversarial - clean).all()
-        similar = [(referee.embed_images(images) * texts).sum(1).mean() for images in (clean, adversarial)]
+    for clean, found in attacked:
+        assert ThreatModel("l2", 0.5, 16).contains(found - clean).all()
+        similar = [(referee.embed_images(images) * texts).sum(1).mean() for images in (clean, found)]
         assert similar[1] < similar[0]
 
 
 def test_no_threat_is_clean_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "pgd", None)  # calling it would fail
+    monkeypatch.setattr(adversarial, "pgd", None)  # calling it would fail
     _, run = fit(tmp_path / "run", threat=None, steps=10, log_every=10)
     assert run.metrics()[-1]["clean_similarity"] == run.metrics()[-1]["adversarial_similarity"]
 
@@ -133,11 +135,33 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"became nan at step 17: the last good checkpoint is .*checkpoint-00000010\.pt"):
-        fit(tmp_path / "run", threat=None, data=Colours(poison_at=17), checkpoint_every=10)
+def test_a_step_that_is_not_finite_is_left_out_and_told(tmp_path: Path) -> None:
+    referee, run = fit(tmp_path / "run", threat=None, data=Colours(poisoned=[0, 17]), log_every=1)
+    assert [line["step"] for line in run.metrics() if line["loss"] is None] == [1, 18]
+    told = run.record["warnings"]
+    assert told[1].startswith("step 18 was left out: its loss is nan")
+    assert told[1].endswith("not finite are the embeddings of 17-0")
+    assert run.record["notes"]["skipped_steps"] == 2
+    assert weights(referee).isfinite().all()
+    assert run.metrics()[-1]["loss"] < 0.7 * run.metrics()[1]["loss"]
+
+
+def test_running_statistics_do_not_take_what_is_not_finite(tmp_path: Path) -> None:
+    referee = toy_referee()
+    referee.image_tower.insert(1, torch.nn.BatchNorm2d(8))  # type: ignore[operator]
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    train(referee, Colours(poisoned=[3]), run=run, **settings(steps=5, threat=None))
+    assert weights(referee).isfinite().all()
+
+
+def test_ten_bad_steps_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_path: Path) -> None:
+    told = r"step 27 was left out.*as were the 9 before: the last good checkpoint is .*checkpoint-00000020\.pt"
+    with pytest.raises(RunError, match=told):
+        fit(tmp_path / "run", threat=None, data=Colours(poisoned=range(17, 30)), checkpoint_every=10)
+    _, run = fit(tmp_path / "every other", threat=None, data=Colours(poisoned=range(0, 30, 2)))
+    assert run.record["notes"]["skipped_steps"] == 15
     with pytest.raises(RunError, match="no checkpoint had been written yet"):
-        fit(tmp_path / "early", threat=None, data=Colours(poison_at=0))
+        fit(tmp_path / "early", threat=None, data=Colours(poisoned=range(10)))
 
 
 def test_skipped_samples_are_reported_by_kind(tmp_path: Path) -> None:
@@ -148,9 +172,101 @@ def test_skipped_samples_are_reported_by_kind(tmp_path: Path) -> None:
     assert run.record["notes"]["skipped_samples"] == {"truncated image": 3, "no caption": 1}
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nothing to resume in .*: no checkpoint was written yet"):
-        fit(tmp_path / "run", resume=True)
+def test_resuming_before_the_first_checkpoint_begins_at_the_first_step(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole")
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=broken, checkpoint_every=100, log_every=1, data=Unplugged())
+    assert broken.metrics()
+    resumed, run = fit(tmp_path, run=Run.open(broken.folder), resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [line["step"] for line in run.metrics()] == [10, 20, 30]
+
+
+def test_metrics_after_a_resume_are_those_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+    probe = next(Colours().batches(1000))
+    settings = {"checkpoint_every": 10, "log_every": 4, "probe": probe, "evaluate_every": 5}
+    _, whole = fit(tmp_path / "whole", **settings)
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=broken, data=Unplugged(), **settings)
+    _, run = fit(tmp_path, run=Run.open(broken.folder), resume=True, **settings)
+    assert timeless(run) == timeless(whole)
+    saved = [checkpoint.load(checkpoint.checkpoints(each.checkpoints)[-1]) for each in (run, whole)]
+    assert saved[0]["alarm"] == saved[1]["alarm"]
+    assert saved[0]["alarm"]["best_strong"] > 0
+    assert saved[0]["best"] == saved[1]["best"]
+
+
+def timeless(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in run.metrics()]
+
+
+def test_another_tower_cannot_resume_a_run(tmp_path: Path) -> None:
+    _, run = fit(tmp_path / "run", steps=3)
+    with pytest.raises(UsageError, match="trains another tower than this call"):
+        train(toy_referee(width=32), Colours(), run=run, **settings(), resume=True)
+
+
+def test_a_signal_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
+    class Signalled(Colours):
+        def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+            for k, batch in enumerate(super().batches(start), start):
+                if k == 12 and start == 0:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    with pytest.raises(Interrupted, match="stopped at step 13 of 30, after a checkpoint") as stopped:
+        fit(tmp_path, run=run, data=Signalled(), checkpoint_every=100)
+    assert stopped.value.signal == signal.SIGTERM
+    assert [path.name for path in checkpoint.checkpoints(run.checkpoints)] == ["checkpoint-00000013.pt"]
+    resumed, _ = fit(tmp_path, run=Run.open(run.folder), resume=True)
+    assert torch.equal(weights(resumed), weights(fit(tmp_path / "whole")[0]))
+
+
+def test_batch_statistics_of_parts_are_refused_and_frozen_ones_are_not(tmp_path: Path) -> None:
+    def with_norm() -> TwoTower:
+        referee = toy_referee()
+        referee.image_tower.insert(1, torch.nn.BatchNorm2d(8))  # type: ignore[operator]
+        return referee
+
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    with pytest.raises(UsageError, match=r"BatchNorm.*statistics would be those of a part.*use --frozen-statistics"):
+        train(with_norm(), Colours(), run=run, **settings(steps=3, accumulate=2))
+    results = []
+    for accumulate in (1, 2):
+        run = Run.create(tmp_path / str(accumulate), recipe="test", arguments={})
+        changed = settings(steps=3, accumulate=accumulate, frozen_statistics=True, dtype="float64")
+        results.append(weights(train(with_norm(), Colours(), run=run, **changed)))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-10)
+    assert results[0].dtype == torch.float64
+
+
+def test_grad_checkpointing_changes_no_number(tmp_path: Path) -> None:
+    def vit() -> TwoTower:
+        vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 4, "image_size": 16}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tower = build_image_tower({"embed_dim": 16, "vision_cfg": vision})
+        return TwoTower(tower, ToyText(16), toy_referee().preprocess, card=toy_referee().card)
+
+    results = []
+    for flag in (False, True):
+        run = Run.create(tmp_path / str(flag), recipe="test", arguments={})
+        results.append(weights(train(vit(), Colours(), run=run, **settings(steps=3, grad_checkpointing=flag))))
+    assert torch.equal(*results)
+    with pytest.raises(UsageError, match="a Sequential cannot checkpoint its activations"):
+        fit(tmp_path / "toy", grad_checkpointing=True)
+
+
+def test_float16_is_refused_and_auto_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="float16 would lose the gradients"):
+        fit(tmp_path / "half", dtype="float16")
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    run.note(dtype="bfloat16")
+    fit(tmp_path, run=run, dtype="auto", resume=True, steps=1)
+    assert run.record["notes"]["dtype"] == "bfloat16"
 
 
 def test_the_threat_model_must_be_meant_for_the_images(tmp_path: Path) -> None:
@@ -185,7 +301,9 @@ def test_the_probe_is_measured_and_the_alarm_is_written_down(tmp_path: Path, mon
     monkeypatch.setattr(
         trainer,
         "probe_accuracies",
-        lambda *_, **__: dict(zip(("weak_accuracy", "strong_accuracy"), next(falling), strict=True)),
+        lambda *_, **__: dict(
+            zip(("weak_accuracy", "strong_accuracy"), next(falling), strict=True), clean_accuracy=1.0
+        ),
     )
     _, run = fit(tmp_path / "alarm", probe=probe, evaluate_every=15)
     assert (

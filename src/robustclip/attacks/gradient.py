@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
-from robustclip.threat import ThreatModel, broadcast
+from robustclip.threat import Source, ThreatModel, broadcast
 
 Losses = Callable[[Tensor], Tensor]  # images (B,3,H,W) -> losses (B,)
 
@@ -37,7 +37,7 @@ def pgd(
     coupled: bool = False,
     keep: Literal["best", "last"] = "best",
     module: nn.Module | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Images inside `threat` around `images` that *maximise* `loss_fn(images) -> (B,)`, one loss per image.
 
@@ -54,7 +54,8 @@ def pgd(
                 "best" returns the best of the clean image and all steps, so that no loss falls, for one or two
                 forward passes more a restart (for evaluation). A loss that is not finite is never the best.
     module      the tower behind `loss_fn`: in eval mode and with frozen parameters during the attack.
-    generator   the source of the random start; None is torch's default generator.
+    generator   the source of the random start: one for the batch, or one an image, whose start then does not depend on
+                the rest of the batch; None is torch's default generator.
 
     Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
     """
@@ -93,18 +94,27 @@ def attacking(module: nn.Module | None) -> Iterator[None]:
     if module is None:
         yield
         return
-    modes = [(child, child.training) for child in module.modules()]
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
-        module.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)
+        with eval_mode(module):
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode; on the way out, also by an error, every part of it is in its mode of before."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        module.eval()
         yield
     finally:
         for child, mode in modes:
             child.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 class _Best:

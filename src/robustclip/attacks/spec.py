@@ -9,6 +9,8 @@ from typing import Final, cast
 from robustclip.errors import UsageError
 from robustclip.threat import BALLS, Norm, ThreatModel
 
+LONGEST: Final = 100  # characters of a spec, and more than any needs
+MOST: Final = 1_000_000  # steps or restarts; published attacks take a few thousand at most
 GRAMMAR: Final = "norm:eps@steps[xrestarts][:step_size], e.g. l2:1.5@20, linf:4/255@50x3 or l2:1.5@20:0.1"
 _PATTERN: Final = re.compile(
     r"(?P<norm>[^:@]+):(?P<eps>[^:@]+)@(?P<steps>[^:@x]+)(?:x(?P<restarts>[^:@x]+))?(?::(?P<step_size>[^:@]+))?"
@@ -34,6 +36,8 @@ class AttackSpec:
 
         Raises UsageError that names the part at fault.
         """
+        if len(text) > LONGEST:
+            raise UsageError(f"cannot read an attack of {len(text)} characters ({text[:20]!r}...): write {GRAMMAR}")
         match = _PATTERN.fullmatch(text.strip().lower())
         if match is None:
             raise UsageError(f"cannot read the attack {text!r}: write {GRAMMAR}")
@@ -70,9 +74,9 @@ class AttackSpec:
 
 
 def _positive(text: str, what: str, attack: str) -> float:
-    numerator, _, denominator = text.partition("/")
+    numerator, slash, denominator = text.partition("/")
     try:
-        number = float(numerator) / float(denominator or 1)
+        number = _float(numerator) / (_float(denominator) if slash else 1)
     except (ValueError, ZeroDivisionError):
         number = float("nan")
     if not 0 < number < float("inf"):
@@ -80,9 +84,18 @@ def _positive(text: str, what: str, attack: str) -> float:
     return number
 
 
+def _float(text: str) -> float:
+    """A decimal number as a reader of papers writes it, where Python's own `float` takes 1_0, nan and other scripts."""
+    if not re.fullmatch(r"[0-9.e+-]+", text):
+        raise ValueError(text)
+    return float(text)
+
+
 def _count(text: str, what: str, attack: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]*", text):
-        raise UsageError(f"{what} {text!r} in the attack {attack!r} is not a whole number from 1: write {GRAMMAR}")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,6}", text) or int(text) > MOST:
+        raise UsageError(
+            f"{what} {text!r} in the attack {attack!r} is not a whole number from 1 to {MOST}: write {GRAMMAR}"
+        )
     return int(text)
 
 

@@ -11,16 +11,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustclip.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes that train together this one is. `batch_size` always means the pairs of all of them."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def share(self, batch_size: int) -> int:
+        """This process's part of a batch. Raises UsageError where the parts would not be equal."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
+        if batch_size % self.world_size:
+            less = batch_size // self.world_size * self.world_size
+            near = " or ".join(str(size) for size in (less, less + self.world_size) if size)
+            raise UsageError(
+                f"batch_size {batch_size} is that of all {self.world_size} processes together, which cannot share it "
+                f"evenly: use batch_size={near}"
+            )
+        return batch_size // self.world_size
+
+    def mine(self, turn: int = 0) -> slice:
+        """Which of a row of things are this process's, when they are dealt out one by one; `turn` moves the dealer."""
+        return slice((self.rank + turn) % self.world_size, None, self.world_size)
+
+
+ALONE = Place()
+
 
 @dataclass
 class Batch:
     """Image-text pairs. `images` are float32 in [0, 1] on the CPU; two pairs whose `positives` are equal show the same
-    concept or carry the same caption, and are no negatives of each other; `ids` name the samples."""
+    concept or carry the same caption, and are no negatives of each other; `ids` name the samples.
+
+    `position` is where this process's next batch begins, in JSON's types, if the number of the batch does not tell."""
 
     images: Float[Tensor, "b 3 h w"]
     captions: list[str]
     positives: Int[Tensor, " b"]
     ids: list[str]
+    position: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -32,12 +65,13 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Endless batches: batch k is a function of the source's seed and k, so a run resumes with `batches(start=k)`."""
+    """Endless batches: batch k is a function of the source's seed and k."""
 
     faults: Counter[str]  # samples skipped so far, by kind
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... without end."""
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... without end; `position`, that of batch `start - 1` in this process, spares
+        the way there."""
         ...
 
     def describe(self) -> dict[str, Any]:

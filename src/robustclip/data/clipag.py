@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from robustclip.data.batch import ALONE, Place
 from robustclip.data.loader import Loader
-from robustclip.data.sources import open_data, open_source
+from robustclip.data.sources import open_data, split_data
 
 Mix = Literal["concatenated", "equal"]
 """The two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M
 down-sampled), "equal" is §3 (each source drawn about equally often)."""
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
 EMBEDDED = "emoji"
 
 
 def mixed(
-    sources: list[str], mix: Mix, laion_share: float, batch_size: int, size: tuple[int, int], seed: int, workers: int
+    sources: list[str],
+    mix: Mix,
+    laion_share: float,
+    batch_size: int,
+    size: tuple[int, int],
+    seed: int,
+    workers: int,
+    *,
+    place: Place = ALONE,
+    max_skipped: float | None = None,
+    allow_commands: bool = False,
 ) -> Loader:
-    """The sources as one stream, by either reading of the paper; "concatenated" draws from each source in proportion
-    to its size, the last one's times `laion_share`."""
-    weights: str | list[float] = "equal"
-    if mix == "concatenated":
-        *whole, reduced = (open_source(source).size() for source in sources)
-        weights = [*map(float, whole), reduced * laion_share]
-    return open_data(sources, batch_size=batch_size, size=size, weights=weights, seed=seed, workers=workers)
+    """The sources as one stream, by either reading of the paper. "concatenated" takes every sample of each source once
+    an epoch, of the last one the part `laion_share`, another one each epoch."""
+    *whole, reduced = map(split_data, sources)
+    last = laion_share if mix == "concatenated" else 1.0
+    return open_data(
+        sources,
+        batch_size=batch_size,
+        size=size,
+        weights="size" if mix == "concatenated" else "equal",
+        shares=[*(1.0 for parts in whole for _ in parts), *(last for _ in reduced)],
+        seed=seed,
+        workers=workers,
+        place=place,
+        max_skipped=max_skipped,
+        allow_commands=allow_commands,
+    )
 
 
 def missing_sources(named: Mapping[str, str | None], quick: bool) -> Iterator[str]:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from robustclip.data.samples import Fault
+from robustclip.data.tars import MAX_MEMBER
 from robustclip.errors import UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -85,10 +86,7 @@ def decode(encoded: bytes | Path, background: tuple[int, int, int] = (255, 255, 
     Greyscale, palette and CMYK are converted. Raises Skip, after reading no more than the header where that tells.
     """
     if isinstance(encoded, Path):
-        try:
-            encoded = encoded.read_bytes()
-        except OSError as error:
-            raise Skip(Fault.NO_FILE) from error
+        encoded = read_file(encoded)
     if not encoded:
         raise Skip(Fault.EMPTY_IMAGE)
     with warnings.catch_warnings():
@@ -112,6 +110,18 @@ def decode(encoded: bytes | Path, background: tuple[int, int, int] = (255, 255, 
             return on_colour(ImageOps.exif_transpose(picture), background)
         except Exception as error:  # and so do its decoders
             raise Skip(Fault.DAMAGED_IMAGE) from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most MAX_MEMBER. Raises Skip for any other."""
+    try:
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise Skip(Fault.NO_FILE)
+        if path.stat().st_size > MAX_MEMBER:
+            raise Skip(Fault.TOO_BIG)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
+        raise Skip(Fault.NO_FILE) from error
 
 
 def on_colour(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from robustclip.data.batch import Batch
+from robustclip.data.batch import ALONE, Batch, Place
 from robustclip.data.emoji import load_rgba
-from robustclip.errors import UsageError
 from robustclip.rng import generator
 
 
@@ -48,12 +47,23 @@ class EmojiBatches:
 
     Batch k takes the next `batch_size` samples of an endless row of permutations, one an epoch; a batch may run over
     the end of an epoch, so no sample is dropped. Samples of one batch may share a concept: `positives` says so.
-    The caption is drawn anew from the sample's forms each time.
+    The caption is drawn anew from the sample's forms each time. Of P processes, that of rank r yields every P-th pair
+    of the batch that one would yield alone, from the r-th on.
+
+    Raises UsageError for a split that is not there, or a batch that cannot be shared out evenly.
     """
 
-    def __init__(self, split: str, *, batch_size: int, seed: int, augmentation: Augmentation | None = None) -> None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
+    def __init__(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        place: Place = ALONE,
+    ) -> None:
+        place.share(batch_size)
+        self.place = place
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.augmentation = augmentation or Augmentation()
         self.rgba, self.samples = load_rgba(split)
@@ -77,21 +87,22 @@ class EmojiBatches:
             "augmentation": vars(self.augmentation),
         }
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches start, start + 1, ... without end."""
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """Batches start, start + 1, ... without end. A position is not needed: k says it all."""
         k = start
         while True:
             yield self.batch(k)
             k += 1
 
     def batch(self, k: int) -> Batch:
-        """Batch k: images (B, 3, 64, 64) float32 in [0,1]."""
-        index = self._row(k)
-        stream = generator(self.seed, "emoji-batch", k)
-        forms = torch.rand(len(index), generator=stream).tolist()
+        """This process's part of batch k: images (b, 3, 64, 64) float32 in [0,1]."""
+        mine = slice(self.place.rank, None, self.place.world_size)
+        index = self._row(k)[mine]
+        draw = Draws(self.batch_size, generator(self.seed, "emoji-batch", k), mine)
+        forms = draw.unit().tolist()
         rows = index.tolist()
         captions = [self.samples.captions[row] for row in rows]
-        images = augment(self.rgba[index], self.augmentation, stream, handed=self._handed[index])
+        images = augment(self.rgba[index], self.augmentation, draw, handed=self._handed[index])
         return Batch(
             images=images,
             captions=[texts[int(form * len(texts))] for texts, form in zip(captions, forms, strict=True)],
@@ -110,14 +121,13 @@ class EmojiBatches:
 
 
 def augment(
-    rgba: UInt8[Tensor, "b 4 h w"], how: Augmentation, stream: Generator, *, handed: Tensor | None = None
+    rgba: UInt8[Tensor, "b 4 h w"], how: Augmentation, draw: Draws, *, handed: Tensor | None = None
 ) -> Float[Tensor, "b 3 h w"]:
     """Drawings moved, turned and lit at random on random backgrounds; float32 in [0,1].
 
-    handed: (B,) bool, the drawings that must not be mirrored (none if absent). All draws come from `stream`.
+    handed: (b,) bool, the drawings that must not be mirrored (none if absent). All randomness comes from `draw`.
     """
     b, _, h, w = rgba.shape
-    draw = _Draws(b, stream)
     pixels = rgba.float().div_(255)
     pixels[:, :3] *= pixels[:, 3:]  # premultiplied, so that interpolation takes no colour from where nothing is drawn
     may_flip = torch.ones(b, dtype=torch.bool) if handed is None else ~handed
@@ -137,7 +147,7 @@ def augment(
     return images.sub_(0.5).mul_(contrast).add_(0.5).mul_(brightness).clamp_(0, 1)
 
 
-def _backgrounds(draw: _Draws, white: float, h: int, w: int) -> Float[Tensor, "b 3 h w"]:
+def _backgrounds(draw: Draws, white: float, h: int, w: int) -> Float[Tensor, "b 3 h w"]:
     """White, one colour, or a straight gradient between two colours."""
     first, second = draw.colours(), draw.colours()
     kind, angle = draw.unit(), draw.unit() * 2 * math.pi
@@ -149,14 +159,15 @@ def _backgrounds(draw: _Draws, white: float, h: int, w: int) -> Float[Tensor, "b
     return torch.where((kind < white).view(-1, 1, 1, 1), torch.ones(()), mixed)
 
 
-class _Draws:
-    """Random numbers for a batch of b, one after the other from one stream."""
+class Draws:
+    """Random numbers for a batch of `b`, one after the other from one stream, of which the rows `mine` are handed out:
+    a pair's numbers are the same however many processes share the batch."""
 
-    def __init__(self, b: int, stream: Generator) -> None:
-        self.b, self.stream = b, stream
+    def __init__(self, b: int, stream: Generator, mine: slice = slice(None)) -> None:
+        self.b, self.stream, self.mine = b, stream, mine
 
     def unit(self) -> Float[Tensor, " b"]:
-        return torch.rand(self.b, generator=self.stream)
+        return torch.rand(self.b, generator=self.stream)[self.mine]
 
     def between(self, low: float, high: float) -> Float[Tensor, " b"]:
         return low + (high - low) * self.unit()
@@ -165,7 +176,7 @@ class _Draws:
         return self.between(-1, 1)
 
     def colours(self) -> Float[Tensor, "b 3 1 1"]:
-        return torch.rand(self.b, 3, 1, 1, generator=self.stream)
+        return torch.rand(self.b, 3, 1, 1, generator=self.stream)[self.mine]
 
 
 def has_sides(label: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustclip import rng
-from robustclip.data.batch import Batch
+from robustclip.data.batch import ALONE, Batch, Place
 from robustclip.data.decoding import Preparation, Skip
 from robustclip.data.mixture import Mixture
 from robustclip.data.samples import Fault, Sample, positive_id, stable_number
+from robustclip.data.stream import Drawn
 from robustclip.errors import RunError, UsageError
 
 CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
+JUDGED_FROM = 100  # samples, before `max_skipped` is held against them
+USABLE = "usable"
+
+Chunk = tuple[list[Sample], dict[str, Any]]  # with the state of the stream before it
 
 
 class Loader:
@@ -30,75 +37,150 @@ class Loader:
     hand them back in that order: the batches are the same for any number of workers. What is random about a sample
     (crop, background, choice of caption) is keyed by seed, epoch and the sample's id.
 
-    `faults` counts skipped samples by kind since `batches` was called, and `examples` names the first of each kind.
+    Where several processes train together, `place` says which this one is: it yields its share of each batch, and in
+    each epoch all of them together meet every sample once. None waits for another's data, so one whose samples are
+    fewer begins its next epoch earlier.
+
+    `faults` counts skipped samples by kind, and `examples` names the first of each kind; both live on in a batch's
+    `position`. Beyond `max_skipped` of all samples (None: never) `batches` raises RunError.
     """
 
     faults: Counter[str]
 
     def __init__(
-        self, mixture: Mixture, preparation: Preparation, *, batch_size: int, seed: int = 0, workers: int = 0
+        self,
+        mixture: Mixture,
+        preparation: Preparation,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        place: Place = ALONE,
+        max_skipped: float | None = None,
     ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise UsageError(f"batch size {batch_size} (at least 1) and workers {workers} (at least 0) do not go")
+        if workers < 0:
+            raise UsageError(f"workers {workers}: give at least 0, which decodes in the main process")
+        if max_skipped is not None and not 0 <= max_skipped <= 1:
+            raise UsageError(f"max_skipped {max_skipped}: give a share of the samples from 0 to 1, e.g. 0.05")
+        self.share = place.share(batch_size)
         self.mixture = mixture
         self.preparation = preparation
         self.batch_size = batch_size
         self.seed = seed
         self.workers = workers
+        self.place = place
+        self.max_skipped = max_skipped
         self.faults = Counter()
         self.examples: dict[str, str] = {}
+        self.met: dict[str, Counter[str]] = {}  # of each source: samples usable, and skipped by kind
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ...; the ones before are read and decoded too, since only that tells how many
-        samples each took. Raises RunError where a whole epoch of a source held nothing usable."""
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... Nothing before `position` is decoded, and of each source no more than the
+        round it was in is read again. Without it the batches before `start` are made too, since only that tells how
+        many samples each took.
+
+        Raises RunError where a whole epoch of a source holds nothing usable, or too much is skipped; UsageError for a
+        position that is not of this data and process.
+        """
+        at = self._check(position) if position else {}
+        self.met = {name: Counter(counts) for name, counts in at.get("met", {}).items()}
+        self.examples = dict(at.get("examples", {}))
         self.faults.clear()
-        self.examples.clear()
-        return islice(self._batches(), start, None)
+        self.faults.update(sum(self.met.values(), Counter()))
+        del self.faults[USABLE]
+        stream = self.mixture.stream(self.seed, self.place, at.get("stream"))
+        for _ in range(at.get("taken", 0)):
+            next(stream)
+        return islice(self._batches(stream), 0 if position else start, None)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _check(self, position: dict[str, Any]) -> dict[str, Any]:
+        if not {"place", "stream", "taken", "met", "examples"} <= position.keys():
+            raise UsageError("the position in the data is not one that this version wrote: start a new run")
+        ours = [self.place.rank, self.place.world_size]
+        if position["place"] != ours:
+            raise UsageError(
+                "the position in the data is that of process {} of {}, and this is process {} of {}: go on with as "
+                "many processes as before, each from its own".format(*position["place"], *ours)
+            )
+        if set(position["stream"]["sources"]) != set(self.mixture.sources):
+            raise UsageError(
+                f"the position in the data is one in {', '.join(position['stream']['sources'])}, and the data are now "
+                f"{', '.join(self.mixture.sources)}: go on with the same"
+            )
+        return position
+
+    def _batches(self, stream: Drawn) -> Iterator[Batch]:
         images: list[Tensor] = []
         pairs: list[Pair] = []
-        for image, pair in self._usable():
-            images.append(image)
-            pairs.append(pair)
-            if len(pairs) == self.batch_size:
-                yield Batch(
-                    torch.stack(images).float().div_(255),
-                    [pair.caption for pair in pairs],
-                    torch.tensor([pair.positive for pair in pairs]),
-                    [pair.id for pair in pairs],
-                )
-                images, pairs = [], []
+        for chunk in self._decoded(stream):
+            for taken, (image, pair) in enumerate(zip(chunk.images, chunk.pairs, strict=True), 1):
+                if not self._usable(pair):
+                    continue
+                images.append(image)
+                pairs.append(pair)
+                if len(pairs) == self.share:
+                    yield Batch(
+                        torch.stack(images).float().div_(255),
+                        [pair.caption for pair in pairs],
+                        torch.tensor([pair.positive for pair in pairs]),
+                        [pair.id for pair in pairs],
+                        self._position(chunk.state, taken),
+                    )
+                    images, pairs = [], []
 
-    def _usable(self) -> Iterator[tuple[UInt8[Tensor, "3 h w"], Pair]]:
-        met: dict[str, Counter[str]] = {}  # of each source: faults by kind, and "usable"
-        for image, pair in self._decoded():
-            counts = met.setdefault(pair.source, Counter())
-            if pair.epoch > 0 and not counts["usable"]:
-                kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-                raise RunError(f"empty data: none of the samples of {pair.source} can be used ({kinds})")
-            if pair.fault is None:
-                counts["usable"] += 1
-                yield image, pair
-            else:
-                counts[pair.fault.value] += 1
-                self.faults[pair.fault.value] += 1
-                self.examples.setdefault(pair.fault.value, pair.id)
+    def _position(self, state: dict[str, Any], taken: int) -> dict[str, Any]:
+        """Behind the first `taken` samples of the chunk at which the stream had this state."""
+        met = {name: dict(counts) for name, counts in self.met.items()}
+        place = [self.place.rank, self.place.world_size]
+        return {"place": place, "stream": state, "taken": taken, "met": met, "examples": dict(self.examples)}
 
-    def _decoded(self) -> Iterator[tuple[UInt8[Tensor, "3 h w"], Pair]]:
+    def _usable(self, pair: Pair) -> bool:
+        counts = self.met.setdefault(pair.source, Counter())
+        if pair.epoch >= self.place.world_size and not counts[USABLE]:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
+            raise RunError(f"empty data: none of the samples of {pair.source} can be used ({kinds})")
+        if pair.fault is None:
+            counts[USABLE] += 1
+            return True
+        counts[pair.fault.value] += 1
+        self.faults[pair.fault.value] += 1
+        self.examples.setdefault(pair.fault.value, pair.id)
+        self._judge()
+        return False
+
+    def _judge(self) -> None:
+        skipped, seen = self.faults.total(), sum(counts.total() for counts in self.met.values())
+        if self.max_skipped is not None and seen >= JUDGED_FROM and skipped > self.max_skipped * seen:
+            raise RunError(
+                f"{skipped:,} of {seen:,} samples ({skipped / seen:.1%}) cannot be used, more than the "
+                f"{self.max_skipped:.1%} that --max-skipped allows:\n{self.report()}"
+            )
+
+    def _decoded(self, stream: Drawn) -> Iterator[Decoded]:
         # Encoded samples take the place of a sampler's indices: the loader sends each chunk to the next free worker
         # and returns the results in the order sent.
-        stream = self.mixture.stream(self.seed)
-        loader: DataLoader[tuple[Tensor, list[Pair]]] = DataLoader(
+        def chunks() -> Iterator[Chunk]:
+            while True:
+                state = stream.state()
+                yield list(islice(stream, CHUNK)), state
+
+        loader: DataLoader[Decoded] = DataLoader(
             Decoder(self.preparation, self.seed),
-            sampler=iter(lambda: list(islice(stream, CHUNK)), []),
+            sampler=chunks(),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.workers,
             generator=torch.Generator(),  # else its seed for the workers is drawn from the global one
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
-        for images, pairs in loader:
-            yield from zip(images, pairs, strict=True)
+        running = [iter(loader)]
+        atexit.register(running.clear)  # lets the workers go, for which multiprocessing would wait
+        try:
+            while True:
+                yield next(running[0])
+        finally:
+            atexit.unregister(running.clear)
+            running.clear()
 
     def report(self) -> str:
         """One line a kind of fault, with its count and the first sample that had it; empty where none was skipped."""
@@ -128,14 +210,24 @@ class Pair:
     positive: int = 0
 
 
-class Decoder(Dataset[tuple[Tensor, list[Pair]]]):
-    """What a worker does: decode a chunk of samples into one tensor, undefined where a sample has a fault."""
+@dataclass(slots=True)
+class Decoded:
+    """A chunk of samples after decoding; images are undefined where a sample has a fault."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    pairs: list[Pair]
+    state: dict[str, Any]  # of the stream, before the chunk
+
+
+class Decoder(Dataset[Decoded]):
+    """What a worker does: decode a chunk of samples."""
 
     def __init__(self, preparation: Preparation, seed: int) -> None:
         self.preparation = preparation
         self.seed = seed
 
-    def __getitem__(self, samples: list[Sample]) -> tuple[UInt8[Tensor, "n 3 h w"], list[Pair]]:
+    def __getitem__(self, chunk: Chunk) -> Decoded:
+        samples, state = chunk
         images = torch.empty(len(samples), 3, *self.preparation.shape, dtype=torch.uint8)
         pairs = [Pair(sample.id, sample.source, sample.epoch, sample.fault) for sample in samples]
         for sample, pair, image in zip(samples, pairs, images, strict=True):
@@ -148,8 +240,15 @@ class Decoder(Dataset[tuple[Tensor, list[Pair]]]):
                 image.copy_(self.preparation(sample.image, generator))
             except Skip as skip:
                 pair.fault = skip.fault
-        return images, pairs
+        return Decoded(images, pairs, state)
 
 
 def _as_it_is(chunk: Any) -> Any:
     return chunk
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too; they go on until the main process, which
+    still has a step to finish and a checkpoint to write, lets them go. A second SIGTERM ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

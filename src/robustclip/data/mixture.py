@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any, Literal
 
-from robustclip import rng
-from robustclip.data.samples import Sample, SampleSource
-from robustclip.errors import RunError, UsageError
+from robustclip.data.batch import ALONE, Place
+from robustclip.data.samples import SampleSource
+from robustclip.data.stream import Concatenated, Drawn
+from robustclip.errors import UsageError
 
 Weights = Literal["size", "equal"] | Sequence[float]
 
@@ -32,58 +31,17 @@ class Mixture:
         self.sources = dict(zip(unique_names(sources), sources, strict=True))
         self.weights = check_weights(weights, len(sources))
 
-    def stream(self, seed: int) -> Iterator[Sample]:
-        """Samples without end. Raises RunError where a source turns out to be empty."""
-        if self.weights == "size":
-            return self._concatenated(seed)
-        return self._drawn(seed, [1.0] * len(self.sources) if self.weights == "equal" else list(self.weights))
-
-    def _drawn(self, seed: int, odds: Sequence[float]) -> Iterator[Sample]:
-        draw = random.Random(rng.generator(seed, "mixture").initial_seed())
-        streams = [epochs(name, source, seed) for name, source in self.sources.items()]
-        while True:
-            yield next(draw.choices(streams, odds)[0])
-
-    def _concatenated(self, seed: int) -> Iterator[Sample]:
-        """Each draw is in proportion to what the sources have left, so that they end together. A source that was
-        taken for smaller than it is stays in play until it is read out."""
-        if len(self.sources) == 1:
-            return (yield from epochs(*next(iter(self.sources.items())), seed))
-        sizes = {name: source.size() for name, source in self.sources.items()}
-        epoch = 0
-        while True:
-            draw = random.Random(rng.generator(seed, "mixture", epoch).initial_seed())
-            streams = {name: one_epoch(name, source, seed, epoch) for name, source in self.sources.items()}
-            left = dict(sizes)
-            while left:
-                name = draw.choices(list(left), [max(1, number) for number in left.values()])[0]
-                sample = next(streams[name], None)
-                if sample is None:
-                    del left[name]
-                else:
-                    left[name] -= 1
-                    yield sample
-            epoch += 1
+    def stream(self, seed: int, place: Place = ALONE, state: dict[str, Any] | None = None) -> Drawn:
+        """This process's samples without end, from `state` on if given. Raises RunError where a source is empty."""
+        if len(self.sources) > 1 and self.weights == "size":
+            return Concatenated(self.sources, seed, place, state or {})
+        odds = [1.0] * len(self.sources) if isinstance(self.weights, str) else list(self.weights)
+        return Drawn(self.sources, odds, seed, place, state or {})
 
     def describe(self) -> dict[str, Any]:
         weights = self.weights if isinstance(self.weights, str) else list(self.weights)
         sources = [{**source.describe(), "name": name} for name, source in self.sources.items()]
         return {"weights": weights, "sources": sources}
-
-
-def one_epoch(name: str, source: SampleSource, seed: int, epoch: int) -> Iterator[Sample]:
-    """The source's samples of an epoch, marked as such. Raises RunError where there are none."""
-    empty = True
-    for sample in source.epoch(seed, epoch):
-        empty = False
-        yield replace(sample, source=name, epoch=epoch)
-    if empty:
-        raise RunError(f"empty data: {name} holds no samples ({source.describe()})")
-
-
-def epochs(name: str, source: SampleSource, seed: int) -> Iterator[Sample]:
-    """The source's epochs, one after another without end."""
-    return chain.from_iterable(one_epoch(name, source, seed, epoch) for epoch in count())
 
 
 def unique_names(sources: Sequence[SampleSource]) -> list[str]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
+
+from robustclip.data.batch import ALONE, Place
+from robustclip.errors import UsageError
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Fault(StrEnum):
@@ -19,6 +25,7 @@ class Fault(StrEnum):
     NOT_AN_IMAGE = "not an image"
     DAMAGED_IMAGE = "truncated or damaged image"
     TOO_LARGE = "too many pixels"
+    TOO_BIG = "file of more than 64 MiB"
     TOO_DEEP = "more than 8 bits a channel"
     NO_CAPTION = "no caption"
     NOT_UTF8 = "caption not in UTF-8"
@@ -38,7 +45,8 @@ class Sample:
     captions: tuple[str, ...] = ()
     concept: str | None = None
     fault: Fault | None = None
-    source: str = ""  # and the epoch: filled in by the mixture
+    round: int = 0  # of the epoch
+    source: str = ""  # and the epoch: filled in by the stream
     epoch: int = 0
 
     @property
@@ -47,21 +55,37 @@ class Sample:
 
 
 class SampleSource(Protocol):
-    """A finite set of samples, in an order that is a function of seed and epoch."""
+    """A finite set of samples, in an order that is a function of seed and epoch.
+
+    An epoch may fall into rounds, each read and shuffled by itself: a run that is resumed reads no round but its own.
+    """
 
     name: str  # short, for reports; sources of a mixture that share one are numbered
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Sample]:
-        """Every sample once."""
+    def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
+        """This process's samples, from the first round asked for on. All processes together meet every sample once."""
         ...
 
     def size(self) -> int:
-        """How many samples an epoch has; an estimate where counting would mean reading everything."""
+        """How many samples an epoch has in all processes; an estimate where counting would mean reading everything."""
         ...
 
     def describe(self) -> dict[str, Any]:
         """What the source is, in JSON's types."""
         ...
+
+
+def check_share(share: float) -> float:
+    """The share of a source's samples that each epoch takes. Raises UsageError unless it is in (0, 1]."""
+    if not 0 < share <= 1:
+        raise UsageError(f"share {share}: give the part of the samples that each epoch takes, e.g. 0.03")
+    return share
+
+
+def readable(text: str) -> str:
+    """One line without control characters, white space around it, or halves of surrogate pairs: JSON and the names in
+    a tar may hold them, not every tokenizer or terminal takes them."""
+    return CONTROLS.sub(" ", text).strip().encode("utf-8", "replace").decode()
 
 
 def positive_id(*, concept: str | None = None, caption: str | None = None) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
+from robustclip.data.batch import ALONE, Place
 from robustclip.data.decoding import Preparation
 from robustclip.data.emoji import ASSETS
 from robustclip.data.loader import Loader
 from robustclip.data.mixture import Mixture, Weights, check_weights
 from robustclip.data.samples import SampleSource
-from robustclip.data.shards import SUFFIXES, ShardSource, shards_in
+from robustclip.data.shard_lists import PIPE, SUFFIXES, shards_in
+from robustclip.data.shards import ShardSource
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import UsageError
 from robustclip.signatures import raise_faults
@@ -41,20 +44,39 @@ def open_data(
     caption: str | None = None,
     templates: Sequence[str] = ("a photo of a {}.",),
     shuffle_buffer: int = 10_000,
+    shares: Sequence[float] | None = None,
+    place: Place = ALONE,
+    max_skipped: float | None = None,
+    allow_commands: bool = False,
 ) -> Loader:
     """Training batches from one source, or from several joined by `::` (or a list), each of them shards, a table, an
     image folder, or `emoji` (the embedded guide styles without the held-out concepts; `emoji/unseen-train`).
 
     `weights` are "size" (all samples once an epoch), "equal", or one number a source: "1,1,2". `caption` names the
-    column, the member or the JSON key that holds it; `templates` make captions of class names.
+    column, the member or the JSON key that holds it; `templates` make captions of class names; `shares` say what part
+    of each source an epoch takes (all of it). For `batch_size`, `place` and `max_skipped` see Loader; shards that are
+    commands (`pipe:COMMAND`) are read with `allow_commands` only.
+
     Raises one UsageError that lists every fault of the call, missing shards among them.
     """
     sources: list[SampleSource] = []
     faults = []
     parts = split_data(data)
-    for part in parts:
+    shares = [1.0] * len(parts) if shares is None else shares
+    if len(shares) != len(parts):
+        raise UsageError(f"{len(shares)} shares for {len(parts)} sources: give one number for each")
+    for part, share in zip(parts, shares, strict=True):
         try:
-            sources.append(open_source(part, caption=caption, templates=templates, shuffle_buffer=shuffle_buffer))
+            sources.append(
+                open_source(
+                    part,
+                    caption=caption,
+                    templates=templates,
+                    share=share,
+                    shuffle_buffer=shuffle_buffer,
+                    allow_commands=allow_commands,
+                )
+            )
         except UsageError as error:
             faults.append(str(error))
     odds: Weights = "size"
@@ -67,36 +89,51 @@ def open_data(
     except UsageError as error:
         faults.append(str(error))
     raise_faults("open_data()", faults)
-    return Loader(Mixture(sources, odds), preparation, batch_size=batch_size, seed=seed, workers=workers)
+    return Loader(
+        Mixture(sources, odds),
+        preparation,
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+        place=place,
+        max_skipped=max_skipped,
+    )
 
 
 def open_source(
-    part: str, *, caption: str | None = None, templates: Sequence[str] = ("{}",), shuffle_buffer: int = 10_000
+    part: str,
+    *,
+    caption: str | None = None,
+    templates: Sequence[str] = ("{}",),
+    share: float = 1.0,
+    shuffle_buffer: int = 10_000,
+    allow_commands: bool = False,
 ) -> SampleSource:
     """The source that one part of --data stands for. Raises UsageError for what is none."""
     path = Path(part).expanduser()
+    shards = partial(
+        ShardSource, caption=caption, share=share, shuffle_buffer=shuffle_buffer, allow_commands=allow_commands
+    )
+    if part.startswith(PIPE):
+        return shards(part)
     if path.is_dir():
-        if shards_in(path):
-            return ShardSource(path, caption=caption, shuffle_buffer=shuffle_buffer)
-        return FolderSource(path, templates=templates)
+        return shards(path) if shards_in(path) else FolderSource(path, templates=templates, share=share)
     if path.suffix.lower() in TABLES:
-        return TableSource(path, caption_column=caption)
+        return TableSource(path, caption_column=caption, share=share)
     if part.partition("/")[0] == "emoji" and not part.endswith(SUFFIXES):
-        return emoji_shards(part.partition("/")[2] or "guide-styles", caption=caption, shuffle_buffer=shuffle_buffer)
+        paths, heldout = emoji_shards(part.partition("/")[2] or "guide-styles")
+        return shards(paths, name="emoji", without=heldout)
     if part.endswith(SUFFIXES) or any(sign in part for sign in "{*?:"):
-        return ShardSource(part, caption=caption, shuffle_buffer=shuffle_buffer)
+        return shards(part)
     raise UsageError(f"no data at {part!r}: give {FORMS}")
 
 
-def emoji_shards(split: str, *, caption: str | None = None, shuffle_buffer: int = 10_000) -> ShardSource:
-    """The embedded shards of a split that is made of whole styles, without the held-out concepts."""
+def emoji_shards(split: str) -> tuple[list[str], list[str]]:
+    """The embedded shards of a split that is made of whole styles, and the held-out concepts, to be left out."""
     if split not in EMOJI:
         raise UsageError(f"emoji/{split} is no data to train on: use {' or '.join(f'emoji/{name}' for name in EMOJI)}")
     splits = json.loads((ASSETS / "splits.json").read_text(encoding="utf-8"))
-    shards = [str(ASSETS / f"emoji-{style}.tar.gz") for style in splits[EMOJI[split]]]
-    return ShardSource(
-        shards, name="emoji", caption=caption, without=splits["heldout_concepts"], shuffle_buffer=shuffle_buffer
-    )
+    return [str(ASSETS / f"emoji-{style}.tar.gz") for style in splits[EMOJI[split]]], splits["heldout_concepts"]
 
 
 def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from robustclip import rng
-from robustclip.data.samples import Fault, Sample
+from robustclip.data.batch import ALONE, Place
+from robustclip.data.samples import Fault, Sample, check_share, readable
 from robustclip.errors import UsageError
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
@@ -36,9 +38,11 @@ class TableSource:
         caption_column: str | None = None,
         separator: str | None = None,
         name: str | None = None,
+        share: float = 1.0,
     ) -> None:
         self.table = Path(table).expanduser()
         self.name = name or self.table.stem
+        self.share = check_share(share)
         header, rows = read_table(self.table, separator)
         image = find_column(self.table, header, image_column, IMAGE_COLUMNS, "image")
         caption = find_column(self.table, header, caption_column, CAPTION_COLUMNS, "caption")
@@ -50,15 +54,16 @@ class TableSource:
             raise UsageError(f"{self.table} has a header and no rows")
 
     def _sample(self, number: int, image: str, caption: str) -> Sample:
+        caption = readable(caption)
         fault = None if image and caption else Fault.NO_CAPTION if image else Fault.NO_IMAGE
         captions = (caption,) if caption else ()
         return Sample(f"line-{number}", self.table.parent / image, captions, fault=fault)
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Sample]:
-        return shuffled(self.samples, seed, self.name, epoch)
+    def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
+        return shuffled(self.samples, self.size(), seed, self.name, epoch, place)
 
     def size(self) -> int:
-        return len(self.samples)
+        return math.ceil(self.share * len(self.samples))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "kind": "table", "file": str(self.table), "samples": len(self.samples)}
@@ -78,8 +83,10 @@ class FolderSource:
         *,
         templates: Sequence[str] = ("a photo of a {}.",),
         name: str | None = None,
+        share: float = 1.0,
     ) -> None:
         self.folder = Path(folder).expanduser()
+        self.share = check_share(share)
         self.name = name or self.folder.absolute().name
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise UsageError(f"templates {list(templates)}: each needs one {{}} where the class name goes")
@@ -94,11 +101,11 @@ class FolderSource:
     def _captions(self, label: str) -> tuple[str, ...]:
         return tuple(template.replace("{}", label) for template in self.templates)
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Sample]:
-        return shuffled(self.samples, seed, self.name, epoch)
+    def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
+        return shuffled(self.samples, self.size(), seed, self.name, epoch, place)
 
     def size(self) -> int:
-        return len(self.samples)
+        return math.ceil(self.share * len(self.samples))
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": self.name, "kind": "image folder", "folder": str(self.folder)}
@@ -106,10 +113,10 @@ class FolderSource:
         return described | counts | {"templates": list(self.templates)}
 
 
-def shuffled(samples: Sequence[Sample], seed: int, name: str, epoch: int) -> Iterator[Sample]:
-    """All samples in an order of the epoch's own."""
-    order = torch.randperm(len(samples), generator=rng.generator(seed, f"order of {name}", epoch))
-    return (samples[place] for place in order.tolist())
+def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch: int, place: Place) -> Iterator[Sample]:
+    """`count` of the samples in an order of the epoch's own, dealt out to the processes."""
+    order = torch.randperm(len(samples), generator=rng.generator(seed, f"order of {name}", epoch))[:count]
+    return (samples[number] for number in order[place.mine(epoch)].tolist())
 
 
 def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
@@ -24,13 +24,17 @@ from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sig
 from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.tasks import TASKS, Findings, Setting, missing_for, prompts_of
 from robustclip.evaluation.templates import resolve_templates
+from robustclip.files import check_writable, is_file
 from robustclip.referees.base import TwoTower
+from robustclip.referees.preprocess import LARGEST
 from robustclip.rng import generator
 from robustclip.signatures import raise_faults, unknown
 from robustclip.threat import ThreatModel
 
 Referees = Sequence[str | Path | TwoTower]
 COLUMNS = 8  # of the gradient picture
+Side = Annotated[int, Field(gt=0, le=LARGEST)]
+MOST_AT_ONCE = 2**20  # images in a batch
 ENOUGH = 200  # images; with fewer, a note says that intervals are wide
 
 
@@ -56,8 +60,8 @@ def evaluate(
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
     labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
     limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
-    size: Annotated[PositiveInt | None, "height and width that images of a folder are brought to"] = None,
-    batch_size: PositiveInt = 64,
+    size: Annotated[Side | None, "height and width that images of a folder are brought to"] = None,
+    batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
     baseline: Annotated[str | None, "the original that others are compared with; else the first referee"] = None,
     prompts: Annotated[Sequence[str], "columns of the gradient picture; else labels of drawn images"] = (),
     sign: Annotated[bool, "write the numbers into the referees' cards"] = False,
@@ -75,7 +79,7 @@ def evaluate(
 
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
-    raise_faults("evaluate()", list(faults(tasks, attack, templates, limit, batch_size, sign, out, device, dtype)))
+    raise_faults("evaluate()", list(faults(tasks, attack, templates, limit, batch_size, sign, out, csv, device, dtype)))
     attacks = [AttackSpec.parse(text) for text in listed(attack)]
     wanted = listed(tasks)
     where = pick_device(device)
@@ -130,6 +134,7 @@ def faults(
     batch_size: int,
     sign: bool,
     out: Path | None,
+    csv: Path | None,
     device: str,
     dtype: str,
 ) -> Iterator[str]:
@@ -141,6 +146,8 @@ def faults(
     if templates != "dataset":
         checks.append(partial(resolve_templates, templates))
     checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
+    checks += [partial(check_writable, out, folder=True)] if out is not None else []
+    checks += [partial(check_writable, csv)] if csv is not None else []
     for check in checks:
         try:
             check()
@@ -151,7 +158,7 @@ def faults(
             yield f"{name} must be at least 1, not {count}"
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
-    if out is not None and (Path(out) / REPORT_FILE).exists():
+    if out is not None and is_file(Path(out) / REPORT_FILE):
         yield f"{out} already holds an evaluation: give another folder, or remove this one"
 
 

@@ -5,7 +5,9 @@ Images of a folder are decoded when a batch asks for them, so that a set need no
 
 from __future__ import annotations
 
+import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,13 +22,16 @@ from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
 from robustclip.data.decoding import Skip, decode
+from robustclip.data.tars import EXPANSION, GZIP, MAX_MEMBER, StrictHeader
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.similarity import Images
+from robustclip.files import is_folder, read_bytes, read_lines
 from robustclip.images import from_pil, resize
 from robustclip.rng import generator
 
+LONGEST_LABEL = 9  # digits
+LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
 PICTURES = ("webp", "png", "jpg", "jpeg")
-GZIP = b"\x1f\x8b"
 SHOW_DATA = (
     "give emoji/SPLIT, a folder with one sub-folder of images a class, or a clip_benchmark webdataset folder "
     "(test/*.tar beside classnames.txt)"
@@ -57,17 +62,20 @@ class Examples:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where bytes lie: a file, or `length` bytes (-1: all) from its `offset`; `content` holds what was packed."""
+    """Where bytes lie: a whole file (`length` None), or `length` bytes from its `offset`; `content` holds what was
+    packed."""
 
     path: Path
     offset: int = 0
-    length: int = -1
+    length: int | None = None
     content: bytes | None = None
 
     def read(self) -> bytes:
-        """The bytes."""
+        """The bytes. Raises UsageError for a file that is none (a pipe, a device) or too large for a picture."""
         if self.content is not None:
             return self.content
+        if self.length is None:
+            return read_bytes(self.path, MAX_MEMBER)
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
@@ -82,7 +90,7 @@ class Stored:
     def number(self) -> int:
         """The bytes as a whole number from 0. Raises UsageError where they are none."""
         text = self.text()
-        if not text.isdecimal():
+        if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_LABEL):
             raise UsageError(
                 f"{self.path} (byte {self.offset}) holds no label but {text[:20]!r}: a .cls is a number from 0"
             )
@@ -122,10 +130,16 @@ class Pictures:
 
 
 def fit(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
-    """The largest centred cut of the size's shape, resized (bicubic, antialiased); as it is where it has the size."""
+    """The largest centred cut of the size's shape, resized (bicubic, antialiased); as it is where it has the size.
+
+    Raises RunError for a picture so long that it would grow beyond all bounds.
+    """
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
-    whole = resize(image[None], (max(size[0], round(height * scale)), max(size[1], round(width * scale))))[0]
+    grown = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    if grown[0] * grown[1] > LONGEST * size[0] * size[1]:
+        raise RunError(f"a picture of {height}x{width} pixels is too long for {size[0]}x{size[1]}: cut it first")
+    whole = resize(image[None], grown)[0]
     top, left = (whole.shape[-2] - size[0]) // 2, (whole.shape[-1] - size[1]) // 2
     return whole[:, top : top + size[0], left : left + size[1]]
 
@@ -140,13 +154,13 @@ def read_examples(
     none in it, or a size is missing or of no use.
     """
     folder = Path(data)
-    if folder.is_dir():
+    if str(data) and is_folder(folder):
         shards = _shards_of(folder)
         examples = _read_shards(folder, shards) if shards else _read_class_folders(folder)
     elif isinstance(data, str) and data.startswith("emoji/"):
         examples = _read_split(data)
     else:
-        raise UsageError(f"no data at {str(data)!r}: {SHOW_DATA}")
+        raise UsageError(f"no data at {str(data)[:200]!r}: {SHOW_DATA}")
     if len(examples) == 0:
         raise UsageError(f"the data at {str(data)!r} is empty: {SHOW_DATA}")
     return _sized(_subset(examples, limit, seed), size)
@@ -160,12 +174,13 @@ def _read_split(data: str) -> Examples:
 
 
 def _read_class_folders(folder: Path) -> Examples:
+    _refuse_loops(folder)
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} is no folder of classes with images: {error}; {SHOW_DATA}") from error
     paths = [Path(path) for path, _ in found.samples]
-    names = _lines(folder / "classnames.txt") or [name.replace("_", " ") for name in found.classes]
+    names = _names(folder / "classnames.txt") or [name.replace("_", " ") for name in found.classes]
     return _from_pictures(
         folder,
         [Stored(path) for path in paths],
@@ -180,19 +195,46 @@ def _shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.tar")) or sorted((folder / "test").glob("*.tar"))
 
 
+def _refuse_loops(folder: Path) -> None:
+    """Raise UsageError for a link back to a folder around it: pictures would be met many times, under wrong names."""
+    for place, folders, _ in os.walk(folder, followlinks=True):
+        for name in folders:
+            path = Path(place, name)
+            if path.is_symlink() and Path(place).resolve().is_relative_to(path.resolve()):
+                raise UsageError(f"{path} is a link back to {path.resolve()}, which it lies in: remove it")
+
+
 def _members(shard: Path) -> Iterator[tuple[str, Stored]]:
-    """Names and places of a tar file's members; those of a compressed one are read, for they have no place in it."""
+    """Names and places of a tar file's members; those of a compressed one are read, for they have no place in it.
+
+    Raises UsageError for an archive that is damaged, claims more than it holds, or has members that are no plain files:
+    training skips such ones, a measurement must not lose one quietly.
+    """
+    if not shard.is_file():
+        raise UsageError(f"{shard} is not a file")
     try:
         with shard.open("rb") as file:
-            compressed = file.read(2) == GZIP
-        with tarfile.open(shard) as tar:
+            packed = file.read(2) == GZIP
+        limit = shard.stat().st_size * (EXPANSION if packed else 1)
+        with tarfile.open(shard, "r:gz" if packed else "r:", tarinfo=StrictHeader) as tar:
             for member in tar:
-                file_in_tar = tar.extractfile(member)
-                if file_in_tar is not None:
-                    content = file_in_tar.read() if compressed else None
+                if member.size > MAX_MEMBER or member.offset_data + member.size > limit:
+                    raise UsageError(f"{shard} is refused: {member.name!r} claims {member.size} bytes")
+                if member.isreg() and not member.issparse():
+                    file_in_tar = tar.extractfile(member)
+                    content = file_in_tar.read() if packed and file_in_tar else None
                     yield member.name, Stored(shard, member.offset_data, member.size, content)
-    except (tarfile.TarError, EOFError, OSError) as error:
+                elif not member.isdir():
+                    raise UsageError(f"{shard} is refused: {member.name!r} is a link or a device, not a file")
+    except (tarfile.TarError, zlib.error, EOFError, OSError, RecursionError) as error:
         raise UsageError(f"{shard} is not a whole tar file: {error}") from error
+
+
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """`a/b.c.png` is the member c.png of the sample a/b, as in webdataset."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    key, _, ending = file.partition(".")
+    return f"{folder}{slash}{key}", ending.lower()
 
 
 def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
@@ -201,12 +243,15 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
     samples: dict[str, dict[str, Stored]] = {}
     for shard in shards:
         for name, stored in _members(shard):
-            key, _, ending = name.partition(".")
-            samples.setdefault(f"{shard.stem}/{key}", {})[ending.lower()] = stored
+            key, ending = _key_and_ending(name)
+            sample = samples.setdefault(f"{shard.stem}/{key}", {})
+            if ending in sample:
+                raise UsageError(f"{shard} has {name!r} twice: which of them is meant, nobody can say")
+            sample[ending] = stored
 
     pictures = {key: sample[end] for key, sample in samples.items() for end in PICTURES if end in sample}
     labels = [samples[key]["cls"].number() for key in pictures if "cls" in samples[key]]
-    captions = [samples[key]["txt"].text().splitlines() for key in pictures if "txt" in samples[key]]
+    captions = [_captions(samples[key]["txt"]) for key in pictures if "txt" in samples[key]]
     for what, held in (("label (.cls)", labels), ("caption (.txt)", captions)):
         if held and len(held) != len(pictures):
             raise UsageError(
@@ -217,9 +262,9 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
         list(pictures.values()),
         ids=list(pictures),
         labels=labels,
-        label_names=_lines(root / "classnames.txt"),
+        label_names=_names(root / "classnames.txt"),
         captions=captions,
-        templates=_lines(root / "zeroshot_classification_templates.txt"),
+        templates=[line for line in _lines(root / "zeroshot_classification_templates.txt") if line],
     )
 
 
@@ -280,7 +325,25 @@ def _sized(examples: Examples, size: int | tuple[int, int] | None) -> Examples:
     return replace(examples, images=Pictures(images.pictures, wanted), size=wanted)
 
 
+def _captions(stored: Stored) -> list[str]:
+    """One a line. Raises UsageError where there is none."""
+    captions = [line.strip() for line in stored.text().split("\n") if line.strip()]
+    if not captions:
+        raise UsageError(f"{stored.path} (byte {stored.offset}) holds an empty caption: an image needs at least one")
+    return captions
+
+
+def _names(path: Path) -> list[str]:
+    """Class names, of which line i belongs to label i. Raises UsageError for an empty line among them: it would shift
+    all that follow."""
+    names = _lines(path)
+    if "" in names:
+        raise UsageError(f"{path} has no name in line {names.index('') + 1}: labels are counted by lines")
+    return names
+
+
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_lines(path)
+    return [] if lines == [""] else lines

@@ -98,7 +98,7 @@ class Report:
         referees = list(dict.fromkeys(row.referee for row in rows))
         table = Table("metric", "images")
         for referee in referees:
-            table.add_column(referee, justify="right")
+            table.add_column(Text(referee), justify="right")  # a name may look like rich's markup
         lines: dict[tuple[str, str, str], dict[str, Row]] = {}
         for row in rows:
             lines.setdefault((row.metric, row.attack, _heading(row)), {})[row.referee] = row
@@ -107,7 +107,8 @@ class Report:
             if above and metric != above:
                 table.add_section()
             cells = [_cell(found[referee]) if referee in found else "" for referee in referees]
-            table.add_row("" if metric == above else metric, heading, *cells, style="dim" if heading[0] == " " else "")
+            first = Text("" if metric == above else metric)
+            table.add_row(first, Text(heading), *cells, style="dim" if heading[0] == " " else "")
             above = metric
         return table
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,5 +61,5 @@ def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Ite
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
     console = Console(stderr=True)
     if title and not console.is_terminal:
-        console.print(f"{title}: {len(indices)} images", highlight=False, soft_wrap=True)
-    yield from track(parts, title, console=console, transient=True, disable=not (title and console.is_terminal))
+        console.print(f"{title}: {len(indices)} images", highlight=False, markup=False, soft_wrap=True)
+    yield from track(parts, escape(title), console=console, transient=True, disable=not (title and console.is_terminal))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import UsageError
+from robustclip.files import is_file, read_lines
 from robustclip.referees.base import TwoTower
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -45,20 +46,19 @@ def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
     if isinstance(name, str) and name in TEMPLATES:
         return TEMPLATES[name]
     if isinstance(name, str | Path):
-        path = Path(name)
-        if not path.is_file():
+        if not is_file(name):
             raise UsageError(
-                f"unknown templates {str(name)!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
+                f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
             )
-        lines: Sequence[str] = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines: Sequence[str] = [line for line in read_lines(name) if line]
     else:
         lines = name
     templates = tuple(line.strip().replace("{c}", "{}") for line in lines)
     if not templates:
-        raise UsageError(f"no templates in {name!r}: give at least one, e.g. 'a photo of a {{}}.'")
+        raise UsageError(f"no templates in {str(name)!r}: give at least one, e.g. 'a photo of a {{}}.'")
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(f"the template {template!r} needs exactly one {{}} where the label goes")
+            raise UsageError(f"the template {template[:100]!r} needs exactly one {{}} where the label goes")
     return templates
 
 

@@ -101,7 +101,7 @@ class TwoTower(Referee):
         """
         check_images(images)
         embeddings = self.image_tower(self.preprocess(images))
-        return F.normalize(embeddings.float(), dim=-1) if normalize else embeddings
+        return unit(embeddings) if normalize else embeddings
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:
@@ -109,7 +109,7 @@ class TwoTower(Referee):
         if isinstance(texts, str):
             raise UsageError(f"embed_texts takes a list of texts, and got one text: write embed_texts([{texts!r}])")
         embeddings = self.text_tower(list(texts))
-        return F.normalize(embeddings.float(), dim=-1) if normalize else embeddings
+        return unit(embeddings) if normalize else embeddings
 
     @torch.no_grad()
     def _refuse_different_widths(self) -> None:
@@ -123,6 +123,11 @@ class TwoTower(Referee):
                 f'to {self.width} ("timm_proj": "linear" with "embed_dim": {self.width}) or take the text tower it was '
                 "trained with"
             )
+
+
+def unit(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """Embeddings at length 1, in float32, or float64 if that is what they are."""
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
 
 def check_images(images: Tensor) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, write_json
+from robustclip.files import atomic_write, is_file, read_json, write_json
+from robustclip.referees.plain import FileName, Line, Plain, Sha256, check_plain
+from robustclip.referees.preprocess import Preprocess
 from robustclip.threat import ThreatModel
 
 CARD_FILE = "card.json"
@@ -22,15 +27,26 @@ class Claim:
     `data` is "dataset/split", `attack` the attack's spec ("l2:1.5@20") or None for clean images, `date` ISO 8601.
     """
 
-    name: str
+    name: Line
     value: float
     low: float
     high: float
-    n: int
+    n: PositiveInt
     seed: int
-    data: str
-    attack: str | None
-    date: str
+    data: Line
+    attack: Line | None
+    date: Line
+
+
+def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
+    Preprocess.from_config(config)
+    return config
+
+
+def _named(tower: dict[str, str]) -> dict[str, str]:
+    if set(tower) != {"name", "sha256"}:
+        raise UsageError(f"a text tower has a name and a sha256, not {sorted(tower)}")
+    return tower
 
 
 @dataclass
@@ -43,16 +59,16 @@ class Card:
     the image tower was trained against (None: not robust). `logit_scale` multiplies cosines; `logit_bias` is added.
     """
 
-    name: str
-    family: str
-    architecture: dict[str, Any]
-    preprocess: dict[str, Any]
-    logit_scale: float
+    name: Line
+    family: Line
+    architecture: Plain
+    preprocess: Annotated[Plain, AfterValidator(_preprocess)]
+    logit_scale: PositiveFloat
     logit_bias: float | None = None
-    text_tower: dict[str, str] | None = None
-    weights: dict[str, str] = field(default_factory=dict)
+    text_tower: Annotated[dict[str, str], AfterValidator(check_plain), AfterValidator(_named)] | None = None
+    weights: dict[FileName, Sha256] = field(default_factory=dict)
     threat: ThreatModel | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Plain = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -63,45 +79,47 @@ class Card:
         return values
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], source: str = "the card") -> Card:
-        """Read a card back; `source` names it in errors. Raises UsageError for keys that are missing or unknown."""
-        _check_keys(cls, values, source)
-        values = dict(values)
+    def from_json(cls, values: Any, source: str = "the card") -> Card:
+        """Read a card back; `source` names it in errors.
+
+        Raises one UsageError for all keys that are missing or unknown, else for all values that are not what the field
+        says: of another type, not finite, paths where names of files belong, texts that are not printable.
+        """
+        values = _checked(cls, values, source)
         if values.get("threat") is not None:
             values["threat"] = ThreatModel.from_json(values["threat"])
         claims = values.get("claims", [])
-        for claim in claims:
-            _check_keys(Claim, claim, f"a claim of {source}")
-        values["claims"] = [Claim(**claim) for claim in claims]
+        values["claims"] = [Claim(**_checked(Claim, claim, f"a claim of {source}")) for claim in claims]
         return cls(**values)
 
     @classmethod
     def load(cls, folder: Path) -> Card:
         """Read `folder`/card.json. Raises UsageError when there is none or it is not a card."""
         path = Path(folder) / CARD_FILE
-        if not path.is_file():
-            raise UsageError(f"{folder} is not a referee's folder: it has no {CARD_FILE}")
+        if not is_file(path):
+            raise UsageError(f"{str(folder)[:200]} is not a referee's folder: it has no {CARD_FILE}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON ({error}): write the referee again, or restore the file") from error
-        if not isinstance(values, dict):
-            raise UsageError(f"{path} is not a card: it holds {type(values).__name__}, a card is a JSON object")
+            values = read_json(path)
+        except UsageError as error:
+            raise UsageError(f"{error}: write the referee again, or restore the file") from error
         return cls.from_json(values, str(path))
 
-    def save(self, folder: Path) -> None:
-        """Write card.json and its readable form README.md into `folder`, each atomically."""
+    def save(self, folder: Path, usage: str = "") -> None:
+        """Write card.json and its readable form README.md into `folder`, each atomically; `usage` as in `markdown`."""
         write_json(Path(folder) / CARD_FILE, self.to_json())
         with atomic_write(Path(folder) / README_FILE, "w") as file:
-            file.write(self.markdown())
+            file.write(self.markdown(usage))
 
     def sign(self, claims: list[Claim]) -> None:
         """Add measured claims; one of the same name, data, attack and seed replaces the older."""
         new = {_identity(claim) for claim in claims}
         self.claims = [claim for claim in self.claims if _identity(claim) not in new] + claims
 
-    def markdown(self) -> str:
-        """The card for people."""
+    def markdown(self, usage: str = "") -> str:
+        """The card for people; `usage` is Python code that loads the folder, else how load_referee does."""
+        usage = usage or (
+            f'import robustclip\n\nreferee = robustclip.load_referee("{self.name}")  # or the path of this folder'
+        )
         threat = "none (not trained against an attack)" if self.threat is None else str(self.threat)
         size = "x".join(map(str, self.preprocess["size"]))
         bias = "" if self.logit_bias is None else f", bias {self.logit_bias:.6g}"
@@ -114,9 +132,7 @@ class Card:
 - Logit scale: {self.logit_scale:.6g}{bias}
 
 ```python
-import robustclip
-
-referee = robustclip.load_referee("{self.name}")  # or the path of this folder
+{usage}
 ```
 
 ## Claims
@@ -139,13 +155,47 @@ referee = robustclip.load_referee("{self.name}")  # or the path of this folder
 """
 
 
-def _check_keys(kind: type, values: dict[str, Any], source: str) -> None:
-    names = {item.name for item in fields(kind)}
-    needed = {"name", "family", "architecture", "preprocess", "logit_scale"} if kind is Card else names
-    missing, unknown = sorted(needed - set(values)), sorted(set(values) - names)
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # "100" is no number, and nothing is rounded
+RAW = {"threat": dict[str, Any] | None, "claims": list[Any]}
+"""Fields that are read by their own classes once their outermost type is right."""
+
+
+@cache
+def _types(kind: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(kind, include_extras=True) | (RAW if kind is Card else {})
+    return {name: TypeAdapter(hint, config=STRICT) for name, hint in hints.items()}
+
+
+def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
+    """`values` as arguments of a Card or a Claim. Raises UsageError naming all that is wrong."""
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{source} is not a {kind.__name__.lower()}: it holds {type(values).__name__}, a "
+            f"{kind.__name__.lower()} is a JSON object"
+        )
+    types = _types(kind)
+    needed = {"name", "family", "architecture", "preprocess", "logit_scale"} if kind is Card else set(types)
+    missing, unknown = sorted(needed - set(values)), sorted(set(values) - set(types))
     if missing or unknown:
         faults = [f"{word}: {', '.join(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)[:500]})")
+    faults = []
+    for name, value in values.items():
+        try:
+            types[name].validate_python(value)
+        except ValidationError as error:
+            faults.append(f"{name}: {_reason(error)}")
+    if faults:
         raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)})")
+    return dict(values)
+
+
+def _reason(error: ValidationError) -> str:
+    """The first of a value's faults, where it lies and how it reads, briefly."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    place = ".".join(str(part)[:40] for part in first["loc"])
+    return f"{place}: {reason}" if place else reason
 
 
 def _identity(claim: Claim) -> tuple[str, str, str | None, int]:

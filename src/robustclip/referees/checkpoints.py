@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
+from robustclip.files import read_json
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.openclip import (
     architectures_where,
     as_referee,
-    build_image_tower,
     build_text_tower,
     builtin_config,
     exists_with_quick_gelu,
+    load_image_tower,
     load_tag,
     refuse_captioner,
     sentence_text_cfg,
@@ -28,7 +28,7 @@ from robustclip.referees.openclip import (
 )
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.weights import Towers, load_strictly, read_weights, some, split_towers
+from robustclip.referees.weights import Towers, read_weights, some, split_towers
 
 
 def load_checkpoint(
@@ -44,15 +44,13 @@ def load_checkpoint(
     path = Path(path)
     model_cfg = builtin_config(architecture)
     towers = split_towers(read_weights(path))
-    strange = sorted(set(towers.rest) - {"logit_scale", "logit_bias"})
-    if strange:
-        raise UsageError(f"{path} holds {some(strange)}, which no tower of a CLIP has: save the model's state_dict()")
+    _refuse_rest(path, towers)
     hint = _fitting(towers.image, architecture)
     if quick_gelu is None and pretrained is not None:
         quick_gelu = tag_quick_gelu(architecture, pretrained)
     model_cfg["quick_gelu"] = _decided_quick_gelu(path, architecture, model_cfg, quick_gelu)
-    image_tower = build_image_tower(model_cfg)
-    load_strictly(image_tower, towers.image, source=f"{path} (image tower) and {architecture}", hint=hint)
+    source = f"{path} (image tower) and {architecture}"
+    image_tower = load_image_tower(model_cfg, towers.image, source=source, hint=hint)
     provenance = {"checkpoint": path.name, "architecture": architecture}
     if towers.text:
         text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
@@ -74,20 +72,20 @@ def load_local_dir(folder: Path) -> TwoTower:
     path = folder / CONFIG
     if not path.is_file():
         raise UsageError(f"there is no {path}: give the folder of a model that open_clip saved, or a referee's")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_cfg = config["model_cfg"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is no open_clip config, a JSON object with a model_cfg ({error!r})") from error
+    config = read_json(path)
+    model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model_cfg, dict):
+        raise UsageError(f"{path} is no open_clip config, a JSON object with a model_cfg")
     refuse_captioner(str(path), model_cfg)
     file = weights_in(folder)
     towers = split_towers(read_weights(file)) if file else Towers({}, {}, {})
+    if file is not None:
+        _refuse_rest(file, towers)
     if file is None or not towers.text:
         raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
-    image_tower = build_image_tower(model_cfg)
-    load_strictly(image_tower, towers.image, source=f"{file} (image tower)")
+    image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
-    preprocess_cfg = {"size": model_cfg["vision_cfg"].get("image_size", 224)} | config.get("preprocess_cfg", {})
+    preprocess_cfg = {"size": model_cfg["vision_cfg"].get("image_size", 224)} | (config.get("preprocess_cfg") or {})
     scale, bias = logit_numbers(towers)
     name = folder.resolve().name
     return as_referee(
@@ -121,16 +119,28 @@ def load_timm(
     proj = "linear" if "head.proj.weight" in weights else "none"
     vision = {"timm_model_name": model, "timm_pool": "avg", "timm_proj": proj, "image_size": image_size}
     model_cfg = {"embed_dim": text_tower.width, "vision_cfg": vision, "text_cfg": sentence_text_cfg()}
-    tower = build_image_tower(model_cfg)
-    load_strictly(tower, weights, source=f"{path} and timm's {model}")
+    tower = load_image_tower(model_cfg, weights, source=f"{path} and timm's {model}")
     provenance = {"checkpoint": path.name, "architecture": f"timm:{model}"}
     return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, logit_scale, None, provenance)
 
 
 def logit_numbers(towers: Towers) -> tuple[float, float | None]:
-    """The multiplier and the bias of the logits in a full checkpoint (1 and None where it holds none)."""
-    scale, bias = towers.rest.get("logit_scale"), towers.rest.get("logit_bias")
+    """The multiplier and the bias of the logits in a full checkpoint (1 and None where it holds none).
+
+    Raises RunError for what is no number.
+    """
+    found = {name: towers.rest[name] for name in ("logit_scale", "logit_bias") if name in towers.rest}
+    for name, value in found.items():
+        if value.numel() != 1 or not value.isfinite().all():
+            raise RunError(f"the checkpoint's {name} is not one finite number: get the file again")
+    scale, bias = found.get("logit_scale"), found.get("logit_bias")
     return (1.0 if scale is None else scale.float().exp().item(), None if bias is None else bias.float().item())
+
+
+def _refuse_rest(path: Path, towers: Towers) -> None:
+    strange = sorted(set(towers.rest) - {"logit_scale", "logit_bias"})
+    if strange:
+        raise UsageError(f"{path} holds {some(strange)}, which no tower of a CLIP has: save the model's state_dict()")
 
 
 def _decided_quick_gelu(path: Path, architecture: str, model_cfg: Mapping[str, Any], quick_gelu: bool | None) -> bool:

@@ -73,29 +73,66 @@ def save_full(
     return _sealed(card, folder, [FULL])
 
 
-def load_referee_folder(folder: Path) -> TwoTower:
+def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
     """Load a folder that save_referee or the export wrote, on the CPU, frozen and in eval mode.
 
-    Raises UsageError when it is not a referee's folder or its weights do not fit its card, RunError when a file that
-    the card names is missing or truncated. Hashes are checked by `robustclip referees verify`, not here.
+    Every file that is loaded must be the one whose hash the card holds, and so must a text tower that is found by name;
+    `checked` False leaves that to the caller. Raises UsageError when it is not a referee's folder or its weights do not
+    fit its card, RunError when a file that the card names is missing, truncated or another one.
     """
     folder = Path(folder)
     card = Card.load(folder)
+    _refuse_other_files(folder, card, hashes=checked)
+    referee = _load(folder, card)
+    if checked and card.text_tower is not None and referee.text_tower.source() != card.text_tower:
+        raise RunError(
+            f"{folder} was made with another text tower than the {card.text_tower['name']} that is installed: "
+            f"install the version it was made with. To compare: robustclip referees verify {folder}"
+        )
+    return referee
+
+
+def _refuse_other_files(folder: Path, card: Card, *, hashes: bool) -> None:
+    """Raise RunError unless the weights that will be read are there and, by their hashes, those of the card."""
     missing = [name for name in card.weights if not (folder / name).is_file()]
     if missing or not card.weights:
         lacks = f"missing {', '.join(missing)}" if missing else "its card names no weights"
         raise RunError(f"{folder} is incomplete ({lacks}): write or copy it again")
+    others = [name for name, digest in card.weights.items() if hashes and sha256(folder / name) != digest]
+    if others:
+        raise RunError(
+            f"{', '.join(others)} in {folder} is not the file that the card was written for (its sha256 differs): "
+            f"copy the folder again from where it came. To compare: robustclip referees verify {folder}"
+        )
+
+
+def _vouched(folder: Path, card: Card, name: str) -> Path:
+    """The path of a weight file that the card names. Raises RunError where it vouches for another."""
+    if name not in card.weights:
+        raise RunError(f"the card of {folder} names {', '.join(card.weights)}, and no {name}: write it again")
+    return folder / name
+
+
+def _load(folder: Path, card: Card) -> TwoTower:
     if card.family == "transformers":
         from robustclip.referees import huggingface
 
         return huggingface.load_folder(folder, card)
     if card.family == toy.FAMILY:
         referee = toy.from_architecture(card.architecture)
-        load_strictly(referee.image_tower, read_weights(folder / IMAGE_TOWER), source=str(folder / IMAGE_TOWER))
-        referee.card = card
-        return referee
+        path = _vouched(folder, card, IMAGE_TOWER)
+        load_strictly(referee.image_tower, read_weights(path), source=str(path))
+        preprocess = Preprocess.from_config(card.preprocess)
+        scale, bias = card.logit_scale, card.logit_bias
+        towers = (referee.image_tower, referee.text_tower, preprocess)
+        return TwoTower(*towers, card=card, logit_scale=scale, logit_bias=bias).eval().requires_grad_(False)
     if card.family == "open_clip":
         return _load_open_clip(folder, card)
+    if card.family == "timm":
+        raise UsageError(
+            f"{folder} holds an image tower for timm, and no referee: timm.create_model('local-dir:{folder}', "
+            "pretrained=True). Export the referee again with --format open_clip"
+        )
     raise UsageError(f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy")
 
 
@@ -129,10 +166,9 @@ def _sealed(card: Card, folder: Path, files: list[str]) -> Card:
 
 
 def _load_open_clip(folder: Path, card: Card) -> TwoTower:
-    from robustclip.referees.openclip import build_image_tower, build_text_tower, has_sentence_encoder
+    from robustclip.referees.openclip import build_text_tower, has_sentence_encoder, load_image_tower
     from robustclip.referees.sentence import SentenceEncoder
 
-    tower = build_image_tower(card.architecture)
     text_tower: Any
     if FULL in card.weights:
         towers = split_towers(read_weights(folder / FULL))
@@ -140,10 +176,10 @@ def _load_open_clip(folder: Path, card: Card) -> TwoTower:
         image = towers.image
     elif has_sentence_encoder(card.architecture):
         text_tower = SentenceEncoder(context_length=card.architecture["text_cfg"].get("context_length", 77))
-        image = read_weights(folder / IMAGE_TOWER)
+        image = read_weights(_vouched(folder, card, IMAGE_TOWER))
     else:
         raise UsageError(f"{folder} holds an image tower only, and its card names no text tower that is found by name")
-    load_strictly(tower, image, source=str(folder))
+    tower = load_image_tower(card.architecture, image, source=str(folder))
     preprocess = Preprocess.from_config(card.preprocess)
     referee = TwoTower(
         tower, text_tower, preprocess, card=card, logit_scale=card.logit_scale, logit_bias=card.logit_bias

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from robustclip.errors import UsageError
-from robustclip.files import write_json
+from robustclip.files import read_json, write_json
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
+from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from robustclip.referees.weights import SUFFIXES, load_strictly, read_weights, write_weights
+from robustclip.referees.weights import SUFFIXES, check_fit, load_strictly, read_weights, write_weights
 
 FAMILY = "transformers"
 WEIGHTS = "model.safetensors"
@@ -71,11 +71,17 @@ class CLIPText(TextTower):
 def is_clip_folder(folder: Path) -> bool:
     """Whether a folder is a transformers one of model type `clip`."""
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    config = read_json(path) if path.is_file() else None
     return isinstance(config, dict) and config.get("model_type") == "clip"
+
+
+def refuse_remote_code(name: str) -> None:
+    """Raise UsageError where transformers would have to run code that comes with a model's config, or to ask whether to
+    (at a terminal it asks); OSError where the config is out of reach."""
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        raise UsageError(f"{name} is refused: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
@@ -85,29 +91,59 @@ def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
     and bicubic resizing. Only local files are read. Raises UsageError when weights are missing or do not fit.
     """
     folder = Path(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model = CLIPModel(config)
+    check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
+    with refusing(f"{folder} is no folder of a CLIPModel"):
+        config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES for stem in ("model", "pytorch_model")]
-    path = next((file for file in files if file.is_file()), None)
+    path = next((file for file in files if file.is_file() and (card is None or file.name in card.weights)), None)
     if path is None:
         raise UsageError(
             f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it"
         )
     stale = "embeddings.position_ids"  # a buffer that older versions of transformers saved
     weights = {name: value for name, value in read_weights(path).items() if not name.endswith(stale)}
+    with torch.device("meta"), refusing(f"{folder}/config.json describes no CLIPModel"):
+        check_fit(CLIPModel(config), weights, source=str(path))  # before memory is asked for
+    model = CLIPModel(config)
     load_strictly(model, weights, source=str(path))
     preprocess = _preprocess(folder, config)
     scale = model.logit_scale.exp().item() if card is None else card.logit_scale
-    text_tower = CLIPText(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    card = card or Card(
-        name=folder.resolve().name,
-        family=FAMILY,
-        architecture={"name": f"transformers CLIPModel, {config.vision_config.hidden_act}", "config": config.to_dict()},
-        preprocess=preprocess.config(),
-        logit_scale=scale,
-    )
-    referee = TwoTower(VisionTower(model), text_tower, preprocess, card=card, logit_scale=scale)
-    return referee.eval().requires_grad_(False)
+    with refusing(f"{folder} has no tokenizer that can be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    name = folder.resolve().name
+    return _referee(model, tokenizer, preprocess, scale, card or _card(name, config, preprocess, scale))
+
+
+def new_clip(
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    preprocess: Preprocess,
+    logit_scale: float,
+    name: str,
+) -> TwoTower:
+    """A CLIPModel as a referee, from what CLIPConfig takes and the tensors of both towers.
+
+    Raises UsageError when they do not fit, or CLIPModel's image processor cannot do the preprocessing.
+    """
+    _preprocessor_config(preprocess)
+    clip_config = CLIPConfig(**config)
+    model = CLIPModel(clip_config)
+    scale = {"logit_scale": torch.tensor(logit_scale).log()}
+    load_strictly(model, {**weights, **scale}, source=f"{name} as a CLIPModel")
+    return _referee(model, tokenizer, preprocess, logit_scale, _card(name, clip_config, preprocess, logit_scale))
+
+
+def clip_tokenizer(tokens: Mapping[str, int], merges: list[tuple[str, str]], length: int) -> Any:
+    """CLIP's tokenizer as transformers has it, from open_clip's tokens, of which the last two open and close a text.
+
+    It does not mend texts as open_clip's does (curly quotes, HTML entities, mojibake): such texts get other tokens.
+    """
+    *words, first, last = tokens
+    opening, closing = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = {word: tokens[word] for word in words} | {opening: tokens[first], closing: tokens[last]}
+    pairs: Any = merges  # which transformers annotates as lists of texts
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=length)
 
 
 def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
@@ -127,11 +163,29 @@ def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
     return [WEIGHTS]
 
 
+def _referee(model: Any, tokenizer: Any, preprocess: Preprocess, scale: float, card: Card) -> TwoTower:
+    referee = TwoTower(VisionTower(model), CLIPText(model, tokenizer), preprocess, card=card, logit_scale=scale)
+    return referee.eval().requires_grad_(False)
+
+
+def _card(name: str, config: Any, preprocess: Preprocess, scale: float) -> Card:
+    kind = f"transformers CLIPModel, {config.vision_config.hidden_act}"
+    return Card(
+        name=name,
+        family=FAMILY,
+        architecture={"name": kind, "config": config.to_dict()},
+        preprocess=preprocess.config(),
+        logit_scale=scale,
+    )
+
+
 def _preprocess(folder: Path, config: Any) -> Preprocess:
     path = folder / PREPROCESSOR
     if not path.is_file():
         return Preprocess(config.vision_config.image_size)
-    values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is not a JSON object")
     size = values.get("crop_size") or values.get("size") or config.vision_config.image_size
     squash = isinstance(values.get("size"), Mapping) and "shortest_edge" not in values["size"]
     if isinstance(size, Mapping):
@@ -149,6 +203,11 @@ def _preprocess(folder: Path, config: Any) -> Preprocess:
 def _preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
     values = preprocess.config()
     height, width = values["size"]
+    if preprocess.resize_mode == "longest" or (preprocess.resize_mode == "shortest" and height != width):
+        raise UsageError(
+            f"transformers' CLIPImageProcessor cannot bring images to {height}x{width} by the mode "
+            f"{preprocess.resize_mode!r} (only 'squash', and 'shortest' to a square): export with --format open_clip"
+        )
     both = {"height": height, "width": width}
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -7,9 +7,11 @@ here loads there.
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, final
@@ -20,17 +22,22 @@ from open_clip.factory import _find_checkpoint_in_dir, create_model, get_model_c
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, _build_text_tower, _build_vision_tower
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
+from robustclip.referees.huggingface import refuse_remote_code
+from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, SentenceEncoder
-from robustclip.referees.weights import load_strictly
+from robustclip.referees.weights import check_finite, check_fit, load_strictly
 
 FAMILY = "open_clip"
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
+"""What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
+run the code of whoever wrote the config."""
 Config = Mapping[str, Any]
 
 
@@ -66,16 +73,30 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
     Its state dict's keys are open_clip's with the prefix `visual.` removed. A timm tower never downloads weights here,
     whatever `timm_model_pretrained` says. It maps normalised (B,3,h,w) to (B,embed_dim).
     """
-    config = deepcopy(dict(model_cfg))
-    vision = config.get("vision_cfg")
-    if not isinstance(vision, dict) or "embed_dim" not in config:
+    vision = model_cfg.get("vision_cfg")
+    if not isinstance(vision, dict) or "embed_dim" not in model_cfg:
         raise UsageError('a model_cfg needs "embed_dim" and "vision_cfg": {...}, as in an open_clip config')
-    if "timm_model_name" in vision:
+    check_sizes(dict(model_cfg), "a model_cfg")
+    config = deepcopy(dict(model_cfg))
+    vision = config["vision_cfg"]
+    if vision.get("timm_model_name") is not None:
+        if not re.fullmatch(r"[\w.-]+", str(vision["timm_model_name"])):
+            raise UsageError(f"{vision['timm_model_name']!r} is no name of a timm model: repositories are not fetched")
         vision["timm_model_pretrained"] = False
-    try:
+    with refusing(f"open_clip cannot build an image tower from vision_cfg {vision}"):
         return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), bool(config.get("quick_gelu", False)))
-    except (TypeError, AssertionError, RuntimeError) as error:  # open_clip and timm refuse a config in these ways
-        raise UsageError(f"open_clip cannot build an image tower from vision_cfg {vision}: {error}") from error
+
+
+def load_image_tower(model_cfg: Config, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> nn.Module:
+    """build_image_tower with weights. Raises UsageError when they do not fit, RunError for NaN among them.
+
+    It is built on the meta device first, without memory: so a config that claims more than the file holds gets none.
+    """
+    with torch.device("meta"):
+        check_fit(build_image_tower(model_cfg), weights, source=source, hint=hint)
+    tower = build_image_tower(model_cfg)
+    load_strictly(tower, weights, source=source, hint=hint)
+    return tower
 
 
 def build_text_tower(
@@ -87,18 +108,53 @@ def build_text_tower(
     of transformers, its config (and the tokenizer of the sentence encoder) are read from `folder`, else found by name.
     Raises UsageError when the weights do not fit, ending in `hint`; RunError when a config cannot be fetched.
     """
+    if not isinstance(model_cfg.get("text_cfg"), dict):
+        raise UsageError(f'the model_cfg of {source} needs a "text_cfg": {{...}}, as in an open_clip config')
     text = deepcopy(dict(model_cfg["text_cfg"]))
     if has_sentence_encoder(model_cfg):
         return SentenceEncoder(folder, weights=weights, context_length=text.get("context_length", CONTEXT_LENGTH))
-    if "hf_model_name" in text:
+    if text.get("hf_model_name") is not None:
         text |= {"hf_model_pretrained": False, "hf_model_name": str(folder or text["hf_model_name"])}
+        refuse_remote_code(text["hf_model_name"])
+
+    def build() -> nn.Module:
+        with refusing(f"open_clip cannot build a text tower from text_cfg {text}"):
+            quick_gelu = bool(model_cfg.get("quick_gelu", False))
+            return _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), quick_gelu)
+
+    named = f"the text tower of {source}"
     try:
-        tower = _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), bool(model_cfg.get("quick_gelu", False)))
-        tokenizer = get_tokenizer(source)
-    except (OSError, RuntimeError, ValueError) as error:
+        with torch.device("meta"):
+            check_fit(build(), weights, source=named, hint=hint)
+        tower, tokenizer = build(), _tokenizer(source)
+    except (OSError, RuntimeError) as error:
         raise _unreachable(f"the text tower's config or tokenizer of {source}", error) from error
-    load_strictly(tower, weights, source=f"the text tower of {source}", hint=hint)
+    load_strictly(tower, weights, source=named, hint=hint)
     return OpenClipText(tower, tokenizer, model_cfg["embed_dim"])
+
+
+def _tokenizer(source: str) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer of what `build_text_tower` calls a source. Raises UsageError for a config that asks to run
+    code, and for tokenizer files that are none."""
+    text = (get_model_config(source) or {}).get("text_cfg") or {}
+    strange = sorted(set(text.get("tokenizer_kwargs") or {}) - TOKENIZER_OPTIONS)
+    if strange:
+        raise UsageError(
+            f"{source} is refused: its tokenizer_kwargs ask for {', '.join(strange)}, which could run code of the "
+            f"config's author; known are {', '.join(sorted(TOKENIZER_OPTIONS))}"
+        )
+    options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+    try:
+        return get_tokenizer(source, **options)
+    except ValueError as error:  # what transformers says to code that would have to be run, and to broken files
+        raise UsageError(f"{source} has no tokenizer that can be read: {str(error).strip().splitlines()[0]}") from error
+
+
+def bare_text_tower(model_cfg: Config) -> nn.Module:
+    """The text tower that open_clip builds for this `model_cfg`, with random weights and without a tokenizer: it maps
+    token ids (T, context_length) to (T, embed_dim). Not for text towers of transformers, whose configs are fetched."""
+    text = CLIPTextCfg(**model_cfg["text_cfg"])
+    return _build_text_tower(model_cfg["embed_dim"], text, bool(model_cfg.get("quick_gelu", False)))
 
 
 def text_weights(text_tower: TextTower) -> dict[str, Tensor]:
@@ -134,6 +190,30 @@ def has_sentence_encoder(model_cfg: Config) -> bool:
 def has_custom_text(model_cfg: Config) -> bool:
     """Whether open_clip keeps this config's text tower apart (CustomTextCLIP), with keys under `text.`."""
     return bool(model_cfg.get("custom_text", False) or "hf_model_name" in model_cfg.get("text_cfg", {}))
+
+
+def spelt_out(model_cfg: Config) -> dict[str, Any]:
+    """The config with every setting of its towers, those that it leaves to open_clip's defaults too."""
+    vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
+    return dict(model_cfg) | {
+        "vision_cfg": asdict(CLIPVisionCfg(**vision)),
+        "text_cfg": asdict(CLIPTextCfg(**text)),
+    }
+
+
+def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's own tokenizer: its tokens with their ids, of which the last two open and close a text, and its merges."""
+    plain = SimpleTokenizer()
+    return dict(plain.encoder), list(plain.bpe_ranks)
+
+
+def has_byte_pairs(text_tower: TextTower) -> bool:
+    """Whether a text tower reads texts by CLIP's own tokenizer, untouched."""
+    tokenizer = text_tower.tokenizer if isinstance(text_tower, OpenClipText) else None
+    if not isinstance(tokenizer, SimpleTokenizer) or tokenizer.reduction_fn is not None:
+        return False
+    plain = SimpleTokenizer()
+    return bool(tokenizer.encoder == plain.encoder and tokenizer.clean_fn is plain.clean_fn)
 
 
 def sentence_text_cfg(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
@@ -194,6 +274,8 @@ def load_hub(name: str) -> TwoTower:
         model_cfg = get_model_config(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise _unreachable(name, error) from error
+    if not isinstance(model_cfg, dict):
+        raise UsageError(f"{name} has no open_clip config: give hf-hub:ORG/NAME of a model that has one")
     refuse_captioner(name, model_cfg)
     return _wrapped(_fetched(name, name, require_pretrained=True), name, model_cfg, name)
 
@@ -214,6 +296,17 @@ def builtin_config(architecture: str) -> dict[str, Any]:
 def architectures_where(fits: Callable[[dict[str, Any]], bool]) -> list[str]:
     """The names of open_clip's architectures whose `model_cfg` passes a test."""
     return [name for name in list_models() if fits(get_model_config(name))]
+
+
+def name_of(model_cfg: Config) -> str | None:
+    """What open_clip calls this architecture, QuickGELU aside; None where it has no such one."""
+
+    def towers(cfg: Config) -> tuple[Any, ...]:
+        full = spelt_out(cfg)
+        return cfg.get("embed_dim"), full["vision_cfg"], full["text_cfg"]
+
+    wanted = towers(model_cfg)
+    return next(iter(architectures_where(lambda cfg: towers(cfg) == wanted)), None)
 
 
 def exists_with_quick_gelu(architecture: str) -> bool:
@@ -277,9 +370,10 @@ def _fetched(name: str, model_name: str, **options: Any) -> CustomTextCLIP:
 
 def _wrapped(model: CustomTextCLIP, tokenizer: str, model_cfg: Config, name: str) -> TwoTower:
     try:
-        text = OpenClipText(model.text, get_tokenizer(tokenizer), model_cfg["embed_dim"])
+        text = OpenClipText(model.text, _tokenizer(tokenizer), model_cfg["embed_dim"])
     except (OSError, RuntimeError, ValueError) as error:
         raise _unreachable(f"the tokenizer of {name}", error) from error
+    check_finite(model, source=name)
     bias = None if model.logit_bias is None else model.logit_bias.item()
     preprocess = Preprocess.from_config(dict(model.visual.preprocess_cfg))
     scale = model.logit_scale.exp().item()

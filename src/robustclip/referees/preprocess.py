@@ -14,6 +14,9 @@ from robustclip.errors import UsageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SMALLEST_STD = 1e-6
+LARGEST = 4096
+"""Pixels of a side: no tower looks at more, and a card may claim anything."""
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash", "longest")
 
@@ -26,6 +29,8 @@ class Preprocess(nn.Module):
     An image of the right size is not resampled. One deviation from the PIL transform, on purpose: bicubic overshoot
     beyond [0,1] is neither clamped nor rounded to 8 bits, because a clamp has no gradient on saturated pixels, and an
     attack that sees no gradient on a white background looks like a robust tower.
+
+    Raises UsageError for a value that is none of these, among them sides beyond 4096 pixels and a std of zero.
     """
 
     def __init__(
@@ -43,7 +48,14 @@ class Preprocess(nn.Module):
             raise UsageError(f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
         if resize_mode not in RESIZE_MODES:
             raise UsageError(f"resize_mode {resize_mode!r} is not one of {', '.join(RESIZE_MODES)}")
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.size = _sides(size)
+        for name, numbers in (("mean", mean), ("std", std)):
+            if not isinstance(numbers, tuple) or len(numbers) != 3 or not all(map(_is_number, numbers)):
+                raise UsageError(f"{name} {numbers!r} is not three numbers, one a channel")
+        if min(std) < SMALLEST_STD:
+            raise UsageError(f"std {std!r}: pixels are divided by it, so none may be below {SMALLEST_STD}")
+        if not _is_number(fill_color) or not 0 <= fill_color <= 255:
+            raise UsageError(f"fill_color {fill_color!r} is not a level of 0 to 255")
         self.interpolation = interpolation
         self.resize_mode = resize_mode
         self.fill_color = fill_color
@@ -68,9 +80,9 @@ class Preprocess(nn.Module):
         size = config["size"]
         options = {key: config[key] for key in known - {"size"} if key in config}
         for key in ("mean", "std"):
-            if key in options:
+            if isinstance(options.get(key), list):
                 options[key] = tuple(options[key])
-        return cls(size if isinstance(size, int) else tuple(size), **options)
+        return cls(size, **options)
 
     def config(self) -> dict[str, Any]:
         """The open_clip `preprocess_cfg` that builds this module again."""
@@ -119,3 +131,15 @@ class Preprocess(nn.Module):
             height, width = images.shape[-2:]
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         return images[..., top : top + self.size[0], left : left + self.size[1]]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(sides, list | tuple) and len(sides) == 2
+    if not is_pair or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
+        raise UsageError(f"size {size!r} is not one or two numbers of pixels from 1 to {LARGEST}")
+    return sides[0], sides[1]

@@ -6,7 +6,6 @@ says where the folder is.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,15 +15,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
+
 from robustclip.devices import pick_device
 from robustclip.errors import RunError, UsageError
-from robustclip.files import sha256, write_json
+from robustclip.files import read_json, sha256, write_json
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.folder import CONFIG, load_referee_folder
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+EMBEDDED_DATA = "emoji/"
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
+RESERVED = (".json", ".partial", ".tmp")
+"""Endings of what lies beside referees in the registry."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class Entry:
         return Card.load(self.existing_folder())
 
     def existing_folder(self) -> Path:
-        """The folder. Raises RunError when it is gone."""
+        """The folder. Raises RunError when it is gone, or its entry in the registry is damaged."""
+        if self.folder == _pointer(self.name):  # see _registered
+            raise RunError(
+                f"the entry of {self.name}, {self.folder}, is damaged: forget it with robustclip referees remove "
+                f"{self.name}, and add its folder again"
+            )
         if not self.folder.is_dir():
             raise RunError(
                 f"{self.name} is registered as {self.folder}, which is gone: put it back, or forget it with "
@@ -129,8 +138,8 @@ def add(
     Raises UsageError when it is not a referee's folder, or the name is unsafe or taken.
     """
     card = Card.load(folder)
-    name = check_name(name or card.name)
-    write_json(home() / f"{name}.json", {"folder": str(Path(folder).resolve())})
+    name = check_name(card.name if name is None else name)
+    write_json(_pointer(name), {"folder": str(Path(folder).resolve())})
     return Entry(name, Path(folder).resolve(), "registered")
 
 
@@ -141,9 +150,10 @@ def remove(name: str) -> Path:
         raise UsageError(_unknown(name, [entry.name for entry in _registered()]))
     if entry.origin == "embedded":
         raise UsageError(f"{name} comes with the package and cannot be removed; registered ones can")
-    pointer = home() / f"{name}.json"
-    if pointer.is_file():
-        pointer.unlink()
+    if _pointer(name).is_file():
+        _pointer(name).unlink()
+    elif entry.folder.is_symlink():  # made by hand: what it points to is not ours
+        entry.folder.unlink()
     else:
         shutil.rmtree(entry.folder)
     return entry.folder
@@ -158,8 +168,8 @@ def verify(
 ) -> Verification:
     """Compare the hashes of a referee's files with its card, and measure one of its claims again.
 
-    Without `claim` the cheapest: a clean one before an attacked one, fewer samples before more. Raises UsageError for
-    an unknown referee or claim.
+    Without `claim` the cheapest on embedded data: a clean one before an attacked one, fewer samples before more; one on
+    other data is measured when it is named. Raises UsageError for an unknown referee or claim.
     """
     entry = _entry(name)
     card = entry.card
@@ -168,7 +178,7 @@ def verify(
     if not all(files.values()):  # numbers of other weights would say nothing about the claim
         return Verification(card.name, files, None)
     named = card.text_tower
-    referee = _load(str(entry.folder), {}) if named or chosen else None
+    referee = load_referee_folder(entry.folder, checked=False) if named or chosen else None
     text_tower = referee.text_tower.source() == named if referee and named else None
     if referee is None or chosen is None or text_tower is False:
         return Verification(card.name, files, text_tower)
@@ -176,10 +186,18 @@ def verify(
 
 
 def check_safe(name: str) -> str:
-    """`name` itself, if it can name a referee. Raises UsageError for one that could be a path or a flag."""
-    if not SAFE_NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a referee: use letters, digits, '.', '_' and '-', e.g. clipag-vit-b32")
+    """`name` itself, if it can name a referee. Raises UsageError for one that could be a path, a flag or a file of the
+    registry."""
+    if not SAFE_NAME.fullmatch(name) or name.endswith(RESERVED):
+        raise UsageError(
+            f"{name[:100]!r} cannot name a referee: use letters, digits, '.', '_' and '-' (up to 100, and no ending "
+            f"{' or '.join(RESERVED)}), e.g. clipag-vit-b32"
+        )
     return name
+
+
+RefereeName = Annotated[str, AfterValidator(check_safe)]
+"""The type of a recipe's `name`: told before the training, not when its referee is written."""
 
 
 def check_name(name: str) -> str:
@@ -193,8 +211,10 @@ def check_name(name: str) -> str:
 
 
 def _load(name: str, given: dict[str, Any]) -> TwoTower:
+    if not name.strip():
+        raise UsageError(_unknown("", []))
     entry = find(name)
-    path = Path(name).expanduser()
+    path = _path(name)
     if entry is not None or path.is_dir():
         _refuse(given, name, ())
         return _load_folder(path if entry is None else entry.existing_folder())
@@ -202,7 +222,7 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
         from robustclip.referees.checkpoints import load_local_dir
 
         _refuse(given, name, ())
-        return load_local_dir(Path(name.removeprefix("local-dir:")).expanduser())
+        return load_local_dir(_path(name.removeprefix("local-dir:")))
     if name.startswith("hf-hub:"):
         from robustclip.referees.openclip import load_hub
 
@@ -270,23 +290,48 @@ def _embedded() -> Iterator[Entry]:
 
 
 def _registered() -> Iterator[Entry]:
+    """Folders and pointers to folders; a pointer that cannot be read stands for itself, so that the others still work
+    and this one can be removed."""
     for path in sorted(home().glob("*")):
-        if path.is_dir() and (path / CARD_FILE).is_file() and not path.name.startswith("."):
+        if not SAFE_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and (path / CARD_FILE).is_file():
             yield Entry(path.name, path, "registered")
-        elif path.suffix == ".json" and not path.name.startswith("."):
-            yield Entry(path.stem, Path(json.loads(path.read_text(encoding="utf-8"))["folder"]), "registered")
+        elif path.suffix == ".json" and not path.is_dir():
+            try:
+                yield Entry(path.stem, Path(read_json(path)["folder"]), "registered")
+            except (UsageError, TypeError, KeyError):
+                yield Entry(path.stem, path, "registered")
+
+
+def _pointer(name: str) -> Path:
+    return home() / f"{name}.json"
+
+
+def _path(text: str) -> Path:
+    """A path that a caller wrote. Raises UsageError for one that no system takes."""
+    try:
+        path = Path(text).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; ~somebody who is not here
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{text[:100]!r} is no referee's name and no path: {reason}") from error
+    return path
 
 
 def _entry(name: str) -> Entry:
     entry = find(name)
     if entry is not None:
         return entry
-    if (Path(name) / CARD_FILE).is_file():
-        return Entry(Path(name).name, Path(name), "registered")
+    path = _path(name)
+    if (path / CARD_FILE).is_file():
+        return Entry(path.resolve().name, path, "registered")
     raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
 
 
 def _unknown(name: str, names: list[str]) -> str:
+    if not name or len(name) > 200:
+        return f"a referee's name or folder is needed, not a text of {len(name)} characters"
     near = get_close_matches(name, names, n=3, cutoff=0.4) or _near_tags(name)
     hint = f"near ones: {', '.join(near)}" if near else f"known names: {', '.join(names) or 'none'}"
     return f"there is no referee {name!r}; {hint}. Folders, checkpoints and open_clip tags (ViT-B-32:openai) work too"
@@ -299,7 +344,9 @@ def _near_tags(name: str) -> list[str]:
 
 
 def _chosen_claim(card: Card, name: str | None) -> Claim | None:
-    claims = [claim for claim in card.claims if name in (None, claim.name)]
+    claims = [
+        claim for claim in card.claims if name == claim.name or (name is None and claim.data.startswith(EMBEDDED_DATA))
+    ]
     if name is not None and not claims:
         names = sorted({claim.name for claim in card.claims})
         raise UsageError(f"{card.name} claims nothing named {name!r}; its claims: {', '.join(names) or 'none'}")

@@ -10,12 +10,14 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from robustclip.errors import RunError, UsageError
+from robustclip.files import read_json
 from robustclip.referees.base import TextTower
-from robustclip.referees.weights import digest, load_strictly, read_weights
+from robustclip.referees.plain import check_sizes, refusing
+from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The encoder's public name: what a card and an open_clip config call it, and plain open_clip fetches it by."""
@@ -48,9 +50,12 @@ class SentenceEncoder(TextTower):
         self.context_length = context_length
         self.batch = batch
         config, self.tokenizer = _described(self.folder)
-        self.transformer: Any = AutoModel.from_config(config, add_pooling_layer=False)
         if weights is None:
             weights = _folder_weights(self.folder)
+        with torch.device("meta"), refusing(f"{self.folder}/config.json describes no text tower"):
+            bare = nn.ModuleDict({"transformer": AutoModel.from_config(config, add_pooling_layer=False)})
+            check_fit(bare, weights, source=f"the text tower of {self.folder}")  # before memory is asked for
+        self.transformer: Any = AutoModel.from_config(config, add_pooling_layer=False)
         load_strictly(self, weights, source=f"the text tower of {self.folder}")
         self.width = int(config.hidden_size)
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
@@ -92,8 +97,10 @@ def _described(folder: Path) -> tuple[Any, Any]:
     """The config and the tokenizer of a transformers folder."""
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is not a sentence encoder's folder: it has no config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return config, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
+    with refusing(f"{folder} is no sentence encoder's folder"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return config, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _folder_weights(folder: Path) -> dict[str, Tensor]:

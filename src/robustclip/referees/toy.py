@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.errors import UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 
 FAMILY = "toy"
+LARGEST = 256
+"""Pixels and numbers: with 16 of each it is a toy, and what a card claims is made before its weights are read."""
 
 
 @final
@@ -60,5 +63,8 @@ def toy_referee(size: int = 16, width: int = 16, seed: int = 0, name: str = "toy
 
 
 def from_architecture(architecture: dict[str, Any]) -> TwoTower:
-    """The toy that a card describes; its weights are loaded over it."""
-    return toy_referee(architecture["size"], architecture["width"])
+    """The toy that a card describes; its weights are loaded over it. Raises UsageError for one that is no toy."""
+    size, width = architecture.get("size"), architecture.get("width")
+    if not all(type(number) is int and 4 <= number <= LARGEST for number in (size, width)):
+        raise UsageError(f"a toy has a size and a width from 4 to {LARGEST}, not {size!r} and {width!r}")
+    return toy_referee(cast("int", size), cast("int", width))

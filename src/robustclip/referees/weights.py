@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 IMAGE_PREFIXES = ("module.", "_orig_mod.", "model.", "visual.")
 PLAIN_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
 """What open_clip's plain CLIP calls the parts of its text tower; its CustomTextCLIP puts `text.` before them."""
+LINE = 120  # characters of a name in a message
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Integers that OpenAI's archives keep among the weights."""
 
@@ -36,23 +38,30 @@ def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], s
 
     open_clip's own trainer saves its cosine learning rate as a numpy float, and so does whoever builds on it.
     """
-    scalar: Any = np.float64(0).__reduce__()[0]  # the function that rebuilds a number; numpy moved it between versions
     kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
     return [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
+        (_scalar, "numpy.core.multiarray.scalar"),  # numpy moved it between versions
+        (_scalar, "numpy._core.multiarray.scalar"),
         (np.dtype, "numpy.dtype"),
         *((dtype, f"numpy.dtypes.{dtype.__name__}") for dtype in dtypes),
         (argparse.Namespace, "argparse.Namespace"),
     ]
 
 
+def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
+    """A number of numpy, rebuilt as numpy does it, but of no type that is as large as a pickle says."""
+    if dtype.kind not in "fiub" or len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"a number of numpy of the type {str(dtype)[:40]}")
+    return np.frombuffer(content, dtype)[0]
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's tensors on the CPU, unwrapped from `{"state_dict": ...}` and the prefix `module.`.
 
-    Safetensors, or a pickle under torch's weights-only reader. Raises UsageError for a missing file, another kind of
-    file, an unsafe pickle and a TorchScript archive; RunError for a truncated file.
+    Safetensors, or a pickle under torch's weights-only reader. What a file says of its sizes is held against the bytes
+    it has before memory is asked for. Raises UsageError for a missing file, another kind of file, an unsafe pickle, a
+    TorchScript archive and tensors that are not dense; RunError for a truncated or damaged file.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,20 +69,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(load_file(path), path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise RunError(_broken(path, error)) from error
     if path.suffix not in PICKLES:
         raise UsageError(f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}")
+    _check_archive(path)
     try:
         with safe_globals(_harmless_globals()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*looks like a TorchScript archive")  # said below, with the way out
-            return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), path)
+            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below, with the way out
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UsageError(_unsafe(path, error)) from error
-    except (RuntimeError, EOFError) as error:
-        if "TorchScript" in str(error):
-            raise UsageError(_scripted(path)) from error
+        raise UsageError(_unsafe(path)) from error
+    except Exception as error:  # damaged pickles end in any exception
         raise RunError(_broken(path, error)) from error
+    return _unwrapped(content, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Torch's format is a zip of members as they are. Raises UsageError for one that would unpack to more than it is,
+    as no torch writes it, and for TorchScript; RunError for a damaged one. The format of before torch 1.6 is no zip."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # damaged archives, too, end in any exception
+        raise RunError(_broken(path, error)) from error
+    if any("/code/" in member.filename or member.filename.endswith("/constants.pkl") for member in members):
+        raise UsageError(_scripted(path))
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    unpacked = sum(member.file_size for member in members)
+    if packed or unpacked > path.stat().st_size:
+        raise UsageError(
+            f"{path} is refused: it is a packed archive, {path.stat().st_size} bytes that unpack to {unpacked}, "
+            "and torch.save packs nothing. Save the weights again: torch.save(model.state_dict(), PATH)"
+        )
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:
@@ -99,7 +130,10 @@ class Towers:
 
 
 def split_towers(weights: Mapping[str, Tensor]) -> Towers:
-    """Tell a full CLIP from an image tower alone, by its keys, and sort them by tower."""
+    """Tell a full CLIP from an image tower alone, by its keys, and sort them by tower.
+
+    Raises UsageError where two keys would become one.
+    """
     names = list(weights)
     if any(name.startswith("visual.") for name in names) and not all(name.startswith("visual.") for name in names):
         image, text, rest = {}, {}, {}
@@ -112,6 +146,9 @@ def split_towers(weights: Mapping[str, Tensor]) -> Towers:
                 text[name] = value
             else:
                 rest[name] = value
+        if len(image) + len(text) + len(rest) < len(names):
+            twice = some([name for name in names if f"text.{name}" in weights])
+            raise UsageError(f"the checkpoint has a text tower twice, with and without the prefix `text.` ({twice})")
         text.pop("transformer.embeddings.position_ids", None)  # a buffer that older versions of transformers saved
         return Towers(image, text, rest)
     image = dict(weights)
@@ -131,7 +168,31 @@ def join_towers(towers: Towers, *, custom_text: bool) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
-    """Load every tensor of `weights` into `module`, or raise UsageError naming what is missing, left or misshapen."""
+    """Load every tensor of `weights` into `module`.
+
+    Raises UsageError naming what is missing, left, misshapen or no weights (integers where the module has fractions),
+    and RunError naming tensors that hold NaN or infinity: their embeddings would mean nothing.
+    """
+    check_fit(module, weights, source=source, hint=hint)
+    module.load_state_dict({**module.state_dict(), **weights})
+    check_finite(module, source=source)
+
+
+def check_finite(module: nn.Module, *, source: str) -> None:
+    """Raise RunError naming the tensors of `module` that hold NaN or infinity."""
+    lost = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
+    if lost:
+        raise RunError(
+            f"{source} holds NaN or infinity in {some(sorted(lost))}: such a model answers nothing. "
+            "Take an earlier checkpoint, or get the file again"
+        )
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
+    """Raise UsageError, naming all that differs, unless `weights` are what `module` consists of.
+
+    Only names, shapes and types are compared: `module` may lie on the meta device, where nothing has values.
+    """
     own = module.state_dict()
     counters = {
         name for name in own if name.endswith("num_batches_tracked")
@@ -144,11 +205,22 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
             for name in own
             if name in weights and weights[name].shape != own[name].shape
         ],
+        "of another type": [
+            f"{name} {str(weights[name].dtype).removeprefix('torch.')}"
+            for name in own
+            if name in weights and _kind(weights[name]) != _kind(own[name])
+        ],
     }
     if any(faults.values()):
         lines = [f"{len(names)} {kind} ({some(names)})" for kind, names in faults.items() if names]
         raise UsageError(f"{source} does not fit the architecture: {'; '.join(lines)}{'. ' + hint if hint else ''}")
-    module.load_state_dict({**{name: own[name] for name in counters}, **weights})
+
+
+def _kind(value: Tensor) -> str:
+    """Integers of any width may stand for each other, and so may fractions."""
+    if value.is_complex() or value.dtype == torch.bool:
+        return str(value.dtype)
+    return "fractions" if value.is_floating_point() else "integers"
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -172,8 +244,13 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         raise UsageError(f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()")
-    weights = {str(name): value for name, value in content.items() if name not in NOT_WEIGHTS}
+    if not all(isinstance(name, str) for name in content):
+        raise UsageError(f"{path} has keys that are not text: save the model's state_dict()")
+    weights = {name: value for name, value in content.items() if name not in NOT_WEIGHTS}
     others = sorted(name for name, value in weights.items() if not isinstance(value, Tensor))
+    bare = sorted(name for name, value in weights.items() if isinstance(value, Tensor) and not _is_dense(value))
+    if bare:
+        raise UsageError(f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors")
     if others:
         raise UsageError(f"{path} is no state dict ({some(others)}: not tensors): save the model's state_dict()")
     for prefix in ("module.", "_orig_mod."):  # left by data parallelism, and by torch.compile
@@ -182,9 +259,14 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _is_dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
 def some(names: list[str], shown: int = 5) -> str:
-    """The first few of many names, and how many more there are."""
-    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
+    """The first few of many names, each cut to a line's length, and how many more there are."""
+    brief = [name if len(name) <= LINE and name.isprintable() else f"{name[:LINE]!r}..." for name in names[:shown]]
+    return ", ".join(brief) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _broken(path: Path, error: Exception) -> str:
@@ -192,12 +274,12 @@ def _broken(path: Path, error: Exception) -> str:
     return f"{path} is truncated or damaged ({size} bytes; {error}): get it again, and compare its sha256"
 
 
-def _unsafe(path: Path, error: Exception) -> str:
+def _unsafe(path: Path) -> str:
     try:
         needed = some(sorted(get_unsafe_globals_in_checkpoint(path)))
     except Exception:  # the list only serves the message; a strange pickle must not hide the refusal
         needed = ""
-    reason = f"it asks for {needed}" if needed else str(error).strip().splitlines()[-1]
+    reason = f"it asks for {needed}" if needed else "it is nothing that torch's weights-only reader knows"
     return (
         f"{path} is refused: beside weights, or instead of them, it holds a pickle that could run code when opened "
         f"({reason}). Convert it on a machine you trust, and give the result:\n"

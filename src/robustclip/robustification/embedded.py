@@ -12,7 +12,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee
 from robustclip.referees.sentence import MINILM, SentenceEncoder
 from robustclip.robustification.losses import Objective, clip, siglip, text_bank
-from robustclip.robustification.texts import TextFeatures
+from robustclip.robustification.texts import embed_captions
 
 ObjectiveName = Literal["text-bank", "clip", "siglip"]
 
@@ -59,7 +59,7 @@ def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches) 
         return siglip(referee.logit_scale, bias=-10.0)  # SigLIP §3.2: bias -10 starts near "nothing matches"
     concepts = data.samples.labels.unique()
     names = [data.samples.label_names[concept] for concept in concepts.tolist()]
-    bank = TextFeatures(referee, capacity=0)(names)
+    bank = embed_captions(referee, names)
     return text_bank(referee.logit_scale, bank, concepts.to(bank.device))
 
 

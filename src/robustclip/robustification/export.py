@@ -1,91 +1,132 @@
-"""From a run's folder to a referee's folder that plain open_clip loads too."""
+"""From a run's folder to a folder that plain open_clip, transformers or timm loads."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from robustclip.errors import UsageError
+from robustclip.files import check_writable
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
-from robustclip.referees.folder import load_referee_folder, save_full, save_referee
+from robustclip.referees.folder import load_referee_folder
 from robustclip.robustification.finish import REFEREE
+from robustclip.robustification.formats import FORMATS, FormatName
 from robustclip.runs import RECORD, Run
+from robustclip.signatures import raise_faults, unknown
 
 
 def export(
-    run: Annotated[Path | TwoTower, "a run's folder, or a referee's folder or name"],
+    run: Annotated[Path | TwoTower, "a run's folder, or what load_referee takes: a name, a folder, a tag"],
     *,
     name: Annotated[str, "what the referee will be called"],
     to: Annotated[Path | None, "the folder to write; else one in the registry"] = None,
+    format: Annotated[FormatName, "which library will load it"] = "open_clip",
     half: Annotated[bool, "round weights to float16"] = False,
     register: Annotated[bool, "let load_referee find it by name, not by its folder only"] = True,
+    push: Annotated[str | None, "upload it to the Hugging Face hub as ORG/NAME"] = None,
 ) -> Path:
-    """Write what a run trained as a referee's folder, register it under `name`, and return the folder.
+    """Write what a run trained for the library that will load it, register it under `name`, and return the folder.
 
-        robustclip.load_referee(NAME)                                    # or the folder
-        open_clip.create_model_and_transforms("local-dir:FOLDER")        # plain open_clip, offline
-        open_clip.get_tokenizer("local-dir:FOLDER")
+        open_clip     both towers, open_clip's config and tokenizer files:
+                      open_clip.create_model_and_transforms("local-dir:FOLDER")
+        hf            a CLIPModel of transformers with its processor:
+                      CLIPModel.from_pretrained("FOLDER"), CLIPProcessor.from_pretrained("FOLDER")
+        timm          the image tower, whose classifier gives the embedding:
+                      timm.create_model("local-dir:FOLDER", pretrained=True)
+        image-tower   the tensors of open_clip's `visual`, as robust CLIPs are often released:
+                      model.visual.load_state_dict(torch.load("FOLDER/image_tower.pt"))
 
-    The folder holds both towers, open_clip's config, tokenizer files where the tokenizer is not open_clip's own, and
-    the card. Embeddings after load_referee are bit-equal in float32 to those before.
+    The card lies beside them. robustclip.load_referee(NAME) loads the first two; the others lack a text tower, and are
+    not registered. A referee changes between open_clip and transformers where both have the architecture: its unit
+    embeddings, and those of a timm tower, then agree within 1e-5, which is checked before anything is written. As it
+    is, embeddings after load_referee are bit-equal in float32 to those before.
+
+    The pixels of the hf processor are those of the referee where an image has the tower's size. Where it resizes, they
+    are one step of 255 apart, more beside hard edges: like open_clip's own transform it rounds to 8 bits and clamps
+    what bicubic resampling overshoots, where the referee lets gradients pass. Its tokenizer does not mend texts as
+    open_clip's does (curly quotes, HTML entities).
 
     A text tower of transformers (the sentence encoder) is one that open_clip finds by hub id or path only: the config
     in the folder names the folder's own absolute path, where config.json describes the encoder, and its weights come
     from the folder's safetensors. So plain open_clip needs no network, and the folder must not be moved; export it
     again (`export(FOLDER, name=..., to=...)`) to put it elsewhere. load_referee does not mind a move.
 
-    A CLIPModel of transformers is written as transformers loads it, not open_clip.
+    Only --push sends anything anywhere: the folder becomes one commit of a model repository, with the card as README.md
+    and `license: unknown`, which is yours to change there.
 
-    Raises UsageError for a name that is unsafe or taken, a folder that exists, and a run that has no referee yet.
+    Raises UsageError for a name that is unsafe or taken, a folder that exists, a run that has no referee yet, a format
+    whose library has no such architecture, and --push without a token; RunError where the hub refuses.
     """
-    if to is None and not register:
-        raise UsageError("an export that is not registered needs a folder: give --to DIR, or leave out --no-register")
+    raise_faults("export()", list(faults(to, format, register, push)))
+    kind = FORMATS[format]
+    register = register and kind.is_referee
     registry.check_name(name) if register else registry.check_safe(name)
     target = registry.home() / name if to is None else Path(to)
+    check_writable(target, folder=True)
     if target.exists():
         raise UsageError(f"{target} exists: give another folder with --to, or remove it (rm -r {target})")
-    referee = _given(run)
+    referee = kind.convert(_given(run))
     card = _card(referee.card, name, half=half)
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        if card.family == "open_clip":
-            save_full(referee, partial, half=half, card=card, final=target)
-        else:
-            save_referee(referee, partial, half=half, card=card)
+        card = kind.write(referee, partial, card, half=half, target=target)
+        card.save(partial, kind.usage(card, None))
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if to is not None and register:
         registry.add(target, name=name)
+    if push is not None:
+        from robustclip.robustification.push import push as upload
+
+        where = upload(target, push, card=card, usage=kind.usage(card, push), library=kind.library, task=kind.task)
+        print(f"pushed to {where}", file=sys.stderr)
     return target
 
 
+def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[str]:
+    """What is wrong with a call of `export`, as far as its text shows."""
+    if format not in FORMATS:
+        yield unknown(format, FORMATS, "format") + f" There are {', '.join(FORMATS)}"
+    elif to is None and not FORMATS[format].is_referee:
+        yield f"an image tower alone is no referee that the registry could hold: give --to DIR with --format {format}"
+    elif to is None and not register:
+        yield "an export that is not registered needs a folder: give --to DIR, or leave out --no-register"
+    if push is not None:
+        from robustclip.robustification.push import fault
+
+        if found := fault(push):
+            yield found
+
+
 def _given(run: Path | TwoTower) -> TwoTower:
-    """The referee to export. Raises UsageError where there is none."""
+    """The referee to export: of a run, or whatever load_referee knows. Raises UsageError where there is none."""
     if isinstance(run, TwoTower):
         return run
-    named = registry.find(str(run))
-    folder = named.existing_folder() if named else Path(run)
-    if (folder / CARD_FILE).is_file():
-        return load_referee_folder(folder)
-    if not folder.is_dir():
-        raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
-    if not (folder / REFEREE / CARD_FILE).is_file():
-        status = f" (the run is {Run.open(folder).status})" if (folder / RECORD).is_file() else ""
+    folder = Path(run)
+    if registry.find(str(run)) or (folder / CARD_FILE).is_file():
+        return registry.load_referee(run)
+    if (folder / REFEREE / CARD_FILE).is_file():
+        return load_referee_folder(folder / REFEREE)
+    if (folder / RECORD).is_file():
         raise UsageError(
-            f"{folder} holds no trained referee{status}: it is written at {folder / REFEREE} when a run ends; "
-            "let the run finish or resume it"
+            f"{folder} holds no trained referee (the run is {Run.open(folder).status}): it is written at "
+            f"{folder / REFEREE} when a run ends; let the run finish or resume it"
         )
-    return load_referee_folder(folder / REFEREE)
+    if not folder.exists() and ":" not in str(run):
+        raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
+    return registry.load_referee(run)
 
 
 def _card(card: Card, name: str, *, half: bool) -> Card:

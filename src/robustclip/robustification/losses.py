@@ -1,8 +1,9 @@
 """Objectives: how far images are from their texts. The attack climbs one, the update descends one.
 
-Every loss takes normalised embeddings and answers one value per image, in float32 and outside autocast: a bfloat16
-logit of 30 has steps of 0.125. Images and texts match where their ids are equal, so a concept that comes twice in a
-batch is no negative of itself; several matches share the target equally (UniCL, Yang et al. 2022, Eq. 3-4).
+Every loss takes normalised embeddings and answers one value per image, in float32 (float64 if they are) and outside
+autocast: a bfloat16 logit of 30 has steps of 0.125. Images and texts match where their ids are equal, so a concept that
+comes twice in a batch is no negative of itself; several matches share the target equally (UniCL, Yang et al. 2022,
+Eq. 3-4).
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ class Objective:
     """A loss by name. `loss(images (B,D), texts (B,D), ids (B,)) -> (B,)`.
 
     `coupled` says that an image's loss depends on the other images of its batch, so that the attack must climb and
-    choose for the batch as a whole.
+    choose for the batch as a whole; `reads_texts` whether the batch's own texts are looked at.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     coupled: bool
+    reads_texts: bool = True
 
     def __call__(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"]) -> PerImage:
+        exact = torch.promote_types(images.dtype, torch.float32)
         with torch.autocast(images.device.type, enabled=False):
-            return self.loss(images.float(), texts.float(), ids)
+            return self.loss(images.to(exact), texts.to(exact), ids)
 
 
 def clip(scale: float) -> Objective:
@@ -46,9 +49,9 @@ def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " 
     where the bank holds one text a class). The batch's own captions are not read."""
 
     def loss(images: Tensor, texts: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG001
-        return matching_cross_entropy(scale * images @ bank.T, ids[:, None] == bank_ids)
+        return matching_cross_entropy(scale * images @ bank.T.to(images.dtype), ids[:, None] == bank_ids)
 
-    return Objective("text-bank", loss, coupled=False)
+    return Objective("text-bank", loss, coupled=False, reads_texts=False)
 
 
 def siglip(scale: float, bias: float) -> Objective:

@@ -1,18 +1,26 @@
-"""Watching a run: accuracy on a fixed batch under the attack it trains with and under a stronger one."""
+"""Watching a run: similarities, accuracy on a fixed batch under its own attack and a stronger one, steps gone bad."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustclip import distributed
 from robustclip.attacks.gradient import pgd
 from robustclip.data.batch import Batch
+from robustclip.errors import RunError
 from robustclip.rng import generator
+from robustclip.robustification import checkpoint
 from robustclip.robustification.losses import contrastive
+from robustclip.robustification.towers import judging
 from robustclip.threat import ThreatModel
+
+Embed = Callable[[Tensor], Tensor]
 
 STRONG_STEPS = 20
 
@@ -23,12 +31,48 @@ class OverfitAlarm:
     it holds (catastrophic overfitting, Wong et al. 2020). `drop` is how far below its best counts as fallen (ours)."""
 
     drop: float = 0.1
-    best_weak: float = field(default=0.0, init=False)
-    best_strong: float = field(default=0.0, init=False)
+    best_weak: float = 0.0
+    best_strong: float = 0.0
 
     def observe(self, weak: float, strong: float) -> bool:
         self.best_weak, self.best_strong = max(weak, self.best_weak), max(strong, self.best_strong)
         return strong <= self.best_strong - self.drop and weak > self.best_weak - self.drop
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+@dataclass
+class BadSteps:
+    """Steps whose loss or gradient was not finite: left out, told, and too much when `limit` come in a row (ours)."""
+
+    limit: int = 10
+    in_a_row: int = 0
+    total: int = 0
+
+    def count(self, step: int, loss: float, batch: Batch, embed: Embed, tower: nn.Module, checkpoints: Path) -> str:
+        """Count one, and say so in a sentence. Raises RunError at the limit."""
+        self.in_a_row += 1
+        self.total += 1
+        with judging(tower):
+            finite = embed(batch.images).isfinite().all(dim=1).tolist()
+        blamed = [sample for sample, good in zip(batch.ids, finite, strict=True) if not good]
+        why = f"; not finite are the embeddings of {', '.join(blamed[:3])}" if blamed else ""
+        told = f"step {step} was left out: its loss is {loss} or its gradient not finite{why}"
+        if self.in_a_row < self.limit:
+            return told
+        found = checkpoint.checkpoints(checkpoints)
+        last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
+        raise RunError(f"{told}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 @torch.no_grad()
@@ -39,7 +83,7 @@ def matching_accuracy(images: Tensor, texts: Tensor, ids: Tensor) -> float:
 
 
 def probe_accuracies(
-    embed: Callable[[Tensor], Tensor],
+    embed: Embed,
     tower: nn.Module,
     texts: Tensor,
     probe: Batch,
@@ -50,9 +94,7 @@ def probe_accuracies(
     seed: int,
 ) -> dict[str, float]:
     """Matching accuracy on `probe`: clean, and if a threat is given under `attack_steps` and `STRONG_STEPS` of PGD."""
-    mode = tower.training
-    tower.eval()
-    with torch.no_grad():
+    with judging(tower):
         results = {"clean_accuracy": matching_accuracy(embed(probe.images), texts, probe.positives)}
     if threat is not None:
         for name, steps in (("weak_accuracy", attack_steps), ("strong_accuracy", STRONG_STEPS)):
@@ -66,7 +108,23 @@ def probe_accuracies(
                 module=tower,
                 generator=generator(seed, "probe", steps, device=probe.images.device),
             )
-            with torch.no_grad():
+            with judging(tower):
                 results[name] = matching_accuracy(embed(attacked), texts, probe.positives)
-    tower.train(mode)
     return results
+
+
+def similarities(embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Tensor, texts: Tensor) -> dict[str, float]:
+    """Mean cosine of matching pairs over all processes, clean and adversarial, the tower as it judges."""
+    with judging(tower):
+        pairs = {"clean_similarity": clean, "adversarial_similarity": adversarial}
+        cosines = {name: (embed(images) * texts).sum(dim=1).mean() for name, images in pairs.items()}
+    return {name: float(distributed.mean(cosine)) for name, cosine in cosines.items()}
+
+
+def overfit(step: int, attack_steps: int, accuracies: dict[str, float]) -> str:
+    """What the alarm says."""
+    return (
+        f"step {step}: training overfits to its own attack: accuracy on the probe is {accuracies['weak_accuracy']:.1%} "
+        f"under PGD-{attack_steps} and {accuracies['strong_accuracy']:.1%} under PGD-20; more --attack-steps or a "
+        "smaller --lr would do, and an earlier checkpoint is better than this one"
+    )

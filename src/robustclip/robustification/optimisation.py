@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from robustclip import sharding
+
 
 def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:
     """AdamW that decays matrices and kernels only, not gains, biases and embeddings of one dimension (as open_clip).
@@ -37,4 +39,6 @@ def warmup_cosine(optimizer: AdamW, warmup: int, steps: int) -> LambdaLR:
 def average(tower: nn.Module, decay: float) -> ModelEmaV3:
     """Exponential moving average of weights and buffers (timm's); its decay warms up as (1+t)/(10+t), so that a short
     run is not an average of its own start."""
-    return ModelEmaV3(tower, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    # timm's fast path cannot mix split weights with whole buffers.
+    fast = not sharding.wanted()
+    return ModelEmaV3(tower, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0, foreach=fast)

@@ -1,8 +1,7 @@
-"""Text features of a frozen tower: every caption is embedded once, as long as memory allows."""
+"""Text features of a frozen tower."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -12,30 +11,14 @@ from torch import Tensor
 from robustclip.referees.base import TwoTower
 
 
-class TextFeatures:
-    """Normalised text embeddings by caption, on the referee's device, the least recently used dropped first.
+@torch.no_grad()
+def embed_captions(referee: TwoTower, captions: Sequence[str]) -> Float[Tensor, "b d"]:
+    """Normalised embeddings (B,D) of the captions in their order, float32 (float64 from a tower of float64).
 
-    The text tower is frozen (CLIPAG §3), so a caption's embedding never changes. `capacity` bounds the number of
-    captions held (0: no bound, for finite sets); 1,000,000 captions of width 512 are 2 GB in float32.
+    Each distinct caption is embedded once, together with the others of its batch and no further: an embedding's last
+    bits depend on what it is computed with, so one kept from an earlier batch would make a resumed run another run.
+    (A web caption hardly ever comes twice within what a cache holds.)
     """
-
-    def __init__(self, referee: TwoTower, capacity: int = 200_000) -> None:
-        self.referee = referee
-        self.capacity = capacity
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Embeddings (B,D) float32 of the captions in their order."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if new:
-            self._known.update(zip(new, self.referee.embed_texts(new).float(), strict=True))
-        for caption in captions:
-            self._known.move_to_end(caption)
-        features = torch.stack([self._known[caption] for caption in captions])
-        while self.capacity and len(self._known) > self.capacity:
-            self._known.popitem(last=False)
-        return features
+    distinct = list(dict.fromkeys(captions))
+    rows = {caption: row for row, caption in enumerate(distinct)}
+    return referee.embed_texts(distinct)[[rows[caption] for caption in captions]]

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from copy import deepcopy
+from dataclasses import replace
+from signal import SIGTERM
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from robustclip.attacks.gradient import pgd
+from robustclip import distributed, sharding
 from robustclip.data.batch import Batch, BatchSource
 from robustclip.devices import autocast
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Interrupted
+from robustclip.interrupts import catching_signals
 from robustclip.progress import TrainingProgress
-from robustclip.referees.base import TwoTower
-from robustclip.rng import generator
-from robustclip.robustification import checkpoint
+from robustclip.referees.base import TwoTower, unit
+from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives
 from robustclip.robustification.losses import Objective
-from robustclip.robustification.monitor import OverfitAlarm, probe_accuracies
+from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
 from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.texts import TextFeatures
+from robustclip.robustification.state import TrainingState, chosen_dtype
+from robustclip.robustification.texts import embed_captions
+from robustclip.robustification.towers import ready_to_train
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
-
-Embed = Callable[[Tensor], Tensor]
-
-
-class Stateful(Protocol):
-    """What a checkpoint holds: towers, optimisers, schedules."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 def train(
@@ -53,104 +45,143 @@ def train(
     clean_weight: float = 0.0,
     grad_clip: float = 1.0,
     ema: float = 0.998,
-    dtype: torch.dtype = torch.float32,
+    accumulate: int = 1,
+    attack_negatives: AttackNegatives = "gathered",
+    frozen_statistics: bool = False,
+    grad_checkpointing: bool = False,
+    dtype: str | torch.dtype = torch.float32,
     channels_last: bool = True,
     compile: bool = False,
-    text_cache: int = 200_000,
     probe: Batch | None = None,
     evaluate_every: int = 0,
     checkpoint_every: int = 500,
+    keep: int = 2,
     log_every: int = 10,
     resume: bool = False,
     seed: int = 0,
 ) -> TwoTower:
-    """Fine-tune `referee.image_tower` in place on adversarial images; the text tower stays frozen. Returns `referee`,
-    its tower holding the averaged weights, in eval mode.
+    """Fine-tune `referee.image_tower` on adversarial images; the text tower stays frozen. Returns `referee`, its tower
+    holding the averaged weights, in eval mode.
 
     For each batch of pairs (CLIPAG Eq. 3): find delta in the threat model that maximises the objective, the tower in
     eval mode and its weights frozen; then descend the same objective on images + delta, plus `clean_weight` times the
     objective on the clean images. `threat=None` trains on clean images, which is how the controls are made.
 
-    `referee` is on the device to train on, and computes in `dtype` under autocast. `data` yields batches without end,
-    images (B,3,H,W) in [0,1]. `steps` counts updates; `step_size` is 2.5 eps / attack_steps unless given. Every
-    `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` speaks through the run's
-    log. Writes checkpoints and metrics to `run`; with `resume` the newest checkpoint there is where it starts.
+    `referee` is on the device to train on. `data` yields batches without end, images (B,3,H,W) in [0,1]; where several
+    processes train together, each yields its own share of a batch. `steps` counts updates; `step_size` is
+    2.5 eps / attack_steps unless given.
 
-    Raises RunError when the loss is not finite, naming the last good checkpoint; UsageError when the threat model does
-    not fit the images.
+    accumulate          parts of a process's share that are held in memory one at a time; attack and update still meet
+                        the negatives of the whole batch (see `adversarial`), which costs a forward pass at each step.
+    attack_negatives    "local" spares the attack that; its losses are then of one part in one process.
+    frozen_statistics   BatchNorm normalises by its running statistics, as it does when the tower judges.
+    grad_checkpointing  the tower keeps its blocks' inputs only, and computes the rest again.
+    dtype               bfloat16 computes the tower under autocast; float64 makes everything float64, which is how
+                        exactness is tested; "auto" measures (see `pick_dtype`), and a resumed run keeps what was found.
+    keep                checkpoints to keep, besides the best one on the probe.
+
+    Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` speaks through the
+    run's log. Writes checkpoints and metrics to `run`; with `resume` the newest readable checkpoint there is where it
+    starts, and on the same machine the result is bit-equal to that of a run that was never stopped.
+
+    A step whose loss or gradient is not finite changes nothing and is told, with the samples to blame. Raises RunError
+    after ten of them in a row, naming the last good checkpoint; UsageError for settings that don't go together;
+    Interrupted, after a checkpoint, on SIGINT or SIGTERM.
     """
-    device, tower = referee.device, referee.image_tower
+    device = referee.device
+    dtype = chosen_dtype(dtype, run, referee, resume=resume)
+    run.note(steps=steps)
+    if dtype == torch.float64:
+        referee.double()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    tower.to(memory_format=memory_format)
-    tower.requires_grad_(True).train()
-    forward: nn.Module = torch.compile(tower) if compile else tower  # type: ignore[assignment]
+    tower = referee.image_tower
+    ready_to_train(
+        tower,
+        frozen_statistics=frozen_statistics,
+        grad_checkpointing=grad_checkpointing,
+        accumulate=accumulate,
+        channels_last=channels_last,
+    )
+    averaged = average(tower, ema)
+    if sharding.wanted():
+        referee.image_tower = deepcopy(tower)  # whole, to take the weights back at the end
+        sharding.shard(tower)
+        sharding.shard(averaged.module)
+    forward = torch.compile(tower) if compile else tower
 
     def embed(images: Tensor) -> Tensor:
         with autocast(device, dtype):
-            features = forward(referee.preprocess(images))
-        return F.normalize(features.float(), dim=-1)
+            return unit(forward(referee.preprocess(images)))
 
-    text_features = TextFeatures(referee, text_cache)
+    exact = torch.promote_types(dtype, torch.float32)
+
+    def placed(batch: Batch) -> Batch:
+        moved = batch.to(device, memory_format)
+        return replace(moved, images=moved.images.to(exact))
+
+    def features(captions: list[str]) -> Tensor:
+        return embed_captions(referee, captions).to(exact)
+
+    gradients = AdversarialGradients(
+        tower=tower,
+        embed=embed,
+        objective=objective,
+        threat=threat,
+        attack_steps=attack_steps,
+        step_size=step_size,
+        clean_weight=clean_weight,
+        accumulate=accumulate,
+        attack_negatives=attack_negatives,
+        seed=seed,
+    )
     optimizer = adamw(tower, lr, weight_decay)
     schedule = warmup_cosine(optimizer, warmup, steps)
-    averaged = average(tower, ema)
-    state: dict[str, Stateful] = {"tower": tower, "ema": averaged.module, "optimizer": optimizer, "schedule": schedule}
-    start = _restore(state, run, device) if resume else 0
-    alarm = OverfitAlarm()
+    alarm, bad = OverfitAlarm(), BadSteps()
+    state = TrainingState(tower, averaged, optimizer, {"schedule": schedule, "alarm": alarm, "bad": bad})
+    if resume:
+        state.restore(run, device)
+    no_texts = torch.empty(0, device=device)
     if probe is not None:
-        probe = probe.to(device, memory_format)
-        probe_texts = text_features(probe.captions)
+        probe = placed(probe)
+        probe_texts = features(probe.captions)
 
-    began = time.monotonic()
-    with TrainingProgress(total=steps, start=start) as progress:
-        for step, batch in enumerate(data.batches(start), start):
-            if step == steps:
+    with (
+        TrainingProgress(total=steps, start=state.step, silent=not distributed.is_main()) as progress,
+        catching_signals() as caught,
+    ):
+        for step, batch in enumerate(data.batches(state.step, state.position), state.step):
+            if step >= steps:
                 break
-            batch = batch.to(device, memory_format)
-            texts = text_features(batch.captions)
+            position = batch.position
+            batch = placed(batch)
+            done = step + 1
+            logs = done % log_every == 0 or done == steps
+            texts = features(batch.captions) if objective.reads_texts or logs else no_texts
 
-            def loss_of(images: Tensor, texts: Tensor = texts, ids: Tensor = batch.positives) -> Tensor:
-                return objective(embed(images), texts, ids)
-
-            images = batch.images
-            if threat is not None:
-                images = pgd(
-                    batch.images,
-                    loss_of,
-                    threat,
-                    steps=attack_steps,
-                    step_size=step_size,
-                    coupled=objective.coupled,
-                    keep="last",
-                    module=tower,
-                    generator=generator(seed, "attack", step, device=device),
-                )
-            loss = loss_of(images).mean()
-            if clean_weight:
-                loss = loss + clean_weight * loss_of(batch.images).mean()
-
-            if not math.isfinite(loss.item()):
-                raise RunError(_not_finite(step, loss.item(), run))
+            statistics = [buffer.clone() for buffer in tower.buffers()]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            images, loss = gradients(step, batch, texts)
             grad_norm = clip_grad_norm_(tower.parameters(), grad_clip)
+            if distributed.anywhere(not math.isfinite(loss.item() + float(sharding.whole(grad_norm)))):
+                optimizer.zero_grad(set_to_none=True)  # so that the optimiser does nothing
+                for buffer, before in zip(tower.buffers(), statistics, strict=True):
+                    buffer.copy_(before)
+                if told := bad.count(done, loss.item(), batch, embed, tower, run.checkpoints):
+                    run.warn(told)
+            else:
+                bad.in_a_row = 0
             optimizer.step()
             schedule.step()
             averaged.update(tower, step=step)
+            state.step, state.position = done, position
 
-            done = step + 1
-            progress.advance(images=len(images), loss=loss.item())
-            if done % log_every == 0 or done == steps:
-                similarities = _similarities(embed, tower, batch.images, images, texts)
-                progress.show(**similarities)
-                run.log(
-                    done,
-                    loss=loss.item(),
-                    **similarities,
-                    lr=float(schedule.get_last_lr()[0]),
-                    grad_norm=float(grad_norm),
-                    images_per_second=progress.images_per_second,
-                )
+            progress.advance(images=len(images) * distributed.count(), loss=loss.item())
+            if logs:
+                similar = similarities(embed, tower, batch.images, images, texts)
+                progress.show(**similar)
+                numbers = {"loss": loss.item(), **similar, "lr": float(schedule.get_last_lr()[0])}
+                numbers["grad_norm"] = float(sharding.whole(grad_norm))
+                run.log(done, **numbers, images_per_second=progress.images_per_second)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
                 accuracies = probe_accuracies(
                     embed,
@@ -164,52 +195,18 @@ def train(
                 )
                 run.log(done, **accuracies)
                 if threat is not None and alarm.observe(accuracies["weak_accuracy"], accuracies["strong_accuracy"]):
-                    run.warn(_overfit(done, attack_steps, accuracies))
-            if done % checkpoint_every == 0 or done == steps:
-                checkpoint.save(run.checkpoints, done, {name: part.state_dict() for name, part in state.items()})
+                    run.warn(overfit(done, attack_steps, accuracies))
+                state.save_if_best(run, accuracies.get("strong_accuracy", accuracies["clean_accuracy"]))
+            stopping = distributed.anywhere(caught.signal is not None)
+            if done % checkpoint_every == 0 or done == steps or stopping:
+                state.save(run, keep, needed=stopping or done == steps)
+            if stopping and done < steps:
+                told = f"stopped at step {done} of {steps}, after a checkpoint: --resume {run.folder} goes on"
+                raise Interrupted(caught.signal or SIGTERM, told)
 
-    tower.load_state_dict(averaged.module.state_dict())
-    tower.requires_grad_(False).eval()
+    referee.image_tower.load_state_dict(sharding.whole(averaged.module.state_dict()))
+    referee.image_tower.requires_grad_(False).eval()
     if data.faults:
         run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))
-    run.note(seconds=round(time.monotonic() - began, 1), data=data.describe(), skipped_samples=dict(data.faults))
+    run.note(seconds=state.seconds, data=data.describe(), skipped_samples=dict(data.faults), skipped_steps=bad.total)
     return referee
-
-
-def _restore(state: dict[str, Stateful], run: Run, device: torch.device) -> int:
-    """Load the newest checkpoint of the run into `state`; the number of updates it holds."""
-    found = checkpoint.checkpoints(run.checkpoints)
-    if not found:
-        raise UsageError(f"nothing to resume in {run.folder}: no checkpoint was written yet; run without --resume")
-    saved = checkpoint.load(found[-1], device)
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    return int(saved["step"])
-
-
-@torch.no_grad()
-def _similarities(
-    embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Tensor, texts: Tensor
-) -> dict[str, float]:
-    """Mean cosine of matching pairs, clean and adversarial, the tower as it judges: in eval mode."""
-    tower.eval()
-    similarities = {
-        "clean_similarity": float((embed(clean) * texts).sum(dim=1).mean()),
-        "adversarial_similarity": float((embed(adversarial) * texts).sum(dim=1).mean()),
-    }
-    tower.train()
-    return similarities
-
-
-def _not_finite(step: int, loss: float, run: Run) -> str:
-    found = checkpoint.checkpoints(run.checkpoints)
-    last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
-    return f"the loss became {loss} at step {step}: {last}; lower --lr, or use --dtype float32, then --resume"
-
-
-def _overfit(step: int, attack_steps: int, accuracies: dict[str, float]) -> str:
-    return (
-        f"step {step}: training overfits to its own attack: accuracy on the probe is {accuracies['weak_accuracy']:.1%} "
-        f"under PGD-{attack_steps} and {accuracies['strong_accuracy']:.1%} under PGD-20; more --attack-steps or a "
-        "smaller --lr would do, and an earlier checkpoint is better than this one"
-    )

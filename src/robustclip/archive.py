@@ -1,0 +1,203 @@
+"""The runs on this disk: list them, look at one, give back the space that checkpoints take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from robustclip.errors import RunError, UsageError
+from robustclip.files import is_draft, is_file, is_folder
+from robustclip.processes import is_alive
+from robustclip.resuming import runs_in
+from robustclip.runs import HOME, RECORD, Run
+from robustclip.signatures import raise_faults
+
+
+def _no_file(path: Path) -> Path:
+    if os.path.lexists(path) and not is_folder(path):
+        raise UsageError("is not a folder")
+    return path
+
+
+Home = Annotated[Path, "where the runs are", AfterValidator(_no_file)]
+Name = Annotated[str, "a run's name: that of its folder"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a line."""
+
+    name: str
+    recipe: str
+    status: str
+    step: int
+    steps: int | None
+    loss: float | None
+    started: datetime
+    size: int  # bytes, of all files in its folder
+
+    @classmethod
+    def of(cls, run: Run) -> Summary:
+        lines = run.metrics()
+        losses = [line["loss"] for line in lines if line.get("loss") is not None]
+        return cls(
+            name=run.folder.name,
+            recipe=run.called,
+            status=run.status,
+            step=lines[-1]["step"] if lines else 0,
+            steps=run.record.get("notes", {}).get("steps", run.arguments.get("steps")),
+            loss=losses[-1] if losses else None,
+            started=datetime.fromisoformat(run.started),
+            size=size(run.folder),
+        )
+
+    @property
+    def age(self) -> float:
+        """Seconds since its last start."""
+        return (datetime.now(UTC) - self.started).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "started": self.started.isoformat()}
+
+    @classmethod
+    def unreadable(cls, folder: Path) -> Summary:
+        began = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        return cls(folder.name, "", "unreadable", 0, None, None, began, size(folder))
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What was removed, or would be."""
+
+    files: dict[str, list[Path]]  # of each run
+    size: int
+    dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        files = {name: [str(path) for path in paths] for name, paths in self.files.items()}
+        return {"removed": files, "bytes": self.size, "dry_run": self.dry_run}
+
+
+def list_runs(*, folder: Home = HOME) -> list[Summary]:
+    """The runs in a folder, those started last at the end.
+
+    A run whose process is gone without a word is killed; `--resume` goes on with it.
+    """
+    return sorted(map(_summary, folder.glob(f"*/{RECORD}")), key=lambda run: run.started)
+
+
+def show(name: Name, *, folder: Home = HOME) -> Run:
+    """A run: its arguments, numbers, curves and warnings.
+
+    Raises UsageError for a name that is none of a run in `folder`.
+    """
+    return _run(name, folder)
+
+
+def clean(
+    names: Annotated[list[str] | None, "runs; else all that are finished"] = None,
+    *,
+    whole: Annotated[bool, "remove the named runs with all they hold"] = False,
+    best: Annotated[bool, "remove the best checkpoint on the probe too"] = False,
+    dry_run: Annotated[bool, "only say what would be removed"] = False,
+    folder: Home = HOME,
+) -> Freed:
+    """Remove the checkpoints of finished runs, whose referees and metrics stay, or with --whole the runs you name.
+
+      robustclip runs clean --dry-run
+      robustclip runs clean emoji-1 emoji-2 --whole
+
+    A run that is not finished needs its checkpoints to go on: it is passed over, or refused where it is named. One that
+    may be running is never touched.
+
+    Raises UsageError for names of no run, and for runs that are not to be touched.
+    """
+    if names:
+        runs = list(_touchable(names, folder, whole=whole))
+    else:
+        runs = [run for run in runs_in(folder) if run.status == "finished" and not run.folder.is_symlink()]
+    found = {run.folder.name: [run.folder] if whole else _checkpoints(run, best=best) for run in runs}
+    paths = [path for paths in found.values() for path in paths]
+    freed = Freed({name: paths for name, paths in found.items() if paths}, sum(map(size, paths)), dry_run)
+    if not dry_run:
+        for path in paths:
+            _remove(path)
+    return freed
+
+
+def faults(names: list[str] | None, whole: bool) -> Iterator[str]:
+    if whole and not names:
+        yield "--whole removes the runs that you name: give names, e.g. robustclip runs clean emoji-1 --whole"
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() or path.is_symlink() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+
+
+def _summary(record: Path) -> Summary:
+    try:
+        return Summary.of(Run.open(record.parent))
+    except (ValueError, TypeError, KeyError, AttributeError):  # what others wrote into it
+        return Summary.unreadable(record.parent)
+
+
+def _run(name: str, home: Path) -> Run:
+    """The run of that name. Raises UsageError for a name that leads out of the folder, or to no run."""
+    if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
+        raise UsageError(f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR")
+    if not is_file(home / name / RECORD):
+        there = ", ".join(run.folder.name for run in runs_in(home)) or "none"
+        raise UsageError(f"there is no run {name[:200]!r} in {home}/: there are {there}")
+    return Run.open(home / name)
+
+
+def _touchable(names: list[str], home: Path, *, whole: bool) -> Iterator[Run]:
+    """The runs of these names. Raises one UsageError for all that are none, or are not to be touched."""
+    runs: list[Run] = []
+    refused: list[str] = []
+    for name in dict.fromkeys(names):
+        try:
+            runs.append(_run(name, home))
+            refused.extend(_refused(runs[-1], whole=whole))
+        except UsageError as error:
+            refused.append(str(error))
+    raise_faults("runs clean, which removed nothing", refused)
+    yield from runs
+
+
+def _refused(run: Run, *, whole: bool) -> Iterator[str]:
+    if run.folder.is_symlink():
+        yield f"{run.folder} is a link, and what it leads to may be another's: remove it by hand"
+    elif run.status == "running":
+        alive = is_alive(run.record.get("process", {}))
+        where = "" if alive else f", or was when it was last seen (on {run.record.get('process', {}).get('host')})"
+        yield f"{run.folder} is running{where}: stop it first"
+    elif run.status != "finished" and not whole:
+        yield f"{run.folder} is {run.status} and needs its checkpoints to go on ({run.resumption}): --whole removes it"
+
+
+def _checkpoints(run: Run, *, best: bool) -> list[Path]:
+    if run.checkpoints.is_symlink():
+        return []
+    patterns = ["checkpoint-*.pt", *(["best-*.pt"] if best else [])]
+    found = [path for pattern in patterns for path in run.checkpoints.glob(pattern)]
+    return sorted([*found, *filter(is_draft, run.checkpoints.glob(".*"))])
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} could not be removed ({error.strerror or error})") from error

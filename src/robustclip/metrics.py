@@ -1,0 +1,112 @@
+"""A run's numbers over its steps: lines that programs read, and the same as curves that TensorBoard draws.
+
+    metrics.jsonl   one object a line: step, seconds since the start, numbers
+    tensorboard/    a file for each start of the run
+
+A line is on disk as soon as it is written. A disk that is full leaves what was there before, whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from robustclip.errors import UsageError
+from robustclip.files import atomic_write, plain
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+LINES: Final = "metrics.jsonl"
+CURVES: Final = "tensorboard"
+
+
+class Metrics:
+    """The numbers of the run in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._began = time.monotonic()
+        self._purged_from: int | None = None
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add a line, where a number that isn't finite is null, and a point to each curve. Raises OSError."""
+        line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
+        _append(self.folder / LINES, (json.dumps(plain(line)) + "\n").encode())
+        _append(self._curves, _points(step, numbers))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, without a last one that was cut short. Raises UsageError for any other that is odd."""
+        path = self.folder / LINES
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            return [json.loads(line) for line in text.split("\n")[:-1]]  # the last has no end yet, or is empty
+        except ValueError as error:
+            raise UsageError(f"{path} is not readable ({error}): remove the line that is not JSON") from error
+
+    def trim(self, step: int, *, write: bool = True) -> None:
+        """Forget what was measured after `step`, in the curves too; the clock goes on from the last line that is left.
+
+        `write` says whether to do so on the disk as well.
+        """
+        left = [line for line in self.lines() if line["step"] <= step]
+        self._began = time.monotonic() - (left[-1]["seconds"] if left else 0.0)
+        self._purged_from = step + 1
+        if write and (self.folder / LINES).exists():
+            with atomic_write(self.folder / LINES, "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in left)
+
+    @cached_property
+    def _curves(self) -> Path:
+        """This start's file of curves, begun with what TensorBoard wants to read first."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        folder = self.folder / CURVES
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"events.out.tfevents.{time.time_ns() // 1000}.{platform.node()}.{os.getpid()}"
+        events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        if self._purged_from is not None:
+            restart = SessionLog(status=SessionLog.START)
+            events.append(Event(wall_time=time.time(), step=self._purged_from, session_log=restart))
+        _append(path, _records(events))
+        return path
+
+
+def _points(step: int, numbers: Mapping[str, float]) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+    return _records([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
+
+
+def _records(events: Iterable[Event]) -> bytes:
+    """Events as TensorBoard's files hold them. Its own writer works in a thread, which a full disk ends with a
+    traceback."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return buffer.getvalue()
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Add all of `content` to a file or nothing: half of it would spoil what comes next. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise

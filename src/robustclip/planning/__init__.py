@@ -1,0 +1,1 @@
+"""What a training run would take, before it is started: FLOPs, memory, hours and cost."""

@@ -1,0 +1,173 @@
+"""FLOPs: counted on the towers by torch's own counter, an image at a time, and added up as a training step spends them.
+
+A multiplication and an addition are two FLOPs; only products of matrices and convolutions count, as in the counter and
+in a data sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from robustclip.attacks.gradient import attacking
+from robustclip.planning.imagined import Blueprint, Imagined
+from robustclip.planning.settings import LOG_EVERY, Settings
+from robustclip.referees.sentence import SentenceEncoder
+from robustclip.robustification.monitor import STRONG_STEPS
+
+COUNTED_ON = 2  # images; the cost of one is half of theirs
+SHORT = 24  # tokens of a caption, where short ones cost less (ours)
+
+
+class FlopCounter(FlopCounterMode):
+    """torch's counter, with two of its habits changed.
+
+    It keeps no books by module, because the hooks it does that with refuse a gradient to a module's own input, which is
+    what an attack asks for. And the weight gradient of a grouped convolution costs what its forward pass does, where
+    torch's formula forgets the groups (a depthwise convolution of 512 channels would count 512 times).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+        self.mod_tracker: Any = _NoBooks()
+
+    def __enter__(self) -> Self:
+        # The fused attention layer of inference is opaque to the counter; its parts are not.
+        self.fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.backends.mha.set_fastpath_enabled(self.fused)
+
+
+class _NoBooks:
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _convolution_backward(gradient: Any, images: Any, kernel: Any, *rest: Any, **_: Any) -> int:
+    """Each of the two gradients, to the images and to the kernel, takes as many products as the forward pass. The
+    arguments are those of aten's convolution_backward, of which `transposed` is the 8th and `output_mask` the 11th."""
+    transposed, wanted = rest[4], rest[7]
+    forward = conv_flop_count(list(images), list(kernel), list(gradient), transposed=transposed)
+    return forward * (int(wanted[0]) + int(wanted[1]))
+
+
+@dataclass(frozen=True)
+class TowerFlops:
+    """FLOPs of one image, and of one caption.
+
+    `attack` is a forward pass and the gradient to the pixels, the weights frozen; `update` one and the gradient to the
+    weights. With gradient checkpointing both hold what is computed twice.
+    """
+
+    forward: int
+    attack: int
+    update: int
+    caption: int | None
+
+
+def of_towers(towers: Imagined, size: tuple[int, int]) -> TowerFlops:
+    """Count the towers of a blueprint, the image tower as it is (see `ready_to_train`)."""
+    tower = towers.image_tower
+    with towers.mode:
+        images = torch.rand(COUNTED_ON, 3, *size)
+        with attacking(tower):
+            forward = counted(lambda: torch.no_grad()(tower)(images))
+            attack = counted(lambda: gradient_to_pixels(tower, images))
+        update = counted(lambda: tower(images).float().sum().backward())
+        tower.zero_grad()
+    return TowerFlops(forward // COUNTED_ON, attack // COUNTED_ON, update // COUNTED_ON, _caption(towers))
+
+
+def counted(step: Callable[[], object]) -> int:
+    """FLOPs of what `step` does."""
+    with FlopCounter() as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def gradient_to_pixels(tower: nn.Module, images: Tensor) -> Tensor:
+    """The tower's forward pass and the gradient of its output's sum to the images."""
+    leaf = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(tower(leaf).float().sum(), leaf)
+    return gradient
+
+
+@torch.no_grad()
+def _caption(towers: Imagined) -> int | None:
+    """A caption that fills the context of a CLIP, which reads short ones as if they did, or one of SHORT tokens."""
+    text_tower = towers.text_tower
+    if text_tower is None:
+        return None
+    if isinstance(text_tower, SentenceEncoder):
+        return counted(lambda: text_tower(["a " * (SHORT - 2)]))
+    with towers.mode:
+        tokens = torch.zeros(COUNTED_ON, towers.context_length, dtype=torch.long)
+        return counted(lambda: text_tower.eval()(tokens)) // COUNTED_ON
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one training step, over all processes.
+
+    `recomputed` is what a batch in parts computes a second time, `watching` the share of a step in what the log and the
+    probe take every so many steps.
+    """
+
+    attack: float
+    update: float
+    recomputed: float
+    logits: float
+    captions: float
+    watching: float
+
+    @property
+    def total(self) -> float:
+        return float(sum(astuple(self)))
+
+
+def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int, bank: int = 0) -> StepFlops:
+    """What one step of the trainer takes on average; `bank` is the number of texts of a text bank."""
+    batch, attacks = settings.batch_size, settings.attack_steps
+    in_parts = settings.accumulate > 1
+    updates = 1 + (settings.clean_weight > 0)
+    gathered = settings.coupled and settings.attack_negatives == "gathered"
+    forwards_again = in_parts * (updates + attacks * gathered)
+    update_logits = logits(settings, design.width, count, bank)
+    attack_logits = update_logits if gathered else logits(settings, design.width, count, bank, local=True)
+    captions = batch * (tower.caption or 0)
+    probes = settings.batch_size * (3 if attacks else 1) * tower.forward
+    if attacks:
+        probes += (attacks + STRONG_STEPS) * (batch * tower.attack + 4 * batch**2 * design.width)
+    watched = (2 * batch * tower.forward + (0 if settings.coupled else captions)) / LOG_EVERY
+    return StepFlops(
+        attack=batch * attacks * tower.attack,
+        update=batch * updates * tower.update,
+        recomputed=batch * forwards_again * tower.forward,
+        logits=attacks * attack_logits + updates * update_logits,
+        captions=captions if settings.coupled else 0,
+        watching=watched + (count * probes / settings.evaluate_every if settings.evaluate_every else 0),
+    )
+
+
+def logits(settings: Settings, width: int, count: int, bank: int, *, local: bool = False) -> float:
+    """Products of image and text embeddings and the gradient to the images: two products of matrices.
+
+    A coupled loss takes N x N of them in every process, which all see the whole batch; `local` ones are of a part.
+    """
+    if not settings.coupled:
+        return 4.0 * settings.batch_size * bank * width
+    if local:
+        return 4.0 * settings.batch_size * settings.part(count) * width
+    return 4.0 * settings.batch_size**2 * width * count

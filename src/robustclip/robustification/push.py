@@ -1,0 +1,100 @@
+"""An exported folder on the Hugging Face hub: the only importer of huggingface_hub.
+
+What is tested is tested against a stand-in of the hub's HTTP API on this machine, with the real client: creating the
+repository, checking the card, the upload of large files by Git LFS, and the commit. What could not be tried without
+the hub itself: its newer storage (Xet, which the client takes where the package hf-xet is installed), files above
+5 GB in several parts, and what the hub makes of the card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from robustclip.errors import RunError
+from robustclip.referees.card import README_FILE, Card
+from robustclip.referees.folder import CONFIG
+
+TAGS = ("clip", "adversarial-robustness", "robustclip")
+
+
+def fault(repo: str) -> str | None:
+    """Why nothing can be pushed to `repo` from here, and what would do, as far as it shows without asking the hub."""
+    try:
+        validate_repo_id(repo)
+        organisation, _, name = repo.partition("/")
+    except HFValidationError:
+        organisation, name = "", ""
+    if not organisation or not name:
+        return f"--push takes ORG/NAME, e.g. your-name/clipag-vit-b32, not {repo!r}"
+    if constants.HF_HUB_OFFLINE:
+        return "--push needs the hub, and HF_HUB_OFFLINE says not to ask it: unset it, or leave out --push"
+    if get_token() is None:
+        return (
+            "--push needs a token of the Hugging Face hub, and there is none: hf auth login, or set HF_TOKEN (a token "
+            "that may write: https://huggingface.co/settings/tokens). Without --push nothing leaves this machine"
+        )
+    return None
+
+
+def push(folder: Path, repo: str, *, card: Card, usage: str, library: str, task: str) -> str:
+    """Upload an exported folder as one commit, the repository made where it is missing; returns its address.
+
+    README.md is the card under the hub's front matter. Raises RunError where the hub refuses or is out of reach; the
+    folder is untouched either way, and an older commit in the repository stays in its history.
+    """
+    api = HfApi()
+    replaced = {README_FILE: _readme(card, usage, library, task), CONFIG: _config_for(folder, repo)}
+    operations = [
+        CommitOperationAdd(path.relative_to(folder).as_posix(), replaced.get(path.name) or path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    try:
+        address = api.create_repo(repo, exist_ok=True)
+        api.create_commit(repo, operations, commit_message=f"{card.name}, exported by robustclip")
+    except Exception as error:  # the client's network errors belong to another library in each of its versions
+        raise RunError(
+            f"{folder} is written, but the hub did not take it as {repo} ({_reason(error)}). Give the same command "
+            f"again with another --to once that is mended, or: hf upload {repo} {folder}"
+        ) from error
+    return str(address)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, and of the one that it came from."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{first} {_reason(error.__cause__)}" if error.__cause__ else first
+
+
+def _readme(card: Card, usage: str, library: str, task: str) -> bytes:
+    """The card with the front matter that the hub sorts models by."""
+    tags = "".join(f"\n- {tag}" for tag in TAGS)
+    return f"""---
+library_name: {library}
+pipeline_tag: {task}
+license: unknown
+tags:{tags}
+---
+
+{card.markdown(usage)}
+## License
+
+Not stated: it follows from the weights that these started from and the data they were trained on (see Provenance).
+""".encode()
+
+
+def _config_for(folder: Path, repo: str) -> bytes | None:
+    """open_clip's config, in which a text tower that lies in the folder is found in the repository instead."""
+    path = folder / CONFIG
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = config.get("model_cfg", {}).get("text_cfg", {})
+    if text.get("hf_model_name") != str(folder.resolve()):
+        return None
+    text["hf_model_name"] = repo
+    return json.dumps(config, indent=2).encode()

@@ -1,0 +1,128 @@
+"""Memory of the plan beside the bytes that are alive while the trainer really makes steps."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_clip import OBJECTIVES, SIZE, blueprint_of, train_on_noise
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from robustclip.planning import memory
+from robustclip.planning.imagined import Imagined, imagine
+from robustclip.planning.memory import Memory
+from robustclip.planning.settings import Settings
+from robustclip.referees.openclip import build_image_tower
+from robustclip.robustification.towers import ready_to_train
+
+BATCH = 64
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors that were alive at a time, of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.sizes:
+                storage = tensor.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, storage._cdata)
+        return result
+
+    def _forget(self, address: int) -> None:
+        self.now -= self.sizes.pop(address)
+
+
+def imagined(settings: Settings) -> Imagined:
+    return imagine(
+        blueprint_of(settings.start),
+        lambda tower: ready_to_train(
+            tower,
+            frozen_statistics=False,
+            grad_checkpointing=settings.grad_checkpointing,
+            accumulate=1,
+            channels_last=False,
+        ),
+    )
+
+
+def planned(settings: Settings, count: int = 1, *, fsdp: bool = False) -> Memory:
+    towers, design = imagined(settings), blueprint_of(settings.start)
+    kept = memory.activations(towers, design.size, "float32", grad_checkpointing=settings.grad_checkpointing)
+    return memory.of_step(settings, towers, design, kept, count, fsdp=fsdp)
+
+
+@pytest.mark.parametrize(
+    ("tower", "given"),
+    [
+        ("vit", {}),
+        ("vit", {"accumulate": 4}),
+        ("vit", {"clean_weight": 1.0}),
+        ("vit", {"grad_checkpointing": True}),
+        ("resnet", {}),
+    ],
+    ids=str,
+)
+def test_the_plan_is_near_the_most_that_is_alive_in_real_steps(
+    tower: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = planned(Settings(tower, steps=2, batch_size=BATCH, attack_steps=2, **given))
+    with Alive() as alive:
+        train_on_noise(
+            tmp_path / "run", blueprint_of(tower), BATCH, OBJECTIVES["clip"], attack_steps=2, steps=2, **given
+        )
+    assert plan.peak == pytest.approx(alive.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tower", ["vit", "resnet", "convnext"])
+def test_fake_tensors_keep_what_real_ones_do(tower: str, dtype: str) -> None:
+    fake = memory.activations(imagined(Settings(tower, 1, 1)), (SIZE, SIZE), dtype, grad_checkpointing=False)
+    real_tower = build_image_tower(blueprint_of(tower).model_cfg).train()
+
+    def real(images: int) -> int:
+        batch = torch.rand(images, 3, SIZE, SIZE)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            return memory.saved_bytes(lambda: real_tower(batch), real_tower)
+
+    assert fake.update == pytest.approx((real(4) - real(2)) / 2, rel=0.02)
+
+
+def test_fsdp_splits_weights_gradients_and_moments_and_processes_share_a_batch() -> None:
+    alone = planned(Settings("resnet", 1, BATCH, attack_steps=2))
+    together = planned(Settings("resnet", 1, BATCH, attack_steps=2), count=4)
+    split = planned(Settings("resnet", 1, BATCH, attack_steps=2), count=4, fsdp=True)
+    for part in ("weights", "moments of AdamW", "average of the weights"):
+        assert together.held[part] == alone.held[part] == 4 * split.held[part]
+    quarter = alone.moments["update"]["activations"] / 4  # but for a buffer or two, which are not of an image
+    assert together.moments["update"]["activations"] == pytest.approx(quarter, rel=0.01)
+    assert together.moments["averaging over GPUs"]["the message"] == 2 * alone.held["weights"]
+    assert split.moments["update"]["gradients"] == alone.held["weights"] / 4
+    assert "averaging over GPUs" not in split.moments
+
+
+def test_the_probe_is_a_whole_batch_in_every_process() -> None:
+    together = planned(Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10), count=4)
+    parts = together.moments
+    assert together.fullest == "probe"
+    assert parts["probe"]["activations"] == pytest.approx(4 * parts["attack"]["activations"], rel=0.01)
+    assert "probe" not in planned(Settings("vit", 1, BATCH, attack_steps=2)).moments
+
+
+def test_logits_grow_with_the_whole_batch_and_local_ones_with_a_part() -> None:
+    small, large = (planned(Settings("vit", 1, size, attack_steps=1), count=2) for size in (64, 128))
+    assert large.moments["update"]["logits"] == 4 * small.moments["update"]["logits"]
+    local = planned(Settings("vit", 1, 64, attack_steps=1, accumulate=2, attack_negatives="local"), count=2)
+    assert local.moments["attack"]["logits"] == small.moments["attack"]["logits"] / 16

@@ -1,0 +1,256 @@
+"""The plan as its caller meets it: flags, faults, the table, the numbers and the command."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+import robustclip
+from robustclip.cli import app
+from robustclip.errors import UsageError
+from robustclip.planning import gpus, report
+from robustclip.planning.estimate import Estimate
+from robustclip.planning.imagined import blueprint
+from robustclip.planning.terms import count_of
+
+CHEAP = {"gpu": "a100", "samples": "128k"}
+
+
+def plan(recipe: str = "emoji", **arguments: Any) -> Estimate:
+    return robustclip.plan(recipe, **(CHEAP | arguments))
+
+
+def shown(estimate: Estimate) -> str:
+    console = Console(width=1000, file=io.StringIO(), record=True)
+    console.print(estimate.table())
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("100M", 10**8),
+        ("5k", 5000),
+        ("1.2B", 1_200_000_000),
+        ("4096", 4096),
+        ("20_000", 20_000),
+        (7, 7),
+        (" 2 m", None),
+    ],
+)
+def test_samples_as_people_write_them(text: object, number: int | None) -> None:
+    if number is None:
+        with pytest.raises(ValueError, match="as in 100M"):
+            count_of(text)
+    else:
+        assert count_of(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "1.5", "1e9", "nan", "9" * 40, "100MB", "١٠M", "1.2345k", "2 m"])
+def test_what_is_no_number_of_samples(text: str) -> None:
+    with pytest.raises(ValueError, match="whole number above 0"):
+        count_of(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("H100", "h100"), ("a100", "a100-80gb"), ("RTX 4090", "rtx4090"), ("here", "here")]
+)
+def test_gpus_by_what_people_call_them(written: str, name: str) -> None:
+    assert gpus.known(written) == name
+
+
+def test_the_table_of_gpus_is_of_plausible_numbers() -> None:
+    for name, gpu in gpus.GPUS.items():
+        assert 1.5 < gpu.half / gpu.single < 40, name
+        assert 10 < gpu.memory < 300, name
+        assert 0.1 < gpu.price < 10, name
+
+
+def test_hours_and_cost_are_what_the_table_says() -> None:
+    found = plan(count=2, mfu=0.5, price=3.0, frozen_statistics=True)
+    assert found.settings.steps == 1000
+    assert found.total_flops == pytest.approx(found.step.total * 1000)
+    expected = found.total_flops / (312e12 * 0.5 * 2) / 3600
+    assert found.hours == pytest.approx(expected)
+    assert found.cost == pytest.approx(expected * 2 * 3.0)
+    assert found.images_per_second == pytest.approx(128 / (expected * 3600 / 1000))
+
+
+def test_captions_are_read_in_float32() -> None:
+    found = plan(objective="clip", mfu=0.5)
+    gpu = gpus.GPUS["a100-80gb"]
+    images = (found.step.total - found.step.captions) / (gpu.half * 0.5e12)
+    assert found.seconds_per_step == pytest.approx(images + found.step.captions / (gpu.single * 0.7e12))
+    assert found.step.captions > 0
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32() -> None:
+    found = plan(gpu="v100")
+    assert found.dtype == "float32"
+    assert found.flops_per_second == pytest.approx(0.7 * 15.7e12)
+
+
+def test_flags_of_the_recipe_change_the_plan() -> None:
+    few, many = plan(attack_steps=1), plan(attack_steps=4)
+    assert many.step.attack == 4 * few.step.attack
+    assert plan(batch_size=256).step.update == 2 * few.step.update
+    assert plan(samples=None, steps=7).settings.samples == 7 * 128
+
+
+def test_an_ablation_is_planned_as_what_it_varies() -> None:
+    found = plan("clipag-linf", samples="1M", count=8)
+    assert found.settings.start == "ViT-B-32:laion2b_s34b_b79k", "a default of the recipe it varies"
+    assert found.settings.evaluate_every == 500
+    assert found.size == (224, 224)
+
+
+@pytest.mark.slow
+def test_grouped_convolutions_are_told() -> None:
+    found = plan("clipag-convnext", samples="1M", count=8)
+    assert found.settings.start == "convnext_base_w:laion2b_s13b_b82k", "what the ablation changes"
+    assert found.size == (256, 256)
+    assert "grouped convolutions" in " ".join(report.assumptions(found))
+
+
+@pytest.mark.slow
+def test_a_tower_far_too_large_is_planned_without_its_weights() -> None:
+    found = plan("clipag-vit-b32", start="ViT-bigG-14:laion2b_s39b_b160k", batch_size=4096, count=8, evaluate_every=0)
+    assert found.parameters > 1.8e9
+    assert not found.fits
+    assert found.enough_accumulation is not None
+    assert f"--accumulate {found.enough_accumulation} would" in shown(found)
+    again = plan(
+        "clipag-vit-b32",
+        start="ViT-bigG-14:laion2b_s39b_b160k",
+        batch_size=4096,
+        count=8,
+        evaluate_every=0,
+        accumulate=found.enough_accumulation,
+    )
+    assert again.fits
+    assert again.step.recomputed > 0
+
+
+def test_the_table_says_what_is_assumed_and_how_to_run_it() -> None:
+    found = plan(count=2, attack_steps=3, frozen_statistics=True)
+    text = shown(found)
+    for sentence in report.assumptions(found):
+        assert sentence in text.replace("\n", " ")
+    assert "indicative" in text
+    assert gpus.PRICES_OF in text
+    assert found.command in text
+
+
+def test_the_command_is_one_that_the_command_line_takes() -> None:
+    found = plan(count=16, attack_steps=3, frozen_statistics=True, batch_size=256, name="a-name")
+    words = shlex.split(found.command)
+    launcher, run = words[: words.index("-m")], words[words.index("robustclip") + 1 :]
+    assert launcher[:4] == ["accelerate", "launch", "--num_processes", "16"]
+    assert launcher[launcher.index("--num_machines") + 1] == "2"
+    context = app.make_context("robustclip", run[:1], resilient_parsing=True)
+    group = app.get_command(context, "robustify")
+    command = group.get_command(context, run[1])  # type: ignore[attr-defined]
+    bound = command.make_context(run[1], run[2:]).params["arguments"]
+    assert bound["steps"] == found.settings.steps == 500
+    assert (bound["attack_steps"], bound["frozen_statistics"], bound["name"]) == (3, True, "a-name")
+
+
+def test_json_holds_every_number(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    flags = ["--gpu", "l40s", "--samples", "1M", "--json", str(file)]
+    done = CliRunner().invoke(app, ["plan", "emoji", *flags], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "time of the run" in done.stdout
+    numbers = json.loads(file.read_text())
+    assert numbers["settings"]["steps"] == 7813
+    assert numbers["memory"]["peak"] == pytest.approx(
+        sum(numbers["memory"]["held"].values())
+        + sum(numbers["memory"]["moments"][numbers["memory"]["fullest"]].values())
+    )
+    for name in ("total_flops", "hours", "cost", "fits", "command", "assumptions"):
+        assert numbers[name] is not None
+
+
+def test_here_a_step_is_measured() -> None:
+    found = plan(gpu="here", device="cpu", dtype="float32", batch_size=4, samples="4k", attack_steps=1)
+    assert found.measured is not None
+    assert found.measured.images == 4
+    assert found.flops_per_second == found.measured.flops_per_second > 1e8
+    assert found.cost is None
+    assert "Measured here: 4 images a step on cpu" in shown(found)
+    assert (
+        plan(gpu="here", device="cpu", dtype="float32", batch_size=4, samples="4k", attack_steps=1, price=0.5).cost
+        is not None
+    )
+
+
+def test_all_faults_come_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(gpu="h1000", samples="many", count=0, mfu=1.5, attack_steps=-1, stpes=3)
+    said = str(caught.value)
+    for fault in ("6 faults", "gpu= 'h1000'", "h100", "samples= 'many'", "count= 0", "mfu= 1.5", "attack_steps= -1"):
+        assert fault in said
+    assert "stpes=: unknown argument" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quick": True}, "nothing to plan"),
+        ({"fsdp": True}, "give --count 2 or more"),
+        ({"gpu": "t4", "dtype": "bfloat16"}, "does not compute in it"),
+        ({"dtype": "float16"}, "auto, bfloat16 or float32"),
+        ({"count": 3, "frozen_statistics": True}, "128 is that of all 3 processes together"),
+        ({"count": 2}, "--frozen-statistics"),
+        ({"accumulate": 2}, "--frozen-statistics"),
+        ({"start": "hf-hub:some/model"}, "cannot be known without fetching"),
+        ({"start": "nowhere"}, "cannot be known without fetching"),
+        ({"start": "ViT-B-32:nothing"}, "it has ViT-B-32:openai"),
+        ({"start": "ViT-Z-32:openai"}, "no architecture 'ViT-Z-32'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_planned_says_why(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(**arguments)
+
+
+def test_a_recipe_without_a_start_says_what_is_missing() -> None:
+    with pytest.raises(UsageError, match="--start"):
+        plan("pretrain/emoji-vanilla")
+    assert plan("pretrain/emoji-vanilla", start="emoji-vanilla").step.attack == 0
+
+
+def test_a_checkpoint_is_planned_by_its_architecture() -> None:
+    assert blueprint("gone.pt", "ViT-B-32").size == (224, 224)
+    assert blueprint("ViT-B-32:openai").width == 512
+    assert blueprint("emoji-robust").size == (64, 64)
+
+
+def test_the_help_shows_both_kinds_of_flags() -> None:
+    text = CliRunner().invoke(app, ["plan", "clipag-vit-b32", "--help"]).stdout
+    for flag in ("--gpu", "--count", "--samples", "--mfu", "--price", "--fsdp", "--attack-steps", "--accumulate"):
+        assert flag in text
+
+
+def test_listing_recipes_to_plan_needs_no_torch() -> None:
+    import subprocess
+
+    code = (
+        "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
+        "from robustclip.cli import main; main(['plan', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "clipag-vit-b32" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+    assert torch.backends.mha.get_fastpath_enabled()

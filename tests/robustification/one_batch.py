@@ -1,0 +1,88 @@
+"""One update's attack and gradients on a batch of 16, by as many processes as the environment says.
+
+    python one_batch.py TOWER OBJECTIVE PARTS FOLDER
+
+Every process takes its rows of the same batch and writes its adversarial images, the loss, and the gradients.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustclip import distributed
+from robustclip.data.batch import Batch
+from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.openclip import build_image_tower
+from robustclip.referees.toy import ToyText, toy_referee
+from robustclip.rng import generator
+from robustclip.robustification.adversarial import AdversarialGradients
+from robustclip.robustification.losses import Objective, clip, siglip, text_bank
+from robustclip.robustification.towers import ready_to_train
+from robustclip.threat import ThreatModel
+
+BATCH, SIZE, WIDTH = 16, 32, 16
+TOWERS = {
+    "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
+    "resnet": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
+}
+
+
+def referee(tower: str) -> TwoTower:
+    """A small tower of open_clip, or the toy, in float64, beside a text tower without meaning."""
+    toy = toy_referee(SIZE, WIDTH)
+    if tower == "toy":
+        return toy.double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image_tower = build_image_tower({"embed_dim": WIDTH, "vision_cfg": TOWERS[tower]})
+    return TwoTower(image_tower, ToyText(WIDTH), toy.preprocess, card=toy.card).double()
+
+
+def objective(name: str) -> Objective:
+    if name == "clip":
+        return clip(10.0)
+    if name == "siglip":
+        return siglip(10.0, -3.0)
+    return text_bank(10.0, unit(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(3))), torch.arange(12))
+
+
+def batch(rows: slice) -> Batch:
+    """Rows of the one batch; two of its pairs show the same concept."""
+    images = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator(0, "images"), dtype=torch.float64)
+    captions = [f"thing {number % 12}" for number in range(BATCH)]
+    ids = [f"sample {number}" for number in range(BATCH)]
+    return Batch(images[rows], captions[rows], (torch.arange(BATCH) % 12)[rows], ids[rows])
+
+
+def one_update(tower: str, loss: str, parts: int, negatives: str = "gathered") -> dict[str, Tensor]:
+    """Adversarial images of this process's rows, the batch's loss, and the gradients of all weights."""
+    judge = referee(tower)
+    ready_to_train(
+        judge.image_tower, frozen_statistics=True, grad_checkpointing=False, accumulate=parts, channels_last=False
+    )
+    share = BATCH // distributed.count()
+    own = batch(slice(distributed.rank() * share, (distributed.rank() + 1) * share))
+    gradients = AdversarialGradients(
+        tower=judge.image_tower,
+        embed=lambda images: unit(judge.image_tower(judge.preprocess(images))),
+        objective=objective(loss),
+        threat=ThreatModel("l2", 0.5, SIZE),
+        attack_steps=3,
+        clean_weight=0.5,
+        accumulate=parts,
+        attack_negatives=negatives,  # type: ignore[arg-type]
+    )
+    images, value = gradients(7, own, judge.embed_texts(own.captions))
+    named = judge.image_tower.named_parameters()
+    return {"images": images, "loss": value, **{name: p.grad for name, p in named if p.grad is not None}}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tower, loss, parts, folder = sys.argv[1:]
+    save_file(one_update(tower, loss, int(parts)), Path(folder) / f"rank{distributed.rank()}.safetensors")

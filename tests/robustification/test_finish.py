@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.toy import toy_referee
+from robustclip.robustification import checkpoint
+from robustclip.robustification.finish import referee_at, save_trained
+from robustclip.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose best weights (seed 1) are not those of its end (seed 2)."""
+    run = Run.create(tmp_path / "run", recipe="toy", arguments={"steps": 3})
+    checkpoint.save_best(run.checkpoints, 2, {"ema": toy_referee(seed=1).image_tower.state_dict(), "best": 0.5})
+    save_trained(toy_referee(seed=2), run, name="toy", threat=None, started_from=None, samples=6)
+    return run
+
+
+def test_the_last_weights_and_the_best(run: Run) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    last, best = referee_at(run.folder, "last"), referee_at(run.folder, "best")
+    assert torch.equal(last.embed_images(images), toy_referee(seed=2).embed_images(images))
+    assert torch.equal(best.embed_images(images), toy_referee(seed=1).embed_images(images))
+    assert best.card.provenance["checkpoint"] == {"which": "best", "step": 2, "accuracy": 0.5}
+    assert "checkpoint" not in last.card.provenance
+    assert best.card.weights == {}, "the hashes were of the last weights"
+
+
+def test_a_run_without_a_best_checkpoint(run: Run) -> None:
+    (run.checkpoints / "best-00000002.pt").unlink()
+    with pytest.raises(UsageError, match=r"kept no best checkpoint: .* use --checkpoint last"):
+        referee_at(run.folder, "best")
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe="toy", arguments={})
+    run.fail("as told")
+    with pytest.raises(UsageError, match=r"holds no trained referee \(the run is failed\).*--resume"):
+        referee_at(run.folder, "best")
+
+
+def test_a_checkpoint_of_another_tower(run: Run) -> None:
+    checkpoint.save_best(run.checkpoints, 2, {"ema": {"weight": torch.zeros(1)}})
+    with pytest.raises(RunError, match=r"best-00000002\.pt does not hold the tower that .*referee describes"):
+        referee_at(run.folder, "best")

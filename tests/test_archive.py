@@ -1,0 +1,196 @@
+"""Runs on the disk: what a list says of each, what `show` shows, and what `clean` removes and never touches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from robustclip import archive
+from robustclip.cli import app
+from robustclip.errors import UsageError
+from robustclip.processes import this_process
+from robustclip.runs import Run
+
+
+def make(name: str, status: str = "finished", steps: int = 3, home: str = "runs") -> Run:
+    """A run's folder as training leaves it: metrics, two checkpoints and the best one, a referee."""
+    run = Run.create(Path(home) / name, recipe="emoji", arguments={"steps": 1500, "seed": 1})
+    run.note(steps=10)
+    for step in range(1, steps + 1):
+        run.log(step, loss=4.0 / step, clean_accuracy=step / 10)
+    run.checkpoints.mkdir()
+    for file in ("checkpoint-00000002.pt", "checkpoint-00000003.pt", "best-00000002.pt"):
+        (run.checkpoints / file).write_bytes(bytes(1000))
+    (run.folder / "referee").mkdir()
+    (run.folder / "referee" / "card.json").write_text("{}")
+    match status:
+        case "finished":
+            run.finish({"loss": 4.0 / steps})
+        case "running":
+            pass
+        case "killed":
+            run.record["process"]["born"] -= 60
+            run.note()
+        case "elsewhere":
+            run.record["process"] = this_process() | {"host": "node7"}
+            run.note()
+        case _:
+            run.fail("as told", status)  # type: ignore[arg-type]
+    return run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(app, ["runs", *words, "--json", "out.json"])
+
+
+def written() -> Any:
+    return json.loads(Path("out.json").read_text())
+
+
+def files(run: Run) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+ALL = ["best-00000002.pt", "checkpoint-00000002.pt", "checkpoint-00000003.pt"]
+
+
+def test_a_line_for_each_run() -> None:
+    for status in ("finished", "killed", "running", "interrupted", "failed"):
+        make(f"a-{status}", status)
+    (Path("runs") / "notes").mkdir()
+    (Path("runs") / "broken").mkdir()
+    (Path("runs") / "broken" / "run.json").write_text('{"recipe": ')
+    shown = command("list")
+    assert shown.exit_code == 0, shown.exception
+    lines = {line.split()[0]: " ".join(line.split()) for line in shown.stdout.splitlines()}
+    assert set(lines) == {"run", "a-finished", "a-killed", "a-running", "a-interrupted", "a-failed", "broken"}
+    assert lines["a-killed"].startswith("a-killed emoji killed 3/10 1.333 ")
+    assert lines["a-killed"].endswith("kB")
+    assert "unreadable" in lines["broken"]
+    (killed,) = [run for run in written() if run["name"] == "a-killed"]
+    assert (killed["status"], killed["step"], killed["steps"], killed["loss"]) == ("killed", 3, 10, 4 / 3)
+    assert killed["size"] == sum(path.stat().st_size for path in Path("runs/a-killed").rglob("*") if path.is_file())
+
+
+def test_metrics_that_are_not_readable_do_not_hide_the_other_runs() -> None:
+    make("good")
+    (make("odd").folder / "metrics.jsonl").write_text("loss\n")
+    assert {run.name: run.status for run in archive.list_runs()} == {"good": "finished", "odd": "unreadable"}
+
+
+def test_no_runs_are_no_fault() -> None:
+    assert command("list").exit_code == 0
+    assert written() == []
+    assert command("clean").exit_code == 0
+
+
+def test_a_run_is_shown() -> None:
+    run = make("emoji-1", "killed", steps=100)
+    run.warn("overfits")
+    shown = command("show", "emoji-1").stdout
+    assert "runs/emoji-1: emoji, killed" in shown
+    assert "to go on: robustclip robustify emoji --resume runs/emoji-1" in shown
+    assert "  steps: 1500\n" in shown
+    (curve,) = [line for line in shown.splitlines() if line.startswith("  loss")]
+    assert curve.split()[1] == "█▃▂▂▂▂" + "▁" * 34
+    assert curve.endswith("4 to 0.04")
+    assert "warning: overfits" in shown
+    assert written()["status"] == "killed"
+    assert len(written()["metrics"]) == 100
+
+
+def test_a_run_of_another_folder() -> None:
+    make("emoji-1", home="elsewhere")
+    assert "emoji, finished" in command("show", "emoji-1", "--folder", "elsewhere").stdout
+
+
+@pytest.mark.parametrize("name", ["../runs/emoji-1", "runs/emoji-1", "..", ".", "", "emoji-1/", "/tmp", "a\\b"])
+@pytest.mark.parametrize("verb", ["show", "clean"])
+def test_a_name_never_leads_out_of_the_folder(verb: str, name: str) -> None:
+    run = make("emoji-1")
+    result = command(verb, name, *(["--whole"] if verb == "clean" else []))
+    assert isinstance(result.exception, UsageError)
+    assert "is not a run's name, but a path: give the name in runs/ alone, or --folder DIR" in str(result.exception)
+    assert files(run) == ALL
+
+
+def test_a_run_that_is_not_there() -> None:
+    make("emoji-1")
+    with pytest.raises(UsageError, match="there is no run 'emoji-2' in runs/: there are emoji-1"):
+        archive.show("emoji-2")
+
+
+def test_checkpoints_of_finished_runs_go_and_all_else_stays() -> None:
+    runs = {status: make(status, status) for status in ("finished", "killed", "running", "interrupted", "elsewhere")}
+    (runs["finished"].checkpoints / ".checkpoint-00000004.pt.1a2b3c4d.tmp").write_bytes(bytes(500))
+    before = {path for path in Path("runs/finished").rglob("*") if path.is_file()}
+    said = command("clean", "--dry-run").stdout
+    assert said == "finished: would remove 3 checkpoints\nwould free 2.5 kB\n"
+    assert {path for path in Path("runs/finished").rglob("*") if path.is_file()} == before
+    said = command("clean").stdout
+    assert said == "finished: removed 3 checkpoints\nfreed 2.5 kB\n"
+    assert written()["bytes"] == 2500
+    assert files(runs.pop("finished")) == ["best-00000002.pt"]
+    assert {path.name for path in before - set(Path("runs/finished").rglob("*"))} == {
+        ".checkpoint-00000004.pt.1a2b3c4d.tmp",
+        "checkpoint-00000002.pt",
+        "checkpoint-00000003.pt",
+    }
+    assert all(files(run) == ALL for run in runs.values())
+    assert command("clean", "--best").stdout == "finished: removed 1 checkpoint\nfreed 1.0 kB\n"
+
+
+def test_named_runs_are_refused_where_they_still_need_what_they_have() -> None:
+    runs = [make(status, status) for status in ("finished", "killed", "running", "elsewhere")]
+    result = command("clean", "finished", "killed", "running", "elsewhere", "none")
+    told = str(result.exception)
+    assert "4 faults in the call of runs clean, which removed nothing" in told
+    assert "runs/killed is killed and needs its checkpoints to go on (robustclip robustify emoji --resume" in told
+    assert "runs/running is running: stop it first" in told
+    assert "runs/elsewhere is running, or was when it was last seen (on node7): stop it first" in told
+    assert "there is no run 'none'" in told
+    assert all(files(run) == ALL for run in runs)
+
+
+def test_whole_runs_go_by_name_only() -> None:
+    killed, running = make("killed", "killed"), make("running", "running")
+    assert "--whole removes the runs that you name" in str(command("clean", "--whole").exception)
+    assert "runs/running is running" in str(command("clean", "running", "--whole").exception)
+    assert running.folder.exists()
+    assert command("clean", "killed", "--whole", "--dry-run").stdout.startswith("killed: would remove all of it\n")
+    assert killed.folder.exists()
+    assert command("clean", "killed", "--whole").stdout.startswith("killed: removed all of it\nfreed ")
+    assert not killed.folder.exists()
+
+
+def test_links_are_not_followed() -> None:
+    other = make("other", home="elsewhere")
+    Path("runs").mkdir()
+    Path("runs/link").symlink_to(other.folder.resolve(), target_is_directory=True)
+    assert archive.clean().files == {}
+    for flags in ([], ["--whole"]):
+        assert "runs/link is a link" in str(command("clean", "link", *flags).exception)
+    mine = make("mine")
+    for path in mine.checkpoints.iterdir():
+        path.unlink()
+    mine.checkpoints.rmdir()
+    mine.checkpoints.symlink_to(other.checkpoints.resolve(), target_is_directory=True)
+    assert archive.clean(["mine"]).files == {}
+    assert files(other) == ALL
+
+
+def test_a_finished_run_that_was_cleaned_does_not_begin_again() -> None:
+    run = make("emoji-1")
+    archive.clean(["emoji-1"], best=True)
+    with pytest.raises(UsageError, match="is finished and has no checkpoints any more: start a new run"):
+        Run.start(None, run.folder, recipe="emoji", arguments={})

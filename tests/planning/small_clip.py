@@ -21,7 +21,8 @@ from robustclip.threat import ThreatModel
 SIZE, WIDTH, BANK = 32, 16, 24
 TEXT = {"context_length": 20, "vocab_size": 256, "width": 32, "heads": 2, "layers": 2}
 TOWERS: dict[str, dict[str, Any]] = {
-    "vit": {"layers": 6, "width": 64, "head_width": 16, "patch_size": 8, "image_size": SIZE},
+    "vit": {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
+    "deep": {"layers": 6, "width": 64, "head_width": 16, "patch_size": 8, "image_size": SIZE},
     "resnet": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
     "convnext": {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
 }

@@ -67,10 +67,10 @@ def planned(settings: Settings, count: int = 1, *, fsdp: bool = False) -> Memory
 @pytest.mark.parametrize(
     ("tower", "given"),
     [
-        ("vit", {}),
-        ("vit", {"accumulate": 4}),
-        ("vit", {"clean_weight": 1.0}),
-        ("vit", {"grad_checkpointing": True}),
+        ("deep", {}),
+        ("deep", {"accumulate": 4}),
+        ("deep", {"clean_weight": 1.0}),
+        ("deep", {"grad_checkpointing": True}),
         ("resnet", {}),
     ],
     ids=str,

@@ -221,8 +221,11 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(
         json.dumps({"recipe": "emoji", "status": "failed", "arguments": {}, "started": "2025-01-31"})
     )
-    with pytest.raises(UsageError, match=r"holds no trained referee \(the run is failed\): .*finish or resume it"):
+    told = r"holds no trained referee \(the run is failed\): .*let the run finish, or go on with it"
+    with pytest.raises(UsageError, match=told):
         export(tmp_path, name="mine")
+    with pytest.raises(UsageError, match="--checkpoint best is for a run's folder"):
+        export(toy_referee(), name="mine", checkpoint="best")
 
 
 def test_a_failed_export_leaves_nothing(plain_clip: TwoTower, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from robustclip.errors import RunError, UsageError
+from robustclip.referees.registry import load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification import checkpoint
+from robustclip.robustification.export import export
 from robustclip.robustification.finish import referee_at, save_trained
 from robustclip.runs import Run
 
@@ -48,3 +50,10 @@ def test_a_checkpoint_of_another_tower(run: Run) -> None:
     checkpoint.save_best(run.checkpoints, 2, {"ema": {"weight": torch.zeros(1)}})
     with pytest.raises(RunError, match=r"best-00000002\.pt does not hold the tower that .*referee describes"):
         referee_at(run.folder, "best")
+
+
+def test_an_export_takes_either(run: Run, tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    for which, seed in (("last", 2), ("best", 1)):
+        folder = export(run.folder, name="mine", to=tmp_path / which, checkpoint=which, register=False)  # type: ignore[arg-type]
+        assert torch.equal(load_referee(folder).embed_images(images), toy_referee(seed=seed).embed_images(images))

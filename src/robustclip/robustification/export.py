@@ -17,9 +17,9 @@ from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder
-from robustclip.robustification.finish import REFEREE
+from robustclip.robustification.finish import REFEREE, Which, referee_at
 from robustclip.robustification.formats import FORMATS, FormatName
-from robustclip.runs import RECORD, Run
+from robustclip.runs import RECORD
 from robustclip.signatures import raise_faults, unknown
 
 
@@ -29,6 +29,7 @@ def export(
     name: Annotated[str, "what the referee will be called"],
     to: Annotated[Path | None, "the folder to write; else one in the registry"] = None,
     format: Annotated[FormatName, "which library will load it"] = "open_clip",
+    checkpoint: Annotated[Which, "of a run: its end, or its best accuracy on the probe under attack"] = "last",
     half: Annotated[bool, "round weights to float16"] = False,
     register: Annotated[bool, "let load_referee find it by name, not by its folder only"] = True,
     push: Annotated[str | None, "upload it to the Hugging Face hub as ORG/NAME"] = None,
@@ -73,7 +74,7 @@ def export(
     check_writable(target, folder=True)
     if target.exists():
         raise UsageError(f"{target} exists: give another folder with --to, or remove it (rm -r {target})")
-    referee = kind.convert(_given(run))
+    referee = kind.convert(_given(run, checkpoint))
     card = _card(referee.card, name, half=half)
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -110,21 +111,18 @@ def faults(to: Path | None, format: FormatName, register: bool, push: str | None
             yield found
 
 
-def _given(run: Path | TwoTower) -> TwoTower:
+def _given(run: Path | TwoTower, which: Which) -> TwoTower:
     """The referee to export: of a run, or whatever load_referee knows. Raises UsageError where there is none."""
+    folder = None if isinstance(run, TwoTower) or registry.find(str(run)) else Path(run)
+    if folder is not None and (folder / RECORD).is_file():
+        return referee_at(folder, which)
+    if which == "best":
+        raise UsageError("--checkpoint best is for a run's folder: leave it out for what is a referee already")
     if isinstance(run, TwoTower):
         return run
-    folder = Path(run)
-    if registry.find(str(run)) or (folder / CARD_FILE).is_file():
-        return registry.load_referee(run)
-    if (folder / REFEREE / CARD_FILE).is_file():
+    if folder is not None and (folder / REFEREE / CARD_FILE).is_file():
         return load_referee_folder(folder / REFEREE)
-    if (folder / RECORD).is_file():
-        raise UsageError(
-            f"{folder} holds no trained referee (the run is {Run.open(folder).status}): it is written at "
-            f"{folder / REFEREE} when a run ends; let the run finish or resume it"
-        )
-    if not folder.exists() and ":" not in str(run):
+    if folder is not None and not folder.exists() and ":" not in str(run):
         raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
     return registry.load_referee(run)
 

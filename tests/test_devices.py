@@ -39,7 +39,7 @@ def test_named_dtypes_are_taken_at_their_word() -> None:
 def test_auto_is_bfloat16_on_cuda_that_can(
     monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
     assert pick_dtype("auto", "cuda") == expected
 
 

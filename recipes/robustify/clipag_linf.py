@@ -30,6 +30,7 @@ def recipe(
     accumulate: PositiveInt = 1,
     grad_checkpointing: bool = False,
     max_skipped: Share | None = None,
+    allow_commands: bool = False,
     workers: NonNegativeInt = 4,
     resume: ResumeFrom | None = None,
     device: str = "auto",

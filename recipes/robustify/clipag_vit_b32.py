@@ -27,7 +27,7 @@ def recipe(
     cc12m: Annotated[str | None, "shards of CC12M"] = None,
     laion: Annotated[str | None, "shards of LAION-400M"] = None,
     mix: Annotated[Mix, "the reading of the paper: by size with LAION reduced, or each source equally"] = "equal",
-    laion_share: Annotated[PositiveFloat, "what --mix concatenated keeps of LAION"] = 0.03,
+    laion_share: Annotated[Share, "what --mix concatenated keeps of LAION"] = 0.03,
     start: Annotated[str, "the CLIP to fine-tune"] = "ViT-B-32:laion2b_s34b_b79k",
     architecture: Annotated[str | None, "open_clip's name, where --start is a checkpoint file"] = None,
     quick_gelu: Annotated[bool | None, "the activation of such a checkpoint"] = None,
@@ -47,6 +47,7 @@ def recipe(
     frozen_statistics: bool = False,
     grad_checkpointing: bool = False,
     max_skipped: Annotated[Share | None, "stop when more of the samples than this share cannot be used"] = None,
+    allow_commands: Annotated[bool, "let shards be commands, pipe:COMMAND, which are run as they stand"] = False,
     workers: NonNegativeInt = 4,
     channels_last: bool = False,
     compile: bool = False,
@@ -80,9 +81,10 @@ def recipe(
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
     sources = [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
-    mixture = partial(mixed, sources, mix, laion_share, batch_size, referee.image_size)
-    data = mixture(seed, workers, place=distributed.place(), max_skipped=max_skipped)
-    probe = next(mixture(seed + 1, workers=0).batches())
+    settings = (sources, mix, laion_share, batch_size, referee.image_size)
+    mixture = partial(mixed, *settings, allow_commands=allow_commands)
+    data = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
+    probe = next(mixture(seed=seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)
     bias = referee.logit_bias
     run = Run.start(out, resume, recipe="clipag-vit-b32", arguments=arguments)

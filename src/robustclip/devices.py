@@ -64,7 +64,7 @@ def pick_dtype(
     if name != "auto":
         raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(known)}")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu" and step is not None:
         return measure_dtype(step, device)
     return torch.float32

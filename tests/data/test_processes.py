@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -104,10 +105,31 @@ def test_fewer_samples_than_processes_go_round_in_turn(here) -> None:
     assert all(next(Mixture([source]).stream(0, Place(rank, 4))).id == "single/line-2" for rank in range(4))
 
 
+def test_a_share_that_is_one_bad_sample_is_no_bad_source(here) -> None:
+    table = here / "bad.csv"
+    for second, bad in (("pets/dog/1.jpg", False), ("gone.jpg", True)):
+        table.write_text(f"path,caption\n{second},good or gone\nmissing.jpg,bad\n")
+        for seed in range(3):
+            loader = Loader(
+                Mixture([open_source(str(table))]), Preparation(8), batch_size=4, seed=seed, place=Place(1, 2)
+            )
+            with pytest.raises(RunError, match="none of the samples of bad can be used") if bad else nullcontext():
+                list(islice(loader.batches(), 30))
+
+
 def test_an_empty_source_is_still_told(tmp_path, write_tar) -> None:
     write_tar(tmp_path / "0.tar", [])
     with pytest.raises(RunError, match="holds no samples"):
         next(Mixture([ShardSource(tmp_path)]).stream(0, Place(1, 4)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sources_of_each_process_end_together(tmp_path, seed: int) -> None:
+    for name, count in (("a", 1000), ("b", 3000)):
+        (tmp_path / f"{name}.csv").write_text("path,caption\n" + "x.jpg,a caption\n" * count)
+    stream = Mixture([open_source(str(tmp_path / name)) for name in ("a.csv", "b.csv")]).stream(seed, Place(1, 4))
+    last = list(islice(stream, 1000))[-30:]
+    assert {sample.source for sample in last} == {"a", "b"}
 
 
 def test_two_processes_with_two_workers_each_meet_every_sample_once(here) -> None:

@@ -96,6 +96,14 @@ def test_a_resumed_run_can_be_resumed(here) -> None:
         position = part[-1].position
 
 
+def test_a_size_that_is_estimated_otherwise_later_changes_nothing(here) -> None:
+    whole = list(islice(loader(here, *SOURCES).batches(), 12))
+    (here / "packed_stats.json").write_text('{"successes": 500}')
+    again = list(islice(loader(here, *SOURCES).batches(2, whole[1].position), 10))
+    assert all(map(same, again, whole[2:]))
+    assert not all(map(same, islice(loader(here, *SOURCES).batches(), 12), whole))
+
+
 def test_without_a_position_the_way_is_gone_again(here) -> None:
     source = loader(here, *SOURCES)
     whole = list(islice(source.batches(), 9))

@@ -78,6 +78,18 @@ def test_a_command_is_never_run(here) -> None:
     assert not (here / "made").exists()
 
 
+def test_a_command_that_is_allowed_is_read(here) -> None:
+    data = open_data("pipe:cat cc3m/0000{0..1}.tar", batch_size=20, size=8, allow_commands=True)
+    assert len(set(next(data.batches()).ids)) == 20
+    with pytest.raises(UsageError, match="not known before its commands are run: give --data-weights equal"):
+        open_data("pipe:cat cc3m/00000.tar::pairs.csv", batch_size=20, size=8, allow_commands=True).batches()
+
+
+def test_shares_must_fit_the_sources(here) -> None:
+    with pytest.raises(UsageError, match="3 shares for 2 sources"):
+        open_data("cc3m::pairs.csv", batch_size=20, size=8, shares=[1, 1, 0.5])
+
+
 def test_weights_are_parsed() -> None:
     assert [parse_weights(text) for text in ("size", "equal", "1, 1,2.5")] == ["size", "equal", [1, 1, 2.5]]
     assert parse_weights([1, 2]) == [1, 2]

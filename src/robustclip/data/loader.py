@@ -24,7 +24,7 @@ from robustclip.data.stream import Drawn
 from robustclip.errors import RunError, UsageError
 
 CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
-JUDGED_FROM = 100  # samples, before `max_skipped` is held against them
+JUDGED_FROM = 100  # samples, before their faults are held against a source
 USABLE = "usable"
 
 Chunk = tuple[list[Sample], dict[str, Any]]  # with the state of the stream before it
@@ -136,7 +136,8 @@ class Loader:
 
     def _usable(self, pair: Pair) -> bool:
         counts = self.met.setdefault(pair.source, Counter())
-        if pair.epoch >= self.place.world_size and not counts[USABLE]:
+        judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
+        if pair.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
             raise RunError(f"empty data: none of the samples of {pair.source} can be used ({kinds})")
         if pair.fault is None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from robustclip import distributed
@@ -36,6 +36,8 @@ def recipe(
     checkpoint_every: PositiveInt = 4,
     keep: PositiveInt = 2,
     frozen_statistics: bool = False,
+    accumulate: PositiveInt = 1,
+    dropout: NonNegativeFloat = 0.1,
     resume: ResumeFrom | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -45,7 +47,7 @@ def recipe(
 ) -> dict[str, Any]:
     """Train a toy."""
     arguments = dict(locals())
-    referee = toy_with_memory(seed).to(pick_device(device))
+    referee = toy_with_memory(seed, dropout).to(pick_device(device))
     drawings = EmojiBatches("judge-heldback", batch_size=batch_size, seed=seed, place=distributed.place())
     source: BatchSource = drawings
     if data == "shards":
@@ -78,6 +80,7 @@ def recipe(
             checkpoint_every=checkpoint_every,
             keep=keep,
             frozen_statistics=frozen_statistics,
+            accumulate=accumulate,
             log_every=1,
             resume=resume is not None,
             seed=seed,
@@ -86,12 +89,12 @@ def recipe(
         return save_trained(referee, run, name="toy", threat=threat, started_from=None, samples=samples)
 
 
-def toy_with_memory(seed: int) -> TwoTower:
+def toy_with_memory(seed: int, dropout: float) -> TwoTower:
     """A toy whose tower keeps batch statistics and drops units, large enough that writing it takes a moment."""
     referee = toy_referee(SIZE, seed=seed)
     first, *rest, last = referee.image_tower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wide = [nn.Linear(last.in_features, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, last.out_features)]
+        wide = [nn.Linear(last.in_features, 256), nn.GELU(), nn.Dropout(dropout), nn.Linear(256, last.out_features)]
     referee.image_tower = nn.Sequential(first, nn.BatchNorm2d(first.out_channels), *rest, *wide)
     return referee

@@ -20,10 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from robustclip import resuming, signatures
+from robustclip import signatures
 from robustclip.errors import RunError, UsageError
 from robustclip.files import is_file
-from robustclip.runs import called_as
 from robustclip.signatures import Pairs, Parameter, as_keyword
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
@@ -99,6 +98,8 @@ class Recipe:
     def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
         """The recipe's function, whose runs know under which name they were asked for, and the file's `faults` where
         it has one."""
+        from robustclip.runs import called_as  # here, so that --help needs no more than the recipes' names
+
         function = self.function
 
         @wraps(function)
@@ -115,6 +116,8 @@ class Recipe:
 
         `spell` writes a parameter's name as the caller would.
         """
+        from robustclip import resuming
+
         function, pairs = self.load()
         known = {parameter.name: parameter for parameter in signatures.parameters(function)}
         try:

@@ -133,10 +133,11 @@ def chosen_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, resum
     found = run.record.get("notes", {}).get("dtype")
     if dtype == "auto" and resume and found:
         dtype = str(found)
-    device = referee.device
-    pixels = torch.rand(MEASURED_ON, 3, *referee.image_size, device=device, generator=torch.Generator(device))
-    step = forward_backward(referee.image_tower, pixels)
-    chosen: torch.dtype = distributed.broadcast(pick_dtype(dtype, device, step, exact=True))
+    device, measured = referee.device, None
+    if dtype == "auto":
+        pixels = torch.rand(MEASURED_ON, 3, *referee.image_size, device=device, generator=torch.Generator(device))
+        measured = forward_backward(referee.image_tower, pixels)
+    chosen: torch.dtype = distributed.broadcast(pick_dtype(dtype, device, measured, exact=True))
     if chosen == torch.float16:
         raise UsageError(
             "training in float16 would lose the gradients of the attack, which underflow there: use --dtype bfloat16"

@@ -16,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from robustclip import recipes
 from robustclip.data.decoding import Preparation
 from robustclip.data.loader import JUDGED_FROM, Loader
 from robustclip.data.mixture import Mixture
 from robustclip.data.sources import open_data, open_source
 from robustclip.errors import RunError, UsageError
+from robustclip.runs import Run
 
 GOOD = 19  # of 20
 
@@ -126,6 +128,28 @@ def test_a_run_over_garbage_completes_and_counts_it_by_kind(spoilt, garbage, exp
     list(islice(source.batches(), 3 * count // 50))
     assert set(source.faults) == set(expected)
     assert all(line.split(" skipped: ")[1].split(" (")[0] in expected for line in source.report().splitlines())
+
+
+@pytest.mark.slow
+def test_a_recipe_over_garbage_ends_with_its_counts_and_above_the_share_with_an_error(spoilt, expected) -> None:
+    out = spoilt.parent / "run"
+    call = {
+        "quick": True,
+        "device": "cpu",
+        "dtype": "float32",
+        **dict.fromkeys(("sbu", "cc3m", "cc12m", "laion"), str(spoilt)),
+    }
+    numbers = recipes.run("clipag-vit-b32", "robustify", {**call, "out": out / "whole"})
+    record = Run.open(out / "whole").record
+    assert record["status"] == "finished"
+    assert numbers["loss"] > 0
+    skipped = record["notes"]["skipped_samples"]
+    assert 10 < sum(skipped.values()) < 100  # of more than 640
+    assert set(skipped) <= set(expected)
+    assert any(told.startswith("skipped samples: ") for told in record["warnings"])
+    with pytest.raises(RunError, match=r"more than the 1\.0% that --max-skipped allows"):
+        recipes.run("clipag-vit-b32", "robustify", {**call, "max_skipped": 0.01, "out": out / "stopped"})
+    assert Run.open(out / "stopped").status == "failed"
 
 
 def test_each_piece_of_garbage_is_of_its_kind(tmp_path, garbage, write_shard) -> None:

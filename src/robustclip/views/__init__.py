@@ -1,0 +1,37 @@
+"""Views augment: image -> image functions whose random numbers come from one generator a picture."""
+
+from __future__ import annotations
+
+from robustclip.views.boxes import Cutout, Erasing
+from robustclip.views.colour import Brightness, Colour, Contrast, Saturation
+from robustclip.views.crops import RandomCrop, RandomResizedCrop, Rescale
+from robustclip.views.draws import Draws
+from robustclip.views.noise import Clamp, GaussianNoise, UniformNoise
+from robustclip.views.policies import diffaug, nudges
+from robustclip.views.shifts import Jitter, Translation
+from robustclip.views.views import View, Views
+from robustclip.views.warps import Affine, Perspective
+
+__all__ = [
+    "Affine",
+    "Brightness",
+    "Clamp",
+    "Colour",
+    "Contrast",
+    "Cutout",
+    "Draws",
+    "Erasing",
+    "GaussianNoise",
+    "Jitter",
+    "Perspective",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "Rescale",
+    "Saturation",
+    "Translation",
+    "UniformNoise",
+    "View",
+    "Views",
+    "diffaug",
+    "nudges",
+]

@@ -1,0 +1,182 @@
+"""Small pictures drawn from a Gaussian a class (or a component), enlarged: CLIPAG's start (App. A.3, and its notebook).
+
+A Gaussian over pixels at 16x16 knows colours, composition and background, and no detail: enough to begin with something
+that a referee already finds a little like the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.images import resize
+from robustclip.inits.basic import Init
+
+RIDGE = 1e-4  # added to every variance, in the units of [-1, 1] pixels (notebook)
+NOTEBOOK_DRAWS = 50  # candidates of a class before the next class has its turn (notebook)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """C Gaussians over pictures of `size` (height, width) with pixels in [-1, 1], flattened to d = 3 * height * width.
+
+    Gaussian c has the mean `centre + means[c] @ basis` and the covariance `(F @ basis)^T (F @ basis) + ridge * I`,
+    where F are the `counts[c]` rows of `factors` that are its own: with few pictures in d dimensions that is the whole
+    empirical covariance. `basis` (k,d) holds the directions that are kept; None stands for all of them (k = d).
+    `weights` (C,) add up to 1. All tensors are float32 on the CPU, where the small pictures are drawn; only their
+    enlarging is done on the device asked for.
+    """
+
+    centre: Float[Tensor, " d"]
+    means: Float[Tensor, "c k"]
+    factors: Float[Tensor, "r k"]
+    counts: Int64[Tensor, " c"]
+    weights: Float[Tensor, " c"]
+    size: tuple[int, int]
+    class_names: list[str]
+    basis: Float[Tensor, "k d"] | None = None
+    ridge: float = RIDGE
+    starts: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", [0, *self.counts.cumsum(0).tolist()])
+
+    def __len__(self) -> int:
+        """How many Gaussians there are."""
+        return len(self.means)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Mixture({len(self)} Gaussians over {height}x{width} pixels)"
+
+    def mean(self, index: int) -> Float[Tensor, " d"]:
+        """The mean of one Gaussian, in [-1, 1] pixels."""
+        return self.centre + self._spread(self.means[index])
+
+    def covariance(self, index: int) -> Float[Tensor, "d d"]:
+        """The covariance of one Gaussian, in [-1, 1] pixels."""
+        factor = self._spread(self._factor(index))
+        return factor.T @ factor + self.ridge * torch.eye(len(self.centre))
+
+    def pick(
+        self,
+        count: int,
+        generator: torch.Generator | None = None,
+        *,
+        weights: Float[Tensor, " c"] | None = None,
+        notebook: bool = False,
+    ) -> Int64[Tensor, " n"]:
+        """Which Gaussian each of `count` candidates is drawn from.
+
+        The default spreads them as evenly as `weights` (the mixture's own if None) allow: systematic sampling, with an
+        offset from `generator` (the middle without one), so that no class of equal ones comes twice before each had its
+        turn. `notebook` is CLIPAG's released sampler: candidate i is of class i // 50, so that 1000 candidates reach
+        only the first 20 classes. Raises UsageError for weights of no use, and for more candidates than that has.
+        """
+        if count < 1:
+            raise UsageError(f"{count} candidates: give at least 1")
+        if notebook:
+            if weights is not None:
+                raise UsageError(
+                    "the notebook's sampler goes through the classes in their order: leave out the weights"
+                )
+            if count > NOTEBOOK_DRAWS * len(self):
+                raise UsageError(
+                    f"the notebook's sampler draws {NOTEBOOK_DRAWS} of each of {len(self)} classes, fewer than the "
+                    f"{count} asked for: ask for {NOTEBOOK_DRAWS * len(self)} or leave out notebook"
+                )
+            return torch.arange(count) // NOTEBOOK_DRAWS
+        edges = self._edges(weights)
+        drawn = torch.tensor(0.5)
+        if generator is not None:
+            drawn = torch.rand((), generator=generator, device=generator.device).cpu()
+        points = (torch.arange(count, dtype=torch.float64) + drawn) / count
+        # A point that rounds up to the end belongs to the last class that has any weight.
+        last = int((edges < edges[-1]).sum())
+        return torch.searchsorted(edges, points * edges[-1], right=True).clamp(max=last)
+
+    def draw(
+        self, classes: Int64[Tensor, " p"], generators: Sequence[torch.Generator], *, temperature: float = 1.0
+    ) -> Float[Tensor, "p 3 h w"]:
+        """One picture a class and generator, at the mixture's own size, in [0, 1], on the CPU.
+
+        `temperature` multiplies all standard deviations: 0 gives the means. A generator may be given more than once:
+        its pictures are drawn in turn. Raises UsageError for a temperature that is no number from 0, and for classes
+        that are not there.
+        """
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise UsageError(f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread")
+        if len(classes) != len(generators):
+            raise UsageError(f"{len(classes)} classes for {len(generators)} generators: give one generator a picture")
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self):
+            raise UsageError(f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0")
+        # One picture at a time: a matrix product of many rows rounds differently from one of few.
+        drawn = [
+            self._one(index, generator, temperature)
+            for index, generator in zip(classes.tolist(), generators, strict=True)
+        ]
+        flat = torch.stack(drawn) if drawn else torch.empty(0, len(self.centre))
+        return ((flat + 1) / 2).clamp(0, 1).unflatten(1, (3, *self.size))
+
+    def sample(
+        self,
+        classes: Int64[Tensor, " p"],
+        generators: Sequence[torch.Generator],
+        height: int,
+        width: int,
+        *,
+        temperature: float = 1.0,
+        device: str | torch.device = "cpu",
+    ) -> Float[Tensor, "p 3 h2 w2"]:
+        """As `draw`, resized (bicubic, antialiased) to height x width, on `device`, in [0, 1]."""
+        return resize(self.draw(classes, generators, temperature=temperature).to(device), (height, width))
+
+    def candidates(
+        self, count: int, generator: torch.Generator, *, notebook: bool = False, temperature: float = 1.0
+    ) -> Float[Tensor, "n 3 h w"]:
+        """`count` small pictures of the classes that `pick` gives, all from one generator: what a Pool is made of."""
+        classes = self.pick(count, None if notebook else generator, notebook=notebook)
+        return self.draw(classes, [generator] * count, temperature=temperature)
+
+    def init(self, *, temperature: float = 1.0) -> Init:
+        """A start for a canvas: each picture draws its Gaussian (by the weights) and itself from its own generator."""
+
+        def start(
+            height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
+        ) -> Float[Tensor, "p 3 h w"]:
+            small = [self.draw(self.pick(1, one), [one], temperature=temperature) for one in generators]
+            drawn = torch.cat(small) if small else torch.empty(0, 3, *self.size)
+            return resize(drawn.to(device), (height, width))
+
+        return start
+
+    def _one(self, index: int, generator: torch.Generator, temperature: float) -> Float[Tensor, " d"]:
+        factor = self._factor(index)
+        normal = torch.randn(len(factor) + len(self.centre), generator=generator, device=generator.device).cpu()
+        within, everywhere = normal[: len(factor)], normal[len(factor) :]
+        coefficients = self.means[index] + temperature * (within @ factor)
+        return self.centre + self._spread(coefficients) + temperature * math.sqrt(self.ridge) * everywhere
+
+    def _factor(self, index: int) -> Float[Tensor, "n k"]:
+        return self.factors[self.starts[index] : self.starts[index + 1]]
+
+    def _spread(self, coefficients: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
+        return coefficients if self.basis is None else coefficients @ self.basis
+
+    def _edges(self, weights: Float[Tensor, " c"] | None) -> Float[Tensor, " c"]:
+        """Where on a line the share of each Gaussian ends."""
+        given = self.weights if weights is None else weights
+        wide = torch.as_tensor(given, dtype=torch.float64).cpu()
+        if wide.shape != (len(self),) or not (wide.isfinite() & (wide >= 0)).all() or not wide.sum() > 0:
+            raise UsageError(
+                f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0"
+            )
+        return wide.cumsum(0)

@@ -1,0 +1,188 @@
+"""Mixtures in files: one safetensors file each, which is not trusted when it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.files import atomic_write, is_file
+from robustclip.inits.mixture import Mixture
+
+EMBEDDED = files("robustclip") / "assets" / "mixtures"
+SUFFIX: Final = ".safetensors"
+FORMAT: Final = "robustclip mixture 1"
+LARGEST_SIDE: Final = 256  # pixels: a Gaussian over more has a covariance that no memory holds
+LARGEST_VALUE: Final = 1e3  # pixels lie in [-1, 1], and no sum of a few hundred of their coefficients comes near
+TENSORS: Final = ("centre", "means", "factors", "counts", "weights")
+Precision = Literal["float", "half", "byte"]
+STEPS: Final = 127  # of a byte, to each side of zero
+
+
+def save_mixture(
+    mixture: Mixture,
+    path: str | os.PathLike[str],
+    *,
+    precision: Precision = "half",
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a mixture as safetensors, atomically, with size, ridge and class names in the file's metadata.
+
+    `precision` is that of means and factors: float32 ("float"), float16 ("half"), or 8 bits ("byte"), each column on a
+    scale of its own. `notes` say where it comes from. Raises UsageError for another precision.
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
+    tensors = {"counts": mixture.counts, "centre": mixture.centre.float(), "weights": mixture.weights.float()}
+    for name, values in (("means", mixture.means), ("factors", mixture.factors)):
+        tensors |= _packed(name, values, precision)
+    if mixture.basis is not None:
+        tensors["basis"] = mixture.basis.float() if precision == "float" else mixture.basis.half()
+    height, width = mixture.size
+    about = {"format": FORMAT, "height": height, "width": width, "ridge": mixture.ridge}
+    about |= {"class_names": mixture.class_names, "notes": dict(sorted((notes or {}).items()))}
+    # One entry: safetensors writes several in an order of chance, and two files would differ in their bytes.
+    metadata = {"mixture": json.dumps(about, ensure_ascii=False)}
+    with atomic_write(path) as file:
+        file.write(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
+
+
+def load_mixture(name: str | os.PathLike[str]) -> Mixture:
+    """An embedded mixture by its name (`emoji-guide-styles`), or one from a file that `robustclip mixture fit` wrote.
+
+    Raises UsageError for a name and path that are not there, and for a file that is no mixture: damaged, of other
+    shapes, with numbers that are none.
+    """
+    embedded = {file.name.removesuffix(SUFFIX): file for file in EMBEDDED.iterdir() if file.name.endswith(SUFFIX)}
+    if name in embedded:
+        with as_file(embedded[str(name)]) as path:
+            return _read(path)
+    if not is_file(name):
+        raise UsageError(
+            f"there is no mixture {str(name)[:200]!r}: give {', '.join(sorted(embedded))}, or a file that `robustclip "
+            "mixture fit DATA --out FILE` wrote"
+        )
+    return _read(Path(name))
+
+
+def _read(path: Path) -> Mixture:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is no mixture: {str(error)[:200]}") from error
+    about = _about(path, metadata.get("mixture", ""))
+    try:
+        return _checked(tensors, about)
+    except UsageError as error:
+        raise UsageError(
+            f"{path} is no mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE"
+        ) from None
+
+
+def _about(path: Path, text: str) -> dict[str, Any]:
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UsageError(
+            f"{path} is no mixture: nothing in it says so. `robustclip mixture fit DATA --out FILE` writes one"
+        )
+    return about
+
+
+def _checked(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mixture:
+    if missing := [name for name in TENSORS if name not in tensors]:
+        raise UsageError(f"{', '.join(missing)} missing")
+    height, width, ridge, names = (about.get(key) for key in ("height", "width", "ridge", "class_names"))
+    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
+        raise UsageError(
+            f"height {str(height)[:20]} and width {str(width)[:20]} are not pixels from 1 to {LARGEST_SIDE}"
+        )
+    if not isinstance(ridge, float) or not 0 <= ridge <= 1:
+        raise UsageError(f"ridge {str(ridge)[:20]} is not a number from 0 to 1")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
+        raise UsageError("class_names is not a list of names")
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    basis = _numbers(tensors, "basis", 2) if "basis" in tensors else None
+    pixels = 3 * height * width
+    directions = pixels if basis is None else len(basis)
+    counts = tensors["counts"]
+    factors = _unpacked(tensors, "factors")
+    if counts.dtype != torch.int64 or counts.shape != (len(names),):
+        raise UsageError(f"counts are {counts.dtype} of shape {tuple(counts.shape)} for {len(names)} classes")
+    if int(counts.min()) < 0 or int(counts.max()) > len(factors) or int(counts.sum()) != len(factors):
+        raise UsageError(f"counts do not add up to the {len(factors)} rows of the factors")
+    mixture = Mixture(
+        centre=_numbers(tensors, "centre", 1),
+        means=_unpacked(tensors, "means"),
+        factors=factors,
+        counts=counts,
+        weights=_numbers(tensors, "weights", 1),
+        size=(height, width),
+        class_names=names,
+        basis=basis,
+        ridge=ridge,
+    )
+    _check_shapes(mixture, pixels, directions)
+    if not (mixture.weights >= 0).all() or not 0.99 < float(mixture.weights.sum()) < 1.01:
+        raise UsageError("weights are not shares that add up to 1")
+    return mixture
+
+
+def _check_shapes(mixture: Mixture, pixels: int, directions: int) -> None:
+    wanted = {
+        "centre": (pixels,),
+        "means": (len(mixture.class_names), directions),
+        "factors": (len(mixture.factors), directions),
+        "weights": (len(mixture.class_names),),
+        "basis": (directions, pixels),
+    }
+    for name, shape in wanted.items():
+        value = getattr(mixture, name)
+        if value is not None and value.shape != shape:
+            raise UsageError(f"{name} has shape {tuple(value.shape)}, not {shape}")
+
+
+def _packed(name: str, values: Tensor, precision: Precision) -> dict[str, Tensor]:
+    if precision != "byte":
+        return {name: values.float() if precision == "float" else values.half()}
+    largest = values.abs().amax(0) if len(values) else torch.zeros(values.shape[1])
+    scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / STEPS
+    return {name: (values / scale).round().clamp(-STEPS, STEPS).to(torch.int8), f"{name}_scale": scale.float()}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if tensors[name].dtype != torch.int8:
+        return _numbers(tensors, name, 2)
+    if f"{name}_scale" not in tensors:
+        raise UsageError(f"{name}_scale missing")
+    values, scale = tensors[name], _numbers(tensors, f"{name}_scale", 1)
+    if values.ndim != 2 or scale.shape != values.shape[1:]:
+        raise UsageError(f"{name} has shape {tuple(values.shape)} and scales {tuple(scale.shape)}")
+    return _within(name, values.float() * scale)
+
+
+def _numbers(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
+    values = tensors[name]
+    if values.dtype not in (torch.float16, torch.float32) or values.ndim != dimensions:
+        raise UsageError(f"{name} is {values.dtype} of {values.ndim} dimensions, not floats of {dimensions}")
+    return _within(name, values.float())
+
+
+def _within(name: str, values: Tensor) -> Tensor:
+    if not (values.abs() <= LARGEST_VALUE).all():  # NaN is not, either
+        raise UsageError(f"{name} holds numbers that are none, or beyond {LARGEST_VALUE:g}")
+    return values

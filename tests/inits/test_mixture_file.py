@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from robustclip import rng
+from robustclip.errors import UsageError
+from robustclip.inits import Mixture, load_mixture, save_mixture
+from robustclip.inits.gaussians import fit_classes
+from robustclip.inits.mixture_file import Precision
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
+
+
+def mixture(directions: int | None = None) -> Mixture:
+    images = torch.rand(12, 3, 4, 5, generator=rng.generator(0, "file"))
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2])
+    return fit_classes(images, labels, ["a cat", "ein Hünd", "猫"], directions=directions)
+
+
+@pytest.mark.parametrize("directions", [None, 7])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float", 0.0), ("half", 1e-3), ("byte", 1e-2)])
+def test_what_is_saved_comes_back(
+    tmp_path: Path, precision: Precision, tolerance: float, directions: int | None
+) -> None:
+    saved, path = mixture(directions), tmp_path / "new" / "m.safetensors"
+    save_mixture(saved, path, precision=precision)
+    loaded = load_mixture(path)
+    assert loaded.class_names == saved.class_names
+    assert (loaded.size, loaded.ridge, len(loaded)) == ((4, 5), 1e-4, 3)
+    assert torch.equal(loaded.counts, saved.counts)
+    assert (loaded.basis is None) == (directions is None)
+    classes, streams = torch.tensor([0, 1, 2]), [rng.generator(0, "x", c) for c in range(3)]
+    again = [rng.generator(0, "x", c) for c in range(3)]
+    worst = 30 * tolerance  # a sample sums up to six rows
+    torch.testing.assert_close(loaded.draw(classes, streams), saved.draw(classes, again), atol=worst, rtol=0)
+    torch.testing.assert_close(loaded.means, saved.means, atol=tolerance * 3, rtol=0)
+    torch.testing.assert_close(loaded.factors, saved.factors, atol=tolerance * 3, rtol=0)
+
+
+def test_two_files_of_one_mixture_are_the_same_bytes_and_lower_precision_is_smaller(tmp_path: Path) -> None:
+    sizes = {}
+    for precision in ("float", "half", "byte"):
+        files = [tmp_path / f"{precision}{copy}.safetensors" for copy in (0, 1)]
+        for file in files:
+            save_mixture(mixture(), file, precision=precision, notes={"b": "2", "a": "1"})
+        assert files[0].read_bytes() == files[1].read_bytes()
+        sizes[precision] = files[0].stat().st_size
+    assert sizes["float"] > sizes["half"] > sizes["byte"]
+    with pytest.raises(UsageError, match="precision 'double': use float, half, byte"):
+        save_mixture(mixture(), tmp_path / "x.safetensors", precision="double")  # type: ignore[arg-type]
+
+
+def rewritten(path: Path, change: Change, precision: Precision = "half") -> Path:
+    """A mixture's file with one thing of its tensors or its metadata changed."""
+    save_mixture(mixture(7), path, precision=precision)
+    header = json.loads(path.read_bytes()[8 : 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]])
+    about, tensors = json.loads(header["__metadata__"]["mixture"]), load_file(path)
+    change(tensors, about)
+    save_file(tensors, path, {"mixture": json.dumps(about)})
+    return path
+
+
+def tensor(name: str, value: Callable[[Tensor], Tensor | None]) -> Change:
+    def change(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+        found = value(tensors.pop(name))
+        if found is not None:
+            tensors[name] = found.contiguous().clone()
+
+    return change
+
+
+def about(**values: Any) -> Change:
+    return lambda _, about: about.update(values)
+
+
+def one(value: float) -> Callable[[Tensor], Tensor]:
+    """One number of the tensor replaced."""
+    return lambda tensor: torch.cat([torch.full_like(tensor.flatten()[:1], value), tensor.flatten()[1:]]).view_as(
+        tensor
+    )
+
+
+HOSTILE: dict[str, tuple[Change, str]] = {
+    "no means": (tensor("means", lambda _: None), "means missing"),
+    "NaN": (tensor("means", one(float("nan"))), "means holds numbers that are none, or beyond 1000"),
+    "infinite": (tensor("centre", one(float("inf"))), "centre holds numbers"),
+    "huge": (tensor("basis", one(2000.0)), "basis holds numbers"),
+    "integers": (tensor("means", lambda t: t.to(torch.int32)), "means is torch.int32"),
+    "complex": (tensor("factors", lambda t: t.to(torch.complex64)), "factors is torch.complex64"),
+    "scalar": (tensor("means", lambda _: torch.zeros(())), "means is torch.float32 of 0 dimensions"),
+    "transposed": (tensor("means", lambda t: t.T), r"means has shape \(7, 3\), not \(3, 7\)"),
+    "narrow factors": (tensor("factors", lambda t: t[:, 1:]), r"factors has shape \(11, 6\), not \(11, 7\)"),
+    "short centre": (tensor("centre", lambda t: t[1:]), r"centre has shape \(59,\), not \(60,\)"),
+    "other basis": (tensor("basis", lambda t: t[:, 1:]), r"basis has shape \(7, 59\), not \(7, 60\)"),
+    "no basis": (tensor("basis", lambda _: None), r"means has shape \(3, 7\), not \(3, 60\)"),
+    "fewer counts": (tensor("counts", lambda t: t[1:]), r"counts are torch.int64 of shape \(2,\) for 3 classes"),
+    "float counts": (tensor("counts", lambda t: t.float()), "counts are torch.float32"),
+    "negative counts": (tensor("counts", lambda _: torch.tensor([-1, 11, 1])), "counts do not add up to the 11 rows"),
+    "overflowing counts": (tensor("counts", lambda _: torch.tensor([2**63 - 1, 7, 7])), "counts do not add up"),
+    "wrong counts": (tensor("counts", lambda t: t + 1), "counts do not add up"),
+    "negative weights": (tensor("weights", lambda _: torch.tensor([2.0, -0.5, -0.5])), "weights are not shares"),
+    "no weight": (tensor("weights", lambda t: 0 * t), "weights are not shares"),
+    "many weights": (tensor("weights", lambda t: t.repeat(2) / 2), r"weights has shape \(6,\)"),
+    "another format": (about(format="robustclip mixture 99"), "nothing in it says so"),
+    "huge size": (about(height=10**9), "not pixels from 1 to 256"),
+    "size true": (about(height=True), "not pixels from 1 to 256"),
+    "other size": (about(height=5), r"centre has shape \(60,\), not \(75,\)"),
+    "ridge text": (about(ridge="1e-4"), "ridge 1e-4 is not a number from 0 to 1"),
+    "ridge NaN": (about(ridge=float("nan")), "ridge nan is not a number"),
+    "ridge negative": (about(ridge=-1.0), "ridge -1.0 is not a number"),
+    "names a text": (about(class_names="abc"), "class_names is not a list of names"),
+    "names numbers": (about(class_names=[1, 2, 3]), "class_names is not a list of names"),
+    "no names": (about(class_names=[]), "class_names is not a list of names"),
+    "more names": (about(class_names=list("abcd")), "for 4 classes"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_no_mixture_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    change, words = HOSTILE[name]
+    with pytest.raises(UsageError, match=f"m.safetensors is no mixture: .*{words}"):
+        load_mixture(rewritten(tmp_path / "m.safetensors", change))
+
+
+def test_bytes_need_a_scale_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(UsageError, match="factors_scale missing"):
+        load_mixture(rewritten(path, tensor("factors_scale", lambda _: None), "byte"))
+    with pytest.raises(UsageError, match=r"means has shape \(3, 7\) and scales \(6,\)"):
+        load_mixture(rewritten(path, tensor("means_scale", lambda t: t[1:]), "byte"))
+    with pytest.raises(UsageError, match="means holds numbers that are none"):
+        load_mixture(rewritten(path, tensor("means_scale", lambda t: t * 0 + 999), "byte"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", bytes(range(256)) * 8, struct.pack("<Q", 1 << 60) + b"{}", struct.pack("<Q", 2) + b"[]"],
+    ids=["empty", "short", "random", "a header of 2 to the 60", "a header that is a list"],
+)
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"m.safetensors is no mixture: "):
+        load_mixture(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
+def test_metadata_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"means": torch.zeros(1)}, path, {"mixture": text})
+    with pytest.raises(UsageError, match="nothing in it says so"):
+        load_mixture(path)
+    save_file({"means": torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match="nothing in it says so"):
+        load_mixture(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_mixture(mixture(), path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UsageError, match="is no mixture"):
+        load_mixture(path)
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", "emoji-guide-style", "../x", "", "a\0b", "x" * 10_000):
+        with pytest.raises(
+            UsageError, match=r"there is no mixture .*: give emoji-groups, emoji-guide-styles, or a file"
+        ):
+            load_mixture(path)

@@ -12,7 +12,8 @@ import torch
 from robustclip.data.batch import Batch
 from robustclip.planning.imagined import Blueprint
 from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.openclip import OpenClipText, bare_text_tower, new_referee
+from robustclip.referees.openclip import bare_text_tower, new_referee
+from robustclip.referees.openclip_text import OpenClipText
 from robustclip.robustification.losses import Objective, clip, siglip, text_bank
 from robustclip.robustification.trainer import train
 from robustclip.runs import Run

@@ -90,3 +90,10 @@ def test_a_toy_is_the_same_everywhere() -> None:
     assert torch.equal(first.embed_images(images), second.embed_images(images))
     assert torch.equal(first.embed_texts(["cat"]), second.embed_texts(["cat"]))
     assert not torch.equal(first.embed_images(images), toy_referee(seed=3).embed_images(images))
+
+
+def test_a_tower_without_a_context_does_not_count() -> None:
+    tower = toy_referee().text_tower
+    assert tower.context is None
+    with pytest.raises(NotImplementedError, match="ToyText does not count tokens"):
+        tower.count_tokens(["a cat"])

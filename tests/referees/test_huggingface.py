@@ -115,3 +115,12 @@ def copied(folder: Path, to: Path) -> Path:
     for file in folder.iterdir():
         (to / file.name).write_bytes(file.read_bytes())
     return to
+
+
+def test_tokens_are_counted_uncut(folder: Path) -> None:
+    tower = load_folder(folder).text_tower
+    counts = tower.count_tokens(["a cat", "a cat " * 500])
+    assert tower.context is not None
+    assert counts[0] < tower.context < counts[1]
+    assert tower.count_tokens([]) == []
+    assert counts[1] - 2 == 500 * (counts[0] - 2)

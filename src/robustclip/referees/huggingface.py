@@ -18,6 +18,7 @@ from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from robustclip.referees.tokens import of_transformers
 from robustclip.referees.weights import SUFFIXES, check_fit, load_strictly, read_weights, write_weights
 
 FAMILY = "transformers"
@@ -51,9 +52,14 @@ class CLIPText(TextTower):
         self.text_projection = model.text_projection
         self.tokenizer = tokenizer
         self.width = int(model.config.projection_dim)
-        self.length = int(model.config.text_config.max_position_embeddings)
+        self.context = int(model.config.text_config.max_position_embeddings)
         self.batch = batch
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, uncut, with the two around it."""
+        with self._tokenizing:
+            return of_transformers(self.tokenizer, texts)
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
         """Embed texts, not normalised, cut at the model's number of positions; an empty list gives (0,D)."""
@@ -63,7 +69,7 @@ class CLIPText(TextTower):
 
     def _embed(self, texts: list[str], device: torch.device) -> Float[Tensor, "t d"]:
         with self._tokenizing:
-            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
+            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
         return self.text_projection(self.text_model(input_ids=ids, attention_mask=mask).pooler_output)
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import pickle
 import re
-import threading
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from open_clip.factory import _find_checkpoint_in_dir, create_model, get_model_config, get_tokenizer, list_models
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, _build_text_tower, _build_vision_tower
@@ -29,6 +27,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.huggingface import refuse_remote_code
+from robustclip.referees.openclip_text import OpenClipText
 from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, SentenceEncoder
@@ -39,32 +38,6 @@ TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
 run the code of whoever wrote the config."""
 Config = Mapping[str, Any]
-
-
-@final
-class OpenClipText(TextTower):
-    """A text tower of open_clip with its tokenizer; texts beyond the tokenizer's context length are cut by it."""
-
-    def __init__(
-        self, tower: nn.Module, tokenizer: Callable[[list[str]], Tensor], width: int, batch: int = 256
-    ) -> None:
-        super().__init__()
-        self.tower = tower
-        self.tokenizer = tokenizer
-        self.width = width
-        self.batch = batch
-        self._tokenizing = threading.Lock()  # tokenizers keep state
-
-    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
-        """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
-        device = next(self.tower.parameters()).device
-        batches = (texts[i : i + self.batch] for i in range(0, len(texts), self.batch))
-        rows = [self.tower(self._tokens(batch).to(device)) for batch in batches]
-        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
-
-    def _tokens(self, texts: list[str]) -> Tensor:
-        with self._tokenizing:
-            return self.tokenizer(texts)
 
 
 def build_image_tower(model_cfg: Config) -> nn.Module:

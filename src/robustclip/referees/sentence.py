@@ -17,6 +17,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.files import read_json
 from robustclip.referees.base import TextTower
 from robustclip.referees.plain import check_sizes, refusing
+from robustclip.referees.tokens import of_transformers
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -47,7 +48,7 @@ class SentenceEncoder(TextTower):
         super().__init__()
         self.is_packaged = folder is None and weights is None
         self.folder = package_folder() if folder is None else Path(folder)
-        self.context_length = context_length
+        self.context = self.context_length = context_length
         self.batch = batch
         config, self.tokenizer = _described(self.folder)
         if weights is None:
@@ -64,6 +65,11 @@ class SentenceEncoder(TextTower):
     def source(self) -> dict[str, str] | None:
         """The public name and the digest of the package's encoder; None for one from another folder."""
         return {"name": MINILM, "sha256": digest(self.transformer.state_dict())} if self.is_packaged else None
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, uncut, with the two around it."""
+        with self._tokenizing:
+            return of_transformers(self.tokenizer, texts)
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
         """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""

@@ -1,0 +1,107 @@
+"""How far views are from what they should show, in the embedding spaces of one or more referees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.devices import autocast
+from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one referee should see in each of P pictures, embedded once.
+
+    directions: (P,T,D) unit vectors, of texts or of images; weights: (P,T), 0 where a picture has fewer than T,
+    negative to push away; share: the referee's weight among the referees.
+    """
+
+    referee: TwoTower
+    directions: Float[Tensor, "p t d"]
+    weights: Float[Tensor, "p t"]
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.directions.shape[:2] != self.weights.shape:
+            raise UsageError(
+                f"directions are {tuple(self.directions.shape)} and weights {tuple(self.weights.shape)}: each direction"
+                " needs its own weight, as in (P,T,D) and (P,T)"
+            )
+
+    def rows(self, first: int, last: int) -> Target:
+        """The target of some of the pictures."""
+        return Target(self.referee, self.directions[first:last], self.weights[first:last], self.share)
+
+
+class Similarity(ABC):
+    """Views (P,V,3,h,w) -> losses (P,V): the weighted sum over texts of their distances, averaged over referees.
+
+    The towers compute in `dtype` under autocast; what follows is float32. Views are resized by each referee to what it
+    sees. Raises UsageError where there is no target, or shares that do not add up to something positive.
+    """
+
+    def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32) -> None:
+        shares = sum(target.share for target in targets)
+        if not targets or not shares > 0:
+            raise UsageError(f"{len(targets)} referees of weights that add up to {shares:g}: give one that counts")
+        self.targets = list(targets)
+        self.shares = [target.share / shares for target in targets]
+        self.dtype = dtype
+
+    @abstractmethod
+    def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
+        """The distance of two unit vectors, by their cosine."""
+
+    def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
+        return self.losses(self.cosines(views))
+
+    def cosines(self, views: Float[Tensor, "p v 3 h w"]) -> list[Float[Tensor, "p v t"]]:
+        """Cosine of each view with each direction of its picture, for each referee."""
+        found = []
+        for target in self.targets:
+            with autocast(views.device, self.dtype):
+                embeddings = target.referee.embed_views(views.flatten(0, 1))
+            unit = F.normalize(embeddings.float(), dim=-1).unflatten(0, views.shape[:2])
+            found.append(torch.einsum("pvd,ptd->pvt", unit, target.directions))
+        return found
+
+    def losses(self, cosines: Sequence[Float[Tensor, "p v t"]]) -> Float[Tensor, "p v"]:
+        terms = [
+            share * torch.einsum("pvt,pt->pv", self.distance(found), target.weights)
+            for target, share, found in zip(self.targets, self.shares, cosines, strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+
+@final
+class Cosine(Similarity):
+    """1 - cos, CLIPAG's loss."""
+
+    def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
+        return 1 - cosines
+
+    def __str__(self) -> str:
+        return "cosine"
+
+
+@final
+class Spherical(Similarity):
+    """2 arcsin^2(|x - y| / 2), the squared great-circle distance by half (VQGAN+CLIP, DOODL)."""
+
+    def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
+        # |x - y| / 2 = sqrt((1 - cos) / 2) for unit vectors. The slope of arcsin^2 is finite where the two meet, that
+        # of its parts is not: hence the floor.
+        half_chord = ((1 - cosines) / 2).clamp(1e-8, 1 - 1e-6).sqrt()
+        return 2 * half_chord.arcsin().square()
+
+    def __str__(self) -> str:
+        return "spherical"

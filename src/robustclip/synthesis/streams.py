@@ -1,0 +1,90 @@
+"""A stream is the terms that share one optimiser. One is the normal case; Referee-Can-Play is two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from robustclip.errors import UsageError
+from robustclip.synthesis.terms import Terms
+
+Schedule = Callable[[int], float]  # step -> factor of every learning rate
+
+
+@dataclass
+class Stream:
+    """Terms, the optimiser that follows their gradient, and what is done to that gradient first, picture by picture.
+
+    clip_norm   its norm is cut to this (over all parameters of a picture).
+    unit_rms    it is scaled to a root mean square of 1, so that the learning rate of plain SGD is the RMS change of a
+                parameter in one step: steepest descent in L2, as an attack takes it.
+    match       (another stream, factor): it is scaled to that stream's norm times the factor (Referee-Can-Play).
+    schedule    multiplies the optimiser's learning rates; constant without one.
+    """
+
+    terms: Terms
+    optimiser: Optimizer
+    clip_norm: float | None = None
+    unit_rms: bool = False
+    match: tuple[Stream, float] | None = None
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        self._rates = [group["lr"] for group in self.optimiser.param_groups]
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UsageError(f"clip_norm must be positive, not {self.clip_norm}: leave it out to clip nothing")
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+    def step(self, gradients: Sequence[Tensor], step: int) -> None:
+        """One step of the optimiser along gradients that are already prepared."""
+        factor = 1.0 if self.schedule is None else self.schedule(step)
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor]) -> list[Tensor]:
+        """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
+        that came before, by identity, and gets this one's."""
+        norm = picture_norms(gradients)
+        scale = torch.ones_like(norm)
+        if self.match is not None:
+            other, factor = self.match
+            scale = factor * norms[id(other)] / norm.clamp(min=TINY)
+        if self.unit_rms:
+            count = sum(gradient[0].numel() for gradient in gradients)
+            scale = scale * count**0.5 / (norm * scale).clamp(min=TINY)
+        if self.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_: 1e-6, and never upwards
+            scale = scale * (self.clip_norm / (norm * scale + 1e-6)).clamp(max=1)
+        norms[id(self)] = norm * scale
+        if self.match is None and not self.unit_rms and self.clip_norm is None:
+            return list(gradients)
+        return [gradient * scale.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+TINY = 1e-20  # a picture of no gradient takes no step, rather than one that is not a number
+
+
+def picture_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm over all parameters of each picture, (P,), in float32."""
+    return torch.stack([gradient.flatten(1).float().square().sum(1) for gradient in gradients]).sum(0).sqrt()
+
+
+def cosine_decay(steps: int, last: float = 0.0) -> Schedule:
+    """From 1 to `last` along half a cosine."""
+    return lambda step: last + (1 - last) * (1 + cos(pi * step / max(steps, 1))) / 2
+
+
+def linear_decay(steps: int, last: float = 0.0) -> Schedule:
+    """From 1 to `last` along a line."""
+    return lambda step: 1 - (1 - last) * step / max(steps, 1)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustclip import archive
+from robustclip.archive import Summary
 from robustclip.cli import app
 from robustclip.errors import UsageError
 from robustclip.processes import this_process
@@ -155,7 +156,7 @@ def test_named_runs_are_refused_where_they_still_need_what_they_have() -> None:
     result = command("clean", "finished", "killed", "running", "elsewhere", "none")
     told = str(result.exception)
     assert "4 faults in the call of runs clean, which removed nothing" in told
-    assert "runs/killed is killed and needs its checkpoints to go on (robustclip robustify emoji --resume" in told
+    assert "runs/killed is killed and needs what it holds to go on (robustclip robustify emoji --resume" in told
     assert "runs/running is running: stop it first" in told
     assert "runs/elsewhere is running, or was when it was last seen (on node7): stop it first" in told
     assert "there is no run 'none'" in told
@@ -194,3 +195,12 @@ def test_a_finished_run_that_was_cleaned_does_not_begin_again() -> None:
     archive.clean(["emoji-1"], best=True)
     with pytest.raises(UsageError, match="is finished and has no checkpoints any more: start a new run"):
         Run.start(None, run.folder, recipe="emoji", arguments={})
+
+
+def test_a_run_that_paints_counts_its_pictures(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "clipag-1", recipe="clipag", room="synthesize", arguments={"steps": 100})
+    run.note(pictures=3)
+    (run.folder / "images").mkdir()
+    (run.folder / "images" / "a-cat-s0.png").write_bytes(b"")
+    summary = Summary.of(Run.open(run.folder))
+    assert (summary.step, summary.steps) == (1, 3)

@@ -150,6 +150,18 @@ def test_a_run_that_still_runs_cannot_go_on(run: Run, caplog: pytest.LogCaptureF
     assert "was last seen running on node7: make sure that it does not run there any more" in caplog.messages[0]
 
 
+def test_a_run_that_paints_goes_on_by_its_own_command(tmp_path: Path) -> None:
+    with called_as("synthesize/clipag"):
+        run = Run.start(tmp_path / "run", None, recipe="clipag", arguments={}, room="synthesize")
+    assert record(run)["room"] == "synthesize"
+    assert run.resumption == f"robustclip synthesize clipag --resume {run.folder}"
+    run.finish()
+    assert not run.checkpoints.exists()
+    again = Run.start(None, run.folder, recipe="clipag", arguments={}, room="synthesize")  # pictures may be missing
+    assert again.status == "running"
+    assert again.room == "synthesize"
+
+
 def test_a_run_of_an_ablation_has_two_names(tmp_path: Path) -> None:
     with called_as("clipag-linf"), called_as("clipag-vit-b32"):
         run = Run.create(tmp_path / "run", recipe="clipag-vit-b32", arguments={})

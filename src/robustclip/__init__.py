@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
     from robustclip.planning.plan import plan
-    from robustclip.recipes import robustify
+    from robustclip.recipes import robustify, synthesize
     from robustclip.referees.registry import list_referees, load_referee
     from robustclip.robustification.export import export
     from robustclip.threat import ThreatModel
@@ -36,6 +36,7 @@ __all__ = [
     "referees",
     "robustification",
     "robustify",
+    "synthesize",
 ]
 
 _HOME_OF = {
@@ -48,6 +49,7 @@ _HOME_OF = {
     "load_referee": "referees.registry",
     "plan": "planning.plan",
     "robustify": "recipes",
+    "synthesize": "recipes",
 }
 
 

@@ -46,13 +46,18 @@ class Summary:
     @classmethod
     def of(cls, run: Run) -> Summary:
         lines = run.metrics()
+        notes = run.record.get("notes", {})
+        if "pictures" in notes:  # what a painting run has done lies in its folder
+            step, steps = sum(1 for _ in run.folder.glob("images/*.png")), notes["pictures"]
+        else:
+            step, steps = lines[-1]["step"] if lines else 0, notes.get("steps", run.arguments.get("steps"))
         losses = [line["loss"] for line in lines if line.get("loss") is not None]
         return cls(
             name=run.folder.name,
             recipe=run.called,
             status=run.status,
-            step=lines[-1]["step"] if lines else 0,
-            steps=run.record.get("notes", {}).get("steps", run.arguments.get("steps")),
+            step=step,
+            steps=steps,
             loss=losses[-1] if losses else None,
             started=datetime.fromisoformat(run.started),
             size=size(run.folder),
@@ -182,7 +187,7 @@ def _refused(run: Run, *, whole: bool) -> Iterator[str]:
         where = "" if alive else f", or was when it was last seen (on {run.record.get('process', {}).get('host')})"
         yield f"{run.folder} is running{where}: stop it first"
     elif run.status != "finished" and not whole:
-        yield f"{run.folder} is {run.status} and needs its checkpoints to go on ({run.resumption}): --whole removes it"
+        yield f"{run.folder} is {run.status} and needs what it holds to go on ({run.resumption}): --whole removes it"
 
 
 def _checkpoints(run: Run, *, best: bool) -> list[Path]:

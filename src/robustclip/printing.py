@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.archive import Freed, Summary
     from robustclip.referees.registry import Entry, Verification
     from robustclip.runs import Run
+    from robustclip.synthesis.painted import Result
 
+FEW = 12  # pictures that are named one by one
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH_OF_A_CURVE = 40  # characters
 WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
@@ -38,6 +40,16 @@ def rich(content: RenderableType) -> None:
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE
     console.print(content)
+
+
+def painted(result: Result) -> None:
+    """Where the pictures are, and how near each came to its prompt."""
+    for item, file, similarity in list(zip(result.items, result.files, result.similarity.tolist(), strict=True))[:FEW]:
+        click.echo(f"{similarity:.3f}  {file}  {item.prompt.title}")
+    if len(result) > FEW:
+        click.echo(f"... and {len(result) - FEW} more in {result.folder / 'images'}")
+    click.echo(f"{len(result)} pictures, mean similarity {result.similarity.mean():.3f}")
+    click.echo(f"all of them at once: {result.folder / 'contact_sheet.png'}")
 
 
 def demonstration(shown: Mapping[str, Any]) -> None:

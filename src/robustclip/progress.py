@@ -38,7 +38,7 @@ class TrainingProgress:
         self.title = title
         self.console = console or Console(stderr=True, quiet=silent)
         self.numbers: dict[str, float] = {}
-        self.finished_steps: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
+        self.finished_steps: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,8 +60,9 @@ class TrainingProgress:
     ) -> None:
         self.bar.stop()
 
-    def advance(self, *, images: int, **numbers: float) -> None:
-        """One step is done: `images` were seen, and these numbers are new (loss=..., clean_similarity=...)."""
+    def advance(self, *, images: float, **numbers: float) -> None:
+        """One step is done: `images` were seen (where one takes many steps, a share of it), and these numbers are new
+        (loss=..., clean_similarity=...)."""
         self.step += 1
         self.finished_steps.append((time.monotonic(), images))
         self.show(**numbers)
@@ -96,7 +97,8 @@ class TrainingProgress:
     def describe(self) -> str:
         """Everything but the step in one line."""
         parts = [f"{TITLES.get(name, name.replace('_', ' '))} {value:.3f}" for name, value in self.numbers.items()]
-        parts.append(f"{self.images_per_second:.1f} images/s")
+        speed = self.images_per_second
+        parts.append(f"{speed:.1f} images/s" if speed >= 1 or speed == 0 else f"{speed:.2g} images/s")
         if self.eta is not None:
             minutes, seconds = divmod(round(self.eta), 60)
             hours, minutes = divmod(minutes, 60)

@@ -12,18 +12,21 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError
 from robustclip.files import is_file
 from robustclip.signatures import Pairs, Parameter, as_keyword
+
+if TYPE_CHECKING:
+    from robustclip.synthesis.painted import Result
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
@@ -163,8 +166,8 @@ def find(name: str, room: str) -> Recipe:
     )
 
 
-def run(name: str, room: str, arguments: dict[str, object]) -> dict[str, Any]:
-    """Call a recipe from Python, after the same checks as on the command line; the numbers it returns.
+def run(name: str, room: str, arguments: dict[str, object]) -> Any:
+    """Call a recipe from Python, after the same checks as on the command line; what it returns.
 
     Raises one UsageError with all faults of the call.
     """
@@ -180,6 +183,27 @@ def robustify(recipe: str, **arguments: object) -> dict[str, Any]:
     Returns the run's numbers. Raises UsageError (a fault of the call) or RunError (a fault of the run).
     """
     return run(recipe, "robustify", arguments)
+
+
+def synthesize(
+    prompts: Sequence[str] | str | Path,
+    referee: object = "emoji-robust",
+    *,
+    recipe: str = "clipag",
+    **arguments: object,
+) -> Result:
+    """Paint by a recipe: `synthesize(["a green turtle"], "emoji-robust", seeds=[0, 1])`. Arguments are the command's.
+
+    prompts: texts (weights and all, see robustclip.synthesis.prompts), or the path of a file of captions; referee: a
+    name, folder, object or a list of them. Returns the pictures, (N,3,H,W) in [0,1], with their trace, and shows them
+    in a notebook. Raises UsageError (a fault of the call) or RunError (a fault of the run).
+    """
+    of = (
+        {"prompts": prompts}
+        if isinstance(prompts, Path)
+        else {"prompt": [prompts] if isinstance(prompts, str) else prompts}
+    )
+    return cast("Result", run(recipe, "synthesize", {**of, "referee": referee, **arguments}))
 
 
 def _names(room: str) -> str:

@@ -1,6 +1,7 @@
 """A run's folder: what was asked, with what, and how it went.
 
-    run.json        recipe, arguments, versions, commit, status, process, notes, warnings, numbers of a finished run
+    run.json        recipe, its room, arguments, versions, commit, status, process, notes, warnings, and the numbers of
+                    a finished run
     metrics.jsonl   its numbers over the steps, and
     tensorboard/    the same as curves: see robustclip.metrics
     checkpoints/    see robustclip.robustification.checkpoint
@@ -39,6 +40,8 @@ Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 
 HOME: Final = Path("runs")
 RECORD: Final = "run.json"
+ROBUSTIFY: Final = "robustify"
+"""The command whose runs go on from checkpoints; others go on from the files that they have made."""
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "webdataset", "numpy")
 
 _log = logging.getLogger("robustclip")
@@ -95,8 +98,11 @@ class Run:
         return is_main()
 
     @classmethod
-    def create(cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object]) -> Run:
-        """Start a run in a new folder; where `folder` is None, in runs/<recipe>-<number>.
+    def create(
+        cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object], room: str = ROBUSTIFY
+    ) -> Run:
+        """Start a run in a new folder; where `folder` is None, in runs/<recipe>-<number>. `room` is the command whose
+        recipe it is.
 
         Raises UsageError where the folder exists already and is not empty, RunError where it cannot be written.
         """
@@ -105,7 +111,7 @@ class Run:
         def begin() -> tuple[Path, dict[str, Any]]:
             try:
                 place = _claim(HOME / recipe) if folder is None else new_folder(Path(folder))
-                run = cls(place, {"recipe": recipe, "status": "running", **_asked(arguments)})
+                run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_asked(arguments)})
                 if (name := _called_as.get()) not in (None, recipe):
                     run.record["called"] = name
                 run._save()
@@ -118,17 +124,23 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: str | Path | None, resume: str | Path | None, *, recipe: str, arguments: Mapping[str, object]
+        cls,
+        folder: str | Path | None,
+        resume: str | Path | None,
+        *,
+        recipe: str,
+        arguments: Mapping[str, object],
+        room: str = ROBUSTIFY,
     ) -> Run:
-        """A new run, or with `resume` the run of that folder, to go on where its last checkpoint is. Where several
-        processes train together, the main one does it, and all get the same run.
+        """A new run, or with `resume` the run of that folder, to go on with what lies there. Where several processes
+        work together, the main one does it, and all get the same run.
 
         Raises UsageError where that run was made by another recipe or still runs, and where both folders are given.
         """
         from robustclip.distributed import decided
 
         if resume is None:
-            return cls.create(folder, recipe=recipe, arguments=arguments)
+            return cls.create(folder, recipe=recipe, arguments=arguments, room=room)
         if folder is not None:
             raise UsageError(f"--resume {resume} goes on in that folder: leave out --out {folder}")
 
@@ -182,6 +194,11 @@ class Run:
         return dict([self.record, *self.record.get("resumed", [])][-1]["arguments"])
 
     @property
+    def room(self) -> str:
+        """The command whose recipe it is: robustify, synthesize."""
+        return str(self.record.get("room", ROBUSTIFY))
+
+    @property
     def started(self) -> str:
         """When it was last started, as ISO 8601 in UTC."""
         return str([self.record, *self.record.get("resumed", [])][-1]["started"])
@@ -194,14 +211,14 @@ class Run:
     @property
     def resumption(self) -> str:
         """The command that goes on with this run."""
-        return f"robustclip robustify {self.called} --resume {self.folder}"
+        return f"robustclip {self.room} {self.called.removeprefix(f'{self.room}/')} --resume {self.folder}"
 
     def check_resumable(self, recipe: str) -> None:
-        """Raises UsageError where the run is not one of `recipe` (by either of its names), still runs, or is finished
-        and has given its checkpoints away: what is done is not done again."""
+        """Raises UsageError where the run is not one of `recipe` (by either of its names), still runs, or is a training
+        that is finished and has given its checkpoints away: what is done is not done again."""
         if recipe not in (self.record["recipe"], self.called):
             raise UsageError(f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}")
-        if self.status == "finished" and not any(self.checkpoints.glob("*.pt")):
+        if self.status == "finished" and self.room == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
             raise UsageError(f"{self.folder} is finished and has no checkpoints any more: start a new run")
         if self.status != "running":
             return

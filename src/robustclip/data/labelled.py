@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,3 +62,18 @@ class LabelledImages(Labels):
         """`n` different images drawn without replacement, kept in their order here; all of them if there are fewer."""
         drawn = torch.randperm(len(self), generator=generator)[:n]
         return self.subset(drawn.sort().values)
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledImages]) -> LabelledImages:
+        """The images of all parts, one after the other. Raises ValueError unless they number their labels alike."""
+        names = parts[0].label_names
+        if any(part.label_names != names for part in parts):
+            raise ValueError("the parts number their labels differently")
+        return cls(
+            images=torch.cat([part.images for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            label_names=names,
+            captions=[caption for part in parts for caption in part.captions],
+            ids=[one for part in parts for one in part.ids],
+            styles=[style for part in parts for style in part.styles],
+        )

@@ -1,0 +1,53 @@
+"""The committed prompts of the embedded world, and the drawings they are true of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from robustclip.data.emoji import label_index, load_emoji
+from robustclip.data.labelled import LabelledImages
+
+FILE = files("robustclip") / "assets" / "prompts" / "embedded.jsonl"
+Kind = Literal["name", "held-out name", "phrase"]
+
+
+@dataclass(frozen=True)
+class EmbeddedPrompt:
+    """A prompt, the name of its picture, and the concept whose drawings it is true of (None: a free phrase)."""
+
+    id: str
+    prompt: str
+    kind: Kind
+    concept: str | None
+
+
+def prompts_path() -> Path:
+    """The file, for `--prompts`."""
+    return Path(str(FILE))
+
+
+@cache
+def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
+    """All 200, in their order: 140 names, 20 names of held-out concepts, 40 phrases."""
+    return tuple(EmbeddedPrompt(**json.loads(line)) for line in FILE.read_text(encoding="utf-8").splitlines())
+
+
+def real_drawings() -> tuple[LabelledImages, list[str]]:
+    """(drawings that no judge was trained on in that very picture, the prompt of each): the two of every name that are
+    held back from emoji-judge, and all of every held-out name. Phrases have none.
+
+    emoji-judge-disjoint was trained on those of the unseen styles, except the held-out ones.
+    """
+    _, places = label_index()
+    wanted = {places[one.concept]: one.prompt for one in embedded_prompts() if one.concept is not None}
+    parts = []
+    for split in ("judge-heldback", "heldout-concepts"):
+        images = load_emoji(split)
+        parts.append(images.subset([row for row, label in enumerate(images.labels.tolist()) if label in wanted]))
+    together = LabelledImages.joined(parts)
+    return together, [wanted[label] for label in together.labels.tolist()]

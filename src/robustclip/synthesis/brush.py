@@ -1,0 +1,68 @@
+"""One batch of pictures through the loop: what every recipe ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from robustclip.canvases.base import Canvas
+from robustclip.losses.similarity import Cosine
+from robustclip.synthesis.callbacks import Film, KeepBest
+from robustclip.synthesis.guides import Guides
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.loop import Callback, Moment, optimise
+from robustclip.synthesis.painted import Painted, Watch
+from robustclip.synthesis.streams import Stream
+
+FRAMES = 8  # of the way, besides the final picture
+
+
+def paint_batch(
+    canvas: Canvas,
+    streams: Sequence[Stream],
+    *,
+    items: Sequence[Item],
+    guides: Guides,
+    steps: int,
+    watch: Watch,
+    keep: KeepBest | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Painted:
+    """Optimise the canvas; the pictures are what it renders at the end, or what `keep` kept."""
+    film = Film(steps, FRAMES)
+    watching = _Watching(watch, streams)
+    kept = [] if keep is None else [keep]
+    last, trace = optimise(
+        canvas,
+        streams,
+        steps=steps,
+        generators=generators_of(items, guides.device),
+        callbacks=[watching, film, *kept, *callbacks],
+    )
+    images = canvas.picture(last if keep is None else keep.images(last))
+    similarity = guides.similarity(images, [item.prompt for item in items])
+    frames = torch.cat([film.frames(), images[None].cpu()]) if film.steps else images[None].cpu()
+    return Painted(images, similarity, trace, frames, [*film.steps, steps])
+
+
+def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str, int], list[Generator]]:
+    """One generator a picture, keyed by what it is for and the step."""
+    return lambda purpose, step: [item.generator(purpose, step, device=device) for item in items]
+
+
+class _Watching:
+    """Shows each step to a watch, with the similarity that its first term saw."""
+
+    def __init__(self, watch: Watch, streams: Sequence[Stream]) -> None:
+        self.watch = watch
+        first = next(iter(streams[0].terms))
+        self.label = first.label
+        self.total = first.loss.targets[0].weights.sum(1) if isinstance(first.loss, Cosine) else None
+
+    def __call__(self, moment: Moment) -> None:
+        found = moment.numbers.get(self.label, moment.losses)
+        similarity: Tensor = -found if self.total is None else self.total - found
+        picture = moment.canvas.picture(moment.image)
+        self.watch(moment.step + 1, picture, {"similarity": similarity, **moment.numbers})

@@ -1,0 +1,93 @@
+"""What painting gives: for a batch, and for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from robustclip.images import load_image, to_pil
+from robustclip.synthesis.contact import contact_sheet
+from robustclip.synthesis.items import Item
+
+
+@dataclass
+class Painted:
+    """A batch of P pictures. `similarity` is that of the final picture to its prompt; `trace` has a number of each
+    picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`."""
+
+    images: Float[Tensor, "p 3 h w"]
+    similarity: Float[Tensor, " p"]
+    trace: dict[str, Float[Tensor, "s p"]] = field(default_factory=dict)
+    frames: Float[Tensor, "f p 3 h w"] | None = None
+    steps_of_frames: list[int] = field(default_factory=list)
+
+
+class Watch(Protocol):
+    """Called after each step of a batch; it may raise, and the batch is over."""
+
+    def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
+        """`images` as they are after `step` steps, and their numbers: `similarity` and each term's loss."""
+
+
+Paint = Callable[[Sequence[Item], Watch], Painted]
+"""Paints a batch of pictures that fits the accelerator."""
+
+
+@dataclass
+class Result:
+    """The pictures of a run, in the order of its items.
+
+    `similarity` is what each picture's file says. `trace` (S steps, N pictures), and `frames` by the items' ids, are of
+    what this call painted: NaN, or nothing, for pictures that were there before, came from other processes, or are of
+    more than 1,000.
+    """
+
+    folder: Path
+    items: list[Item]
+    similarity: Float[Tensor, " n"]
+    trace: dict[str, Float[Tensor, "s n"]] = field(default_factory=dict)
+    frames: dict[str, Float[Tensor, "f 3 h w"]] = field(default_factory=dict)
+    steps_of_frames: list[int] = field(default_factory=list)
+    kept: dict[str, Float[Tensor, "3 h w"]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def files(self) -> list[Path]:
+        """The pictures' files."""
+        return [self.folder / "images" / f"{item.id}.png" for item in self.items]
+
+    def image(self, index: int) -> Float[Tensor, "3 h w"]:
+        """A picture in [0, 1], as it was painted, or from its file (8 bits)."""
+        kept = self.kept.get(self.items[index].id)
+        return load_image(self.files[index]) if kept is None else kept
+
+    @cached_property
+    def images(self) -> Float[Tensor, "n 3 h w"]:
+        """All of them, on the CPU; those of a large run are read when first asked for."""
+        return torch.stack([self.image(index) for index in range(len(self))])
+
+    def numbers(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them."""
+        pictures = [
+            {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "file": str(file), "similarity": similarity}
+            for item, file, similarity in zip(self.items, self.files, self.similarity.tolist(), strict=True)
+        ]
+        mean = self.similarity.mean().item()
+        return {"run": str(self.folder), "pictures": len(self), "similarity": mean, "each": pictures}
+
+    def sheet(self) -> Image.Image:
+        """The pictures, prompts x seeds, each with its title."""
+        return to_pil(contact_sheet(self.items, self.image))
+
+    def _repr_png_(self) -> bytes | None:  # what a notebook shows
+        return self.sheet()._repr_png_()

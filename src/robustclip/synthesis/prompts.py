@@ -1,0 +1,200 @@
+r"""What is asked for: texts and pictures with weights, of which negative ones push away.
+
+    a green turtle                             one text
+    a green turtle | sharp:0.5 | blurry:-0.3   three, with their weights
+    a green turtle | image:leaf.png:0.5        a text and a picture
+    mind the gap: now | 16\:9                  colons that are text: a space follows, or a backslash stands before
+
+The same grammar for every command and in Python; captions out of files are taken literally.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from robustclip.errors import UsageError
+from robustclip.images import load_image
+from robustclip.referees.base import Referee, TwoTower
+
+LONGEST: Final = 10_000
+"""Characters of a prompt; no text tower reads near as many."""
+LARGEST_WEIGHT: Final = 100.0
+SHOWN: Final = 100
+"""Characters of a text that is told back."""
+
+_BETWEEN = re.compile(r"(?:^|(?<=\s))\|(?=\s|$)")
+_COLON = re.compile(r"(?<!\\)(?:\\\\)*(:)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_IMAGE = re.compile(r"image:(?!\s)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text, or the path of a picture, with its weight: |weight| in (0, 100], negative to push away.
+
+    White space around the content is dropped. Raises UsageError for an empty content, a zero byte, a text that is not
+    Unicode, and a weight beyond its range.
+    """
+
+    content: str
+    weight: float = 1.0
+    kind: Literal["text", "image"] = "text"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content", self.content.strip())
+        if not self.content:
+            raise UsageError("a part of the prompt is empty: say what to paint, e.g. 'a green turtle'")
+        if len(self.content) > LONGEST:
+            raise UsageError(f"the prompt has {len(self.content)} characters: at most {LONGEST} are read")
+        if re.search("[\0\ud800-\udfff]", self.content):
+            raise UsageError(f"{_told(self.content)} holds a zero byte, or is not Unicode: no prompt may")
+        if not math.isfinite(self.weight) or not 0 < abs(self.weight) <= LARGEST_WEIGHT:
+            raise UsageError(
+                f"{_told(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0"
+            )
+
+    def __str__(self) -> str:
+        r"""As `Prompt.parse` reads it: `\` and `|` after a backslash, `:` too unless a space follows."""
+        text = re.sub(r"\\|\||:(?!\s)", r"\\\g<0>", self.content)
+        name = f"image:{text}" if self.kind == "image" else text
+        if self.weight == 1:
+            return name
+        return f"{name}{' ' if name[-1].isdecimal() else ''}:{repr(float(self.weight)).removesuffix('.0')}"
+
+    @property
+    def title(self) -> str:
+        """For people: the text in one line, or the picture's file name."""
+        text = " ".join(self.content.split())
+        return text if self.kind == "text" else re.split(r"[/\\]", text)[-1] or text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one picture is to show: parts, of which one at least has a positive weight.
+
+    `str` gives the canonical text, which `parse` reads back to an equal prompt. Raises UsageError where no part pulls.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not any(part.weight > 0 for part in self.parts):
+            only = f"{_told(str(self))} only pushes away" if self.parts else "the prompt has no parts"
+            raise UsageError(f"{only}: it needs a part of positive weight, e.g. 'a cat | badly drawn:-0.3'")
+
+    @classmethod
+    def parse(cls, text: str) -> Prompt:
+        r"""Parts separated by ` | `, each `TEXT`, `TEXT:WEIGHT`, or `image:FILE[:WEIGHT]`.
+
+        A part has a weight where no space follows its last colon; `\:`, `\|` and `\\` are the characters themselves.
+        Raises UsageError for an empty or endless text, and for a weight that is no number, telling how to write it.
+        """
+        return cls(_parts(text))
+
+    @classmethod
+    def literal(cls, caption: str) -> Prompt:
+        """A caption as it stands, colons and bars and all. Raises UsageError as `Part`."""
+        return cls((Part(caption),))
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.parts))
+
+    @property
+    def title(self) -> str:
+        """For people, in one line: `a cat, sharp, not badly drawn`."""
+        return ", ".join(part.title if part.weight > 0 else f"not {part.title}" for part in self.parts)
+
+    @property
+    def wanted(self) -> str:
+        """The title without what is pushed away."""
+        return ", ".join(part.title for part in self.parts if part.weight > 0)
+
+    def check_images(self) -> None:
+        """Read every picture among the parts, to know of faults before the work. Raises UsageError as `load_image`."""
+        for part in self.parts:
+            if part.kind == "image":
+                load_image(part.content)
+
+
+def parse_all(texts: Sequence[str]) -> list[Prompt]:
+    """The prompts of a call. A text that only pushes away ("badly drawn:-0.3") is added to every other one.
+
+    Raises UsageError as `Prompt.parse`, and where nothing is left to add it to.
+    """
+    if isinstance(texts, str):
+        raise UsageError(f"prompts are a list of texts, and this is one text: write [{_told(texts)}]")
+    if not texts:
+        raise UsageError("there is no prompt: say what to paint, e.g. 'a green turtle'")
+    found = [_parts(text) for text in texts]
+    pulling = [parts for parts in found if any(part.weight > 0 for part in parts)]
+    pushing = tuple(part for parts in found if parts not in pulling for part in parts)
+    if not pulling:
+        raise UsageError(
+            f"{_told(' '.join(texts))} only pushes away: give a prompt to add it to, "
+            "as in 'a cat:1.0' 'badly drawn:-0.3'"
+        )
+    return [Prompt(parts + pushing) for parts in pulling]
+
+
+def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
+    """Refuse texts whose end the referee would not read. A referee whose text tower knows no limit takes all.
+
+    Raises UsageError that names the longest, its tokens and the limit, and says how many there are.
+    """
+    if not isinstance(referee, TwoTower) or (context := referee.text_tower.context) is None:
+        return
+    texts = list(dict.fromkeys(part.content for prompt in prompts for part in prompt.parts if part.kind == "text"))
+    lengths = referee.text_tower.count_tokens(texts)
+    if too_long := {text: count for text, count in zip(texts, lengths, strict=True) if count > context}:
+        text, count = max(too_long.items(), key=lambda found: found[1])
+        others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
+        raise UsageError(
+            f"the prompt {_told(text)} has {count} tokens, and {referee.card.name} reads {context} of a text{others}: "
+            "shorten it, or split it into parts, as in 'a cat | on a red mat'"
+        )
+
+
+def _parts(text: str) -> tuple[Part, ...]:
+    if not text.strip():
+        raise UsageError("the prompt is empty: say what to paint, e.g. 'a green turtle'")
+    if len(text) > LONGEST:
+        raise UsageError(f"the prompt has {len(text)} characters: at most {LONGEST} are read")
+    return tuple(_part(part.strip()) for part in _BETWEEN.split(text))
+
+
+def _part(text: str) -> Part:
+    kind: Literal["text", "image"] = "image" if _IMAGE.match(text) else "text"
+    if kind == "image":
+        text = text.removeprefix("image:")
+    if kind == "image" and not text:
+        raise UsageError("image: names no file: write e.g. 'image:leaf.png', or 'image:leaf.png:0.5' with a weight")
+    colons = [found.start(1) for found in _COLON.finditer(text)]
+    if not colons or text[colons[-1] + 1 : colons[-1] + 2].isspace():
+        return Part(_unescaped(text), kind=kind)
+    content, weight = text[: colons[-1]], text[colons[-1] + 1 :]
+    plain = f"{content}\\:{weight}"
+    if _NUMBER.fullmatch(weight) is None:
+        raise UsageError(
+            f"{_told(text)}: the weight {_told(weight)} is not a number: write a weight as in 'a cat:0.5', "
+            f"or a colon that is text with a backslash before it, {_told(plain)}"
+        )
+    if content[-1:].isdecimal():
+        raise UsageError(
+            f"{_told(text)}: is {weight} a weight? If it is, put a space before the colon, "
+            f"{_told(f'{content} :{weight}')}; if it is text, a backslash, {_told(plain)}"
+        )
+    return Part(_unescaped(content), float(weight), kind)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([\\|:])", r"\1", text)
+
+
+def _told(text: str) -> str:
+    """A text in quotes, as one types it, cut where it is long."""
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return f"'{shown}'" if shown.isprintable() else repr(shown)

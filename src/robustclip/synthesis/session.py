@@ -1,0 +1,153 @@
+"""What the recipes of synthesis share: a call's flags, read into pictures to paint, guides to paint by, and a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator
+
+from robustclip.devices import pick_device
+from robustclip.errors import UsageError
+from robustclip.files import is_file
+from robustclip.referees.base import TwoTower
+from robustclip.runs import Run
+from robustclip.synthesis.guides import Given, Guides, parse_weight
+from robustclip.synthesis.items import Item, items_of, items_of_named
+from robustclip.synthesis.painted import Paint, Result
+from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.prompts import parse_all
+from robustclip.synthesis.studio import paint_all
+
+ROOM: Final = "synthesize"
+SMALLEST, LARGEST = 8, 4096  # pixels of a side
+
+
+def _prompts(texts: list[str]) -> list[str]:
+    if texts:
+        parse_all(texts)
+    return texts
+
+
+def _prompt_file(path: Path) -> Path:
+    if not is_file(path):
+        raise UsageError(f"there is no file {str(path)[:200]}: give captions as .txt, .jsonl or .csv")
+    return path
+
+
+def _referees(given: Any) -> list[Given]:
+    listed = [given] if isinstance(given, str | Path | TwoTower) else list(given)
+    for one in listed:
+        if not isinstance(one, TwoTower):
+            parse_weight(str(one))
+    return listed
+
+
+def parse_size(given: object) -> tuple[int, int] | None:
+    """`64` as (64, 64) and `48x96` as (48, 96), height first; None as it is.
+
+    Raises UsageError for what is neither, and for sides that no referee takes (8 to 4096 pixels).
+    """
+    if given is None:
+        return None
+    text = "x".join(map(str, given)) if isinstance(given, tuple | list) else str(given)
+    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower(), re.ASCII)
+    sides = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not all(SMALLEST <= side <= LARGEST for side in sides):
+        raise UsageError(
+            f"{text[:40]!r} is no size of a picture: write one side (64) or height x width (48x96), "
+            f"each from {SMALLEST} to {LARGEST}"
+        )
+    return sides
+
+
+def _size(given: Any) -> Any:
+    parse_size(given)
+    return given
+
+
+Prompts = Annotated[
+    list[str], AfterValidator(_prompts), 'what to paint, "a cat", or in parts: "a cat:1.0 | image:photo.png:0.5"'
+]
+PromptFile = Annotated[Path, AfterValidator(_prompt_file), "captions instead: .txt, .jsonl or .csv, a picture each"]
+Referees = Annotated[list[Any], BeforeValidator(_referees), "who guides: a name, tag or folder; several as NAME=WEIGHT"]
+Size = Annotated[str | int | tuple[int, int] | None, AfterValidator(_size), "64, or height x width: 48x96"]
+
+
+@dataclass
+class Session:
+    """A call of a recipe, ready to paint: the pictures it asks for, of which `size`, by whom, and where they go."""
+
+    items: list[Item]
+    guides: Guides
+    size: tuple[int, int]
+    run: Run
+    batch_size: int
+    ways: bool | None
+    facts: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        recipe: str,
+        arguments: Mapping[str, Any],
+        *,
+        batch_size: int,
+        ways: bool | None = None,
+    ) -> Session:
+        """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out
+        and resume.
+
+        Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
+        picture or file of prompts that is no such thing.
+        """
+        seeds = arguments["seeds"]
+        if arguments["prompts"] is None:
+            items = items_of(parse_all(arguments["prompt"]), seeds)
+        else:
+            items = items_of_named(load_prompts(arguments["prompts"]), seeds)
+        guides = Guides.load(
+            arguments["referee"],
+            device=pick_device(arguments["device"]),
+            dtype=arguments["dtype"],
+            channels_last=arguments["channels_last"],
+            compile=arguments["compile"],
+        )
+        guides.check([item.prompt for item in items])
+        size = parse_size(arguments["size"]) or guides.size
+        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
+        kept |= {"referee": [one["name"] for one in guides.describe()]}
+        # Each picture knows its own prompt; thousands of others would only make its file large.
+        others = {name: value for name, value in kept.items() if name != "prompt"}
+        facts = {"recipe": recipe, "arguments": others, "referees": guides.describe()}
+        run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
+        run.note(referees=guides.describe(), size=list(size), dtype=str(guides.dtype).removeprefix("torch."))
+        return cls(items, guides, size, run, batch_size, ways, facts)
+
+    def paint(self, paint: Paint, *, steps: int, loss: str = "") -> Result:
+        """Paint what is not there yet, batch by batch, and end the run. `loss` is noted as what was optimised."""
+        with self.run:
+            if loss:
+                self.run.note(loss=loss)
+            result = paint_all(
+                self.items,
+                paint,
+                run=self.run,
+                steps=steps,
+                batch_size=self.batch_size,
+                ways=self.ways,
+                facts=self.facts,
+            )
+            self.run.finish({key: value for key, value in result.numbers().items() if key != "each"})
+        return result
+
+
+def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[str]:
+    """What is wrong with prompts that are fine alone: none, or two kinds of them."""
+    if not prompt and prompts is None:
+        yield 'there is no prompt: say what to paint, e.g. "a green turtle", or give --prompts FILE'
+    if prompt and prompts is not None:
+        yield f"prompts come from the call ({prompt[0][:40]!r}) or from --prompts {prompts}: give one of the two"

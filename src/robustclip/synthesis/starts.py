@@ -1,0 +1,94 @@
+"""Where a painting starts: the `--init` flag, read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Final, final
+
+import torch
+from jaxtyping import Float
+from pydantic import AfterValidator
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.files import is_file
+from robustclip.images import load_image
+from robustclip.inits import basic
+from robustclip.inits.mixture_file import load_mixture
+from robustclip.inits.pool import Pool, embedder
+from robustclip.rng import generator
+from robustclip.synthesis.guides import Guides
+from robustclip.synthesis.items import Item
+
+MIXTURE: Final = "emoji-groups"
+PLAIN: Final = {"noise": basic.noise, "grey": basic.grey}
+SEEDS_KEPT = 4  # whose candidates stay in memory
+
+
+def _init(text: str) -> str:
+    if text not in (*PLAIN, "mixture") and not is_file(text):
+        raise UsageError(
+            f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, or mixture, noise, grey"
+        )
+    return text
+
+
+Init = Annotated[str, AfterValidator(_init), "mixture, noise, grey, an image, or a file of robustclip mixture fit"]
+
+
+@final
+class Starts:
+    """Items -> images (P,3,H,W) in [0,1] to start from.
+
+    Of a mixture, each picture gets the candidate that the guides find most like its prompt. All pictures of a seed
+    choose among the same `candidates`, which are embedded once. `notebook` is as CLIPAG's: candidates of the first
+    classes only, ranked without the referee's normalisation. Raises UsageError for a file that is neither an image
+    nor a mixture.
+    """
+
+    def __init__(
+        self,
+        init: str,
+        size: tuple[int, int],
+        guides: Guides,
+        *,
+        candidates: int = 1000,
+        temperature: float = 1.0,
+        strength: float = 1.0,
+        notebook: bool = False,
+    ) -> None:
+        self.size = size
+        self.guides = guides
+        self.count = candidates
+        self.temperature = temperature
+        self.notebook = notebook
+        self.plain: basic.Init | None = PLAIN.get(init)
+        self.mixture = None
+        if init == "mixture" or Path(init).suffix == ".safetensors":
+            self.mixture = load_mixture(MIXTURE if init == "mixture" else init)
+        elif self.plain is None:
+            self.plain = basic.from_image(load_image(init), strength)
+        self._pool = lru_cache(SEEDS_KEPT)(self._drawn)
+
+    def __call__(self, items: Sequence[Item]) -> Float[Tensor, "p 3 h w"]:
+        device = self.guides.device
+        if self.plain is not None:
+            return self.plain(*self.size, [item.generator("start", device=device) for item in items], device)
+        directions = self.guides.directions([item.prompt for item in items])
+        return torch.cat([self._best(item.seed, one) for item, one in zip(items, directions, strict=True)])
+
+    def _best(self, seed: int, direction: Float[Tensor, " d"]) -> Float[Tensor, "1 3 h w"]:
+        pool = self._pool(seed)
+        best, _ = pool.best(lambda embeddings: (embeddings @ direction)[None])
+        return pool.images(best)
+
+    def _drawn(self, seed: int) -> Pool:
+        """The candidates of a seed, and what the guides see in them."""
+        assert self.mixture is not None
+        small = self.mixture.candidates(
+            self.count, generator(seed, "candidates"), notebook=self.notebook, temperature=self.temperature
+        )
+        embed = embedder(self.guides.referees, raw=self.notebook)
+        return Pool.of(small, embed, *self.size, device=self.guides.device)

@@ -1,0 +1,187 @@
+"""Paint many pictures, batch by batch, into a run's folder: what is there is not painted again.
+
+images/<id>.png      each picture, as soon as its batch is done, with all that made it
+ways/<id>.{gif,png}  how it came to be, of a few pictures
+preview.png          the best so far of the batch that is being painted
+contact_sheet.png    prompts x seeds, and
+pictures.jsonl       one line a picture, in the items' order: both at the end
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any, Final
+
+import torch
+
+from robustclip import distributed
+from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.files import atomic_write, remove_drafts
+from robustclip.images import load_image, save_image
+from robustclip.interrupts import catching_signals
+from robustclip.runs import Run, versions
+from robustclip.synthesis.contact import contact_sheet
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.painted import Paint, Painted, Result
+from robustclip.synthesis.pictures import read_facts, write_gif, write_picture, write_strip
+from robustclip.synthesis.watching import Watcher
+
+FEW: Final = 16
+"""Pictures of which the ways are kept unless the call says otherwise."""
+SMALL: Final = 1000
+"""Pictures that a result keeps in memory."""
+
+
+def paint_all(
+    items: Sequence[Item],
+    paint: Paint,
+    *,
+    run: Run,
+    steps: int,
+    batch_size: int = 16,
+    ways: bool | None = None,
+    facts: Mapping[str, Any] | None = None,
+    silent: bool = False,
+) -> Result:
+    """Paint every item that has no picture yet, `batch_size` at a time, and lay all of them out.
+
+    `steps` is how often a batch calls its watch; `ways` keeps each picture's way (default: of up to 16 pictures);
+    `facts` go into each picture's file, beside its id, prompt, seed and similarity, and the versions of what painted
+    it. Several processes share the pictures that are left.
+
+    Raises UsageError for no items and for two of one id, RunError where a picture is not finite or the disk does not
+    take it, Interrupted on SIGINT or SIGTERM: what is done stays, and `--resume` goes on.
+    """
+    items = list(items)
+    _check(items, batch_size)
+    ways = len(items) <= FEW if ways is None else ways
+    left = distributed.decided(lambda: _left(items, run))
+    mine = [items[index] for index in left[distributed.place().mine()]]
+    batches = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+    facts = {**(facts or {}), "versions": versions()}
+    made = Result(run.folder, items, torch.full((len(items),), math.nan))
+    run.note(pictures=len(items))
+    with catching_signals() as caught:
+
+        def check() -> None:
+            if caught.signal is not None:
+                done = len(items) - sum(1 for item in items if not _file(run, item).exists())
+                told = f"stopped with {done} of {len(items)} pictures, which stay: {run.resumption} goes on"
+                raise Interrupted(caught.signal or SIGTERM, told)
+
+        with Watcher(
+            run.folder, total=len(mine), steps=steps, batch_size=batch_size, check=check, silent=silent
+        ) as watcher:
+            for batch in batches:
+                check()
+                watcher.begin(batch)
+                painted = paint(batch, watcher)
+                _write(batch, painted, run, facts, ways=ways)
+                watcher.end()
+                if len(items) <= SMALL:
+                    _keep(made, batch, painted, ways=ways)
+        _wait_for_others([_file(run, items[index]) for index in left], check)
+    made.similarity = torch.tensor(distributed.decided(lambda: _lay_out(items, run)))
+    return made
+
+
+def _check(items: Sequence[Item], batch_size: int) -> None:
+    if not items:
+        raise UsageError("there is nothing to paint: give at least one prompt, and one seed")
+    if batch_size < 1:
+        raise UsageError(f"batch_size {batch_size}: at least 1 picture is painted at a time")
+    names, times = Counter(item.id.casefold() for item in items).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{times} pictures would have the file {names}.png: give each item an id of its own")
+
+
+def _wait_for_others(files: Sequence[Path], check: Callable[[], None]) -> None:
+    """Until the pictures of all processes are there. Their files are looked for first, because a message between
+    processes has to be answered within minutes, and the slowest may be an hour behind."""
+    while distributed.count() > 1 and (files := [file for file in files if not file.exists()]):
+        check()
+        time.sleep(0.2)
+    distributed.listed(None)
+
+
+def _file(run: Run, item: Item) -> Path:
+    return run.folder / "images" / f"{item.id}.png"
+
+
+def _left(items: Sequence[Item], run: Run) -> list[int]:
+    """Places of the items that have no whole picture of their prompt and seed."""
+    for room in ("images", "ways"):
+        remove_drafts(run.folder / room)
+    return [index for index, item in enumerate(items) if not _is_done(run, item)]
+
+
+def _is_done(run: Run, item: Item) -> bool:
+    file = _file(run, item)
+    if not file.exists():
+        return False
+    try:
+        facts = read_facts(file)
+    except UsageError:
+        return False
+    return (facts.get("prompt"), facts.get("seed")) == (str(item.prompt), item.seed)
+
+
+def _write(batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, ways: bool) -> None:
+    """Put a batch on the disk. Its ways come first, for a picture that is there says that all of it is."""
+    images = painted.images.detach()
+    fine = images.flatten(1).isfinite().all(dim=1) & painted.similarity.isfinite().to(images.device)
+    if not fine.all():
+        names = ", ".join(item.id for item, good in zip(batch, fine.tolist(), strict=True) if not good)
+        raise RunError(f"not a number came out for {names}: take smaller steps, or --dtype float32")
+    try:
+        for index, item in enumerate(batch):
+            if ways and painted.frames is not None and len(painted.frames):
+                frames = painted.frames[:, index]
+                write_gif(run.folder / "ways" / f"{item.id}.gif", frames)
+                write_strip(run.folder / "ways" / f"{item.id}.png", frames, painted.steps_of_frames)
+            similarity = float(painted.similarity[index])
+            about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
+            write_picture(_file(run, item), images[index], about | dict(facts))
+    except OSError as error:
+        raise RunError(
+            f"{run.folder} cannot be written to ({error.strerror or error}): what is there stays, and when that is "
+            f"mended, {run.resumption} goes on"
+        ) from error
+
+
+def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, ways: bool) -> None:
+    """Remember what only this call knows of a batch."""
+    places = [made.items.index(item) for item in batch]
+    for index, item in enumerate(batch):
+        made.kept[item.id] = painted.images[index].detach().float().cpu()
+        if ways and painted.frames is not None and len(painted.frames):
+            made.frames[item.id] = painted.frames[:, index].detach().float().cpu()
+            made.steps_of_frames = list(painted.steps_of_frames)
+    for name, values in painted.trace.items():
+        whole = made.trace.setdefault(name, torch.full((len(values), len(made)), math.nan))
+        whole[:, places] = values.detach().float().cpu()
+
+
+def _lay_out(items: Sequence[Item], run: Run) -> list[float]:
+    """Write what speaks of all pictures, from their files; the similarity that each file tells."""
+    try:
+        told = [read_facts(_file(run, item)) for item in items]
+    except UsageError as error:
+        raise RunError(f"{error}: {run.resumption} paints it again") from error
+    lines = [
+        {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "file": f"images/{item.id}.png"}
+        | {"similarity": facts["similarity"]}
+        for item, facts in zip(items, told, strict=True)
+    ]
+    with atomic_write(run.folder / "pictures.jsonl", "w") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    save_image(
+        contact_sheet(items, lambda index: load_image(_file(run, items[index]))), run.folder / "contact_sheet.png"
+    )
+    return [float(facts["similarity"]) for facts in told]

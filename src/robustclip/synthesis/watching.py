@@ -1,0 +1,117 @@
+"""What people see while pictures are painted: a bar or lines, a preview file, and the pictures in a notebook."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip import distributed
+from robustclip.progress import TrainingProgress
+from robustclip.synthesis.contact import OVERVIEW, overview
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.live import Live
+from robustclip.synthesis.pictures import write_picture
+
+PREVIEW_EVERY: Final = 3.0
+SHOW_EVERY: Final = 0.2
+"""Seconds between looks at the numbers, each of which waits for the accelerator."""
+
+
+class Watcher:
+    """The watch of a whole run: a context around its batches. `total` pictures are painted in `steps` steps each;
+    `check` is called at each step, and may raise to end the run there. It shows nothing where it is `silent`, or this
+    is not the main process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total: int,
+        steps: int,
+        batch_size: int,
+        check: Callable[[], None] = lambda: None,
+        silent: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.total = total
+        self.steps = max(steps, 1)
+        self.check = check
+        self.done = self.batches = 0
+        self.silent = silent or not distributed.is_main()
+        batches = math.ceil(total / batch_size)
+        self.progress = TrainingProgress(total=batches * self.steps, title="painting", silent=self.silent)
+        self.live = Live()
+
+    def __enter__(self) -> Watcher:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+
+    def begin(self, batch: Sequence[Item]) -> None:
+        """A batch is about to be painted."""
+        self.batch = batch
+        self.best: Tensor | None = None
+        self.similarity: Tensor | None = None
+        self.last_look = self.last_preview = time.monotonic()
+        first, last = self.done + 1, self.done + len(batch)
+        which = f"picture {first}" if first == last else f"pictures {first}-{last}"
+        self._entitle(f"{which} of {self.total}: step")
+
+    def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
+        """See `robustclip.synthesis.painted.Watch`."""
+        self.check()
+        if self.silent:
+            return
+        images, similarity = images.detach(), numbers["similarity"].detach()
+        if self.best is None or self.similarity is None:
+            self.best, self.similarity = images.clone(), similarity.clone()
+        better = similarity > self.similarity
+        self.best = torch.where(better[:, None, None, None], images, self.best)
+        self.similarity = torch.where(better, similarity, self.similarity)
+        now = time.monotonic()
+        if now - self.last_look >= SHOW_EVERY or step >= self.steps:
+            self.last_look = now
+            self.progress.numbers |= {"similarity": similarity.mean().item(), "best": self.similarity.max().item()}
+        self.progress.advance(images=len(images) / self.steps)
+        if now - self.last_preview >= PREVIEW_EVERY:
+            self._preview(step)
+            self.last_preview = time.monotonic()
+        self.live.show(self.best)
+
+    def end(self) -> None:
+        """The batch is painted, and on the disk."""
+        self.done += len(self.batch)
+        self.batches += 1
+        self.progress.step = self.batches * self.steps  # whatever number of steps it took
+        if not self.silent and self.best is not None:
+            self.live.show(self.best, now=True)
+            if self.done == self.total:
+                self._preview(self.steps)
+
+    def _entitle(self, title: str) -> None:
+        self.progress.title = title
+        self.progress.bar.update(self.progress.task, description=title)
+
+    def _preview(self, step: int) -> None:
+        if self.best is None or self.similarity is None:
+            return
+        facts = {
+            "step": step,
+            "ids": [item.id for item in self.batch[:OVERVIEW]],
+            "best": self.similarity[:OVERVIEW].tolist(),
+        }
+        with suppress(OSError):  # it is no loss
+            write_picture(self.folder / "preview.png", overview(self.best), facts)

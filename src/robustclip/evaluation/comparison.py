@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.pag import told_by
 from robustclip.evaluation.report import CLEAN, CONTROL, Kind, Row
 from robustclip.evaluation.tasks import Measurement
 
@@ -22,7 +23,7 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
 
     Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
     under an attack it is over the referee's own. There is none for numbers that are not rates, nor where the
-    denominator is 0. Controls are not compared.
+    denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did anything.
     """
     outcomes = {(m.metric, m.attack, name): m.outcomes for name, measured in found.items() for m in measured}
     rows: list[Row] = []
@@ -33,11 +34,14 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
             return Row(name, task, metric, attack, kind, against, of.value, of.low, of.high, of.n, seed)
 
         rows += [row(name, "value", "", _interval(values, seed)) for name, values in here.items()]
-        if attack.startswith(CONTROL):
+        judged = told_by(metric) is not None
+        if attack.startswith(CONTROL) or (judged and attack == CLEAN):
             continue
         for name, values in here.items():
             if name != baseline:
                 rows.append(row(name, "difference", baseline, _difference(values, here[baseline], seed)))
+        if judged:  # nothing is retained of what nobody saw before
+            continue
         for name, values in here.items():
             against = baseline if attack == CLEAN else name
             clean = outcomes[metric, CLEAN, against]

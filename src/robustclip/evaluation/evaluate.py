@@ -21,11 +21,14 @@ from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
+from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.tasks import TASKS, Findings, Setting, missing_for, prompts_of
 from robustclip.evaluation.templates import resolve_templates
 from robustclip.files import check_writable, is_file
 from robustclip.referees.base import TwoTower
+from robustclip.referees.claims import EMBEDDED_DATA
+from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
 from robustclip.rng import generator
 from robustclip.signatures import raise_faults, unknown
@@ -35,6 +38,8 @@ Referees = Sequence[str | Path | TwoTower]
 COLUMNS = 8  # of the gradient picture
 Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
+JUDGE = "emoji-judge"  # of the embedded sets, where none is named
+PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
 ENOUGH = 200  # images; with fewer, a note says that intervals are wide
 
 
@@ -55,8 +60,12 @@ def evaluate(
     data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
         "emoji/unseen-styles"
     ),
-    tasks: Annotated[Sequence[Literal["zero-shot", "retrieval", "gradients"]], "what to measure"] = ("zero-shot",),
+    tasks: Annotated[Sequence[Literal["zero-shot", "retrieval", "gradients", "pag"]], "what to measure"] = (
+        "zero-shot",
+    ),
     attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20", checked(AttackSpec.parse)] = (),
+    judge: Annotated[str | None, "who answers for the PAG score; for emoji sets emoji-judge"] = None,
+    pag: Annotated[str, "the PAG score's pull, eps at the images' size", checked(read_spec)] = PULL,
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
     labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
     limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
@@ -77,21 +86,30 @@ def evaluate(
     them: an L2 eps belongs to that size. Beside each attack stands its control, noise of the same norm. Numbers have
     95% intervals, paired where two referees are compared.
 
+    The task pag is the PAG score (`evaluation.pag`): each image is pulled towards another's name, and `judge`, which is
+    none of the referees, says what it sees.
+
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
-    raise_faults("evaluate()", list(faults(tasks, attack, templates, limit, batch_size, sign, out, csv, device, dtype)))
+    raise_faults(
+        "evaluate()",
+        list(faults(tasks, data, attack, judge, pag, templates, limit, batch_size, sign, out, csv, device, dtype)),
+    )
     attacks = [AttackSpec.parse(text) for text in listed(attack)]
     wanted = listed(tasks)
     where = pick_device(device)
     given = [referees] if isinstance(referees, str) else list(referees)  # not split at commas: paths may hold them
     first = [] if baseline is None else [baseline]
     judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
+    answering = answering_judge(judge, judges, device=where) if "pag" in wanted else None
     if sign:
-        for judge in judges:
-            folder_to_sign(judge)
+        for one in judges:
+            folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     raise_faults("evaluate()", [fault for task in wanted if (fault := missing_for(task, examples))])
-    threats = {str(spec): spec.threat(examples.size) for spec in attacks}
+    pulled = read_spec(pag) if answering is not None else None
+    specs = attacks if pulled is None else [*attacks, pulled]
+    threats = {str(spec): spec.threat(examples.size) for spec in specs}
     setting = Setting(
         examples=examples,
         attacks=attacks,
@@ -100,6 +118,8 @@ def evaluate(
         batch_size=batch_size,
         dtype=pick_dtype(dtype, where),
         seed=seed,
+        judge=answering,
+        pull=pulled,
     )
 
     report = Report(
@@ -109,7 +129,7 @@ def evaluate(
         notes=list(notes(judges, examples, threats)),
     )
     for task in wanted:
-        found = {judge.name: measure(task, judge, setting) for judge in judges}
+        found = {one.name: measure(task, one, setting) for one in judges}
         measurements = {name: findings.measurements for name, findings in found.items()}
         report.rows += compare(task, measurements, baseline=judges[0].name, seed=seed)
         for name, findings in found.items():
@@ -126,9 +146,20 @@ def evaluate(
     return report
 
 
+def answering_judge(name: str | None, guides: Sequence[Judge], *, device: torch.device) -> Judge:
+    """The PAG score's judge. Raises UsageError when it has the image tower of one of the guides."""
+    [judge] = load_judges([JUDGE if name is None else name], device=device)
+    for guide in guides:
+        check_judge(guide.referee, judge.referee)
+    return judge
+
+
 def faults(
     tasks: Sequence[str],
+    data: str | Path,
     attack: Sequence[str],
+    judge: str | None,
+    pag: str,
     templates: str,
     limit: int | None,
     batch_size: int,
@@ -142,7 +173,12 @@ def faults(
     for task in listed(tasks):
         if task not in TASKS:
             yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
+    if judge is not None and "pag" not in listed(tasks):
+        yield f"the judge {judge!r} has nothing to do: it answers for the task pag; add that, or leave the judge out"
+    if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):
+        yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee that none of those measured was made from"
     checks: list[Callable[[], object]] = [partial(AttackSpec.parse, text) for text in listed(attack)]
+    checks.append(partial(read_spec, pag))
     if templates != "dataset":
         checks.append(partial(resolve_templates, templates))
     checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
@@ -202,6 +238,10 @@ def describe(
     setting: Setting, *, tasks: Sequence[str], baseline: str, limit: int | None, device: torch.device
 ) -> dict[str, Any]:
     """What was measured, and how, for the report."""
+    judged: dict[str, Any] = {}
+    if setting.judge is not None:
+        judged = {"judge": {"name": setting.judge.name, "fingerprint": fingerprint(setting.judge.referee)}}
+        judged["pag"] = str(setting.pull)
     return {
         "data": setting.examples.name,
         "images": len(setting.examples),
@@ -209,6 +249,7 @@ def describe(
         "size": list(setting.examples.size),
         "tasks": list(tasks),
         "attacks": [str(spec) for spec in setting.attacks],
+        **judged,
         "templates": list(setting.templates),
         "labels": "present" if setting.present_only else "all",
         "baseline": baseline,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from robustclip.errors import UsageError
+from robustclip.evaluation.pag import minus
 from robustclip.evaluation.report import CLEAN, Report, Row
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
@@ -54,6 +55,9 @@ def load_judges(given: Sequence[Given], *, device: torch.device) -> list[Judge]:
 def sign_cards(judges: Sequence[Judge], report: Report) -> None:
     """Write what `report` measured into the judges' cards, as claims of today: values only, and no controls.
 
+    But a PAG score means little without them: it is signed with the rate before, that with noise of its norm, and the
+    paired difference to the baseline.
+
     Recall from captions to images is signed for whole sets only: n counts captions there, so a claim could not say
     which images it was measured on.
     """
@@ -61,10 +65,9 @@ def sign_cards(judges: Sequence[Judge], report: Report) -> None:
 
     def may_sign(row: Row) -> bool:
         whole = report.setting["limit"] is None
-        attacked = row.attack in report.threats
-        return (
-            row.kind == "value" and (row.attack == CLEAN or attacked) and (whole or "text to image" not in row.metric)
-        )
+        told = row.attack == CLEAN or row.attack in report.threats
+        plain = row.kind == "value" and told and (whole or "text to image" not in row.metric)
+        return plain or row.task == "pag"
 
     for judge in judges:
         folder = folder_to_sign(judge)
@@ -72,7 +75,7 @@ def sign_cards(judges: Sequence[Judge], report: Report) -> None:
         card.sign(
             [
                 Claim(
-                    name=row.metric,
+                    name=minus(row.metric, row.against) if row.kind == "difference" else row.metric,
                     value=row.value,
                     low=row.low,
                     high=row.high,

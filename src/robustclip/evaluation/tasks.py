@@ -12,14 +12,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec
-from robustclip.errors import RunError
+from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.gradients import gradient_shares
+from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
 from robustclip.evaluation.report import CLEAN, CONTROL, LOW_FREQUENCY
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
-from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
-from robustclip.evaluation.similarity import all_cosines
+from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise, random_perturbation
+from robustclip.evaluation.similarity import all_cosines, batches
 from robustclip.evaluation.templates import class_embeddings, embed_texts
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
@@ -29,7 +32,8 @@ ACCURACIES = (1, 5)
 
 @dataclass(frozen=True)
 class Setting:
-    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has."""
+    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has; `judge`
+    and `pull` are the PAG score's."""
 
     examples: Examples
     attacks: Sequence[AttackSpec]
@@ -38,6 +42,8 @@ class Setting:
     batch_size: int
     dtype: torch.dtype
     seed: int
+    judge: Judge | None = None
+    pull: AttackSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,48 @@ def gradients(referee: TwoTower, setting: Setting, title: str) -> Findings:
     return Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)], answers)
 
 
-TASKS: dict[str, Task] = {"zero-shot": zero_shot, "retrieval": retrieval, "gradients": gradients}
+def pag(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """How often the judge sees what the referee pulled an image towards; before, with noise instead, and pulled."""
+    if setting.judge is None or setting.pull is None:
+        raise UsageError("the PAG score needs a judge and the size of its perturbation")
+    examples, spec, judge, dtype = setting.examples, setting.pull, setting.judge.referee, setting.dtype
+    own = prompts_of(examples)
+    pairs = draw_pairs(own, examples.ids, seed=setting.seed)
+    wanted = class_embeddings(referee, pairs.names, setting.templates)
+    shown = class_embeddings(judge, pairs.names, setting.templates)
+    parts: dict[str, list[Answers]] = {CLEAN: [], control_of(spec): [], str(spec): []}
+    with attacking(judge):
+        for batch in batches(torch.arange(len(examples)), setting.batch_size, f"{title} {spec}"):
+            images = examples.images[batch].to(wanted.device)
+            versions = (
+                images,
+                random_perturbation(images, spec.threat(examples.size), seed=setting.seed, indices=batch),
+                pull(referee, images, wanted[pairs.targets[batch]], spec, dtype),
+            )
+            for answered, version in zip(parts.values(), versions, strict=True):
+                answered.append(answers(judge, version, shown, pairs.choices[batch], dtype))
+
+    found, metric = Findings(), pairs.metric(setting.judge.name)
+    for attack, answered in parts.items():
+        places, firsts = (torch.cat([getattr(part, name) for part in answered]) for name in ("ranks", "first"))
+        found.measurements.append(Measurement(metric, attack, (places == 0).numpy()))
+        found.answers += [
+            {
+                "attack": attack,
+                "id": name,
+                "own": truth,
+                "target": pairs.names[target],
+                "answer": pairs.names[first],
+                "rank": rank,
+            }
+            for name, truth, target, first, rank in zip(
+                examples.ids, own, pairs.targets.tolist(), firsts.tolist(), places.tolist(), strict=True
+            )
+        ]
+    return found
+
+
+TASKS: dict[str, Task] = {"zero-shot": zero_shot, "retrieval": retrieval, "gradients": gradients, "pag": pag}
 
 
 def missing_for(task: str, examples: Examples) -> str | None:
@@ -169,6 +216,12 @@ def missing_for(task: str, examples: Examples) -> str | None:
         return f"retrieval needs captions, and {examples.name} has none: use --tasks zero-shot, or add captions"
     if task == "gradients" and not labels and not captions:
         return f"gradients need labels or captions as prompts, and {examples.name} has neither"
+    if task == "pag" and not labels and not captions:
+        return f"pag needs labels or captions to pull images towards, and {examples.name} has neither"
+    if task == "pag" and len(set(prompts_of(examples))) == 1:
+        return (
+            f"pag needs images of at least 2 different names, and all of {examples.name} are {prompts_of(examples)[0]}"
+        )
     return None
 
 

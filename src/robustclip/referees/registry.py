@@ -22,10 +22,10 @@ from robustclip.errors import RunError, UsageError
 from robustclip.files import read_json, sha256, write_json
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
+from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import CONFIG, load_referee_folder
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
-EMBEDDED_DATA = "emoji/"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
 RESERVED = (".json", ".partial", ".tmp")
 """Endings of what lies beside referees in the registry."""
@@ -168,12 +168,12 @@ def verify(
 ) -> Verification:
     """Compare the hashes of a referee's files with its card, and measure one of its claims again.
 
-    Without `claim` the cheapest on embedded data: a clean one before an attacked one, fewer samples before more; one on
-    other data is measured when it is named. Raises UsageError for an unknown referee or claim.
+    Without `claim` the cheapest on embedded data: a clean one before an attacked one, fewer samples before more, a PAG
+    score last; one on other data is measured when it is named. Raises UsageError for an unknown referee or claim.
     """
     entry = _entry(name)
     card = entry.card
-    chosen = _chosen_claim(card, claim) if measure or claim else None
+    chosen = cheapest(card, claim) if measure or claim else None
     files = {file: _has_hash(entry.folder / file, digest) for file, digest in card.weights.items()}
     if not all(files.values()):  # numbers of other weights would say nothing about the claim
         return Verification(card.name, files, None)
@@ -182,7 +182,7 @@ def verify(
     text_tower = referee.text_tower.source() == named if referee and named else None
     if referee is None or chosen is None or text_tower is False:
         return Verification(card.name, files, text_tower)
-    return Verification(card.name, files, text_tower, chosen, _measured(referee, chosen, device))
+    return Verification(card.name, files, text_tower, chosen, measured(referee, chosen, device))
 
 
 def check_safe(name: str) -> str:
@@ -343,34 +343,5 @@ def _near_tags(name: str) -> list[str]:
     return get_close_matches(name, tags(), n=3, cutoff=0.5)
 
 
-def _chosen_claim(card: Card, name: str | None) -> Claim | None:
-    claims = [
-        claim for claim in card.claims if name == claim.name or (name is None and claim.data.startswith(EMBEDDED_DATA))
-    ]
-    if name is not None and not claims:
-        names = sorted({claim.name for claim in card.claims})
-        raise UsageError(f"{card.name} claims nothing named {name!r}; its claims: {', '.join(names) or 'none'}")
-    return min(claims, key=lambda claim: (claim.attack is not None, claim.n), default=None)
-
-
 def _has_hash(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path) == digest
-
-
-def _measured(referee: TwoTower, claim: Claim, device: str) -> float:
-    from robustclip.evaluation import evaluate
-
-    task: Literal["zero-shot", "retrieval", "gradients"]
-    task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
-    attack = [] if claim.attack is None else [claim.attack]
-    report = evaluate(
-        [referee],
-        data=claim.data,
-        tasks=[task],
-        attack=attack,
-        labels="present" if claim.name.endswith("present") else "all",
-        limit=claim.n,
-        seed=claim.seed,
-        device=device,
-    )
-    return report.row(referee.card.name, claim.name, claim.attack or "clean").value

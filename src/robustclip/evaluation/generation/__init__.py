@@ -1,0 +1,17 @@
+"""Pictures that were made, judged by referees that did not guide them: figures with intervals, never a glance."""
+
+from robustclip.evaluation.generation.folders import read_pictures, read_reference
+from robustclip.evaluation.generation.judge import judge, judge_images, judge_pictures
+from robustclip.evaluation.generation.pictures import Pictures
+from robustclip.evaluation.generation.report import Figure, JudgeReport
+
+__all__ = [
+    "Figure",
+    "JudgeReport",
+    "Pictures",
+    "judge",
+    "judge_images",
+    "judge_pictures",
+    "read_pictures",
+    "read_reference",
+]

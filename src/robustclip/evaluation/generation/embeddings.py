@@ -1,0 +1,95 @@
+"""Pictures and prompts as a judge sees them: embedded once, then measured in many ways.
+
+Everything is a unit vector on the CPU, so that a cosine is a product and whole sets can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustclip.attacks.gradient import attacking
+from robustclip.devices import autocast
+from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.similarity import Images, batches
+from robustclip.referees.base import TwoTower, unit
+
+BATCH = 64
+
+
+@torch.no_grad()
+def embed(
+    judge: TwoTower,
+    images: Images,
+    *,
+    batch_size: int = BATCH,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Float[Tensor, "n d"]:
+    """Unit embeddings of images in [0,1], `batch_size` at a time on the judge's device; float32, on the CPU.
+
+    The tower computes in `dtype` and in eval mode. Raises UsageError for pixels outside [0,1], RunError for an
+    embedding that is not finite.
+    """
+    found = []
+    with attacking(judge):
+        for batch in batches(torch.arange(len(images)), batch_size, title):
+            with autocast(judge.device, dtype):
+                embedded = judge.embed_images(images[batch].to(judge.device), normalize=False)
+            found.append(unit(embedded.float()).cpu())
+    embeddings = torch.cat(found) if found else torch.empty(0, judge.width)
+    if not embeddings.isfinite().all():
+        lost = int((~embeddings.isfinite().all(dim=1)).sum())
+        raise RunError(
+            f"{judge.card.name} makes no number of {lost} of {len(images)} pictures: judge with --dtype float32"
+        )
+    return embeddings
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Different texts in alphabetical order, so that nothing depends on the order in which pictures came, and their
+    unit embeddings."""
+
+    texts: tuple[str, ...]
+    embeddings: Float[Tensor, "t d"]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each text stands."""
+        return {text: place for place, text in enumerate(self.texts)}
+
+    def index(self, prompts: Sequence[str]) -> Int[Tensor, " n"]:
+        """The place of each prompt. Raises UsageError for one that is not among the texts."""
+        if strange := [prompt for prompt in prompts if prompt not in self.places]:
+            raise UsageError(f"{strange[0]!r} is not among the {len(self)} texts to choose from: embed it with them")
+        return torch.tensor([self.places[prompt] for prompt in prompts], dtype=torch.long)
+
+    def of(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """The embedding of each prompt, in their order."""
+        return self.embeddings[self.index(prompts)]
+
+
+def embed_texts(judge: TwoTower, texts: Sequence[str], *, prefix: str = "", batch_size: int = 256) -> Texts:
+    """The different ones among `texts`, embedded with `prefix` before each (and known without it).
+
+    Raises UsageError for an empty text: nothing can be said of it.
+    """
+    if isinstance(texts, str):
+        raise UsageError(f"texts are a list, and this is one text: write [{texts!r}]")
+    different = sorted(set(texts))
+    if any(not text.strip() for text in different):
+        raise UsageError("a prompt is empty: nobody can say whether a picture shows it")
+    found = [
+        judge.embed_texts([prefix + text for text in different[at : at + batch_size]]).float().cpu()
+        for at in range(0, len(different), batch_size)
+    ]
+    return Texts(tuple(different), torch.cat(found) if found else torch.empty(0, judge.width))

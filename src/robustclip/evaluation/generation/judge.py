@@ -1,0 +1,317 @@
+"""`robustclip judge`: referees that did not guide say what pictures show, and how far they are from real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from robustclip import __version__
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.errors import UsageError
+from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
+from robustclip.evaluation.generation import measure
+from robustclip.evaluation.generation.folders import read_pictures, read_reference
+from robustclip.evaluation.generation.inception import HOW, load_inception
+from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
+from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
+from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
+from robustclip.evaluation.generation.rprecision import count_candidates
+from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.files import check_writable, is_file, is_folder
+from robustclip.referees.heads import load_aesthetics
+from robustclip.referees.judging import fingerprint
+from robustclip.signatures import raise_faults, unknown
+
+JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")
+METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
+
+
+def judge(
+    pictures: Annotated[Sequence[Path], "folders of `synthesize`, or of images; several are compared"],
+    *,
+    judge: Annotated[Referees, "names or folders of those who judge, and did not guide"] = JUDGES,
+    metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
+    candidates: Annotated[PositiveInt | None, "texts to choose from in R-Precision; else all different prompts"] = None,
+    prompts: Annotated[Path | None, "what images that do not say it are to show: jsonl or csv with file and prompt"] = (
+        None
+    ),
+    reference: Annotated[str | Path | None, "real images: emoji/SPLIT or a folder of class folders or images"] = None,
+    aesthetics: Annotated[Path | None, "weights of an aesthetics predictor, .pth or .safetensors"] = None,
+    inception_weights: Annotated[Path | None, "torch-fidelity's, for fid and inception-score"] = None,
+    allow_self: Annotated[bool, "let a referee judge pictures that it guided"] = False,
+    size: Annotated[Side | None, "height and width that pictures in files are brought to"] = None,
+    batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
+    out: Annotated[Path | None, "a folder for figures, table and every picture's own numbers"] = None,
+    csv: Annotated[Path | None, "write the figures here"] = None,
+    device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
+    dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
+    seed: Annotated[int, "keys the candidates, the bootstrap and the jackknife"] = 0,
+) -> JudgeReport:
+    """Judge pictures by what they were to show.
+
+    r-precision      is a picture's prompt nearer to it than other prompts are? Told with their number and chance
+    cosine           of picture and prompt, and clipscore, Hessel's, which is another number
+    aesthetics       a predictor's score, of the file given
+    frechet, cmmd    distances of the judge's embeddings to those of real images; fid, the same with Inception
+    label-score      how sure and varied the judge's zero-shot answers are; inception-score, the same with Inception
+
+    Several folders are compared on the prompts and seeds that they share. Where the reference has captions or labels,
+    its own pictures of these prompts are judged too. A referee does not judge what it guided.
+
+    Raises one UsageError with all faults that the call shows, another for pictures that can't be judged so.
+    """
+    given = (prompts, reference, aesthetics, inception_weights, out, csv, device, dtype)
+    raise_faults("judge()", list(faults(pictures, metrics, candidates, *given)))
+    where = pick_device(device)
+    wanted = listed(metrics)
+    folders = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    report = judge_pictures(
+        _told_apart([read_pictures(folder, prompts=prompts, size=size) for folder in folders]),
+        judge,
+        questions=Questions(
+            wanted,
+            candidates,
+            None if aesthetics is None else load_aesthetics(aesthetics),
+            load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
+            seed,
+            batch_size,
+            pick_dtype(dtype, where),
+        ),
+        reference=None if reference is None else read_reference(reference, size=size),
+        allow_self=allow_self,
+        device=where,
+    )
+    if out is not None:
+        report.save(out)
+    if csv is not None:
+        report.write_csv(csv)
+    return report
+
+
+def faults(
+    pictures: Sequence[Path],
+    metrics: Sequence[str],
+    candidates: int | None,
+    prompts: Path | None,
+    reference: str | Path | None,
+    aesthetics: Path | None,
+    inception_weights: Path | None,
+    out: Path | None,
+    csv: Path | None,
+    device: str,
+    dtype: str,
+) -> Iterator[str]:
+    """What is wrong with a call of `judge`, as far as its text shows."""
+    wanted = listed(metrics)
+    yield from _unanswerable(wanted, reference, aesthetics, inception_weights)
+    if "aesthetics" not in wanted and aesthetics is not None:
+        yield "an aesthetics predictor is given and not asked: add aesthetics to the metrics"
+    if candidates is not None and candidates < 2:
+        yield f"candidates {candidates}: R-Precision is among a picture's own prompt and at least one other"
+    for folder in [pictures] if isinstance(pictures, str | Path) else pictures:
+        if not is_folder(folder):
+            yield f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images"
+    for name, file in (("prompts", prompts), ("aesthetics", aesthetics), ("inception weights", inception_weights)):
+        if file is not None and not is_file(file):
+            yield f"there is no file of {name} at {str(file)[:200]!r}"
+    checks: list[Callable[[], object]] = [partial(pick_device, device), partial(pick_dtype, dtype)]
+    checks += [partial(check_writable, out, folder=True)] if out is not None else []
+    checks += [partial(check_writable, csv)] if csv is not None else []
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            yield str(error)
+    if out is not None and is_file(Path(out) / REPORT_FILE):
+        yield f"{out} already holds a judgement: give another folder, or remove this one"
+
+
+def _unanswerable(metrics: Sequence[str], reference: object, aesthetics: object, inception: object) -> Iterator[str]:
+    """Metrics that there are not, or that lack what they are measured with (None)."""
+    for metric in metrics:
+        if metric not in TITLES:
+            yield unknown(metric, TITLES, "metric") + f". There are {', '.join(TITLES)}"
+        if metric in TO_REFERENCE and reference is None:
+            yield f"{metric} is a distance to real images: say to which, e.g. --reference emoji/judge-heldback"
+    if "aesthetics" in metrics and aesthetics is None:
+        yield "aesthetics are read off by a predictor: give its weights, --aesthetics FILE"
+    if set(metrics) & set(OF_INCEPTION) and inception is None:
+        yield f"fid and inception-score need Inception's weights, which do not come with robustclip: {HOW}"
+
+
+def judge_images(
+    images: Float[Tensor, "n 3 h w"],
+    prompts: Sequence[str],
+    judges: Referees = JUDGES,
+    *,
+    guides: Referees = (),
+    questions: Questions | None = None,
+    reference: Pictures | None = None,
+    allow_self: bool = False,
+    device: str | torch.device = "auto",
+) -> JudgeReport:
+    """As `judge`, of images in memory, in [0,1], each with its prompt; `guides` are the referees that guided them."""
+    where = pick_device(device)
+    given = load_judges(guides, device=where) if len(guides) else []
+    named = [{"name": guide.name, "fingerprint": fingerprint(guide.referee)} for guide in given]
+    pictures = replace(from_tensor(images, prompts), guides=named)
+    return judge_pictures(
+        [pictures], judges, questions=questions, reference=reference, allow_self=allow_self, device=where
+    )
+
+
+def judge_pictures(
+    sets: Sequence[Pictures],
+    judges: Referees = JUDGES,
+    *,
+    questions: Questions | None = None,
+    reference: Pictures | None = None,
+    allow_self: bool = False,
+    device: str | torch.device = "auto",
+) -> JudgeReport:
+    """As `judge`, of sets of pictures that have been read, each of its own name.
+
+    Candidates of R-Precision are drawn from the prompts of all sets. Raises UsageError for two sets of one name, for a
+    judge who guided one of them, and for questions that can't be answered.
+    """
+    questions = Questions(METRICS) if questions is None else questions
+    if not sets:
+        raise UsageError("there are no pictures to judge: give at least one folder")
+    names = [pictures.name for pictures in sets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two sets of pictures are called {twice[0]!r}: give each once, under a name of its own")
+    lacking = _unanswerable(questions.metrics, reference, questions.aesthetics, questions.inception)
+    raise_faults("judge_pictures()", list(lacking))
+    texts = list(dict.fromkeys(prompt for pictures in sets for prompt in pictures.prompts))
+    if "r-precision" in questions.metrics:
+        count_candidates(questions.candidates, len(texts))
+    where = pick_device(device)
+    jury = load_judges([judges] if isinstance(judges, str | Path) else judges, device=where)
+    notes = [note for pictures in sets for note in pictures.notes]
+    notes += check_guides(sets, jury, allow_self=allow_self)
+    notes += [
+        f"{pictures.name} holds {len(pictures)} pictures of {different} prompts: intervals take them for independent"
+        for pictures in sets
+        if (different := len(set(pictures.prompts))) < len(pictures)
+    ]
+
+    beside = [] if reference is None else places_of(reference, texts)
+    if reference is not None:
+        notes.append(
+            f"{reference.name} shows {len({reference.prompts[at] for at in beside})} of the {len(texts)} prompts"
+        )
+    report = JudgeReport(describe(sets, texts, jury, questions, reference, where), [], notes)
+    for one in jury:
+        court = Court(one.name, one.referee, texts, questions)
+        real = None if reference is None else court.features(reference)
+        _add_figures(report, [court.look(pictures) for pictures in sets], real, questions)
+        if real is not None and real.features is not None and beside:
+            same = court.look(chosen(real.pictures, beside), real.features[beside])
+            report.figures += measure.values(same, questions)
+    if questions.inception is not None:
+        seen = partial(measure.seen_by_inception, inception=questions.inception, questions=questions)
+        real = None if reference is None else seen(reference)
+        _add_figures(report, [seen(pictures) for pictures in sets], real, questions)
+    report.notes = list(dict.fromkeys(report.notes))
+    return report
+
+
+def check_guides(sets: Sequence[Pictures], jury: Sequence[Judge], *, allow_self: bool) -> list[str]:
+    """Raise UsageError where a judge guided pictures that it is to judge; if that is allowed, notes say so."""
+    notes = []
+    for one in jury:
+        own = fingerprint(one.referee)
+        for pictures in sets:
+            if not any(guide["fingerprint"] == own for guide in pictures.guides):
+                continue
+            if not allow_self:
+                raise UsageError(
+                    f"{one.name} guided the pictures of {pictures.name}, and pictures made to please a referee please "
+                    "it whatever they show: judge with another one, e.g. emoji-judge, or say --allow-self"
+                )
+            notes.append(
+                f"{one.name} judges what it guided ({pictures.name}): its figures show nothing of the pictures"
+            )
+    return notes
+
+
+def describe(
+    sets: Sequence[Pictures],
+    texts: Sequence[str],
+    jury: Sequence[Judge],
+    questions: Questions,
+    reference: Pictures | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What was judged, and how, for the report."""
+    return {
+        "pictures": {pictures.name: len(pictures) for pictures in sets},
+        "guides": {pictures.name: pictures.guides for pictures in sets},
+        "prompts": len(texts),
+        "judges": {one.name: fingerprint(one.referee) for one in jury},
+        "metrics": list(questions.metrics),
+        "candidates": questions.candidates,
+        "reference": None if reference is None else {"name": reference.name, "images": len(reference)},
+        "aesthetics": questions.aesthetics and questions.aesthetics.describe(),
+        "inception": questions.inception and {"file": questions.inception.name, "sha256": questions.inception.sha256},
+        "batch_size": questions.batch_size,
+        "dtype": str(questions.dtype).removeprefix("torch."),
+        "device": str(device),
+        "seed": questions.seed,
+        "versions": {"robustclip": __version__, "torch": torch.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _add_figures(report: JudgeReport, sets: Sequence[Answers], real: Answers | None, questions: Questions) -> None:
+    """All figures of one judge, and what it says of every picture."""
+    for answers in sets:
+        report.figures += [*measure.values(answers, questions), *measure.of_sets(answers, real, questions)]
+        report.notes += _too_few(answers, real, questions)
+        said = report.pictures.setdefault(answers.pictures.name, {})
+        seeds = answers.pictures.seeds or [None] * len(answers.pictures)
+        for place, (prompt, name) in enumerate(zip(answers.pictures.prompts, answers.pictures.ids, strict=True)):
+            entry = said.setdefault(prompt, {}).setdefault(name, {"seed": seeds[place], "judges": {}})
+            if of_picture := answers.of_picture(place):
+                entry["judges"][answers.judge] = of_picture
+    for others, answers in combinations(sets, 2):
+        report.figures += measure.comparisons(answers, others, questions)
+        report.figures += measure.set_comparisons(answers, others, real, questions)
+        pairs = len(measure.shared(answers.pictures, others.pictures)[0])
+        if pairs < max(len(answers.pictures), len(others.pictures)):
+            report.notes.append(
+                f"{answers.pictures.name} ({len(answers.pictures)}) and {others.pictures.name} "
+                f"({len(others.pictures)}) share {pairs} prompts and seeds, and are compared on these"
+            )
+
+
+def _too_few(answers: Answers, real: Answers | None, questions: Questions) -> Iterator[str]:
+    """Where a covariance has more dimensions than samples."""
+    metric = "fid" if answers.judge == measure.INCEPTION else "frechet"
+    for one in (answers, real):
+        if metric not in questions.metrics or one is None or one.features is None:
+            continue
+        count, width = one.features.shape
+        if count <= width:
+            yield (
+                f"{answers.judge} has {width} dimensions, and {one.pictures.name} only {count} pictures: the Fréchet "
+                f"distance needs more than {width}, and is too large here; compare it among sets of this size alone"
+            )
+
+
+def _told_apart(sets: Sequence[Pictures]) -> list[Pictures]:
+    """Sets under their folders' names, where these differ, else under their paths."""
+    short = [Path(pictures.name).name for pictures in sets]
+    if len(set(short)) < len(short):
+        return list(sets)
+    return [replace(pictures, name=name or pictures.name) for pictures, name in zip(sets, short, strict=True)]

@@ -1,0 +1,176 @@
+"""What judges found: figures with intervals, as a table, JSON and CSV, and every picture's own by its prompt."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from robustclip.errors import UsageError
+from robustclip.files import atomic_write, write_json
+
+Kind = Literal["value", "difference", "preference"]
+
+REPORT_FILE: Final = "judgement.json"
+PICTURES_FILE: Final = "pictures.json"
+PAGE: Final = 140  # characters a line of table.txt
+SHOWN: Final = 16  # digits of a sha256 in the table; all are in the JSON
+
+TITLES: Final = {
+    "r-precision": "R-Precision, %",
+    "cosine": "cosine, x 100",
+    "clipscore": "CLIPScore, 2.5 max(cos, 0)",
+    "aesthetics": "aesthetics",
+    "frechet": "Fréchet distance of embeddings",
+    "cmmd": "CMMD of embeddings",
+    "label-score": "Inception Score's formula on zero-shot labels",
+    "fid": "FID (Inception)",
+    "inception-score": "Inception Score",
+}
+PERCENT: Final = ("r-precision", "cosine")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of one judge about one set of pictures.
+
+    kind        "value"; "difference": the set minus `against`, on the same prompts and seeds; "preference": the share
+                of them on which the set scores higher than `against` (ties half).
+    judge       the name of the judge's card and its `fingerprint` (referees.judging.fingerprint); or "Inception" and
+                the SHA-256 of its weights' file.
+    low, high   the 95% interval: Wilson's for rates and preferences, bootstrap for means, both paired where two sets
+                are compared; jackknife for numbers of whole sets.
+    candidates, chance   of R-Precision: how many texts were to choose from, and the rate of guessing.
+    reference   the real pictures of a distance; `head` the file and SHA-256 of what predicts aesthetics.
+    """
+
+    pictures: str
+    judge: str
+    fingerprint: str
+    metric: str
+    kind: Kind
+    against: str
+    value: float
+    low: float
+    high: float
+    n: int
+    seed: int
+    candidates: int | None = None
+    chance: float | None = None
+    reference: str | None = None
+    head: str | None = None
+
+
+@dataclass
+class JudgeReport:
+    """All figures of one judgement.
+
+    `setting` says what was judged and how; `notes` what to know before believing a figure. `pictures` holds
+    what every judge says of every picture: {set: {prompt: {id: {"seed": ..., "judges": {judge: {metric: ...}}}}}}.
+    """
+
+    setting: dict[str, Any]
+    figures: list[Figure]
+    notes: list[str] = field(default_factory=list)
+    pictures: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+
+    def figure(
+        self, metric: str, *, pictures: str | None = None, judge: str | None = None, kind: Kind = "value"
+    ) -> Figure:
+        """The one figure of that description, e.g. `report.figure("r-precision", judge="emoji-judge")`.
+
+        Raises UsageError where there is none, or several.
+        """
+        found = [
+            figure
+            for figure in self.figures
+            if (figure.metric, figure.kind) == (metric, kind)
+            and pictures in (None, figure.pictures)
+            and judge in (None, figure.judge)
+        ]
+        if len(found) != 1:
+            held = sorted(
+                {f"{one.metric} ({one.kind}) of {one.pictures} by {one.judge}" for one in found or self.figures}
+            )
+            problem = "several figures are" if found else "no figure is"
+            raise UsageError(f"{problem} {metric} ({kind}): there are {', '.join(held) or 'none at all'}")
+        return found[0]
+
+    def table(self) -> Group:
+        """For a terminal: metric by metric, the judges side by side; their hashes and the notes below."""
+        judges = {figure.judge: figure.fingerprint for figure in self.figures}
+        table = Table("metric", "pictures")
+        for judge in judges:
+            table.add_column(Text(judge), justify="right")  # a name may look like rich's markup
+        above = ""
+        for (title, heading), found in self._lines().items():
+            if above and title != above:
+                table.add_section()
+            cells = [_cell(found[judge]) if judge in found else "" for judge in judges]
+            table.add_row(
+                Text("" if title == above else title), Text(heading), *cells, style="dim" if heading[0] == " " else ""
+            )
+            above = title
+        counts = " or ".join(str(n) for n in dict.fromkeys(figure.n for figure in self.figures))
+        headline = f"pictures judged: 95% intervals, n = {counts}, seed {self.setting['seed']}"
+        below = [f"{judge}: sha256 {digest[:SHOWN]}..." for judge, digest in judges.items()]
+        below += [f"aesthetics: {head}" for head in dict.fromkeys(figure.head for figure in self.figures) if head]
+        return Group(Text(headline, style="bold"), table, *(Text(line, style="dim") for line in below + self.notes))
+
+    def _lines(self) -> dict[tuple[str, str], dict[str, Figure]]:
+        """The table's lines, those of a metric together: first the values, then what is compared."""
+        titles = list(dict.fromkeys(_title(figure) for figure in self.figures))
+        kinds: list[Kind] = ["value", "difference", "preference"]
+        lines: dict[tuple[str, str], dict[str, Figure]] = {}
+        for figure in sorted(self.figures, key=lambda one: (titles.index(_title(one)), kinds.index(one.kind))):
+            lines.setdefault((_title(figure), _heading(figure)), {})[figure.judge] = figure
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the single pictures, as plain JSON values."""
+        figures = [asdict(figure) for figure in self.figures]
+        return {"setting": self.setting, "notes": self.notes, "figures": figures}
+
+    def write_csv(self, path: str | Path) -> None:
+        """All figures, with a header, atomically."""
+        with atomic_write(path, "w") as file:
+            writer = csv.DictWriter(file, [item.name for item in fields(Figure)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(figure) for figure in self.figures)
+
+    def save(self, folder: str | Path) -> None:
+        """Write judgement.json, judgement.csv, table.txt and pictures.json."""
+        folder = Path(folder)
+        with atomic_write(folder / "table.txt", "w") as file:
+            Console(file=file, width=PAGE).print(self.table())
+        self.write_csv(folder / "judgement.csv")
+        write_json(folder / PICTURES_FILE, self.pictures)
+        write_json(folder / REPORT_FILE, self.to_json())  # last: its presence says that all the rest is there
+
+
+def _title(figure: Figure) -> str:
+    title = TITLES[figure.metric]
+    if figure.candidates is not None and figure.chance is not None:
+        title += f"\namong {figure.candidates}, chance {100 * figure.chance:.3g}"
+    return f"{title}\nto {figure.reference}" if figure.reference else title
+
+
+def _heading(figure: Figure) -> str:
+    if figure.kind == "value":
+        return figure.pictures
+    if figure.kind == "difference":
+        return f"  {figure.pictures} minus {figure.against}"
+    return f"  {figure.pictures} above {figure.against}, %"
+
+
+def _cell(figure: Figure) -> str:
+    percent = figure.kind == "preference" or figure.metric in PERCENT
+    scale, digits = (100, 1) if percent else (1, 3)
+    sign = "+" if figure.kind == "difference" else ""
+    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (figure.value, figure.low, figure.high))
+    return f"{value} ({low} to {high})"

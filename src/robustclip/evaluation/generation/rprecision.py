@@ -1,0 +1,101 @@
+"""R-Precision: does the judge, shown a picture, pick its prompt among others? (CLIPAG App. A.2)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.evaluation.generation.embeddings import Texts
+from robustclip.evaluation.zeroshot import ranks
+from robustclip.rng import each
+
+CHUNK = 1024
+"""Pictures at a time: with thirty thousand prompts, their cosines take 120 MB."""
+
+
+@dataclass(frozen=True)
+class RPrecision:
+    """For each of N pictures, how many of the other candidates the judge finds at least as near as the picture's own
+    prompt (`ranks`, 0: its prompt comes first), and the text it picks (`answers`)."""
+
+    ranks: Int[Tensor, " n"]
+    answers: list[str]
+    candidates: int
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """(N,) bool: whether the prompt comes first. A tie is a miss."""
+        found: NDArray[np.bool_] = (self.ranks == 0).numpy()
+        return found
+
+    @property
+    def chance(self) -> float:
+        """The rate of a judge that guesses."""
+        return 1 / self.candidates
+
+
+def r_precision(
+    images: Float[Tensor, "n d"],
+    prompts: Sequence[str],
+    texts: Texts,
+    *,
+    ids: Sequence[str],
+    candidates: int | None = None,
+    seed: int = 0,
+) -> RPrecision:
+    """Rank each picture's prompt among `candidates` different texts: its own, and others drawn from `texts`.
+
+    images      unit embeddings (`embed`), and `prompts` what each picture is to show.
+    texts       what is drawn from; holds every prompt. None of the same wording as the own one is drawn.
+    candidates  how many, the own one included; None: all of `texts`.
+    ids         what the draw is keyed by, beside the seed: pictures of two methods with the same id (and the same
+                `texts`) face the same candidates, whatever else is judged, so that their hits are paired.
+
+    Raises UsageError for fewer texts than candidates, fewer than 2 candidates, and lists that differ in length.
+    """
+    if not len(images) == len(prompts) == len(ids):
+        raise UsageError(f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each")
+    count = count_candidates(candidates, len(texts))
+    own = texts.index(prompts)
+    found, answers = [], []
+    for rows in torch.arange(len(images)).split(CHUNK):
+        cosines = images[rows] @ texts.embeddings.T
+        if count < len(texts):
+            drawn = _drawn(own[rows], len(texts), count, [ids[row] for row in rows.tolist()], seed)
+            shown = torch.full_like(cosines, -torch.inf).scatter(1, drawn, cosines.gather(1, drawn))
+        else:
+            shown = cosines
+        found.append(ranks(shown, own[rows]))
+        answers += [texts.texts[place] for place in shown.argmax(dim=1).tolist()]
+    return RPrecision(torch.cat(found) if found else torch.empty(0, dtype=torch.long), answers, count)
+
+
+def count_candidates(candidates: int | None, texts: int) -> int:
+    """How many candidates there are, of so many texts. Raises UsageError where that is too few of either."""
+    count = texts if candidates is None else candidates
+    if count < 2:
+        raise UsageError(
+            f"R-Precision among {count}: a picture needs its own prompt and at least one other; judge more prompts, "
+            "or leave r-precision out of the metrics"
+        )
+    if count > texts:
+        raise UsageError(
+            f"R-Precision among {count} candidates needs {count} different prompts, and there are {texts}: "
+            f"judge more prompts, or among fewer candidates, e.g. --candidates {texts}"
+        )
+    return count
+
+
+def _drawn(own: Int[Tensor, " b"], total: int, count: int, ids: Sequence[str], seed: int) -> Int[Tensor, "b k"]:
+    """Places of each picture's candidates among `total` texts: its own first, then count - 1 others."""
+    others = [torch.randperm(total - 1, generator=stream)[: count - 1] for stream in each(seed, "candidates", ids=ids)]
+    drawn = torch.stack(others)
+    drawn += drawn >= own[:, None]  # the own place is stepped over
+    return torch.cat([own[:, None], drawn], dim=1)

@@ -1,0 +1,46 @@
+"""How near a picture is to its prompt: the plain cosine, and CLIPScore, which is not the same number.
+
+CLIPScore is 2.5 * max(cos, 0) with "A photo depicts " before the text (Hessel et al. 2021; their clipscore.py). Others
+print the plain cosine, without the words before the prompt, under the same name (T2I-CompBench). So both are here, and
+nowhere is one called the other. Both see the picture as the judge's own preprocessing shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.errors import UsageError
+
+PREFIX: Final = "A photo depicts "
+SCALE: Final = 2.5
+
+
+def cosine(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Cosine of each picture with its own text, in [-1,1]; both are unit embeddings."""
+    if images.shape != texts.shape:
+        raise UsageError(f"pictures {tuple(images.shape)} and texts {tuple(texts.shape)} are compared one by one")
+    return (images * texts).sum(dim=1)
+
+
+def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Hessel's CLIPScore in [0, 2.5]; `texts` are embedded with `PREFIX` before the prompt."""
+    return SCALE * cosine(images, texts).clamp(min=0)
+
+
+def ref_clip_score(
+    scores: Float[Tensor, " n"], texts: Float[Tensor, "n d"], references: Sequence[Float[Tensor, "r d"]]
+) -> Float[Tensor, " n"]:
+    """Hessel's RefCLIPScore: the harmonic mean of CLIPScore and of the nearest reference text's cosine, at least 0.
+
+    `references` holds, for each picture, the unit embeddings of what people wrote of it, with `PREFIX` before each.
+    """
+    if not len(scores) == len(texts) == len(references):
+        raise UsageError(f"{len(scores)} scores, {len(texts)} texts and {len(references)} references: give one each")
+    nearest = torch.stack([(others @ text).max().clamp(min=0) for text, others in zip(texts, references, strict=True)])
+    total = scores + nearest
+    return torch.where(total > 0, 2 * scores * nearest / total, 0.0)

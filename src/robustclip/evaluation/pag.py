@@ -1,0 +1,155 @@
+"""The PAG score: when a referee pulls an image towards another caption, does somebody else see that caption?
+
+PAG stands for perceptually aligned gradients (Ganz et al., CLIPAG, section 3), which are mostly shown as pictures. The
+number: real images are pulled by targeted PGD of fixed size and steps on a guide's cosine with the name of another
+image, and a judge, another tower that had no part in it, chooses among 10 names. The score is the share of images for
+which the judge's first choice is the target. An ordinary guide raises its own cosine with noise that nobody else reads;
+a guide with aligned gradients has to draw what it wants to see. Beside the score stand the judge's rates on the
+untouched images and on images with noise of the same norm. Protocol and sizes are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustclip.attacks.gradient import pgd
+from robustclip.attacks.spec import AttackSpec
+from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.robustness import check_inside, size_of
+from robustclip.evaluation.similarity import cosines
+from robustclip.evaluation.zeroshot import ranks
+from robustclip.referees.base import TwoTower
+from robustclip.rng import each
+
+PAG = "PAG score"
+NAMES = 10  # that the judge chooses among: the target, the image's own, and 8 others
+_METRIC = re.compile(rf"{PAG}(?: minus (?P<against>.+)'s)? (?P<rest>\(judge (?P<judge>.+), \d+ names\))")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Who is pulled where: `choices` (N, K) are indices among `names`, K of them for each image, all different.
+
+    Column 0 is the target, column 1 the image's own name, the rest are others.
+    """
+
+    names: list[str]
+    choices: Int[Tensor, "n k"]
+
+    @property
+    def targets(self) -> Int[Tensor, " n"]:
+        """What each image is pulled towards, as an index among `names`."""
+        return self.choices[:, 0]
+
+    def metric(self, judge: str) -> str:
+        """The score's name in reports and on cards, e.g. "PAG score (judge emoji-judge, 10 names)"."""
+        return f"{PAG} (judge {judge}, {self.choices.shape[1]} names)"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A judge's answers: its first choice (an index among the pairs' names), and the target's rank (0: first)."""
+
+    first: Int[Tensor, " n"]
+    ranks: Int[Tensor, " n"]
+
+
+def draw_pairs(truths: Sequence[str], ids: Sequence[str], *, seed: int) -> Pairs:
+    """For each image a target and the other names, drawn from the names of all images by (seed, the image's id).
+
+    `truths` are the images' own names. K is 10, or how many different names there are, if fewer. Raises UsageError
+    where all images have one name: then there is nothing to pull them to.
+    """
+    names = list(dict.fromkeys(truths))
+    if len(names) < 2:
+        raise UsageError(f"the PAG score needs images of at least 2 different names, and all these are {names}")
+    place = {name: index for index, name in enumerate(names)}
+    rows = []
+    for truth, stream in zip(truths, each(seed, "PAG pair", ids=ids), strict=True):
+        own = place[truth]
+        drawn = torch.randperm(len(names) - 1, generator=stream)[: NAMES - 1]
+        others = drawn + (drawn >= own)
+        rows.append(torch.cat([others[:1], torch.tensor([own]), others[1:]]))
+    return Pairs(names, torch.stack(rows))
+
+
+def pull(
+    guide: TwoTower,
+    images: Float[Tensor, "b 3 h w"],
+    texts: Float[Tensor, "b d"],
+    spec: AttackSpec,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b 3 h w"]:
+    """Images within `spec`'s ball that the guide finds most like their own unit vector of `texts`.
+
+    PGD starts at the image itself, so nothing is drawn and no image depends on its batch; of all steps the best is
+    kept. Raises RunError if an image left the ball or [0,1].
+    """
+    threat = spec.threat(size_of(images))
+
+    def similarity(pixels: Tensor) -> Tensor:
+        return cosines(guide, pixels, texts, dtype).diagonal()
+
+    moved = pgd(
+        images, similarity, threat, steps=spec.steps, step_size=spec.step_size, random_start=False, module=guide
+    )
+    check_inside(images, moved, threat)
+    return moved
+
+
+@torch.no_grad()
+def answers(
+    judge: TwoTower,
+    images: Float[Tensor, "b 3 h w"],
+    texts: Float[Tensor, "t d"],
+    choices: Int[Tensor, "b k"],
+    dtype: torch.dtype = torch.float32,
+) -> Answers:
+    """What the judge says each image shows, among the names in its row of `choices`. `texts` are those of all names.
+
+    A tie counts against the target. Raises RunError where the judge has no answer (NaN).
+    """
+    scores = cosines(judge, images, texts, dtype).cpu().gather(1, choices)
+    if not scores.isfinite().all():
+        raise RunError(f"the judge {judge.card.name} has no answer to some images: its cosines are not finite")
+    place = ranks(scores, torch.zeros(len(scores), dtype=torch.long))
+    # Of equals the one farther right, so that no tie makes the target the first choice.
+    right = scores.shape[1] - 1 - scores.flip(1).argmax(1)
+    return Answers(choices.gather(1, right[:, None])[:, 0], place)
+
+
+def read_spec(text: str) -> AttackSpec:
+    """A perturbation as `AttackSpec.parse` reads it. Raises UsageError for one with restarts."""
+    spec = AttackSpec.parse(text)
+    if spec.restarts > 1:
+        raise UsageError(
+            f"the PAG score starts at the image itself, so {spec.restarts} restarts of {text!r} are all alike: "
+            f"write {spec.norm}:{spec.eps:g}@{spec.steps}"
+        )
+    return spec
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the name of a score tells: the metric, its judge, and whose score was subtracted, if any."""
+
+    metric: str
+    judge: str
+    against: str | None
+
+
+def told_by(name: str) -> Told | None:
+    """Read the name of a metric or a claim; None where it is no PAG score's."""
+    found = _METRIC.fullmatch(name)
+    return Told(f"{PAG} {found['rest']}", found["judge"], found["against"]) if found else None
+
+
+def minus(metric: str, against: str) -> str:
+    """A claim's name for a difference: "PAG score minus emoji-vanilla-long's (judge emoji-judge, 10 names)"."""
+    return metric.replace(PAG, f"{PAG} minus {against}'s", 1)

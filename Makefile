@@ -33,3 +33,4 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_parts.py
+	$(BIN)/python tools/bench_synthesis.py

@@ -73,8 +73,10 @@ def test_every_command_of_the_documentation_parses(
     page: str, call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("imagenet/val/cat", "imagenet/val/dog"):  # what the pages take for granted
+    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1"):  # what the pages take for granted
         (tmp_path / folder).mkdir(parents=True)
+    for file in ("captions.jsonl", "my-mixture.safetensors", "tiny.safetensors", "photo.png"):
+        (tmp_path / file).touch()
     check(call)
 
 

@@ -67,14 +67,33 @@ def _verb(
 
 
 class RecipeGroup(click.Group):
-    """The recipes of a room as commands: those that are shipped by name, any other by its path."""
+    """The recipes of a room as commands: those that are shipped by name, any other by its path.
+
+    `show` prints what a recipe returns for people; `numbers` makes it the plain values of `--json`.
+    """
+
+    def __init__(
+        self,
+        room: str,
+        *,
+        name: str | None = None,
+        show: Callable[[Any], None] = printing.numbers,
+        numbers: Callable[[Any], object] = lambda result: result,
+        **settings: Any,
+    ) -> None:
+        super().__init__(name or room, **settings)
+        self.room = room
+        self.show = show
+        self.numbers = numbers
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [recipe.name for recipe in recipes.available(self.name or "")]
+        return [recipe.name for recipe in recipes.available(self.room)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        recipe = recipes.find(cmd_name, self.name or "")
-        return TypedCommand(cmd_name, recipe.load, summary=recipe.summary, show=printing.numbers, bind=recipe.bind)
+        recipe = recipes.find(cmd_name, self.room)
+        return TypedCommand(
+            cmd_name, recipe.load, summary=recipe.summary, show=self.show, numbers=self.numbers, bind=recipe.bind
+        )
 
 
 class PlanGroup(click.Group):
@@ -115,6 +134,34 @@ app.add_command(
         short_help="Fine-tune a CLIP adversarially, by a recipe.",
         help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
         subcommand_metavar="RECIPE [FLAGS]",
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "synthesize",
+        show=printing.painted,
+        numbers=lambda result: result.numbers(),
+        short_help="Paint what a prompt says, guided by a referee.",
+        help="Paint what a prompt says, guided by a referee: a recipe below, or the path of a file like them.",
+        subcommand_metavar="RECIPE PROMPT... [FLAGS]",
+    )
+)
+app.add_command(
+    _verb(
+        "judge",
+        "evaluation.generation.judge:judge",
+        "Judge pictures: R-Precision, CLIPScore, FID and more.",
+        show=lambda report: printing.rich(report.table()),
+        numbers=lambda report: report.to_json(),
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "evaluate",
+        name="reproduce",
+        short_help="Measure a paper's table anew, with our referees.",
+        help="Measure a paper's table anew, with the embedded referees or yours: resumable, with intervals.",
+        subcommand_metavar="TABLE [FLAGS]",
     )
 )
 app.add_command(
@@ -175,6 +222,14 @@ _referee_verb(
 )
 _referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
 _referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))
+
+
+@app.group("mixture", short_help="Fit the Gaussians that synthesis starts from.")
+def mixture() -> None:
+    """The Gaussians that synthesis starts from."""
+
+
+mixture.add_command(_verb("fit", "inits.fit:fit", "Fit them on a folder of images, or shards."))
 
 
 @app.group("runs", short_help="List and show runs, and give back the space that checkpoints take.")

@@ -31,6 +31,7 @@ def paint_batch(
     callbacks: Sequence[Callback] = (),
 ) -> Painted:
     """Optimise the canvas; the pictures are what it renders at the end, or what `keep` kept."""
+    watch.tell(" and ".join(str(stream.terms) for stream in streams))
     film = Film(steps, FRAMES)
     watching = _Watching(watch, streams)
     kept = [] if keep is None else [keep]

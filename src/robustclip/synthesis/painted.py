@@ -36,6 +36,9 @@ class Watch(Protocol):
     def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
         """`images` as they are after `step` steps, and their numbers: `similarity` and each term's loss."""
 
+    def tell(self, loss: str) -> None:
+        """What is about to be minimised, before the first step."""
+
 
 Paint = Callable[[Sequence[Item], Watch], Painted]
 """Paints a batch of pictures that fits the accelerator."""

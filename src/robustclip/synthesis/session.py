@@ -127,11 +127,9 @@ class Session:
         run.note(referees=guides.describe(), size=list(size), dtype=str(guides.dtype).removeprefix("torch."))
         return cls(items, guides, size, run, batch_size, ways, facts)
 
-    def paint(self, paint: Paint, *, steps: int, loss: str = "") -> Result:
-        """Paint what is not there yet, batch by batch, and end the run. `loss` is noted as what was optimised."""
+    def paint(self, paint: Paint, *, steps: int) -> Result:
+        """Paint what is not there yet, batch by batch, and end the run."""
         with self.run:
-            if loss:
-                self.run.note(loss=loss)
             result = paint_all(
                 self.items,
                 paint,

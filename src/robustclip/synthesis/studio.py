@@ -84,6 +84,8 @@ def paint_all(
                 painted = paint(batch, watcher)
                 _write(batch, painted, run, facts, ways=ways)
                 watcher.end()
+                if watcher.loss is not None and watcher.done == len(batch):
+                    run.note(loss=watcher.loss)
                 if len(items) <= SMALL:
                     _keep(made, batch, painted, ways=ways)
         _wait_for_others([_file(run, items[index]) for index in left], check)

@@ -46,6 +46,7 @@ class Watcher:
         self.steps = max(steps, 1)
         self.check = check
         self.done = self.batches = 0
+        self.loss: str | None = None
         self.silent = silent or not distributed.is_main()
         batches = math.ceil(total / batch_size)
         self.progress = TrainingProgress(total=batches * self.steps, title="painting", silent=self.silent)
@@ -69,6 +70,12 @@ class Watcher:
         first, last = self.done + 1, self.done + len(batch)
         which = f"picture {first}" if first == last else f"pictures {first}-{last}"
         self._entitle(f"{which} of {self.total}: step")
+
+    def tell(self, loss: str) -> None:
+        """See `robustclip.synthesis.painted.Watch`. It is the same for all batches, and said once."""
+        if self.loss is None and not self.silent:
+            self.progress.console.print(f"minimising {loss}", highlight=False, markup=False, soft_wrap=True)
+        self.loss = loss
 
     def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
         """See `robustclip.synthesis.painted.Watch`."""

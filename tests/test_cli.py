@@ -157,6 +157,9 @@ def test_negative_numbers_are_values(toy: str) -> None:
         (["export"], "--name is missing"),
         (["evaluate", "x", "--limit", "0", "--attacks", "y"], "2 faults in the call of robustclip evaluate"),
         (["referees", "show", "no-such-referee"], "there is no referee 'no-such-referee'"),
+        (["synthesize", "clipagg", "a cat"], "unknown recipe 'clipagg'"),
+        (["synthesize", "clipag", "a cat", "--size", "0", "--init", "x.png", "--steps", "-1"], "3 faults in the call"),
+        (["reproduce", "table3"], "unknown recipe 'table3'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -248,6 +251,51 @@ def test_listing_recipes_runs_none(toy: str) -> None:
     assert shown.returncode == 0
     for recipe in recipes.available("robustify"):
         assert recipe.name in shown.stdout
+
+
+def test_pictures_are_painted_and_told_of(tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "numbers.json"
+    done = robustclip_command(
+        *("synthesize", "clipag", "a green turtle", "a cat:1.0 | badly drawn:-0.3", "--quick", "--seeds", "3,5"),
+        *("--device", "cpu", "--out", str(run), "--json", str(file)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(run) in done.stdout
+    names = ["a-green-turtle-s3", "a-green-turtle-s5", "a-cat-s3", "a-cat-s5"]
+    assert sorted(path.stem for path in (run / "images").iterdir()) == sorted(names)
+    numbers = json.loads(file.read_text())
+    assert [one["id"] for one in numbers["each"]] == names
+    assert numbers["pictures"] == 4
+
+
+@pytest.mark.slow
+def test_a_mixture_is_fitted_painted_from_and_judged(tmp_path: Path) -> None:
+    mixture, run, file = tmp_path / "mine.safetensors", tmp_path / "run", tmp_path / "numbers.json"
+    faulty = robustclip_command("mixture", "fit", "nowhere", "--out", "x.png", "--components", "0")
+    assert faulty.returncode == 2
+    assert "2 faults in the call" in faulty.stderr
+    fitted = robustclip_command(
+        *("mixture", "fit", "emoji/guide-styles", "--out", str(mixture), "--components", "5", "--limit", "100"),
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    painted = robustclip_command(
+        *("synthesize", "clipag", "a green turtle", "a house", "--quick", "--device", "cpu", "--init", str(mixture)),
+        *("--out", str(run), "--referee", "emoji-robust", "--referee", "emoji-vanilla=0.5"),
+    )
+    assert painted.returncode == 0, painted.stderr
+    picture = run / "images" / "a-house-s0.png"
+    picture.unlink()
+    again = robustclip_command("synthesize", "clipag", "--resume", str(run))
+    assert again.returncode == 0, again.stderr
+    assert picture.is_file()
+
+    own = robustclip_command("judge", str(run), "--judge", "emoji-robust", "--metrics", "cosine")
+    assert own.returncode == 2
+    assert "judge with another one" in own.stderr
+    other = robustclip_command("judge", str(run), "--judge", "emoji-judge", "--metrics", "cosine", "--json", str(file))
+    assert other.returncode == 0, other.stderr
+    assert "emoji-judge" in other.stdout
+    assert file.is_file()
 
 
 def test_the_version() -> None:

@@ -30,7 +30,6 @@ CHANGES: Final[dict[str, dict[str, Any]]] = {
     "2 views": {"views": 2},
     "pyramid": {"canvas": "pyramid"},
     "mixture at temperature 0.5": {"temperature": 0.5},
-    "mixture at temperature 1.5": {"temperature": 1.5},
     "from grey": {"init": "grey"},
     "from noise": {"init": "noise"},
 }
@@ -56,7 +55,7 @@ def recipe(
     robustclip reproduce ablation
 
     Candidates are drawn from all 200 prompts of the embedded world, and every row is compared with the default on the
-    same prompts. About 25 minutes on two cores; `--resume` goes on. Writes table.txt, table.json, contact_sheet.png.
+    same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.json, contact_sheet.png.
     """
     arguments = dict(locals())
     everything = [one.prompt for one in embedded_prompts()]
@@ -76,8 +75,8 @@ def recipe(
         grid = Grid(everything, load_judges(judges, device=pick_device(device)), [10, 40], seed)
         rows_of: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
         rows: dict[str, torch.Tensor] = {}
-        for number, (name, changed) in enumerate(rows_of.items()):
-            rows[name] = paint_set(run.folder / "sets" / f"{number:02}", settings | changed).images
+        for name, changed in rows_of.items():
+            rows[name] = paint_set(run.folder / "sets" / name.replace(" ", "-"), settings | changed).images
             grid.add(name, rows[name], texts)
             grid.save(run.folder, [(one, DEFAULT) for one in rows if one != DEFAULT])  # what is known so far
         columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]

@@ -55,7 +55,7 @@ def recipe(
     control: Annotated[str, "the guide of equal training time that is not robust"] = "emoji-vanilla-long",
     robust: Annotated[str, "the guide that is"] = "emoji-robust",
     judges: Annotated[list[str], "who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
-    prompts: PromptFile | None = None,
+    prompts: PromptFile = None,
     candidates: Annotated[list[PositiveInt], "of R-Precision"] = [10, 40],  # noqa: B006
     canvas: Annotated[list[Literal["pixels", "pyramid"]], "what is optimised"] = ["pixels", "pyramid"],  # noqa: B006
     init: Annotated[list[Literal["mixture", "noise"]], "where from"] = ["mixture", "noise"],  # noqa: B006

@@ -27,7 +27,7 @@ CROP = 128 / 224  # the notebook's crops, as a share of the picture's side
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (never changed)
     *,
-    prompts: PromptFile | None = None,
+    prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,

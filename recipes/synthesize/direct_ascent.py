@@ -23,14 +23,14 @@ from robustclip.views import Clamp, Jitter, UniformNoise, Views
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (never changed)
     *,
-    prompts: PromptFile | None = None,
+    prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
     every_size: Annotated[bool, "a level of every side from 1 on, as the demo; else powers of two"] = False,
     steps: NonNegativeInt = 100,
-    lr: PositiveFloat = 0.1,
-    unit_steps: Annotated[bool, "lr is the RMS change of the levels in a step, whatever the gradient's size"] = True,
+    lr: PositiveFloat = 0.01,
+    unit_steps: Annotated[bool, "lr is the RMS change of each level in a step, whatever the gradient's size"] = True,
     views: PositiveInt = 8,
     margin: Annotated[float, Field(ge=0, le=1), "of the canvas beyond each edge, as a share of the side"] = 56 / 224,
     jitter: Annotated[float, Field(ge=0, le=1), "largest shift, as a share of the side"] = 28 / 224,
@@ -52,7 +52,7 @@ def recipe(
 
     Written from the paper's description (margins, jitter, uniform noise, SGD, 100 steps, tanh). It was made for
     ensembles of ordinary CLIPs: give several referees. Two choices are ours: levels at powers of two (--every-size is
-    the demo's), and steps of a fixed length (--no-unit-steps is plain SGD, whose lr of 0.1 fits the demo's models).
+    the demo's), and steps of a fixed length for each level (--no-unit-steps --lr 0.1 is the demo's plain SGD).
     """
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
@@ -70,7 +70,7 @@ def recipe(
         cosine = guides.cosine([item.prompt for item in items])
         canvas = Pyramid(len(items), (height, width), sides, margin=border, device=guides.device)
         optimiser = torch.optim.SGD(canvas.parameters(), lr=lr)
-        stream = Stream(Terms((Term(cosine, look),)), optimiser, unit_rms=unit_steps)
+        stream = Stream(Terms((Term(cosine, look),)), optimiser, unit_rms=unit_steps, by_level=unit_steps)
         return paint_batch(canvas, [stream], items=items, guides=guides, steps=steps, watch=watch)
 
     return session.paint(paint, steps=steps)

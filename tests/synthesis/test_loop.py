@@ -114,6 +114,13 @@ def test_clipping_and_scaling_are_done_picture_by_picture() -> None:
     assert not nothing[0].any()
 
 
+def test_levels_move_alike_whatever_their_gradients() -> None:
+    made = canvas()
+    gradients = [torch.full((2, 3, 1, 1), 100.0), torch.full((2, 3, 4, 4), 0.01)]
+    for gradient in stream(made, Term(Brightness()), unit_rms=True, by_level=True).prepared(gradients, {}):
+        assert gradient.square().mean((1, 2, 3)).tolist() == pytest.approx([1.0, 1.0])
+
+
 def test_clipping_is_torchs_for_one_picture() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
     parameter.grad = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,9 @@ def fit(
     *,
     out: Annotated[str | os.PathLike[str], "the .safetensors file to write"],
     size: Annotated[int, "height and width of the Gaussians, in pixels"] = 16,
-    components: Annotated[Literal["classes"] | int, "a Gaussian a class, or so many found by EM"] = "classes",
+    components: Annotated[
+        Literal["classes"] | int, "a Gaussian a class, or so many groups of similar pictures (k-means)"
+    ] = "classes",
     limit: Annotated[int | None, "take no more pictures than this"] = None,
     seed: int = 0,
     ridge: Annotated[float, "added to every variance, pixels in [-1, 1]"] = RIDGE,
@@ -31,7 +33,7 @@ def fit(
     """Fit Gaussians on pictures made small, and write them to a file that synthesis can start from.
 
     Pictures are resized so that their middle square fills size x size; transparent parts are laid on white, broken
-    pictures counted and left out. One Gaussian a class, as CLIPAG has it (App. A.3), or a mixture over all pictures.
+    pictures counted and left out. One Gaussian a class, as CLIPAG has it (App. A.3), or a group of similar pictures.
 
     Returns images, skipped (a count a fault), gaussians, size, directions, bytes and out. Raises UsageError for all
     that the call shows to be wrong, before anything is read; RunError where no picture could be read.

@@ -62,7 +62,7 @@ def fit_components(
     """A Gaussian for each of so many groups of similar images, whatever their classes: k-means finds the groups, drawn
     by `seed`, and each counts the same, as a class does.
 
-    With many more directions than images to a group, EM from there on moves next to nothing and takes hours. The other
+    With many more directions than images to a group, EM from there on would take very long. The other
     arguments are those of `fit_classes`. Raises UsageError for more components than images; RunError where scikit-learn
     is missing.
     """

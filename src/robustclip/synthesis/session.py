@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, PlainValidator
 
 from robustclip.devices import pick_device
 from robustclip.errors import UsageError
@@ -32,8 +32,8 @@ def _prompts(texts: list[str]) -> list[str]:
     return texts
 
 
-def _prompt_file(path: Path) -> Path:
-    if not is_file(path):
+def _prompt_file(path: Path | None) -> Path | None:
+    if path is not None and not is_file(path):
         raise UsageError(f"there is no file {str(path)[:200]}: give captions as .txt, .jsonl or .csv")
     return path
 
@@ -72,8 +72,10 @@ def _size(given: Any) -> Any:
 Prompts = Annotated[
     list[str], AfterValidator(_prompts), 'what to paint, "a cat", or in parts: "a cat:1.0 | image:photo.png:0.5"'
 ]
-PromptFile = Annotated[Path, AfterValidator(_prompt_file), "captions instead: .txt, .jsonl or .csv, a picture each"]
-Referees = Annotated[list[Any], BeforeValidator(_referees), "who guides: a name, tag or folder; several as NAME=WEIGHT"]
+PromptFile = Annotated[
+    Path | None, AfterValidator(_prompt_file), "captions instead: .txt, .jsonl or .csv, a picture each"
+]
+Referees = Annotated[list[str], PlainValidator(_referees), "who guides: a name, tag or folder; several as NAME=WEIGHT"]
 Size = Annotated[str | int | tuple[int, int] | None, AfterValidator(_size), "64, or height x width: 48x96"]
 
 

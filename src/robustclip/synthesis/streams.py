@@ -23,6 +23,8 @@ class Stream:
     clip_norm   its norm is cut to this (over all parameters of a picture).
     unit_rms    it is scaled to a root mean square of 1, so that the learning rate of plain SGD is the RMS change of a
                 parameter in one step: steepest descent in L2, as an attack takes it.
+    by_level    unit_rms for each parameter by itself: all levels of a pyramid move alike, though the gradient of a
+                coarse one is many times that of a fine one.
     match       (another stream, factor): it is scaled to that stream's norm times the factor (Referee-Can-Play).
     schedule    multiplies the optimiser's learning rates; constant without one.
     """
@@ -31,6 +33,7 @@ class Stream:
     optimiser: Optimizer
     clip_norm: float | None = None
     unit_rms: bool = False
+    by_level: bool = False
     match: tuple[Stream, float] | None = None
     schedule: Schedule | None = None
 
@@ -56,6 +59,8 @@ class Stream:
     def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor]) -> list[Tensor]:
         """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
         that came before, by identity, and gets this one's."""
+        if self.unit_rms and self.by_level:
+            gradients = [gradient * _rows(1 / rms(gradient).clamp(min=TINY), gradient) for gradient in gradients]
         norm = picture_norms(gradients)
         scale = torch.ones_like(norm)
         if self.match is not None:
@@ -69,7 +74,7 @@ class Stream:
         norms[id(self)] = norm * scale
         if self.match is None and not self.unit_rms and self.clip_norm is None:
             return list(gradients)
-        return [gradient * scale.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+        return [gradient * _rows(scale, gradient) for gradient in gradients]
 
 
 TINY = 1e-20  # a picture of no gradient takes no step, rather than one that is not a number
@@ -78,6 +83,16 @@ TINY = 1e-20  # a picture of no gradient takes no step, rather than one that is 
 def picture_norms(gradients: Sequence[Tensor]) -> Tensor:
     """The norm over all parameters of each picture, (P,), in float32."""
     return torch.stack([gradient.flatten(1).float().square().sum(1) for gradient in gradients]).sum(0).sqrt()
+
+
+def rms(gradient: Tensor) -> Tensor:
+    """The root mean square of each picture's row, (P,), in float32."""
+    return gradient.flatten(1).float().square().mean(1).sqrt()
+
+
+def _rows(scale: Tensor, gradient: Tensor) -> Tensor:
+    """A number a picture, (P,), shaped to multiply its row."""
+    return scale.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def cosine_decay(steps: int, last: float = 0.0) -> Schedule:

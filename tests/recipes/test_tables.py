@@ -1,0 +1,161 @@
+"""The papers' tables in small: with toy referees, so that they say nothing, and all is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustclip import recipes
+from robustclip.data.prompts import embedded_prompts
+from robustclip.errors import RunError
+from robustclip.images import load_image
+from robustclip.referees.judging import fingerprint
+from robustclip.referees.registry import load_referee
+from robustclip.synthesis import brush
+from robustclip.synthesis.pictures import is_whole, read_facts
+
+Reproduce = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def reproduce(toys: list[str], tmp_path: Path) -> Reproduce:
+    """`reproduce("table1", ...)` in tmp_path / "run": the first toy is the control, the second is called robust."""
+    control, robust, *judges = toys[:4]
+
+    def call(table: str, **changed: object) -> dict[str, Any]:
+        named = {"control": control, "robust": robust, "judges": judges, "device": "cpu", "dtype": "float32"}
+        place = {} if "resume" in changed else {"out": tmp_path / "run"}
+        return recipes.run(table, "evaluate", {"quick": True, **named, **place, **changed})  # type: ignore[no-any-return]
+
+    return call
+
+
+def pictures(folder: Path) -> dict[Path, int]:
+    """Every picture that was painted, and when."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("images/*.png")}
+
+
+def test_table_1_has_every_cell_and_its_start(reproduce: Reproduce, tmp_path: Path, toys: list[str]) -> None:
+    numbers = reproduce("table1")
+    folder = tmp_path / "run"
+    control, robust, *judges = toys[:4]
+    cells = [
+        f"{guide}, {views}, pixels, from {init}"
+        for init in ("mixture", "noise")
+        for views in ("no views", "views")
+        for guide in (control, robust)
+    ]
+    starts = [f"{guide}'s choice of mixture, unoptimised" for guide in (control, robust)] + ["noise, unoptimised"]
+    told = json.loads((folder / "table.json").read_text())
+    assert set(told["hits"]) == {*cells, *starts}
+    assert set(numbers) == {"out", *cells}
+    assert told["judges"] == {name: fingerprint(load_referee(name)) for name in judges}
+    prompts = [one.prompt for one in embedded_prompts()[:12]]
+    for hits in told["hits"].values():
+        assert [one["prompt"] for one in hits] == prompts
+    for cell in cells:
+        first = [one[f"{judges[0]} among 10"] for one in told["hits"][cell]]
+        assert numbers[cell] == pytest.approx(sum(first) / 12)
+    compared = {(one["method"], one["against"]) for one in told["differences"]}
+    expected = set()
+    for cell in cells:
+        guide, rest = cell.split(", ", 1)
+        mixture = f"{guide}'s choice of mixture, unoptimised"
+        expected.add((cell, mixture if cell.endswith("mixture") else "noise, unoptimised"))
+        if guide == robust:
+            expected.add((cell, f"{control}, {rest}"))
+    assert compared == expected, "each with its start, the robust one with the control in its place"
+
+    table = (folder / "table.txt").read_text()
+    for name in (*cells, *starts):
+        assert name in table
+    assert load_image(folder / "contact_sheet.png").ndim == 3
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["recipe"]) == ("finished", "table1")
+    assert record["numbers"] == {cell: pytest.approx(numbers[cell]) for cell in cells}
+
+    made: dict[str, dict[str, Any]] = {}
+    for cell_folder in sorted((folder / "cells").iterdir()):
+        found = [read_facts(path)["arguments"] for path in sorted((cell_folder / "images").iterdir())]
+        assert len(found) == 12
+        made[cell_folder.name] = found[0]
+    assert len(made) == 8 + 3
+    varied = ("referee", "augment", "canvas", "init", "steps")
+    assert len({json.dumps({k: v for k, v in one.items() if k not in varied}) for one in made.values()}) == 1, (
+        "cells differ in what is named alone"
+    )
+    named = [tuple(json.dumps(one[name]) for name in varied) for one in made.values()]
+    assert len(set(named)) == 11
+    assert {one["steps"] for name, one in made.items() if "unoptimised" in name} == {0}
+    assert {one["steps"] for name, one in made.items() if "unoptimised" not in name} == {2}
+
+
+@pytest.mark.parametrize("table", ["table1", pytest.param("table2", marks=pytest.mark.slow)])
+def test_a_table_that_was_stopped_paints_no_picture_twice(
+    table: str, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted, original = [0], brush.paint_batch
+
+    def until_the_third(*arguments: Any, **options: Any) -> Any:
+        painted[0] += 1
+        if painted[0] == 3:
+            raise RunError("the power is gone")
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(brush, "paint_batch", until_the_third)
+        with pytest.raises(RunError, match="the power is gone"):
+            reproduce(table)
+    folder = tmp_path / "run"
+    before = pictures(folder)
+    assert before
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    lost = next(iter(before))
+    lost.write_bytes(lost.read_bytes()[:100])  # and this one was cut short
+
+    numbers = reproduce(table, resume=folder)
+    after = pictures(folder)
+    assert [path for path in before if after[path] != before[path]] == [lost]
+    assert all(map(is_whole, after))
+    assert len(after) > len(before)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    whole = reproduce(table, out=tmp_path / "at once")
+    assert {name: value for name, value in whole.items() if name != "out"} == {
+        name: pytest.approx(value, abs=1e-2)  # those that were there before are judged from files of 8 bits
+        for name, value in numbers.items()
+        if name != "out"
+    }
+    assert {path.relative_to(folder) for path in after} == {
+        path.relative_to(tmp_path / "at once") for path in pictures(tmp_path / "at once")
+    }
+
+
+def test_table_2_compares_sets_with_real_drawings(reproduce: Reproduce, tmp_path: Path, toys: list[str]) -> None:
+    numbers = reproduce("table2")
+    folder = tmp_path / "run"
+    control, robust, *judges = toys[:4]
+    sets = [f"mixture, {who}" for who in ("drawn blindly", f"{control}'s choice", f"{robust}'s choice")]
+    sets += [control, robust]
+    assert set(numbers) == {"out"} | {f"{metric}, {name}" for metric in ("frechet", "clipscore") for name in sets}
+    assert len(pictures(folder)) == 5 * 6
+    assert load_image(folder / "contact_sheet.png").ndim == 3
+    table = (folder / "table.txt").read_text()
+    for name in (*judges, *sets, "real drawings"):
+        assert name in table
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["recipe"]) == ("finished", "table2")
+    names = [one.prompt for one in embedded_prompts() if one.concept is not None][:6]
+    lines = (folder / "sets" / "4" / "pictures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_a_table_with_the_embedded_referees(table: str, tmp_path: Path) -> None:
+    numbers = recipes.run(table, "evaluate", {"quick": True, "out": tmp_path / "run", "device": "cpu"})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert any("emoji-robust" in name for name in numbers)

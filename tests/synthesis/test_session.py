@@ -1,0 +1,155 @@
+"""What recipes of synthesis share: a call that is read, and the run that it becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from robustclip.errors import UsageError
+from robustclip.images import save_image
+from robustclip.referees.judging import fingerprint
+from robustclip.referees.toy import toy_referee
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.painted import Painted, Watch
+from robustclip.synthesis.pictures import read_facts
+from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults, parse_size
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (None, None),
+        (64, (64, 64)),
+        ("64", (64, 64)),
+        ("48x96", (48, 96)),
+        (" 48X96 ", (48, 96)),
+        ((48, 96), (48, 96)),
+        ([48, 96], (48, 96)),
+        ("8x4096", (8, 4096)),
+    ],
+)
+def test_sizes_are_read_height_first(given: object, size: tuple[int, int] | None) -> None:
+    assert parse_size(given) == size
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "big", "64x", "x64", "64x64x64", "7", "4097", "64x7", "-64", "6.4e1", "٦٤", 0, -64, 7.5, True, (1, 2, 3), ()],
+)
+def test_what_is_no_size_is_told(given: object) -> None:
+    with pytest.raises(UsageError, match=r"is no size of a picture: write one side \(64\) or height x width"):
+        parse_size(given)
+
+
+def test_flags_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    for kind, value, message in [
+        (Size, "12x", "'12x' is no size"),
+        (Prompts, ["a cat:1.0 |"], "a cat"),
+        (PromptFile, tmp_path / "captions.txt", "there is no file"),
+        (PromptFile, tmp_path, "there is no file"),
+        (Referees, "emoji-robust=0", "the weight '0' of the referee"),
+    ]:
+        with pytest.raises((ValidationError, UsageError), match=message):
+            TypeAdapter(kind).validate_python(value)
+    assert TypeAdapter(Size).validate_python("48x96") == "48x96", "as it was given: a run notes it"
+    assert TypeAdapter(Prompts).validate_python([]) == [], "captions may come from a file"
+    toy = toy_referee()
+    assert TypeAdapter(Referees).validate_python(toy) == [toy]
+    assert TypeAdapter(Referees).validate_python("emoji-robust=2") == ["emoji-robust=2"]
+
+
+def test_prompts_come_from_one_place() -> None:
+    assert list(call_faults(["a cat"], None)) == []
+    assert list(call_faults([], Path("captions.txt"))) == []
+    (none,) = call_faults([], None)
+    assert none.startswith("there is no prompt: say what to paint")
+    (both,) = call_faults(["a cat"], Path("captions.txt"))
+    assert both == "prompts come from the call ('a cat') or from --prompts captions.txt: give one of the two"
+
+
+def arguments(out: Path, **changed: object) -> dict[str, Any]:
+    return {
+        "prompt": ["a cat", "a dog"],
+        "prompts": None,
+        "referee": [toy_referee()],
+        "seeds": [0],
+        "size": None,
+        "strength": 0.5,
+        "device": "cpu",
+        "dtype": "float32",
+        "channels_last": True,
+        "compile": False,
+        "out": out,
+        "resume": None,
+        **changed,
+    }
+
+
+def shade(items: Sequence[Item], watch: Watch) -> Painted:
+    images = torch.stack([torch.full((3, 16, 16), 0.1 * (1 + item.seed)) for item in items])
+    watch(1, images, {"similarity": torch.zeros(len(items))})
+    return Painted(images, torch.tensor([0.25 * (1 + item.seed) for item in items]))
+
+
+def test_a_call_becomes_pictures_to_paint_and_a_run(tmp_path: Path) -> None:
+    call = arguments(tmp_path / "run", seeds=[0, 1])
+    session = Session.open("toy", call, batch_size=3, ways=False)
+    assert [item.id for item in session.items] == ["a-cat-s0", "a-cat-s1", "a-dog-s0", "a-dog-s1"]
+    assert session.size == (16, 16), "what the referee sees"
+    assert session.guides.dtype is torch.float32
+    made = session.paint(shade, steps=1)
+    assert made.similarity.tolist() == [0.25, 0.5, 0.25, 0.5]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    by = [{"name": "toy", "weight": 1.0, "fingerprint": fingerprint(call["referee"][0])}]
+    assert (record["status"], record["numbers"]["pictures"], record["numbers"]["similarity"]) == ("finished", 4, 0.375)
+    assert "each" not in record["numbers"]
+    assert record["arguments"]["prompt"] == ["a cat", "a dog"]
+    assert record["arguments"]["referee"] == ["toy"]
+    notes = record["notes"]
+    assert (notes["referees"], notes["size"], notes["dtype"]) == (by, [16, 16], "float32")
+    assert not (tmp_path / "run" / "ways").exists()
+
+
+def test_a_picture_does_not_hold_what_thousands_of_others_show(tmp_path: Path) -> None:
+    prompts = [f"a cat and {number} dogs" for number in range(60)]
+    session = Session.open("toy", arguments(tmp_path / "run", prompt=prompts), batch_size=60)
+    made = session.paint(shade, steps=1)
+    facts = read_facts(made.files[7])
+    assert facts["prompt"] == "a cat and 7 dogs"
+    assert facts["arguments"]["strength"] == 0.5
+    assert not {"prompt", "out", "resume"} & set(facts["arguments"])
+    assert len(json.dumps(facts)) < 3000
+    assert "59 dogs" not in json.dumps(facts)
+
+
+def test_captions_of_a_file_name_their_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "captions.jsonl"
+    file.write_text('{"id": "one", "prompt": "a cat"}\n{"id": "two", "prompt": "a dog", "seed": 5}\n')
+    session = Session.open("toy", arguments(tmp_path / "run", prompt=[], prompts=file), batch_size=2)
+    assert [(item.id, item.seed) for item in session.items] == [("one", 0), ("two", 5)]
+    session.paint(shade, steps=1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["prompts"] == str(file)
+
+
+def test_a_size_of_ones_own(tmp_path: Path) -> None:
+    assert Session.open("toy", arguments(tmp_path / "run", size="12x20"), batch_size=1).size == (12, 20)
+
+
+def test_faults_begin_no_run(tmp_path: Path) -> None:
+    save_image(torch.rand(3, 8, 8), tmp_path / "image.png")
+    (tmp_path / "image.png").write_bytes((tmp_path / "image.png").read_bytes()[:60])
+    for changed, message in [
+        ({"referee": ["nobody-at-all"]}, "there is no referee 'nobody-at-all'"),
+        ({"referee": []}, "there is no referee to guide"),
+        ({"prompt": ["cat " * 600], "referee": ["emoji-robust"]}, "emoji-robust reads 77 of a text"),
+        ({"prompt": [f"image:{tmp_path / 'image.png'}"]}, r"image\.png"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            Session.open("toy", arguments(tmp_path / "run", **changed), batch_size=1)
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final
 
 import torch
@@ -76,12 +77,12 @@ def recipe(
         rows_of: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
         rows: dict[str, torch.Tensor] = {}
         for name, changed in rows_of.items():
-            rows[name] = paint_set(run.folder / "sets" / name.replace(" ", "-"), settings | changed).images
+            rows[name] = paint_set(run.folder / "sets" / re.sub(r"[^\w.-]+", "-", name), settings | changed).images
             grid.add(name, rows[name], texts)
             grid.save(run.folder, [(one, DEFAULT) for one in rows if one != DEFAULT])  # what is known so far
         columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
         tiles = torch.cat([images[columns] for images in rows.values()])
         save_image(titled_grid(list(rows), [texts[one] for one in columns], tiles), run.folder / "contact_sheet.png")
-        numbers = {name: grid.rate(name, judges[0], 40).interval.value for name in rows}
+        numbers = {name: grid.rate(name, grid.judges[0].name, 40).interval.value for name in rows}
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}

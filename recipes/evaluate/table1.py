@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        return str(self).replace(", ", "_").replace("'", "").replace(" ", "-")
+        name = str(self).replace(", ", "_").replace("'", "").replace(" ", "-")
+        return re.sub(r"[^\w.-]+", "-", name)  # a guide may be a folder, and its path is no way out of the run's
 
     @property
     def start(self) -> Cell:
@@ -112,7 +114,9 @@ def recipe(
         shares = [(str(cell), title) for cell in cells for title in REAL if cell.augment and title in grid.shown]
         grid.save(run.folder, differences, shares)
         save_image(sheet(pictures, texts), run.folder / "contact_sheet.png")
-        numbers = {str(cell): grid.rate(str(cell), judges[0], candidates[-1]).interval.value for cell in cells}
+        numbers = {
+            str(cell): grid.rate(str(cell), grid.judges[0].name, candidates[-1]).interval.value for cell in cells
+        }
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}
 

@@ -14,6 +14,7 @@ from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.generation.sets import paint_set
+from robustclip.evaluation.judges import load_judges
 from robustclip.files import atomic_write
 from robustclip.images import save_image, titled_grid
 from robustclip.runs import ResumeFrom, Run, RunFolder
@@ -78,9 +79,10 @@ def recipe(
         drawings, shown = real_drawings()
         chosen = [row for row, prompt in enumerate(shown) if prompt in {one.prompt for one in names}]
         reference = from_tensor(drawings.images[chosen], [shown[row] for row in chosen], name="real drawings")
+        jury = load_judges(judges, device=pick_device(device))
         report = judge_pictures(
             [_pictures(name, result) for name, result in painted.items()],
-            judges,
+            [one.referee for one in jury],
             questions=Questions(METRICS, seed=seed),
             reference=reference,
             device=pick_device(device),
@@ -88,7 +90,7 @@ def recipe(
         report.save(run.folder)
         save_image(_sheet(painted), run.folder / "contact_sheet.png")
         numbers = {
-            f"{metric}, {name}": report.figure(metric, pictures=name, judge=judges[0]).value
+            f"{metric}, {name}": report.figure(metric, pictures=name, judge=jury[0].referee.card.name).value
             for metric in ("frechet", "clipscore")
             for name in painted
         }

@@ -18,7 +18,7 @@ from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Init, Starts
 from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms, ZeroBelowQuantile
+from robustclip.synthesis.terms import MEAN, Term, Terms, ZeroBelowQuantile
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
 
 CROP = 128 / 224  # the notebook's crops, as a share of the picture's side
@@ -77,7 +77,7 @@ def recipe(
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
         cosine = guides.cosine([item.prompt for item in items])
-        rejection = ZeroBelowQuantile(patch_quantile)
+        rejection = ZeroBelowQuantile(patch_quantile) if patch_quantile else MEAN
         loss = Terms(
             (
                 Term(cosine, whole, name="views"),

@@ -14,4 +14,6 @@ from robustclip.synthesis.painted import Result
 def paint_set(folder: Path, settings: Mapping[str, Any], recipe: str = "clipag") -> Result:
     """The pictures of a synthesis recipe with these arguments, in `folder`: those that are missing are painted."""
     place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
-    return cast("Result", find(recipe, "synthesize").function(**settings, **place))
+    result = cast("Result", find(recipe, "synthesize").function(**settings, **place))
+    result.kept.clear()  # all are judged from their files, those that were there before and those that were not
+    return result

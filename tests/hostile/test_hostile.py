@@ -19,6 +19,7 @@ from robustclip.cli import main
 
 from . import checkpoints, files, pictures, referees
 from .cases import ALL
+from .synthesis_cases import SYNTHESIS
 from .things import MAKERS, PWNED
 
 assert all((checkpoints, files, pictures, referees)), "they fill MAKERS"
@@ -92,7 +93,7 @@ def identity(case: object) -> str:
     return re.sub(r"[^\w{}.:@/=-]+", " ", text.encode("ascii", "backslashreplace").decode())[:70]
 
 
-@pytest.mark.parametrize(("what", "command", "code", "words"), ALL, ids=identity)
+@pytest.mark.parametrize(("what", "command", "code", "words"), ALL + SYNTHESIS, ids=identity)
 def test_it_ends_in_one_clear_sentence(
     what: str, command: str | list[str], code: int, words: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Final, final
 
 import torch
@@ -16,7 +15,7 @@ from robustclip.errors import UsageError
 from robustclip.files import is_file
 from robustclip.images import load_image
 from robustclip.inits import basic
-from robustclip.inits.mixture_file import load_mixture
+from robustclip.inits.mixture_file import SUFFIX, load_mixture
 from robustclip.inits.pool import Pool, embedder
 from robustclip.rng import generator
 from robustclip.synthesis.guides import Guides
@@ -32,6 +31,10 @@ def _init(text: str) -> str:
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, or mixture, noise, grey"
         )
+    if text.endswith(SUFFIX):
+        load_mixture(text)
+    elif is_file(text):
+        load_image(text)
     return text
 
 
@@ -66,7 +69,7 @@ class Starts:
         self.notebook = notebook
         self.plain: basic.Init | None = PLAIN.get(init)
         self.mixture = None
-        if init == "mixture" or Path(init).suffix == ".safetensors":
+        if init == "mixture" or init.endswith(SUFFIX):
             self.mixture = load_mixture(MIXTURE if init == "mixture" else init)
         elif self.plain is None:
             self.plain = basic.from_image(load_image(init), strength)

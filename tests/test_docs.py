@@ -6,12 +6,14 @@ import ast
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 import robustclip
 from robustclip.cli import app
@@ -75,8 +77,12 @@ def test_every_command_of_the_documentation_parses(
     monkeypatch.chdir(tmp_path)
     for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1"):  # what the pages take for granted
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("captions.jsonl", "my-mixture.safetensors", "tiny.safetensors", "photo.png"):
-        (tmp_path / file).touch()
+    (tmp_path / "captions.jsonl").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    for file in ("my-mixture.safetensors", "tiny.safetensors"):
+        shutil.copy(
+            Path(robustclip.__file__).parent / "assets" / "mixtures" / "emoji-groups.safetensors", tmp_path / file
+        )
     check(call)
 
 

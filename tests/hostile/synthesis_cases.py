@@ -42,10 +42,10 @@ def prompts() -> Iterator[Case]:
 def files_of_prompts() -> Iterator[Case]:
     """Files that hold no captions."""
     for given, words in (
-        ("nowhere.txt", "there is no file"),
-        ("{folder}", "there is no file"),
-        ("{pipe}", "there is no file"),
-        ("/dev/zero", "there is no file"),
+        ("nowhere.txt", "is no file"),
+        ("{folder}", "is no file"),
+        ("{pipe}", "is no file"),
+        ("/dev/zero", "is no file"),
     ):
         yield "a file of prompts", f"synthesize clipag --prompts {given} {TOY}", 2, words
     yield "a file of prompts", f"synthesize clipag {TOY}", 2, "there is no prompt"
@@ -125,7 +125,7 @@ def judgements() -> Iterator[Case]:
         yield "a mixture", f"mixture fit {given}", 2, words
     yield "a table", "reproduce table9", 2, "unknown recipe"
     yield "a table", "reproduce table1 --candidates 0", 2, "greater than 0"
-    yield "a table", "reproduce table1 --prompts nowhere.txt", 2, "there is no file"
+    yield "a table", "reproduce table1 --prompts nowhere.txt", 2, "is no file"
 
 
 SYNTHESIS: tuple[Case, ...] = (*prompts(), *files_of_prompts(), *flags(), *judgements())

@@ -1,7 +1,4 @@
-"""Whatever a parser is given, it reads it or says in a UsageError what is wrong: never anything else.
-
-There is no prompt syntax yet, so none is tried.
-"""
+"""Whatever a parser is given, it reads it or says in a UsageError what is wrong: never anything else."""
 
 from __future__ import annotations
 
@@ -32,6 +29,10 @@ from robustclip.referees.plain import check_plain
 from robustclip.referees.toy import toy_referee
 from robustclip.referees.weights import join_towers, read_weights, split_towers
 from robustclip.signatures import bind
+from robustclip.synthesis.guides import parse_weight
+from robustclip.synthesis.items import parse_seeds
+from robustclip.synthesis.prompts import Prompt
+from robustclip.synthesis.session import parse_size
 from robustclip.threat import ThreatModel
 
 tries = settings(derandomize=True, deadline=None, max_examples=200, database=None)
@@ -72,6 +73,38 @@ def test_any_text_is_an_attack_or_a_usage_error(text: str) -> None:
     assert 0 < spec.eps < float("inf")
     assert 0 < spec.step_size < float("inf")
     assert AttackSpec.parse(str(spec)) == spec
+
+
+@tries
+@given(words | st.text("ab:|\\ -.0123456789eimag\n", max_size=30))
+@example("a cat:1e999")
+@example("a:\u0661")
+@example("image: | :1")
+def test_any_text_is_a_prompt_or_a_usage_error(text: str) -> None:
+    try:
+        prompt = Prompt.parse(text)
+    except UsageError:
+        return
+    assert Prompt.parse(str(prompt)) == prompt
+    assert any(part.weight > 0 for part in prompt.parts)
+    assert all(0 < abs(part.weight) <= 100 for part in prompt.parts)
+
+
+@tries
+@given(words | st.text("0123456789.,xX-=", max_size=20))
+@example("9" * 400)
+@example("a=1e400")
+def test_any_text_is_seeds_a_size_and_a_weight_or_a_usage_error(text: str) -> None:
+    for parse, holds in (
+        (parse_seeds, lambda seeds: 0 < len(seeds) <= 10_000 and min(seeds) >= 0),
+        (parse_size, lambda size: all(8 <= side <= 4096 for side in size)),
+        (parse_weight, lambda named: 0 < named[1] < float("inf")),
+    ):
+        try:
+            found = parse(text)
+        except UsageError:
+            continue
+        assert holds(found)
 
 
 @tries

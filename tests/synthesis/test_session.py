@@ -51,8 +51,8 @@ def test_flags_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     for kind, value, message in [
         (Size, "12x", "'12x' is no size"),
         (Prompts, ["a cat:1.0 |"], "a cat"),
-        (PromptFile, tmp_path / "captions.txt", "there is no file"),
-        (PromptFile, tmp_path, "there is no file"),
+        (PromptFile, tmp_path / "captions.txt", "is no file"),
+        (PromptFile, tmp_path, "is no file"),
         (Referees, "emoji-robust=0", "the weight '0' of the referee"),
     ]:
         with pytest.raises((ValidationError, UsageError), match=message):

@@ -34,7 +34,7 @@ def _prompts(texts: list[str]) -> list[str]:
 
 def _prompt_file(path: Path | None) -> Path | None:
     if path is not None and not is_file(path):
-        raise UsageError(f"there is no file {str(path)[:200]}: give captions as .txt, .jsonl or .csv")
+        raise UsageError(f"{str(path)[:200]} is no file: give captions as .txt, .jsonl or .csv")
     return path
 
 

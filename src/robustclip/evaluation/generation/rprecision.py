@@ -86,9 +86,10 @@ def count_candidates(candidates: int | None, texts: int) -> int:
             "or leave r-precision out of the metrics"
         )
     if count > texts:
+        fewer = f"among fewer candidates, e.g. --candidates {texts}" if texts > 1 else "leave r-precision out"
         raise UsageError(
             f"R-Precision among {count} candidates needs {count} different prompts, and there are {texts}: "
-            f"judge more prompts, or among fewer candidates, e.g. --candidates {texts}"
+            f"judge more prompts, or {fewer}"
         )
     return count
 

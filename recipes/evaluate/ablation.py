@@ -11,10 +11,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from robustclip.data.prompts import embedded_prompts
 from robustclip.devices import pick_device
 from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.sets import paint_set
+from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
 from robustclip.files import atomic_write
-from robustclip.images import save_image, titled_grid
+from robustclip.images import save_image
 from robustclip.runs import ResumeFrom, Run, RunFolder
 
 DEFAULT: Final = "clipag"
@@ -34,7 +34,6 @@ CHANGES: Final[dict[str, dict[str, Any]]] = {
     "from grey": {"init": "grey"},
     "from noise": {"init": "noise"},
 }
-SHOWN = 12  # prompts of the contact sheet
 
 
 def recipe(
@@ -80,9 +79,7 @@ def recipe(
             rows[name] = paint_set(run.folder / "sets" / re.sub(r"[^\w.-]+", "-", name), settings | changed).images
             grid.add(name, rows[name], texts)
             grid.save(run.folder, [(one, DEFAULT) for one in rows if one != DEFAULT])  # what is known so far
-        columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
-        tiles = torch.cat([images[columns] for images in rows.values()])
-        save_image(titled_grid(list(rows), [texts[one] for one in columns], tiles), run.folder / "contact_sheet.png")
+        save_image(overview(rows, texts), run.folder / "contact_sheet.png")
         numbers = {name: grid.rate(name, grid.judges[0].name, 40).interval.value for name in rows}
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}

@@ -14,16 +14,15 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
 from robustclip.devices import pick_device
 from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.sets import paint_set
+from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
-from robustclip.images import save_image, titled_grid
+from robustclip.images import save_image
 from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.session import PromptFile
 
 REAL = {"real drawings, guide styles": False, "real drawings, unseen styles": True}
-SHOWN = 12  # prompts of the contact sheet
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def recipe(
         differences = list(pairs(cells))
         shares = [(str(cell), title) for cell in cells for title in REAL if cell.augment and title in grid.shown]
         grid.save(run.folder, differences, shares)
-        save_image(sheet(pictures, texts), run.folder / "contact_sheet.png")
+        save_image(overview(pictures, texts), run.folder / "contact_sheet.png")
         numbers = {
             str(cell): grid.rate(str(cell), grid.judges[0].name, candidates[-1]).interval.value for cell in cells
         }
@@ -163,10 +162,3 @@ def add_real(grid: Grid) -> None:
         "real drawings are of the 160 names; emoji-judge was trained on none of these, emoji-judge-disjoint on those "
         "of the unseen styles, and neither on any of a held-out name"
     )
-
-
-def sheet(pictures: dict[str, torch.Tensor], texts: list[str]) -> torch.Tensor:
-    """Rows of cells, columns of prompts that are spread over the list."""
-    columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
-    tiles = torch.cat([images[columns] for images in pictures.values()])
-    return titled_grid(list(pictures), [texts[column] for column in columns], tiles)

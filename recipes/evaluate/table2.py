@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.prompts import embedded_prompts, real_drawings
@@ -13,15 +12,14 @@ from robustclip.devices import pick_device
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
-from robustclip.evaluation.generation.sets import paint_set
+from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
 from robustclip.files import atomic_write
-from robustclip.images import save_image, titled_grid
+from robustclip.images import save_image
 from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.painted import Result
 
 METRICS = ("frechet", "cmmd", "label-score", "clipscore", "cosine")
-SHOWN = 12  # prompts of the contact sheet
 
 
 def recipe(
@@ -88,7 +86,9 @@ def recipe(
             device=pick_device(device),
         )
         report.save(run.folder)
-        save_image(_sheet(painted), run.folder / "contact_sheet.png")
+        prompts_of_pictures = [item.prompt.title for item in painted[robust].items]
+        images = {name: result.images for name, result in painted.items()}
+        save_image(overview(images, prompts_of_pictures), run.folder / "contact_sheet.png")
         numbers = {
             f"{metric}, {name}": report.figure(metric, pictures=name, judge=jury[0].referee.card.name).value
             for metric in ("frechet", "clipscore")
@@ -102,11 +102,3 @@ def _pictures(name: str, result: Result) -> Pictures:
     items = result.items
     prompts = [item.prompt.title for item in items]
     return Pictures(name, result.images, prompts, [item.id for item in items], [item.seed for item in items])
-
-
-def _sheet(painted: dict[str, Result]) -> torch.Tensor:
-    """Rows of sets, columns of prompts that are spread over the list."""
-    first = next(iter(painted.values()))
-    columns = list(range(0, len(first), max(1, len(first) // SHOWN)))[:SHOWN]
-    tiles = torch.cat([result.images[columns] for result in painted.values()])
-    return titled_grid(list(painted), [first.items[column].prompt.title for column in columns], tiles)

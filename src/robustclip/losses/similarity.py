@@ -37,10 +37,6 @@ class Target:
                 " needs its own weight, as in (P,T,D) and (P,T)"
             )
 
-    def rows(self, first: int, last: int) -> Target:
-        """The target of some of the pictures."""
-        return Target(self.referee, self.directions[first:last], self.weights[first:last], self.share)
-
 
 class Similarity(ABC):
     """Views (P,V,3,h,w) -> losses (P,V): the weighted sum over texts of their distances, averaged over referees.

@@ -109,6 +109,17 @@ class Preprocess(nn.Module):
             images = F.interpolate(images, fit, mode=self.interpolation, align_corners=False, antialias=True)
         return self._centred(images) if fit != self.size else images
 
+    def placed_back(self, maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b H W"]:
+        """Maps of what the tower sees, of its `size`, laid over images of the given size: 0 where it does not look."""
+        height, width = self._fitted(*size)
+        down, right = max(self.size[0] - height, 0) // 2, max(self.size[1] - width, 0) // 2  # padding around the image
+        top, left = (round(max(fit - side, 0) / 2) for fit, side in zip((height, width), self.size, strict=True))
+        seen = maps[:, down : down + height, right : right + width]
+        whole = F.pad(seen, (left, width - left - seen.shape[2], top, height - top - seen.shape[1]))
+        if (height, width) == size:
+            return whole
+        return F.interpolate(whole[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
         target_height, target_width = self.size
         if self.resize_mode == "squash":

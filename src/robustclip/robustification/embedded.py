@@ -21,20 +21,26 @@ LOGIT_SCALE = 30.0
 sentence encoder, so 30 already tells them apart, and CLIP's 100 would make every gradient one of a few mistakes."""
 
 
-def fresh_referee(name: str, timm_model: str, *, image_size: int = 64, seed: int = 0) -> TwoTower:
-    """A referee with a random timm tower whose classifier is the embedding (384-d), and the frozen sentence encoder.
+VITS = {"vit_mini_patch8": {"layers": 4, "width": 128, "head_width": 64, "patch_size": 8}}
+"""open_clip's own ViT, small (0.9 M weights, 8x8 patches at 64 pixels): as in CLIP's, the embedding is read from the CLS
+token. Width and depth are what two CPU cores train beside resnet10t (docs/towers.md)."""
 
-    The config is one that plain open_clip reads. The random weights are a function of `seed`.
+
+def fresh_referee(name: str, tower: str, *, image_size: int = 64, seed: int = 0) -> TwoTower:
+    """A referee with a random tower that ends in the embedding (384-d), and the frozen sentence encoder.
+
+    `tower` is a name of `VITS`, or of timm's models, whose classifier then is the embedding. The config is one that
+    plain open_clip reads. The random weights are a function of `seed`.
     """
+    of_timm = {
+        "timm_model_name": tower,
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "",  # the classifier is the projection: nothing between the pooled features and the texts
+    }
     model_cfg = {
         "embed_dim": 384,
-        "vision_cfg": {
-            "timm_model_name": timm_model,
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "",  # the classifier is the projection: nothing between the pooled features and the texts
-            "image_size": image_size,
-        },
+        "vision_cfg": {**VITS.get(tower, of_timm), "image_size": image_size},
         "text_cfg": {
             "hf_model_name": MINILM,
             "hf_tokenizer_name": MINILM,

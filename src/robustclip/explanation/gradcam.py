@@ -1,0 +1,159 @@
+"""pytorch-grad-cam behind our signature: class activation maps of an image tower, and ROAD. Its only importer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
+from pytorch_grad_cam.base_cam import BaseCAM
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer, neighbors_weights
+from scipy.sparse import csc_matrix
+from scipy.sparse.linalg import spsolve
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustclip.attacks.gradient import attacking
+from robustclip.devices import autocast
+from robustclip.explanation.layers import Layer
+from robustclip.rng import generator
+
+PERCENTILES: Final = (20, 40, 60, 80)
+"""Shares of an image that ROAD takes away, in percent. Its authors take nine from 10 to 90; these are half as dear."""
+
+
+class ClassTokenGradCAM(BaseCAM):
+    """gScoreCAM's reading of a ViT: each channel weighs what the gradient at the class token says.
+
+    After the last block only that token reaches the embedding, so the patches' own gradients are zero there and plain
+    GradCAM has nothing to weigh with. The token travels as a row of its own below the grid.
+    """
+
+    def get_cam_image(
+        self,
+        input_tensor: Any,
+        target_layer: Any,
+        targets: Any,
+        activations: Any,
+        grads: Any,
+        eigen_smooth: bool = False,
+    ) -> Any:
+        """ReLU follows in the engine: the sum over channels of weight x activation, patches only."""
+        return (grads[:, :, -1, :1, None] * activations[:, :, :-1]).sum(axis=1)
+
+
+CAMS: Final[dict[str, type[BaseCAM]]] = {
+    "gradcam": GradCAM,  # Selvaraju et al. 2017
+    "gradcam-cls": ClassTokenGradCAM,  # gScoreCAM's for ViTs, which CLIPAG App. B follows
+    "gradcam++": GradCAMPlusPlus,  # Chattopadhay et al. 2018
+    "layercam": LayerCAM,  # Jiang et al. 2021
+    "eigencam": EigenCAM,  # Muhammad and Yeasin 2020; reads no text
+    "scorecam": ScoreCAM,  # Wang et al. 2020; a forward pass for every channel
+}
+
+
+def activation_maps(
+    tower: nn.Module,
+    pixels: Float[Tensor, "b 3 h w"],
+    texts: Float[Tensor, "b d"],
+    layer: Layer,
+    method: str,
+    *,
+    logit_scale: float = 100.0,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b h w"]:
+    """What the tower looks at in each image for its own text (a unit vector): from 0 to 1, float32, on the CPU.
+
+    `pixels` are normalised, of the tower's size, which the maps have too. The target is the logit of the text. Each map
+    is scaled from its own least to its own greatest value, as the engine does; one that is the same everywhere is 0,
+    one that is not finite stays so. The tower is as before afterwards, without hooks, also after an error.
+    """
+    wrapped = _Tower(tower, pixels.device, dtype)
+    read = layer.as_map if method != "gradcam-cls" else lambda output: _with_class_token(layer, output)
+    with attacking(tower), torch.enable_grad(), redirect_stderr(StringIO()):  # ScoreCAM draws a bar for each image
+        cam = CAMS[method](wrapped, [layer.module], reshape_transform=read)
+        try:
+            targets = [_Logit(text, logit_scale) for text in texts]
+            maps = cam(pixels, targets=targets)
+        finally:
+            cam.activations_and_grads.release()
+            cam.outputs = None
+    return torch.from_numpy(np.asarray(maps, dtype=np.float32))
+
+
+def road(
+    score: Callable[[Tensor], Tensor],
+    images: Float[Tensor, "b 3 h w"],
+    maps: Float[Tensor, "b h w"],
+    *,
+    seed: int,
+    percentiles: Sequence[int] = PERCENTILES,
+) -> Float[Tensor, " b"]:
+    """Remove and Debias (Rong et al. 2022), least minus most relevant first, halved: higher is more faithful.
+
+    Pixels are replaced by what their neighbours say (the noisy linear imputation of the paper), so that the shape of
+    what was cut out tells nothing. `score` maps images in [0,1] to (B,); the result is in its units, on the CPU. The
+    formula is the engine's ROADCombined, whose own loop asks for a model's input tensors: here images stay images.
+    """
+    noise = generator(seed, "ROAD")
+    change = torch.zeros(len(images))
+    for percent in percentiles:
+        for sign, order in ((-1.0, maps), (1.0, 1 - maps)):
+            kept = order < torch.quantile(order.flatten(1), 1 - percent / 100, dim=1)[:, None, None]
+            filled = [_impute(image, mask, noise) for image, mask in zip(images.cpu(), kept, strict=True)]
+            with torch.no_grad():
+                change += sign * score(torch.stack(filled).clamp(0, 1).to(images.device)).float().cpu()
+    return change / (2 * len(percentiles))
+
+
+def _impute(image: Float[Tensor, "3 h w"], kept: Bool[Tensor, "h w"], noise: torch.Generator) -> Float[Tensor, "3 h w"]:
+    """The image with the rest filled in from its neighbours: the engine's linear system, and its noise of 0.01."""
+    missing = ~kept.flatten()
+    if not bool(missing.any()):
+        return image
+    system, right = NoisyLinearImputer.setup_sparse_system(
+        kept.numpy().astype("float32"), image.numpy(), neighbors_weights
+    )
+    solved = torch.from_numpy(spsolve(csc_matrix(system), right)).float().reshape(-1, 3).T
+    filled = image.flatten(1).clone()
+    filled[:, missing] = solved + 0.01 * torch.randn(solved.shape, generator=noise)
+    return filled.view_as(image)
+
+
+class _Tower(nn.Module):
+    """A tower as the engine wants it: with gradients although its weights are frozen, in `dtype`, and out of its reach.
+
+    The engine clears the gradients of all parameters it finds and sets their mode; it finds one of no size.
+    """
+
+    def __init__(self, tower: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.empty(0, device=device))
+        self.dtype = dtype
+        self.run = lambda pixels: tower(pixels)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        with autocast(pixels.device, self.dtype):
+            return self.run(pixels.detach().requires_grad_()).float()
+
+
+class _Logit:
+    """The logit of a text, of the embedding of one image: what the engine calls a target."""
+
+    def __init__(self, text: Float[Tensor, " d"], scale: float) -> None:
+        self.text = text
+        self.scale = scale
+
+    def __call__(self, embedding: Float[Tensor, " d"]) -> Float[Tensor, ""]:
+        return self.scale * F.cosine_similarity(embedding, self.text.to(embedding), dim=-1)
+
+
+def _with_class_token(layer: Layer, output: Tensor) -> Float[Tensor, "b c h+1 w"]:
+    grid = layer.as_map(output)
+    token = layer.class_token(output)[:, :, None, None].expand(-1, -1, 1, grid.shape[-1])
+    return torch.cat([grid, token], dim=2)

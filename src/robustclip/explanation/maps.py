@@ -1,0 +1,143 @@
+"""Where a referee looks for a text: one referee, one method, one layer, and any number of images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustclip.errors import UsageError
+from robustclip.evaluation.gradients import input_gradients
+from robustclip.evaluation.similarity import cosines
+from robustclip.explanation.gradients import smooth_gradients, strength
+from robustclip.explanation.layers import Layer, choose_layer
+from robustclip.referees.base import TwoTower
+
+Method = Literal["gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad"]
+METHODS: Final[tuple[str, ...]] = get_args(Method)
+OF_PIXELS: Final = ("gradient", "smoothgrad")
+PIXELS: Final = "pixels"
+"""The layer of those methods: the image itself."""
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Maps of the images' own size, float32 on the CPU, each from 0 to its greatest value, 1.
+
+    `empty` marks those that are the same everywhere, or not finite: zeros, with nothing to see.
+    """
+
+    maps: Float[Tensor, "b H W"]
+    empty: Bool[Tensor, " b"]
+
+
+class Mapper:
+    """What draws a referee's maps. Raises UsageError for a method or layer that the referee has not.
+
+    `layer` is a path below `referee.image_tower`; without one `choose_layer` knows. `dtype` is what the tower computes
+    in, `batch_size` how many images at once; `seed` keys SmoothGrad's noise.
+    """
+
+    def __init__(
+        self,
+        referee: TwoTower,
+        method: str = "gradcam",
+        layer: str | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        if method not in METHODS:
+            raise UsageError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+        if method in OF_PIXELS and layer is not None:
+            raise UsageError(f"the method {method!r} maps pixels, of no layer: leave out {layer!r}, or take gradcam")
+        self.referee = referee
+        self.method = method
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.seed = seed
+        self.layer: Layer | None = None
+        if method not in OF_PIXELS:
+            self.layer = choose_layer(referee, layer, at_output=method == "gradcam-cls")
+            if method == "gradcam-cls" and not self.layer.class_tokens:
+                raise UsageError(
+                    f"{referee.card.name} has no class token at {self.layer.name!r}, from whose gradient gradcam-cls "
+                    "takes its weights: use gradcam"
+                )
+
+    @property
+    def layer_name(self) -> str:
+        """The layer's path, or "pixels"."""
+        return self.layer.name if self.layer else PIXELS
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the layer's grid in cells; None for maps of pixels."""
+        return self.layer.grid if self.layer else None
+
+    def __call__(self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"], ids: Sequence[str]) -> HeatMaps:
+        """Each image's map for its own text, a unit vector; `ids` key what is random, and nothing depends on who else
+        is in the batch."""
+        parts = [
+            self._maps(images[start:end].to(self.referee.device), texts[start:end], ids[start:end])
+            for start in range(0, len(images), self.batch_size)
+            for end in [start + self.batch_size]
+        ]
+        maps = torch.cat(parts) if parts else torch.zeros(0, *images.shape[-2:])
+        greatest = maps.amax((1, 2), keepdim=True)
+        flat = greatest - maps.amin((1, 2), keepdim=True) <= 0
+        empty = flat | ~maps.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+        return HeatMaps(torch.where(empty, 0, maps / greatest), empty[:, 0, 0])
+
+    @torch.no_grad()
+    def scores(self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The cosine of each image with its own text, float32, on the CPU."""
+        pairs = zip(images.split(self.batch_size), texts.split(self.batch_size), strict=True)
+        found = [
+            cosines(self.referee, some.to(self.referee.device), theirs, self.dtype).diagonal().cpu()
+            for some, theirs in pairs
+        ]
+        return torch.cat(found) if found else torch.zeros(0)
+
+    def gradients(
+        self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"], ids: Sequence[str]
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Input gradients of each image's cosine with its own text: SmoothGrad's for that method, else raw ones."""
+        if self.method == "smoothgrad":
+            return smooth_gradients(self.referee, images, texts, ids, seed=self.seed, dtype=self.dtype)
+        return input_gradients(self.referee, images, texts, self.dtype)
+
+    def why_empty(self) -> str:
+        """What to say in place of a map that is zero everywhere."""
+        if self.layer is not None and self.layer.class_tokens and self.method not in ("gradcam-cls", "eigencam"):
+            return (
+                f"zero everywhere: behind {self.layer.name} only the class token may reach the embedding, so no patch "
+                "has a gradient; use the method gradcam-cls, or leave the layer out"
+            )
+        return f"zero everywhere: nothing at {self.layer_name} speaks for the text"
+
+    def _maps(
+        self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"], ids: Sequence[str]
+    ) -> Float[Tensor, "b H W"]:
+        if self.layer is None:
+            return strength(self.gradients(images, texts, ids)).cpu()
+        from robustclip.explanation.gradcam import activation_maps  # an extra that maps of pixels do without
+
+        preprocess = self.referee.preprocess
+        with torch.no_grad():
+            pixels = preprocess(images)
+        maps = activation_maps(
+            self.referee.image_tower,
+            pixels,
+            texts,
+            self.layer,
+            self.method,
+            logit_scale=self.referee.logit_scale,
+            dtype=self.dtype,
+        )
+        return preprocess.placed_back(maps, (images.shape[-2], images.shape[-1])).clamp(min=0)

@@ -21,6 +21,7 @@ ONLY_IMPORTERS = {
     "diffusers": ["diffusion/"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/live.py"],
+    "jinja2": ["explanation/rendering.py"],
     "kornia": ["views/"],
     "open_clip": ["referees/openclip.py"],
     "pytorch_grad_cam": ["explanation/gradcam.py"],

@@ -105,6 +105,36 @@ def test_flags_that_take_several_values(toy: str, tmp_path: Path) -> None:
     assert numbers["channels_last"] is False
 
 
+@pytest.mark.parametrize(
+    ("flags", "texts", "tasks"),
+    [
+        (["--texts", "a cat, or", "-5", "--steps", "3"], ["a cat, or", "-5"], ["zero-shot"]),
+        (["--texts", "a", "--steps", "3", "--texts", "b", "c"], ["a", "b", "c"], ["zero-shot"]),
+        (["--tasks", "retrieval", "zero-shot", "--texts=a", "--steps", "3"], ["a"], ["retrieval", "zero-shot"]),
+    ],
+    ids=["several", "again", "with ="],
+)
+def test_where_nothing_is_positional_a_flag_takes_all_up_to_the_next(
+    flags: list[str], texts: list[str], tasks: list[str], toy: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "numbers.json"
+    done = CliRunner().invoke(app, ["robustify", toy, *flags, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    numbers = json.loads(file.read_text())
+    assert (numbers["texts"], numbers["tasks"], numbers["steps"]) == (texts, tasks, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--steps", "3", "--texts"], "--texts"), (["--texts=a", "b"], "b: belongs to no flag")],
+    ids=["no value", "a value too many"],
+)
+def test_a_flag_without_a_value_and_a_value_without_a_flag_are_faults(flags: list[str], message: str, toy: str) -> None:
+    done = robustclip_command("robustify", toy, *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: Path) -> None:
     flags = ["--stpes", "3", "--steps", "ten", "--norm", "l3", "--captions", "nowhere", "--out", str(tmp_path)]
     done = robustclip_command(

@@ -82,7 +82,8 @@ def recipe(
     started_from = referee.card
     sources = [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
     settings = (sources, mix, laion_share, batch_size, referee.image_size)
-    mixture = partial(mixed, *settings, allow_commands=allow_commands)
+    buffer = 500 if quick else 10_000  # undecoded samples of each source, read before the first is given
+    mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands)
     data = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
     probe = next(mixture(seed=seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)

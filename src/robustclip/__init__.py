@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from robustclip import attacks, data, evaluation, images, referees, robustification
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
+    from robustclip.explanation.explain import explain
     from robustclip.planning.plan import plan
     from robustclip.recipes import robustify, synthesize
     from robustclip.referees.registry import list_referees, load_referee
@@ -28,6 +29,8 @@ __all__ = [
     "data",
     "evaluate",
     "evaluation",
+    "explain",
+    "explanation",
     "export",
     "images",
     "list_referees",
@@ -44,6 +47,7 @@ _HOME_OF = {
     "ThreatModel": "threat",
     "UsageError": "errors",
     "evaluate": "evaluation",
+    "explain": "explanation.explain",
     "export": "robustification.export",
     "list_referees": "referees.registry",
     "load_referee": "referees.registry",

@@ -192,6 +192,15 @@ app.add_command(
 )
 app.add_command(
     _verb(
+        "explain",
+        "explanation.explain:explain",
+        "Show where referees look, clean and under attack.",
+        show=printing.explained,
+        numbers=lambda explanation: explanation.to_json(),
+    )
+)
+app.add_command(
+    _verb(
         "doctor",
         "doctor:doctor",
         "Show versions and devices, what is missing, and how to get it.",

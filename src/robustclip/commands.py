@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ class TypedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
+        repeated = {as_flag(parameter) for parameter in self.parameters if parameter.repeated}
+        for flag, value in zip(args, [*args[1:], "--"], strict=True):
+            if flag in repeated and _is_flag(value):  # which click lets pass, and forgets
+                raise click.BadOptionUsage(flag, f"Option {flag!r} requires an argument.", ctx)
+        if not any(parameter.positional for parameter in self.parameters):
+            args = list(_spelt_out(args, repeated))
         super().parse_args(ctx, args)
         json = ctx.params.pop("json")
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
@@ -133,6 +139,20 @@ class TypedCommand(click.Command):
                 positional[parameter.name] = values if parameter.repeated else values.pop(0)
                 values = [] if parameter.repeated else values
         return positional, misfits + [f"{value}: belongs to no flag" for value in values]
+
+
+def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:
+    """`--images a b` as `--images a --images b`. Only where nothing is positional: there b has no other meaning."""
+    current = ""
+    for arg in args:
+        if _is_flag(arg):
+            current = arg if arg in repeated else ""
+            if not current:
+                yield arg
+        elif current:
+            yield from (current, arg)
+        else:
+            yield arg
 
 
 def _option(parameter: Parameter) -> click.Option:

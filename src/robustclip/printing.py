@@ -18,6 +18,7 @@ from robustclip.errors import RunError, UsageError
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.archive import Freed, Summary
+    from robustclip.explanation.explain import Explanation
     from robustclip.referees.registry import Entry, Verification
     from robustclip.runs import Run
     from robustclip.synthesis.painted import Result
@@ -50,6 +51,12 @@ def painted(result: Result) -> None:
         click.echo(f"... and {len(result) - FEW} more in {result.folder / 'images'}")
     click.echo(f"{len(result)} pictures, mean similarity {result.similarity.mean():.3f}")
     click.echo(f"all of them at once: {result.folder / 'contact_sheet.png'}")
+
+
+def explained(explanation: Explanation) -> None:
+    """The summary, and where the report is."""
+    rich(explanation.table())
+    click.echo(f"open {explanation.page}")
 
 
 def demonstration(shown: Mapping[str, Any]) -> None:

@@ -20,13 +20,13 @@ Build = Callable[[], TwoTower]
 FAMILIES: dict[str, tuple[Build, str, tuple[int, int]]] = {
     "open_clip ViT": (lambda: referee_of(VIT), "transformer.resblocks.1.ln_1", (4, 4)),
     "open_clip ViT, not square": (lambda: referee_of(VIT, (32, 48)), "transformer.resblocks.1.ln_1", (4, 6)),
-    "open_clip ResNet": (lambda: referee_of(RESNET, 128), "layer4.0", (4, 4)),
-    "open_clip ResNet, too small": (lambda: referee_of(RESNET, 64), "layer3.0", (4, 4)),
-    "timm ConvNeXt": (lambda: referee_of(CONVNEXT, (128, 160)), "trunk.stages.3", (4, 5)),
-    "timm ResNet": (lambda: referee_of(TIMM_RESNET, 128), "trunk.layer4.0", (4, 4)),
+    "open_clip ResNet": (lambda: referee_of(RESNET, 224), "layer4.0", (7, 7)),
+    "open_clip ResNet, too small": (lambda: referee_of(RESNET, 128), "layer3.0", (8, 8)),
+    "timm ConvNeXt": (lambda: referee_of(CONVNEXT, (224, 256)), "trunk.stages.3", (7, 8)),
+    "timm ResNet": (lambda: referee_of(TIMM_RESNET, 224), "trunk.layer4.0", (7, 7)),
     "timm ViT": (lambda: referee_of(TIMM_VIT, 160), "trunk.blocks.5.norm1", (10, 10)),
     "transformers CLIP": (transformers_referee, "vision_model.encoder.layers.1.layer_norm1", (4, 4)),
-    "embedded": (lambda: load_referee("emoji-robust"), "trunk.layer3.0", (4, 4)),
+    "embedded": (lambda: load_referee("emoji-robust"), "trunk.layer2.0", (8, 8)),
 }
 
 

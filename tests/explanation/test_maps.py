@@ -135,7 +135,7 @@ def test_what_a_referee_has_not_is_refused(referee: TwoTower) -> None:
         Mapper(referee, "gradcamm")
     with pytest.raises(UsageError, match="maps pixels, of no layer: leave out 'ln_pre'"):
         Mapper(referee, "gradient", "ln_pre")
-    with pytest.raises(UsageError, match=r"emoji-robust has no class token at 'trunk.layer3.0'.*use gradcam"):
+    with pytest.raises(UsageError, match=r"emoji-robust has no class token at 'trunk.layer2.0'.*use gradcam"):
         Mapper(load_referee("emoji-robust"), "gradcam-cls")
 
 

@@ -31,6 +31,7 @@ def mixed(
     *,
     place: Place = ALONE,
     max_skipped: float | None = None,
+    shuffle_buffer: int = 10_000,
     allow_commands: bool = False,
 ) -> Loader:
     """The sources as one stream, by either reading of the paper. "concatenated" takes every sample of each source once
@@ -47,6 +48,7 @@ def mixed(
         workers=workers,
         place=place,
         max_skipped=max_skipped,
+        shuffle_buffer=shuffle_buffer,
         allow_commands=allow_commands,
     )
 

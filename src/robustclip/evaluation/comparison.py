@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.maps import OF_BLOB
 from robustclip.evaluation.pag import told_by
 from robustclip.evaluation.report import CLEAN, CONTROL, Kind, Row
-from robustclip.evaluation.tasks import Measurement
+from robustclip.evaluation.setting import Measurement
 
 Found = Mapping[str, Iterable[Measurement]]
 """What each referee, by name, was measured to do in one task."""
@@ -23,7 +24,8 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
 
     Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
     under an attack it is over the referee's own. There is none for numbers that are not rates, nor where the
-    denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did anything.
+    denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did
+    anything, nor what a blob in the middle of the image has.
     """
     outcomes = {(m.metric, m.attack, name): m.outcomes for name, measured in found.items() for m in measured}
     rows: list[Row] = []
@@ -35,7 +37,7 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
 
         rows += [row(name, "value", "", _interval(values, seed)) for name, values in here.items()]
         judged = told_by(metric) is not None
-        if attack.startswith(CONTROL) or (judged and attack == CLEAN):
+        if attack.startswith(CONTROL) or (judged and attack == CLEAN) or metric.endswith(OF_BLOB):
             continue
         for name, values in here.items():
             if name != baseline:
@@ -44,8 +46,8 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
             continue
         for name, values in here.items():
             against = baseline if attack == CLEAN else name
-            clean = outcomes[metric, CLEAN, against]
-            if values.dtype == bool and clean.any() and (attack, name) != (CLEAN, baseline):
+            clean = outcomes.get((metric, CLEAN, against))  # how alike two maps are has no clean value
+            if clean is not None and values.dtype == bool and clean.any() and (attack, name) != (CLEAN, baseline):
                 rows.append(row(name, "retention", against, intervals.ratio(values, clean, seed=seed)))
     return rows
 

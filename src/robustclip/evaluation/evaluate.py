@@ -21,9 +21,11 @@ from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
+from robustclip.evaluation.maps import METHODS
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Report
-from robustclip.evaluation.tasks import TASKS, Findings, Setting, missing_for, prompts_of
+from robustclip.evaluation.setting import Findings, Setting, prompts_of
+from robustclip.evaluation.tasks import TASKS, missing_for
 from robustclip.evaluation.templates import resolve_templates
 from robustclip.files import check_writable, is_file
 from robustclip.referees.base import TwoTower
@@ -35,6 +37,7 @@ from robustclip.signatures import raise_faults, unknown
 from robustclip.threat import ThreatModel
 
 Referees = Sequence[str | Path | TwoTower]
+TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness"]
 COLUMNS = 8  # of the gradient picture
 Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
@@ -60,12 +63,12 @@ def evaluate(
     data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
         "emoji/unseen-styles"
     ),
-    tasks: Annotated[Sequence[Literal["zero-shot", "retrieval", "gradients", "pag"]], "what to measure"] = (
-        "zero-shot",
-    ),
+    tasks: Annotated[Sequence[TaskName], "what to measure"] = ("zero-shot",),
     attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20", checked(AttackSpec.parse)] = (),
     judge: Annotated[str | None, "who answers for the PAG score; for emoji sets emoji-judge"] = None,
     pag: Annotated[str, "the PAG score's pull, eps at the images' size", checked(read_spec)] = PULL,
+    method: Annotated[str, "how maps are made, for the tasks maps and faithfulness; see explain"] = "gradcam",
+    layer: Annotated[str | None, "a layer of the image tower for them; else the one that suits the method"] = None,
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
     labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
     limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
@@ -87,13 +90,16 @@ def evaluate(
     95% intervals, paired where two referees are compared.
 
     The task pag is the PAG score (`evaluation.pag`): each image is pulled towards another's name, and `judge`, which is
-    none of the referees, says what it sees.
+    none of the referees, says what it sees. The tasks maps and faithfulness are of heat maps, as `explain` shows them;
+    on emoji/scenes it is known where things are. Their attack is CLIPAG's Eq. 4, away from a text and to its negation.
 
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
     raise_faults(
         "evaluate()",
-        list(faults(tasks, data, attack, judge, pag, templates, limit, batch_size, sign, out, csv, device, dtype)),
+        list(
+            faults(tasks, data, attack, judge, pag, method, templates, limit, batch_size, sign, out, csv, device, dtype)
+        ),
     )
     attacks = [AttackSpec.parse(text) for text in listed(attack)]
     wanted = listed(tasks)
@@ -120,6 +126,8 @@ def evaluate(
         seed=seed,
         judge=answering,
         pull=pulled,
+        method=method,
+        layer=layer,
     )
 
     report = Report(
@@ -160,6 +168,7 @@ def faults(
     attack: Sequence[str],
     judge: str | None,
     pag: str,
+    method: str,
     templates: str,
     limit: int | None,
     batch_size: int,
@@ -173,6 +182,8 @@ def faults(
     for task in listed(tasks):
         if task not in TASKS:
             yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
+    if method not in METHODS:
+        yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
     if judge is not None and "pag" not in listed(tasks):
         yield f"the judge {judge!r} has nothing to do: it answers for the task pag; add that, or leave the judge out"
     if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):
@@ -250,6 +261,7 @@ def describe(
         "tasks": list(tasks),
         "attacks": [str(spec) for spec in setting.attacks],
         **judged,
+        **({"method": setting.method, "layer": setting.layer} if {"maps", "faithfulness"} & set(tasks) else {}),
         "templates": list(setting.templates),
         "labels": "present" if setting.present_only else "all",
         "baseline": baseline,

@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
 from robustclip.data.decoding import Skip, decode
+from robustclip.data.scenes import SCENES, compose_scenes
 from robustclip.data.tars import EXPANSION, GZIP, MAX_MEMBER, StrictHeader
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.similarity import Images
@@ -33,8 +34,8 @@ LONGEST_LABEL = 9  # digits
 LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
 PICTURES = ("webp", "png", "jpg", "jpeg")
 SHOW_DATA = (
-    "give emoji/SPLIT, a folder with one sub-folder of images a class, or a clip_benchmark webdataset folder "
-    "(test/*.tar beside classnames.txt)"
+    "give emoji/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark webdataset "
+    "folder (test/*.tar beside classnames.txt)"
 )
 
 
@@ -44,7 +45,8 @@ class Examples:
 
     `label_names` are all labels of the set, also those that no image has, and `labels` (N,) their indices; both empty
     where the set has none. `captions` holds a list for each image; empty where the set has none. `templates` are those
-    that came with the set, if any.
+    that came with the set, if any. `boxes` (top, left, bottom, right; half-open pixels) are where the things of the
+    first captions are, in sets that know it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Examples:
     label_names: list[str]
     captions: list[list[str]]
     templates: tuple[str, ...] = ()
+    boxes: Int[Tensor, "n 4"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -157,6 +160,8 @@ def read_examples(
     if str(data) and is_folder(folder):
         shards = _shards_of(folder)
         examples = _read_shards(folder, shards) if shards else _read_class_folders(folder)
+    elif data == SCENES:
+        examples = _read_scenes()
     elif isinstance(data, str) and data.startswith("emoji/"):
         examples = _read_split(data)
     else:
@@ -164,6 +169,17 @@ def read_examples(
     if len(examples) == 0:
         raise UsageError(f"the data at {str(data)!r} is empty: {SHOW_DATA}")
     return _sized(_subset(examples, limit, seed), size)
+
+
+def _read_scenes() -> Examples:
+    """Scenes of emoji in unseen styles: no labels, one caption each, and a box around what that names."""
+    scenes = compose_scenes()
+    images = torch.stack([scene.image for scene in scenes])
+    captions, boxes = [[scene.text] for scene in scenes], torch.tensor([scene.box for scene in scenes])
+    height, width = images.shape[-2:]
+    nothing = torch.empty(0, dtype=torch.long)
+    ids = [scene.id for scene in scenes]
+    return Examples(SCENES, images, (height, width), ids, nothing, [], captions, boxes=boxes)
 
 
 def _read_split(data: str) -> Examples:
@@ -307,6 +323,7 @@ def _subset(examples: Examples, limit: int | None, seed: int) -> Examples:
         ids=[examples.ids[i] for i in places],
         labels=examples.labels[chosen] if examples.label_names else examples.labels,
         captions=[examples.captions[i] for i in places] if examples.captions else [],
+        boxes=None if examples.boxes is None else examples.boxes[chosen],
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from robustclip.errors import UsageError
+from robustclip.evaluation.maps import OF_BLOB
 from robustclip.evaluation.pag import minus
 from robustclip.evaluation.report import CLEAN, Report, Row
 from robustclip.referees.base import TwoTower
@@ -67,7 +68,7 @@ def sign_cards(judges: Sequence[Judge], report: Report) -> None:
         whole = report.setting["limit"] is None
         told = row.attack == CLEAN or row.attack in report.threats
         plain = row.kind == "value" and told and (whole or "text to image" not in row.metric)
-        return plain or row.task == "pag"
+        return (plain and not row.metric.endswith(OF_BLOB)) or row.task == "pag"
 
     for judge in judges:
         folder = folder_to_sign(judge)

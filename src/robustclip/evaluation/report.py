@@ -23,6 +23,8 @@ Kind = Literal["value", "difference", "retention"]
 CLEAN = "clean"
 CONTROL = "random "  # the attack's norm and eps follow
 LOW_FREQUENCY = "low-frequency share"
+PLAIN = ("gradients", "maps", "faithfulness")
+"""Tasks whose numbers are told as they are, not in percent."""
 PAGE = 120  # characters a line of table.txt
 REPORT_FILE = "evaluation.json"
 
@@ -89,7 +91,7 @@ class Report:
         return Group(*parts, *(Text(line, style="dim") for line in lines))
 
     def _title(self, task: str) -> str:
-        unit = "shares" if task == "gradients" else "percent"
+        unit = "shares" if task in PLAIN else "percent"
         samples = " or ".join(str(n) for n in dict.fromkeys(row.n for row in self.rows if row.task == task))
         return f"{task} on {self.setting['data']}: {unit}, 95% intervals, n = {samples}, seed {self.setting['seed']}"
 
@@ -147,7 +149,7 @@ def _heading(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    scale, digits = (1, 3) if row.metric == LOW_FREQUENCY else (100, 1)
+    scale, digits = (1, 3) if row.task in PLAIN else (100, 1)
     sign = "+" if row.kind == "difference" else ""
     value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (row.value, row.low, row.high))
     return f"{value} ({low} to {high})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from robustclip.devices import autocast
 from robustclip.referees.base import TwoTower
+
+Part = TypeVar("Part")
 
 
 class Images(Protocol):
@@ -59,7 +61,13 @@ def all_cosines(
 def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Iterator[Int[Tensor, " b"]]:
     """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
+    yield from watched(parts, title and f"{title}: {len(indices)} images", title)
+
+
+def watched(parts: Sequence[Part], line: str = "", title: str = "") -> Iterator[Part]:
+    """The same, under a progress bar with the title, or after one line without a terminal; silent without a line."""
     console = Console(stderr=True)
-    if title and not console.is_terminal:
-        console.print(f"{title}: {len(indices)} images", highlight=False, markup=False, soft_wrap=True)
-    yield from track(parts, escape(title), console=console, transient=True, disable=not (title and console.is_terminal))
+    if line and not console.is_terminal:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    shown = bool(line) and console.is_terminal
+    yield from track(parts, escape(title or line), console=console, transient=True, disable=not shown)

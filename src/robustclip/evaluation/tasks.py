@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.gradients import gradient_shares
-from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
-from robustclip.evaluation.report import CLEAN, CONTROL, LOW_FREQUENCY
+from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
 from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise, random_perturbation
+from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of
 from robustclip.evaluation.similarity import all_cosines, batches
 from robustclip.evaluation.templates import class_embeddings, embed_texts
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
 
 ACCURACIES = (1, 5)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has; `judge`
-    and `pull` are the PAG score's."""
-
-    examples: Examples
-    attacks: Sequence[AttackSpec]
-    templates: Sequence[str]
-    present_only: bool
-    batch_size: int
-    dtype: torch.dtype
-    seed: int
-    judge: Judge | None = None
-    pull: AttackSpec | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none)."""
-
-    metric: str
-    attack: str
-    outcomes: NDArray[Any]
-
-
-@dataclass
-class Findings:
-    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
-
-    measurements: list[Measurement] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 Task = Callable[[TwoTower, Setting, str], Findings]
@@ -204,7 +168,14 @@ def pag(referee: TwoTower, setting: Setting, title: str) -> Findings:
     return found
 
 
-TASKS: dict[str, Task] = {"zero-shot": zero_shot, "retrieval": retrieval, "gradients": gradients, "pag": pag}
+TASKS: dict[str, Task] = {
+    "zero-shot": zero_shot,
+    "retrieval": retrieval,
+    "gradients": gradients,
+    "pag": pag,
+    "maps": maps,
+    "faithfulness": faithfulness,
+}
 
 
 def missing_for(task: str, examples: Examples) -> str | None:
@@ -218,18 +189,13 @@ def missing_for(task: str, examples: Examples) -> str | None:
         return f"gradients need labels or captions as prompts, and {examples.name} has neither"
     if task == "pag" and not labels and not captions:
         return f"pag needs labels or captions to pull images towards, and {examples.name} has neither"
+    if task in ("maps", "faithfulness") and not labels and not captions:
+        return f"{task} need texts to look for, labels or captions, and {examples.name} has neither"
     if task == "pag" and len(set(prompts_of(examples))) == 1:
         return (
             f"pag needs images of at least 2 different names, and all of {examples.name} are {prompts_of(examples)[0]}"
         )
     return None
-
-
-def prompts_of(examples: Examples) -> list[str]:
-    """A text that is true of each image: its label, or else its first caption."""
-    if examples.label_names:
-        return [examples.label_names[label] for label in examples.labels.tolist()]
-    return [captions[0] for captions in examples.captions]
 
 
 def _clean_cosines(referee: TwoTower, texts: Tensor, setting: Setting, title: str) -> Float[Tensor, "n t"]:
@@ -264,8 +230,3 @@ def _noisy_cosines(
         )
         for name, spec in controls.items()
     ]
-
-
-def control_of(spec: AttackSpec) -> str:
-    """ "random l2:1.5": noise of the attack's norm and eps."""
-    return CONTROL + str(spec).split("@")[0]

@@ -21,9 +21,9 @@ from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 
-SMALLEST: Final = 4
-"""Cells to a side. ResNets have 7 in their last stage at 224 pixels; at 64 that is 2, from which a map cannot point, so
-there an earlier stage is taken. Ours."""
+SMALLEST: Final = 7
+"""Cells to a side: what ViT-B/32 and the last stage of a ResNet have at 224 pixels. At 64 that stage has 2, from which
+a map cannot point, so there an earlier one is taken (ours; docs/explaining.md has what that is worth)."""
 MOST_CLASS_TOKENS: Final = 16  # class and register tokens; no tower of the field has more
 BLOCK = re.compile(r"(?:.*\.)?(?:resblocks|blocks|layers)\.\d+")  # open_clip, timm, transformers
 FIRST_NORMS: Final = ("ln_1", "norm1", "layer_norm1")  # of a block, by the same three
@@ -64,7 +64,7 @@ def choose_layer(referee: TwoTower, name: str | None = None, *, at_output: bool 
 
     In a ViT that is the first LayerNorm of the last block, the last place where patches still reach the embedding
     (pytorch-grad-cam's choice), or the last block itself with `at_output` (gScoreCAM's). In a CNN it is the last block
-    whose grid has at least 4 cells to a side: `layer4[-1]` of a ResNet at 224, as in gScoreCAM.
+    whose grid has at least 7 cells to a side: `layer4[-1]` of a ResNet at 224, as in gScoreCAM.
 
     Raises UsageError for a name that the tower has not or that has no grid, and for a tower without any.
     """

@@ -31,7 +31,8 @@ def _cost(claim: Claim) -> tuple[bool, bool, int]:
     comes before it."""
     attacked = claim.attack is not None and not claim.attack.startswith(CONTROL)
     pag = claim.name.startswith(PAG)
-    return pag, attacked != pag, claim.n
+    of_maps = claim.name.endswith(")") and not pag  # minutes, where a rate takes seconds
+    return pag or of_maps, attacked != pag, claim.n
 
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
@@ -40,14 +41,20 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
 
     if claim.name.startswith(PAG):
         return _measured_pag(referee, claim, device)
-    task: Literal["zero-shot", "retrieval", "gradients"]
+    from robustclip.evaluation.maps import Told, told_by
+
+    task: Literal["zero-shot", "retrieval", "gradients", "maps", "faithfulness"]
     task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
+    map_of = told_by(claim.name) or Told("gradients", "gradcam", None)
+    task = task if map_of.task == "gradients" else map_of.task
     attack = [] if claim.attack is None else [claim.attack]
     report = evaluate(
         [referee],
         data=claim.data,
         tasks=[task],
         attack=attack,
+        method=map_of.method,
+        layer=map_of.layer,
         labels="present" if claim.name.endswith("present") else "all",
         limit=claim.n,
         seed=claim.seed,

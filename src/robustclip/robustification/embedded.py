@@ -22,8 +22,8 @@ sentence encoder, so 30 already tells them apart, and CLIP's 100 would make ever
 
 
 VITS = {"vit_mini_patch8": {"layers": 4, "width": 128, "head_width": 64, "patch_size": 8}}
-"""open_clip's own ViT, small (0.9 M weights, 8x8 patches at 64 pixels): as in CLIP's, the embedding is read from the CLS
-token. Width and depth are what two CPU cores train beside resnet10t (docs/towers.md)."""
+"""open_clip's own ViT, small (0.9 M weights): as in CLIP's, the embedding is read from the CLS token. Width and depth
+are what two CPU cores train in half an hour (docs/towers.md)."""
 
 
 def fresh_referee(name: str, tower: str, *, image_size: int = 64, seed: int = 0) -> TwoTower:

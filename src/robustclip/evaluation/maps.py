@@ -1,0 +1,146 @@
+"""The tasks of heat maps: do they lie on what the text names, does an attack move them, are they true of the referee?
+
+Each stands beside a blob in the middle, which knows nothing of image or text, and an attack beside noise of its norm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustclip.attacks.spec import AttackSpec
+from robustclip.evaluation.report import CLEAN
+from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of
+from robustclip.evaluation.similarity import batches
+from robustclip.evaluation.templates import embed_texts
+from robustclip.referees.base import TwoTower
+
+BLOB = "centre blob"
+OF_BLOB = f" of a {BLOB}"  # ends the name of a number that no referee has a part in
+METHODS = ("gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad")
+"""Of `robustclip.explanation.maps`, which is imported when it is used: it builds on this room, and needs an extra."""
+FAITHFULNESS = ("deletion", "insertion", "ROAD")
+_METRIC = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
+
+
+def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """Localisation, where boxes are known, clean and under attack; and how alike maps are before and after.
+
+    The text of an image is its label, or else its first caption; the attack's objective is the setting's, by default
+    CLIPAG's Eq. 4. An empty map points at nothing; it has no other number (NaN).
+    """
+    from robustclip.explanation.attacks import negate
+    from robustclip.explanation.localisation import centre_blob, energy_in_box, pointing_hit
+    from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, numbers
+    from robustclip.explanation.maps import Mapper
+
+    examples, prompts = setting.examples, prompts_of(setting.examples)
+    mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)
+    texts, others = (embed_texts(referee, these) for these in (prompts, [negate(text) for text in prompts]))
+    parts: dict[tuple[str, str], list[Tensor]] = {}
+    specs: Sequence[AttackSpec | None] = setting.attacks or [None]
+    for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
+        images, boxes = examples.images[batch], None if examples.boxes is None else examples.boxes[batch]
+        ids = [examples.ids[index] for index in batch.tolist()]
+        for spec in specs:
+            looks = look(
+                mapper,
+                images,
+                texts[batch],
+                others[batch],
+                ids=ids,
+                spec=spec,
+                objective=setting.objective,
+                seed=setting.seed,
+            )
+            attacks = {ATTACKED: str(spec), NOISY: control_of(spec)} if spec is not None else {}
+            for version, found in numbers(looks, boxes).items():
+                if version in attacks or spec == specs[0]:
+                    for metric, values in found.items():
+                        if metric != SCORE:
+                            parts.setdefault((metric, attacks.get(version, CLEAN)), []).append(values)
+        if boxes is not None:
+            blob = centre_blob(*examples.size).expand(len(boxes), -1, -1)
+            parts.setdefault((POINTING, BLOB), []).append(pointing_hit(blob, boxes).float())
+            parts.setdefault((ENERGY, BLOB), []).append(energy_in_box(blob, boxes))
+    return _findings(parts, setting, hits=POINTING)
+
+
+def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """Deletion, insertion and ROAD of the maps of untouched images, in units of the cosine, and less those of a blob in
+    the middle; NaN for an empty map."""
+    from robustclip.explanation.faithfulness import deletion, insertion
+    from robustclip.explanation.gradcam import road
+    from robustclip.explanation.localisation import centre_blob
+    from robustclip.explanation.maps import Mapper
+
+    examples, texts = setting.examples, embed_texts(referee, prompts_of(setting.examples))
+    mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)
+    parts: dict[tuple[str, str], list[Tensor]] = {}
+    for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
+        images, theirs = examples.images[batch].to(texts.device), texts[batch]
+        heat = mapper(images, theirs, [examples.ids[index] for index in batch.tolist()])
+        blob = centre_blob(*examples.size).expand(len(batch), -1, -1)
+
+        def score(pixels: Tensor, theirs: Tensor = theirs) -> Tensor:
+            return mapper.scores(pixels, theirs)
+
+        for kind, of in ((CLEAN, heat.maps), (BLOB, blob)):
+            removed = road(score, images, of, seed=setting.seed + int(batch[0]))
+            values = (deletion(score, images, of), insertion(score, images, of), removed)
+            for metric, found in zip(FAITHFULNESS, values, strict=True):
+                parts.setdefault((metric, kind), []).append(found.masked_fill(heat.empty, torch.nan))
+    return _findings(parts, setting)
+
+
+def named(metric: str, setting: Setting) -> str:
+    """A metric as reports and cards have it: "pointing game (gradcam)", "... (gradcam at trunk.layer3.0)"."""
+    return f"{metric} ({setting.method}{f' at {setting.layer}' if setting.layer else ''})"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the name of a metric of maps tells: the task that measures it, the method, the layer if one was given."""
+
+    task: Literal["gradients", "maps", "faithfulness"]
+    method: str
+    layer: str | None
+
+
+def told_by(name: str) -> Told | None:
+    """Read the name of a metric or a claim; None where it is no map's."""
+    found = _METRIC.fullmatch(name)
+    if found is None:
+        return None
+    task: Literal["maps", "faithfulness"] = "faithfulness" if found["what"].startswith(FAITHFULNESS) else "maps"
+    return Told(task, found["method"], found["layer"])
+
+
+def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits: str = "") -> Findings:
+    """Measurements by metric and attack; what a blob has is subtracted image by image, and told by itself."""
+    found = Findings()
+    values = {key: torch.cat(some) for key, some in parts.items()}
+    ids = setting.examples.ids
+    for (metric, attack), outcomes in values.items():
+        if attack == BLOB:
+            own = values[metric, CLEAN]
+            found.measurements.append(_measurement(metric + OF_BLOB, CLEAN, outcomes, metric == hits))
+            name = named(f"{metric} minus a {BLOB}'s", setting)
+            found.measurements.append(_measurement(name, CLEAN, own - outcomes, hit=False))
+        else:
+            found.measurements.append(_measurement(named(metric, setting), attack, outcomes, metric == hits))
+        found.answers += [
+            {"metric": metric, "attack": attack, "id": id_, "value": None if value != value else value}
+            for id_, value in zip(ids, outcomes.tolist(), strict=True)
+        ]
+    return found
+
+
+def _measurement(metric: str, attack: str, outcomes: Float[Tensor, " n"] | Int[Tensor, " n"], hit: bool) -> Measurement:
+    return Measurement(metric, attack, (outcomes > 0).numpy() if hit else outcomes.double().numpy())

@@ -1,0 +1,65 @@
+"""What a task is told, and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from numpy.typing import NDArray
+
+from robustclip.attacks.spec import AttackSpec
+from robustclip.evaluation.examples import Examples
+from robustclip.evaluation.report import CONTROL
+
+if TYPE_CHECKING:  # which signs what tasks of this kind measured
+    from robustclip.evaluation.judges import Judge
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has; `judge`
+    and `pull` are the PAG score's, `method` and `layer` those of heat maps, whose attack is after `objective`."""
+
+    examples: Examples
+    attacks: Sequence[AttackSpec]
+    templates: Sequence[str]
+    present_only: bool
+    batch_size: int
+    dtype: torch.dtype
+    seed: int
+    judge: Judge | None = None
+    pull: AttackSpec | None = None
+    method: str = "gradcam"
+    layer: str | None = None
+    objective: Literal["negation", "untargeted"] = "negation"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none)."""
+
+    metric: str
+    attack: str
+    outcomes: NDArray[Any]
+
+
+@dataclass
+class Findings:
+    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def prompts_of(examples: Examples) -> list[str]:
+    """A text that is true of each image: its label, or else its first caption."""
+    if examples.label_names:
+        return [examples.label_names[label] for label in examples.labels.tolist()]
+    return [captions[0] for captions in examples.captions]
+
+
+def control_of(spec: AttackSpec) -> str:
+    """ "random l2:1.5": noise of the attack's norm and eps."""
+    return CONTROL + str(spec).split("@")[0]

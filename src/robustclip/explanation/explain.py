@@ -1,0 +1,241 @@
+"""`robustclip explain`: where each referee looks for each text, on clean images and on attacked ones, as one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+from pydantic import Field, PositiveInt
+from rich.console import Group
+
+from robustclip import __version__
+from robustclip.attacks.spec import AttackSpec
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.errors import UsageError
+from robustclip.evaluation import report as tables
+from robustclip.evaluation.comparison import compare
+from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
+from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.similarity import watched
+from robustclip.explanation.attacks import Objective
+from robustclip.explanation.encoding import encode
+from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
+from robustclip.explanation.maps import METHODS, Method
+from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
+from robustclip.explanation.pages import write_report
+from robustclip.explanation.report import About, Report
+from robustclip.explanation.viewers import Task, Viewer, by_size
+from robustclip.files import check_writable, is_file, write_json
+from robustclip.referees.judging import fingerprint
+from robustclip.signatures import raise_faults, unknown
+
+REPORT: Final = "report.html"
+NUMBERS: Final = "explanation.json"
+NO_ATTACK: Final = "none"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A report that was written: its page, and what it tells in numbers, as evaluations tell them."""
+
+    page: Path
+    report: tables.Report
+    pairs: list[dict[str, Any]]
+
+    def table(self) -> Group:
+        """The summary, for a terminal."""
+        return self.report.table()
+
+    def to_json(self) -> dict[str, Any]:
+        """Setting, notes, rows with intervals, and the numbers of every pair by referee."""
+        return self.report.to_json() | {"page": self.page.name, "pairs": self.pairs}
+
+
+def read_attack(text: str) -> AttackSpec | None:
+    """An attack, or None for "none". Raises UsageError for one that can't be read."""
+    return None if text.strip().lower() == NO_ATTACK else AttackSpec.parse(text)
+
+
+def explain(
+    *,
+    referees: Annotated[Referees, "names, tags or folders, shown side by side"],
+    images: Annotated[Sequence[str], "files, folders, emoji/SPLIT or emoji/scenes"],
+    texts: Annotated[Sequence[str], "looked for in every image; else what is known of each image"] = (),
+    method: Annotated[Method, "how maps are made"] = "gradcam",
+    layer: Annotated[str | None, "a layer of the image tower; else the one that suits the method"] = None,
+    attack: Annotated[str, "norm:eps@steps, e.g. l2:1.5@20, or none", checked(read_attack)] = "l2:1.5@20",
+    objective: Annotated[Objective, "what the attack is after"] = "negation",
+    negations: Annotated[Sequence[str], "of each text, in the texts' order; else 'not' before it"] = (),
+    targets: Annotated[Sequence[str], "what a targeted attack makes of each text, or of all"] = (),
+    gradients: Annotated[bool, "show input gradients too"] = True,
+    limit: Annotated[PositiveInt | None, "so many images of each folder or set, drawn by the seed"] = None,
+    batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 16,
+    out: Annotated[Path, "a folder for the report and its numbers"] = Path("runs/explanation"),
+    device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
+    dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
+    seed: Annotated[int, "keys the subset, random starts and noise"] = 0,
+) -> Explanation:
+    """Show where referees look for texts in images, side by side, and whether an attack can move their eyes.
+
+        robustclip explain --referees emoji-vanilla-long emoji-robust --images emoji/scenes --limit 12
+
+    Writes report.html, one file that needs no network, and explanation.json, its numbers.
+
+    gradcam        class activation maps; also gradcam++, layercam, eigencam, scorecam
+    gradcam-cls    gScoreCAM's for a ViT, which CLIPAG's authors followed: weighted by the class token's gradient
+    gradient       what each pixel would change, and smoothgrad, its mean over noisy copies
+
+    The attack is PGD on each referee by itself, within a ball at each image's own size: "negation" pushes an image away
+    from its text and towards the negated one (CLIPAG App. B, Eq. 4), "untargeted" only away, "targeted" towards another
+    text. Beside it stands noise of the same norm. An image that can't be read, or a referee that has no such map, is
+    named in the report, and the rest is made.
+
+    Raises one UsageError with all faults that the call shows.
+    """
+    given = (images, texts, method, attack, objective, negations, targets, out, device, dtype)
+    raise_faults("explain()", list(faults(*given)))
+    spec, where, out = read_attack(attack), pick_device(device), Path(out)
+    judges = load_judges([referees] if isinstance(referees, str | Path) else list(referees), device=where)
+    pairs, left_out = read_pairs(
+        _listed(images),
+        _listed(texts),
+        negations=_listed(negations),
+        targets=_listed(targets),
+        objective=objective,
+        limit=limit,
+        seed=seed,
+    )
+    viewers = [Viewer(judge, method, layer, dtype=pick_dtype(dtype, where), seed=seed) for judge in judges]
+    if all(viewer.mapper is None for viewer in viewers):
+        raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
+    task = Task(spec, objective, gradients, seed)
+
+    outcomes = Outcomes.empty()
+    cases: dict[int, Any] = {}
+    for viewer in viewers:
+        viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
+    for places in watched(by_size(pairs, batch_size), f"explaining {len(pairs)} pairs of image and text"):
+        some = [pairs[place] for place in places]
+        stacked = torch.stack([pair.image for pair in some])
+        seen = {viewer.name: viewer.see(some, stacked, task) for viewer in viewers}
+        for row, place in enumerate(places):
+            cases[place] = encode(case_of(pairs[place], row, viewers, seen))
+        for name, found in seen.items():
+            if found is not None:
+                outcomes.add(name, places, found, len(pairs))
+
+    mapped = [viewer for viewer in viewers if viewer.mapper is not None]
+    setting = describe(mapped, pairs, task, method=method, attack=attack, dtype=dtype, device=str(where))
+    found_by_name = outcomes.measurements(spec)
+    report = tables.Report(
+        setting=setting,
+        threats=threats(pairs, spec),
+        rows=compare("maps", found_by_name, baseline=mapped[0].name, seed=seed),
+        notes=[*(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None), *left_out],
+    )
+    told = [
+        {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
+        | {"referees": {viewer.name: outcomes.of(viewer.name, place) for viewer in mapped}}
+        for place, pair in enumerate(pairs)
+    ]
+    page = Report(
+        title="Where referees look",
+        referees=[about(viewer, method) for viewer in viewers],
+        summary=lines_of(report.rows),
+        setting={name: str(value) for name, value in setting.items()} | report.threats,
+        notes=report.notes[: len(viewers) - len(mapped)],
+        left_out=left_out,
+        explanations=MEANING,
+    )
+    write_report(out / REPORT, page, [cases[place] for place in range(len(pairs))])
+    explanation = Explanation(out / REPORT, report, told)
+    write_json(out / NUMBERS, explanation.to_json())
+    return explanation
+
+
+def faults(
+    images: Sequence[str],
+    texts: Sequence[str],
+    method: str,
+    attack: str,
+    objective: str,
+    negations: Sequence[str],
+    targets: Sequence[str],
+    out: Path,
+    device: str,
+    dtype: str,
+) -> Iterator[str]:
+    """What is wrong with a call of `explain`, as far as its text shows."""
+    if method not in METHODS:
+        yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
+    yield from faults_of_texts(
+        _listed(images), _listed(texts), _listed(negations), _listed(targets), objective=objective
+    )
+    checks: list[Callable[[], object]] = [partial(read_attack, attack)]
+    checks += [partial(pick_device, device), partial(pick_dtype, dtype), partial(check_writable, out, folder=True)]
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            yield str(error)
+    if is_file(Path(out) / NUMBERS):
+        yield f"{out} already holds an explanation: give another folder, or remove this one"
+
+
+def about(viewer: Viewer, method: Method) -> About:
+    """A referee, for the report's foot."""
+    mapper, card = viewer.mapper, viewer.judge.referee.card
+    layer = "" if mapper is None else mapper.layer_name
+    if mapper is not None and mapper.grid is not None:
+        layer += f" ({mapper.grid[0]}x{mapper.grid[1]} cells)"
+    return About(viewer.name, method, layer, fingerprint(viewer.judge.referee), card.to_json(), viewer.why)
+
+
+def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
+    """The attack's threat model in words, at the images' size where they share one."""
+    sizes = {(pair.image.shape[-2], pair.image.shape[-1]) for pair in pairs}
+    if spec is None:
+        return {}
+    if len(sizes) == 1:
+        return {str(spec): str(spec.threat(sizes.pop()))}
+    few = "; ".join(str(spec.threat(size)) for size in sorted(sizes)[:3])
+    return {str(spec): f"at each image's own size, {len(sizes)} sizes: {few}{'; ...' if len(sizes) > 3 else ''}"}
+
+
+def describe(
+    viewers: Sequence[Viewer],
+    pairs: Sequence[Pair],
+    task: Task,
+    *,
+    method: str,
+    attack: str,
+    dtype: str,
+    device: str,
+) -> dict[str, Any]:
+    """What was done, and how."""
+    return {
+        "data": f"{len({pair.id for pair in pairs})} images, {len(pairs)} pairs of image and text",
+        "images": len({pair.id for pair in pairs}),
+        "pairs": len(pairs),
+        "method": method,
+        "layers": {viewer.name: viewer.mapper.layer_name for viewer in viewers if viewer.mapper is not None},
+        "attack": attack,
+        "objective": task.objective if task.spec is not None else None,
+        "baseline": viewers[0].name,
+        "limit": None,
+        "dtype": dtype,
+        "device": device,
+        "seed": task.seed,
+        "versions": {"robustclip": __version__, "torch": torch.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _listed(values: Sequence[Any]) -> list[str]:
+    """One or several; texts may hold commas."""
+    return [str(values)] if isinstance(values, str | Path) else [str(value) for value in values]

@@ -1,0 +1,236 @@
+"""What --images and --texts mean: pairs of an image and a text, and a word for each image that can't be one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.data.decoding import Skip, decode
+from robustclip.data.emoji import load_emoji
+from robustclip.data.scenes import SCENES, Box, compose_scenes
+from robustclip.errors import UsageError
+from robustclip.evaluation.examples import PICTURES, Stored
+from robustclip.explanation.attacks import OBJECTIVES, Objective, negate
+from robustclip.files import is_file, is_folder, read_lines
+from robustclip.images import from_pil, resize
+from robustclip.rng import generator
+from robustclip.signatures import unknown
+
+EMBEDDED: Final = "emoji/"
+LARGEST: Final = 1024  # pixels of the longer side; more shows no more on a page, and an attack would be dear
+SMALLEST: Final = 8
+LONGEST: Final = 100  # times its shorter side: the middle that a tower sees of longer ones tells nothing
+MOST: Final = 100_000  # pairs
+SHOWN: Final = 5  # names of files that are no pictures
+SHOW: Final = f"give picture files ({', '.join(PICTURES)}), folders of them, emoji/SPLIT or {SCENES}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image (3,H,W) in [0,1] and a text. `other` is what an attack pulls towards, "" for none; `box` (top, left,
+    bottom, right; half-open pixels) is where the thing of the text is, if that is known."""
+
+    id: str
+    image: Float[Tensor, "3 H W"]
+    text: str
+    other: str = ""
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that was named and not opened yet; `caption` is what is known of it."""
+
+    id: str
+    open: Callable[[], Float[Tensor, "3 H W"]]
+    caption: str | None
+    box: Box | None = None
+
+
+def read_pairs(
+    images: Sequence[str],
+    texts: Sequence[str] = (),
+    *,
+    negations: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    objective: Objective = "negation",
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[list[Pair], list[str]]:
+    """Every text with every image; without texts each image with its own caption. And what was left out, and why.
+
+    A caption is a drawing's label, a scene's text, the first line of a .txt beside a picture, or the sub-folder that it
+    lies in. `limit` takes so many images of each source, drawn by the seed, in their order. Images keep their size up
+    to 1024 pixels a side. Boxes belong to captions: of given texts only those that are a scene's own have one.
+
+    Raises UsageError for what is no image or folder, where nothing is left, and for more than 100,000 pairs.
+    """
+    notes: list[str] = []
+    found = [one for source in images for one in _drawn(list(_find(source, notes)), limit, seed)]
+    texts = list(dict.fromkeys(text.strip() for text in texts))
+    if len(found) * max(1, len(texts)) > MOST:
+        raise UsageError(f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit")
+    others = _others(texts, negations, targets, objective)
+    pairs: list[Pair] = []
+    for one in _apart(found):
+        if not texts and one.caption is None:
+            notes.append(f"{one.id} has no text: give --texts, or a file beside it with the ending .txt")
+            continue
+        try:
+            image = one.open()
+        except (UsageError, OSError) as error:
+            notes.append(f"{one.id}: {error}")
+            continue
+        if why := _unfit(image):
+            notes.append(f"{one.id}: {why}")
+            continue
+        small = _within(image)
+        if small.shape != image.shape:
+            sides = f"{image.shape[-2]}x{image.shape[-1]}"
+            notes.append(f"{one.id} has {sides} pixels and was brought to {small.shape[-2]}x{small.shape[-1]}")
+        for text in texts or [one.caption or ""]:
+            box = one.box if text == one.caption else None
+            pairs.append(Pair(one.id, small, text, others(text), box))
+    if not pairs:
+        few = "; ".join(notes[:SHOWN])
+        raise UsageError(f"no image is left to explain ({few or 'none was found'}): {SHOW}")
+    return pairs, notes
+
+
+def faults_of_texts(
+    images: Sequence[str],
+    texts: Sequence[str],
+    negations: Sequence[str],
+    targets: Sequence[str],
+    *,
+    objective: str,
+) -> Iterator[str]:
+    """What is wrong with images and texts, as far as the call shows."""
+    for source in images:
+        if not (is_folder(source) or is_file(source) or source.startswith(EMBEDDED)):
+            yield f"no image or folder at {source[:200]!r}: {SHOW}"
+    if not images:
+        yield f"no images: {SHOW}"
+    for name, given in (("text", texts), ("negation", negations), ("target", targets)):
+        if any(not text.strip() for text in given):
+            yield f"a {name} is empty: each needs a word"
+    if objective not in OBJECTIVES:
+        yield unknown(objective, OBJECTIVES, "objective") + f" There are {', '.join(OBJECTIVES)}"
+    if negations and objective != "negation":
+        yield f"negations have nothing to do with the objective {objective!r}: leave them out, or take negation"
+    if targets and objective != "targeted":
+        yield f"targets have nothing to do with the objective {objective!r}: leave them out, or take targeted"
+    if objective == "targeted" and not targets:
+        yield 'a targeted attack needs a target: e.g. --targets "a dog"'
+    if negations and len(negations) != len(texts):
+        yield f"{len(negations)} negations for {len(texts)} texts: give one for each, in their order"
+    if len(targets) > 1 and len(targets) != len(texts):
+        yield f"{len(targets)} targets for {len(texts)} texts: give one for all, or one for each in their order"
+
+
+def _others(
+    texts: Sequence[str], negations: Sequence[str], targets: Sequence[str], objective: Objective
+) -> Callable[[str], str]:
+    """What the attack on a text pulls towards."""
+    match objective:
+        case "negation":
+            given = dict(zip(texts, negations, strict=True)) if negations else {}
+            return lambda text: given.get(text) or negate(text)
+        case "targeted":
+            each = dict(zip(texts, targets, strict=True)) if len(targets) > 1 else dict.fromkeys(texts, targets[0])
+            return lambda text: each.get(text, targets[0])
+        case "untargeted":
+            return lambda _: ""
+
+
+def _drawn(found: list[Found], limit: int | None, seed: int) -> list[Found]:
+    if limit is None or limit >= len(found):
+        return found
+    chosen = torch.randperm(len(found), generator=generator(seed, "subset"))[:limit].sort().values
+    return [found[index] for index in chosen.tolist()]
+
+
+def _find(source: str, notes: list[str]) -> Iterator[Found]:
+    if is_folder(source):
+        yield from _in_folder(Path(source), notes)
+    elif is_file(source):
+        yield _file(Path(source), Path(source).name, folder_caption=None)
+    elif source == SCENES:
+        for scene in compose_scenes():
+            yield Found(scene.id, partial(_same, scene.image), scene.text, scene.box)
+    elif source.startswith(EMBEDDED):
+        drawings = load_emoji(source.removeprefix(EMBEDDED))
+        for id_, image, label in zip(drawings.ids, drawings.images, drawings.labels.tolist(), strict=True):
+            yield Found(id_, partial(_same, image), drawings.label_names[label])
+    else:
+        raise UsageError(f"no image or folder at {source[:200]!r}: {SHOW}")
+
+
+def _in_folder(folder: Path, notes: list[str]) -> Iterator[Found]:
+    """Its pictures and those of its sub-folders, by name; links to folders are not followed, for they may go round."""
+    strange: list[str] = []
+    places = sorted(Path(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    for path in places:
+        if path.suffix.lower().removeprefix(".") in PICTURES:
+            inner = path.parent.name.replace("_", " ") if path.parent != folder else None
+            yield _file(path, path.relative_to(folder).as_posix(), folder_caption=inner)
+        elif not (path.suffix == ".txt" and any(path.with_suffix(f".{end}").exists() for end in PICTURES)):
+            strange.append(path.relative_to(folder).as_posix())
+    if strange:
+        few = ", ".join(strange[:SHOWN]) + (", ..." if len(strange) > SHOWN else "")
+        notes.append(f"{folder.name}: {len(strange)} files are no pictures ({few})")
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"{error.filename} cannot be read ({error.strerror}): leave it out, or change its permissions")
+
+
+def _file(path: Path, name: str, *, folder_caption: str | None) -> Found:
+    beside = path.with_suffix(".txt")
+    lines = read_lines(beside) if is_file(beside) else []
+    caption = next((line.strip() for line in lines if line.strip()), folder_caption)
+    return Found(name, partial(_open, path), caption)
+
+
+def _open(path: Path) -> Float[Tensor, "3 H W"]:
+    try:
+        return from_pil(decode(Stored(path).read()))
+    except Skip as error:
+        raise UsageError(f"no readable picture ({error})") from error
+
+
+def _same(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+    return image
+
+
+def _unfit(image: Float[Tensor, "3 H W"]) -> str:
+    height, width = image.shape[-2:]
+    if min(height, width) < SMALLEST:
+        return f"{height}x{width} pixels show nothing: at least {SMALLEST} a side are needed"
+    if max(height, width) > LONGEST * min(height, width):
+        return f"{height}x{width} pixels are a line: at most {LONGEST} times as long as wide"
+    return ""
+
+
+def _within(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
+    """The image, or a smaller copy of the same aspect."""
+    scale = LARGEST / max(image.shape[-2:])
+    if scale >= 1:
+        return image
+    return resize(image[None], (max(1, round(image.shape[-2] * scale)), max(1, round(image.shape[-1] * scale))))[0]
+
+
+def _apart(found: Sequence[Found]) -> Iterator[Found]:
+    """The same, with ids that no other has."""
+    seen: dict[str, int] = {}
+    for one in found:
+        count = seen[one.id] = seen.get(one.id, 0) + 1
+        yield one if count == 1 else Found(f"{one.id} ({count})", one.open, one.caption, one.box)

@@ -17,6 +17,9 @@ def test_the_demo_writes_a_table_a_picture_and_a_referee(tmp_path: Path) -> None
     rows = json.loads((out / "evaluation.json").read_text())["rows"]
     assert {row["referee"] for row in rows} == {"emoji-vanilla", NAME}
     assert {"clean", "l2:1.5@2", "random l2:1.5"} <= {row["attack"] for row in rows}
+    page = (out / "explanation" / "report.html").read_text()
+    assert NAME in page
+    assert page.count('class="case"') == 12
     referee = robustclip.load_referee(out / "referee")
     assert referee.card.threat == robustclip.ThreatModel("l2", 1.5, 64)
     assert (out / "referee" / "open_clip_model.safetensors").is_file()

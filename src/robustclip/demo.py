@@ -1,4 +1,4 @@
-"""`robustclip demo`: robustify a small CLIP, export it, and measure it beside the CLIP it came from."""
+"""`robustclip demo`: robustify a small CLIP, export it, measure it beside the CLIP it came from, and explain both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
+from robustclip.explanation.explain import explain
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export
@@ -22,6 +23,7 @@ from robustclip.threat import ThreatModel
 START = "emoji-vanilla"
 NAME = "demo-robust"
 TOP = "top-5"
+EXPLAINED = 6  # drawings, and as many scenes
 
 
 def run_demo(
@@ -40,24 +42,36 @@ def run_demo(
         robustclip demo
 
     Fine-tunes emoji-vanilla on adversarial emoji, exports it, and measures both on drawings of styles that neither was
-    trained on, clean and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it, referee/
-    (for load_referee and open_clip), and train/ (the run). About seven minutes on two CPU cores.
+    trained on, clean and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it,
+    explanation/report.html (where both look), referee/ (for load_referee and open_clip), and train/ (the run). About
+    seven minutes on two CPU cores.
     """
     print(
-        f"1/3  Robustifying {START} for {steps} steps, against L2 attacks of eps {eps:g} on 64x64 pixels.", flush=True
+        f"1/4  Robustifying {START} for {steps} steps, against L2 attacks of eps {eps:g} on 64x64 pixels.", flush=True
     )
     recipe = {"start": START, "name": NAME, "eps": eps, "steps": steps, "evaluate_every": 0, "warmup": steps // 10}
     run("emoji", "robustify", {**recipe, "device": device, "dtype": dtype, "seed": seed, "out": out / "train"})
-    print(f"2/3  Exporting it to {out / 'referee'}.", flush=True)
+    print(f"2/4  Exporting it to {out / 'referee'}.", flush=True)
     folder = export(out / "train", name=NAME, to=out / "referee", register=False)  # a second demo may take the name
-    print(f"3/3  Measuring both on {limit} drawings of unseen styles, clean and under {attack}.", flush=True)
+    print(f"3/4  Measuring both on {limit} drawings of unseen styles, clean and under {attack}.", flush=True)
+    referees = [load_referee(START), load_referee(str(folder))]
     report = evaluate(
-        [load_referee(START), load_referee(str(folder))],
+        referees,
         data="emoji/unseen-styles",
         tasks=["zero-shot", "gradients"],
         attack=[attack],
         limit=limit,
         out=out,
+        device=device,
+        seed=seed,
+    )
+    print(f"4/4  Explaining both, clean and under {attack}.", flush=True)
+    explain(
+        referees=referees,
+        images=["emoji/unseen-styles", "emoji/scenes"],
+        attack=attack,
+        limit=EXPLAINED,
+        out=out / "explanation",
         device=device,
         seed=seed,
     )
@@ -85,6 +99,7 @@ def tell(report: Report, attack: str, out: Path) -> str:
         f"On clean drawings {START} has the right name among its first five for {clean[0]}, {NAME} for {clean[1]}. "
         f"Under {attack} the first is left with {attacked[0]}, the second with {attacked[1]}. "
         f"Of the energy of their input gradients, {shares[0]:.0%} and {shares[1]:.0%} lie in structures larger than 8 "
-        f"pixels: open {out / 'gradients.png'} and see noise turn into outlines.\n"
+        f"pixels: open {out / 'gradients.png'} and see noise turn into outlines. Where each looks, and whether the attack "
+        f"moves its eyes: open {out / 'explanation' / 'report.html'}.\n"
         f"Next: robustclip evaluate emoji-vanilla-long emoji-robust {out / 'referee'} --attack {attack} --limit 256"
     )

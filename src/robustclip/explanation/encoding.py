@@ -130,6 +130,15 @@ def palette() -> bytes:
     return colours.round().astype(np.uint8).tobytes()
 
 
+def overlay(
+    images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], strength: float = 0.65
+) -> Float[Tensor, "b 3 h w"]:
+    """Maps in [0,1] in the colours of `SCALE`, laid over their images: what a page shows, as tensors."""
+    colours = torch.from_numpy(np.frombuffer(palette(), dtype=np.uint8).copy()).float().view(LEVELS, 3) / 255
+    levels = (maps.float().nan_to_num(0).clamp(0, 1) * (LEVELS - 1)).round().long().cpu()
+    return (1 - strength) * images + strength * colours[levels].permute(0, 3, 1, 2).to(images)
+
+
 def _shrunk(picture: Float[Tensor, "c h w"], longest: int) -> Float[Tensor, "c h2 w2"]:
     height, width = picture.shape[-2:]
     factor = longest / max(height, width)

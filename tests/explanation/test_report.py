@@ -1,0 +1,128 @@
+"""A report as data and as bytes: colours, sizes, pages, and texts that stay texts. In a browser: test_browser.py."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reports import HOSTILE, REFEREES, cases, report
+
+from robustclip.errors import UsageError
+from robustclip.explanation.encoding import (
+    LONGEST,
+    SCALE,
+    amplification,
+    encode,
+    map_uri,
+    overlay,
+    palette,
+    picture_uri,
+)
+from robustclip.explanation.pages import write_report
+from robustclip.explanation.report import About, Case, Report, View
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(BytesIO(b64decode(uri.partition(",")[2])))
+
+
+def test_the_scale_grows_brighter_all_the_way() -> None:
+    colours = np.frombuffer(palette(), dtype=np.uint8).reshape(-1, 3).astype(float)
+    light = colours @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(light) >= 0).all()
+    assert bytes(colours[0].astype(np.uint8)).hex() == SCALE[0][1:]
+    assert bytes(colours[-1].astype(np.uint8)).hex() == SCALE[-1][1:]
+
+
+def test_a_map_is_drawn_in_the_scales_colours() -> None:
+    heat = torch.zeros(8, 12)
+    heat[2, 5] = 1
+    drawn = opened(map_uri(heat)).convert("RGB")
+    assert drawn.size == (12, 8)
+    assert "#{:02x}{:02x}{:02x}".format(*drawn.getpixel((5, 2))) == SCALE[-1]
+    assert "#{:02x}{:02x}{:02x}".format(*drawn.getpixel((0, 0))) == SCALE[0]
+
+
+def test_an_overlay_is_the_image_under_the_scale() -> None:
+    image, heat = torch.rand(2, 3, 4, 5), torch.zeros(2, 4, 5)
+    assert torch.equal(overlay(image, heat, strength=0), image)
+    darkest = torch.tensor([int(SCALE[0][at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    torch.testing.assert_close(overlay(image, heat, strength=1)[1, :, 2, 3], darkest)
+
+
+def test_small_pictures_keep_every_value_and_large_ones_their_aspect() -> None:
+    small = torch.rand(3, 20, 30)
+    kept = torch.from_numpy(np.array(opened(picture_uri(small)).convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(kept, (small * 255).round().to(torch.uint8))
+    assert opened(picture_uri(torch.rand(3, 500, 1000))).size == (LONGEST, LONGEST // 2)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(0.6, 1), (0.2, 2), (0.09, 5), (0.004, 100), (0.0, 1), (torch.nan, 1)])
+def test_changes_are_amplified_until_they_show(size: float, factor: int) -> None:
+    assert amplification([torch.full((3, 4, 4), -size)]) == factor
+
+
+def test_all_changes_of_a_case_are_amplified_alike() -> None:
+    image = torch.full((3, 8, 8), 0.5)
+    views = [View(name, 0.1, attacked=image + change) for name, change in (("a", 0.01), ("b", 0.2))]
+    encoded = encode(Case("1", image, "a cat", views))
+    assert encoded.amplification == 2
+    levels = [opened(seen.pictures["change"]).convert("RGB").getpixel((4, 4))[0] for seen in encoded.seen]
+    assert levels == pytest.approx([255 * (0.5 + 2 * 0.01), 255 * (0.5 + 2 * 0.2)], abs=3)
+
+
+def test_an_encoded_case_holds_no_tensors() -> None:
+    encoded = encode(next(cases()))
+    assert encoded.case.image.numel() == 0
+    assert all(seen.view.map is None for seen in encoded.seen)
+    assert encoded.weight > 1000
+
+
+def test_one_page_without_network_where_texts_stay_texts(tmp_path: Path) -> None:
+    [page] = write_report(tmp_path / "report.html", report(), map(encode, cases()))
+    html = page.read_text()
+    assert HOSTILE not in html
+    assert html.count("<script") == 1
+    assert "onerror='" not in html.replace("&#39;", "")
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html
+    assert "A &lt;u&gt;note&lt;/u&gt;." in html
+    assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
+    for name in (
+        *REFEREES,
+        "ab" * 32,
+        "L2 eps 1.5 at 64x64",
+        "broken.png is not a readable picture",
+        "zero everywhere",
+    ):
+        assert name in html
+
+
+def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (
+        write_report(tmp_path / name, report(), map(encode, cases()))[0].read_bytes() for name in ("a.html", "b.html")
+    )
+    assert first == second
+
+
+def test_a_report_that_grows_too_large_has_pages_that_link_to_each_other(tmp_path: Path) -> None:
+    encoded = [encode(case) for case in cases()]
+    pages = write_report(tmp_path / "report.html", report(), encoded, page_bytes=encoded[0].weight)
+    assert [page.name for page in pages] == ["report.html", "report-2.html", "report-3.html", "report-4.html"]
+    for number, page in enumerate(pages):
+        html = page.read_text()
+        assert html.count('class="case"') == 1
+        for other in range(len(pages)):
+            assert (f'href="{pages[other].name}"' in html) == (other != number)
+
+
+def test_a_report_without_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs at least one case"):
+        write_report(tmp_path / "report.html", Report("nothing", [About("first")]), [])
+    assert not list(tmp_path.iterdir())

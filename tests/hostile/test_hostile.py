@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shlex
@@ -19,6 +20,7 @@ from robustclip.cli import main
 
 from . import checkpoints, files, pictures, referees
 from .cases import ALL
+from .explain_cases import EXPLAIN, UNREADABLE
 from .synthesis_cases import SYNTHESIS
 from .things import MAKERS, PWNED
 
@@ -93,7 +95,7 @@ def identity(case: object) -> str:
     return re.sub(r"[^\w{}.:@/=-]+", " ", text.encode("ascii", "backslashreplace").decode())[:70]
 
 
-@pytest.mark.parametrize(("what", "command", "code", "words"), ALL + SYNTHESIS, ids=identity)
+@pytest.mark.parametrize(("what", "command", "code", "words"), ALL + EXPLAIN + SYNTHESIS, ids=identity)
 def test_it_ends_in_one_clear_sentence(
     what: str, command: str | list[str], code: int, words: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +118,19 @@ def test_it_ends_in_one_clear_sentence(
     assert not list(place.rglob(PWNED)), "code of the input has run"
     assert not any((place / "work").iterdir())
     assert not (place / "home").exists()
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_explanation_goes_on_without_a_picture_that_is_none(name: str, place: Path) -> None:
+    call = f"explain --referees {{toy}} --images {{data_{name}}} --texts cat --attack none --out {{out}}"
+    with bounded(), pytest.raises(SystemExit) as ending:
+        main(command_of(call, place))
+    assert not ending.value.code
+    told = json.loads((place / "out" / "explanation.json").read_text())
+    assert told["pairs"]
+    assert len(told["notes"]) == 1
+    assert str(place) not in told["notes"][0]
+    assert not list(place.rglob(PWNED))
 
 
 def test_there_are_enough_of_them() -> None:

@@ -205,6 +205,8 @@ def _open(path: Path) -> Float[Tensor, "3 H W"]:
         return from_pil(decode(Stored(path).read()))
     except Skip as error:
         raise UsageError(f"no readable picture ({error})") from error
+    except UsageError as error:  # a report names images, not the folders of this machine
+        raise UsageError(str(error).replace(f"{path} ", "")) from error
 
 
 def _same(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:

@@ -13,30 +13,31 @@ from robustclip.referees import registry
 from robustclip.referees.judging import check_judge
 
 GUIDES = ["emoji-vanilla-long", "emoji-vanilla", "emoji-robust"]
+VITS = ["emoji-vit-vanilla-long", "emoji-vit-vanilla", "emoji-vit-robust"]
 JUDGES = ["emoji-judge", "emoji-judge-disjoint"]
 ATTACK = "l2:1.5@20"
 
 
-def test_all_five_are_embedded_and_small() -> None:
+def test_all_eight_are_embedded_and_small() -> None:
     embedded = {entry.name: entry for entry in robustclip.list_referees() if entry.origin == "embedded"}
-    assert set(embedded) == {*GUIDES, *JUDGES}
+    assert set(embedded) == {*GUIDES, *VITS, *JUDGES}
     for entry in embedded.values():
         assert sum(file.stat().st_size for file in entry.folder.iterdir()) < 10.5e6
 
 
-@pytest.mark.parametrize("name", [*GUIDES, *JUDGES])
+@pytest.mark.parametrize("name", [*GUIDES, *VITS, *JUDGES])
 def test_files_are_those_on_the_card(name: str) -> None:
     found = registry.verify(name, measure=False)
     assert found.files
     assert found.holds
     card = registry.show(name)
     assert card.claims
-    assert (card.threat is not None) == (name == "emoji-robust")
+    assert (card.threat is not None) == (name in ("emoji-robust", "emoji-vit-robust"))
 
 
 def test_judges_are_no_guides() -> None:
     for judge in map(robustclip.load_referee, JUDGES):
-        for guide in GUIDES:
+        for guide in (*GUIDES, *VITS):
             check_judge(robustclip.load_referee(guide), judge)
 
 
@@ -84,3 +85,17 @@ def test_a_claim_measured_again_is_the_claim() -> None:
     assert found.claim is not None
     assert found.measured == pytest.approx(found.claim.value, abs=2 / found.claim.n)
     assert torch.isfinite(torch.tensor(found.measured))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("control", "robust"), [("emoji-vanilla-long", "emoji-robust")])
+def test_an_attack_moves_the_controls_eyes_and_hardly_the_robust_ones(control: str, robust: str) -> None:
+    """docs/maps.md has 200 scenes; bands are for 60 of another seed."""
+    report = robustclip.evaluate(
+        [control, robust], data="emoji/scenes", tasks=["maps"], attack=[ATTACK], limit=60, seed=3
+    )
+    metric = "rank correlation (gradcam)"
+    assert report.row(control, metric, ATTACK).value < 0.6
+    assert report.row(robust, metric, ATTACK).value > 0.75
+    assert report.row(robust, metric, ATTACK, "difference").low > 0.2
+    assert report.row(robust, metric, "random l2:1.5").value > 0.95

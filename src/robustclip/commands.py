@@ -7,6 +7,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class TypedCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
         repeated = {as_flag(parameter) for parameter in self.parameters if parameter.repeated}
-        for flag, value in zip(args, [*args[1:], "--"], strict=True):
+        for flag, value in pairwise([*args, "--"]):
             if flag in repeated and _is_flag(value):  # which click lets pass, and forgets
                 raise click.BadOptionUsage(flag, f"Option {flag!r} requires an argument.", ctx)
         if not any(parameter.positional for parameter in self.parameters):

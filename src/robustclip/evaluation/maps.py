@@ -108,7 +108,7 @@ def named(metric: str, setting: Setting) -> str:
 class Told:
     """What the name of a metric of maps tells: the task that measures it, the method, the layer if one was given."""
 
-    task: Literal["gradients", "maps", "faithfulness"]
+    task: Literal["maps", "faithfulness"]
     method: str
     layer: str | None
 

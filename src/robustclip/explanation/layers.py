@@ -23,7 +23,7 @@ from robustclip.referees.base import TwoTower
 
 SMALLEST: Final = 7
 """Cells to a side: what ViT-B/32 and the last stage of a ResNet have at 224 pixels. At 64 that stage has 2, from which
-a map cannot point, so there an earlier one is taken (ours; docs/explaining.md has what that is worth)."""
+a map cannot point, so there an earlier one is taken (ours; docs/maps.md has what that is worth)."""
 MOST_CLASS_TOKENS: Final = 16  # class and register tokens; no tower of the field has more
 BLOCK = re.compile(r"(?:.*\.)?(?:resblocks|blocks|layers)\.\d+")  # open_clip, timm, transformers
 FIRST_NORMS: Final = ("ln_1", "norm1", "layer_norm1")  # of a block, by the same three

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
@@ -41,24 +41,24 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
 
     if claim.name.startswith(PAG):
         return _measured_pag(referee, claim, device)
-    from robustclip.evaluation.maps import Told, told_by
+    from robustclip.evaluation.maps import told_by
 
     task: Literal["zero-shot", "retrieval", "gradients", "maps", "faithfulness"]
     task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
-    map_of = told_by(claim.name) or Told("gradients", "gradcam", None)
-    task = task if map_of.task == "gradients" else map_of.task
+    how: dict[str, Any] = {}
+    if (told := told_by(claim.name)) is not None:
+        task, how = told.task, {"method": told.method, "layer": told.layer}
     attack = [] if claim.attack is None else [claim.attack]
     report = evaluate(
         [referee],
         data=claim.data,
         tasks=[task],
         attack=attack,
-        method=map_of.method,
-        layer=map_of.layer,
         labels="present" if claim.name.endswith("present") else "all",
         limit=claim.n,
         seed=claim.seed,
         device=device,
+        **how,
     )
     return report.row(referee.card.name, claim.name, claim.attack or "clean").value
 

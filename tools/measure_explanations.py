@@ -24,6 +24,7 @@ from robustclip.evaluation.maps import OF_BLOB, told_by
 from robustclip.evaluation.report import CLEAN, Report, Row
 from robustclip.explanation.localisation import pointing_hit
 from robustclip.explanation.maps import Mapper
+from robustclip.explanation.stability import rank_correlation
 from robustclip.files import atomic_write
 
 PAIRS: Final = {
@@ -164,8 +165,11 @@ def recognition(scenes: list[Scene]) -> list[str]:
         f"(chance {chance:.1%}).",
         f"On a thing: the brightest point of a map lies in the box of any thing (their share of the area: {area:.1%}).",
         "",
-        "| referee | known | GradCAM on a thing | gradient on a thing |",
-        "|---|---|---|---|",
+        "A map that is always the same survives every attack: so there stands how alike (rank correlation) a scene's",
+        "GradCAM maps for its text and for the next scene's text are, and the maps of a scene and of the next one.",
+        "",
+        "| referee | known | GradCAM on a thing | gradient on a thing | GradCAM, another text | GradCAM, another scene |",
+        "|---|---|---|---|---|---|",
     ]
     for names in PAIRS.values():
         for name in names:
@@ -186,6 +190,12 @@ def recognition(scenes: list[Scene]) -> list[str]:
                     for one, scene in zip(heat, scenes, strict=True)
                 ]
                 cells.append(percent(intervals.rate(hits)))
+            mapper = Mapper(referee)
+            heat = mapper(images, own, ids).maps
+            for other in (mapper(images, own.roll(-1, 0), ids).maps, heat.roll(-1, 0)):
+                alike = rank_correlation(heat, other)
+                found = intervals.mean(alike[alike.isfinite()].numpy(), seed=0)
+                cells.append(f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})")
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

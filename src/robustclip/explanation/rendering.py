@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from robustclip import __version__
 from robustclip.explanation.encoding import SCALE, Encoded, Seen
@@ -124,7 +123,7 @@ def page_html(
         .get_template("page.html.j2")
         .generate(
             report=report,
-            cases=(Markup(case) for case in cases),  # our own template's work
+            cases=cases,
             count=count,
             cases_here=cases_here,
             sorts=sorts,

@@ -168,7 +168,7 @@ def recognition(scenes: list[Scene]) -> list[str]:
         "A map that is always the same survives every attack: so there stands how alike (rank correlation) a scene's",
         "GradCAM maps for its text and for the next scene's text are, and the maps of a scene and of the next one.",
         "",
-        "| referee | known | GradCAM on a thing | gradient on a thing | GradCAM, another text | GradCAM, another scene |",
+        "| referee | known | GradCAM on a thing | gradient on a thing | another text | another scene |",
         "|---|---|---|---|---|---|",
     ]
     for names in PAIRS.values():

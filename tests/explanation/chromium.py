@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -102,7 +102,8 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.ask("Page.close")
+        with suppress(websocket.WebSocketException, OSError):  # it may be gone before it has answered
+            self.ask("Page.close")
         self._socket.close()
 
     def open(self, path: Path) -> None:

@@ -121,14 +121,16 @@ def test_a_phone_shows_cards_and_scrolls_one_way_only(chromium: Browser, written
 
 
 def test_light_and_dark_follow_the_reader(chromium: Browser, written: Path) -> None:
-    tone = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)[0]"
+    paper, ink = (
+        f"getComputedStyle(document.documentElement).{name}.match(/\\d+/g).map(Number)[0]"
+        for name in ("backgroundColor", "color")
+    )
     with chromium.page(written) as light, chromium.page(written, dark=True) as dark:
-        assert light.run(tone) > 240
-        assert dark.run(tone) < 40
-        dark.ask(
-            "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
-        )
-        assert dark.run(tone) > 240  # paper is white
+        assert light.run(paper) > 240 > 40 > light.run(ink)
+        assert dark.run(paper) < 40 < 200 < dark.run(ink)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
+        dark.ask("Emulation.setEmulatedMedia", media="print", features=scheme)
+        assert dark.run(paper) > 240 > 40 > dark.run(ink)  # paper is white, whatever a screen is
 
 
 def test_pictures_keep_their_aspect(page: Page) -> None:

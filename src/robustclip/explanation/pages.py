@@ -16,8 +16,8 @@ from robustclip.explanation.rendering import case_html, page_html, sortable
 from robustclip.explanation.report import Report
 from robustclip.files import atomic_write
 
-PAGE_BYTES: Final = 48_000_000
-"""What the cases of a page may take. A page of this size still opens in about a second."""
+PAGE_BYTES: Final = 32_000_000
+"""What the cases of a page may take: about 500 small images of two referees, which open in less than three seconds."""
 
 
 def write_report(

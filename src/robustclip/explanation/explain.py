@@ -23,7 +23,7 @@ from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.similarity import watched
 from robustclip.explanation.attacks import Objective
-from robustclip.explanation.encoding import encode
+from robustclip.explanation.encoding import Encoded, encode
 from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.explanation.maps import METHODS, Method
 from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
@@ -114,28 +114,14 @@ def explain(
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
     task = Task(spec, objective, gradients, seed)
-
-    outcomes = Outcomes.empty()
-    cases: dict[int, Any] = {}
-    for viewer in viewers:
-        viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
-    for places in watched(by_size(pairs, batch_size), f"explaining {len(pairs)} pairs of image and text"):
-        some = [pairs[place] for place in places]
-        stacked = torch.stack([pair.image for pair in some])
-        seen = {viewer.name: viewer.see(some, stacked, task) for viewer in viewers}
-        for row, place in enumerate(places):
-            cases[place] = encode(case_of(pairs[place], row, viewers, seen))
-        for name, found in seen.items():
-            if found is not None:
-                outcomes.add(name, places, found, len(pairs))
+    cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
 
     mapped = [viewer for viewer in viewers if viewer.mapper is not None]
     setting = describe(mapped, pairs, task, method=method, attack=attack, dtype=dtype, device=str(where))
-    found_by_name = outcomes.measurements(spec)
     report = tables.Report(
         setting=setting,
         threats=threats(pairs, spec),
-        rows=compare("maps", found_by_name, baseline=mapped[0].name, seed=seed),
+        rows=compare("maps", outcomes.measurements(spec), baseline=mapped[0].name, seed=seed),
         notes=[*(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None), *left_out],
     )
     told = [
@@ -152,10 +138,30 @@ def explain(
         left_out=left_out,
         explanations=MEANING,
     )
-    write_report(out / REPORT, page, [cases[place] for place in range(len(pairs))])
+    write_report(out / REPORT, page, cases)
     explanation = Explanation(out / REPORT, report, told)
     write_json(out / NUMBERS, explanation.to_json())
     return explanation
+
+
+def look_at(
+    pairs: Sequence[Pair], viewers: Sequence[Viewer], task: Task, *, batch_size: int
+) -> tuple[list[Encoded], Outcomes]:
+    """What everybody sees: each pair's part of the page, in their order, and all numbers."""
+    cases: dict[int, Encoded] = {}
+    outcomes = Outcomes.empty()
+    for viewer in viewers:
+        viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
+    for places in watched(by_size(pairs, batch_size), f"explaining {len(pairs)} pairs of image and text"):
+        some = [pairs[place] for place in places]
+        images = torch.stack([pair.image for pair in some])
+        seen = {viewer.name: viewer.see(some, images, task) for viewer in viewers}
+        for row, place in enumerate(places):
+            cases[place] = encode(case_of(pairs[place], images[row], row, viewers, seen))
+        for name, found in seen.items():
+            if found is not None:
+                outcomes.add(name, places, found, len(pairs))
+    return [cases[place] for place in range(len(pairs))], outcomes
 
 
 def faults(
@@ -198,7 +204,7 @@ def about(viewer: Viewer, method: Method) -> About:
 
 def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
     """The attack's threat model in words, at the images' size where they share one."""
-    sizes = {(pair.image.shape[-2], pair.image.shape[-1]) for pair in pairs}
+    sizes = {pair.size for pair in pairs}
     if spec is None:
         return {}
     if len(sizes) == 1:

@@ -28,21 +28,30 @@ EMBEDDED: Final = "emoji/"
 LARGEST: Final = 1024  # pixels of the longer side; more shows no more on a page, and an attack would be dear
 SMALLEST: Final = 8
 LONGEST: Final = 100  # times its shorter side: the middle that a tower sees of longer ones tells nothing
-MOST: Final = 100_000  # pairs
+MOST: Final = 20_000  # pairs; their pictures weigh a gigabyte
 SHOWN: Final = 5  # names of files that are no pictures
 SHOW: Final = f"give picture files ({', '.join(PICTURES)}), folders of them, emoji/SPLIT or {SCENES}"
 
 
+Open = Callable[[], Tensor]  # an image (3,H,W) in [0,1]
+
+
 @dataclass(frozen=True)
 class Pair:
-    """An image (3,H,W) in [0,1] and a text. `other` is what an attack pulls towards, "" for none; `box` (top, left,
-    bottom, right; half-open pixels) is where the thing of the text is, if that is known."""
+    """An image of `size` (height, width), which `open` reads anew, and a text. `other` is what an attack pulls towards, ""
+    for none; `box` (top, left, bottom, right; half-open pixels) is where the thing of the text is, if that is known."""
 
     id: str
-    image: Float[Tensor, "3 H W"]
+    open: Open
+    size: tuple[int, int]
     text: str
     other: str = ""
     box: Box | None = None
+
+    @property
+    def image(self) -> Float[Tensor, "3 H W"]:
+        """In [0,1]; decoded when asked for, so that a thousand photographs need no memory."""
+        return self.open()
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Found:
     """An image that was named and not opened yet; `caption` is what is known of it."""
 
     id: str
-    open: Callable[[], Float[Tensor, "3 H W"]]
+    open: Open
     caption: str | None
     box: Box | None = None
 
@@ -71,7 +80,7 @@ def read_pairs(
     lies in. `limit` takes so many images of each source, drawn by the seed, in their order. Images keep their size up
     to 1024 pixels a side. Boxes belong to captions: of given texts only those that are a scene's own have one.
 
-    Raises UsageError for what is no image or folder, where nothing is left, and for more than 100,000 pairs.
+    Raises UsageError for what is no image or folder, where nothing is left, and for more than 20,000 pairs.
     """
     notes: list[str] = []
     found = [one for source in images for one in _drawn(list(_find(source, notes)), limit, seed)]
@@ -92,13 +101,13 @@ def read_pairs(
         if why := _unfit(image):
             notes.append(f"{one.id}: {why}")
             continue
-        small = _within(image)
-        if small.shape != image.shape:
-            sides = f"{image.shape[-2]}x{image.shape[-1]}"
-            notes.append(f"{one.id} has {sides} pixels and was brought to {small.shape[-2]}x{small.shape[-1]}")
+        size, read = (image.shape[-2], image.shape[-1]), one.open
+        if (small := _within(image).shape[-2:]) != size:
+            notes.append(f"{one.id} has {size[0]}x{size[1]} pixels and was brought to {small[0]}x{small[1]}")
+            size, read = (small[0], small[1]), partial(_reduced, one.open)
         for text in texts or [one.caption or ""]:
             box = one.box if text == one.caption else None
-            pairs.append(Pair(one.id, small, text, others(text), box))
+            pairs.append(Pair(one.id, read, size, text, others(text), box))
     if not pairs:
         few = "; ".join(notes[:SHOWN])
         raise UsageError(f"no image is left to explain ({few or 'none was found'}): {SHOW}")
@@ -228,6 +237,10 @@ def _within(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
     if scale >= 1:
         return image
     return resize(image[None], (max(1, round(image.shape[-2] * scale)), max(1, round(image.shape[-1] * scale))))[0]
+
+
+def _reduced(read: Open) -> Float[Tensor, "3 h w"]:
+    return _within(read())
 
 
 def _apart(found: Sequence[Found]) -> Iterator[Found]:

@@ -78,13 +78,19 @@ class Outcomes:
         return found
 
 
-def case_of(pair: Pair, row: int, viewers: Sequence[Viewer], seen: Mapping[str, Seen | None]) -> Case:
-    """The report's case of a pair, which is at `row` of what the viewers saw."""
+def case_of(
+    pair: Pair,
+    image: Float[Tensor, "3 H W"],
+    row: int,
+    viewers: Sequence[Viewer],
+    seen: Mapping[str, Seen | None],
+) -> Case:
+    """The report's case of a pair and its image, which is at `row` of what the viewers saw."""
     views = [_view(viewer, seen[viewer.name], row) for viewer in viewers]
     noisy = next(
         (one.looks[looks.NOISY].images[row] for one in seen.values() if one and looks.NOISY in one.looks), None
     )
-    return Case(pair.id, pair.image, pair.text, views, pair.other, pair.box, noisy)
+    return Case(pair.id, image, pair.text, views, pair.other, pair.box, noisy)
 
 
 def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:

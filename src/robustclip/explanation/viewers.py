@@ -16,7 +16,7 @@ from robustclip.evaluation.gradients import show_gradients
 from robustclip.evaluation.judges import Judge
 from robustclip.explanation.attacks import Objective
 from robustclip.explanation.inputs import Pair
-from robustclip.explanation.looks import Looks, look, numbers
+from robustclip.explanation.looks import NOISY, Looks, look, numbers
 from robustclip.explanation.maps import Mapper, Method
 
 
@@ -77,6 +77,7 @@ class Viewer:
                 shown = {
                     version: show_gradients(mapper.gradients(one.images.to(mapper.referee.device), texts, ids)).cpu()
                     for version, one in looks.items()
+                    if version != NOISY
                 }
         return Seen(looks, numbers(looks, boxes_of(pairs)), shown)
 
@@ -91,7 +92,7 @@ def by_size(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
     """Places of pairs that make a batch: of one size, and with boxes all or none."""
     alike: dict[object, list[int]] = {}
     for index, pair in enumerate(pairs):
-        alike.setdefault((pair.image.shape, pair.box is None), []).append(index)
+        alike.setdefault((pair.size, pair.box is None), []).append(index)
     return [
         places[start : start + batch_size] for places in alike.values() for start in range(0, len(places), batch_size)
     ]

@@ -73,7 +73,7 @@ def test_a_report_and_its_numbers(pictures: Path, tmp_path: Path) -> None:
     assert any("notes.md" in note for note in told["notes"])
     assert "broken.png" in page
     assert "at each image's own size" in told["threats"]["l2:1@3"]
-    assert "toy-1" in found.page.read_text()
+    assert "toy-1: 1, toy-2: 1" in page  # the layers
 
 
 def test_captions_stay_text(pictures: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def explain(
         title="Where referees look",
         referees=[about(viewer, method) for viewer in viewers],
         summary=lines_of(report.rows),
-        setting={name: str(value) for name, value in setting.items()} | report.threats,
+        setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
         notes=report.notes[: len(viewers) - len(mapped)],
         left_out=left_out,
         explanations=MEANING,
@@ -240,6 +240,13 @@ def describe(
         "versions": {"robustclip": __version__, "torch": torch.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def in_words(value: Any) -> str:
+    """A value of the setting, for the report's foot."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {inner}" for name, inner in value.items())
+    return str(value)
 
 
 def _listed(values: Sequence[Any]) -> list[str]:

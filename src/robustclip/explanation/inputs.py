@@ -38,8 +38,8 @@ Open = Callable[[], Tensor]  # an image (3,H,W) in [0,1]
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of `size` (height, width), which `open` reads anew, and a text. `other` is what an attack pulls towards, ""
-    for none; `box` (top, left, bottom, right; half-open pixels) is where the thing of the text is, if that is known."""
+    """An image of `size` (height, width), which `open` reads anew, and a text. `other` is what an attack pulls towards,
+    "" for none; `box` (top, left, bottom, right; half-open pixels) where the thing of the text is, if that is known."""
 
     id: str
     open: Open

@@ -218,7 +218,7 @@ empty. 95% intervals in brackets: Wilson for the pointing game, bootstrap for th
 
 The attack is CLIPAG's Eq. 4 (away from the text, towards "not" and the text), `l2:1.5@20`: {threat}; each referee is
 attacked by itself. `random` is noise of the same norm. A blob in the middle, which knows nothing, has the number in
-brackets after the metric's name."""
+brackets after the metric's name (of deletion, insertion and ROAD by the first referee's cosines)."""
 
 
 if __name__ == "__main__":

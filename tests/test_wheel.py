@@ -32,6 +32,7 @@ def test_recipes_and_assets_are_inside(wheel: Path) -> None:
         held = set(archive.namelist())
     shipped = {f"robustclip/_recipes/{path.relative_to(recipes.CHECKOUT)}" for path in recipes.CHECKOUT.rglob("*.py")}
     assets = {path for path in (PACKAGE / "assets").rglob("*") if path.is_file()}
+    assets |= set((PACKAGE / "explanation" / "templates").iterdir())
     assert shipped
     assert shipped <= held
     assert {f"robustclip/{path.relative_to(PACKAGE)}" for path in assets if "__pycache__" not in path.parts} <= held

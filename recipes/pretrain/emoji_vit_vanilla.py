@@ -30,7 +30,7 @@ def recipe(
 
     robustclip robustify pretrain/emoji-vit-vanilla
 
-    About 25 minutes on two CPU cores. The tower is open_clip's own ViT (4 blocks of width 128, 8x8 patches of 64x64
+    About half an hour on two CPU cores. The tower is open_clip's own ViT (4 blocks of width 128, 8x8 patches of 64x64
     pixels, the embedding read from the CLS token, as in CLIP), so that what is found of maps on the CNN can be looked
     for on a ViT. The control of emoji-vit-robust is this recipe again, as long as that took:
 

@@ -34,8 +34,8 @@ def recipe(
 
     robustclip robustify emoji-vit
 
-    About 35 minutes on one CPU core. Where it differs from emoji: half the learning rate, and fewer steps, for a step
-    costs four times as much. Every value that CLIPAG's text does not give is ours.
+    About 45 minutes on one CPU core. Where it differs from emoji: half the learning rate, and fewer steps, for a step
+    costs twice as much. Every value that CLIPAG's text does not give is ours.
     """
     given = dict(locals())
     return recipes.run("emoji", "robustify", given)

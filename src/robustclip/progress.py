@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 
 WINDOW: Final = 50  # steps over which speed is averaged, so that ETA follows the machine but not each step
+Part = TypeVar("Part")
 LINE_EVERY: Final = 15.0  # seconds between lines where there is no terminal
 
 TITLES: Final = {"clean_similarity": "clean sim", "adversarial_similarity": "adv sim"}
@@ -107,3 +110,13 @@ class TrainingProgress:
 
     def _line_is_due(self) -> bool:
         return time.monotonic() - self.last_line >= LINE_EVERY
+
+
+def watched(parts: Sequence[Part], line: str = "", title: str = "") -> Iterator[Part]:
+    """The parts, one by one, under a bar with the title, or where there is no terminal after the line; silent without
+    one."""
+    console = Console(stderr=True)
+    if line and not console.is_terminal:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    shown = bool(line) and console.is_terminal
+    yield from track(parts, escape(title or line), console=console, transient=True, disable=not shown)

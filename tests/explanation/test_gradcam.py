@@ -124,7 +124,7 @@ def test_road_prefers_the_map_that_is_true() -> None:
     true[:, :8, :8] = 1
     true += 1e-3 * torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(2))  # ranks without ties
     true /= true.max()
-    found = [float(road(brightness, images, heat, seed=0)) for heat in (true, 1 - true)]
+    found = [float(road(brightness, images, heat, ids=["a"], seed=0)) for heat in (true, 1 - true)]
     assert found[0] > 0.1
     assert found[1] < -0.1
 
@@ -145,14 +145,15 @@ def test_road_is_the_engines() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # it asks NumPy about tensors
         torch.manual_seed(0)
         expected = theirs(images, heat.numpy(), targets, Model())
-    found = road(brightness, images, heat, seed=0, percentiles=percentiles)
+    found = road(brightness, images, heat, ids=["a", "b"], seed=0, percentiles=percentiles)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
 
 
 def test_road_draws_from_its_seed_alone() -> None:
     images, heat = torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16)
     before = torch.random.get_rng_state()
-    first, again, other = (road(brightness, images, heat, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (road(brightness, images, heat, ids=["a", "b"], seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    assert torch.equal(road(brightness, images[1:], heat[1:], ids=["b"], seed=0), first[1:])
     assert torch.equal(before, torch.random.get_rng_state())

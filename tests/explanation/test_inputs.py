@@ -126,6 +126,11 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         read_pairs(["nowhere"], ["a cat"])
 
 
+def test_there_is_an_end_to_pairs() -> None:
+    with pytest.raises(UsageError, match=r"400 images x 60 texts are more than 20,000 pairs: give --limit"):
+        read_pairs(["emoji/judge-heldback"], [f"text {number}" for number in range(60)])
+
+
 def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "again").symlink_to(tmp_path)

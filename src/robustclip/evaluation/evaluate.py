@@ -95,11 +95,10 @@ def evaluate(
 
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
+    rest = (templates, limit, batch_size, sign, out, csv, device, dtype)
     raise_faults(
         "evaluate()",
-        list(
-            faults(tasks, data, attack, judge, pag, method, templates, limit, batch_size, sign, out, csv, device, dtype)
-        ),
+        list(faults(tasks, data, attack, judge, pag, method, layer, *rest)),
     )
     attacks = [AttackSpec.parse(text) for text in listed(attack)]
     wanted = listed(tasks)
@@ -169,6 +168,7 @@ def faults(
     judge: str | None,
     pag: str,
     method: str,
+    layer: str | None,
     templates: str,
     limit: int | None,
     batch_size: int,
@@ -184,6 +184,8 @@ def faults(
             yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
     if method not in METHODS:
         yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
+    if layer is not None and not {"maps", "faithfulness"} & set(listed(tasks)):
+        yield f"the layer {layer!r} has nothing to do: it is that of heat maps; add the task maps, or leave it out"
     if judge is not None and "pag" not in listed(tasks):
         yield f"the judge {judge!r} has nothing to do: it answers for the task pag; add that, or leave the judge out"
     if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):

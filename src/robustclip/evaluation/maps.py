@@ -32,8 +32,8 @@ _METRIC = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))
 def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Localisation, where boxes are known, clean and under attack; and how alike maps are before and after.
 
-    The text of an image is its label, or else its first caption; the attack's objective is the setting's, by default
-    CLIPAG's Eq. 4. An empty map points at nothing; it has no other number (NaN).
+    The text of an image is its label, or else its first caption; the attack is CLIPAG's Eq. 4. An empty map points at
+    nothing; it has no other number (NaN).
     """
     from robustclip.explanation.attacks import negate
     from robustclip.explanation.localisation import centre_blob, energy_in_box, pointing_hit
@@ -56,7 +56,6 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
                 others[batch],
                 ids=ids,
                 spec=spec,
-                objective=setting.objective,
                 seed=setting.seed,
             )
             attacks = {ATTACKED: str(spec), NOISY: control_of(spec)} if spec is not None else {}
@@ -85,15 +84,16 @@ def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
     parts: dict[tuple[str, str], list[Tensor]] = {}
     for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
         images, theirs = examples.images[batch].to(texts.device), texts[batch]
-        heat = mapper(images, theirs, [examples.ids[index] for index in batch.tolist()])
+        ids = [examples.ids[index] for index in batch.tolist()]
+        heat = mapper(images, theirs, ids)
         blob = centre_blob(*examples.size).expand(len(batch), -1, -1)
 
         def score(pixels: Tensor, theirs: Tensor = theirs) -> Tensor:
             return mapper.scores(pixels, theirs)
 
         for kind, of in ((CLEAN, heat.maps), (BLOB, blob)):
-            removed = road(score, images, of, seed=setting.seed + int(batch[0]))
-            values = (deletion(score, images, of), insertion(score, images, of), removed)
+            road_of = road(score, images, of, ids=ids, seed=setting.seed)
+            values = (deletion(score, images, of), insertion(score, images, of), road_of)
             for metric, found in zip(FAITHFULNESS, values, strict=True):
                 parts.setdefault((metric, kind), []).append(found.masked_fill(heat.empty, torch.nan))
     return _findings(parts, setting)

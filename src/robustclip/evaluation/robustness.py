@@ -10,7 +10,7 @@ shows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -121,13 +121,19 @@ def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w
 def random_perturbation(
     images: Float[Tensor, "b 3 h w"], threat: ThreatModel, *, seed: int, indices: Int[Tensor, " b"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index).
+    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index)."""
+    return perturbed(images, threat, [generator(seed, "control", int(index)) for index in indices])
+
+
+def perturbed(
+    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, generators: Sequence[torch.Generator]
+) -> Float[Tensor, "b 3 h w"]:
+    """Images moved by noise of exactly the threat model's norm, each drawn from its own generator (of the CPU).
 
     L2: a Gaussian direction; L-inf: random signs. Where noise would leave [0,1] it changes sign instead of being
     clipped: on a white background clipping would take half of it away, and the control would be too weak.
     """
-    shape = images.shape[1:]
-    drawn = [torch.randn(shape, generator=generator(seed, "control", int(index))) for index in indices]
+    drawn = [torch.randn(images.shape[1:], generator=stream) for stream in generators]
     noise = threat.eps * threat.steepest(torch.stack(drawn).to(images.device))
     leaves = (images + noise < 0) | (images + noise > 1)
     return (images + torch.where(leaves, -noise, noise)).clamp(0, 1)

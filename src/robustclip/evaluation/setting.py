@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # which signs what tasks of this kind measured
 @dataclass(frozen=True)
 class Setting:
     """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has; `judge`
-    and `pull` are the PAG score's, `method` and `layer` those of heat maps, whose attack is after `objective`."""
+    and `pull` are the PAG score's, `method` and `layer` those of heat maps."""
 
     examples: Examples
     attacks: Sequence[AttackSpec]
@@ -33,7 +33,6 @@ class Setting:
     pull: AttackSpec | None = None
     method: str = "gradcam"
     layer: str | None = None
-    objective: Literal["negation", "untargeted"] = "negation"
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.devices import autocast
+from robustclip.progress import watched
 from robustclip.referees.base import TwoTower
-
-Part = TypeVar("Part")
 
 
 class Images(Protocol):
@@ -62,12 +58,3 @@ def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Ite
     """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
     yield from watched(parts, title and f"{title}: {len(indices)} images", title)
-
-
-def watched(parts: Sequence[Part], line: str = "", title: str = "") -> Iterator[Part]:
-    """The same, under a progress bar with the title, or after one line without a terminal; silent without a line."""
-    console = Console(stderr=True)
-    if line and not console.is_terminal:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    shown = bool(line) and console.is_terminal
-    yield from track(parts, escape(title or line), console=console, transient=True, disable=not shown)

@@ -12,14 +12,13 @@ from torch import Tensor
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
-from robustclip.evaluation.robustness import check_inside, size_of
+from robustclip.evaluation.robustness import check_inside, perturbed, size_of
 from robustclip.evaluation.similarity import cosines
 from robustclip.referees.base import TwoTower
 from robustclip.rng import each
 
 Objective = Literal["negation", "untargeted", "targeted"]
 OBJECTIVES: Final[tuple[str, ...]] = get_args(Objective)
-CONTROL: Final = "control"
 
 
 def negate(text: str) -> str:
@@ -97,10 +96,5 @@ def attack(
 def noise(
     images: Float[Tensor, "b 3 h w"], spec: AttackSpec, *, ids: Sequence[str], seed: int
 ) -> Float[Tensor, "b 3 h w"]:
-    """The attack's control: images moved by exactly the threat model's norm in a random direction, keyed by seed and
-    id. Where that would leave [0,1] the sign changes, so that nothing is lost by clipping."""
-    streams = each(seed, CONTROL, ids=ids)
-    drawn = torch.stack([torch.randn(images.shape[1:], generator=stream) for stream in streams]).to(images)
-    moved = spec.eps * spec.threat(size_of(images)).steepest(drawn)
-    leaves = (images + moved < 0) | (images + moved > 1)
-    return (images + torch.where(leaves, -moved, moved)).clamp(0, 1)
+    """The attack's control: images moved by exactly its norm in a random direction, keyed by seed and id."""
+    return perturbed(images, spec.threat(size_of(images)), each(seed, "control", ids=ids))

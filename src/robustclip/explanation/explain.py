@@ -21,7 +21,6 @@ from robustclip.evaluation import report as tables
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
-from robustclip.evaluation.similarity import watched
 from robustclip.explanation.attacks import Objective
 from robustclip.explanation.encoding import Encoded, encode
 from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
@@ -31,6 +30,7 @@ from robustclip.explanation.pages import write_report
 from robustclip.explanation.report import About, Report
 from robustclip.explanation.viewers import Task, Viewer, by_size
 from robustclip.files import check_writable, is_file, write_json
+from robustclip.progress import watched
 from robustclip.referees.judging import fingerprint
 from robustclip.signatures import raise_faults, unknown
 
@@ -117,7 +117,8 @@ def explain(
     cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
 
     mapped = [viewer for viewer in viewers if viewer.mapper is not None]
-    setting = describe(mapped, pairs, task, method=method, attack=attack, dtype=dtype, device=str(where))
+    how = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
+    setting = describe(mapped, pairs, task) | how
     report = tables.Report(
         setting=setting,
         threats=threats(pairs, spec),
@@ -149,7 +150,7 @@ def look_at(
 ) -> tuple[list[Encoded], Outcomes]:
     """What everybody sees: each pair's part of the page, in their order, and all numbers."""
     cases: dict[int, Encoded] = {}
-    outcomes = Outcomes.empty()
+    outcomes = Outcomes()
     for viewer in viewers:
         viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
     for places in watched(by_size(pairs, batch_size), f"explaining {len(pairs)} pairs of image and text"):
@@ -213,29 +214,16 @@ def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
     return {str(spec): f"at each image's own size, {len(sizes)} sizes: {few}{'; ...' if len(sizes) > 3 else ''}"}
 
 
-def describe(
-    viewers: Sequence[Viewer],
-    pairs: Sequence[Pair],
-    task: Task,
-    *,
-    method: str,
-    attack: str,
-    dtype: str,
-    device: str,
-) -> dict[str, Any]:
-    """What was done, and how."""
+def describe(viewers: Sequence[Viewer], pairs: Sequence[Pair], task: Task) -> dict[str, Any]:
+    """What was looked at, by whom, and with what."""
+    images = len({pair.id for pair in pairs})
     return {
-        "data": f"{len({pair.id for pair in pairs})} images, {len(pairs)} pairs of image and text",
-        "images": len({pair.id for pair in pairs}),
+        "data": f"{images} images, {len(pairs)} pairs of image and text",
+        "images": images,
         "pairs": len(pairs),
-        "method": method,
         "layers": {viewer.name: viewer.mapper.layer_name for viewer in viewers if viewer.mapper is not None},
-        "attack": attack,
         "objective": task.objective if task.spec is not None else None,
         "baseline": viewers[0].name,
-        "limit": None,
-        "dtype": dtype,
-        "device": device,
         "seed": task.seed,
         "versions": {"robustclip": __version__, "torch": torch.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

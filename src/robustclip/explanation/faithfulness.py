@@ -24,7 +24,8 @@ def deletion(
 ) -> Float[Tensor, " b"]:
     """Area under the score while pixels go, the map's brightest first (RISE, Petsiuk et al. 2018): lower is better.
 
-    They become their image's mean colour, RISE's choice for this one too up to normalisation. In the score's units.
+    RISE makes them zero after normalisation, a data set's mean colour; here that is the image's own. In the score's
+    units.
     """
     empty = images.mean((2, 3), keepdim=True).expand_as(images)
     return _area(score, images, empty, maps, parts)

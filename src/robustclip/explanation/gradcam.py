@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from robustclip.attacks.gradient import attacking
 from robustclip.devices import autocast
 from robustclip.explanation.layers import Layer
-from robustclip.rng import generator
+from robustclip.rng import each
 
 PERCENTILES: Final = (20, 40, 60, 80)
 """Shares of an image that ROAD takes away, in percent. Its authors take nine from 10 to 90; these are half as dear."""
@@ -91,6 +91,7 @@ def road(
     images: Float[Tensor, "b 3 h w"],
     maps: Float[Tensor, "b h w"],
     *,
+    ids: Sequence[str],
     seed: int,
     percentiles: Sequence[int] = PERCENTILES,
 ) -> Float[Tensor, " b"]:
@@ -98,14 +99,15 @@ def road(
 
     Pixels are replaced by what their neighbours say (the noisy linear imputation of the paper), so that the shape of
     what was cut out tells nothing. `score` maps images in [0,1] to (B,); the result is in its units, on the CPU. The
-    formula is the engine's ROADCombined, whose own loop asks for a model's input tensors: here images stay images.
+    formula is the engine's ROADCombined, whose own loop asks for a model's input tensors: here images stay images. Its
+    noise is keyed by seed and id.
     """
-    noise = generator(seed, "ROAD")
+    streams = each(seed, "ROAD", ids=ids)
     change = torch.zeros(len(images))
     for percent in percentiles:
         for sign, order in ((-1.0, maps), (1.0, 1 - maps)):
             kept = order < torch.quantile(order.flatten(1), 1 - percent / 100, dim=1)[:, None, None]
-            filled = [_impute(image, mask, noise) for image, mask in zip(images.cpu(), kept, strict=True)]
+            filled = [_impute(*one) for one in zip(images.cpu(), kept, streams, strict=True)]
             with torch.no_grad():
                 change += sign * score(torch.stack(filled).clamp(0, 1).to(images.device)).float().cpu()
     return change / (2 * len(percentiles))

@@ -14,7 +14,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.gradients import input_gradients
 from robustclip.evaluation.similarity import cosines
 from robustclip.explanation.gradients import smooth_gradients, strength
-from robustclip.explanation.layers import Layer, choose_layer
+from robustclip.explanation.layers import BLOCK, Layer, choose_layer
 from robustclip.referees.base import TwoTower
 
 Method = Literal["gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad"]
@@ -114,7 +114,7 @@ class Mapper:
 
     def why_empty(self) -> str:
         """What to say in place of a map that is zero everywhere."""
-        if self.layer is not None and self.layer.class_tokens and self.method not in ("gradcam-cls", "eigencam"):
+        if self.layer is not None and self.layer.class_tokens and BLOCK.fullmatch(self.layer.name):
             return (
                 f"zero everywhere: behind {self.layer.name} only the class token may reach the embedding, so no patch "
                 "has a gradient; use the method gradcam-cls, or leave the layer out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -40,12 +40,7 @@ MEANING: Final = {
 class Outcomes:
     """All numbers of all pairs: by referee, version and metric, (N,) float; NaN where there is none."""
 
-    values: dict[tuple[str, str, str], NDArray[np.float64]]
-
-    @classmethod
-    def empty(cls) -> Outcomes:
-        """Of nothing yet."""
-        return cls({})
+    values: dict[tuple[str, str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, name: str, places: Sequence[int], seen: Seen, count: int) -> None:
         """What one referee saw at these places of `count`."""

@@ -55,6 +55,8 @@ class Viewer:
 
     def read(self, texts: Sequence[str]) -> None:
         """Embed all texts there will be, each once."""
+        if self.mapper is None:
+            return
         self.places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         self.embeddings = self.judge.referee.embed_texts(list(self.places))
 

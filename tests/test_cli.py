@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -221,7 +222,9 @@ def test_the_traceback_is_shown_when_asked_for(toy: str) -> None:
 
 def test_an_interrupt_exits_with_130(toy: str) -> None:
     command = [sys.executable, "-m", "robustclip", "robustify", toy, "--fail", "wait"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
-from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe
+from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import ResumeFrom, Run, RunFolder
@@ -25,7 +25,12 @@ def recipe(
     norm: Norm = "l2",
     eps: PositiveFloat = 2.0,
     attack_steps: PositiveInt = 2,
+    step_size: Annotated[PositiveFloat | None, "of the attack, in pixel units; else 2.5 eps / steps"] = None,
+    attack_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     objective: ObjectiveName = "text-bank",
+    attack_objective: Annotated[AttackName, "what the attack climbs"] = "same",
+    beta: Annotated[PositiveFloat, "of --objective trades"] = 6.0,
+    anchor: Annotated[NonNegativeFloat, "weight of AdvFLYP's regularisers, 1 in its code"] = 0.0,
     clean_weight: NonNegativeFloat = 0.0,
     steps: PositiveInt = 1500,
     batch_size: PositiveInt = 128,
@@ -72,14 +77,18 @@ def recipe(
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     threat = ThreatModel(norm, eps, size=64)
+    update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
     with run:
         train(
             referee,
             data,
             run=run,
-            objective=emoji_objective(objective, referee, data),
+            objective=update,
+            attack_objective=climbed,
             threat=threat,
             attack_steps=attack_steps,
+            step_size=step_size,
+            attack_momentum=attack_momentum,
             clean_weight=clean_weight,
             steps=steps,
             lr=lr,

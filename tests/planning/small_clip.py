@@ -14,7 +14,7 @@ from robustclip.planning.imagined import Blueprint
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import bare_text_tower, new_referee
 from robustclip.referees.openclip_text import OpenClipText
-from robustclip.robustification.losses import Objective, clip, siglip, text_bank
+from robustclip.robustification.losses import Objective, clip, divergence, fare, siglip, text_bank, trades
 from robustclip.robustification.trainer import train
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
@@ -27,10 +27,14 @@ TOWERS: dict[str, dict[str, Any]] = {
     "resnet": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
     "convnext": {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
 }
+TEXTS = unit(torch.randn(BANK, WIDTH))
+NAMED = text_bank(10.0, TEXTS, torch.arange(BANK))
 OBJECTIVES = {
     "clip": clip(10.0),
     "siglip": siglip(10.0, -1.0),
-    "text-bank": text_bank(10.0, unit(torch.randn(BANK, WIDTH)), torch.arange(BANK)),
+    "text-bank": NAMED,
+    "fare": fare(),
+    "trades": trades(NAMED, 10.0, TEXTS),
 }
 
 
@@ -69,5 +73,7 @@ def train_on_noise(folder: Path, blueprint: Blueprint, batch: int, objective: Ob
     """One step of the trainer, which ends with a line of its log."""
     usual: dict[str, Any] = {"threat": ThreatModel("l2", 0.5, SIZE), "lr": 1e-3, "weight_decay": 0.0, "warmup": 1}
     run = Run.create(folder, recipe="test", arguments={})
+    if objective.name.startswith("trades"):
+        usual["attack_objective"] = divergence(10.0, TEXTS)
     settings = {**usual, "steps": 1, "channels_last": False, **changes}
     return train(referee_of(blueprint), Noise(batch), run=run, objective=objective, **settings)

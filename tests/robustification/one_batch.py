@@ -21,7 +21,16 @@ from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.rng import generator
 from robustclip.robustification.adversarial import AdversarialGradients
-from robustclip.robustification.losses import Objective, clip, siglip, text_bank
+from robustclip.robustification.losses import (
+    Objective,
+    anchored,
+    clip,
+    divergence,
+    fare,
+    siglip,
+    text_bank,
+    trades,
+)
 from robustclip.robustification.towers import ready_to_train
 from robustclip.threat import ThreatModel
 
@@ -30,6 +39,8 @@ TOWERS = {
     "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
     "resnet": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
 }
+
+BANK = unit(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
 
 
 def referee(tower: str) -> TwoTower:
@@ -48,7 +59,24 @@ def objective(name: str) -> Objective:
         return clip(10.0)
     if name == "siglip":
         return siglip(10.0, -3.0)
-    return text_bank(10.0, unit(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(3))), torch.arange(12))
+    if name == "fare":
+        return fare()
+    if name == "anchored":
+        return anchored(clip(10.0), features=0.5, answers=0.7, scale=10.0)
+    if name == "divergence":
+        return divergence(10.0, BANK)
+    if name == "trades":
+        return trades(clip(10.0), 10.0, BANK)
+    return text_bank(10.0, BANK, torch.arange(12))
+
+
+def untrained(tower: str) -> TwoTower:
+    """Another tower, to stand for what `referee(tower)` was before training."""
+    other = referee(tower)
+    with torch.no_grad():
+        for weight in other.image_tower.parameters():
+            weight.mul_(0.8)
+    return other.eval()
 
 
 def batch(rows: slice) -> Batch:
@@ -65,12 +93,15 @@ def one_update(tower: str, loss: str, parts: int, negatives: str = "gathered") -
     ready_to_train(
         judge.image_tower, frozen_statistics=True, grad_checkpointing=False, accumulate=parts, channels_last=False
     )
+    before = untrained(tower)
     share = BATCH // distributed.count()
     own = batch(slice(distributed.rank() * share, (distributed.rank() + 1) * share))
     gradients = AdversarialGradients(
         tower=judge.image_tower,
-        embed=lambda images: unit(judge.image_tower(judge.preprocess(images))),
+        embed=lambda images: judge.image_tower(judge.preprocess(images)),
         objective=objective(loss),
+        attack_objective=objective("divergence") if loss == "trades" else None,
+        original=lambda images: before.image_tower(before.preprocess(images)),
         threat=ThreatModel("l2", 0.5, SIZE),
         attack_steps=3,
         clean_weight=0.5,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.referees.toy import toy_referee
-from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe
+from robustclip.robustification.embedded import (
+    CLASS_TEMPLATE,
+    AttackName,
+    ObjectiveName,
+    emoji_objective,
+    emoji_objectives,
+    emoji_probe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +22,40 @@ def data() -> EmojiBatches:
     return EmojiBatches("judge-heldback", batch_size=16, seed=0)
 
 
-@pytest.mark.parametrize("name", get_args(ObjectiveName))
+@pytest.mark.parametrize("name", ["text-bank", "clip", "siglip", "tecoa"])
 def test_an_image_that_is_its_text_is_nearer_than_one_that_is_not(name: ObjectiveName, data: EmojiBatches) -> None:
     referee = toy_referee()
     objective = emoji_objective(name, referee, data)
     assert objective.name == name
     ids = data.samples.labels.unique()[:8]
-    texts = referee.embed_texts([data.samples.label_names[label] for label in ids.tolist()])
+    names = [data.samples.label_names[label] for label in ids.tolist()]
+    texts = referee.embed_texts([CLASS_TEMPLATE.format(one) if name == "tecoa" else one for one in names])
     right, wrong = objective(texts, texts, ids), objective(texts.roll(1, 0), texts, ids)
     assert right.shape == (8,)
     assert (right < wrong).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "update", "climbed"),
+    [
+        ("trades", "same", "trades of text-bank", "divergence"),
+        ("trades", "text-bank", "trades of text-bank", "text-bank"),
+        ("fare", "same", "fare", "fare"),
+        ("text-bank", "divergence", "text-bank", "divergence"),
+        ("clip", "fare", "clip", "fare"),
+    ],
+)
+def test_attack_and_update_are_chosen_apart(
+    name: ObjectiveName, attack: AttackName, update: str, climbed: str, data: EmojiBatches
+) -> None:
+    found = emoji_objectives(name, toy_referee(), data, attack=attack)
+    assert (found[0].name, found[1].name) == (update, climbed)
+
+
+def test_an_anchor_is_of_the_update_only(data: EmojiBatches) -> None:
+    update, climbed = emoji_objectives("text-bank", toy_referee(), data, anchor=0.5)
+    assert (update.name, climbed.name) == ("anchored text-bank", "text-bank")
+    assert not update.reads_texts  # answers are among the names of the bank, as those of the loss
 
 
 def test_the_probe_shows_each_concept_once_and_calls_it_by_its_name(data: EmojiBatches) -> None:

@@ -59,6 +59,18 @@ def test_parts_are_the_whole(tower: str, loss: str) -> None:
     assert worst(one_update(tower, loss, parts=3), whole) < RTOL  # which does not divide 16
 
 
+@pytest.mark.parametrize("loss", ["fare", "trades", "anchored"])
+def test_parts_are_the_whole_where_other_embeddings_are_read(loss: str) -> None:
+    assert worst(one_update("vit", loss, parts=3), one_update("vit", loss, parts=1)) < RTOL
+
+
+def test_trades_attack_climbs_the_divergence() -> None:
+    """Its images are those of the divergence's own attack, and not those that the base loss would find."""
+    found, base = one_update("vit", "trades", parts=1)["images"], one_update("vit", "clip", parts=1)["images"]
+    assert error(found, base) > 1e-3
+    torch.testing.assert_close(found, one_update("vit", "divergence", parts=1)["images"])
+
+
 def test_local_negatives_are_an_approximation_and_only_in_the_attack() -> None:
     whole = one_update("vit", "clip", parts=1)
     local = one_update("vit", "clip", parts=4, negatives="local")
@@ -68,7 +80,10 @@ def test_local_negatives_are_an_approximation_and_only_in_the_attack() -> None:
     assert worst(bank, one_update("vit", "text-bank", parts=1)) < RTOL  # where images don't meet, nothing is lost
 
 
-@pytest.mark.parametrize(("tower", "loss", "parts"), [("vit", "clip", 1), ("resnet", "siglip", 2)])
+@pytest.mark.parametrize(
+    ("tower", "loss", "parts"),
+    [("vit", "clip", 1), ("resnet", "siglip", 2), ("vit", "anchored", 2), ("vit", "trades", 1)],
+)
 def test_processes_are_the_whole(tower: str, loss: str, parts: int, tmp_path: Path) -> None:
     whole = one_update(tower, loss, parts=1)
     shares = in_processes(2, tower, loss, str(parts), folder=tmp_path)

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
-from robustclip.robustification.losses import clip, siglip, text_bank
+from robustclip.robustification.losses import (
+    Objective,
+    anchored,
+    clip,
+    divergence,
+    fare,
+    kl,
+    siglip,
+    tecoa,
+    text_bank,
+    trades,
+)
 
 
 @pytest.fixture
@@ -80,3 +91,99 @@ def test_coupled_says_whether_the_batch_matters(pairs: tuple[Tensor, Tensor]) ->
         alone = objective(images[:1], texts[:1], ids[:1])
         together = objective(images, texts, ids)[:1]
         assert objective.coupled != torch.allclose(alone, together), objective.name
+
+
+IDS = torch.tensor([0, 1])
+NO_TEXTS = torch.full((2, 2), torch.nan)
+
+
+def test_tecoa_is_the_cross_entropy_among_the_texts_of_all_classes(pairs: tuple[Tensor, Tensor]) -> None:
+    images, classes = pairs
+    labels = torch.tensor([3, 1, 1, 0, 5, 2])
+    losses = tecoa(100.0, classes, torch.arange(6))(7 * images, NO_TEXTS, labels)  # any length of the embeddings
+    torch.testing.assert_close(losses, F.cross_entropy(100 * images @ classes.T, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 1], [4]])
+def test_tecoa_takes_one_text_a_class_and_two_classes(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="one text a class and at least two classes"):
+        tecoa(100.0, torch.eye(3)[: len(ids)], torch.tensor(ids))
+
+
+def test_fare_is_a_sum_of_squares_of_embeddings_that_are_not_normalised() -> None:
+    features = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
+    original = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    losses = fare()(features, NO_TEXTS, IDS, original=original)
+    torch.testing.assert_close(losses, torch.tensor([2.0**2 + 1.0, 0.0]))  # not the mean over dimensions, 2.5
+
+
+def test_divergence_is_kl_from_the_clean_answers() -> None:
+    # Two texts at right angles, scale log 3: the clean image answers (3/4, 1/4), the attacked one (1/4, 3/4).
+    bank, scale = torch.eye(2), math.log(3)
+    losses = divergence(scale, bank)(torch.eye(2)[[1, 0]], NO_TEXTS, IDS, clean=torch.eye(2)[[0, 0]])
+    expected = 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
+    torch.testing.assert_close(losses, torch.tensor([expected, 0.0]))
+
+
+def test_kl_is_the_divergence_of_the_first_from_the_second() -> None:
+    first, second = torch.tensor([0.5, 0.5]).log()[None], torch.tensor([0.9, 0.1]).log()[None]
+    torch.testing.assert_close(kl(first, second), torch.tensor([0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)]))
+
+
+def test_trades_is_the_clean_loss_and_beta_times_the_divergence() -> None:
+    bank, scale = torch.eye(2), math.log(3)
+    named = text_bank(scale, bank, IDS)
+    losses = trades(named, scale, bank, beta=6.0)(torch.eye(2)[[1, 1]], NO_TEXTS, IDS, clean=torch.eye(2))
+    # Of the clean images both are right with 3/4; the first one's answers turn round, the second's stay.
+    right, apart = -math.log(0.75), 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
+    torch.testing.assert_close(losses, torch.tensor([right + 6 * apart, right]))
+
+
+def test_trades_sends_gradients_to_both_images() -> None:
+    clean, attacked = torch.eye(2).requires_grad_(), torch.eye(2).flip(0).requires_grad_()
+    bank = torch.eye(2)
+    trades(text_bank(1.0, bank, IDS), 1.0, bank)(attacked, NO_TEXTS, IDS, clean=clean).sum().backward()
+    assert clean.grad is not None
+    assert attacked.grad is not None
+    assert clean.grad.norm() > 0.1
+    assert attacked.grad.norm() > 0.1
+
+
+def test_the_regularisers_keep_an_image_near_the_original_and_near_its_clean_self() -> None:
+    bank, scale = torch.eye(2), math.log(3)
+    base = text_bank(scale, bank, IDS)
+    here, there = torch.eye(2)[[0, 1]], torch.eye(2)[[1, 1]]
+    seen = {"clean": 5 * here, "original_here": 2 * there}  # lengths do not count
+    apart = 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
+    expected = base(here, NO_TEXTS, IDS) + torch.tensor([3 * math.sqrt(2) + 2 * apart, 0.0])
+    losses = anchored(base, features=3.0, answers=2.0, scale=scale, bank=bank)(here, NO_TEXTS, IDS, **seen)
+    torch.testing.assert_close(losses, expected)
+
+
+def test_without_a_bank_answers_are_among_the_captions() -> None:
+    base, here, there = text_bank(1.0, torch.eye(2), IDS), torch.eye(2), torch.eye(2).flip(0)
+    objective = anchored(base, features=0.0, scale=2.0)
+    losses = objective(here, torch.eye(2), IDS, clean=here, original_here=there)
+    torch.testing.assert_close(losses - base(here, torch.eye(2), IDS), kl(2 * here, 2 * there))
+    assert objective.reads_texts
+    assert not base.reads_texts
+
+
+def test_what_an_objective_reads_must_be_given() -> None:
+    with pytest.raises(ValueError, match="fare reads original, which this call does not give"):
+        fare()(torch.eye(2), NO_TEXTS, IDS)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [fare(), divergence(5.0, torch.eye(2)), trades(clip(5.0), 5.0, torch.eye(2)), anchored(clip(5.0), scale=5.0)],
+    ids=lambda objective: objective.name,
+)
+def test_new_losses_are_float32_under_autocast(objective: Objective) -> None:
+    features, other = torch.tensor([[0.3, 0.7], [0.9, 0.2]]), torch.tensor([[0.1, 0.5], [0.4, 0.4]])
+    seen = {"clean": other, "original": other.flip(0), "original_here": other.flip(1)}
+    expected = objective(features, torch.eye(2), IDS, **seen)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = objective(features, torch.eye(2), IDS, **seen)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)

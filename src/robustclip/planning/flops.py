@@ -121,13 +121,15 @@ def _caption(towers: Imagined) -> int | None:
 class StepFlops:
     """FLOPs of one training step, over all processes.
 
-    `recomputed` is what a batch in parts computes a second time, `watching` the share of a step in what the log and the
-    probe take every so many steps.
+    `recomputed` is what a batch in parts computes a second time, `beside` what the objective reads of the untouched
+    images and of the tower before training, `watching` the share of a step in what the log and the probe take every so
+    many steps.
     """
 
     attack: float
     update: float
     recomputed: float
+    beside: float
     logits: float
     captions: float
     watching: float
@@ -142,10 +144,13 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     batch, attacks = settings.batch_size, settings.attack_steps
     in_parts = settings.accumulate > 1
     updates = 1 + (settings.clean_weight > 0)
+    embedded = updates + settings.reads_clean
     gathered = settings.coupled and settings.attack_negatives == "gathered"
-    forwards_again = in_parts * (updates + attacks * gathered)
+    forwards_again = in_parts * (embedded + attacks * gathered)
     update_logits = logits(settings, design.width, count, bank)
     attack_logits = update_logits if gathered else logits(settings, design.width, count, bank, local=True)
+    if settings.objective == "trades":  # answers to the clean images too: in the attack without gradients
+        update_logits, attack_logits = 3 * update_logits, 1.5 * attack_logits
     captions = batch * (tower.caption or 0)
     probes = settings.batch_size * (3 if attacks else 1) * tower.forward
     if attacks:
@@ -155,10 +160,19 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
         attack=batch * attacks * tower.attack,
         update=batch * updates * tower.update,
         recomputed=batch * forwards_again * tower.forward,
+        beside=_beside(settings, tower),
         logits=attacks * attack_logits + updates * update_logits,
         captions=captions if settings.coupled else 0,
         watching=watched + (count * probes / settings.evaluate_every if settings.evaluate_every else 0),
     )
+
+
+def _beside(settings: Settings, tower: TowerFlops) -> float:
+    """FARE asks the original once a step, TRADES the tower in training, once for the attack and once with gradients;
+    AdvFLYP's regularisers both, the original of the attacked images."""
+    of_clean = settings.batch_size * tower.update * settings.reads_clean
+    for_attack = settings.objective == "trades" and settings.attack_steps > 0
+    return of_clean + settings.batch_size * tower.forward * (settings.reads_original + for_attack)
 
 
 def logits(settings: Settings, width: int, count: int, bank: int, *, local: bool = False) -> float:

@@ -114,11 +114,14 @@ def of_step(
     if fsdp:
         held["weights, whole, for the end"] = weights
         held["a block, gathered"] = 2 * SINGLE * max(map(_size, sharding.blocks(towers.image_tower)), default=0)
+    if settings.reads_original:
+        held["the tower before training"] = weights
     if towers.text_tower is not None:
         held["text tower"] = SINGLE * _size(towers.text_tower)
     share, part = settings.share(count), settings.part(count)
     pixels = SINGLE * 3 * design.size[0] * design.size[1] * share
-    graphs = 2 if settings.clean_weight > 0 and settings.accumulate == 1 else 1
+    of_clean = settings.clean_weight > 0 or settings.reads_clean
+    graphs = 2 if of_clean and settings.accumulate == 1 else 1
     each = bytes_per_logit(settings.coupled)
     loss = each * settings.batch_size**2 if settings.coupled else each * part * bank
     alone = each * part**2 if settings.coupled and settings.attack_negatives == "local" else loss

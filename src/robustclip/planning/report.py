@@ -15,7 +15,11 @@ from robustclip.planning.memory import GIB, RESERVED
 if TYPE_CHECKING:
     from robustclip.planning.estimate import Estimate
 
-NAMES = {"recomputed": "computed again for parts", "watching": "log and probe"}
+NAMES = {
+    "recomputed": "computed again for parts",
+    "beside": "clean and original embeddings",
+    "watching": "log and probe",
+}
 
 
 def table(estimate: Estimate) -> Group:

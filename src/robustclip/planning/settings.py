@@ -27,6 +27,7 @@ class Settings:
     objective: str = "clip"
     split: str | None = None
     clean_weight: float = 0.0
+    anchor: float = 0.0
     accumulate: int = 1
     attack_negatives: str = "gathered"
     grad_checkpointing: bool = False
@@ -39,7 +40,17 @@ class Settings:
     @property
     def coupled(self) -> bool:
         """Whether an image's loss depends on the others of its batch."""
-        return self.objective != "text-bank"
+        return self.objective in ("clip", "siglip")
+
+    @property
+    def reads_clean(self) -> bool:
+        """Whether the update embeds the untouched images too, with gradients."""
+        return self.objective == "trades" or self.anchor > 0
+
+    @property
+    def reads_original(self) -> bool:
+        """Whether the tower as it was before training is kept and asked."""
+        return self.objective == "fare" or self.anchor > 0
 
     @property
     def samples(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,15 +32,28 @@ both."""
 
 @dataclass(frozen=True)
 class AdversarialGradients:
-    """`embed` maps images in [0, 1] to normalised embeddings by `tower`, which has been put in the mode to train in;
-    `accumulate` is the number of parts whose activations are held one at a time."""
+    """The gradients of one update.
+
+    embed               images in [0, 1] to embeddings by `tower`, which has been put in the mode to train in;
+                        normalised or not, for objectives that need unit vectors make them
+    objective           what the update descends; the attack climbs `attack_objective`, the same unless given
+    original            as `embed`, by the tower as it was before training, for objectives that read it
+    attack_embed        a cheaper `embed` (ours) that the attack takes its gradients from in steps before `cheap_until`
+    momentum            of the attack (0.9 in RobustVLM)
+    accumulate          how many parts a batch has, whose activations are held one at a time
+    """
 
     tower: nn.Module
     embed: Embed
     objective: Objective
     threat: ThreatModel | None
+    attack_objective: Objective | None = None
+    original: Embed | None = None
+    attack_embed: Embed | None = None
+    cheap_until: int = 0
     attack_steps: int = 2
     step_size: float | None = None
+    momentum: float = 0.0
     clean_weight: float = 0.0
     accumulate: int = 1
     attack_negatives: AttackNegatives = "gathered"
@@ -51,8 +64,9 @@ class AdversarialGradients:
         processes. Adds to the tower's gradients those of that mean (and of `clean_weight` times the clean one), the
         same in all processes. What it draws is a function of seed, step and the samples' ids."""
         with rng.seeded(self.seed, "tower", step, distributed.rank(), device=batch.images.device):
-            images = self.attacked(step, batch, texts)
-            loss_of = self._gathered(texts, batch.positives)
+            original = self._of_original(batch.images)
+            images = self.attacked(step, batch, texts, original)
+            loss_of = self._gathered(self.objective, self._in_parts(self.embed), batch, texts, original)
             loss = loss_of(images).mean()
             if self.clean_weight:
                 loss = loss + self.clean_weight * loss_of(batch.images).mean()
@@ -61,23 +75,32 @@ class AdversarialGradients:
             distributed.average_gradients(self.tower.parameters())
         return images, distributed.mean(loss)
 
-    def attacked(self, step: int, batch: Batch, texts: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"]:
-        """The inner problem: images of the batch that maximise its loss inside the threat model (or as they are)."""
+    def attacked(
+        self, step: int, batch: Batch, texts: Float[Tensor, "b d"], original: Float[Tensor, "b d"] | None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The inner problem: images of the batch that maximise the attack's loss inside the threat model (or as they
+        are)."""
         if self.threat is None:
             return batch.images
+        objective = self.attack_objective or self.objective
+        embed = self.attack_embed if self.attack_embed is not None and step < self.cheap_until else self.embed
         starts = rng.each(self.seed, "attack", step, ids=batch.ids, device=batch.images.device)
-        if self.objective.coupled and self.attack_negatives == "gathered":
-            return self._pgd(batch.images, self._gathered(texts, batch.positives), starts)
+        if objective.coupled and self.attack_negatives == "gathered":
+            with eval_mode(self.tower), torch.no_grad():
+                loss_of = self._gathered(objective, self._in_parts(embed), batch, texts, original)
+            return self._pgd(objective, loss_of, batch.images, starts)
         # Where losses don't depend on each other, going part by part is exact; where they do, these are "local".
         size = -(-len(batch) // self.accumulate)
-        return torch.cat(
-            [
-                self._pgd(batch.images[rows], self._local(texts[rows], batch.positives[rows]), starts[rows])
-                for rows in (slice(first, first + size) for first in range(0, len(batch), size))
-            ]
-        )
+        found = []
+        for first in range(0, len(batch), size):
+            rows = slice(first, first + size)
+            part = Batch(batch.images[rows], batch.captions[rows], batch.positives[rows], batch.ids[rows])
+            with eval_mode(self.tower), torch.no_grad():
+                loss_of = self._local(objective, embed, part, texts[rows], None if original is None else original[rows])
+            found.append(self._pgd(objective, loss_of, part.images, starts[rows]))
+        return torch.cat(found)
 
-    def _pgd(self, images: Tensor, loss_of: Embed, starts: list[torch.Generator]) -> Tensor:
+    def _pgd(self, objective: Objective, loss_of: Embed, images: Tensor, starts: list[torch.Generator]) -> Tensor:
         assert self.threat is not None
         frozen = None if sharding.wanted() else self.tower  # FSDP cannot freeze weights for a while
         with eval_mode(self.tower):
@@ -87,36 +110,78 @@ class AdversarialGradients:
                 self.threat,
                 steps=self.attack_steps,
                 step_size=self.step_size,
-                coupled=self.objective.coupled,
+                momentum=self.momentum,
+                coupled=objective.coupled,
                 keep="last",
                 module=frozen,
                 generator=starts,
             )
 
-    def _local(self, texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"]) -> Embed:
-        return lambda images: self.objective(self.embed(images), texts, ids)
+    def _local(self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None) -> Embed:
+        """Losses (b,) of images that stand in for those of `batch`, which meet no other process's."""
+        beside = self._beside(objective, embed, batch, texts, original)
+        return lambda images: objective(embed(images), **beside, **self._here(objective, images))
 
-    def _gathered(self, texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"]) -> Embed:
+    def _gathered(
+        self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
+    ) -> Embed:
         """Losses (b,) of this process's images; the gradient of their sum is that of the losses of all processes."""
-        if not self.objective.coupled or distributed.count() == 1:
-            return lambda images: self.objective(self._embed_in_parts(images), texts, ids)
-        all_texts, all_ids = distributed.everyone(texts), distributed.everyone(ids)
+        if not objective.coupled or distributed.count() == 1:
+            return self._local(objective, embed, batch, texts, original)
+        own_beside = self._beside(objective, embed, batch, texts, original)
+        beside = {name: _everyone(values) for name, values in own_beside.items()}
 
         def losses(images: Tensor) -> Tensor:
-            embeddings = distributed.everyone_with_gradient(self._embed_in_parts(images))
-            everyones = self.objective(embeddings, all_texts, all_ids)
+            here = {name: _everyone(values) for name, values in self._here(objective, images).items()}
+            everyones = objective(_everyone(embed(images)), **beside, **here)
             own = everyones.chunk(distributed.count())[distributed.rank()]
             others = everyones.sum() - own.sum()  # which own images change too, as negatives
             return own + (others - others.detach()) / len(own)
 
         return losses
 
-    def _embed_in_parts(self, images: Tensor) -> Tensor:
+    def _beside(
+        self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What an objective is given besides the images in question, all of it of the untouched pairs."""
+        given = {"texts": texts, "ids": batch.positives}
+        if "clean" in objective.reads:
+            given["clean"] = embed(batch.images)
+        if "original" in objective.reads:
+            assert original is not None, f"{objective.name} reads the original tower, and none was given"
+            given["original"] = original
+        return given
+
+    def _here(self, objective: Objective, images: Tensor) -> dict[str, Tensor]:
+        if "original_here" not in objective.reads:
+            return {}
+        assert self.original is not None, f"{objective.name} reads the original tower, and none was given"
+        return {"original_here": self._in_parts(self.original)(images)}
+
+    @torch.no_grad()
+    def _of_original(self, images: Tensor) -> Tensor | None:
+        """What the tower as it was before training says of untouched images, for whoever reads it."""
+        read = self.objective.reads | (self.attack_objective or self.objective).reads
+        if "original" not in read:
+            return None
+        assert self.original is not None, "an objective reads the original tower, and none was given"
+        return self._in_parts(self.original)(images)
+
+    def _in_parts(self, embed: Embed) -> Embed:
         """Embeddings of a batch whose activations do not fit: computed part by part and forgotten, and computed again,
         one part at a time, when the gradient comes back (Gao et al. 2021, GradCache, by torch's checkpointing)."""
         if self.accumulate == 1:
-            return self.embed(images)
-        if not torch.is_grad_enabled():
-            return torch.cat([self.embed(part) for part in images.chunk(self.accumulate)])
-        parts = [checkpoint(self.embed, part, use_reentrant=False) for part in images.chunk(self.accumulate)]
-        return torch.cat(parts)
+            return embed
+
+        def in_parts(images: Tensor) -> Tensor:
+            parts = images.chunk(self.accumulate)
+            if not torch.is_grad_enabled():
+                return torch.cat([embed(part) for part in parts])
+            return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in parts])
+
+        return in_parts
+
+
+def _everyone(values: Tensor) -> Tensor:
+    """Of all processes, in their order, with gradients where `values` have them."""
+    return distributed.everyone_with_gradient(values) if values.requires_grad else distributed.everyone(values)

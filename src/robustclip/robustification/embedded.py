@@ -5,16 +5,32 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from robustclip.data.batch import Batch
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee
 from robustclip.referees.sentence import MINILM, SentenceEncoder
-from robustclip.robustification.losses import Objective, clip, siglip, text_bank
+from robustclip.robustification.losses import (
+    Objective,
+    anchored,
+    clip,
+    divergence,
+    fare,
+    siglip,
+    tecoa,
+    text_bank,
+    trades,
+)
 from robustclip.robustification.texts import embed_captions
 
-ObjectiveName = Literal["text-bank", "clip", "siglip"]
+ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "fare", "trades"]
+AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "fare", "divergence"]
+"""What the attack climbs: "same" is what the update descends, but of TRADES its divergence."""
+
+CLASS_TEMPLATE = "an emoji of a {}"
+"""TeCoA's class texts here, after RobustVLM's "This is a photo of a {}"."""
 
 LOGIT_SCALE = 30.0
 """exp(logit_scale) of the embedded referees, frozen (ours): names of different things are at cosine 0.2 to 0.5 in the
@@ -56,17 +72,50 @@ def fresh_referee(name: str, tower: str, *, image_size: int = 64, seed: int = 0)
         return new_referee(model_cfg, preprocess, SentenceEncoder(), LOGIT_SCALE, name)
 
 
-def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches) -> Objective:
+def emoji_objectives(
+    name: ObjectiveName,
+    referee: TwoTower,
+    data: EmojiBatches,
+    *,
+    attack: AttackName = "same",
+    beta: float = 6.0,
+    anchor: float = 0.0,
+) -> tuple[Objective, Objective]:
+    """What the update descends and what the attack climbs, by name. `beta` weighs TRADES' divergence; `anchor`, where
+    it is not 0, AdvFLYP's regularisers of features and answers, which only the update has."""
+    update = emoji_objective(name, referee, data, beta=beta)
+    if attack == "divergence" or (attack == "same" and name == "trades"):
+        climbed = divergence(referee.logit_scale, _names(referee, data)[0])
+    else:
+        climbed = update if attack == "same" else emoji_objective(attack, referee, data)
+    if anchor:
+        bank = None if update.reads_texts else _names(referee, data)[0]
+        update = anchored(update, features=anchor, answers=anchor, scale=referee.logit_scale, bank=bank)
+    return update, climbed
+
+
+def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches, *, beta: float = 6.0) -> Objective:
     """The loss by name. The text bank holds the names of the concepts in `data`, and only those: a concept held out of
     training is not pushed away either."""
+    scale = referee.logit_scale
     if name == "clip":
-        return clip(referee.logit_scale)
+        return clip(scale)
     if name == "siglip":
-        return siglip(referee.logit_scale, bias=-10.0)  # SigLIP §3.2: bias -10 starts near "nothing matches"
+        return siglip(scale, bias=-10.0)  # SigLIP §3.2: bias -10 starts near "nothing matches"
+    if name == "fare":
+        return fare()
+    if name == "tecoa":
+        return tecoa(scale, *_names(referee, data, CLASS_TEMPLATE))
+    bank, concepts = _names(referee, data)
+    named = text_bank(scale, bank, concepts)
+    return trades(named, scale, bank, beta) if name == "trades" else named
+
+
+def _names(referee: TwoTower, data: EmojiBatches, template: str = "{}") -> tuple[Tensor, Tensor]:
+    """Embeddings (C,D) of the names of the concepts in `data`, and the concepts (C,)."""
     concepts = data.samples.labels.unique()
-    names = [data.samples.label_names[concept] for concept in concepts.tolist()]
-    bank = embed_captions(referee, names)
-    return text_bank(referee.logit_scale, bank, concepts.to(bank.device))
+    bank = embed_captions(referee, [template.format(data.samples.label_names[one]) for one in concepts.tolist()])
+    return bank, concepts.to(bank.device)
 
 
 def emoji_probe(data: EmojiBatches, size: int = 128) -> Batch:

@@ -1,81 +1,216 @@
-"""Objectives: how far images are from their texts. The attack climbs one, the update descends one.
+"""Objectives: how far images are from where they should be. The attack climbs one, the update descends one; by default
+the same, but they are chosen apart.
 
-Every loss takes normalised embeddings and answers one value per image, in float32 (float64 if they are) and outside
-autocast: a bfloat16 logit of 30 has steps of 0.125. Images and texts match where their ids are equal, so a concept that
-comes twice in a batch is no negative of itself; several matches share the target equally (UniCL, Yang et al. 2022,
-Eq. 3-4).
+    clip          CLIPAG Eq. 3 "in practice": the batch-contrastive loss            Ganz & Elad; Radford et al. 2021
+    text_bank     softmax over a finite set of texts                                ours
+    tecoa         softmax over the texts of all classes                             Mao et al. 2023
+    siglip        pairwise sigmoid                                                  Zhai et al. 2023
+    fare          squared distance to the original's embedding of the clean image   Schlarmann et al. 2024
+    divergence    KL from the answers to the clean image                            Zhang et al. 2019, the inner problem
+    trades        clean loss + beta * divergence                                    Zhang et al. 2019
+    anchored      a loss + AdvFLYP's distances to the original and the clean image  Sxing2/AdvFLYP
+
+Every loss answers one value per image, in float32 (float64 if embeddings are) and outside autocast: a bfloat16 logit of
+30 has steps of 0.125. Images and texts match where their ids are equal, so a concept that comes twice in a batch is no
+negative of itself; several matches share the target equally (UniCL, Yang et al. 2022, Eq. 3-4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustclip.referees.base import unit
+
 PerImage = Float[Tensor, " b"]
+Embeddings = Float[Tensor, "b d"]
+
+Reads = Literal["texts", "clean", "original", "original_here"]
+"""What a loss may look at besides the images' own embeddings; each costs passes, so only what is read is computed."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch of B pairs as a loss sees it. Embeddings (B,D) are as the tower gives them, not normalised.
+
+    features        of the images in question, attacked or not, by the tower in training
+    texts, ids      normalised embeddings of the captions (B,D), and which concept each pair shows (B,)
+    clean           of the untouched images, by the tower in training: with gradients in the update, none in the attack
+    original        of the untouched images, by the tower as it was before training
+    original_here   of the images in question, by that tower
+    """
+
+    features: Embeddings
+    texts: Embeddings
+    ids: Int[Tensor, " b"]
+    clean: Embeddings | None = None
+    original: Embeddings | None = None
+    original_here: Embeddings | None = None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Seen:
+        """The same with `change` applied to all embeddings."""
+        given = {name: value for name, value in vars(self).items() if name != "ids" and value is not None}
+        return replace(self, **{name: change(value) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss by name. `loss(images (B,D), texts (B,D), ids (B,)) -> (B,)`.
+    """A loss by name: `loss(Seen) -> (B,)`.
 
     `coupled` says that an image's loss depends on the other images of its batch, so that the attack must climb and
-    choose for the batch as a whole; `reads_texts` whether the batch's own texts are looked at.
+    choose for the batch as a whole; `reads` what it looks at besides the images' own embeddings.
     """
 
     name: str
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    loss: Callable[[Seen], Tensor]
     coupled: bool
-    reads_texts: bool = True
+    reads: frozenset[Reads] = frozenset({"texts"})
 
-    def __call__(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"]) -> PerImage:
-        exact = torch.promote_types(images.dtype, torch.float32)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.loss(images.to(exact), texts.to(exact), ids)
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the batch's own captions are looked at."""
+        return "texts" in self.reads
+
+    def __call__(
+        self,
+        features: Embeddings,
+        texts: Embeddings,
+        ids: Int[Tensor, " b"],
+        *,
+        clean: Embeddings | None = None,
+        original: Embeddings | None = None,
+        original_here: Embeddings | None = None,
+    ) -> PerImage:
+        """The loss of each image. Arguments are the fields of `Seen`; raises ValueError where one that is read is
+        missing."""
+        seen = Seen(features, texts, ids, clean, original, original_here)
+        if lacking := sorted(name for name in self.reads if getattr(seen, name) is None):
+            raise ValueError(f"the objective {self.name} reads {', '.join(lacking)}, which this call does not give")
+        exact = torch.promote_types(features.dtype, torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.loss(seen.mapped(lambda embeddings: embeddings.to(exact)))
 
 
 def clip(scale: float) -> Objective:
     """CLIP's batch-contrastive loss in both directions (Radford et al. 2021, Fig. 3): what CLIPAG's Eq. 3 uses
     "in practice" (CLIPAG §3), in the attack as in the update. `scale` is the frozen exp(logit_scale)."""
-    return Objective("clip", lambda images, texts, ids: contrastive(images, texts, ids, scale), coupled=True)
+    return Objective("clip", lambda seen: contrastive(unit(seen.features), seen.texts, seen.ids, scale), coupled=True)
 
 
 def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " t"]) -> Objective:
-    """Softmax over all texts of a finite set, so that every concept is a negative in every step (ours; TeCoA's loss
-    where the bank holds one text a class). The batch's own captions are not read."""
+    """Softmax over all texts of a finite set, so that every concept is a negative in every step (ours). The batch's own
+    captions are not read."""
 
-    def loss(images: Tensor, texts: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG001
-        return matching_cross_entropy(scale * images @ bank.T.to(images.dtype), ids[:, None] == bank_ids)
+    def loss(seen: Seen) -> Tensor:
+        return matching_cross_entropy(_logits(seen.features, bank, scale), seen.ids[:, None] == bank_ids)
 
-    return Objective("text-bank", loss, coupled=False, reads_texts=False)
+    return Objective("text-bank", loss, coupled=False, reads=frozenset())
+
+
+def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " c"]) -> Objective:
+    """Cross-entropy among the texts of all classes, one a class (TeCoA, Mao et al. 2023, Eq. 3; RobustVLM, with scale
+    100 and "This is a photo of a {}"). A text bank of one text a class is the same loss. Raises ValueError for a class
+    with two texts, and for a set of one class, of which every image is."""
+    if len(class_ids.unique()) < len(class_ids) or len(class_ids) < 2:
+        raise ValueError(f"TeCoA takes one text a class and at least two classes, not the ids {class_ids.tolist()}")
+    return replace(text_bank(scale, classes, class_ids), name="tecoa")
 
 
 def siglip(scale: float, bias: float) -> Objective:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, Alg. 1), an image's share of it: the sum over its texts."""
 
-    def loss(images: Tensor, texts: Tensor, ids: Tensor) -> Tensor:
-        sign = torch.where(ids[:, None] == ids, 1.0, -1.0)
-        return -F.logsigmoid(sign * (scale * images @ texts.T + bias)).sum(dim=1)
+    def loss(seen: Seen) -> Tensor:
+        sign = torch.where(seen.ids[:, None] == seen.ids, 1.0, -1.0)
+        return -F.logsigmoid(sign * (scale * unit(seen.features) @ seen.texts.T + bias)).sum(dim=1)
 
     return Objective("siglip", loss, coupled=True)
+
+
+def fare() -> Objective:
+    """Squared L2 distance, a sum over dimensions and not a mean, of unnormalised embeddings to what the original tower
+    says of the untouched image (FARE, Schlarmann et al. 2024, Eq. 3): no texts, no labels."""
+
+    def loss(seen: Seen) -> Tensor:
+        assert seen.original is not None
+        return (seen.features - seen.original).square().sum(dim=1)
+
+    return Objective("fare", loss, coupled=False, reads=frozenset({"original"}))
+
+
+def divergence(scale: float, bank: Float[Tensor, "t d"]) -> Objective:
+    """KL(answers to the clean image || answers here), among the texts of a bank: what TRADES' attack climbs (Zhang et
+    al. 2019, Eq. 5). Its gradient is zero at the clean image: it needs a random start."""
+
+    def loss(seen: Seen) -> Tensor:
+        assert seen.clean is not None
+        return kl(_logits(seen.clean, bank, scale), _logits(seen.features, bank, scale))
+
+    return Objective("divergence", loss, coupled=False, reads=frozenset({"clean"}))
+
+
+def trades(base: Objective, scale: float, bank: Float[Tensor, "t d"], beta: float = 6.0) -> Objective:
+    """`base` on the untouched images plus `beta` times their divergence from the attacked ones (TRADES, Zhang et al.
+    2019, Eq. 5; 6 is their 1/lambda). To be attacked by `divergence`; gradients flow through both of its arguments, as
+    in their code."""
+    apart = divergence(scale, bank)
+
+    def loss(seen: Seen) -> Tensor:
+        assert seen.clean is not None
+        return base.loss(replace(seen, features=seen.clean)) + beta * apart.loss(seen)
+
+    return Objective(f"trades of {base.name}", loss, base.coupled, base.reads | {"clean"})
+
+
+def anchored(
+    base: Objective,
+    *,
+    features: float = 1.0,
+    answers: float = 1.0,
+    scale: float = 100.0,
+    bank: Float[Tensor, "t d"] | None = None,
+) -> Objective:
+    """`base` plus AdvFLYP's regularisers, which keep the attacked image's embedding near two others of it.
+
+    `features` weighs the distances (L2 norm of differences of unit embeddings) to the original tower's embedding of the
+    attacked image and to this tower's of the clean one; `answers` the KL divergences of this image's answers from
+    those two's, among the batch's captions, or the texts of `bank`. Both are 1 in Sxing2/AdvFLYP (training_epoch.py,
+    reg_level "feat" and "logit"), which adds them to the update only: attack with `base`.
+    """
+
+    def loss(seen: Seen) -> Tensor:
+        assert seen.original_here is not None
+        assert seen.clean is not None
+        texts = seen.texts if bank is None else bank
+        total = base.loss(seen)
+        for other in (seen.original_here, seen.clean):
+            if features:
+                total = total + features * torch.linalg.vector_norm(unit(seen.features) - unit(other), dim=1)
+            if answers:
+                total = total + answers * kl(_logits(seen.features, texts, scale), _logits(other, texts, scale))
+        return total
+
+    beside: set[Reads] = {"clean", "original_here"} if bank is not None else {"clean", "original_here", "texts"}
+    return Objective(f"anchored {base.name}", loss, base.coupled, base.reads | beside)
 
 
 def contrastive(
     images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"], scale: float
 ) -> PerImage:
-    """Mean of the image-to-text and the text-to-image cross-entropy, per pair; their mean over the batch is open_clip's
-    ClipLoss where all ids differ."""
+    """Mean of the image-to-text and the text-to-image cross-entropy, per pair, of unit embeddings; their mean over the
+    batch is open_clip's ClipLoss where all ids differ."""
     logits = scale * images @ texts.T
     matches = ids[:, None] == ids
     return (matching_cross_entropy(logits, matches) + matching_cross_entropy(logits.T, matches)) / 2
 
 
-def matching_cross_entropy(logits: Float[Tensor, "b t"], matches: Tensor) -> PerImage:
-    """Cross-entropy of each row to the uniform distribution over its matches (bool, (B,T)).
+def matching_cross_entropy(logits: Float[Tensor, "b t"], matches: Bool[Tensor, "b t"]) -> PerImage:
+    """Cross-entropy of each row to the uniform distribution over its matches.
 
     Raises ValueError on a CPU where a row matches nothing; elsewhere such a row is NaN, which stops a run, and asking
     would make every step wait for the device.
@@ -85,3 +220,12 @@ def matching_cross_entropy(logits: Float[Tensor, "b t"], matches: Tensor) -> Per
         rows = (count.squeeze(1) == 0).nonzero().flatten().tolist()
         raise ValueError(f"rows {rows} match no text: every id of a batch needs a text with that id")
     return F.cross_entropy(logits, matches.to(logits.dtype) / count, reduction="none")
+
+
+def kl(logits: Float[Tensor, "b t"], others: Float[Tensor, "b t"]) -> PerImage:
+    """KL(softmax(logits) || softmax(others)) of each row."""
+    return F.kl_div(others.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="none").sum(1)
+
+
+def _logits(features: Embeddings, texts: Float[Tensor, "t d"], scale: float) -> Float[Tensor, "b t"]:
+    return scale * unit(features) @ texts.T.to(features.dtype)

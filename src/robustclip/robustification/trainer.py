@@ -36,12 +36,14 @@ def train(
     run: Run,
     objective: Objective,
     threat: ThreatModel | None,
+    attack_objective: Objective | None = None,
     steps: int,
     lr: float,
     weight_decay: float,
     warmup: int,
     attack_steps: int = 2,
     step_size: float | None = None,
+    attack_momentum: float = 0.0,
     clean_weight: float = 0.0,
     grad_clip: float = 1.0,
     ema: float = 0.998,
@@ -65,7 +67,8 @@ def train(
 
     For each batch of pairs (CLIPAG Eq. 3): find delta in the threat model that maximises the objective, the tower in
     eval mode and its weights frozen; then descend the same objective on images + delta, plus `clean_weight` times the
-    objective on the clean images. `threat=None` trains on clean images, which is how the controls are made.
+    objective on the clean images. `attack_objective` is maximised instead, where it is given (TRADES). `threat=None`
+    trains on clean images, which is how the controls are made.
 
     `referee` is on the device to train on. `data` yields batches without end, images (B,3,H,W) in [0,1]; where several
     processes train together, each yields its own share of a batch. `steps` counts updates; `step_size` is
@@ -93,6 +96,9 @@ def train(
     run.note(steps=steps)
     if dtype == torch.float64:
         referee.double()
+    climbed = attack_objective or objective
+    reads_texts = objective.reads_texts or climbed.reads_texts
+    reads_original = bool({"original", "original_here"} & (objective.reads | climbed.reads))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     tower = referee.image_tower
     ready_to_train(
@@ -103,15 +109,25 @@ def train(
         channels_last=channels_last,
     )
     averaged = average(tower, ema)
+    untrained = deepcopy(tower).requires_grad_(False).eval() if reads_original else tower
     if sharding.wanted():
         referee.image_tower = deepcopy(tower)  # whole, to take the weights back at the end
         sharding.shard(tower)
         sharding.shard(averaged.module)
     forward = torch.compile(tower) if compile else tower
 
-    def embed(images: Tensor) -> Tensor:
+    def encode(images: Tensor) -> Tensor:
         with autocast(device, dtype):
-            return unit(forward(referee.preprocess(images)))
+            embeddings: Tensor = forward(referee.preprocess(images))
+            return embeddings
+
+    def embed(images: Tensor) -> Tensor:
+        return unit(encode(images))
+
+    def encode_untrained(images: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            embeddings: Tensor = untrained(referee.preprocess(images))
+            return embeddings
 
     exact = torch.promote_types(dtype, torch.float32)
 
@@ -124,11 +140,14 @@ def train(
 
     gradients = AdversarialGradients(
         tower=tower,
-        embed=embed,
+        embed=encode,
         objective=objective,
         threat=threat,
+        attack_objective=attack_objective,
+        original=encode_untrained if reads_original else None,
         attack_steps=attack_steps,
         step_size=step_size,
+        momentum=attack_momentum,
         clean_weight=clean_weight,
         accumulate=accumulate,
         attack_negatives=attack_negatives,
@@ -156,7 +175,7 @@ def train(
             batch = placed(batch)
             done = step + 1
             logs = done % log_every == 0 or done == steps
-            texts = features(batch.captions) if objective.reads_texts or logs else no_texts
+            texts = features(batch.captions) if reads_texts or logs else no_texts
 
             statistics = [buffer.clone() for buffer in tower.buffers()]
             optimizer.zero_grad(set_to_none=True)

@@ -70,6 +70,7 @@ def recipe(
     arguments = dict(locals())
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
+        attack_steps = min(attack_steps, 2)
     target = pick_device(device)
     referee = load_referee(start, device=str(target))
     started_from = referee.card

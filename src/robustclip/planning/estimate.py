@@ -83,7 +83,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
     settings.share(terms.count)
     design = blueprint(settings.start, settings.architecture)
     towers = imagine(design, lambda tower: _ready(tower, settings, terms.count))
-    bank = 0 if settings.coupled or settings.objective == "fare" else _texts_of_bank(settings)
+    bank = 0 if settings.coupled else _texts_of_bank(settings)
     tower = flops.of_towers(towers, design.size)
     step = flops.of_step(settings, tower, design, terms.count, bank)
     measured = rehearse(settings, design, tower, terms.count, bank) if terms.gpu == gpus.HERE else None

@@ -38,7 +38,6 @@ class AdversarialGradients:
                         normalised or not, for objectives that need unit vectors make them
     objective           what the update descends; the attack climbs `attack_objective`, the same unless given
     original            as `embed`, by the tower as it was before training, for objectives that read it
-    attack_embed        a cheaper `embed` (ours) that the attack takes its gradients from in steps before `cheap_until`
     momentum            of the attack (0.9 in RobustVLM)
     accumulate          how many parts a batch has, whose activations are held one at a time
     """
@@ -49,8 +48,6 @@ class AdversarialGradients:
     threat: ThreatModel | None
     attack_objective: Objective | None = None
     original: Embed | None = None
-    attack_embed: Embed | None = None
-    cheap_until: int = 0
     attack_steps: int = 2
     step_size: float | None = None
     momentum: float = 0.0
@@ -83,11 +80,10 @@ class AdversarialGradients:
         if self.threat is None:
             return batch.images
         objective = self.attack_objective or self.objective
-        embed = self.attack_embed if self.attack_embed is not None and step < self.cheap_until else self.embed
         starts = rng.each(self.seed, "attack", step, ids=batch.ids, device=batch.images.device)
         if objective.coupled and self.attack_negatives == "gathered":
             with eval_mode(self.tower), torch.no_grad():
-                loss_of = self._gathered(objective, self._in_parts(embed), batch, texts, original)
+                loss_of = self._gathered(objective, self._in_parts(self.embed), batch, texts, original)
             return self._pgd(objective, loss_of, batch.images, starts)
         # Where losses don't depend on each other, going part by part is exact; where they do, these are "local".
         size = -(-len(batch) // self.accumulate)
@@ -96,7 +92,7 @@ class AdversarialGradients:
             rows = slice(first, first + size)
             part = Batch(batch.images[rows], batch.captions[rows], batch.positives[rows], batch.ids[rows])
             with eval_mode(self.tower), torch.no_grad():
-                loss_of = self._local(objective, embed, part, texts[rows], None if original is None else original[rows])
+                loss_of = self._local(objective, self.embed, part, texts[rows], None if original is None else original[rows])
             found.append(self._pgd(objective, loss_of, part.images, starts[rows]))
         return torch.cat(found)
 

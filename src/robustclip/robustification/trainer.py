@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from signal import SIGTERM
@@ -36,6 +37,7 @@ def train(
     run: Run,
     objective: Objective,
     threat: ThreatModel | None,
+    gradients_by: Callable[..., AdversarialGradients] = AdversarialGradients,
     attack_objective: Objective | None = None,
     steps: int,
     lr: float,
@@ -74,6 +76,7 @@ def train(
     processes train together, each yields its own share of a batch. `steps` counts updates; `step_size` is
     2.5 eps / attack_steps unless given.
 
+    gradients_by        who makes an update's gradients, by other attacks than PGD (see tools/half_the_cost.py)
     accumulate          parts of a process's share that are held in memory one at a time; attack and update still meet
                         the negatives of the whole batch (see `adversarial`), which costs a forward pass at each step.
     attack_negatives    "local" spares the attack that; its losses are then of one part in one process.
@@ -138,7 +141,7 @@ def train(
     def features(captions: list[str]) -> Tensor:
         return embed_captions(referee, captions).to(exact)
 
-    gradients = AdversarialGradients(
+    gradients = gradients_by(
         tower=tower,
         embed=encode,
         objective=objective,

@@ -1,0 +1,339 @@
+"""Cheaper attacks for training, side by side: robustness at equal samples, FLOPs and time as ratios to PGD-5 and PGD-2.
+
+    python tools/half_the_cost.py --rows runs/robustness   # about an hour on two cores; resumes; writes docs/cost.md
+
+Each variant trains emoji-vanilla with the text bank under L2 eps 1.5, as the row text-bank of `reproduce robustness`
+does, whose PGD-1, PGD-2 and PGD-5 are taken from there (`--rows`). The criterion is top-1 under autoattack-light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip import evaluate, load_referee, rng
+from robustclip.attacks.gradient import attacking
+from robustclip.data.batch import Batch
+from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.devices import autocast
+from robustclip.evaluation import intervals
+from robustclip.files import atomic_write, write_json
+from robustclip.planning.flops import counted
+from robustclip.referees.base import TwoTower
+from robustclip.referees.preprocess import Preprocess
+from robustclip.robustification.adversarial import AdversarialGradients, Embed
+from robustclip.robustification.embedded import emoji_objective
+from robustclip.robustification.finish import REFEREE, save_trained
+from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.trainer import train
+from robustclip.runs import RECORD, Run
+from robustclip.threat import ThreatModel
+
+DOCS: Final = Path(__file__).parents[1] / "docs"
+EPS, SIZE, BATCH, UPDATES = 1.5, 64, 128, 150
+STRONG, WEAK = f"l2:{EPS}@autoattack-light", f"l2:{EPS}@20x3"
+DTYPE: Final = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class SmallerAttack(AdversarialGradients):
+    """The attack takes its gradients from a smaller picture in the first `until` updates: `small` embeds the images
+    brought to half their side, which costs a quarter."""
+
+    small: Embed = field(kw_only=True)
+    until: int = field(kw_only=True)
+
+    def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
+        if step >= self.until:
+            return super().attacked(step, batch, texts, original)
+        settings = {name: getattr(self, name) for name in AdversarialGradients.__dataclass_fields__}
+        return AdversarialGradients(**settings | {"embed": self.small}).attacked(step, batch, texts, original)
+
+
+@dataclass(frozen=True)
+class WarmAttack(AdversarialGradients):
+    """One step from where the sample's attack ended when it was last seen (Zheng et al. 2020, ATTA), from a random
+    start the first time. Augmentation moves the picture in between, and the perturbation is not moved along."""
+
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
+        assert self.threat is not None
+        starts = rng.each(self.seed, "attack", step, ids=batch.ids)
+        fresh = self.threat.random_start(batch.images, starts)
+        rows = [self.known.get(one, new) for one, new in zip(batch.ids, fresh, strict=True)]
+        started = (batch.images + self.threat.project(torch.stack([row.float() for row in rows]))).clamp(0, 1)
+        moved = self._one_step(batch, started, texts)
+        for one, delta in zip(batch.ids, moved - batch.images, strict=True):
+            self.known[one] = delta.half()
+        return moved
+
+    def _one_step(self, batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
+        assert self.threat is not None
+        leaf = images.detach().requires_grad_()
+        with attacking(self.tower):
+            (gradient,) = torch.autograd.grad(self.objective(self.embed(leaf), texts, batch.positives).sum(), leaf)
+        step = self.step_size or self.threat.eps
+        moved = images + step * self.threat.steepest(gradient) - batch.images
+        return (batch.images + self.threat.project(moved)).clamp(0, 1).detach()
+
+
+@dataclass(frozen=True)
+class FreeGradients(AdversarialGradients):
+    """Free adversarial training (Shafahi et al. 2019, Alg. 1): every batch comes `replays` times, and one backward pass
+    gives both the weights' gradient and the perturbation's next step. It starts at random with each batch (theirs goes
+    on from the batch before)."""
+
+    replays: int = 4
+    held: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, step: int, batch: Batch, texts: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.threat is not None
+        if step % self.replays == 0 or "delta" not in self.held:
+            self.held["delta"] = self.threat.random_start(
+                batch.images, rng.each(self.seed, "attack", step, ids=batch.ids)
+            )
+        leaf = (batch.images + self.held["delta"]).clamp(0, 1).requires_grad_()
+        losses = self.objective(self.embed(leaf), texts, batch.positives)
+        losses.mean().backward()
+        assert leaf.grad is not None
+        moved = leaf.detach() + self.threat.eps * self.threat.steepest(leaf.grad) - batch.images
+        self.held["delta"] = self.threat.project(moved).detach()
+        return leaf.detach(), losses.mean().detach()
+
+
+@dataclass
+class Replayed:
+    """Each batch `replays` times in a row."""
+
+    data: EmojiBatches
+    replays: int
+
+    def __post_init__(self) -> None:
+        self.faults, self.describe = self.data.faults, self.data.describe
+
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        for number, batch in enumerate(self.data.batches(start // self.replays), start // self.replays):
+            for again in range(self.replays):
+                if number * self.replays + again >= start:
+                    yield batch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to attack in training. `row` names the row of `reproduce robustness` that is this."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    by: Callable[[TwoTower], Callable[..., AdversarialGradients]] | None = None
+    row: str | None = None
+    updates: int = UPDATES
+    replays: int = 1
+
+
+def half_size(referee: TwoTower, until: int = UPDATES) -> Callable[..., AdversarialGradients]:
+    mean, std = (tuple(referee.preprocess.statistics[name]) for name in ("mean", "std"))
+    shrink = Preprocess(SIZE // 2, mean=mean, std=std)
+
+    def small(images: Tensor) -> Tensor:
+        with autocast(images.device, DTYPE):
+            embeddings: Tensor = referee.image_tower(shrink(images))
+            return embeddings
+
+    return partial(SmallerAttack, small=small, until=until)
+
+
+def by(gradients: type[AdversarialGradients]) -> Callable[[TwoTower], Callable[..., AdversarialGradients]]:
+    """The same for every tower."""
+    return lambda _: gradients
+
+
+VARIANTS: Final = [
+    Variant("PGD-5", {"attack_steps": 5}, row="pgd-5"),
+    Variant("PGD-2", {"attack_steps": 2}, row="text-bank"),
+    Variant("PGD-1, random start, step 1.25 eps", {"attack_steps": 1, "step_size": 1.25 * EPS}, row="pgd-1"),
+    Variant("PGD-1, random start, step 0.75 eps", {"attack_steps": 1, "step_size": 0.75 * EPS}),
+    Variant("PGD-2 on pictures of half the side", {"attack_steps": 2}, half_size),
+    Variant("PGD-5 on pictures of half the side", {"attack_steps": 5}, half_size),
+    Variant("PGD-2 on such pictures in the first two thirds", {"attack_steps": 2}, partial(half_size, until=100)),
+    Variant("PGD-1 from the sample's last attack", {"attack_steps": 1, "step_size": EPS}, by(WarmAttack)),
+    Variant("free, 4 replays, twice the updates", {}, by(FreeGradients), updates=2 * UPDATES, replays=4),
+]
+
+
+def main(rows: list[Path], work: Path, limit: int) -> None:
+    for variant in VARIANTS:
+        if not reused(variant, rows):
+            train_variant(variant, work / slug(variant.name))
+    measured = {variant.name: measure(variant, rows, work, limit) for variant in VARIANTS}
+    costs = cost(work / "cost.json")
+    with atomic_write(DOCS / "cost.md", "w") as file:
+        file.write(page(measured, costs, limit))
+
+
+def slug(name: str) -> str:
+    return "".join(sign if sign.isalnum() else "-" for sign in name)
+
+
+def reused(variant: Variant, rows: list[Path]) -> Path | None:
+    """The finished run of a row that is this variant."""
+    for folder in rows:
+        run = folder / "rows" / (variant.row or "") / "seed-0" / "run"
+        if variant.row and (run / REFEREE).is_dir():
+            return run
+    return None
+
+
+def train_variant(variant: Variant, folder: Path) -> None:
+    if (folder / RECORD).is_file() and Run.open(folder).status == "finished":
+        return
+    referee = load_referee("emoji-vanilla", device="cpu")
+    started_from = referee.card
+    data = EmojiBatches("guide-styles", batch_size=BATCH, seed=0)
+    run = Run.start(folder, None, recipe="emoji", arguments={"variant": variant.name, "seed": 0})
+    with run:
+        train(
+            referee,
+            Replayed(data, variant.replays),
+            run=run,
+            objective=emoji_objective("text-bank", referee, data),
+            threat=ThreatModel("l2", EPS, SIZE),
+            gradients_by=AdversarialGradients if variant.by is None else variant.by(referee),
+            steps=variant.updates,
+            lr=1e-3,
+            weight_decay=0.05,
+            warmup=variant.updates // 8,
+            ema=0.98,
+            dtype=DTYPE,
+            checkpoint_every=10_000,
+            **variant.settings,
+        )
+        threat = ThreatModel("l2", EPS, SIZE)
+        samples = variant.updates * BATCH
+        save_trained(referee, run, name="emoji-variant", threat=threat, started_from=started_from, samples=samples)
+
+
+def measure(variant: Variant, rows: list[Path], work: Path, limit: int) -> dict[str, list[bool]]:
+    """Which images the variant gets right: clean, under PGD and under the strong attack."""
+    folder = work / slug(variant.name)
+    kept = folder / "hits.json"
+    if not kept.is_file():
+        run = reused(variant, rows) or folder
+        common: dict[str, Any] = {"data": "emoji/unseen-styles", "labels": "present", "limit": limit, "batch_size": 50}
+        report = evaluate([str(run / REFEREE)], attack=[WEAK, STRONG], **common)
+        hits = {
+            attack: [a["rank"] == 0 for a in report.answers if a["attack"] == attack]
+            for attack in ("clean", WEAK, STRONG)
+        }
+        write_json(kept, hits)
+    return dict(json.loads(kept.read_text(encoding="utf-8")))
+
+
+def cost(kept: Path) -> dict[str, dict[str, float]]:
+    """FLOPs and median seconds of an update, variants side by side in one run of 5 rounds."""
+    if kept.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    referee = load_referee("emoji-vanilla", device="cpu")
+    data = EmojiBatches("guide-styles", batch_size=64, seed=0)
+    objective = emoji_objective("text-bank", referee, data)
+    ready_to_train(
+        referee.image_tower, frozen_statistics=False, grad_checkpointing=False, accumulate=1, channels_last=True
+    )
+    batch = data.batch(0)
+    batch = replace(batch, images=batch.images.to(memory_format=torch.channels_last))
+    texts = torch.empty(0)
+
+    def embed(images: Tensor) -> Tensor:
+        with autocast(images.device, DTYPE):
+            embeddings: Tensor = referee.image_tower(referee.preprocess(images))
+            return embeddings
+
+    steps = {}
+    for variant in VARIANTS:
+        made = AdversarialGradients if variant.by is None else variant.by(referee)
+        gradients = made(
+            tower=referee.image_tower,
+            embed=embed,
+            objective=objective,
+            threat=ThreatModel("l2", EPS, SIZE),
+            **variant.settings,
+        )
+        steps[variant.name] = partial(gradients, 0, batch, texts)
+    found: dict[str, dict[str, float]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(6):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    for variant in VARIANTS:
+        share = 2 / 3 if "two thirds" in variant.name else 1.0
+        flops, lasts = float(counted(steps[variant.name])), median(seconds[variant.name][1:])
+        found[variant.name] = {"flops": flops, "seconds": lasts, "share": share, "updates": variant.updates / UPDATES}
+    for name, one in found.items():
+        if one["share"] < 1:  # the rest of its updates are PGD-2's
+            for kind in ("flops", "seconds"):
+                one[kind] = one["share"] * one[kind] + (1 - one["share"]) * found["PGD-2"][kind]
+        for kind in ("flops", "seconds"):
+            found[name][kind] *= one["updates"]
+    write_json(kept, found)
+    return found
+
+
+HEAD: Final = """# Half the cost of adversarial training
+
+Made by `python tools/half_the_cost.py`. All variants train emoji-vanilla's ResNet with the text bank under L2 eps {eps}
+at 64x64, {updates} updates of {batch} samples (free training twice as many updates), one training seed. Accuracy is
+top-1 of n = {n} drawings of styles that nobody was trained on, among the {labels} labels that these have; differences
+are to PGD-5 on the same images, with paired 95% intervals. FLOPs are counted by torch in a real update; time is
+the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something.
+
+| attack | FLOPs / PGD-5 | FLOPs / PGD-2 | time / PGD-5 | clean | PGD-20x3 | autoattack-light | minus PGD-5 |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def page(measured: dict[str, dict[str, list[bool]]], costs: dict[str, dict[str, float]], limit: int) -> str:
+    """The table in Markdown."""
+    lines = []
+    for name, hits in measured.items():
+        ratio = [
+            costs[name][kind] / costs[of][kind]
+            for kind, of in (("flops", "PGD-5"), ("flops", "PGD-2"), ("seconds", "PGD-5"))
+        ]
+        cells = [f"{value:.2f}" for value in ratio]
+        for attack in ("clean", WEAK, STRONG):
+            found = intervals.rate(hits[attack])
+            cells.append(f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})")
+        if name == "PGD-5":
+            cells.append("")
+        else:
+            less = intervals.difference(hits[STRONG], measured["PGD-5"][STRONG], seed=0)
+            cells.append(f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    labels = "roughly as many"
+    head = HEAD.format(eps=EPS, updates=UPDATES, batch=BATCH, n=limit, labels=labels)
+    return head + "\n".join(lines) + "\n" + TAIL
+
+
+TAIL: Final = ""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, action="append", default=[], help="folders of `reproduce robustness`")
+    parser.add_argument("--work", type=Path, default=Path("runs/half-the-cost"))
+    parser.add_argument("--limit", type=int, default=200)
+    given = parser.parse_args()
+    main(given.rows, given.work, given.limit)

@@ -74,6 +74,59 @@ def test_parity_holds_through_our_door(classifier: nn.Module, images: Tensor, la
     assert torch.equal(through, theirs)  # alpha 0.25 is the rule, 2.5 * eps / steps
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("attack", "theirs", "own"),
+    [
+        ("apgd", "APGD", {"loss": "ce"}),
+        ("apgd-dlr", "APGD", {"loss": "dlr"}),
+        ("apgd-t", "APGDT", {"n_classes": 4}),
+        ("fab-t", "FAB", {"n_classes": 4, "multi_targeted": True}),
+    ],
+)
+def test_parity_of_the_ensembles_parts(
+    norm: Norm, attack: Any, theirs: str, own: dict[str, Any], classifier: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    threat = ThreatModel(norm, THREATS[norm].eps / 8, 16)
+    seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(7)))
+    with torch.random.fork_rng():
+        kind = getattr(torchattacks, theirs)
+        expected = kind(classifier, norm=norm.replace("l", "L"), eps=threat.eps, steps=7, seed=seed, **own)(
+            images, labels
+        )
+    found = library_attack(
+        images.contiguous(memory_format=torch.channels_last),
+        classifier,
+        threat,
+        labels=labels,
+        attack=attack,
+        steps=7,
+        targets=3 if "n_classes" in own else None,
+        module=classifier,
+        generator=torch.Generator().manual_seed(7),
+    )
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, images)
+    assert (found == images).all((1, 2, 3)).any(), "an eps at which some images stand shows that they come back"
+
+
+@pytest.mark.parametrize(
+    ("norm", "size", "fits"), [("l2", (24, 24), False), ("linf", (24, 24), True), ("linf", (8, 24), False)]
+)
+def test_square_says_which_sizes_it_cannot_tile(norm: Norm, size: tuple[int, int], fits: bool) -> None:
+    images = torch.full((1, 3, *size), 0.5)
+    call = {"labels": torch.zeros(1, dtype=torch.long), "attack": "square", "steps": 2}
+
+    def logits(pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3))
+
+    if fits:
+        assert library_attack(images, logits, ThreatModel(norm, 0.01, size), **call).shape == images.shape
+    else:
+        with pytest.raises(UsageError, match="Square cannot tile images of"):
+            library_attack(images, logits, ThreatModel(norm, 0.01, size), **call)
+
+
 def test_a_classifier_that_was_not_handed_over_keeps_its_modes(images: Tensor) -> None:
     classifier = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 10)).train()
     classifier[0].eval()
@@ -83,7 +136,7 @@ def test_a_classifier_that_was_not_handed_over_keeps_its_modes(images: Tensor) -
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"])
 def test_library_attacks_stay_in_the_ball_and_fool(
     norm: Norm, attack: Any, classifier: nn.Module, images: Tensor, labels: Tensor
 ) -> None:
@@ -97,6 +150,7 @@ def test_library_attacks_stay_in_the_ball_and_fool(
             labels=labels,
             attack=attack,
             steps=10,
+            targets=2 if attack.endswith("-t") else None,
             module=classifier,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -112,16 +166,19 @@ def test_library_attacks_stay_in_the_ball_and_fool(
     assert (classifier(adversarial).argmax(1) != labels).any()
     classifier.train()
     assert torch.equal(adversarial, attacked(0))
-    assert not torch.equal(adversarial, attacked(1))
+    if attack != "fab-t":  # draws nothing before its second restart
+        assert not torch.equal(adversarial, attacked(1))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attack": "cw"}, "unknown library attack 'cw': use pgd, apgd or square"),
+        ({"attack": "cw"}, "unknown library attack 'cw': use pgd, apgd, apgd-dlr, apgd-t, fab-t, square"),
         ({"restarts": 2}, "torchattacks' PGD knows no restarts"),
         ({"attack": "apgd", "step_size": 0.1}, "apgd has its own start and step size"),
         ({"attack": "square", "random_start": False}, "square has its own start and step size"),
+        ({"attack": "apgd", "targets": 3}, "apgd has no targets"),
+        ({"attack": "fab-t"}, "fab-t needs a number of targets"),
     ],
 )
 def test_settings_an_attack_would_ignore(

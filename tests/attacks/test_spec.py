@@ -16,6 +16,12 @@ from robustclip.threat import ThreatModel
         ("l2:3@20x3", AttackSpec("l2", 3.0, 20, restarts=3)),
         ("linf:4/255@50", AttackSpec("linf", 4 / 255, 50)),
         ("l2:1.5@20:0.1", AttackSpec("l2", 1.5, 20, step=0.1)),
+        ("l2:1.5@apgd-ce", AttackSpec("l2", 1.5, 100, kind="apgd-ce")),
+        ("l2:1.5@apgd-dlr:7", AttackSpec("l2", 1.5, 7, kind="apgd-dlr")),
+        ("linf:4/255@apgd-t:50", AttackSpec("linf", 4 / 255, 50, kind="apgd-t")),
+        ("l2:3@square", AttackSpec("l2", 3.0, 5000, kind="square")),
+        ("l2:1.5@autoattack", AttackSpec("l2", 1.5, 100, kind="autoattack")),
+        ("linf:1/255@autoattack-light", AttackSpec("linf", 1 / 255, 100, kind="autoattack-light")),
         ("linf:8/255@10x2:1/255", AttackSpec("linf", 8 / 255, 10, restarts=2, step=1 / 255)),
     ],
 )
@@ -40,6 +46,16 @@ def test_every_spec_survives_its_text(norm: str, eps: float, steps: int, restart
 def test_step_size_is_the_rule_unless_given() -> None:
     assert AttackSpec.parse("l2:1.5@20").step_size == pytest.approx(2.5 * 1.5 / 20)
     assert AttackSpec.parse("l2:1.5@20:0.1").step_size == 0.1
+
+
+def test_only_pgd_has_a_step_size() -> None:
+    spec = AttackSpec.parse("linf:4/255@apgd-ce")
+
+    with pytest.raises(UsageError, match=r"needs PGD, and linf:4/255@apgd-ce .* write linf:4/255@20 instead"):
+        _ = spec.step_size
+    with pytest.raises(UsageError, match="the task maps needs PGD"):
+        spec.check_pgd("the task maps")
+    AttackSpec.parse("linf:4/255@20").check_pgd("the task maps")
 
 
 def test_a_spec_becomes_a_threat_model_at_a_size() -> None:
@@ -67,6 +83,13 @@ def test_a_spec_becomes_a_threat_model_at_a_size() -> None:
         ("l2:1.5@2.5", "steps '2.5' .* is not a whole number from 1"),
         ("l2:1.5@20x0", "restarts '0' .* is not a whole number from 1"),
         ("l2:1.5@20:0", "step size '0' .* is not a positive number"),
+        ("l2:1.5@apgd", "unknown kind; did you mean apgd-t or apgd-ce"),
+        ("l2:1.5@pgd", "pgd: unknown kind"),
+        ("l2:1.5@autoattack:50", "autoattack .* takes no steps: .* leave :50 out"),
+        ("l2:1.5@apgd-cex2", "unknown kind"),
+        ("l2:1.5@square:0", "steps '0' .* is not a whole number from 1"),
+        ("l1:1.5@square", "unknown norm 'l1'"),
+        ("linf:4@apgd-ce", "write linf:4/255@apgd-ce"),
         ("linf:4@20", "eps 4 in the attack 'linf:4@20' looks as if given in /255.*write linf:4/255@20"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from robustclip.evaluation.examples import read_examples
 from robustclip.evaluation.judges import Judge
 from robustclip.evaluation.report import Report, Row
 from robustclip.evaluation.tasks import Measurement
-from robustclip.referees.card import Card
+from robustclip.referees.card import Card, Claim
+from robustclip.referees.claims import measured
 from robustclip.referees.folder import save_referee
+from robustclip.referees.heads import AestheticsLinear
 from robustclip.referees.toy import toy_referee
 from robustclip.threat import ThreatModel
 
@@ -92,6 +95,80 @@ def test_labels_may_be_narrowed_to_those_present(colour_referee, colour_folder: 
     # The blue one is rather green: right only where green is not to choose.
     assert everything.row("colours", "top-1").value == 0.5
     assert present.row("colours", "top-1 of 2 present").value == 0.75
+
+
+def test_labels_may_be_a_number(colour_referee, colour_folder: Path) -> None:
+    (colour_folder / "classnames.txt").write_text("blue\ngreen\nred\n")
+    options = {"data": colour_folder, "device": "cpu"}
+
+    report = evaluate([colour_referee()], labels=3, **options)
+
+    assert report.row("colours", "top-1 of 3 labels").value == 0.75
+    assert report.setting["labels"] == 3
+    with pytest.raises(UsageError, match="the images have 3 labels, and 2 were asked for"):
+        evaluate([colour_referee()], labels=2, **options)
+    with pytest.raises(UsageError, match="labels are 'all', 'present' or a number such as 200, not 'some'"):
+        evaluate([colour_referee()], labels="some", **options)
+
+
+def test_the_worst_of_a_ball_is_below_each_of_its_attacks(colour_referee) -> None:
+    pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
+    attacks = ["l2:0.3@1", "l2:0.3@2", "l2:0.3@apgd-dlr:3", "l2:0.3@square:5", "linf:1/255@1"]
+
+    report = evaluate(
+        ["emoji-vanilla"], data="emoji/unseen-styles", limit=6, attack=[*attacks, attacks[0]], labels=30, device="cpu"
+    )
+
+    top = {row.attack: row.value for row in report.rows if row.kind == "value" and row.metric == "top-1 of 30 labels"}
+    assert list(top) == ["clean", "random l2:0.3", "random linf:1/255", *attacks, "worst l2:0.3"]
+    assert top["worst l2:0.3"] <= min(top[attack] for attack in attacks[:4])
+    right = [{a["id"] for a in report.answers if a["attack"] == attack and a["rank"] == 0} for attack in attacks[:4]]
+    assert top["worst l2:0.3"] == len(set.intersection(*right)) / 6
+    five = {row.attack for row in report.rows if row.metric == "top-5 of 30 labels"}
+    assert five == {"clean", "random l2:0.3", "random linf:1/255", *attacks[:2], attacks[4], "worst l2:0.3"}
+
+
+def test_attacks_on_logits_are_for_zero_shot(colour_referee, colour_folder: Path) -> None:
+    options = {"data": colour_folder, "attack": "l2:1@autoattack", "device": "cpu"}
+    pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
+
+    for task in ("retrieval", "maps", "faithfulness"):
+        with pytest.raises(UsageError, match=f"the task {task} needs PGD, .* write l2:1@20 instead"):
+            evaluate([colour_referee()], tasks=[task], **options)
+    with pytest.raises(UsageError, match="at least 4 labels, and there are 3 to choose from: take l2:1@apgd-ce"):
+        evaluate([colour_referee()], **options)
+    with pytest.raises(UsageError, match="the PAG score needs PGD"):
+        evaluate([colour_referee()], tasks=["pag"], judge="toy", pag="l2:1@square", data=colour_folder, device="cpu")
+
+
+def test_without_torchattacks_nothing_begins(colour_referee, colour_folder: Path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchattacks", None)
+
+    with pytest.raises(UsageError, match=r"torchattacks is not installed: pip install 'robustclip\[evaluation\]'"):
+        evaluate([colour_referee()], data=colour_folder, attack="l2:1@apgd-ce", device="cpu")
+
+
+def test_what_has_no_two_towers_is_refused(colour_folder: Path) -> None:
+    with pytest.raises(UsageError, match="AestheticsLinear has no image tower and text tower"):
+        evaluate([AestheticsLinear(4)], data=colour_folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("attack", "labels", "name"),
+    [("l2:1.3@apgd-ce:9", "all", "top-1"), ("l2:1.3@20", 3, "top-1 of 3 labels"), ("l2:1.3@20", "present", None)],
+)
+def test_what_was_measured_is_measured_again(colour_referee, colour_folder: Path, attack, labels, name) -> None:
+    pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
+    report = evaluate([colour_referee()], data=colour_folder, attack=[attack], labels=labels, device="cpu")
+    row = report.row("colours", name or "top-1 of 3 present", attack)
+    claim = Claim(
+        row.metric, row.value, row.low, row.high, row.n, row.seed, colour_folder.as_posix(), attack, "2026-01-01"
+    )
+
+    assert row.value == 0.5
+    assert measured(colour_referee(), claim, "cpu") == row.value
+    with pytest.raises(UsageError, match=r"'top-1' \(worst l2:1.3\) is what several attacks left"):
+        measured(colour_referee(), replace(claim, name="top-1", attack="worst l2:1.3"), "cpu")
 
 
 def test_all_tasks_leave_their_files(colour_folder: Path, toy_folder: Path, tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from robustclip.attacks import AttackSpec
 from robustclip.errors import UsageError
-from robustclip.evaluation.retrieval import Gallery, best_ranks, recall, retrieve_under_attack
+from robustclip.evaluation.retrieval import Gallery, Recall, best_ranks, recall, retrieve_under_attack
 from robustclip.evaluation.similarity import all_cosines
 from robustclip.evaluation.templates import embed_texts
 
@@ -18,6 +19,14 @@ SCORES = [
     [0.8, 0.7, 0.6, 0.4],  # a bird, "bird": last
 ]
 CAPTIONS = [["cat", "kitten"], ["dog"], ["bird"]]
+
+
+def under_attack(referee, images: Tensor, gallery: Gallery, spec: str, *, batch_size: int) -> Recall:
+    texts = embed_texts(referee, gallery.captions)
+    clean = all_cosines(referee, images, texts, batch_size=batch_size)
+    return retrieve_under_attack(
+        referee, images, gallery, texts, AttackSpec.parse(spec), clean=clean, batch_size=batch_size, seed=0
+    )
 
 
 def test_recall_by_pencil() -> None:
@@ -66,9 +75,7 @@ def test_images_are_moved_away_from_their_own_captions(colour_referee, plain, ep
     texts = embed_texts(referee, gallery.captions)
 
     clean = recall(all_cosines(referee, images, texts, batch_size=2), gallery.matches)
-    attacked = retrieve_under_attack(
-        referee, images, gallery, texts, AttackSpec.parse(f"l2:{eps}@40"), batch_size=2, seed=0
-    )
+    attacked = under_attack(referee, images, gallery, f"l2:{eps}@40", batch_size=2)
 
     assert clean.image_to_text.tolist() == clean.text_to_image.tolist() == [0, 0]
     assert attacked.image_to_text.tolist() == ranks
@@ -79,11 +86,27 @@ def test_restarts_keep_the_worst(colour_referee) -> None:
     referee = colour_referee()
     images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     gallery = Gallery.of([[name] for name in ["red", "green", "blue"] * 4])
-    texts = embed_texts(referee, gallery.captions)
 
-    def attacked(spec: str):
-        return retrieve_under_attack(referee, images, gallery, texts, AttackSpec.parse(spec), batch_size=5, seed=0)
-
-    once, twice = attacked("l2:0.3@2"), attacked("l2:0.3@2x2")
+    once, twice = (under_attack(referee, images, gallery, spec, batch_size=5) for spec in ("l2:0.3@2", "l2:0.3@2x2"))
     assert bool((twice.image_to_text >= once.image_to_text).all())
     assert bool((twice.text_to_image >= once.text_to_image).all())
+
+
+@pytest.mark.parametrize(("eps", "rank"), [(3.0, 0), (3.3, 1)])
+def test_captions_find_other_images_under_an_attack_of_their_own(colour_referee, plain, eps: float, rank: int) -> None:
+    # "red" is right for both images, so only "green" can be lost. The first image is 33.7 degrees from green, the
+    # second 66.8. To pass it the first, of length 0.721, must turn by 33.1: an L2 distance of 8 * 0.721 * sin(33.1) =
+    # 3.15 over 64 pixels. The second, which has no caption to lose, stays: turned towards green, as an attack on its
+    # captions turns it, it would need 3.33.
+    referee = colour_referee(words={"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0)})
+    gallery = Gallery.of([["red", "green"], ["red"]])
+
+    attacked = under_attack(referee, plain((0.4, 0.6, 0.0), (0.7, 0.3, 0.0)), gallery, f"l2:{eps}@60", batch_size=2)
+
+    assert attacked.text_to_image.tolist() == [0, rank]
+    assert attacked.image_to_text.tolist() == [0, 1]
+
+
+def test_an_attack_on_logits_has_none_here(colour_referee, plain) -> None:
+    with pytest.raises(UsageError, match=r"retrieval under attack needs PGD, .* write l2:1@20 instead"):
+        under_attack(colour_referee(), plain((0.6, 0.4, 0.0)), Gallery.of([["red"]]), "l2:1@apgd-ce", batch_size=2)

@@ -80,3 +80,27 @@ def test_labels_of_one_name_are_one_candidate() -> None:
 def test_a_label_without_a_name_is_refused() -> None:
     with pytest.raises(UsageError, match="run from 0 to 2: 2 have names"):
         Candidates.among(["ant", "bee"], torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 7])
+def test_a_number_of_candidates_has_the_right_ones_among_them(count: int) -> None:
+    names = ["ant", "bee", "cow", "dog", "bee", "eel", "fox", "gnu"]
+    labels = torch.tensor([4, 7, 1])
+
+    found = Candidates.among(names, labels, count=count, seed=3)
+
+    assert len(set(found.names)) == len(found.names) == count
+    assert [found.names[target] for target in found.targets] == ["bee", "gnu", "bee"]
+    assert found.names == sorted(found.names)  # in the set's order
+    assert Candidates.among(names, labels, count=count, seed=3).names == found.names
+    others = {tuple(Candidates.among(names, labels, count=count, seed=seed).names) for seed in range(20)}
+    assert (len(others) > 1) == (2 < count < 7)
+
+
+def test_a_number_of_candidates_that_does_not_fit() -> None:
+    names, labels = ["ant", "bee", "cow"], torch.tensor([0, 1])
+
+    with pytest.raises(UsageError, match="the images have 2 labels, and 1 were asked for: give labels=2 or more"):
+        Candidates.among(names, labels, count=1)
+    with pytest.raises(UsageError, match="the set has 3 labels, and 4 were asked for: give labels=3 or fewer"):
+        Candidates.among(names, labels, count=4)

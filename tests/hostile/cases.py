@@ -591,3 +591,70 @@ def others() -> Iterator[Case]:
 
 
 ALL: tuple[Case, ...] = (*cards(), *weights(), *data(), *names(), *evaluations(), *recipes(), *others())
+
+
+def smoothing() -> Iterator[Case]:
+    """Names of smoothed referees, and flags of a certification."""
+    for spec, words in (
+        ("", "cannot read the smoothing ''"),
+        ("x", "write REFEREE~smooth:SIGMAxSAMPLES"),
+        ("nan", "cannot read the smoothing 'nan'"),
+        ("-1x2", "cannot read the smoothing"),
+        ("1e3x2", "cannot read the smoothing"),
+        ("٠.٢x2", "cannot read the smoothing"),
+        (f"{NINES}x2", "above 0 and up to 2"),
+        ("0x2", "above 0 and up to 2"),
+        ("64x2", "64/255 is 0.251"),
+        ("0.25x0", "1 to 10000 noisy copies"),
+        ("0.25x999999999", "1 to 10000 noisy copies"),
+        (f"0.25x{NINES}", "cannot read the smoothing"),
+        (f"0.25x2@{NINES}", "cannot read the smoothing"),
+        ("0.25x2;rm", "cannot read the smoothing"),
+        (ENDLESS, "cannot read the smoothing"),
+    ):
+        yield "a smoothed referee", ["evaluate", f"emoji-vanilla~smooth:{spec}", "--limit", "1"], 2, words
+    yield "a smoothed referee", "evaluate '~smooth:0.25x2' --limit 1", 2, "which referee is smoothed"
+    yield "a smoothed referee", "evaluate 'nowhere~smooth:0.25x2' --limit 1", 2, "there is no referee 'nowhere'"
+    for flags, words in (
+        ("--tasks certification", "--sigma 0.25"),
+        ("--tasks certification --sigma 0", "above 0 and up to 2"),
+        ("--tasks certification --sigma -1", "above 0 and up to 2"),
+        ("--tasks certification --sigma nan", "finite number"),
+        ("--tasks certification --sigma 64", "64/255 is 0.251"),
+        ("--tasks certification --sigma 0.25 --samples 9", "take at least 10"),
+        ("--tasks certification --sigma 0.25 --samples 0", "greater than 0"),
+        ("--tasks certification --sigma 0.25 --samples 1000000000", "too many"),
+        (f"--tasks certification --sigma 0.25 --samples {NINES}", "beyond the integers of 64 bits"),
+        ("--tasks certification --sigma 0.25 --sign", "is not signed"),
+        ("--sigma 0.25", "has nothing to do"),
+    ):
+        yield "a flag of a certification", f"evaluate emoji-vanilla --limit 1 {flags}", 2, words
+
+
+ALL += (*smoothing(),)
+
+
+def strong_attacks() -> Iterator[Case]:
+    """Attacks that have a name, numbers of labels, and evaluations that go on."""
+    for flags, words in (
+        ("--attack l2:1@apgd", "unknown kind; did you mean apgd-t or apgd-ce"),
+        ("--attack l2:1@autoattack:5", "takes no steps"),
+        ("--attack l2:1@square:0", "is not a whole number from 1"),
+        (f"--attack l2:1@square:{NINES}", "is not a whole number from 1"),
+        ("--attack l2:nan@autoattack", "is not a positive number"),
+        ("--attack linf:8@autoattack", "write linf:8/255@autoattack"),
+        (f"--attack l2:1@{BOMB}", "is not a whole number"),
+        ("--attack l2:1@apgd-ce --tasks retrieval", "the task retrieval needs PGD"),
+        ("--pag l2:1@autoattack", "the PAG score needs PGD"),
+        ("--labels 0", "greater than 0"),
+        ("--labels -3", "greater than 0"),
+        ("--labels 1.5", "valid integer"),
+        (f"--labels {NINES}", "beyond the integers of 64 bits"),
+        ("--labels 999999", "were asked for"),
+        ("--resume", "name it with out"),
+    ):
+        yield "a strong attack", f"evaluate {{toy}} --data {{data}} {flags}", 2, words
+    yield "an explained attack", "explain {toy} --images {data} --attack l2:1@autoattack", 2, "an explanation needs PGD"
+
+
+ALL += (*strong_attacks(),)

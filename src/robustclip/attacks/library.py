@@ -1,14 +1,17 @@
 """torchattacks behind our signature: other people's attacks, to check ours against and to evaluate with.
 
-They attack classifiers, so in place of a loss they take logits and labels. torchattacks pins an old `requests` that
+They attack classifiers, so in place of a loss they take logits and labels. Its AutoAttack is not used: of 3.5.1, it
+gives APGD 10 steps instead of the paper's 100, and as many targets as there are wrong classes instead of 9. What
+`attacks.ensemble` puts together from its parts has the paper's numbers. torchattacks pins an old `requests` that
 other packages cannot live with, so it comes with `pip install 'robustclip[evaluation]'` only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +21,7 @@ from robustclip.attacks.gradient import attacking
 from robustclip.errors import UsageError
 from robustclip.threat import ThreatModel
 
-Name = Literal["pgd", "apgd", "square"]
+Name = Literal["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
 _NORMS: Final = {"l2": "L2", "linf": "Linf"}
 
 
@@ -33,27 +36,45 @@ def library_attack(
     step_size: float | None = None,
     random_start: bool = True,
     restarts: int = 1,
+    targets: int | None = None,
     module: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Images inside `threat` whose `logits_fn(images) -> (B, classes)` no longer name `labels`.
 
-    attack      "pgd" (PGD or PGDL2, by the threat's norm), "apgd" (step size of its own; Croce & Hein 2020), or
-                "square" (no gradients; `steps` counts its queries; Andriushchenko et al. 2020).
+    attack      "pgd" (PGD or PGDL2, by the threat's norm), "apgd" (APGD on the cross-entropy, whose step size is its
+                own), "apgd-dlr" (on the difference of logits ratio; at least 3 classes), "apgd-t" (on its targeted
+                form; at least 4 classes; all three Croce & Hein 2020), "fab-t" (targeted FAB, which looks for the
+                nearest such image and is left out where that is not in `threat`; Croce & Hein 2020b), or "square" (no
+                gradients; `steps` counts its queries; Andriushchenko et al. 2020).
     step_size   of "pgd", as in `attacks.pgd`.
-    restarts    of "apgd" and "square".
+    restarts    of all others.
+    targets     of "apgd-t" and "fab-t", which are run against so many of the wrong classes, the likeliest first; each
+                takes `steps`. Fewer than there are classes.
     generator   seeds the attack; torch's global generators, from which torchattacks draws, are put back afterwards.
 
-    Other arguments are those of `attacks.pgd`. Raises UsageError when torchattacks is not installed, for an unknown
-    attack, and for settings that an attack would ignore.
+    Other arguments are those of `attacks.pgd`. Where an attack other than "pgd" fails, the image comes back as it was.
+    Raises UsageError when torchattacks is not installed, for an unknown attack, for settings that an attack would
+    ignore, and for a size of images that Square cannot tile.
     """
     threat.check(images)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else "cpu"))
+    if attack == "square":
+        _check_tiles(threat, images.shape[-2], images.shape[-1])
     with torch.random.fork_rng(range(torch.cuda.device_count())), attacking(module):
         torch.manual_seed(seed)
-        build = _builder(attack, threat, steps, step_size, random_start, restarts, seed)
-        adversarial: Tensor = build(_Logits(logits_fn, images))(images, labels)
+        build = _builder(attack, threat, steps, step_size, random_start, restarts, targets, seed)
+        model = _Logits(logits_fn, images)
+        adversarial: Tensor = build(model)(images.contiguous(), labels)  # FAB and Square take views of rows
     return adversarial.detach()
+
+
+def check_installed() -> None:
+    """Raise UsageError unless torchattacks is here."""
+    try:
+        import torchattacks  # noqa: F401
+    except ImportError as error:
+        raise UsageError("torchattacks is not installed: pip install 'robustclip[evaluation]'") from error
 
 
 class _Logits(nn.Module):
@@ -75,24 +96,59 @@ def _builder(
     step_size: float | None,
     random_start: bool,
     restarts: int,
+    targets: int | None,
     seed: int,
 ) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
-    try:
-        import torchattacks
-    except ImportError as error:
-        raise UsageError("torchattacks is not installed: pip install 'robustclip[evaluation]'") from error
-    eps, norm = threat.eps, _NORMS[threat.norm]
+    check_installed()
+    import torchattacks
+
+    if attack not in get_args(Name):
+        raise UsageError(f"unknown library attack {attack!r}: use {', '.join(get_args(Name))}")
+    targeted = attack in ("apgd-t", "fab-t")
+    if targeted != (targets is not None):
+        fault = "needs a number of targets, e.g. targets=9" if targeted else "has no targets: leave them out"
+        raise UsageError(f"{attack} {fault}")
     if attack == "pgd":
-        if restarts != 1:
-            raise UsageError("torchattacks' PGD knows no restarts: use attacks.pgd or attack='apgd'")
-        step = 2.5 * eps / steps if step_size is None else step_size
-        kind = torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD
-        return lambda model: kind(model, eps=eps, alpha=step, steps=steps, random_start=random_start)
-    if attack not in ("apgd", "square"):
-        raise UsageError(f"unknown library attack {attack!r}: use pgd, apgd or square")
+        return _pgd_builder(torchattacks, threat, steps, step_size, random_start, restarts)
     if step_size is not None or not random_start:
         raise UsageError(f"{attack} has its own start and step size: leave random_start and step_size out")
-    settings: dict[str, Any] = {"norm": norm, "eps": eps, "n_restarts": restarts, "seed": seed}
-    if attack == "apgd":
-        return lambda model: torchattacks.APGD(model, steps=steps, **settings)
-    return lambda model: torchattacks.Square(model, n_queries=steps, **settings)
+    settings: dict[str, Any] = {
+        "norm": _NORMS[threat.norm],
+        "eps": threat.eps,
+        "n_restarts": restarts,
+        "seed": seed,
+        ("n_queries" if attack == "square" else "steps"): steps,
+    }
+    if targets is not None:
+        settings["n_classes"] = targets + 1  # the only use that torchattacks makes of it is to count targets
+    match attack:
+        case "apgd" | "apgd-dlr":
+            return partial(torchattacks.APGD, loss="dlr" if attack == "apgd-dlr" else "ce", **settings)
+        case "apgd-t":
+            return partial(torchattacks.APGDT, **settings)
+        case "fab-t":
+            return partial(torchattacks.FAB, multi_targeted=True, **settings)
+    return partial(torchattacks.Square, **settings)
+
+
+def _pgd_builder(
+    torchattacks: Any, threat: ThreatModel, steps: int, step_size: float | None, random_start: bool, restarts: int
+) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
+    if restarts != 1:
+        raise UsageError("torchattacks' PGD knows no restarts: use attacks.pgd or attack='apgd'")
+    step = 2.5 * threat.eps / steps if step_size is None else step_size
+    kind = torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD
+    return partial(kind, eps=threat.eps, alpha=step, steps=steps, random_start=random_start)
+
+
+def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:
+    """Raise UsageError where Square's first windows, of 80% of the pixels, or the tiles of its L2 start, would not fit
+    into the image: torchattacks then ends with an error of shapes."""
+    window = max(round(math.sqrt(0.8 * height * width)), 1)
+    tile = height // 5
+    fits = window + (threat.norm == "l2" and window % 2 == 0) <= min(height, width)
+    for side in (height, width) if threat.norm == "l2" else ():
+        # Tiles of one pixel may run over the edge, where nothing is left of them.
+        fits &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
+    if not fits:
+        raise UsageError(f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance")

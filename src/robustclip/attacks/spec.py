@@ -1,27 +1,40 @@
-"""An attack in one word, as in reports and on the command line: `l2:1.5@20x3`."""
+"""An attack in one word, as in reports and on the command line: `l2:1.5@20x3`, `l2:1.5@autoattack`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, Literal, cast, get_args
 
 from robustclip.errors import UsageError
+from robustclip.signatures import unknown
 from robustclip.threat import BALLS, Norm, ThreatModel
 
+Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light"]
+KINDS: Final = [kind for kind in get_args(Kind) if kind != "pgd"]  # PGD has no name in a spec
+LENGTHS: Final = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "square": 5000}
+"""Steps or queries of the attacks alone, where a spec gives none: those of AutoAttack's parts. Ensembles take no
+others."""
+ENSEMBLE: Final = 100  # steps of each APGD in an ensemble
 LONGEST: Final = 100  # characters of a spec, and more than any needs
 MOST: Final = 1_000_000  # steps or restarts; published attacks take a few thousand at most
 GRAMMAR: Final = "norm:eps@steps[xrestarts][:step_size], e.g. l2:1.5@20, linf:4/255@50x3 or l2:1.5@20:0.1"
+STRONG: Final = "norm:eps@kind[:steps], e.g. l2:1.5@apgd-ce:50, linf:4/255@square:1000 or l2:1.5@autoattack"
 _PATTERN: Final = re.compile(
     r"(?P<norm>[^:@]+):(?P<eps>[^:@]+)@(?P<steps>[^:@x]+)(?:x(?P<restarts>[^:@x]+))?(?::(?P<step_size>[^:@]+))?"
 )
 
 
+_NAMED: Final = re.compile(r"(?P<norm>[^:@]+):(?P<eps>[^:@]+)@(?P<kind>[a-z][^:@]*)(?::(?P<steps>[^:@]+))?")
+
+
 @dataclass(frozen=True)
 class AttackSpec:
-    """PGD's settings that a reader of a number must know. Eps and step size are in [0, 1] pixel units.
+    """An attack's settings that a reader of a number must know. Eps and step size are in [0, 1] pixel units.
 
-    `step` is the step size where it is not the default of 2.5 * eps / steps.
+    `kind` is "pgd", or one of the attacks on classifiers that have no settings but a length (`attacks.ensemble` says
+    what they are); `steps` are Square's queries, and 100 for the ensembles, whose lengths are fixed. `restarts` and
+    `step` are PGD's; `step` is the step size where it is not the default of 2.5 * eps / steps.
     """
 
     norm: Norm
@@ -29,48 +42,86 @@ class AttackSpec:
     steps: int
     restarts: int = 1
     step: float | None = None
+    kind: Kind = "pgd"
 
     @classmethod
     def parse(cls, text: str) -> AttackSpec:
-        """Read `norm:eps@steps[xrestarts][:step_size]`; numbers may be fractions such as 4/255.
+        """Read `norm:eps@steps[xrestarts][:step_size]` (PGD) or `norm:eps@kind[:steps]`; numbers may be fractions such
+        as 4/255.
 
         Raises UsageError that names the part at fault.
         """
         if len(text) > LONGEST:
             raise UsageError(f"cannot read an attack of {len(text)} characters ({text[:20]!r}...): write {GRAMMAR}")
-        match = _PATTERN.fullmatch(text.strip().lower())
+        word = text.strip().lower()
+        named = _NAMED.fullmatch(word)
+        match = named or _PATTERN.fullmatch(word)
         if match is None:
-            raise UsageError(f"cannot read the attack {text!r}: write {GRAMMAR}")
-        norm, restarts, step = match["norm"], match["restarts"], match["step_size"]
+            raise UsageError(f"cannot read the attack {text!r}: write {GRAMMAR}; or {STRONG}")
+        norm = match["norm"]
         if norm not in BALLS:
             raise UsageError(f"unknown norm {norm!r} in the attack {text!r}: use {' or '.join(BALLS)}, as in {GRAMMAR}")
-        spec = cls(
+        eps = _positive(match["eps"], "eps", text)
+        if norm == "linf" and eps >= 1:
+            raise UsageError(
+                f"eps {match['eps']} in the attack {text!r} looks as if given in /255, but images are in [0, 1]: "
+                f"write linf:{match['eps']}/255@{word.split('@')[1]}"
+            )
+        if named is not None:
+            return _strong(cast("Norm", norm), eps, named["kind"], named["steps"], text)
+        restarts, step = match["restarts"], match["step_size"]
+        return cls(
             norm=cast("Norm", norm),
-            eps=_positive(match["eps"], "eps", text),
+            eps=eps,
             steps=_count(match["steps"], "steps", text),
             restarts=1 if restarts is None else _count(restarts, "restarts", text),
             step=None if step is None else _positive(step, "step size", text),
         )
-        if norm == "linf" and spec.eps >= 1:
-            raise UsageError(
-                f"eps {match['eps']} in the attack {text!r} looks as if given in /255, but images are in [0, 1]: "
-                f"write linf:{match['eps']}/255@{spec.steps}"
-            )
-        return spec
 
     @property
     def step_size(self) -> float:
-        """In pixel units: `step` where given, else 2.5 * eps / steps (MadryLab/robustness)."""
+        """In pixel units: `step` where given, else 2.5 * eps / steps (MadryLab/robustness).
+
+        Raises UsageError for kinds that choose their own, so that whoever runs PGD with a spec refuses them.
+        """
+        self.check_pgd("a step size")
         return 2.5 * self.eps / self.steps if self.step is None else self.step
 
     def threat(self, size: int | tuple[int, int]) -> ThreatModel:
         """The ball this attack searches, for images of `size` (height, width)."""
         return ThreatModel(self.norm, self.eps, size)
 
+    @property
+    def ball(self) -> str:
+        """Norm and eps alone: "l2:1.5"."""
+        return f"{self.norm}:{_number(self.eps)}"
+
+    def check_pgd(self, what: str) -> None:
+        """Raise UsageError unless this is PGD, which is what `what` needs."""
+        if self.kind != "pgd":
+            raise UsageError(
+                f"{what} needs PGD, and {self} attacks a classifier's logits: write {self.ball}@20 instead"
+            )
+
     def __str__(self) -> str:
+        if self.kind != "pgd":
+            usual = LENGTHS.get(self.kind, ENSEMBLE)
+            return f"{self.ball}@{self.kind}" + ("" if self.steps == usual else f":{self.steps}")
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         step = "" if self.step is None else f":{_number(self.step)}"
-        return f"{self.norm}:{_number(self.eps)}@{self.steps}{restarts}{step}"
+        return f"{self.ball}@{self.steps}{restarts}{step}"
+
+
+def _strong(norm: Norm, eps: float, kind: str, steps: str | None, text: str) -> AttackSpec:
+    """An attack that has a name."""
+    if kind not in KINDS:
+        raise UsageError(f"in the attack {text!r}: {unknown(kind, KINDS, 'kind')} There are {', '.join(KINDS)}")
+    if kind not in LENGTHS and steps is not None:
+        raise UsageError(
+            f"{kind} in the attack {text!r} takes no steps: its parts have those of the paper; leave :{steps} out"
+        )
+    length = LENGTHS.get(kind, ENSEMBLE) if steps is None else _count(steps, "steps", text)
+    return AttackSpec(norm, eps, length, kind=cast("Kind", kind))
 
 
 def _positive(text: str, what: str, attack: str) -> float:

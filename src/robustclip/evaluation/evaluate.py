@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,17 +18,21 @@ from torch import Tensor
 
 from robustclip import __version__
 from robustclip.attacks import AttackSpec, attacking
+from robustclip.attacks.library import check_installed
 from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
+from robustclip.evaluation import certificates, certification
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
+from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.maps import METHODS
+from robustclip.evaluation.masking import checks
 from robustclip.evaluation.pag import read_spec
-from robustclip.evaluation.report import REPORT_FILE, Report
+from robustclip.evaluation.report import REPORT_FILE, Check, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
-from robustclip.evaluation.tasks import TASKS, missing_for
+from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.templates import resolve_templates
 from robustclip.files import check_writable, is_file
 from robustclip.referees.base import TwoTower
@@ -37,12 +44,17 @@ from robustclip.signatures import raise_faults, unknown
 from robustclip.threat import ThreatModel
 
 Referees = Sequence[str | Path | TwoTower]
-TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness"]
+TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions"]
 COLUMNS = 8  # of the gradient picture
+Labels = Literal["all", "present"] | PositiveInt
 Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
 JUDGE = "emoji-judge"  # of the embedded sets, where none is named
 PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
+PGD_ONLY = ("retrieval", "maps", "faithfulness")
+DETERMINING = ("data", "images", "size", "templates", "labels", "batch_size", "dtype", "device", "seed", "versions")
+MASKING_SOURCE = "emoji-vanilla"
+MASKING = "l2:1.5@20"  # of the embedded sets, where no attack is given
 ENOUGH = 200  # images; with fewer, a note says that intervals are wide
 
 
@@ -64,20 +76,27 @@ def evaluate(
         "emoji/unseen-styles"
     ),
     tasks: Annotated[Sequence[TaskName], "what to measure"] = ("zero-shot",),
-    attack: Annotated[Sequence[str], "norm:eps@steps[xrestarts], e.g. l2:1.5@20", checked(AttackSpec.parse)] = (),
+    attack: Annotated[Sequence[str], "e.g. l2:1.5@20 (PGD) or l2:1.5@autoattack-light", checked(AttackSpec.parse)] = (),
     judge: Annotated[str | None, "who answers for the PAG score; for emoji sets emoji-judge"] = None,
     pag: Annotated[str, "the PAG score's pull, eps at the images' size", checked(read_spec)] = PULL,
     method: Annotated[str, "how maps are made, for the tasks maps and faithfulness; see explain"] = "gradcam",
     layer: Annotated[str | None, "a layer of the image tower for them; else the one that suits the method"] = None,
+    sigma: Annotated[float | None, "a certification's noise, its standard deviation on [0,1] pixels, e.g. 0.25"] = None,
+    samples: Annotated[PositiveInt, "a certification's noisy copies of each image"] = certificates.SAMPLES,
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
-    labels: Annotated[Literal["all", "present"], "choose among all labels of the set, or those of its images"] = "all",
+    labels: Annotated[Labels, "choose among all labels of the set, those of its images, or so many with these"] = "all",
     limit: Annotated[PositiveInt | None, "so many images, drawn by the seed"] = None,
     size: Annotated[Side | None, "height and width that images of a folder are brought to"] = None,
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
     baseline: Annotated[str | None, "the original that others are compared with; else the first referee"] = None,
     prompts: Annotated[Sequence[str], "columns of the gradient picture; else labels of drawn images"] = (),
+    masking: Annotated[bool, "check whether gradients mislead the attack: passed or failed"] = False,
+    masking_source: Annotated[
+        str | None, "whose adversarial images are shown; else the others, or emoji-vanilla"
+    ] = None,
     sign: Annotated[bool, "write the numbers into the referees' cards"] = False,
     out: Annotated[Path | None, "a folder for numbers, answers and pictures"] = None,
+    resume: Annotated[bool, "go on with what is in out, where an evaluation was stopped"] = False,
     csv: Annotated[Path | None, "write the rows here"] = None,
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
@@ -93,17 +112,33 @@ def evaluate(
     none of the referees, says what it sees. The tasks maps and faithfulness are of heat maps, as `explain` shows them;
     on emoji/scenes it is known where things are. Their attack is CLIPAG's Eq. 4, away from a text and to its negation.
 
+    Zero-shot classification also takes attacks on classifiers (`attacks.ensemble`): apgd-ce, apgd-dlr, apgd-t, square,
+    autoattack and autoattack-light. Where several attacks search one ball, the row "worst l2:1.5" has what none broke.
+    With `out`, what is found under attack is kept at once; `resume` takes it up, and the numbers are those of an
+    evaluation that was never stopped. Other tasks than zero-shot start over.
+
+    The task corruptions damages images at five strengths (`evaluation.corruptions`). `masking` asks of each referee
+    whether its robustness under the first attack may be believed (`evaluation.masking`).
+
+    The task certification says within which L2 radius an answer provably stays (`evaluation.certification`): not of the
+    referee, but of the classifier that its answers to images with noise of `sigma` vote for.
+
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
-    rest = (templates, limit, batch_size, sign, out, csv, device, dtype)
+    rest = (templates, labels, limit, batch_size, sign, out, resume, csv, device, dtype)
     raise_faults(
         "evaluate()",
-        list(faults(tasks, data, attack, judge, pag, method, layer, *rest)),
+        [
+            *faults(tasks, data, attack, judge, pag, method, layer, *rest),
+            *masking_faults(attack, data, masking_source, masking=masking),
+            *certification.faults(listed(tasks), sigma, samples, sign=sign),
+        ],
     )
-    attacks = [AttackSpec.parse(text) for text in listed(attack)]
+    attacks = list(dict.fromkeys(AttackSpec.parse(text) for text in listed(attack)))
     wanted = listed(tasks)
     where = pick_device(device)
     given = [referees] if isinstance(referees, str) else list(referees)  # not split at commas: paths may hold them
+    check_towers(given)
     first = [] if baseline is None else [baseline]
     judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
     answering = answering_judge(judge, judges, device=where) if "pag" in wanted else None
@@ -111,7 +146,8 @@ def evaluate(
         for one in judges:
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
-    raise_faults("evaluate()", [fault for task in wanted if (fault := missing_for(task, examples))])
+    needed = [*wanted, "masking"] if masking else wanted
+    raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
     pulled = read_spec(pag) if answering is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
     threats = {str(spec): spec.threat(examples.size) for spec in specs}
@@ -127,10 +163,18 @@ def evaluate(
         pull=pulled,
         method=method,
         layer=layer,
+        sigma=sigma,
+        samples=samples,
+        count=labels if isinstance(labels, int) else None,
     )
+    if "zero-shot" in wanted:
+        candidates(setting)  # now, not after hours of another task
+    told = describe(setting, tasks=wanted, baseline=judges[0].name, limit=limit, device=where)
+    if out is not None and attacks and "zero-shot" in wanted:
+        setting = replace(setting, ledger=Ledger(Path(out), determining(told, examples)))
 
     report = Report(
-        setting=describe(setting, tasks=wanted, baseline=judges[0].name, limit=limit, device=where),
+        setting=told,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
         notes=list(notes(judges, examples, threats)),
@@ -141,6 +185,9 @@ def evaluate(
         report.rows += compare(task, measurements, baseline=judges[0].name, seed=seed)
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
+    if masking:
+        spec = attacks[0] if attacks else AttackSpec.parse(MASKING)
+        report.checks = masking_checks(judges, masking_source, setting, spec, device=where)
     if "gradients" in wanted:
         report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
 
@@ -161,6 +208,23 @@ def answering_judge(name: str | None, guides: Sequence[Judge], *, device: torch.
     return judge
 
 
+def check_towers(given: Sequence[object]) -> None:
+    """Raise UsageError for an object that is no referee of two towers: there is nothing to choose texts with."""
+    for one in given:
+        if not isinstance(one, str | Path | TwoTower):
+            raise UsageError(
+                f"{type(one).__name__} has no image tower and text tower, whose cosines evaluate() measures: give the "
+                "CLIP it belongs to, e.g. evaluate(['emoji-robust'])"
+            )
+
+
+def determining(told: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
+    """What outcomes depend on besides referee and attack: of the report's setting, and of the samples."""
+    samples = json.dumps([examples.ids, examples.labels.tolist(), examples.label_names])
+    digest = hashlib.sha256(samples.encode()).hexdigest()
+    return {name: told[name] for name in DETERMINING} | {"samples": digest}
+
+
 def faults(
     tasks: Sequence[str],
     data: str | Path,
@@ -170,10 +234,12 @@ def faults(
     method: str,
     layer: str | None,
     templates: str,
+    labels: Labels,
     limit: int | None,
     batch_size: int,
     sign: bool,
     out: Path | None,
+    resume: bool,
     csv: Path | None,
     device: str,
     dtype: str,
@@ -190,7 +256,9 @@ def faults(
         yield f"the judge {judge!r} has nothing to do: it answers for the task pag; add that, or leave the judge out"
     if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):
         yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee that none of those measured was made from"
-    checks: list[Callable[[], object]] = [partial(AttackSpec.parse, text) for text in listed(attack)]
+    if labels not in ("all", "present") and (not isinstance(labels, int) or labels < 1):
+        yield f"labels are 'all', 'present' or a number such as 200, not {labels!r}"
+    checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in listed(attack)]
     checks.append(partial(read_spec, pag))
     if templates != "dataset":
         checks.append(partial(resolve_templates, templates))
@@ -207,8 +275,50 @@ def faults(
             yield f"{name} must be at least 1, not {count}"
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
+    if out is None and resume:
+        yield "resume goes on with what is in a folder: name it with out"
     if out is not None and is_file(Path(out) / REPORT_FILE):
         yield f"{out} already holds an evaluation: give another folder, or remove this one"
+    elif out is not None and not resume and is_file(Path(out) / LEDGER_FILE):
+        yield f"{out} holds an evaluation that was stopped: go on with resume, or give another folder"
+
+
+def check_attack(text: str, tasks: Sequence[str]) -> None:
+    """Raise UsageError for an attack that can't be read, or that some of the tasks can't run."""
+    spec = AttackSpec.parse(text)
+    for task in listed(tasks):
+        if task in PGD_ONLY:
+            spec.check_pgd(f"the task {task}")
+    if spec.kind != "pgd":
+        check_installed()
+
+
+def masking_faults(attack: Sequence[str], data: str | Path, source: str | None, *, masking: bool) -> Iterator[str]:
+    """What the masking checks of a call would lack."""
+    if source is not None and not masking:
+        yield f"the masking source {source!r} has nothing to do: it is that of the masking checks; add masking"
+    if masking and not listed(attack) and not str(data).startswith(EMBEDDED_DATA):
+        yield "masking looks at an attack, and there is none: give one, e.g. --attack linf:4/255@20"
+    if masking:
+        check_installed()
+
+
+def masking_checks(
+    judges: Sequence[Judge], source: str | None, setting: Setting, spec: AttackSpec, *, device: torch.device
+) -> list[Check]:
+    """The checks of all referees, each shown the adversarial images of `source`, or else of all others."""
+    among = candidates(setting)
+    given = [(judge.name, judge.referee) for judge in judges]
+    if source is not None or (len(given) == 1 and setting.examples.name.startswith(EMBEDDED_DATA)):
+        [other] = load_judges([source or MASKING_SOURCE], device=device)
+        sources = [(other.name, other.referee)]
+    else:
+        sources = given
+    return [
+        check
+        for name, referee in given
+        for check in checks(name, referee, setting, among, spec, [one for one in sources if one[0] != name])
+    ]
 
 
 def measure(task: str, judge: Judge, setting: Setting) -> Findings:
@@ -264,8 +374,9 @@ def describe(
         "attacks": [str(spec) for spec in setting.attacks],
         **judged,
         **({"method": setting.method, "layer": setting.layer} if {"maps", "faithfulness"} & set(tasks) else {}),
+        **({"sigma": setting.sigma, "samples": setting.samples} if "certification" in tasks else {}),
         "templates": list(setting.templates),
-        "labels": "present" if setting.present_only else "all",
+        "labels": setting.count or ("present" if setting.present_only else "all"),
         "baseline": baseline,
         "batch_size": setting.batch_size,
         "dtype": str(setting.dtype).removeprefix("torch."),

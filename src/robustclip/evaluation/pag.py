@@ -125,8 +125,9 @@ def answers(
 
 
 def read_spec(text: str) -> AttackSpec:
-    """A perturbation as `AttackSpec.parse` reads it. Raises UsageError for one with restarts."""
+    """A perturbation as `AttackSpec.parse` reads it. Raises UsageError for one with restarts, or that is not PGD."""
     spec = AttackSpec.parse(text)
+    spec.check_pgd("the PAG score")
     if spec.restarts > 1:
         raise UsageError(
             f"the PAG score starts at the image itself, so {spec.restarts} restarts of {text!r} are all alike: "

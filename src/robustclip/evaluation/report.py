@@ -54,6 +54,16 @@ class Row:
     seed: int
 
 
+@dataclass(frozen=True)
+class Check:
+    """One check of one referee: `passed` is None where it says nothing; `told` are its numbers, in words."""
+
+    referee: str
+    name: str
+    passed: bool | None
+    told: str
+
+
 @dataclass
 class Report:
     """All numbers of one evaluation.
@@ -61,7 +71,8 @@ class Report:
     `setting` says what was measured and how (data, size, dtype, templates, versions); `threats` maps each attack to
     its threat model in words, RMS included; `notes` hold what a reader should know before believing a number;
     `answers` has an entry for every answer of every referee; `picture` shows the input gradients. JSON leaves the last
-    two out: `save` writes them into files of their own.
+    two out: `save` writes them into files of their own. `checks` are those of masked gradients, where they were asked
+    for.
     """
 
     setting: dict[str, Any]
@@ -70,6 +81,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
     picture: Float[Tensor, "3 h w"] | None = field(default=None, repr=False)
+    checks: list[Check] = field(default_factory=list)
 
     def row(self, referee: str, metric: str, attack: str = CLEAN, kind: Kind = "value") -> Row:
         """The row of that description, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`; UsageError if none."""
@@ -87,6 +99,11 @@ class Report:
         parts: list[Text | Table] = []
         for task in dict.fromkeys(row.task for row in self.rows):
             parts += [Text(self._title(task), style="bold"), self._table(task), Text("")]
+        if self.checks:
+            parts += [Text("masking checks: may the numbers be believed?", style="bold"), checks_table(self.checks)]
+            passed = sum(check.passed is True for check in self.checks)
+            asked = sum(check.passed is not None for check in self.checks)
+            parts += [Text(f"masking checks: {passed} of {asked} passed"), Text("")]
         lines = [f"{attack}: {threat}" for attack, threat in self.threats.items()] + self.notes
         return Group(*parts, *(Text(line, style="dim") for line in lines))
 
@@ -117,7 +134,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Everything but the answers and the picture, as plain JSON values."""
         rows = [asdict(row) for row in self.rows]
-        return {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
+        told = {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
+        return told | ({"checks": [asdict(check) for check in self.checks]} if self.checks else {})
 
     def write_csv(self, path: str | Path) -> None:
         """All rows, with a header, atomically."""
@@ -137,6 +155,15 @@ class Report:
         if self.picture is not None:
             save_image(self.picture, folder / "gradients.png")
         write_json(folder / REPORT_FILE, self.to_json())  # last: its presence says that all the rest is there
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """Each check of each referee: passed, failed, or nothing said, and its numbers."""
+    table = Table("referee", "check", "", "numbers")
+    words = {True: Text("passed", style="green"), False: Text("FAILED", style="bold red"), None: Text("not applicable")}
+    for check in checks:
+        table.add_row(Text(check.referee), Text(check.name), words[check.passed], Text(check.told))
+    return table
 
 
 def _heading(row: Row) -> str:

@@ -6,13 +6,15 @@ caption is a right answer to both. A query counts at k if any of its right answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from robustclip.attacks.gradient import Losses
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
 from robustclip.evaluation.robustness import strike
@@ -20,6 +22,9 @@ from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.referees.base import TwoTower
 
 DEPTHS = (1, 5, 10)
+
+Objective = Callable[[Tensor], Losses]
+"""Indices of a batch (B,) -> what its attack maximises."""
 
 
 @dataclass(frozen=True)
@@ -70,34 +75,80 @@ def retrieve_under_attack(
     texts: Float[Tensor, "t d"],
     spec: AttackSpec,
     *,
+    clean: Float[Tensor, "n t"],
     batch_size: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Recall:
-    """Recall where each image is moved away from its own captions: PGD on -log of their share of the softmax.
+    """Recall each way under an attack of its own, where `clean` are the cosines of the untouched images.
 
-    Captions are left as they are; from captions to images, all images of the gallery are moved ones. Ranks are the
-    worst over the restarts.
+    Both are PGD on -log of the right answer's share of a softmax, and move images; captions are left as they are.
+
+        image to text   each image is moved away from its own captions: the share is theirs among all captions
+        text to image   each image is moved so that its own captions find other images before it: the share is the
+                        moved image's among it and the clean images that are no answers to the caption, and the loss
+                        is the mean over its captions
+
+    From captions to images, all images of the gallery are moved ones. Ranks are the worst over the restarts. Raises
+    UsageError for attacks other than PGD, which need the logits of a classifier.
     """
+    spec.check_pgd("retrieval under attack")
+    own_share = _to_captions(referee, gallery, texts, dtype)
+    found_share = _to_images(referee, gallery, texts, clean, dtype)
     worst: Recall | None = None
     for restart in range(spec.restarts):
-        rows = []
-        every = torch.arange(len(images))
-        for batch in batches(every, batch_size, title and f"{title}, start {restart + 1} of {spec.restarts}"):
-            own = gallery.matches[batch].to(texts.device)
+        start = title and f"{title}, start {restart + 1} of {spec.restarts}"
 
-            def loss(pixels: Tensor, own: Tensor = own) -> Tensor:
-                logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
-                return logits.logsumexp(1) - logits.masked_fill(~own, -torch.inf).logsumexp(1)
+        def scores(losses: Objective, way: str, *key: int, restart: int = restart, start: str = start) -> Tensor:
+            rows = []
+            for batch in batches(torch.arange(len(images)), batch_size, start and f"{start}, {way}"):
+                here = images[batch].to(texts.device)
+                keys = (seed, restart, int(batch[0]), *key)
+                moved = strike(referee, here, losses(batch), spec, key=keys)
+                with torch.no_grad():
+                    rows.append(cosines(referee, moved, texts, dtype).cpu())
+            return torch.cat(rows)
 
-            moved = strike(referee, images[batch].to(texts.device), loss, spec, key=(seed, restart, int(batch[0])))
-            with torch.no_grad():
-                rows.append(cosines(referee, moved, texts, dtype).cpu())
-        found = recall(torch.cat(rows), gallery.matches)
+        found = Recall(
+            best_ranks(scores(own_share, "image to text"), gallery.matches),
+            best_ranks(scores(found_share, "text to image", 1).T, gallery.matches.T),
+        )
         worst = found if worst is None else _worst(worst, found)
     assert worst is not None  # an AttackSpec has at least one restart
     return worst
+
+
+def _to_captions(referee: TwoTower, gallery: Gallery, texts: Tensor, dtype: torch.dtype) -> Objective:
+    """-log of the own captions' share among all captions."""
+
+    def losses(batch: Tensor) -> Losses:
+        own = gallery.matches[batch].to(texts.device)
+
+        def loss(pixels: Tensor) -> Tensor:
+            logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
+            return logits.logsumexp(1) - logits.masked_fill(~own, -torch.inf).logsumexp(1)
+
+        return loss
+
+    return losses
+
+
+def _to_images(referee: TwoTower, gallery: Gallery, texts: Tensor, clean: Tensor, dtype: torch.dtype) -> Objective:
+    """-log of the image's share among it and the clean images that are wrong answers, the mean over its captions."""
+    wrong = (referee.logit_scale * clean).masked_fill(gallery.matches, -torch.inf).logsumexp(0).to(texts.device)
+
+    def losses(batch: Tensor) -> Losses:
+        own = gallery.matches[batch].to(texts.device)
+
+        def loss(pixels: Tensor) -> Tensor:
+            logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
+            # log(exp(own) + exp(wrong)) - own; 0 where no image is a wrong answer, whose log-sum is -inf.
+            return (F.softplus(wrong - logits) * own).sum(1) / own.sum(1)
+
+        return loss
+
+    return losses
 
 
 def _worst(first: Recall, second: Recall) -> Recall:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import RunError
+from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
@@ -41,29 +42,59 @@ def classify_under_attack(
     seed: int,
     dtype: torch.dtype = torch.float32,
     title: str = "",
+    ids: Sequence[str] = (),
+    page: Page | None = None,
 ) -> Predictions:
-    """The worst answers over all restarts, where `clean` are those to the untouched images.
+    """The worst answers over all restarts of PGD, where `clean` are those to the untouched images.
 
     Images whose right answer is not among the first five are left as they are. The random starts are keyed by the seed,
-    the restart and the first image of a batch: they change with `batch_size`, and with nothing else of the call.
+    the restart and the first image of a batch: they change with `batch_size`, and with nothing else of the call. With a
+    `page`, batches whose images (by `ids`) are in it are not attacked again, and others are written down.
     """
     top, worst = clean.top.clone(), clean.ranks.clone()
     for restart in range(spec.restarts):
         standing = (worst < SHOWN).nonzero()[:, 0]
         for batch in batches(standing, batch_size, title and f"{title}, start {restart + 1} of {spec.restarts}"):
-            right = targets[batch].to(classes.device)
 
-            def loss(pixels: Tensor, right: Tensor = right) -> Tensor:
-                logits = referee.logit_scale * cosines(referee, pixels, classes, dtype)
-                return F.cross_entropy(logits, right, reduction="none")
+            def attacked(batch: Tensor = batch, restart: int = restart) -> Predictions:
+                right = targets[batch].to(classes.device)
 
-            moved = strike(referee, images[batch].to(classes.device), loss, spec, key=(seed, restart, int(batch[0])))
-            with torch.no_grad():
-                answers = predictions(cosines(referee, moved, classes, dtype).cpu(), targets[batch])
+                def loss(pixels: Tensor) -> Tensor:
+                    logits = referee.logit_scale * cosines(referee, pixels, classes, dtype)
+                    return F.cross_entropy(logits, right, reduction="none")
+
+                key = (seed, restart, int(batch[0]))
+                moved = strike(referee, images[batch].to(classes.device), loss, spec, key=key)
+                return answers_to(referee, moved, classes, targets[batch], dtype)
+
+            answers = remembered(page, restart, [ids[int(index)] for index in batch] if page else [], attacked)
             worse = answers.ranks > worst[batch]
             worst[batch[worse]] = answers.ranks[worse]
             top[batch[worse]] = answers.top[worse]
     return Predictions(top, worst)
+
+
+def remembered(page: Page | None, turn: int, ids: Sequence[str], attacked: Callable[[], Predictions]) -> Predictions:
+    """What `page` holds of these images in that round; else what `attacked` finds, which is written there."""
+    if page is None:
+        return attacked()
+    known = page.recall(turn, ids)
+    if known is None:
+        known = attacked()
+        page.keep(turn, ids, known)
+    return known
+
+
+@torch.no_grad()
+def answers_to(
+    referee: TwoTower,
+    images: Float[Tensor, "b 3 h w"],
+    classes: Float[Tensor, "c d"],
+    targets: Int[Tensor, " b"],
+    dtype: torch.dtype = torch.float32,
+) -> Predictions:
+    """The first answers to images, and the ranks of the right ones, on the CPU."""
+    return predictions(cosines(referee, images, classes, dtype).cpu(), targets)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.evaluation.examples import Examples
+from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.report import CONTROL
 
 if TYPE_CHECKING:  # which signs what tasks of this kind measured
@@ -19,8 +20,9 @@ if TYPE_CHECKING:  # which signs what tasks of this kind measured
 
 @dataclass(frozen=True)
 class Setting:
-    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has; `judge`
-    and `pull` are the PAG score's, `method` and `layer` those of heat maps."""
+    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has, `count`
+    to so many; `judge` and `pull` are the PAG score's, `method` and `layer` those of heat maps, `sigma` and `samples` a
+    certification's; `ledger` remembers what was found under attack."""
 
     examples: Examples
     attacks: Sequence[AttackSpec]
@@ -33,6 +35,16 @@ class Setting:
     pull: AttackSpec | None = None
     method: str = "gradcam"
     layer: str | None = None
+    sigma: float | None = None
+    samples: int = 1_000
+    count: int | None = None
+    ledger: Ledger | None = None
+
+    def choice(self, names: int) -> str:
+        """What a metric's name says of its labels where they are not all of the set's: " of 98 present"."""
+        if self.count is not None:
+            return f" of {names} labels"
+        return f" of {names} present" if self.present_only else ""
 
 
 @dataclass(frozen=True)
@@ -61,4 +73,9 @@ def prompts_of(examples: Examples) -> list[str]:
 
 def control_of(spec: AttackSpec) -> str:
     """ "random l2:1.5": noise of the attack's norm and eps."""
-    return CONTROL + str(spec).split("@")[0]
+    return CONTROL + spec.ball
+
+
+def worst_of(ball: str) -> str:
+    """ "worst l2:1.5": what is left after all attacks of that norm and eps, image by image."""
+    return f"worst {ball}"

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from robustclip.attacks.ensemble import parts
 from robustclip.attacks.gradient import attacking
 from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.certification import certification
+from robustclip.evaluation.corruptions import corruptions
 from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.gradients import gradient_shares
+from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
 from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise, random_perturbation
-from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of
+from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of, worst_of
 from robustclip.evaluation.similarity import all_cosines, batches
+from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.templates import class_embeddings, embed_texts
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
@@ -31,15 +37,22 @@ Task = Callable[[TwoTower, Setting, str], Findings]
 
 
 def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Top-1 and top-5 among the labels. Where these are only those present, the metric's name says so."""
-    examples, found = setting.examples, Findings()
-    among = Candidates.among(examples.label_names, examples.labels, present_only=setting.present_only)
-    classes = class_embeddings(referee, among.names, setting.templates)
-    choice = f" of {len(among.names)} present" if setting.present_only else ""
+    """Top-1 and top-5 among the labels; only top-1 under attacks that are after the first answer (`evaluation.strong`).
+    Where the labels are not all of the set's, the metric's name says so.
 
-    def note(attack: str, answered: Predictions) -> None:
-        for k in ACCURACIES:
-            found.measurements.append(Measurement(f"top-{k}{choice}", attack, (answered.ranks < k).numpy()))
+    Where several attacks search one ball, what is right after all of them is told under `worst_of`'s name for it.
+    """
+    examples, found = setting.examples, Findings()
+    among = candidates(setting)
+    classes = class_embeddings(referee, among.names, setting.templates)
+    choice = setting.choice(len(among.names))
+    per_ball: dict[tuple[str, int], list[NDArray[np.bool_]]] = {}
+
+    def note(attack: str, answered: Predictions, depths: Sequence[int] = ACCURACIES, ball: str = "") -> None:
+        for k in depths:
+            hits = (answered.ranks < k).numpy()
+            found.measurements.append(Measurement(f"top-{k}{choice}", attack, hits))
+            per_ball.setdefault((ball, k), []).append(hits)
         found.answers += [
             {
                 "attack": attack,
@@ -57,8 +70,10 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     note(CLEAN, clean)
     for name, scores in _noisy_cosines(referee, classes, setting, title):
         note(name, predictions(scores, among.targets))
+    weights = exact(referee) if setting.ledger else ""
     for spec in setting.attacks:
-        answered = classify_under_attack(
+        classify = classify_under_attack if spec.kind == "pgd" else classify_under_strong_attack
+        answered = classify(
             referee,
             examples.images,
             among.targets,
@@ -69,13 +84,35 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
             seed=setting.seed,
             dtype=setting.dtype,
             title=f"{title} {spec}",
+            ids=examples.ids,
+            page=setting.ledger.page(referee.card.name, weights, "zero-shot", str(spec)) if setting.ledger else None,
         )
-        note(str(spec), answered)
+        note(str(spec), answered, ACCURACIES if spec.kind == "pgd" else ACCURACIES[:1], spec.ball)
+    for (ball, k), outcomes in per_ball.items():
+        if ball and len(outcomes) > 1:
+            found.measurements.append(Measurement(f"top-{k}{choice}", worst_of(ball), np.logical_and.reduce(outcomes)))
     return found
 
 
+def candidates(setting: Setting) -> Candidates:
+    """The labels to choose among. Raises UsageError for a count that does not fit the set, and for attacks that need
+    more labels than these."""
+    examples = setting.examples
+    among = Candidates.among(
+        examples.label_names,
+        examples.labels,
+        present_only=setting.present_only,
+        count=setting.count,
+        seed=setting.seed,
+    )
+    for spec in setting.attacks:
+        if spec.kind != "pgd":
+            parts(spec, len(among.names))
+    return among
+
+
 def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Recall at 1, 5 and 10, from images to captions and from captions to images."""
+    """Recall at 1, 5 and 10, from images to captions and from captions to images, each under its own attack."""
     examples, found = setting.examples, Findings()
     gallery = Gallery.of(examples.captions)
     texts = embed_texts(referee, gallery.captions)
@@ -92,7 +129,8 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
                 for query, rank in zip(queries, ranks.tolist(), strict=True)
             ]
 
-    note(CLEAN, recall(_clean_cosines(referee, texts, setting, title), gallery.matches))
+    clean = _clean_cosines(referee, texts, setting, title)
+    note(CLEAN, recall(clean, gallery.matches))
     for name, scores in _noisy_cosines(referee, texts, setting, title):
         note(name, recall(scores, gallery.matches))
     for spec in setting.attacks:
@@ -102,6 +140,7 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
             gallery,
             texts,
             spec,
+            clean=clean,
             batch_size=setting.batch_size,
             seed=setting.seed,
             dtype=setting.dtype,
@@ -175,6 +214,8 @@ TASKS: dict[str, Task] = {
     "pag": pag,
     "maps": maps,
     "faithfulness": faithfulness,
+    "certification": certification,
+    "corruptions": corruptions,
 }
 
 
@@ -183,6 +224,8 @@ def missing_for(task: str, examples: Examples) -> str | None:
     labels, captions = bool(examples.label_names), bool(examples.captions)
     if task == "zero-shot" and not labels:
         return f"zero-shot needs labels, and {examples.name} has none: use --tasks retrieval, or add labels"
+    if task in ("certification", "corruptions", "masking") and not labels:
+        return f"{task} needs labels, and {examples.name} has none"
     if task == "retrieval" and not captions:
         return f"retrieval needs captions, and {examples.name} has none: use --tasks zero-shot, or add captions"
     if task == "gradients" and not labels and not captions:

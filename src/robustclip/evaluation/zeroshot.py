@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.errors import UsageError
+from robustclip.rng import generator
 
 SHOWN = 5  # answers kept for each image, and the k of the widest top-k
 
@@ -22,18 +23,31 @@ class Candidates:
     targets: Int[Tensor, " n"]
 
     @classmethod
-    def among(cls, label_names: Sequence[str], labels: Int[Tensor, " n"], *, present_only: bool = False) -> Candidates:
-        """All label names, or those that some image has. Labels that share a name (ImageNet has two) share a place."""
+    def among(
+        cls,
+        label_names: Sequence[str],
+        labels: Int[Tensor, " n"],
+        *,
+        present_only: bool = False,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> Candidates:
+        """All label names; or those that some image has; or `count` of them: these, and others drawn by the seed.
+
+        Labels that share a name (ImageNet has two) share a place. Raises UsageError for a count below that of the
+        names that images have, or above that of all names.
+        """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(label_names):
             raise UsageError(
                 f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names"
             )
         used = labels.unique().tolist() if present_only else range(len(label_names))
-        place: dict[str, int] = {}
-        for label in used:
-            place.setdefault(label_names[label], len(place))
+        names = list(dict.fromkeys(label_names[label] for label in used))
+        if count is not None:
+            names = _drawn(names, {label_names[label] for label in labels.unique().tolist()}, count, seed)
+        place = {name: index for index, name in enumerate(names)}
         targets = torch.tensor([place[label_names[label]] for label in labels.tolist()], dtype=torch.long)
-        return cls(list(place), targets)
+        return cls(names, targets)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,21 @@ class Predictions:
     def hits(self, k: int) -> list[bool]:
         """Whether the right answer was among the first k, for each image."""
         return [bool(hit) for hit in self.ranks < k]
+
+
+def _drawn(names: list[str], needed: set[str], count: int, seed: int) -> list[str]:
+    """`count` of the names, all of `needed` among them, in the order of `names`."""
+    if not len(needed) <= count <= len(names):
+        what, fix = (
+            (f"the images have {len(needed)} labels", f"labels={len(needed)} or more, 'all', or fewer images (limit)")
+            if count < len(needed)
+            else (f"the set has {len(names)} labels", f"labels={len(names)} or fewer, or 'all'")
+        )
+        raise UsageError(f"{what}, and {count} were asked for: give {fix}")
+    order = torch.randperm(len(names), generator=generator(seed, "labels")).tolist()
+    others = [index for index in order if names[index] not in needed]
+    chosen = needed | {names[index] for index in others[: count - len(needed)]}
+    return [name for name in names if name in chosen]
 
 
 def ranks(scores: Float[Tensor, "b c"], targets: Int[Tensor, " b"]) -> Int[Tensor, " b"]:

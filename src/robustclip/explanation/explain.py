@@ -57,8 +57,12 @@ class Explanation:
 
 
 def read_attack(text: str) -> AttackSpec | None:
-    """An attack, or None for "none". Raises UsageError for one that can't be read."""
-    return None if text.strip().lower() == NO_ATTACK else AttackSpec.parse(text)
+    """An attack, or None for "none". Raises UsageError for one that can't be read, or is not PGD."""
+    if text.strip().lower() == NO_ATTACK:
+        return None
+    spec = AttackSpec.parse(text)
+    spec.check_pgd("an explanation")
+    return spec
 
 
 def explain(

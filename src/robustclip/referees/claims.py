@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from robustclip.errors import UsageError
@@ -9,7 +10,9 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
 
 EMBEDDED_DATA = "emoji/"
-CONTROL, PAG = "random ", "PAG score"  # as the evaluation writes them; importing it would import all its tasks
+CONTROL, PAG, WORST = "random ", "PAG score", "worst "  # as the evaluation writes them; importing it would be long
+_COUNTED = re.compile(r" of (\d{1,9}) labels$")
+_STRONG = re.compile("@[a-z]")  # an attack with a name, of minutes where PGD takes seconds
 
 
 def cheapest(card: Card, name: str | None = None) -> Claim | None:
@@ -26,13 +29,14 @@ def cheapest(card: Card, name: str | None = None) -> Claim | None:
     return min(claims, key=_cost, default=None)
 
 
-def _cost(claim: Claim) -> tuple[bool, bool, int]:
+def _cost(claim: Claim) -> tuple[bool, int, int]:
     """Orders claims from cheap to dear. What stands beside a PAG score says nothing of the referee: the score itself
     comes before it."""
     attacked = claim.attack is not None and not claim.attack.startswith(CONTROL)
     pag = claim.name.startswith(PAG)
     of_maps = claim.name.endswith(")") and not pag  # minutes, where a rate takes seconds
-    return pag or of_maps, attacked != pag, claim.n
+    strong = attacked and _STRONG.search(claim.attack or "") is not None
+    return pag or of_maps, (attacked != pag) + strong, claim.n
 
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
@@ -49,18 +53,30 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     if (told := told_by(claim.name)) is not None:
         task, how = told.task, {"method": told.method, "layer": told.layer}
     attack = [] if claim.attack is None else [claim.attack]
+    if claim.attack is not None and claim.attack.startswith(WORST):
+        raise UsageError(
+            f"{claim.name!r} ({claim.attack}) is what several attacks left, and the claim does not name them: "
+            "measure the claim of one attack"
+        )
     report = evaluate(
         [referee],
         data=claim.data,
         tasks=[task],
         attack=attack,
-        labels="present" if claim.name.endswith("present") else "all",
+        labels=_labels(claim.name),
         limit=claim.n,
         seed=claim.seed,
         device=device,
         **how,
     )
     return report.row(referee.card.name, claim.name, claim.attack or "clean").value
+
+
+def _labels(name: str) -> Literal["all", "present"] | int:
+    """Among which labels a metric of this name chooses, as `evaluate` takes it."""
+    if (counted := _COUNTED.search(name)) is not None:
+        return int(counted[1])
+    return "present" if name.endswith("present") else "all"
 
 
 def _measured_pag(referee: TwoTower, claim: Claim, device: str) -> float:

@@ -23,6 +23,7 @@ from robustclip.referees import toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.smoothed import refuse_smoothed
 from robustclip.referees.weights import Towers, join_towers, load_strictly, read_weights, split_towers, write_weights
 
 CONFIG = "open_clip_config.json"
@@ -147,6 +148,7 @@ def _write_config(card: Card, folder: Path, *, text_model: str | None = None) ->
 
 def _current(referee: TwoTower, card: Card | None) -> Card:
     """The given card, or the referee's own, with the numbers that the referee has now."""
+    refuse_smoothed(referee.image_tower, "has no weights of its own to save", "save its base, and smooth that")
     return replace(
         card or referee.card,
         preprocess=referee.preprocess.config(),

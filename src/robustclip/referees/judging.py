@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.referees.smoothed import base_tower
 from robustclip.referees.weights import digest
 
 
 def fingerprint(referee: TwoTower) -> str:
-    """A sha256 of the image tower's weights, the same for a float32 file and its half-precision copy."""
-    return digest(referee.image_tower.state_dict())
+    """A sha256 of the image tower's weights, the same for a float32 file and its half-precision copy, and for a
+    smoothed referee and its base."""
+    return digest(base_tower(referee.image_tower).state_dict())
 
 
 def check_judge(guide: TwoTower, judge: TwoTower) -> None:

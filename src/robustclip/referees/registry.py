@@ -24,6 +24,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import CONFIG, load_referee_folder
+from robustclip.referees.smoothed import MARK, by_spec, split_spec
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
@@ -114,6 +115,7 @@ def load_referee(
     - a checkpoint file with its open_clip `architecture`, and `quick_gelu` where the architecture exists in both kinds;
       an image tower alone also needs `pretrained`, a tag or a full checkpoint to take the text tower from;
     - a transformers CLIPModel folder;
+    - any of these and how to smooth it, "emoji-vanilla~smooth:0.25x16": sigma x samples (see `smoothed`);
     - "timm:MODEL" with `pretrained`, the file of its weights, beside the sentence encoder as text tower.
 
     Raises UsageError for a name that is none of these (naming near ones), for files that are unsafe or do not fit;
@@ -213,6 +215,9 @@ def check_name(name: str) -> str:
 def _load(name: str, given: dict[str, Any]) -> TwoTower:
     if not name.strip():
         raise UsageError(_unknown("", []))
+    if MARK in name:
+        base, smoothing = split_spec(name)
+        return by_spec(_load(base, given), smoothing)
     entry = find(name)
     path = _path(name)
     if entry is not None or path.is_dir():

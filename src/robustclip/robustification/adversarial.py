@@ -91,8 +91,9 @@ class AdversarialGradients:
         for first in range(0, len(batch), size):
             rows = slice(first, first + size)
             part = Batch(batch.images[rows], batch.captions[rows], batch.positives[rows], batch.ids[rows])
+            by_original = None if original is None else original[rows]
             with eval_mode(self.tower), torch.no_grad():
-                loss_of = self._local(objective, self.embed, part, texts[rows], None if original is None else original[rows])
+                loss_of = self._local(objective, self.embed, part, texts[rows], by_original)
             found.append(self._pgd(objective, loss_of, part.images, starts[rows]))
         return torch.cat(found)
 

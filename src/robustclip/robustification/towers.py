@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robustclip import distributed, sharding
 from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import UsageError
+from robustclip.referees.smoothed import refuse_smoothed
 
 
 def ready_to_train(
@@ -22,6 +23,7 @@ def ready_to_train(
     Raises UsageError where batch statistics would be those of a part of the batch, and for a tower that cannot
     checkpoint its activations.
     """
+    refuse_smoothed(tower, "inside training", "train the base referee, with noise on its images")
     if has_batch_statistics(tower) and not frozen_statistics and (accumulate > 1 or distributed.count() > 1):
         raise UsageError(
             "the image tower has BatchNorm, whose statistics would be those of a part of the batch, so that neither "

@@ -1,0 +1,262 @@
+"""Certified accuracy: what no perturbation within an L2 radius can change, proven instead of tried.
+
+Randomised smoothing (Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing"). The smoothed
+classifier answers with the label that its base referee gives most often to x + delta, delta ~ N(0, sigma^2 I). If that
+label has a probability of at least p > 1/2, the smoothed answer is the same within the L2 radius sigma * Phi^-1(p)
+(Theorem 1 with p_B <= 1 - p). Their Certify: n0 noisy copies choose the label; n fresh ones bound p from below at
+confidence 1 - alpha (Clopper and Pearson); no label where the bound is not above 1/2.
+
+The certificate is of the smoothed classifier, which is not the base referee, at the size the images are given in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustclip.attacks.gradient import attacking
+from robustclip.devices import autocast
+from robustclip.errors import RunError, UsageError
+from robustclip.evaluation import intervals
+from robustclip.evaluation.certificates import (
+    ALPHA,
+    CHOOSING,
+    SAMPLES,
+    certified_radius,
+    check_certifiable,
+    lower_bound,
+    radii_to_report,
+)
+from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.setting import Findings, Measurement, Setting
+from robustclip.evaluation.similarity import Images
+from robustclip.evaluation.templates import class_embeddings
+from robustclip.evaluation.zeroshot import Candidates
+from robustclip.progress import watched
+from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.rng import each
+
+ABSTAINED = -1
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What the smoothed classifier answers to each image, and how far around the image it provably does.
+
+    labels   (N,), index of the class; -1 where it abstains.
+    radii    (N,) float64, L2 in pixel units at the images' size; 0 where it abstains.
+    bounds   (N,) float64, lower bound of the chosen label's probability under noise, each at confidence 1 - alpha.
+    counts   (N,), how many of the n noisy copies got the chosen label.
+    """
+
+    labels: Int[Tensor, " n"]
+    radii: Float[Tensor, " n"]
+    bounds: Float[Tensor, " n"]
+    counts: Int[Tensor, " n"]
+    sigma: float
+    n: int
+    alpha: float
+
+    def holds_at(self, radius: float, targets: Int[Tensor, " n"]) -> list[bool]:
+        """Whether each image is answered rightly, and certified for at least `radius`."""
+        return [bool(hit) for hit in (self.labels == targets) & (self.radii >= radius)]
+
+    def abstentions(self) -> list[bool]:
+        """Whether each image got no answer."""
+        return [bool(one) for one in self.labels == ABSTAINED]
+
+
+def certify(
+    referee: TwoTower,
+    images: Images,
+    classes: Float[Tensor, "c d"],
+    *,
+    sigma: float,
+    n0: int = CHOOSING,
+    n: int = SAMPLES,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    batch_size: int = 64,
+    ids: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Certified:
+    """Cohen et al.'s Certify for each image, `referee` (not smoothed) being the base classifier.
+
+    images       (N,3,H,W) in [0,1]; noise of standard deviation `sigma` is added at that size, and not clipped.
+    classes      unit vectors, of which the nearest by cosine is an answer.
+    batch_size   noisy copies that are answered at once.
+    ids          names of the images, which key their noise with the seed: it depends neither on the other images nor on
+                 `batch_size`. Without them an image's place is its name.
+
+    Raises UsageError for fewer than two classes, a sigma that is none, n from which nothing could be certified at this
+    alpha, and a referee that adds noise of its own; RunError where an embedding is not finite.
+    """
+    refuse_smoothed(referee.image_tower, "is certified by its base", "certify that, which is given the noise")
+    check_certifiable(len(classes), sigma, n0=n0, n=n, alpha=alpha)
+    if batch_size < 1:
+        raise UsageError(f"at least one noisy copy is answered at once, not batch_size={batch_size}")
+    names = list(map(str, range(len(images)))) if ids is None else list(ids)
+    if len(names) != len(images):
+        raise UsageError(f"{len(names)} ids for {len(images)} images: give each image one")
+    with attacking(referee):
+        found = _labels_and_hits(referee, images, classes, sigma, (n0, n), seed, batch_size, names, dtype, title)
+    chosen = torch.tensor([label for label, _ in found], dtype=torch.long)
+    bounds = torch.tensor([lower_bound(hits, n, alpha) for _, hits in found], dtype=torch.float64)
+    sure = bounds > 0.5
+    radii = torch.tensor([certified_radius(float(bound), sigma) for bound in bounds], dtype=torch.float64)
+    hits = torch.tensor([hits for _, hits in found], dtype=torch.long)
+    return Certified(torch.where(sure, chosen, ABSTAINED), radii, bounds, hits, sigma, n, alpha)
+
+
+def _labels_and_hits(
+    referee: TwoTower,
+    images: Images,
+    classes: Float[Tensor, "c d"],
+    sigma: float,
+    copies: tuple[int, int],
+    seed: int,
+    batch_size: int,
+    ids: Sequence[str],
+    dtype: torch.dtype,
+    title: str,
+) -> list[tuple[int, int]]:
+    """For each image the label that the first copies choose, and how many of the second get it."""
+    found: list[tuple[int, int]] = []
+    drawn = each(seed, "certification", ids=ids)
+    for place, noise in enumerate(watched(drawn, title and f"{title}: {len(ids)} images", title)):
+        image = images[torch.tensor([place])].to(classes.device)
+
+        def counts(number: int, image: Tensor = image, noise: torch.Generator = noise) -> Int[Tensor, " c"]:
+            return answers_under_noise(referee, image, classes, sigma, number, noise, batch_size, dtype)
+
+        label = int(counts(copies[0]).argmax())
+        found.append((label, int(counts(copies[1])[label])))
+    return found
+
+
+@torch.no_grad()
+def answers_under_noise(
+    referee: TwoTower,
+    image: Float[Tensor, "1 3 h w"],
+    classes: Float[Tensor, "c d"],
+    sigma: float,
+    copies: int,
+    noise: torch.Generator,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Int[Tensor, " c"]:
+    """How many noisy copies of an image get each label (Cohen et al.'s SampleUnderNoise); draws one copy at a time, so
+    that what is drawn does not depend on `batch_size`."""
+    total = torch.zeros(len(classes), dtype=torch.long)
+    for start in range(0, copies, batch_size):
+        drawn = [torch.randn(image.shape[1:], generator=noise) for _ in range(min(batch_size, copies - start))]
+        noisy = image + sigma * torch.stack(drawn).to(image)
+        scores = cosines_of_views(referee, noisy, classes, dtype)
+        if not bool(scores.isfinite().all()):
+            raise RunError(f"{referee.card.name} has no finite embedding of an image with noise: nothing is certified")
+        total += scores.argmax(1).cpu().bincount(minlength=len(classes))
+    return total
+
+
+def certified_accuracy(
+    certified: Certified, targets: Int[Tensor, " n"], radii: Sequence[float] | None = None
+) -> list[tuple[float, Interval]]:
+    """At each radius the share of images that are answered rightly and certified that far, with Wilson's interval.
+
+    An abstention is no right answer, at no radius (Cohen et al., section 4). Radii are 0, 0.25, 0.5 and so on unless
+    given. Raises UsageError for targets of other images.
+    """
+    if len(targets) != len(certified.labels):
+        raise UsageError(
+            f"{len(targets)} targets for {len(certified.labels)} certified images: give each image its own"
+        )
+    chosen = radii_to_report(certified.sigma, certified.n, certified.alpha) if radii is None else list(radii)
+    return [(radius, intervals.rate(certified.holds_at(radius, targets))) for radius in chosen]
+
+
+def abstention_rate(certified: Certified) -> Interval:
+    """The share of images without an answer, with Wilson's interval."""
+    return intervals.rate(certified.abstentions())
+
+
+def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: bool) -> Iterator[str]:
+    """What is wrong with a call of `evaluate` that concerns its certification."""
+    if "certification" not in tasks:
+        if sigma is not None:
+            yield f"sigma {sigma:g} has nothing to do: it is the task certification's; add that, or leave sigma out"
+        return
+    if sign:
+        yield "a certification is not signed, for verify can't measure it again: leave out sign, or the task"
+    if sigma is None:
+        yield "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25"
+    try:
+        check_certifiable(2, 0.25 if sigma is None else sigma, n=samples)
+    except UsageError as error:
+        yield str(error)
+
+
+def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """The task: certified accuracy at growing radii, among the labels, and the abstentions."""
+    if setting.sigma is None:
+        raise UsageError("a certification needs the noise's standard deviation: --sigma 0.25")
+    examples = setting.examples
+    among = Candidates.among(
+        examples.label_names,
+        examples.labels,
+        present_only=setting.present_only,
+        count=setting.count,
+        seed=setting.seed,
+    )
+    certified = certify(
+        referee,
+        examples.images,
+        class_embeddings(referee, among.names, setting.templates),
+        sigma=setting.sigma,
+        n=setting.samples,
+        seed=setting.seed,
+        batch_size=setting.batch_size,
+        ids=examples.ids,
+        dtype=setting.dtype,
+        title=title,
+    )
+    noise, whole = f"noise {setting.sigma:g}", not setting.present_only and setting.count is None
+    choice = "" if whole else f" of {len(among.names)} {'present' if setting.count is None else 'labels'}"
+    found = Findings([Measurement(f"abstained{choice}", noise, np.array(certified.abstentions()))])
+    for radius in radii_to_report(setting.sigma, setting.samples):
+        hits = np.array(certified.holds_at(radius, among.targets))
+        found.measurements.append(Measurement(f"certified at l2:{radius:g}{choice}", noise, hits))
+    found.answers = [
+        {
+            "attack": noise,
+            "id": name,
+            "label": among.names[target],
+            "answer": None if label == ABSTAINED else among.names[label],
+            "radius": radius,
+            "bound": bound,
+        }
+        for name, target, label, radius, bound in zip(
+            examples.ids,
+            among.targets.tolist(),
+            certified.labels.tolist(),
+            certified.radii.tolist(),
+            certified.bounds.tolist(),
+            strict=True,
+        )
+    ]
+    return found
+
+
+def cosines_of_views(
+    referee: TwoTower, views: Float[Tensor, "b 3 h w"], classes: Float[Tensor, "c d"], dtype: torch.dtype
+) -> Float[Tensor, "b c"]:
+    """Cosines as `similarity.cosines` has them, of images that noise took out of [0,1]."""
+    with autocast(views.device, dtype):
+        embeddings = referee.embed_views(views)
+    return unit(embeddings) @ classes.T

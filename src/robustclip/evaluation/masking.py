@@ -1,0 +1,239 @@
+"""Is a robust accuracy true? Checks for gradients that mislead an attack instead of a referee that withstands it.
+
+After Athalye et al. 2018, §3.1 ("Identifying obfuscated and masked gradients"), and Carlini et al. 2019, §5. Thresholds
+are ours. Each check fails only where the images at hand say so: of paired rates, where the 95% interval of their
+difference lies above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustclip.attacks.gradient import attacking
+from robustclip.attacks.spec import AttackSpec
+from robustclip.errors import UsageError
+from robustclip.evaluation import intervals
+from robustclip.evaluation.report import Check
+from robustclip.evaluation.robustness import answers_to, classify_under_attack, strike
+from robustclip.evaluation.setting import Setting
+from robustclip.evaluation.similarity import all_cosines, batches, cosines
+from robustclip.evaluation.strong import classify_under_strong_attack
+from robustclip.evaluation.templates import class_embeddings
+from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
+from robustclip.referees.base import TwoTower
+
+QUERIES: Final = 500  # of Square: enough to break what does not hold, and as dear as 170 steps of PGD
+STEPS: Final = (5, 20, 50)
+RESTARTS: Final = 3
+BROKEN: Final = 0.01  # the accuracy that counts as about 0
+WIDEST: Final = 0.5  # L-inf
+FLAT: Final = 0.01  # the share of images that may have no gradient
+AGREEMENT: Final = (0.8, 1.25)  # of a finite difference over the gradient's length, for the median image
+STRIDE: Final = 0.01  # of the finite difference, in units of the L2 eps that has the threat model's RMS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A referee and the questions it is asked: images, the right answers among `classes`, its clean answers."""
+
+    name: str
+    referee: TwoTower
+    setting: Setting
+    spec: AttackSpec
+    among: Candidates
+    classes: Float[Tensor, "c d"]
+    clean: Predictions
+
+    @classmethod
+    def of(cls, name: str, referee: TwoTower, setting: Setting, among: Candidates, spec: AttackSpec) -> Subject:
+        classes = class_embeddings(referee, among.names, setting.templates)
+        scores = all_cosines(
+            referee, setting.examples.images, classes, batch_size=setting.batch_size, dtype=setting.dtype
+        )
+        return cls(name, referee, setting, spec, among, classes, predictions(scores, among.targets))
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which images it names rightly, untouched."""
+        return (self.clean.ranks == 0).numpy()
+
+    def attacked(self, spec: AttackSpec) -> NDArray[np.bool_]:
+        """Which images it names rightly untouched and under `spec`, any attack of zero-shot classification."""
+        run = classify_under_attack if spec.kind == "pgd" else classify_under_strong_attack
+        found = run(
+            self.referee,
+            self.setting.examples.images,
+            self.among.targets,
+            self.classes,
+            spec,
+            clean=self.clean,
+            batch_size=self.setting.batch_size,
+            seed=self.setting.seed,
+            dtype=self.setting.dtype,
+            ids=self.setting.examples.ids,
+            title=f"{self.name}, masking {spec}",
+        )
+        return (found.ranks == 0).numpy()
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], right: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The cross-entropy that the attack climbs."""
+        logits = self.referee.logit_scale * cosines(self.referee, images, self.classes, self.setting.dtype)
+        return F.cross_entropy(logits, right.to(logits.device), reduction="none")
+
+
+def checks(
+    name: str,
+    referee: TwoTower,
+    setting: Setting,
+    among: Candidates,
+    spec: AttackSpec,
+    others: Sequence[tuple[str, TwoTower]] = (),
+) -> list[Check]:
+    """All checks of a referee. `spec` is PGD, what its robustness is told for; `others` are referees whose adversarial
+    images it is shown. They cost about 300 passes for each image that is right, 500 of them without gradients.
+
+    Raises UsageError for an attack that is not PGD.
+    """
+    if spec.kind != "pgd":
+        raise UsageError(f"the masking checks look at PGD's steps, which {spec} has none of: give {spec.ball}@20")
+    subject = Subject.of(name, referee, setting, among, spec)
+    with attacking(referee):
+        if not subject.right.any():
+            return [Check(name, title, None, "no image is right untouched") for title in CHECKS]
+        left = subject.attacked(spec)
+        return [Check(name, title, *check(subject, left, others)) for title, check in CHECKS.items()]
+
+
+Outcome = tuple[bool | None, str]
+Others = Sequence[tuple[str, TwoTower]]
+
+
+def black_box(subject: Subject, left: NDArray[np.bool_], _: Others) -> Outcome:
+    """An attack without gradients finds no more than one with them."""
+    spec = replace(subject.spec, kind="square", steps=QUERIES, restarts=1, step=None)
+    return not_stronger(subject, subject.attacked(spec), left, f"Square with {QUERIES} queries")
+
+
+def far_enough(subject: Subject, left: NDArray[np.bool_], _: Others) -> Outcome:
+    """Where the attack may change a picture into anything, nothing stays right. The last ball is L-inf 0.5, in which
+    every picture can become the same grey (Carlini et al. 2019, §5)."""
+    told = [f"{subject.spec.ball}: {left.mean():.1%}"]
+    spec, n = subject.spec, len(left)
+    while left.mean() > max(BROKEN, 1 / n) and (wider := doubled(spec, subject)) is not None:
+        spec = wider
+        left = subject.attacked(spec)
+        told.append(f"{spec.ball}: {left.mean():.1%}")
+    return bool(left.mean() <= max(BROKEN, 1 / n)), f"top-1 in {', '.join(told)}"
+
+
+def doubled(spec: AttackSpec, subject: Subject) -> AttackSpec | None:
+    """The attack in a ball twice as wide; where no threat model is that wide, in L-inf 0.5, and after that None."""
+    if (spec.norm, spec.eps) == ("linf", WIDEST):
+        return None
+    wider = replace(spec, eps=2 * spec.eps, step=None, restarts=1)
+    try:
+        wider.threat(subject.setting.examples.size)
+    except UsageError:
+        return replace(wider, norm="linf", eps=WIDEST)
+    return wider if spec.norm == "l2" or wider.eps < WIDEST else replace(wider, eps=WIDEST)
+
+
+def monotone(subject: Subject, _left: NDArray[np.bool_], _: Others) -> Outcome:
+    """More steps and more restarts break no fewer images."""
+    one = replace(subject.spec, restarts=1, step=None)
+    by_steps = [subject.attacked(replace(one, steps=steps)) for steps in STEPS]
+    by_restarts = [by_steps[1], subject.attacked(replace(one, steps=STEPS[1], restarts=RESTARTS))]
+    rises = [rises_above(later, earlier) for row in (by_steps, by_restarts) for earlier, later in pairwise(row)]
+    steps = ", ".join(f"{steps}: {found.mean():.1%}" for steps, found in zip(STEPS, by_steps, strict=True))
+    restarts = ", ".join(f"{n}: {found.mean():.1%}" for n, found in zip((1, RESTARTS), by_restarts, strict=True))
+    return not any(rises), f"top-1 by steps {steps}; by restarts {restarts}"
+
+
+def transfer(subject: Subject, left: NDArray[np.bool_], others: Others) -> Outcome:
+    """Adversarial images of another referee break no more than its own."""
+    told, passed = [], True
+    for name, other in others:
+        good, words = not_stronger(subject, shown(subject, name, other), left, f"PGD on {name}")
+        told.append(words)
+        passed = passed and bool(good)
+    return (passed, "; ".join(told)) if told else (None, "there is no other referee: give one, or a --masking-source")
+
+
+def shown(subject: Subject, name: str, other: TwoTower) -> NDArray[np.bool_]:
+    """Which images the subject names rightly untouched and after an attack on another referee."""
+    setting = subject.setting
+    source = Subject.of(name, other, setting, subject.among, subject.spec)
+    still = subject.right.copy()
+    with attacking(other):
+        for batch in batches(
+            torch.from_numpy(still).nonzero()[:, 0], setting.batch_size, f"{subject.name}, masking by {name}"
+        ):
+            right = subject.among.targets[batch]
+
+            def loss(pixels: Tensor, right: Tensor = right) -> Tensor:
+                return source.loss(pixels, right)
+
+            images = setting.examples.images[batch].to(subject.classes.device)
+            moved = strike(other, images, loss, replace(subject.spec, restarts=1), key=(setting.seed, 0, int(batch[0])))
+            answered = answers_to(subject.referee, moved, subject.classes, right, setting.dtype)
+            still[batch.numpy()] &= (answered.ranks == 0).numpy()
+    return still
+
+
+def not_flat(subject: Subject, _left: NDArray[np.bool_], _: Others) -> Outcome:
+    """Untouched images have a gradient, and the loss really grows along it by that much."""
+    lengths, slopes = (torch.cat(found) for found in zip(*slopes_of(subject), strict=True))
+    usable = (lengths > 0) & lengths.isfinite()
+    none = 1 - float(usable.float().mean())
+    if none > FLAT:
+        return False, f"{none:.1%} of the images have no gradient"
+    ratio = float((slopes[usable] / lengths[usable]).median())
+    told = f"{none:.1%} have no gradient; a finite difference along it is {ratio:.2f} times its length (median)"
+    return AGREEMENT[0] <= ratio <= AGREEMENT[1], told
+
+
+def slopes_of(subject: Subject) -> Iterator[tuple[Float[Tensor, " b"], Float[Tensor, " b"]]]:
+    """The L2 length of each image's gradient, and the central finite difference of the loss along it."""
+    setting = subject.setting
+    height, width = setting.examples.size
+    stride = STRIDE * subject.spec.threat((height, width)).rms * (3 * height * width) ** 0.5
+    for batch in batches(torch.arange(len(setting.examples)), setting.batch_size):
+        right = subject.among.targets[batch]
+        # Away from black and white, so that both neighbours are pictures.
+        images = (0.05 + 0.9 * setting.examples.images[batch].to(subject.classes.device)).requires_grad_()
+        (gradient,) = torch.autograd.grad(subject.loss(images, right).sum(), images)
+        lengths = torch.linalg.vector_norm(gradient, dim=(1, 2, 3))
+        along = stride * gradient / lengths.clamp_min(1e-30)[:, None, None, None]
+        with torch.no_grad():
+            rise = subject.loss((images + along).clamp(0, 1), right) - subject.loss((images - along).clamp(0, 1), right)
+        yield lengths.cpu(), (rise / (2 * stride)).cpu()
+
+
+def not_stronger(subject: Subject, left: NDArray[np.bool_], by_own_gradients: NDArray[np.bool_], what: str) -> Outcome:
+    """Whether an attack leaves no fewer images right than the one by the referee's own gradients does."""
+    told = f"{what} leaves {left.mean():.1%}, {subject.spec} {by_own_gradients.mean():.1%}"
+    return not rises_above(by_own_gradients, left), told
+
+
+def rises_above(later: Bool[Any, " n"], earlier: Bool[Any, " n"]) -> bool:
+    """Whether a rate is surely higher than another on the same images."""
+    return intervals.difference(later, earlier, seed=0).low > 0
+
+
+CHECKS: Final[dict[str, Callable[[Subject, NDArray[np.bool_], Others], Outcome]]] = {
+    "black box not stronger than white box": black_box,
+    "accuracy falls to about 0 as eps grows": far_enough,
+    "monotone in steps and restarts": monotone,
+    "transfer not stronger than white box": transfer,
+    "loss not flat at the start": not_flat,
+}

@@ -1,0 +1,224 @@
+"""A referee that looks through Gaussian noise: the mean over noisy copies of an image, in the place of the image.
+
+Cohen et al. 2019 smooth a classifier's answers to certify them (`evaluation.certification`, which takes the base
+referee); here it is the embedding that is smoothed, so that there is a gradient:
+
+    g(x) = 1/n sum_i f(x + delta_i) / |f(x + delta_i)|,    delta_i ~ N(0, sigma^2 I)
+
+and the gradient of g(x) . t is the mean of the copies' gradients of cos(f, t): CLIPAG's Eq. 2, their baseline between a
+vanilla and an adversarially trained CLIP (section 3). `normalize` divides by the length of the mean, as ever.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.preprocess import Preprocess
+from robustclip.rng import generator
+
+MARK: Final = "~smooth:"
+SAMPLES: Final = 16
+AT_ONCE: Final = 64
+"""Noisy images that a referee named by its spec puts through the tower at once: evaluate's batch, so that smoothing
+takes no more memory than the base referee does."""
+LARGEST_SIGMA: Final = 2.0  # twice the range of a pixel; Cohen et al. go to 1
+MOST_SAMPLES: Final = 10_000
+SPEC: Final = re.compile(r"(\d+(?:\.\d+)?)(?:x(\d{1,9}))?(?:@(\d{1,9}))?(-fresh)?", re.ASCII)
+
+
+@final
+class Unprocessed(Preprocess):
+    """Passes pixels on as they are: the smoothed tower resizes and normalises each noisy copy by itself."""
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        """[0,1] pixels of any size, in float32."""
+        return images.float()
+
+
+@final
+class SmoothedTower(nn.Module):
+    """Images of any size, on the [0,1] scale, to the mean unit embedding of their noisy copies.
+
+    Noise is added at the size the images are given in, before a resize, and what it puts outside [0,1] is not clipped,
+    as Cohen et al. don't. All images of a call have the same noise, copy i from the stream (seed, "smoothing", i): an
+    image's embedding depends neither on its batch nor on `chunk`, and the tower is a function, which an attack can
+    climb. With `fresh` call k draws from (seed, "fresh smoothing", k, i) instead.
+
+    `chunk` is how many noisy images pass the tower at once (at least one copy of the batch; None: all). With gradients
+    only one such chunk's activations are held: they are computed again on the way back.
+    """
+
+    def __init__(self, tower: nn.Module, preprocess: Preprocess, smoothing: Smoothing, chunk: int | None) -> None:
+        super().__init__()
+        self.tower = tower
+        self.preprocess = preprocess
+        self.smoothing = smoothing
+        self.chunk = chunk
+        self.calls = 0
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
+        """Mean unit embedding, of length at most 1."""
+        noise = self._noise(images)
+        samples = self.smoothing.samples
+        copies = samples if self.chunk is None else max(1, self.chunk // max(1, len(images)))
+        spared = torch.is_grad_enabled() and copies < samples
+        total: Tensor | None = None
+        for part in noise.split(copies):
+            summed = (
+                checkpoint(self._summed, images, part, use_reentrant=False) if spared else self._summed(images, part)
+            )
+            total = summed if total is None else total + summed
+        assert total is not None
+        return total / samples
+
+    def _summed(self, images: Float[Tensor, "b 3 H W"], noise: Float[Tensor, "k 3 H W"]) -> Float[Tensor, "b d"]:
+        """Unit embeddings of an image's copies, summed."""
+        noisy = (images[None] + noise[:, None]).flatten(0, 1)
+        return unit(self.tower(self.preprocess(noisy))).unflatten(0, (len(noise), len(images))).sum(0)
+
+    def _noise(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "n 3 H W"]:
+        """Drawn on the CPU, which draws alike for every device, a stream a copy."""
+        how = self.smoothing
+        purpose, keys = ("fresh smoothing", (self.calls,)) if how.fresh else ("smoothing", ())
+        self.calls += how.fresh
+        streams = [generator(how.seed, purpose, *keys, copy) for copy in range(how.samples)]
+        drawn = torch.stack([torch.randn(images.shape[1:], generator=stream) for stream in streams])
+        return how.sigma * drawn.to(images)
+
+
+def smoothed(
+    referee: TwoTower,
+    *,
+    sigma: float,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    chunk: int | None = None,
+    fresh: bool = False,
+) -> TwoTower:
+    """`referee` as it sees through Gaussian noise: its image embeddings are means over `samples` noisy copies.
+
+    sigma    the noise's standard deviation on the [0,1] scale, at the size the images are given in.
+    chunk    noisy images that pass the tower at once; None: all, `samples` times the batch.
+    fresh    new noise at each call (for painting); else the same at all calls, so that numbers repeat.
+
+    The weights are shared with `referee`, not copied. The card has the spec in its name (`emoji-robust~smooth:0.25x16`,
+    which `load_referee` reads), no threat model and no claims: those were the base referee's. It has no folder, so its
+    card can't be signed, and neither can it be trained or saved.
+
+    Raises UsageError for a sigma that is not in (0, 2], samples not from 1 to 10,000, a chunk below 1, and for a
+    referee that is smoothed already.
+    """
+    if is_smoothed(referee.image_tower):
+        raise UsageError(
+            f"{referee.card.name} is smoothed already: smooth its base referee, and with independent noise the two "
+            "sigmas add up to sqrt(a^2 + b^2)"
+        )
+    smoothing = Smoothing(sigma, samples, seed, fresh)
+    smoothing.check()
+    if chunk is not None and chunk < 1:
+        raise UsageError(f"at least one noisy image passes the tower at once, not chunk={chunk}: leave it out for all")
+    base = referee.card
+    tower = SmoothedTower(referee.image_tower, referee.preprocess, smoothing, chunk)
+    passed_on = Unprocessed.from_config(referee.preprocess.config()).to(referee.device)
+    tower.train(referee.image_tower.training)
+    how = {"base": base.name, **asdict(smoothing)}
+    trained = None if base.threat is None else base.threat.to_json()
+    card = replace(
+        base,
+        name=f"{base.name}{MARK}{smoothing}",
+        weights={},
+        threat=None,
+        provenance={**base.provenance, "smoothed": {**how, "threat of the base's training": trained}},
+        claims=[],
+    )
+    return TwoTower(
+        tower, referee.text_tower, passed_on, card=card, logit_scale=referee.logit_scale, logit_bias=referee.logit_bias
+    )
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What follows "~smooth:" in a referee's name: SIGMA[xSAMPLES][@SEED][-fresh], "0.25x16"; see `smoothed`."""
+
+    sigma: float
+    samples: int = SAMPLES
+    seed: int = 0
+    fresh: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Smoothing:
+        """Read it. Raises UsageError for what is none, and for numbers that `smoothed` refuses."""
+        found = SPEC.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"cannot read the smoothing {text[:40]!r}: write REFEREE{MARK}SIGMAxSAMPLES, "
+                f"e.g. emoji-vanilla{MARK}0.25x16 (sigma on the scale of [0,1] pixels)"
+            )
+        smoothing = cls(float(found[1]), int(found[2] or SAMPLES), int(found[3] or 0), found[4] is not None)
+        smoothing.check()
+        return smoothing
+
+    def check(self) -> None:
+        """Raise UsageError for a sigma that is not in (0, 2], and for samples not from 1 to 10,000."""
+        check_sigma(self.sigma)
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UsageError(
+                f"smoothing takes 1 to {MOST_SAMPLES} noisy copies of an image, not {self.samples}: e.g. 16"
+            )
+
+    def __str__(self) -> str:
+        seed = f"@{self.seed}" if self.seed else ""
+        return f"{self.sigma:g}x{self.samples}{seed}{'-fresh' if self.fresh else ''}"
+
+
+def split_spec(name: str) -> tuple[str, Smoothing]:
+    """The base referee's name and the smoothing, of "emoji-vanilla~smooth:0.25x16".
+
+    Raises UsageError where one of them is missing, or can't be read.
+    """
+    base, _, text = name.rpartition(MARK)
+    if not base:
+        raise UsageError(f"{name[:100]!r} does not say which referee is smoothed: e.g. emoji-vanilla{MARK}0.25x16")
+    return base, Smoothing.parse(text)
+
+
+def by_spec(referee: TwoTower, smoothing: Smoothing) -> TwoTower:
+    """`referee` smoothed as its name asks for, in no more memory than it takes by itself."""
+    how = smoothing
+    return smoothed(referee, sigma=how.sigma, samples=how.samples, seed=how.seed, chunk=AT_ONCE, fresh=how.fresh)
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise UsageError unless `sigma` is a standard deviation that noise on [0,1] pixels may have."""
+    if not 0 < sigma <= LARGEST_SIGMA:  # written so that NaN fails too
+        over = f"; {sigma:g}/255 is {sigma / 255:.4g}" if LARGEST_SIGMA < sigma <= 255 and math.isfinite(sigma) else ""
+        raise UsageError(
+            f"sigma is the noise's standard deviation on [0,1] pixels, above 0 and up to {LARGEST_SIGMA:g}, "
+            f"not {sigma:g}{over}: e.g. 0.25"
+        )
+
+
+def is_smoothed(tower: nn.Module) -> bool:
+    """Whether an image tower adds noise of its own."""
+    return isinstance(tower, SmoothedTower)
+
+
+def base_tower(tower: nn.Module) -> nn.Module:
+    """The tower whose weights these are: that below the noise, or the tower itself."""
+    return tower.tower if isinstance(tower, SmoothedTower) else tower
+
+
+def refuse_smoothed(tower: nn.Module, doing: str, instead: str) -> None:
+    """Raise UsageError for a smoothed tower, saying what it is unfit for, and what to do `instead`."""
+    if isinstance(tower, SmoothedTower):
+        raise UsageError(f"a smoothed referee {doing}: {instead} (its spec without {MARK}{tower.smoothing})")

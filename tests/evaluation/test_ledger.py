@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+from robustclip.evaluation import evaluate
+from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
+from robustclip.evaluation.zeroshot import Predictions
+from robustclip.referees.toy import toy_referee
+
+SETTING = {"seed": 0, "data": "colours"}
+FOUND = Predictions(torch.tensor([[1, 0], [0, 1]]), torch.tensor([1, 0]))
+
+
+class Stopped(Exception):
+    """What ends an evaluation in the middle."""
+
+
+class Counting(nn.Module):
+    """Mean colour, which counts its calls with gradients (an attack's) and stops at the one that is asked for."""
+
+    def __init__(self, last: int | None = None) -> None:
+        super().__init__()
+        self.calls, self.last = 0, last
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += images.requires_grad
+        if self.last is not None and self.calls > self.last:
+            raise Stopped
+        return images.mean((2, 3))
+
+
+def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
+    Ledger(tmp_path, SETTING).page("a", "w", "zero-shot", "l2:1@5").keep(0, ["x", "y"], FOUND)
+
+    again = Ledger(tmp_path, SETTING)
+
+    found = again.page("a", "w", "zero-shot", "l2:1@5").recall(0, ["y", "x"])
+    assert found is not None
+    assert found.ranks.tolist() == [0, 1]
+    assert found.top.tolist() == [[0, 1], [1, 0]]
+    for page in (again.page("b", "w", "zero-shot", "l2:1@5"), again.page("a", "v", "zero-shot", "l2:1@5")):
+        assert page.recall(0, ["x"]) is None
+    assert again.page("a", "w", "zero-shot", "l2:2@5").recall(0, ["x"]) is None
+    assert again.page("a", "w", "zero-shot", "l2:1@5").recall(1, ["x"]) is None
+    assert again.page("a", "w", "zero-shot", "l2:1@5").recall(0, ["x", "z"]) is None
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_line_that_was_cut_short_is_forgotten_and_the_next_stands_alone(tmp_path: Path, cut: int) -> None:
+    page = Ledger(tmp_path, SETTING).page("a", "w", "zero-shot", "l2:1@5")
+    page.keep(0, ["x", "y"], FOUND)
+    path = tmp_path / LEDGER_FILE
+    path.write_bytes(path.read_bytes()[:-cut])
+
+    page = Ledger(tmp_path, SETTING).page("a", "w", "zero-shot", "l2:1@5")
+    assert page.recall(0, ["x"]) is not None
+    assert page.recall(0, ["x", "y"]) is None
+    page.keep(0, ["x", "y"], FOUND)
+
+    assert Ledger(tmp_path, SETTING).page("a", "w", "zero-shot", "l2:1@5").recall(0, ["x", "y"]) is not None
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_first_line_that_was_cut_short_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_FILE).write_text('{"setting": {"se')
+
+    Ledger(tmp_path, SETTING)
+
+    assert json.loads((tmp_path / LEDGER_FILE).read_text())["setting"] == SETTING
+
+
+def test_another_setting_is_refused_and_told(tmp_path: Path) -> None:
+    Ledger(tmp_path, SETTING)
+
+    with pytest.raises(UsageError, match=r"begun with another setting \(seed 0 then, 1 now\)"):
+        Ledger(tmp_path, SETTING | {"seed": 1})
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"id": "x"}', '{"referee": "a", "weights": []}'])
+def test_lines_that_are_none_are_refused(tmp_path: Path, line: str) -> None:
+    Ledger(tmp_path, SETTING)
+    with (tmp_path / LEDGER_FILE).open("a") as file:
+        file.write(line + "\n")
+
+    with pytest.raises(UsageError, match="give another folder, or remove it"):
+        Ledger(tmp_path, SETTING)
+
+
+def test_other_weights_or_another_scale_are_another_referee() -> None:
+    first, other = toy_referee(size=8), toy_referee(size=8)
+    assert exact(first) == exact(other)
+    with torch.no_grad():
+        next(other.image_tower.parameters()).view(-1)[0] += 1e-6  # less than half precision tells apart
+    assert exact(first) != exact(other)
+    scaled = toy_referee(size=8)
+    scaled.logit_scale *= 2
+    assert exact(first) != exact(scaled)
+
+
+CALL = {"attack": ["l2:1.3@3x2", "l2:1.3@apgd-ce:4"], "batch_size": 1, "device": "cpu"}
+
+
+@pytest.mark.parametrize("last", [0, 4, 10, 20, 24])
+def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
+    colour_referee: Callable, colour_folder: Path, tmp_path: Path, last: int
+) -> None:
+    pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
+    whole = Counting()
+    expected = evaluate([colour_referee(tower=whole)], data=colour_folder, out=tmp_path / "whole", **CALL)
+    options = CALL | {"data": colour_folder, "out": tmp_path / "out"}
+
+    with pytest.raises(Stopped):
+        evaluate([colour_referee(tower=Counting(last))], **options)
+    with pytest.raises(UsageError, match="holds an evaluation that was stopped: go on with resume"):
+        evaluate([colour_referee()], **options)
+    with pytest.raises(UsageError, match=r"another setting \(seed 0 then, 5 now\)"):
+        evaluate([colour_referee()], **options, seed=5, resume=True)
+    rest = Counting()
+    found = evaluate([colour_referee(tower=rest)], **options, resume=True)
+
+    assert found.rows == expected.rows
+    assert found.answers == expected.answers
+    # What was done of the batch that stopped is done again, 4 calls of 5 at most (APGD's, with one for its start).
+    assert 0 <= rest.calls + last - whole.calls <= 4
+
+
+def test_resume_begins_where_there_is_nothing(colour_referee: Callable, colour_folder: Path, tmp_path: Path) -> None:
+    options = {"data": colour_folder, "attack": "l2:1.3@3", "device": "cpu"}
+
+    evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)
+
+    assert (tmp_path / "out" / LEDGER_FILE).is_file()
+    with pytest.raises(UsageError, match="resume goes on with what is in a folder: name it with out"):
+        evaluate([colour_referee()], **options, resume=True)
+    with pytest.raises(UsageError, match="already holds an evaluation"):
+        evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)

@@ -98,9 +98,10 @@ def recipe(
     if quick:
         chosen, seeds, images, prompts = chosen[:2], 1, 8, 0
         steps, strong_attack = 2, "apgd-ce:2"
+    weak, pull = ("2", "l2:12@2") if quick else ("20x3", "l2:12@20")
     trained: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "quick": quick}
     trained |= {"ema": 0.98, "evaluate_every": 0, "checkpoint_every": 50, "device": device, "dtype": dtype}
-    measured = Measuring(images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@20x3", prompts, device, quick=quick)
+    measured = Measuring(images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, device, quick=quick)
     with run:
         numbers: dict[str, Any] = {}
         for number in range(seeds):
@@ -146,6 +147,7 @@ class Measuring:
     images: int
     strong: str
     attack: str
+    pull: str
     prompts: int
     device: str
     quick: bool
@@ -159,7 +161,7 @@ class Measuring:
         weak = self._evaluated(referee, folder / "weak", limit=self.images, attack=[self.attack], **common)
         strong = self._evaluated(referee, folder / "strong", limit=self.images, attack=[self.strong], **common)
         rest = self._evaluated(
-            referee, folder / "gradients", limit=self.images, tasks=["gradients", "pag"], pag="l2:12@20", **common
+            referee, folder / "gradients", limit=self.images, tasks=["gradients", "pag"], pag=self.pull, **common
         )
         record = json.loads((folder / "run" / RECORD).read_text(encoding="utf-8"))
         found = {
@@ -168,7 +170,7 @@ class Measuring:
             "seed": record["arguments"]["seed"],
             "seconds": record["notes"]["seconds"],
             "arguments": record["arguments"],
-            "samples": record["arguments"]["steps"] * record["arguments"]["batch_size"],
+            "samples": record["numbers"]["samples"],
             "rows": weak["rows"] + strong["rows"] + rest["rows"],
             "setting": {"attack": self.attack, "strong": self.strong, "data": SPLIT},
         }

@@ -19,7 +19,8 @@ from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.rng import generator
 from robustclip.robustification import adversarial, checkpoint, trainer
-from robustclip.robustification.losses import clip
+from robustclip.robustification.adversarial import AdversarialGradients
+from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
@@ -118,6 +119,41 @@ def test_clean_weight_adds_the_clean_loss(tmp_path: Path) -> None:
     losses = [fit(tmp_path / str(w), steps=1, clean_weight=w)[1].metrics()[0]["loss"] for w in (0.0, 1.0)]
     clean = fit(tmp_path / "clean", steps=1, threat=None)[1].metrics()[0]["loss"]
     assert losses[1] == pytest.approx(losses[0] + clean, rel=1e-5)
+
+
+def test_fare_begins_at_its_target_and_leaves_it_for_robustness(tmp_path: Path) -> None:
+    clean = fit(tmp_path / "clean", objective=fare(), threat=None, steps=3, log_every=1)[1].metrics()
+    assert [line["loss"] for line in clean] == [0, 0, 0]  # the tower is the original, and nothing pulls it away
+    attacked = fit(tmp_path / "attacked", objective=fare(), steps=30, log_every=1)[1].metrics()
+    assert attacked[-1]["loss"] < 0.8 * attacked[0]["loss"]
+
+
+def test_a_resumed_run_keeps_the_original_of_its_start(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole", objective=fare(), checkpoint_every=10)
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=broken, objective=fare(), checkpoint_every=10, data=Unplugged())
+    resumed, _ = fit(tmp_path, run=Run.open(broken.folder), resume=True, objective=fare(), checkpoint_every=10)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_momentum_and_step_size_reach_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    pgd = adversarial.pgd
+    monkeypatch.setattr(adversarial, "pgd", lambda *given, **named: told.append(named) or pgd(*given, **named))
+    fit(tmp_path / "run", steps=1, attack_momentum=0.9, step_size=0.05)
+    assert (told[0]["momentum"], told[0]["step_size"]) == (0.9, 0.05)
+
+
+def test_another_maker_of_gradients_is_asked(tmp_path: Path) -> None:
+    """Its images are what the log compares with the clean ones."""
+
+    class Untouched(AdversarialGradients):
+        def attacked(self, step: int, batch: Batch, *_: Any) -> Tensor:
+            return batch.images
+
+    line = fit(tmp_path / "run", steps=1, log_every=1, gradients_by=Untouched)[1].metrics()[0]
+    assert line["clean_similarity"] == line["adversarial_similarity"]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def recipe(
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
         attack_steps = min(attack_steps, 2)
     target = pick_device(device)
+    threat = ThreatModel(norm, eps, size=64)  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
-    threat = ThreatModel(norm, eps, size=64)
     update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
     with run:
         train(

@@ -658,3 +658,31 @@ def strong_attacks() -> Iterator[Case]:
 
 
 ALL += (*strong_attacks(),)
+
+
+def objectives() -> Iterator[Case]:
+    """Objectives, their numbers, and checks that have nothing to look at."""
+    for command, words in (
+        ("robustify emoji --objective trade", "'fare' or 'trades'"),
+        ("robustify emoji --attack-objective nothing", "--attack-objective"),
+        ("robustify emoji --attack-momentum 1", "less than 1"),
+        ("robustify emoji --step-size 0", "greater than 0"),
+        ("robustify emoji --beta -1", "greater than 0"),
+        ("robustify emoji --anchor nan", "finite number"),
+        ("robustify emoji-fare --eps 0", "greater than 0"),
+        ("robustify emoji-tecoa --eps 4", "looks as if given in /255"),
+        ("robustify fare-vit-l14", "--data is missing"),
+        ("robustify tecoa-vit-l14 --data {data} --template photo", "needs one {} where a class's name goes"),
+        ("robustify fare-vit-l14 --start {toy} --data {file} --workers 0", "no data at"),
+        ("reproduce robustness --rows trade", "did you mean trades"),
+        ("evaluate {toy} --data {data} --masking", "masking looks at an attack, and there is none"),
+        ("evaluate {toy} --data {data} --masking-source {toy}", "has nothing to do"),
+        (
+            "evaluate {toy} --data {data} --masking --attack l2:1@autoattack",
+            "the masking checks look at the steps of PGD",
+        ),
+    ):
+        yield "an objective", command, 2, words
+
+
+ALL += (*objectives(),)

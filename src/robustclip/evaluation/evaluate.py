@@ -22,15 +22,15 @@ from robustclip.attacks.library import check_installed
 from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.evaluation import certificates, certification
+from robustclip.evaluation import masking as masked
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.maps import METHODS
-from robustclip.evaluation.masking import checks
 from robustclip.evaluation.pag import read_spec
-from robustclip.evaluation.report import REPORT_FILE, Check, Report
+from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.templates import resolve_templates
@@ -53,8 +53,6 @@ JUDGE = "emoji-judge"  # of the embedded sets, where none is named
 PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
 PGD_ONLY = ("retrieval", "maps", "faithfulness")
 DETERMINING = ("data", "images", "size", "templates", "labels", "batch_size", "dtype", "device", "seed", "versions")
-MASKING_SOURCE = "emoji-vanilla"
-MASKING = "l2:1.5@20"  # of the embedded sets, where no attack is given
 ENOUGH = 200  # images; with fewer, a note says that intervals are wide
 
 
@@ -130,7 +128,7 @@ def evaluate(
         "evaluate()",
         [
             *faults(tasks, data, attack, judge, pag, method, layer, *rest),
-            *masking_faults(attack, data, masking_source, masking=masking),
+            *masked.faults(listed(attack), data, masking_source, masking=masking),
             *certification.faults(listed(tasks), sigma, samples, sign=sign),
         ],
     )
@@ -186,8 +184,7 @@ def evaluate(
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
     if masking:
-        spec = attacks[0] if attacks else AttackSpec.parse(MASKING)
-        report.checks = masking_checks(judges, masking_source, setting, spec, device=where)
+        report.checks = masked.checks_of_all(judges, masking_source, setting, candidates(setting), device=where)
     if "gradients" in wanted:
         report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
 
@@ -291,34 +288,6 @@ def check_attack(text: str, tasks: Sequence[str]) -> None:
             spec.check_pgd(f"the task {task}")
     if spec.kind != "pgd":
         check_installed()
-
-
-def masking_faults(attack: Sequence[str], data: str | Path, source: str | None, *, masking: bool) -> Iterator[str]:
-    """What the masking checks of a call would lack."""
-    if source is not None and not masking:
-        yield f"the masking source {source!r} has nothing to do: it is that of the masking checks; add masking"
-    if masking and not listed(attack) and not str(data).startswith(EMBEDDED_DATA):
-        yield "masking looks at an attack, and there is none: give one, e.g. --attack linf:4/255@20"
-    if masking:
-        check_installed()
-
-
-def masking_checks(
-    judges: Sequence[Judge], source: str | None, setting: Setting, spec: AttackSpec, *, device: torch.device
-) -> list[Check]:
-    """The checks of all referees, each shown the adversarial images of `source`, or else of all others."""
-    among = candidates(setting)
-    given = [(judge.name, judge.referee) for judge in judges]
-    if source is not None or (len(given) == 1 and setting.examples.name.startswith(EMBEDDED_DATA)):
-        [other] = load_judges([source or MASKING_SOURCE], device=device)
-        sources = [(other.name, other.referee)]
-    else:
-        sources = given
-    return [
-        check
-        for name, referee in given
-        for check in checks(name, referee, setting, among, spec, [one for one in sources if one[0] != name])
-    ]
 
 
 def measure(task: str, judge: Judge, setting: Setting) -> Findings:

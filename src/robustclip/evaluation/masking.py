@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.gradient import attacking
+from robustclip.attacks.library import check_installed
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
+from robustclip.evaluation.judges import Judge, load_judges
 from robustclip.evaluation.report import Check
 from robustclip.evaluation.robustness import answers_to, classify_under_attack, strike
 from robustclip.evaluation.setting import Setting
@@ -31,7 +34,10 @@ from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
+from robustclip.referees.claims import EMBEDDED_DATA
 
+USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given
+SOURCE: Final = "emoji-vanilla"
 QUERIES: Final = 500  # of Square: enough to break what does not hold, and as dear as 170 steps of PGD
 STEPS: Final = (5, 20, 50)
 RESTARTS: Final = 3
@@ -91,6 +97,38 @@ class Subject:
         return F.cross_entropy(logits, right.to(logits.device), reduction="none")
 
 
+def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, masking: bool) -> Iterator[str]:
+    """What is wrong with a call of `evaluate` that concerns its masking checks."""
+    if source is not None and not masking:
+        yield f"the masking source {source!r} has nothing to do: it is that of the masking checks; add masking"
+    if not masking:
+        return
+    check_installed()
+    if not attacks and not str(data).startswith(EMBEDDED_DATA):
+        yield "masking looks at an attack, and there is none: give one, e.g. --attack linf:4/255@20"
+    if attacks and AttackSpec.parse(attacks[0]).kind != "pgd":
+        yield f"the masking checks look at the steps of PGD, which {attacks[0]} has not: give PGD as the first attack"
+
+
+def checks_of_all(
+    judges: Sequence[Judge], source: str | None, setting: Setting, among: Candidates, *, device: torch.device
+) -> list[Check]:
+    """The checks of all referees under the first attack, each shown the adversarial images of `source`, or else of all
+    others; of one alone on embedded data those of emoji-vanilla."""
+    spec = setting.attacks[0] if setting.attacks else AttackSpec.parse(USUAL)
+    given = [(judge.name, judge.referee) for judge in judges]
+    if source is not None or (len(given) == 1 and setting.examples.name.startswith(EMBEDDED_DATA)):
+        [other] = load_judges([source or SOURCE], device=device)
+        sources = [(other.name, other.referee)]
+    else:
+        sources = given
+    return [
+        check
+        for name, referee in given
+        for check in checks(name, referee, setting, among, spec, [one for one in sources if one[0] != name])
+    ]
+
+
 def checks(
     name: str,
     referee: TwoTower,
@@ -100,7 +138,8 @@ def checks(
     others: Sequence[tuple[str, TwoTower]] = (),
 ) -> list[Check]:
     """All checks of a referee. `spec` is PGD, what its robustness is told for; `others` are referees whose adversarial
-    images it is shown. They cost about 300 passes for each image that is right, 500 of them without gradients.
+    images it is shown. For each image that is right they cost some 250 passes there and back, and 500
+    forward.
 
     Raises UsageError for an attack that is not PGD.
     """

@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
 
 from robustclip import evaluate, load_referee, rng
-from robustclip.attacks.gradient import attacking
 from robustclip.data.batch import Batch
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.devices import autocast
@@ -38,53 +38,26 @@ from robustclip.robustification.embedded import emoji_objective
 from robustclip.robustification.finish import REFEREE, save_trained
 from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.trainer import train
+from robustclip.robustification.warm import WarmStarts
 from robustclip.runs import RECORD, Run
 from robustclip.threat import ThreatModel
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 EPS, SIZE, BATCH, UPDATES = 1.5, 64, 128, 150
+VIT: Final = "emoji-vit-vanilla"
 STRONG, WEAK = f"l2:{EPS}@autoattack-light", f"l2:{EPS}@20x3"
 DTYPE: Final = torch.bfloat16
 
 
 @dataclass(frozen=True)
-class SmallerAttack(AdversarialGradients):
-    """The attack takes its gradients from a smaller picture: `small` embeds the images brought to half their side,
-    which costs a quarter."""
+class CheaperAttack(AdversarialGradients):
+    """The attack takes its gradients from `cheaper`, which embeds the images in another way than the update does."""
 
-    small: Embed = field(kw_only=True)
+    cheaper: Embed = field(kw_only=True)
 
     def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
         settings = {name: getattr(self, name) for name in AdversarialGradients.__dataclass_fields__}
-        return AdversarialGradients(**settings | {"embed": self.small}).attacked(step, batch, texts, original)
-
-
-@dataclass(frozen=True)
-class WarmAttack(AdversarialGradients):
-    """One step from where the sample's attack ended when it was last seen (Zheng et al. 2020, ATTA), from a random
-    start the first time. Augmentation moves the picture in between, and the perturbation is not moved along."""
-
-    known: dict[str, Tensor] = field(default_factory=dict)
-
-    def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
-        assert self.threat is not None
-        starts = rng.each(self.seed, "attack", step, ids=batch.ids)
-        fresh = self.threat.random_start(batch.images, starts)
-        rows = [self.known.get(one, new) for one, new in zip(batch.ids, fresh, strict=True)]
-        started = (batch.images + self.threat.project(torch.stack([row.float() for row in rows]))).clamp(0, 1)
-        moved = self._one_step(batch, started, texts)
-        for one, delta in zip(batch.ids, moved - batch.images, strict=True):
-            self.known[one] = delta.half()
-        return moved
-
-    def _one_step(self, batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
-        assert self.threat is not None
-        leaf = images.detach().requires_grad_()
-        with attacking(self.tower):
-            (gradient,) = torch.autograd.grad(self.objective(self.embed(leaf), texts, batch.positives).sum(), leaf)
-        step = self.step_size or self.threat.eps
-        moved = images + step * self.threat.steepest(gradient) - batch.images
-        return (batch.images + self.threat.project(moved)).clamp(0, 1).detach()
+        return AdversarialGradients(**settings | {"embed": self.cheaper}).attacked(step, batch, texts, original)
 
 
 @dataclass(frozen=True)
@@ -138,9 +111,13 @@ class Variant:
     row: str | None = None
     updates: int = UPDATES
     replays: int = 1
+    dtype: torch.dtype = DTYPE
+    start: str = "emoji-vanilla"
+    against: str = "PGD-5"
 
 
 def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
+    """From pictures of half the side, at a quarter of the cost."""
     mean, std = (tuple(referee.preprocess.statistics[name]) for name in ("mean", "std"))
     shrink = Preprocess(SIZE // 2, mean=mean, std=std)
 
@@ -149,7 +126,39 @@ def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
             embeddings: Tensor = referee.image_tower(shrink(images))
             return embeddings
 
-    return partial(SmallerAttack, small=small)
+    return partial(CheaperAttack, cheaper=small)
+
+
+def half_precision(referee: TwoTower) -> Callable[..., AdversarialGradients]:
+    """From a tower in bfloat16."""
+
+    def coarse(images: Tensor) -> Tensor:
+        with autocast(images.device, torch.bfloat16):
+            embeddings: Tensor = referee.image_tower(referee.preprocess(images))
+            return embeddings
+
+    return partial(CheaperAttack, cheaper=coarse)
+
+
+def half_the_tokens(referee: TwoTower) -> Callable[..., AdversarialGradients]:
+    """From a random half of a ViT's patches, drawn anew at each look, and the class token."""
+    tower = referee.image_tower
+    assert isinstance(tower, VisionTransformer)
+
+    def keep_half(_module: nn.Module, _given: object, tokens: Tensor) -> Tensor:
+        patches = 1 + torch.randperm(tokens.shape[1] - 1)[: (tokens.shape[1] - 1) // 2]
+        return tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), patches])]
+
+    def fewer(images: Tensor) -> Tensor:
+        handle = tower.patch_dropout.register_forward_hook(keep_half)
+        try:
+            with autocast(images.device, DTYPE):
+                embeddings: Tensor = tower(referee.preprocess(images))
+                return embeddings
+        finally:
+            handle.remove()
+
+    return partial(CheaperAttack, cheaper=fewer)
 
 
 def by(gradients: type[AdversarialGradients]) -> Callable[[TwoTower], Callable[..., AdversarialGradients]]:
@@ -164,8 +173,11 @@ VARIANTS: Final = [
     Variant("PGD-1, random start, step 0.75 eps", {"attack_steps": 1, "step_size": 0.75 * EPS}),
     Variant("PGD-2 on pictures of half the side", {"attack_steps": 2}, half_size),
     Variant("PGD-5 on pictures of half the side", {"attack_steps": 5}, half_size),
-    Variant("PGD-1 from the sample's last attack", {"attack_steps": 1, "step_size": EPS}, by(WarmAttack)),
+    Variant("PGD-1 from the sample's last attack", {"attack_steps": 1, "step_size": EPS, "warm_start": True}),
     Variant("free, 4 replays, twice the updates", {}, by(FreeGradients), updates=2 * UPDATES, replays=4),
+    Variant("PGD-2 in bfloat16, update in float32", {"attack_steps": 2}, half_precision, dtype=torch.float32),
+    Variant("ViT: PGD-2", {"attack_steps": 2}, row="vit-text-bank", start=VIT, against="ViT: PGD-2"),
+    Variant("ViT: PGD-2 on half the patches", {"attack_steps": 2}, half_the_tokens, start=VIT, against="ViT: PGD-2"),
 ]
 
 
@@ -195,7 +207,7 @@ def reused(variant: Variant, rows: list[Path]) -> Path | None:
 def train_variant(variant: Variant, folder: Path) -> None:
     if (folder / RECORD).is_file() and Run.open(folder).status == "finished":
         return
-    referee = load_referee("emoji-vanilla", device="cpu")
+    referee = load_referee(variant.start, device="cpu")
     started_from = referee.card
     data = EmojiBatches("guide-styles", batch_size=BATCH, seed=0)
     run = Run.start(folder, None, recipe="emoji", arguments={"variant": variant.name, "seed": 0})
@@ -208,11 +220,11 @@ def train_variant(variant: Variant, folder: Path) -> None:
             threat=ThreatModel("l2", EPS, SIZE),
             gradients_by=AdversarialGradients if variant.by is None else variant.by(referee),
             steps=variant.updates,
-            lr=1e-3,
+            lr=1e-3 if variant.start != VIT else 5e-4,
             weight_decay=0.05,
             warmup=variant.updates // 8,
             ema=0.98,
-            dtype=DTYPE,
+            dtype=variant.dtype,
             checkpoint_every=10_000,
             **variant.settings,
         )
@@ -227,7 +239,7 @@ def measure(variant: Variant, rows: list[Path], work: Path, limit: int) -> dict[
     kept = folder / "hits.json"
     if not kept.is_file():
         run = reused(variant, rows) or folder
-        if (answers := answered(run.parent, limit)) is not None:
+        if variant.row and (answers := answered(run.parent, limit)) is not None:
             write_json(kept, answers)
             return answers
         common: dict[str, Any] = {"data": "emoji/unseen-styles", "labels": "present", "limit": limit, "batch_size": 50}
@@ -259,47 +271,51 @@ def cost(kept: Path) -> dict[str, dict[str, float]]:
     """FLOPs and median seconds of an update, variants side by side in one run of 5 rounds."""
     if kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    referee = load_referee("emoji-vanilla", device="cpu")
-    data = EmojiBatches("guide-styles", batch_size=64, seed=0)
-    objective = emoji_objective("text-bank", referee, data)
-    ready_to_train(
-        referee.image_tower, frozen_statistics=False, grad_checkpointing=False, accumulate=1, channels_last=True
-    )
-    batch = data.batch(0)
-    batch = replace(batch, images=batch.images.to(memory_format=torch.channels_last))
-    texts = torch.empty(0)
-
-    def embed(images: Tensor) -> Tensor:
-        with autocast(images.device, DTYPE):
-            embeddings: Tensor = referee.image_tower(referee.preprocess(images))
-            return embeddings
-
-    steps = {}
-    for variant in VARIANTS:
-        made = AdversarialGradients if variant.by is None else variant.by(referee)
-        gradients = made(
-            tower=referee.image_tower,
-            embed=embed,
-            objective=objective,
-            threat=ThreatModel("l2", EPS, SIZE),
-            **variant.settings,
-        )
-        steps[variant.name] = partial(gradients, 0, batch, texts)
-    found: dict[str, dict[str, float]] = {}
+    steps = {variant.name: update_of(variant) for variant in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(6):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - began)
-    for variant in VARIANTS:
-        flops, lasts = float(counted(steps[variant.name])), median(seconds[variant.name][1:])
-        found[variant.name] = {"flops": flops, "seconds": lasts, "updates": variant.updates / UPDATES}
-    for one in found.values():
-        for kind in ("flops", "seconds"):
-            one[kind] *= one["updates"]
+    found = {
+        variant.name: {
+            "flops": counted(steps[variant.name]) * variant.updates / UPDATES,
+            "seconds": median(seconds[variant.name][1:]) * variant.updates / UPDATES,
+        }
+        for variant in VARIANTS
+    }
     write_json(kept, found)
     return found
+
+
+def update_of(variant: Variant) -> Callable[[], object]:
+    """The gradients of one update on 64 drawings, ready to be called."""
+    referee = load_referee(variant.start, device="cpu")
+    data = EmojiBatches("guide-styles", batch_size=64, seed=0)
+    ready_to_train(
+        referee.image_tower, frozen_statistics=False, grad_checkpointing=False, accumulate=1, channels_last=True
+    )
+    batch = data.batch(0)
+    batch = replace(batch, images=batch.images.to(memory_format=torch.channels_last))
+
+    def embed(images: Tensor) -> Tensor:
+        with autocast(images.device, variant.dtype):
+            embeddings: Tensor = referee.image_tower(referee.preprocess(images))
+            return embeddings
+
+    settings = {name: value for name, value in variant.settings.items() if name != "warm_start"}
+    if "warm_start" in variant.settings:
+        settings["warm"] = WarmStarts()
+    made = AdversarialGradients if variant.by is None else variant.by(referee)
+    gradients = made(
+        tower=referee.image_tower,
+        embed=embed,
+        objective=emoji_objective("text-bank", referee, data),
+        threat=ThreatModel("l2", EPS, SIZE),
+        **settings,
+    )
+    return partial(gradients, 0, batch, torch.empty(0))
 
 
 HEAD: Final = """# Half the cost of adversarial training
@@ -308,7 +324,8 @@ Made by `python tools/half_the_cost.py`. All variants train emoji-vanilla's ResN
 at 64x64, {updates} updates of {batch} samples (free training twice as many updates), one training seed. Accuracy is
 top-1 of n = {n} drawings of styles that nobody was trained on, among the labels that these have; differences are to
 PGD-5 on the same images, with paired 95% intervals. FLOPs are counted by torch in a real update; time is
-the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something.
+the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something. The ViT's rows are
+compared with its own PGD-2.
 
 | attack | FLOPs / PGD-5 | FLOPs / PGD-2 | time / PGD-5 | clean | PGD-20x3 | autoattack-light | minus PGD-5 |
 |---|---|---|---|---|---|---|---|
@@ -318,21 +335,18 @@ the median of 5 rounds in bfloat16, variants in turn, so that only its ratios me
 def page(measured: dict[str, dict[str, list[bool]]], costs: dict[str, dict[str, float]], limit: int) -> str:
     """The table in Markdown."""
     lines = []
-    for name, hits in measured.items():
-        ratio = [
-            costs[name][kind] / costs[of][kind]
-            for kind, of in (("flops", "PGD-5"), ("flops", "PGD-2"), ("seconds", "PGD-5"))
-        ]
-        cells = [f"{value:.2f}" for value in ratio]
-        for attack in ("clean", WEAK, STRONG):
+    for variant in VARIANTS:
+        hits, price = measured[variant.name], costs[variant.name]
+        pairs = [("flops", variant.against), ("flops", "PGD-2"), ("seconds", variant.against)]
+        on_vit = variant.start == VIT
+        cells = ["" if on_vit and of == "PGD-2" else f"{price[kind] / costs[of][kind]:.2f}" for kind, of in pairs]
+        for attack in (CLEAN, WEAK, STRONG):
             found = intervals.rate(hits[attack])
             cells.append(f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})")
-        if name == "PGD-5":
-            cells.append("")
-        else:
-            less = intervals.difference(hits[STRONG], measured["PGD-5"][STRONG], seed=0)
-            cells.append(f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        less = intervals.difference(hits[STRONG], measured[variant.against][STRONG], seed=0)
+        apart = f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})"
+        cells.append("" if variant.name == variant.against else apart)
+        lines.append(f"| {variant.name} | {' | '.join(cells)} |")
     head = HEAD.format(eps=EPS, updates=UPDATES, batch=BATCH, n=limit)
     return head + "\n".join(lines) + "\n" + TAIL
 

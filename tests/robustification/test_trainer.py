@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from robustclip.robustification import adversarial, checkpoint, trainer
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
+from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
 
@@ -31,8 +33,8 @@ COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 
 class Colours:
     """Noisy squares of four colours, and their names; the first of some batches holds a pixel that is no number."""
 
-    def __init__(self, size: int = 16, poisoned: Collection[int] = ()) -> None:
-        self.size, self.poisoned = size, poisoned
+    def __init__(self, size: int = 16, poisoned: Collection[int] = (), epoch: int = 1_000) -> None:
+        self.size, self.poisoned, self.epoch = size, poisoned, epoch  # the ids come again after so many batches
         self.faults: Counter[str] = Counter()
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
@@ -43,7 +45,7 @@ class Colours:
             if k in self.poisoned:
                 images = images.clone()
                 images[0, 0, 0, 0] = torch.nan
-            yield Batch(images, [*COLOURS] * 2, torch.arange(8) % 4, [f"{k}-{i}" for i in range(8)])
+            yield Batch(images, [*COLOURS] * 2, torch.arange(8) % 4, [f"{k % self.epoch}-{i}" for i in range(8)])
             k += 1
 
     def describe(self) -> dict[str, Any]:
@@ -143,6 +145,61 @@ def test_momentum_and_step_size_reach_the_attack(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(adversarial, "pgd", lambda *given, **named: told.append(named) or pgd(*given, **named))
     fit(tmp_path / "run", steps=1, attack_momentum=0.9, step_size=0.05)
     assert (told[0]["momentum"], told[0]["step_size"]) == (0.9, 0.05)
+
+
+def test_a_warm_attack_starts_where_the_sample_s_last_one_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Tensor, Tensor, Tensor]] = []  # clean, start, end
+    pgd = adversarial.pgd
+
+    def watched(images: Tensor, *rest: Any, start: Tensor, **options: Any) -> Tensor:
+        found = pgd(images, *rest, start=start, **options)
+        told.append((images, start, found))
+        return found
+
+    monkeypatch.setattr(adversarial, "pgd", watched)
+    batch = next(Colours().batches())
+
+    class Again:
+        faults, describe = Colours().faults, Colours().describe
+
+        def batches(self, start: int = 0, position: object = None) -> Any:
+            while True:
+                yield batch
+
+    fit(tmp_path / "run", steps=3, warm_start=True, data=Again())
+    for (clean, _, end), (_, start, _) in pairwise(told):
+        torch.testing.assert_close(start, end - clean, rtol=0, atol=1e-3)  # kept in half precision
+    assert not torch.allclose(told[0][1], told[1][1], atol=1e-3)
+
+
+def test_a_resumed_run_remembers_its_warm_starts(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole", warm_start=True, checkpoint_every=10, data=Colours(epoch=3))
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=broken, warm_start=True, checkpoint_every=10, data=Unplugged(epoch=3))
+    settings = {"warm_start": True, "checkpoint_every": 10, "data": Colours(epoch=3)}
+    resumed, _ = fit(tmp_path, run=Run.open(broken.folder), resume=True, **settings)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_oldest_warm_starts_are_forgotten_and_a_state_brings_all_back() -> None:
+    kept = WarmStarts(most=2)
+    for number in range(4):
+        kept.keep(torch.full((1, 3, 2, 2), float(number)), [f"sample {number % 3}"])
+    assert {one: float(end.mean()) for one, end in kept.ends.items()} == {"sample 2": 2.0, "sample 0": 3.0}
+    again = WarmStarts(most=2)
+    again.load_state_dict(kept.state_dict())
+    assert list(again.ends) == list(kept.ends)
+    again.load_state_dict(WarmStarts().state_dict())
+    assert not again.ends
+
+
+def test_warm_starts_are_of_one_process() -> None:
+    refuse_warm_starts(1)
+    with pytest.raises(UsageError, match="kept by one process, and 2 train here"):
+        refuse_warm_starts(2)
 
 
 def test_another_maker_of_gradients_is_asked(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def pgd(
     step_size: float | None = None,
     momentum: float = 0.0,
     random_start: bool = True,
+    start: Float[Tensor, "b 3 h w"] | None = None,
     restarts: int = 1,
     coupled: bool = False,
     keep: Literal["best", "last"] = "best",
@@ -47,6 +48,7 @@ def pgd(
     step_size   in pixel units; default 2.5 * eps / steps (MadryLab/robustness), which can cross the ball.
     momentum    on normalised gradients (RobustVLM uses 0.9). A sample whose gradient is zero or not finite takes a
                 zero step; with momentum it coasts on.
+    start       perturbations to start from instead of random ones; they are projected into the ball.
     restarts    independent random starts, of which each image keeps its best.
     coupled     the loss of an image depends on its batch (a contrastive loss): steps climb the sum of losses, and
                 keep="best" keeps the best whole batch, never a mix of steps.
@@ -59,7 +61,7 @@ def pgd(
 
     Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
     """
-    _check_settings(threat, steps, step_size, momentum, random_start, restarts, keep)
+    _check_settings(threat, steps, step_size, momentum, random_start and start is None, restarts, keep)
     threat.check(images)
     clean = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
@@ -69,7 +71,10 @@ def pgd(
         if keep == "best" and random_start:
             best.offer(clean, _losses(loss_fn, clean))
         for _ in range(restarts):
-            x = (clean + threat.random_start(clean, generator)).clamp(0, 1) if random_start else clean
+            if start is not None:
+                x = (clean + threat.project(start.to(clean))).clamp(0, 1)
+            else:
+                x = (clean + threat.random_start(clean, generator)).clamp(0, 1) if random_start else clean
             velocity = torch.zeros_like(clean)
             for _ in range(steps):
                 losses, gradient = _losses_and_gradient(loss_fn, x)

@@ -7,26 +7,30 @@ AlexNet's needs AlexNet's; the mean here is the plain one over the five strength
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from robustclip.errors import UsageError
+from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.similarity import batches, cosines
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, ranks
 from robustclip.referees.base import TwoTower
-from robustclip.rng import generator
+from robustclip.rng import each
+from robustclip.signatures import unknown
 
 Picture = Float[Tensor, "3 h w"]
+DEPTHS: Final = (1, 5)  # k of top-k
 STRENGTHS: Final = (1, 2, 3, 4, 5)
 NOISE: Final = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation
 BLUR: Final = (1, 2, 3, 4, 6)  # standard deviation in pixels of a side of 224
@@ -48,7 +52,8 @@ def gaussian_blur(picture: Picture, strength: int, _: torch.Generator) -> Pictur
 
 def jpeg(picture: Picture, strength: int, _: torch.Generator) -> Picture:
     file = BytesIO()
-    tv.to_pil_image(picture).save(file, "JPEG", quality=QUALITY[strength - 1])
+    levels = (255 * picture).round().to(torch.uint8)  # torchvision would cut what lies between two levels
+    tv.to_pil_image(levels).save(file, "JPEG", quality=QUALITY[strength - 1])
     return tv.to_dtype(tv.pil_to_tensor(Image.open(file)), torch.float32, scale=True)
 
 
@@ -66,48 +71,75 @@ CORRUPTIONS: Final[dict[str, Callable[[Picture, int, torch.Generator], Picture]]
 }
 
 
-def corrupted(images: Float[Tensor, "b 3 h w"], kind: str, strength: int, *, seed: int, ids: list[str]) -> Tensor:
-    """Images (B,3,H,W) in [0,1] damaged at a strength of 1 to 5, on the CPU; what is drawn is a function of the seed
-    and each image's id."""
+def corrupted(
+    images: Float[Tensor, "b 3 h w"], kind: str, strength: int, *, seed: int, ids: Sequence[str]
+) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0,1] damaged by a kind of `CORRUPTIONS` at a strength of 1 to 5, float32 in [0,1] on the CPU; what is
+    drawn is a function of the seed and each image's id.
+
+    Raises UsageError for another kind or strength.
+    """
+    if kind not in CORRUPTIONS:
+        raise UsageError(unknown(kind, CORRUPTIONS, "corruption") + f" There are {', '.join(CORRUPTIONS)}")
+    if strength not in STRENGTHS:
+        raise UsageError(f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)")
+    streams = each(seed, f"{kind} {strength}", ids=ids)
     damaged = [
-        CORRUPTIONS[kind](image, strength, generator(seed, f"{kind} {strength} of {one}"))
-        for image, one in zip(images.cpu(), ids, strict=True)
+        CORRUPTIONS[kind](image, strength, stream) for image, stream in zip(images.cpu().float(), streams, strict=True)
     ]
     return torch.stack(damaged).clamp(0, 1)
 
 
 def corruptions(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Top-1 of each kind at each strength ("JPEG 3"), and each image's mean over the strengths ("JPEG")."""
-    examples, found = setting.examples, Findings()
+    """Top-1 and top-5 of each kind at each strength ("JPEG 3"), and each image's mean over the strengths ("JPEG").
+
+    Costs 21 forward passes an image.
+    """
     among = Candidates.among(
-        examples.label_names,
-        examples.labels,
+        setting.examples.label_names,
+        setting.examples.labels,
         present_only=setting.present_only,
         count=setting.count,
         seed=setting.seed,
     )
     classes = class_embeddings(referee, among.names, setting.templates)
-    metric = f"top-1{setting.choice(len(among.names))}"
+    depths = {k: f"top-{k}{setting.choice(len(among.names))}" for k in DEPTHS}
+    found = Findings()
 
-    def hits(kind: str | None, strength: int = 0) -> NDArray[np.bool_]:
-        rows = []
-        for batch in batches(
-            torch.arange(len(examples)), setting.batch_size, f"{title} {kind} {strength}" if kind else f"{title} clean"
-        ):
-            images = examples.images[batch]
-            if kind is not None:
-                names = [examples.ids[int(index)] for index in batch]
-                images = corrupted(images, kind, strength, seed=setting.seed, ids=names)
-            with torch.no_grad():
-                scores = cosines(referee, images.to(classes.device), classes, setting.dtype).cpu()
-            rows.append(ranks(scores, among.targets[batch]) == 0)
-        return np.asarray(torch.cat(rows).numpy(), dtype=bool)
+    def note(attack: str, places: Int[NDArray[Any], "... n"]) -> None:
+        for k, metric in depths.items():
+            hits = places < k
+            found.measurements.append(Measurement(metric, attack, hits if hits.ndim == 1 else hits.mean(0)))
 
-    found.measurements.append(Measurement(metric, "clean", hits(None)))
+    def answer(attack: str, kind: str | None = None, strength: int = 0) -> Int[NDArray[Any], " n"]:
+        return places_of(referee, classes, among.targets, setting, kind, strength, f"{title} {attack}")
+
+    note(CLEAN, answer(CLEAN))
     for kind in CORRUPTIONS:
-        each = [hits(kind, strength) for strength in STRENGTHS]
-        found.measurements += [
-            Measurement(metric, f"{kind} {strength}", right) for strength, right in zip(STRENGTHS, each, strict=True)
-        ]
-        found.measurements.append(Measurement(metric, kind, np.mean(each, axis=0)))
+        places = {strength: answer(f"{kind} {strength}", kind, strength) for strength in STRENGTHS}
+        for strength, at_strength in places.items():
+            note(f"{kind} {strength}", at_strength)
+        note(kind, np.stack(list(places.values())))
     return found
+
+
+@torch.no_grad()
+def places_of(
+    referee: TwoTower,
+    classes: Float[Tensor, "c d"],
+    targets: Int[Tensor, " n"],
+    setting: Setting,
+    kind: str | None,
+    strength: int,
+    title: str,
+) -> Int[NDArray[Any], " n"]:
+    """The rank of each right answer (0: first), to images damaged by `kind`; None leaves them as they are."""
+    examples, found = setting.examples, []
+    for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
+        images = examples.images[batch]
+        if kind is not None:
+            names = [examples.ids[int(index)] for index in batch]
+            images = corrupted(images, kind, strength, seed=setting.seed, ids=names)
+        scores = cosines(referee, images.to(classes.device), classes, setting.dtype).cpu()
+        found.append(ranks(scores, targets[batch]))
+    return np.asarray(torch.cat(found).numpy())

@@ -20,6 +20,7 @@ from robustclip import distributed, rng, sharding
 from robustclip.attacks.gradient import eval_mode, pgd
 from robustclip.data.batch import Batch
 from robustclip.robustification.losses import Objective
+from robustclip.robustification.warm import WarmStarts
 from robustclip.threat import ThreatModel
 
 Embed = Callable[[Tensor], Tensor]
@@ -38,6 +39,7 @@ class AdversarialGradients:
                         normalised or not, for objectives that need unit vectors make them
     objective           what the update descends; the attack climbs `attack_objective`, the same unless given
     original            as `embed`, by the tower as it was before training, for objectives that read it
+    warm                where samples' attacks ended last, to start from there; else they start at random
     momentum            of the attack (0.9 in RobustVLM)
     accumulate          how many parts a batch has, whose activations are held one at a time
     """
@@ -50,6 +52,7 @@ class AdversarialGradients:
     original: Embed | None = None
     attack_steps: int = 2
     step_size: float | None = None
+    warm: WarmStarts | None = None
     momentum: float = 0.0
     clean_weight: float = 0.0
     accumulate: int = 1
@@ -84,7 +87,7 @@ class AdversarialGradients:
         if objective.coupled and self.attack_negatives == "gathered":
             with eval_mode(self.tower), torch.no_grad():
                 loss_of = self._gathered(objective, self._in_parts(self.embed), batch, texts, original)
-            return self._pgd(objective, loss_of, batch.images, starts)
+            return self._pgd(objective, loss_of, batch, starts)
         # Where losses don't depend on each other, going part by part is exact; where they do, these are "local".
         size = -(-len(batch) // self.accumulate)
         found = []
@@ -94,25 +97,29 @@ class AdversarialGradients:
             by_original = None if original is None else original[rows]
             with eval_mode(self.tower), torch.no_grad():
                 loss_of = self._local(objective, self.embed, part, texts[rows], by_original)
-            found.append(self._pgd(objective, loss_of, part.images, starts[rows]))
+            found.append(self._pgd(objective, loss_of, part, starts[rows]))
         return torch.cat(found)
 
-    def _pgd(self, objective: Objective, loss_of: Embed, images: Tensor, starts: list[torch.Generator]) -> Tensor:
+    def _pgd(self, objective: Objective, loss_of: Embed, batch: Batch, random: list[torch.Generator]) -> Tensor:
         assert self.threat is not None
         frozen = None if sharding.wanted() else self.tower  # FSDP cannot freeze weights for a while
         with eval_mode(self.tower):
-            return pgd(
-                images,
+            found = pgd(
+                batch.images,
                 loss_of,
                 self.threat,
                 steps=self.attack_steps,
                 step_size=self.step_size,
                 momentum=self.momentum,
+                start=None if self.warm is None else self.warm.starts(batch.images, batch.ids, self.threat, random),
                 coupled=objective.coupled,
                 keep="last",
                 module=frozen,
-                generator=starts,
+                generator=random,
             )
+        if self.warm is not None:
+            self.warm.keep(found - batch.images, batch.ids)
+        return found
 
     def _local(self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None) -> Embed:
         """Losses (b,) of images that stand in for those of `batch`, which meet no other process's."""

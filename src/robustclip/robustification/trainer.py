@@ -23,9 +23,10 @@ from robustclip.robustification.adversarial import AdversarialGradients, AttackN
 from robustclip.robustification.losses import Objective
 from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
 from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.state import TrainingState, chosen_dtype
+from robustclip.robustification.state import Remembered, TrainingState, chosen_dtype
 from robustclip.robustification.texts import embed_captions
 from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
 
@@ -46,6 +47,7 @@ def train(
     attack_steps: int = 2,
     step_size: float | None = None,
     attack_momentum: float = 0.0,
+    warm_start: bool = False,
     clean_weight: float = 0.0,
     grad_clip: float = 1.0,
     ema: float = 0.998,
@@ -76,6 +78,7 @@ def train(
     processes train together, each yields its own share of a batch. `steps` counts updates; `step_size` is
     2.5 eps / attack_steps unless given.
 
+    warm_start          attacks go on where the sample's last one ended; in one process only
     gradients_by        who makes an update's gradients, by other attacks than PGD (see tools/half_the_cost.py)
     accumulate          parts of a process's share that are held in memory one at a time; attack and update still meet
                         the negatives of the whole batch (see `adversarial`), which costs a forward pass at each step.
@@ -94,6 +97,8 @@ def train(
     after ten of them in a row, naming the last good checkpoint; UsageError for settings that don't go together;
     Interrupted, after a checkpoint, on SIGINT or SIGTERM.
     """
+    if warm_start:
+        refuse_warm_starts(distributed.count())
     device = referee.device
     dtype = chosen_dtype(dtype, run, referee, resume=resume)
     run.note(steps=steps)
@@ -141,6 +146,7 @@ def train(
     def features(captions: list[str]) -> Tensor:
         return embed_captions(referee, captions).to(exact)
 
+    warm = WarmStarts() if warm_start else None
     gradients = gradients_by(
         tower=tower,
         embed=encode,
@@ -150,6 +156,7 @@ def train(
         original=encode_untrained if reads_original else None,
         attack_steps=attack_steps,
         step_size=step_size,
+        warm=warm,
         momentum=attack_momentum,
         clean_weight=clean_weight,
         accumulate=accumulate,
@@ -159,7 +166,8 @@ def train(
     optimizer = adamw(tower, lr, weight_decay)
     schedule = warmup_cosine(optimizer, warmup, steps)
     alarm, bad = OverfitAlarm(), BadSteps()
-    state = TrainingState(tower, averaged, optimizer, {"schedule": schedule, "alarm": alarm, "bad": bad})
+    plain: dict[str, Remembered] = {"schedule": schedule, "alarm": alarm, "bad": bad}
+    state = TrainingState(tower, averaged, optimizer, plain if warm is None else plain | {"warm": warm})
     if resume:
         state.restore(run, device)
     no_texts = torch.empty(0, device=device)

@@ -255,10 +255,10 @@ in the time that PGD-2 takes) under L2 eps 1.5 at 64x64 and PGD-2, unless it say
 a tenth of emoji-robust's. Measured on styles that nobody was trained on, among the labels that the images at hand
 have: top-1 clean, with noise of norm 1.5, under PGD-20 with three restarts, and under autoattack-light (APGD-CE, then
 targeted APGD-DLR with 3 targets), all on the same n = {n} images. PAG score by emoji-judge among 10 names (with noise
-instead), pull l2:12@20. Low frequencies: the share of the input gradient's energy below 1/8 cycle per pixel.
-R-Precision of 24 painted prompts among 40, by emoji-judge. In percent but for the shares, 95% intervals in brackets
-(Wilson, bootstrap for shares); minutes are of one CPU core that other work shared, a rough guide. One training seed,
-three where a mean is given.
+instead), pull l2:12@20, on as many drawings that the judge never saw. Low frequencies: the share of the input
+gradient's energy below 1/8 cycle per pixel. R-Precision of 24 painted prompts among 40, by emoji-judge. In percent but
+for the shares, 95% intervals in brackets (Wilson, bootstrap for shares); minutes are of one CPU core that other work
+shared, a rough guide. One training seed, three where a mean is given.
 """
 
 TAIL: Final = """![Robust against clean accuracy](objectives.png)

@@ -24,6 +24,7 @@ from robustclip.runs import RECORD, ResumeFrom, Run, RunFolder
 from robustclip.signatures import unknown
 
 SPLIT: Final = "emoji/unseen-styles"
+PAG_SPLIT: Final = "emoji/judge-heldback"  # which the judge has not seen either
 STARTS: Final = {"ResNet": "emoji-vanilla", "ViT": "emoji-vit-vanilla"}
 RESULT: Final = "result.json"
 
@@ -71,7 +72,9 @@ def recipe(
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 1e-3,
     eps: PositiveFloat = 1.5,
-    images: Annotated[PositiveInt, "of unseen styles, for accuracies and PAG"] = 100,
+    images: Annotated[
+        PositiveInt, "of unseen styles, and as many of the judge's held-back ones for the PAG score"
+    ] = 100,
     strong_attack: Annotated[str, "its name, as after the @ of --attack"] = "autoattack-light",
     prompts: Annotated[NonNegativeInt, "painted by each, for R-Precision; 0 paints nothing"] = 24,
     measure: Annotated[bool, "or only train"] = True,
@@ -160,9 +163,9 @@ class Measuring:
         common = {"data": SPLIT, "labels": "present", "device": self.device, "batch_size": 50}
         weak = self._evaluated(referee, folder / "weak", limit=self.images, attack=[self.attack], **common)
         strong = self._evaluated(referee, folder / "strong", limit=self.images, attack=[self.strong], **common)
-        rest = self._evaluated(
-            referee, folder / "gradients", limit=self.images, tasks=["gradients", "pag"], pag=self.pull, **common
-        )
+        gradients = self._evaluated(referee, folder / "gradients", limit=self.images, tasks=["gradients"], **common)
+        settings = common | {"data": PAG_SPLIT}
+        pag = self._evaluated(referee, folder / "pag", limit=self.images, tasks=["pag"], pag=self.pull, **settings)
         record = json.loads((folder / "run" / RECORD).read_text(encoding="utf-8"))
         found = {
             "row": row.name,
@@ -171,7 +174,7 @@ class Measuring:
             "seconds": record["notes"]["seconds"],
             "arguments": record["arguments"],
             "samples": record["numbers"]["samples"],
-            "rows": weak["rows"] + strong["rows"] + rest["rows"],
+            "rows": [row for report in (weak, strong, gradients, pag) for row in report["rows"]],
             "setting": {"attack": self.attack, "strong": self.strong, "data": SPLIT},
         }
         if self.prompts:

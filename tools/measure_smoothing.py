@@ -218,9 +218,9 @@ CAPTION: Final = """Images drawn by the seed, not chosen; gradients of the cosin
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, default=60, help="images for gradients and clean accuracy")
+    parser.add_argument("--limit", type=int, default=50, help="images for gradients and clean accuracy")
     parser.add_argument("--attacked", type=int, default=16, help="images that are attacked and pulled")
-    parser.add_argument("--certified", type=int, default=30, help="images that are certified")
+    parser.add_argument("--certified", type=int, default=24, help="images that are certified")
     parser.add_argument("--samples", type=int, default=200, help="noisy copies of each of these")
     parser.add_argument("--steps", type=int, default=16, help="of a painting")
     parser.add_argument("--work", type=Path, default=Path("runs/measure-smoothing"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +14,12 @@ from torch import Tensor
 
 from robustclip import evaluate
 from robustclip.data import load_split
-from robustclip.evaluation.corruptions import BLUR, CONTRAST, CORRUPTIONS, NOISE, STRENGTHS, corrupted
+from robustclip.errors import UsageError
+from robustclip.evaluation.corruptions import BLUR, CONTRAST, CORRUPTIONS, NOISE, QUALITY, STRENGTHS, corrupted
 from robustclip.referees.base import TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.folder import save_referee
+from robustclip.referees.toy import toy_referee
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,34 @@ def test_a_blur_is_as_wide_on_a_picture_of_another_size() -> None:
 
 
 def test_the_constants_are_imagenet_cs() -> None:
-    assert (NOISE[-1], CONTRAST[-1], BLUR[-1]) == (0.38, 0.05, 6)
+    """make_imagenet_c.py of hendrycks/robustness."""
+    assert NOISE == (0.08, 0.12, 0.18, 0.26, 0.38)
+    assert BLUR == (1, 2, 3, 4, 6)
+    assert QUALITY == (25, 18, 15, 10, 7)
+    assert CONTRAST == (0.4, 0.3, 0.2, 0.1, 0.05)
+
+
+def test_jpeg_is_that_of_the_nearest_levels() -> None:
+    """99.6 of 255 is 100, not 99."""
+    grey = torch.full((1, 3, 16, 16), 99.6 / 255)
+    exact = torch.full((1, 3, 16, 16), 100 / 255)
+    assert torch.equal(*(corrupted(images, "JPEG", 1, seed=0, ids=["a"]) for images in (grey, exact)))
+    low = corrupted(exact - 1 / 255, "JPEG", 1, seed=0, ids=["a"])
+    assert float((low - exact).abs().max()) <= 8 / 255  # one step of the coarsest quantiser of a mean
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "words"),
+    [
+        ("gaussian noise", 0, "one of 1 to 5, not 0"),
+        ("gaussian noise", 6, "one of 1 to 5, not 6"),
+        ("gaussian nose", 1, "unknown corruption; did you mean gaussian noise"),
+        ("fog", 1, "there are gaussian noise, gaussian blur, JPEG, contrast"),
+    ],
+)
+def test_other_kinds_and_strengths_are_refused(kind: str, strength: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        corrupted(torch.zeros(1, 3, 8, 8), kind, strength, seed=0, ids=["a"])
 
 
 def test_noise_is_a_picture_s_own_whoever_shares_its_batch(drawings: tuple[Tensor, list[str]]) -> None:
@@ -73,11 +107,41 @@ def test_noise_is_a_picture_s_own_whoever_shares_its_batch(drawings: tuple[Tenso
 
 
 def test_a_report_of_corruptions(colour_referee: Callable[..., TwoTower], colour_folder: Path) -> None:
-    report = evaluate([colour_referee()], data=colour_folder, size=8, tasks=["corruptions"])
-    rows = {row.attack: row.value for row in report.rows if row.kind == "value"}
-    assert set(rows) == {"clean", *CORRUPTIONS, *(f"{kind} {n}" for kind in CORRUPTIONS for n in STRENGTHS)}
-    assert rows["clean"] == 0.75  # the blue one is rather green
+    report = evaluate([colour_referee()], data=colour_folder, size=8, tasks=["corruptions"], device="cpu")
+    rows = {(row.metric, row.attack): row.value for row in report.rows if row.kind == "value"}
+    attacks = {"clean", *CORRUPTIONS, *(f"{kind} {n}" for kind in CORRUPTIONS for n in STRENGTHS)}
+    assert set(rows) == {(metric, attack) for metric in ("top-1", "top-5") for attack in attacks}
+    assert rows["top-1", "clean"] == 0.75  # the blue one is rather green
+    assert {rows["top-5", attack] for attack in attacks} == {1.0}  # there are three labels
     for strength in STRENGTHS:
-        assert rows[f"contrast {strength}"] == 0.75  # of one colour: there is no contrast to lose
+        assert rows["top-1", f"contrast {strength}"] == 0.75  # of one colour: there is no contrast to lose
     for kind in CORRUPTIONS:
-        assert rows[kind] == pytest.approx(sum(rows[f"{kind} {n}"] for n in STRENGTHS) / 5)
+        assert rows["top-1", kind] == pytest.approx(sum(rows["top-1", f"{kind} {n}"] for n in STRENGTHS) / 5)
+
+
+def test_damage_is_no_claim(colour_folder: Path, tmp_path: Path) -> None:
+    """A card's claim names an attack that measures it again, and damage is none."""
+    folder = tmp_path / "toy"
+    save_referee(toy_referee(size=8), folder)
+    report = evaluate([folder], data=colour_folder, tasks=["corruptions"], sign=True, device="cpu")
+    assert any(row.attack == "JPEG 3" for row in report.rows)
+    assert {(claim.name, claim.attack) for claim in Card.load(folder).claims} == {("top-1", None), ("top-5", None)}
+
+
+def test_corruptions_on_the_command_line(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    command = "evaluate emoji-vanilla --data emoji/unseen-styles --limit 8 --labels present --tasks corruptions --csv"
+    run = subprocess.run(
+        [sys.executable, "-m", "robustclip", *command.split(), str(table)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "gaussian noise 3" in run.stdout
+    with table.open() as file:
+        values = [row for row in csv.DictReader(file) if row["kind"] == "value"]
+    rows = {(row["metric"], row["attack"]): float(row["value"]) for row in values}
+    assert len(rows) == 2 * (1 + 4 * 6)
+    first, five = sorted({metric for metric, _ in rows})
+    assert first.startswith("top-1 of ")
+    assert five.startswith("top-5 of ")
+    assert all(rows[first, attack] <= rows[five, attack] for _, attack in rows)
+    assert rows[first, "clean"] > rows[first, "contrast 5"]  # a twentieth of the contrast is left

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustclip import evaluate
-from robustclip.attacks import AttackSpec
+from robustclip.attacks import AttackSpec, attacking
 from robustclip.errors import UsageError
 from robustclip.evaluation import masking
 from robustclip.evaluation.examples import Examples, read_examples
-from robustclip.evaluation.masking import CHECKS, Subject, checks, not_stronger, rises_above
+from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
 from robustclip.evaluation.report import Check
 from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import Candidates
+from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 
 Build = Callable[..., TwoTower]
@@ -37,6 +39,40 @@ class Levels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.mean((2, 3)) * 8).round() / 8 + 0 * images.mean((2, 3))
+
+
+class CoarseInput(nn.Module):
+    """Sees 8 levels of each pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return ((images * 8).round() / 8 + 0 * images).mean((2, 3))
+
+
+class Noisy(nn.Module):
+    """Adds to each colour noise that no gradient tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = torch.Generator().manual_seed(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) + 0.05 * torch.randn(len(images), 3, generator=self.stream)
+
+
+class Rugged(nn.Module):
+    """Red minus green, d, becomes d + P/2 sin(2 pi (d - 0.2) / P), with a true gradient.
+
+    From d = 0.2 five steps of P/2 for each colour come down at the same phase of the next waves, where the answer is
+    another. Smaller steps stay in the first valley, at d' = 0.2 - 0.30 P - 0.47 P, above 0 for P = 0.15.
+    """
+
+    PERIOD = 0.15
+
+    def forward(self, images: Tensor) -> Tensor:
+        red, green, _ = images.mean((2, 3)).unbind(1)
+        apart = red - green
+        wave = apart + self.PERIOD / 2 * (2 * torch.pi * (apart - 0.2) / self.PERIOD).sin()
+        return torch.stack([(1 + wave) / 2, (1 - wave) / 2, torch.zeros_like(wave)], 1)
 
 
 class Blind(nn.Module):
@@ -59,6 +95,20 @@ class Steep(nn.Module):
 @pytest.fixture
 def examples(colour_folder: Path) -> Examples:
     return read_examples(colour_folder, size=8, limit=None, seed=0)
+
+
+@pytest.fixture
+def emoji_24() -> Examples:
+    return read_examples("emoji/unseen-styles", size=None, limit=24, seed=0)
+
+
+@pytest.fixture
+def crowd(tmp_path: Path, plain: Callable[..., Tensor]) -> Examples:
+    """Twelve red pictures with some green in them, and a green one: enough to tell a difference from chance."""
+    for place in range(12):
+        save_image(plain((0.6, 0.4, 0.0))[0], tmp_path / "crowd" / "red" / f"{place:02}.png")
+    save_image(plain((0.4, 0.6, 0.0))[0], tmp_path / "crowd" / "green" / "a.png")
+    return read_examples(tmp_path / "crowd", size=8, limit=None, seed=0)
 
 
 def setting(examples: Examples) -> Setting:
@@ -91,6 +141,25 @@ def test_a_referee_without_gradients_has_a_flat_loss(colour_referee: Build, exam
     assert check.told == "100.0% of the images have no gradient"
 
 
+@pytest.mark.parametrize(("tower", "scale"), [(CoarseInput(), 10.0), (MeanColour(), 10_000.0), (Noisy(), 10.0)])
+def test_coarse_inputs_saturated_logits_and_noise_are_told(
+    tower: nn.Module, scale: float, colour_referee: Build, crowd: Examples
+) -> None:
+    among = Candidates.among(crowd.label_names, crowd.labels)
+    subject = Subject.of("it", colour_referee(tower=tower, logit_scale=scale), setting(crowd), among, SPEC)
+    assert masking.not_flat(subject, subject.right, ())[0] is False
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # CLIP's own, where answers are sure and float32 has few levels left
+def test_sure_answers_alone_are_no_fault(scale: float, colour_referee: Build, examples: Examples) -> None:
+    among = Candidates.among(examples.label_names, examples.labels)
+    words = {"red": (1.0, 0.8, 0.8), "green": (0.8, 1.0, 0.8), "blue": (0.8, 0.8, 1.0)}
+    referee = colour_referee(words=words, logit_scale=scale)
+    subject = Subject.of("it", referee, setting(examples), among, SPEC)
+    passed, told = masking.not_flat(subject, subject.right, ())
+    assert passed, told
+
+
 def test_a_gradient_that_is_not_the_loss_s_own_is_told(colour_referee: Build, examples: Examples) -> None:
     check = found(colour_referee(tower=Steep()), examples)[FLAT]
     assert check.passed is False
@@ -103,53 +172,38 @@ def test_a_referee_that_withstands_everything_is_not_believed(colour_referee: Bu
     assert check.told.startswith("top-1 in l2:0.5: 75.0%")
 
 
-def subject_with(
-    monkeypatch: pytest.MonkeyPatch, referee: TwoTower, examples: Examples, left: Callable[[AttackSpec], np.ndarray]
-) -> Subject:
-    """A subject whose accuracies are given, so that rates can be compared that no small referee has."""
-    among = Candidates.among(examples.label_names, examples.labels)
-    monkeypatch.setattr(Subject, "attacked", lambda _, spec: left(spec))
-    return Subject.of("it", referee, setting(examples), among, SPEC)
+def test_a_stronger_black_box_is_told(colour_referee: Build, crowd: Examples) -> None:
+    """Square needs no gradients, and finds what PGD does not."""
+    wide = AttackSpec.parse("linf:0.3@20")
+    check = found(colour_referee(tower=Levels()), crowd, wide)[BLACK_BOX]
+    assert check.passed is False
+    assert check.told.endswith("linf:0.3@20 100.0%")
+    assert found(colour_referee(), crowd, wide)[BLACK_BOX].passed is True
 
 
-def some(share: float) -> np.ndarray:
-    return np.arange(100) < 100 * share
+def test_what_square_cannot_do_is_left_out(colour_referee: Build, crowd: Examples) -> None:
+    """A single label, among which there is nothing to search for."""
+    among = Candidates(["red"], torch.zeros(len(crowd), dtype=torch.long))
+    told = {check.name: check for check in checks("it", colour_referee(), setting(crowd), among, SPEC)}
+    assert told[BLACK_BOX].passed is None
+    assert "at least 2 labels" in told[BLACK_BOX].told
+    assert told[FAR].passed is False  # one label is always the first
 
 
-def test_a_stronger_black_box_is_told(
-    monkeypatch: pytest.MonkeyPatch, colour_referee: Build, examples: Examples
-) -> None:
-    subject = subject_with(monkeypatch, colour_referee(), examples, lambda _: some(0.3))
-    assert masking.black_box(subject, some(0.5), ())[0] is False
-    assert masking.black_box(subject, some(0.3), ())[0] is True
-    assert masking.black_box(subject, some(0.32), ())[0] is True  # two of a hundred may be chance
-
-
-def test_more_steps_that_break_less_are_told(
-    monkeypatch: pytest.MonkeyPatch, colour_referee: Build, examples: Examples
-) -> None:
-    by_steps = {5: 0.3, 20: 0.3, 50: 0.6}
-    subject = subject_with(monkeypatch, colour_referee(), examples, lambda spec: some(by_steps[spec.steps]))
-    passed, told = masking.monotone(subject, some(0.3), ())
-    assert passed is False
-    assert "50: 60.0%" in told
+def test_more_steps_that_break_less_are_told(colour_referee: Build, crowd: Examples) -> None:
+    check = found(colour_referee(tower=Rugged()), crowd, AttackSpec.parse("linf:0.15@20"))[MONOTONE]
+    assert check.passed is False, check.told
+    assert check.told.startswith("top-1 by steps 5: 0.0%, 20: ")
 
 
 def test_transfer_is_stronger_against_a_referee_that_hides_its_gradients(
-    monkeypatch: pytest.MonkeyPatch, colour_referee: Build, examples: Examples
+    colour_referee: Build, crowd: Examples
 ) -> None:
     """Its own gradients break nothing; those of its honest sister break what can be broken."""
-    hidden, honest = colour_referee(tower=Levels()), colour_referee(name="sister")
-    among = Candidates.among(examples.label_names, examples.labels)
-    subject = Subject.of("it", hidden, setting(examples), among, replace(SPEC, norm="linf", eps=0.5))
-    left = subject.attacked(subject.spec)
-    still = masking.shown(subject, "sister", honest)
-    assert left.sum() == subject.right.sum() >= 3
-    assert still.sum() == 0
-    many = np.repeat(left, 25), np.repeat(still, 25)  # four pictures alone prove nothing
-    assert not_stronger(subject, many[1], many[0], "PGD on sister")[0] is False
-    monkeypatch.setattr(masking, "shown", lambda *_: many[1])
-    assert masking.transfer(subject, many[0], [("sister", honest)])[0] is False
+    sister, wide = colour_referee(name="sister"), AttackSpec.parse("linf:0.3@20")
+    check = found(colour_referee(tower=Levels()), crowd, wide, [("sister", sister)])[TRANSFER]
+    assert check.passed is False
+    assert check.told.startswith("PGD on sister leaves 0.0%, linf:0.3@20 ")
 
 
 def test_without_another_referee_transfer_says_nothing(colour_referee: Build, examples: Examples) -> None:
@@ -158,11 +212,43 @@ def test_without_another_referee_transfer_says_nothing(colour_referee: Build, ex
     assert "give one, or a --masking-source" in check.told
 
 
+def test_an_embedded_guide_has_slopes_and_is_no_harder_for_others(emoji_24: Examples) -> None:
+    [guide, vanilla] = load_judges(["emoji-robust", "emoji-vanilla"], device=torch.device("cpu"))
+    among = Candidates.among(emoji_24.label_names, emoji_24.labels, present_only=True)
+    spec = AttackSpec.parse("l2:1.5@5")
+    with attacking(guide.referee):
+        subject = Subject.of(guide.name, guide.referee, setting(emoji_24), among, spec)
+        left = subject.attacked(spec)
+        assert 0 < left.mean() < subject.right.mean()
+        assert masking.not_flat(subject, left, ())[0] is True
+        assert masking.transfer(subject, left, [(vanilla.name, vanilla.referee)])[0] is True
+
+
+def test_flat_backgrounds_are_no_fault(emoji_24: Examples) -> None:
+    """Of equal neighbours a maximum has two slopes: without noise those of this guide are off by a tenth."""
+    [guide] = load_judges(["emoji-vanilla"], device=torch.device("cpu"))
+    among = Candidates.among(emoji_24.label_names, emoji_24.labels, present_only=True)
+    with attacking(guide.referee):
+        subject = Subject.of(guide.name, guide.referee, setting(emoji_24), among, AttackSpec.parse("l2:1.5@5"))
+        lengths, found_slopes = (torch.cat(part) for part in zip(*masking.slopes_of(subject), strict=True))
+    assert float((found_slopes / lengths - 1).abs().median()) < 0.05
+
+
+@pytest.mark.slow
+def test_an_embedded_guide_passes_all() -> None:
+    report = evaluate(["emoji-robust"], limit=24, labels="present", attack=["l2:1.5@20"], masking=True, device="cpu")
+    assert {check.name: check.passed for check in report.checks} == dict.fromkeys(CHECKS, True)
+
+
 def test_nothing_is_said_of_a_referee_that_is_never_right(colour_referee: Build, examples: Examples) -> None:
     words = dict.fromkeys(("red", "green", "blue"), (1.0, 1.0, 1.0))  # all alike, and a tie is not right
     answers = found(colour_referee(words=words), examples)
     assert {check.told for check in answers.values()} == {"no image is right untouched"}
     assert {check.passed for check in answers.values()} == {None}
+
+
+def some(share: float) -> NDArray[np.bool_]:
+    return np.arange(100) < 100 * share
 
 
 def test_a_rise_within_chance_is_none() -> None:

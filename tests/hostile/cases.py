@@ -686,3 +686,16 @@ def objectives() -> Iterator[Case]:
 
 
 ALL += (*objectives(),)
+
+
+def damages() -> Iterator[Case]:
+    """Damaged pictures and masking checks of what is not there."""
+    for flags, words in (
+        ("--tasks corruption", "--tasks"),
+        ("--tasks masking", "--tasks"),
+        (f"--masking --attack l2:0.1@2 --masking-source {ENDLESS}", "is no referee's name and no path"),
+    ):
+        yield "damage", f"evaluate {{toy}} --data {{data}} {flags}", 2, words
+
+
+ALL += (*damages(),)

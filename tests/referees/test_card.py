@@ -52,10 +52,13 @@ def test_its_readable_form_tells_what_a_reader_needs(card: Card, tmp_path: Path)
 
 
 def test_signing_replaces_the_same_measurement(card: Card) -> None:
-    newer = Claim("top-5", 0.5, 0.4, 0.6, 100, 0, "emoji/unseen-styles", "l2:1.5@20", "2025-02-01")
+    newer = Claim("top-5", 0.5, 0.4, 0.6, 1_000, 0, "emoji/unseen-styles", "l2:1.5@20", "2025-02-01")
     clean = Claim("top-5", 0.9, 0.8, 1.0, 100, 0, "emoji/unseen-styles", None, "2025-02-01")
     card.sign([newer, clean])
     assert card.claims == [newer, clean]
+    fewer = Claim("top-5", 0.6, 0.2, 0.9, 10, 0, "emoji/unseen-styles", "l2:1.5@20", "2025-03-01")
+    card.sign([fewer])
+    assert card.claims == [newer, clean]  # a quick look puts no number in the place of a surer one
 
 
 @pytest.mark.parametrize(

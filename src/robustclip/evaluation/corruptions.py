@@ -80,7 +80,7 @@ def corrupted(
     Raises UsageError for another kind or strength.
     """
     if kind not in CORRUPTIONS:
-        raise UsageError(unknown(kind, CORRUPTIONS, "corruption") + f" There are {', '.join(CORRUPTIONS)}")
+        raise UsageError(unknown(kind, CORRUPTIONS, "corruption") + f" (there are {', '.join(CORRUPTIONS)})")
     if strength not in STRENGTHS:
         raise UsageError(f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)")
     streams = each(seed, f"{kind} {strength}", ids=ids)

@@ -146,6 +146,7 @@ def evaluate(
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
+    sources = masked.sources_of(judges, masking_source, examples.name, device=where) if masking else []
     pulled = read_spec(pag) if answering is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
     threats = {str(spec): spec.threat(examples.size) for spec in specs}
@@ -184,7 +185,7 @@ def evaluate(
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
     if masking:
-        report.checks = masked.checks_of_all(judges, masking_source, setting, candidates(setting), device=where)
+        report.checks = masked.checks_of_all(judges, sources, setting, candidates(setting))
     if "gradients" in wanted:
         report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
 

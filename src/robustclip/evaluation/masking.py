@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -30,12 +31,14 @@ from robustclip.evaluation.report import Check
 from robustclip.evaluation.robustness import answers_to, classify_under_attack, strike
 from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.similarity import all_cosines, batches, cosines
+from robustclip.evaluation.slopes import slopes
 from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
 from robustclip.referees.claims import EMBEDDED_DATA
-from robustclip.threat import broadcast, per_image_max
+from robustclip.rng import each
+from robustclip.threat import draw_normal
 
 USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given
 SOURCE: Final = "emoji-vanilla"
@@ -117,21 +120,21 @@ def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, mask
         yield f"the masking checks look at the steps of PGD, which {attacks[0]} has not: give PGD as the first attack"
 
 
-def checks_of_all(
-    judges: Sequence[Judge], source: str | None, setting: Setting, among: Candidates, *, device: torch.device
-) -> list[Check]:
-    """The checks of all referees under the first attack, each shown the adversarial images of `source`, or else of all
-    others; of one alone on embedded data those of emoji-vanilla."""
+def sources_of(judges: Sequence[Judge], source: str | None, data: str, *, device: torch.device) -> Others:
+    """Whose adversarial images are shown: those of `source`, or else of all referees; where there is but one, on
+    embedded data, of emoji-vanilla. Raises UsageError for a source that can't be loaded."""
+    if source is not None or (len(judges) == 1 and data.startswith(EMBEDDED_DATA)):
+        judges = load_judges([source or SOURCE], device=device)
+    return [(judge.name, judge.referee) for judge in judges]
+
+
+def checks_of_all(judges: Sequence[Judge], sources: Others, setting: Setting, among: Candidates) -> list[Check]:
+    """The checks of all referees under the first attack, each shown the adversarial images of the sources, not its
+    own."""
     spec = setting.attacks[0] if setting.attacks else AttackSpec.parse(USUAL)
-    given = [(judge.name, judge.referee) for judge in judges]
-    if source is not None or (len(given) == 1 and setting.examples.name.startswith(EMBEDDED_DATA)):
-        [other] = load_judges([source or SOURCE], device=device)
-        sources = [(other.name, other.referee)]
-    else:
-        sources = given
     return [
         check
-        for name, referee in given
+        for name, referee in ((judge.name, judge.referee) for judge in judges)
         for check in checks(name, referee, setting, among, spec, [one for one in sources if one[0] != name])
     ]
 
@@ -257,25 +260,17 @@ def not_flat(subject: Subject, _left: NDArray[np.bool_], _: Others) -> Outcome:
 
 
 def slopes_of(subject: Subject) -> Iterator[tuple[Float[Tensor, " b"], Float[Tensor, " b"]]]:
-    """The L2 length of each image's gradient, and the central finite difference of the loss along it. Float64 (B,).
-
-    The images are moved a little towards grey, away from black and white, so that both neighbours are pictures.
-    """
+    """`slopes` of the images, each with noise of one level in 255, moved a little towards grey, away from black and
+    white, so that its neighbours are pictures too."""
     setting = subject.setting
     height, width = setting.examples.size
     stride = STRIDE * subject.spec.threat((height, width)).rms * (3 * height * width) ** 0.5
     title = f"{subject.name}, masking, slopes"
     for batch in batches(torch.arange(len(setting.examples)), setting.batch_size, title):
-        right = subject.among.targets[batch]
-        images = (0.05 + 0.9 * setting.examples.images[batch].to(subject.classes.device)).requires_grad_()
-        (gradient,) = torch.autograd.grad(subject.fine_loss(images, right).sum(), images)
-        largest = per_image_max(gradient.abs())  # taken out, so that a tiny gradient does not vanish when squared
-        scaled = gradient / broadcast(torch.where(largest > 0, largest, 1), gradient)
-        norms = torch.linalg.vector_norm(scaled, dim=(1, 2, 3))
-        along = stride * scaled / broadcast(torch.where(norms > 0, norms, 1), scaled)
-        with torch.no_grad():
-            above, below = (subject.fine_loss((images + side * along).clamp(0, 1), right) for side in (1, -1))
-        yield largest.cpu().double() * norms.cpu().double(), (above - below) / (2 * stride)
+        images = setting.examples.images[batch].to(subject.classes.device)
+        streams = each(setting.seed, "slopes", ids=[setting.examples.ids[int(index)] for index in batch])
+        moved = (0.05 + 0.9 * images + draw_normal(images, streams) / 255).clamp(0, 1)
+        yield slopes(partial(subject.fine_loss, right=subject.among.targets[batch]), moved, stride=stride)
 
 
 def not_stronger(subject: Subject, left: NDArray[np.bool_], by_own_gradients: NDArray[np.bool_], what: str) -> Outcome:

@@ -111,7 +111,10 @@ class Card:
             file.write(self.markdown(usage))
 
     def sign(self, claims: list[Claim]) -> None:
-        """Add measured claims; one of the same name, data, attack and seed replaces the older."""
+        """Add measured claims; one of the same name, data, attack and seed replaces the older, unless that was measured
+        on more samples."""
+        surer = {_identity(claim): claim.n for claim in self.claims}
+        claims = [claim for claim in claims if claim.n >= surer.get(_identity(claim), 0)]
         new = {_identity(claim) for claim in claims}
         self.claims = [claim for claim in self.claims if _identity(claim) not in new] + claims
 

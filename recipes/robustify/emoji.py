@@ -71,7 +71,7 @@ def recipe(
     arguments = dict(locals())
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
-        attack_steps = min(attack_steps, 2)
+        attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
     target = pick_device(device)
     threat = ThreatModel(norm, eps, size=64)  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))

@@ -77,7 +77,7 @@ def recipe(
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
-    probe = emoji_probe(data)
+    probe = emoji_probe(data, size=32 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
     with run:

@@ -324,8 +324,8 @@ Made by `python tools/half_the_cost.py`. All variants train emoji-vanilla's ResN
 at 64x64, {updates} updates of {batch} samples (free training twice as many updates), one training seed. Accuracy is
 top-1 of n = {n} drawings of styles that nobody was trained on, among the labels that these have; differences are to
 PGD-5 on the same images, with paired 95% intervals. FLOPs are counted by torch in a real update; time is
-the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something. The ViT's rows are
-compared with its own PGD-2.
+the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something. Two more variants are in
+the tool and were not trained yet: an attack in bfloat16 with the update in float32, and on half of a ViT's patches.
 
 | attack | FLOPs / PGD-5 | FLOPs / PGD-2 | time / PGD-5 | clean | PGD-20x3 | autoattack-light | minus PGD-5 |
 |---|---|---|---|---|---|---|---|

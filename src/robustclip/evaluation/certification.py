@@ -36,7 +36,6 @@ from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.similarity import Images
 from robustclip.evaluation.templates import class_embeddings
-from robustclip.evaluation.zeroshot import Candidates
 from robustclip.progress import watched
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.smoothed import refuse_smoothed
@@ -207,13 +206,7 @@ def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
     if setting.sigma is None:
         raise UsageError("a certification needs the noise's standard deviation: --sigma 0.25")
     examples = setting.examples
-    among = Candidates.among(
-        examples.label_names,
-        examples.labels,
-        present_only=setting.present_only,
-        count=setting.count,
-        seed=setting.seed,
-    )
+    among = setting.among()
     certified = certify(
         referee,
         examples.images,
@@ -226,8 +219,7 @@ def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
         dtype=setting.dtype,
         title=title,
     )
-    noise, whole = f"noise {setting.sigma:g}", not setting.present_only and setting.count is None
-    choice = "" if whole else f" of {len(among.names)} {'present' if setting.count is None else 'labels'}"
+    noise, choice = f"noise {setting.sigma:g}", setting.choice(len(among.names))
     found = Findings([Measurement(f"abstained{choice}", noise, np.array(certified.abstentions()))])
     for radius in radii_to_report(setting.sigma, setting.samples):
         hits = np.array(certified.holds_at(radius, among.targets))

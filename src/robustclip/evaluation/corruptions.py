@@ -24,7 +24,7 @@ from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.similarity import batches, cosines
 from robustclip.evaluation.templates import class_embeddings
-from robustclip.evaluation.zeroshot import Candidates, ranks
+from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
 from robustclip.rng import each
 from robustclip.signatures import unknown
@@ -95,13 +95,7 @@ def corruptions(referee: TwoTower, setting: Setting, title: str) -> Findings:
 
     Costs 21 forward passes an image.
     """
-    among = Candidates.among(
-        setting.examples.label_names,
-        setting.examples.labels,
-        present_only=setting.present_only,
-        count=setting.count,
-        seed=setting.seed,
-    )
+    among = setting.among()
     classes = class_embeddings(referee, among.names, setting.templates)
     depths = {k: f"top-{k}{setting.choice(len(among.names))}" for k in DEPTHS}
     found = Findings()

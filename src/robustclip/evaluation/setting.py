@@ -13,6 +13,7 @@ from robustclip.attacks.spec import AttackSpec
 from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.report import CONTROL
+from robustclip.evaluation.zeroshot import Candidates
 
 if TYPE_CHECKING:  # which signs what tasks of this kind measured
     from robustclip.evaluation.judges import Judge
@@ -39,6 +40,11 @@ class Setting:
     samples: int = 1_000
     count: int | None = None
     ledger: Ledger | None = None
+
+    def among(self) -> Candidates:
+        """The labels to choose among. Raises UsageError for a count that does not fit the set."""
+        names, labels = self.examples.label_names, self.examples.labels
+        return Candidates.among(names, labels, present_only=self.present_only, count=self.count, seed=self.seed)
 
     def choice(self, names: int) -> str:
         """What a metric's name says of its labels where they are not all of the set's: " of 98 present"."""

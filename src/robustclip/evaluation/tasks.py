@@ -97,14 +97,7 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
 def candidates(setting: Setting) -> Candidates:
     """The labels to choose among. Raises UsageError for a count that does not fit the set, and for attacks that need
     more labels than these."""
-    examples = setting.examples
-    among = Candidates.among(
-        examples.label_names,
-        examples.labels,
-        present_only=setting.present_only,
-        count=setting.count,
-        seed=setting.seed,
-    )
+    among = setting.among()
     for spec in setting.attacks:
         if spec.kind != "pgd":
             parts(spec, len(among.names))

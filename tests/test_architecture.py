@@ -28,6 +28,7 @@ ONLY_IMPORTERS = {
     "tensorboard": ["metrics.py"],
     "torch.utils.tensorboard": ["metrics.py"],
     "sklearn": ["inits/gaussians.py"],
+    "svgelements": ["drawing/svg_reader.py"],
     "torch_fidelity": ["evaluation/generation/inception.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": ["referees/huggingface.py", "referees/sentence.py"],

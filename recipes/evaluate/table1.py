@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from robustclip.data.drawings import PREFIX, emoji_drawing
 from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
+from robustclip.data.styles import embedded_styles
 from robustclip.devices import pick_device
+from robustclip.evaluation.generation.embeddings import embed
 from robustclip.evaluation.generation.grids import Grid
+from robustclip.evaluation.generation.likeness import Likeness
+from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.generation.sets import overview, paint_set
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
+from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.files import atomic_write, write_json
 from robustclip.images import save_image
+from robustclip.referees.heads import load_aesthetics
 from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.synthesis.items import Named
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.session import PromptFile
 
 REAL = {"real drawings, guide styles": False, "real drawings, unseen styles": True}
+Init = Literal["mixture", "noise", "own"]
+Framework = Literal["pixels", "pyramid", "strokes", "vqgan", "styler"]
+OWN = {"strokes": "random strokes", "vqgan": "random codes", "styler": "contents"}
+"""What canvases start from that have a start of their own."""
+SOURCE = "an emoji"  # of the restyled contents, in words
 
 
 @dataclass(frozen=True)
@@ -31,11 +47,15 @@ class Cell:
 
     guide: str
     augment: bool
-    canvas: Literal["pixels", "pyramid"]
-    init: Literal["mixture", "noise"]
+    canvas: Framework
+    init: Init
     optimised: bool = True
 
     def __str__(self) -> str:
+        if self.canvas in OWN:
+            start = OWN[self.canvas]
+            views = "views" if self.augment else "no views"
+            return f"{self.guide}, {views}, {self.canvas}" if self.optimised else f"{start}, unoptimised"
         if not self.optimised:
             return "noise, unoptimised" if self.init == "noise" else f"{self.guide}'s choice of mixture, unoptimised"
         return f"{self.guide}, {'views' if self.augment else 'no views'}, {self.canvas}, from {self.init}"
@@ -48,7 +68,7 @@ class Cell:
     @property
     def start(self) -> Cell:
         """The same, before the first step."""
-        return Cell(self.guide, self.augment, self.canvas, self.init, optimised=False)
+        return replace(self, optimised=False)
 
 
 def recipe(
@@ -58,11 +78,17 @@ def recipe(
     judges: Annotated[list[str], "who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
     prompts: PromptFile = None,
     candidates: Annotated[list[PositiveInt], "of R-Precision"] = [10, 40],  # noqa: B006
-    canvas: Annotated[list[Literal["pixels", "pyramid"]], "what is optimised"] = ["pixels", "pyramid"],  # noqa: B006
-    init: Annotated[list[Literal["mixture", "noise"]], "where from"] = ["mixture", "noise"],  # noqa: B006
-    steps: PositiveInt = 32,
-    views: PositiveInt = 8,
-    lr: PositiveFloat = 0.02,
+    canvas: Annotated[list[Framework], "what is optimised"] = ["pixels", "pyramid", "strokes", "vqgan", "styler"],  # noqa: B006
+    init: Annotated[list[Literal["mixture", "noise"]], "where pixels and pyramid start"] = ["mixture", "noise"],  # noqa: B006
+    pictures: Annotated[PositiveInt | None, "of pixels, pyramid and strokes, spread over the prompts; else all"] = None,
+    slow_pictures: Annotated[PositiveInt, "of vqgan and styler"] = 50,
+    steps: Annotated[PositiveInt, "of pixels and pyramid"] = 32,
+    views: Annotated[PositiveInt, "of pixels and pyramid"] = 8,
+    lr: Annotated[PositiveFloat, "of pixels and pyramid"] = 0.02,
+    stroke_steps: PositiveInt = 80,
+    vqgan_steps: PositiveInt = 80,
+    styler_steps: PositiveInt = 80,
+    aesthetics: Annotated[Path | None, "weights of an aesthetics predictor, .pth or .safetensors"] = None,
     batch_size: PositiveInt = 32,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -71,73 +97,173 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """R-Precision of {control, robust} x {no views, views} x {pixels, pyramid} x {mixture, noise}, by two judges.
+    """R-Precision of {control, robust} x {no views, views} x {pixels, pyramid, strokes, VQGAN, styler}, by two judges.
 
     robustclip reproduce table1
 
-    Beside them the unoptimised starts and real drawings of the same names. All cells are painted by `clipag` with the
-    same steps, so that they differ in what is named alone; a cell without views takes one pass a step, one with views
-    `--views`. About an hour on two cores; `--resume` goes on where it was stopped. Writes table.txt, table.json with
-    every picture's hits, contact_sheet.png, and all pictures.
+    Beside them the unoptimised starts and real drawings of the same names. Pixels and pyramid are painted by `clipag`
+    from each of `--init`, strokes by `clipdraw`, codes by `vqgan`, and restyled drawings by `clipstyler`, which have
+    prompts of their own (50 pairs of a drawing and a style). Cells of a canvas have the same steps, so that they differ
+    in what is named alone; a cell without views takes one pass a step. `--canvas`, `--init` and `--pictures` take less;
+    `--resume` goes on where it was stopped. Steps and views are in proportion to 64 pixels: a tenth of the papers'.
+    Writes table.txt (R-Precision), similarity.txt (cosines by judges, preference, seconds), styling.txt, each as .json
+    too, contact_sheet.png, and all pictures.
     """
     arguments = dict(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
     run = Run.start(out, resume, recipe="table1", arguments=arguments, room="reproduce")
-    settings: dict[str, Any] = {"steps": steps, "views": views, "lr": lr, "batch_size": batch_size}
+    of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps, "styler": styler_steps}
+    settings: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed, "ways": False}
+    pixels: dict[str, Any] = {"steps": steps, "views": views, "lr": lr}
     if quick:
-        settings = {"steps": 2, "views": 2, "batch_size": 16, "candidates": 50}
-        canvas, named = ["pixels"], named[:12]
-        path = run.folder / "prompts.txt"
-        path.write_text("".join(f"{one.prompt}\n" for one in named), encoding="utf-8")
-        candidates = [10]
-    settings |= {"prompts": path, "device": device, "dtype": dtype, "seed": seed, "ways": False}
+        pixels = {"steps": 2, "views": 2, "candidates": 50}
+        of_steps = dict.fromkeys(of_steps, 2)
+        settings["batch_size"] = 16
+        canvas, named, candidates, slow_pictures = [one for one in canvas if one != "pyramid"], named[:12], [10], 2
     texts = [one.prompt.title for one in named]
-    cells = [
-        Cell(guide, augment, kind, start)
-        for start in init
-        for kind in canvas
-        for augment in (False, True)
-        for guide in (control, robust)
-    ]
+    cells = list(cells_of(canvas, init, (control, robust)))
     starts = {str(cell.start): cell.start for cell in cells}
     with run:
-        grid = Grid(texts, load_judges(judges, device=pick_device(device)), candidates, seed, groups(texts))
+        jury = load_judges(judges, device=pick_device(device))
+        predictor = None if aesthetics is None else load_aesthetics(aesthetics)
+        if predictor is not None and predictor.width not in {judge.referee.width for judge in jury}:
+            predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
+        grid = Grid(texts, jury, candidates, seed, groups(texts))
+        likeness, styling = Likeness(seed), Likeness(seed)
         if prompts is None and not quick:
             add_real(grid)
-        pictures: dict[str, torch.Tensor] = {}
+        images: dict[str, torch.Tensor] = {}
+        shown: dict[str, list[str]] = {}
         for cell in [*starts.values(), *cells]:
-            pictures[str(cell)] = painted(cell, run.folder / "cells" / cell.folder, settings).images
-            grid.add(str(cell), pictures[str(cell)], texts)
-        differences = list(pairs(cells))
-        shares = [(str(cell), title) for cell in cells for title in REAL if cell.augment and title in grid.shown]
-        grid.save(run.folder, differences, shares)
-        save_image(overview(pictures, texts), run.folder / "contact_sheet.png")
-        numbers = {
-            str(cell): grid.rate(str(cell), grid.judges[0].name, candidates[-1]).interval.value for cell in cells
-        }
+            name, folder = str(cell), run.folder / "cells" / cell.folder
+            most = slow_pictures if cell.canvas in ("vqgan", "styler") else pictures
+            if cell.canvas == "styler":
+                asked = styled(most)
+            else:
+                asked = {"prompts": subset(run.folder, named, most)} | (pixels if cell.init != "own" else {})
+            if cell.init == "own":
+                asked["steps"] = of_steps[cell.canvas]
+            result, likeness.seconds[name] = painted(cell, folder, settings | asked)
+            images[name], shown[name] = result.images, [item.prompt.title for item in result.items]
+            if cell.canvas == "styler":
+                add_styled(styling, name, jury, images[name], asked)
+                styling.seconds[name] = likeness.seconds.pop(name)
+                continue
+            grid.add(name, images[name], shown[name])
+            for judge in jury:
+                seen, said = embed(judge.referee, images[name]), judge.referee.embed_texts(shown[name]).float().cpu()
+                likeness.add(name, f"cosine, {judge.name}", cosine(seen, said).numpy())
+                if predictor is not None and judge.referee.width == predictor.width:
+                    likeness.add(name, f"aesthetics, {judge.name}", predictor(seen).numpy())
+        likeness.seconds = {name: took for name, took in likeness.seconds.items() if name not in starts}
+        compared = [pair for cell in cells if cell.canvas != "styler" for pair in pairs(cell, control)]
+        shares = [
+            (str(cell), title)
+            for cell in cells
+            for title in REAL
+            if cell.augment and cell.canvas != "styler" and title in grid.shown
+        ]
+        if grid.shown:
+            grid.save(run.folder, compared, shares)
+            likeness.save(run.folder, "similarity", "Cosine with the prompt", compared)
+        if styling.scores:
+            both = [pair for cell in cells if cell.canvas == "styler" for pair in pairs(cell, control)]
+            styling.save(run.folder, "styling", "Restyled: cosines of moves, and of pictures with their contents", both)
+        sheets(run.folder, images, shown)
+        painting = [str(cell) for cell in cells if cell.canvas != "styler"]
+        numbers = {name: grid.rate(name, jury[0].name, candidates[-1]).interval.value for name in painting}
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}
 
 
-def painted(cell: Cell, folder: Path, settings: dict[str, Any]) -> Result:
-    """A cell's pictures."""
-    named = {
-        "referee": [cell.guide],
+def cells_of(canvases: Sequence[Framework], inits: Sequence[Init], guides: Sequence[str]) -> Iterator[Cell]:
+    """All ways to paint, canvas by canvas."""
+    for canvas in canvases:
+        starts: Sequence[Init] = ("own",) if canvas in OWN else inits
+        for init in starts:
+            for augment in (False, True):
+                yield from (Cell(guide, augment, canvas, init) for guide in guides)
+
+
+def painted(cell: Cell, folder: Path, settings: dict[str, Any]) -> tuple[Result, float]:
+    """A cell's pictures, and the seconds that each took, over all calls that painted some of them."""
+    method: dict[str, dict[str, Any]] = {
+        "strokes": {"augment": cell.augment},
+        "vqgan": {"augment": cell.augment, "init": "codes"} | ({} if cell.augment else {"views": 1}),
+        "styler": {"augment": cell.augment},
+    }
+    named = method.get(cell.canvas) or {
         "augment": "nudges" if cell.augment else "none",
         "canvas": cell.canvas,
         "init": cell.init,
     }
-    return paint_set(folder, settings | named | ({} if cell.optimised else {"steps": 0}))
+    named |= {"referee": [cell.guide]} | ({} if cell.optimised else {"steps": 0})
+    recipe = {"strokes": "clipdraw", "vqgan": "vqgan", "styler": "clipstyler"}.get(cell.canvas, "clipag")
+    if not cell.optimised and cell.canvas == "styler":
+        named["canvas"] = "pixels"  # the contents themselves; a network that nothing trained gives noise
+    record = folder.with_suffix(".seconds.json")
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"pictures": 0, "seconds": 0.0}
+    there = len(list((folder / "images").glob("*.png")))
+    began = time.monotonic()
+    result = paint_set(folder, settings | named, recipe)
+    if new := len(result) - there:
+        before = {"pictures": before["pictures"] + new, "seconds": before["seconds"] + time.monotonic() - began}
+        write_json(record, before)
+    return result, before["seconds"] / max(before["pictures"], 1)
 
 
-def pairs(cells: list[Cell]) -> Iterator[tuple[str, str]]:
-    """What each cell is compared with: its start, and the control in its place."""
-    control = cells[0].guide
-    for cell in cells:
-        yield str(cell), str(cell.start)
-        if cell.guide != control:
-            yield str(cell), str(Cell(control, cell.augment, cell.canvas, cell.init))
+def subset(folder: Path, named: Sequence[Named], most: int | None) -> Path:
+    """A file of at most so many prompts, spread evenly over the list."""
+    chosen = list(named)
+    if most is not None and most < len(named):
+        chosen = [named[index * len(named) // most] for index in range(most)]
+    path = folder / f"prompts-{len(chosen)}.jsonl"
+    if not path.exists():
+        with atomic_write(path, "w") as file:
+            file.writelines(json.dumps({"id": one.id, "prompt": one.prompt.title}) + "\n" for one in chosen)
+    return path
+
+
+def styled(most: int | None) -> dict[str, Any]:
+    """The committed pairs, as arguments of `clipstyler`."""
+    chosen = embedded_styles()[:most]
+    return {
+        "prompt": [one.style for one in chosen],
+        "content": [f"{PREFIX}{one.content}" for one in chosen],
+        "pairs": True,
+        "source": SOURCE,
+    }
+
+
+def add_styled(
+    styling: Likeness, name: str, jury: Sequence[Judge], images: torch.Tensor, asked: dict[str, Any]
+) -> None:
+    """What judges say of restyled pictures."""
+    contents = torch.stack([emoji_drawing(one.removeprefix(PREFIX)) for one in asked["content"]])
+    for judge in jury:
+        along = directional_similarity(judge.referee, images, contents, asked["prompt"], SOURCE)
+        styling.add(name, f"directional, {judge.name}", along.numpy())
+        styling.add(name, f"content, {judge.name}", content_similarity(judge.referee, images, contents).numpy())
+
+
+def sheets(folder: Path, images: dict[str, torch.Tensor], shown: dict[str, list[str]]) -> None:
+    """One contact sheet for all methods that show the same prompts."""
+    by_prompts: dict[tuple[str, ...], list[str]] = {}
+    for name, texts in shown.items():
+        by_prompts.setdefault(tuple(texts), []).append(name)
+    for number, (prompts, names) in enumerate(by_prompts.items()):
+        save_image(
+            overview({name: images[name] for name in names}, prompts),
+            folder / ("contact_sheet.png" if not number else f"contact_sheet-{number + 1}.png"),
+        )
+
+
+def pairs(cell: Cell, control: str) -> Iterator[tuple[str, str]]:
+    """What a cell is compared with: its start, and the control in its place."""
+    yield str(cell), str(cell.start)
+    if cell.guide != control:
+        yield str(cell), str(replace(cell, guide=control))
 
 
 def groups(texts: list[str]) -> dict[str, frozenset[str]]:

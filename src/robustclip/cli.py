@@ -241,6 +241,22 @@ def mixture() -> None:
 mixture.add_command(_verb("fit", "inits.fit:fit", "Fit them on a folder of images, or shards."))
 
 
+@app.group("convert", short_help="Make published weights of others a folder of ours.")
+def convert() -> None:
+    """Published weights of others, made a folder that is loaded here."""
+
+
+convert.add_command(
+    _verb(
+        "taming-vqgan",
+        "diffusion.convert:convert",
+        "A VQGAN of taming-transformers.",
+        show=click.echo,
+        numbers=lambda converted: converted.to_json(),
+    )
+)
+
+
 @app.group("runs", short_help="List and show runs, and give back the space that checkpoints take.")
 def runs() -> None:
     """The runs on this disk."""

@@ -35,6 +35,11 @@ def numbers(values: Mapping[str, object]) -> None:
         click.echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
+def note(text: str) -> None:
+    """A line for people, where a result may be read by a program."""
+    click.echo(text, err=True)
+
+
 def rich(content: RenderableType) -> None:
     """Tables and texts of rich, in the terminal's width or a pipe's."""
     console = Console()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.canvases import Canvas, Pixels, Pyramid
+from robustclip.canvases import Canvas, Pixels, Pyramid, Strokes
 from robustclip.canvases.pixels import dynamic_threshold
 from robustclip.canvases.pyramid import powers_of_two
+from robustclip.drawing import random_strokes
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Spherical, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
@@ -32,10 +33,16 @@ def pyramid(count: int = 2) -> Pyramid:
     return canvas
 
 
+def strokes(count: int = 2) -> Strokes:
+    """Wide ones, on every part of the picture."""
+    return Strokes(random_strokes(30, SIZE, [generator(row, "s") for row in range(count)], reach=0.8, width=3.0), SIZE)
+
+
 CANVASES: dict[str, Callable[[], Canvas]] = {
     "pixels": lambda: Pixels(start()),
     "pixels, threshold": lambda: Pixels(start(), "threshold"),
     "pyramid": pyramid,
+    "strokes": lambda: strokes(),
     "grey pyramid with margin": lambda: Pyramid(2, SIZE, [1, 3, 12], margin=4),
 }
 
@@ -155,3 +162,33 @@ def test_levels_keep_the_shape_of_the_picture() -> None:
 def test_what_cannot_be_a_canvas_is_told(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_strokes_are_put_back_into_their_limits_and_points_may_leave() -> None:
+    canvas = Strokes(random_strokes(5, SIZE, [generator(0, "s")]), SIZE, widths=(1.0, 4.0))
+    with torch.no_grad():
+        canvas.points.add_(1000)
+        canvas.widths.copy_(torch.tensor([[-1.0, 1.0, 2.0, 4.0, 9.0]]))
+        canvas.colours.add_(5)
+    canvas.project()
+    assert canvas.widths.tolist() == [[1.0, 1.0, 2.0, 4.0, 4.0]]
+    assert (canvas.colours == 1).all()
+    assert canvas.points.min() > 900
+    assert list(canvas.groups()) == ["points", "widths", "colours"]
+
+
+def test_strokes_take_the_colours_of_an_image_where_they_lie() -> None:
+    image = torch.zeros(1, 3, *SIZE)
+    image[:, 0, :, 10:] = 1.0  # black, and red on the right
+    canvas = Strokes(random_strokes(40, SIZE, [generator(0, "s")], reach=0.01), SIZE)
+    canvas.encode(image)
+    right = canvas.points[0, :, 0, 0] > 10.5
+    left = canvas.points[0, :, 0, 0] < 9.5
+    assert right.any()
+    assert left.any()
+    assert torch.equal(canvas.colours[0, right], torch.tensor([[1.0, 0.0, 0.0, 1.0]]).expand(int(right.sum()), -1))
+    assert torch.equal(canvas.colours[0, left], torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(int(left.sum()), -1))
+    with pytest.raises(UsageError, match="the canvas holds"):
+        canvas.encode(image[..., :5])
+    with pytest.raises(UsageError, match="widths run from"):
+        Strokes(random_strokes(5, SIZE, [generator(0, "s")]), SIZE, widths=(4.0, 1.0))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .vqgan_cases import VQGAN
+
 Case = tuple[str, str | list[str], int, str]
 
 BOMB = "💣"
@@ -699,3 +701,5 @@ def damages() -> Iterator[Case]:
 
 
 ALL += (*damages(),)
+
+ALL += (*VQGAN,)

@@ -24,12 +24,15 @@ from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, diffaug
 
-RECIPES = [recipe.name for recipe in available("synthesize")]
+OF_CONTENT = {"clipstyler"}  # which repaint pictures: tests/recipes/test_clipstyler.py
+RECIPES = [recipe.name for recipe in available("synthesize") if recipe.name not in OF_CONTENT]
 PROMPTS = ["a green turtle", "a blue butterfly"]
 SHORT = {
     "clipag": {"steps": 6, "views": 2, "candidates": 50, "patches": 2},
     "clipag-faithful": {"steps": 6, "views": 2, "candidates": 60, "patches": 2},
+    "clipdraw": {"steps": 6, "views": 2, "strokes": 16},
     "direct-ascent": {"steps": 6, "views": 2},
+    "vqgan": {"steps": 6, "views": 2, "candidates": 50},
 }
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
@@ -53,9 +56,8 @@ def paint(tmp_path: Path) -> Callable[..., Result]:
 
 
 def test_no_recipe_is_left_out() -> None:
-    assert (
-        {path.stem.replace("_", "-") for path in (CHECKOUT / "synthesize").glob("*.py")} == set(RECIPES) == set(SHORT)
-    )
+    files = {path.stem.replace("_", "-") for path in (CHECKOUT / "synthesize").glob("*.py")}
+    assert files - OF_CONTENT == set(RECIPES) == set(SHORT)
 
 
 @every_recipe

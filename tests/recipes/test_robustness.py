@@ -19,7 +19,7 @@ def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     numbers = recipes.run("robustness", "evaluate", {**call, "out": out})
     assert set(numbers) == {"out", "trades, seed 0"}
     found = json.loads((out / "rows" / "trades" / "seed-0" / "result.json").read_text())
-    assert found["samples"] == 20 * 32
+    assert found["samples"] == 20 * 16
     assert found["arguments"]["objective"] == "trades"
     values = {(one["metric"], one["attack"]) for one in found["rows"] if one["kind"] == "value"}
     metric = next(metric for metric, _ in values if metric.startswith("top-1"))

@@ -20,6 +20,7 @@ from robustclip.synthesis.painted import Painted
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms
+from robustclip.views import GaussianNoise, Views
 
 CPU = torch.device("cpu")
 ITEMS = items_of(parse_all(["a cat", "a dog:1 | a house:-0.5"]))
@@ -154,3 +155,11 @@ def test_what_is_minimised_is_told_before_the_first_step() -> None:
     watch = Seen()
     painted(Pixels(STARTS), cosine(), Term(TotalVariation(), weight=0.1), watch=watch)
     assert watch.told == ["1*cosine + 0.1*total variation"]
+
+
+def test_where_the_loss_does_not_tell_the_similarity_is_that_of_the_picture_itself() -> None:
+    watch, prompts = Seen(), [item.prompt for item in ITEMS]
+    views = Views(3, (GaussianNoise(0.1),))
+    painted(Pixels(STARTS), Term(GUIDES.spherical(prompts), views), watch=watch)
+    for images, numbers in zip(watch.images, watch.numbers, strict=True):
+        assert torch.allclose(numbers["similarity"], similarity(images), atol=1e-6)

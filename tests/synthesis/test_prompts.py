@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from robustclip.synthesis.prompts import Part, Prompt, check_context, parse_all
 WEIGHTS = st.floats(-100, 100, allow_nan=False).filter(bool)
 CONTENTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 AWKWARD = st.text(":|\\ 1.a\n", min_size=1).filter(str.strip)
-PARTS = st.builds(Part, CONTENTS | AWKWARD, WEIGHTS | st.just(1.0), st.sampled_from(["text", "image"]))
+STOPS = st.just(-math.inf) | st.floats(allow_nan=False, max_value=1e308)
+PARTS = st.builds(Part, CONTENTS | AWKWARD, WEIGHTS | st.just(1.0), st.sampled_from(["text", "image"]), STOPS)
 
 
 @given(st.lists(PARTS, min_size=1, max_size=4))
@@ -45,6 +47,12 @@ def test_the_canonical_text_reads_back(parts: list[Part]) -> None:
         (r"a \| b", [Part("a | b")]),
         (r"C\:\new", [Part(r"C:\new")]),
         (r"a \\:2", [Part("a \\", 2)]),
+        ("a cat:2:0.8", [Part("a cat", 2, stop=0.8)]),
+        ("a cat:1:.5 | blurry:-.3:-1e-1", [Part("a cat", stop=0.5), Part("blurry", -0.3, stop=-0.1)]),
+        ("route 66 :1:0", [Part("route 66", stop=0.0)]),
+        (r"a ratio of 16\:9 :2:0.8", [Part("a ratio of 16:9", 2, stop=0.8)]),
+        ("turtle: terrapin:2:0.8", [Part("turtle: terrapin", 2, stop=0.8)]),
+        ("image:leaf.png:0.5:0.8", [Part("leaf.png", 0.5, "image", 0.8)]),
         ("image:leaf.png", [Part("leaf.png", kind="image")]),
         ("image:my leaf.png:0.5", [Part("my leaf.png", 0.5, "image")]),
         (r"image\:leaf.png", [Part("image:leaf.png")]),
@@ -81,6 +89,10 @@ def test_parts_and_weights(text: str, parts: list[Part] | None) -> None:
         ("a cat:1e999", "has the weight inf"),
         ("16:9", r"'16:9': is 9 a weight\? If it is, put a space before the colon, '16 :9'; .* '16\\:9'"),
         ("at 10:30", r"'at 10\\:30'"),
+        ("a cat:1:1e999", "has the stop inf: a stop is a distance, as in 'a cat:1:0.8'"),
+        ("a cat:0:0.8", "has the weight 0"),
+        ("a cat:1:much", "the weight 'much' is not a number"),
+        ("at 10:30:2", r"is 30 a weight\? .* before the colon, 'at 10 :30:2'; .* a backslash, 'at 10\\:30 :2'"),
         ("badly drawn:-0.3", "'badly drawn:-0.3' only pushes away"),
         ("image:", "image: names no file"),
         (":2", "a part of the prompt is empty"),

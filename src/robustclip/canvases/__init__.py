@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from robustclip.canvases.base import Canvas
+from robustclip.canvases.codes import Codes
 from robustclip.canvases.pixels import Pixels
 from robustclip.canvases.pyramid import Pyramid
+from robustclip.canvases.strokes import Strokes
+from robustclip.canvases.style import StyleNetwork
 
-__all__ = ["Canvas", "Pixels", "Pyramid"]
+__all__ = ["Canvas", "Codes", "Pixels", "Pyramid", "Strokes", "StyleNetwork"]

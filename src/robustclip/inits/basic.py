@@ -34,6 +34,23 @@ def grey(
     return torch.full((len(generators), 3, height, width), GREY, device=device)
 
 
+def gradient(
+    height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "p 3 h w"]:
+    """Red grows from 0 across, green from 0 and blue from anywhere downwards, each to a level of U(0, 1).
+
+    One of VQGAN-CLIP's starts (592d555 generate.py), whose blue ends in the darker half.
+    """
+    drawn = [torch.rand(4, generator=one, device=one.device).to(device) for one in generators]
+    levels = torch.stack(drawn) if drawn else torch.empty(0, 4, device=device)
+    red, green, first, last = levels[:, :, None, None].unbind(1)
+    across, down = torch.linspace(0, 1, width, device=device), torch.linspace(0, 1, height, device=device)[:, None]
+    shape = (len(levels), height, width)
+    return torch.stack(
+        [one.expand(shape) for one in (red * across, green * down, first + (last - first) * down)], dim=1
+    )
+
+
 def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
     """Every picture starts from `strength * image + (1 - strength) * noise`, with its own noise.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustclip.losses.priors import TotalVariation
+from robustclip.losses.priors import LatentPrior, TotalVariation
 from robustclip.losses.similarity import Cosine, Spherical, Target
 
-__all__ = ["Cosine", "Spherical", "Target", "TotalVariation"]
+__all__ = ["Cosine", "LatentPrior", "Spherical", "Target", "TotalVariation"]

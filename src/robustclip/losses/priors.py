@@ -9,6 +9,25 @@ from torch import Tensor
 
 
 @final
+class LatentPrior:
+    """Mean square of what latents differ from `towards` (P,...), or from zero: (P,V,...) -> (P,V).
+
+    VQGAN-CLIP's `init_weight` pulls towards zero, with a weight of init_weight / (2(2i+1)) in step i; towards the
+    start is what its name says.
+    """
+
+    def __init__(self, towards: Float[Tensor, "p ..."] | None = None) -> None:
+        self.towards = None if towards is None else towards.detach().clone()
+
+    def __call__(self, latents: Float[Tensor, "p v ..."]) -> Float[Tensor, "p v"]:
+        moved = latents if self.towards is None else latents - self.towards[:, None]
+        return moved.float().square().flatten(2).mean(2)
+
+    def __str__(self) -> str:
+        return "latent prior"
+
+
+@final
 class TotalVariation:
     """Mean absolute difference of neighbouring pixels, down and across: (P,V,3,h,w) -> (P,V), 0 for one colour."""
 

@@ -22,19 +22,26 @@ class Target:
     """What one referee should see in each of P pictures, embedded once.
 
     directions: (P,T,D) unit vectors, of texts or of images; weights: (P,T), 0 where a picture has fewer than T,
-    negative to push away; share: the referee's weight among the referees.
+    negative to push away; share: the referee's weight among the referees; stops: (P,T), the distance at which each
+    stops to pull, see `Similarity.losses`, -inf for never; None where none does.
     """
 
     referee: TwoTower
     directions: Float[Tensor, "p t d"]
     weights: Float[Tensor, "p t"]
     share: float = 1.0
+    stops: Float[Tensor, "p t"] | None = None
 
     def __post_init__(self) -> None:
         if self.directions.shape[:2] != self.weights.shape:
             raise UsageError(
                 f"directions are {tuple(self.directions.shape)} and weights {tuple(self.weights.shape)}: each direction"
                 " needs its own weight, as in (P,T,D) and (P,T)"
+            )
+        if self.stops is not None and self.stops.shape != self.weights.shape:
+            raise UsageError(
+                f"stops are {tuple(self.stops.shape)} and weights {tuple(self.weights.shape)}: each direction has one "
+                "of both, as in (P,T) and (P,T)"
             )
 
 
@@ -71,11 +78,31 @@ class Similarity(ABC):
         return found
 
     def losses(self, cosines: Sequence[Float[Tensor, "p v t"]]) -> Float[Tensor, "p v"]:
+        """The losses of views with these cosines. Where sign(weight) * distance lies below a target's stop, the value
+        stays and the gradient is 0 (VQGAN-CLIP's `text:weight:stop`): what pulls stops at that distance, what pushes,
+        with a stop below 0, at its negative."""
         terms = [
-            share * torch.einsum("pvt,pt->pv", self.distance(found), target.weights)
+            share * torch.einsum("pvt,pt->pv", _stopped(self.distance(found), target), target.weights)
             for target, share, found in zip(self.targets, self.shares, cosines, strict=True)
         ]
         return torch.stack(terms).sum(0)
+
+    @torch.no_grad()
+    def similarity(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
+        """The weighted sum over texts of the views' cosines, averaged over referees, without gradients."""
+        terms = [
+            share * torch.einsum("pvt,pt->pv", found, target.weights)
+            for target, share, found in zip(self.targets, self.shares, self.cosines(views), strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+
+def _stopped(distances: Float[Tensor, "p v t"], target: Target) -> Float[Tensor, "p v t"]:
+    """The distances, without gradient where they have come as far as the target's stops."""
+    if target.stops is None:
+        return distances
+    signed = distances * target.weights.sign()[:, None]
+    return torch.where(signed < target.stops[:, None], distances.detach(), distances)
 
 
 @final

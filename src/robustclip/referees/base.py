@@ -115,6 +115,21 @@ class TwoTower(Referee):
         neither checked nor undone, so that gradients pass."""
         return self.image_tower(self.preprocess(views))
 
+    def unnormalised(self) -> TwoTower:
+        """The same towers, shared, that see pixels on the scale of [0,1]: resized, but not normalised by mean and std.
+
+        CLIPDraw looks through its CLIP so by default. A slip, for recipes that are to be faithful alone.
+        """
+        config = self.preprocess.config() | {"mean": [0.0] * 3, "std": [1.0] * 3}
+        return TwoTower(
+            self.image_tower,
+            self.text_tower,
+            Preprocess.from_config(config).to(self.device),
+            card=self.card,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+        ).eval()
+
     @torch.no_grad()
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:
         """Embed texts, without gradients; `normalize` gives unit length. Raises UsageError for a bare string."""

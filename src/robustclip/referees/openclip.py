@@ -21,6 +21,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, _build_text_tower, _build_vision_tower
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
@@ -38,6 +39,11 @@ TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
 run the code of whoever wrote the config."""
 Config = Mapping[str, Any]
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 prompt templates of ImageNet that open_clip holds (Radford et al. 2021), each with a `{}`."""
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 def build_image_tower(model_cfg: Config) -> nn.Module:

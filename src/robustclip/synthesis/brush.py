@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from robustclip.canvases.base import Canvas
-from robustclip.losses.similarity import Cosine
+from robustclip.losses.similarity import Cosine, Similarity
 from robustclip.synthesis.callbacks import Film, KeepBest
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
@@ -54,16 +54,23 @@ def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str,
 
 
 class _Watching:
-    """Shows each step to a watch, with the similarity that its first term saw."""
+    """Shows each step to a watch, with the similarity that its first term saw; where its loss does not tell, that of
+    the picture itself."""
 
     def __init__(self, watch: Watch, streams: Sequence[Stream]) -> None:
         self.watch = watch
         first = next(iter(streams[0].terms))
         self.label = first.label
-        self.total = first.loss.targets[0].weights.sum(1) if isinstance(first.loss, Cosine) else None
+        self.loss = first.loss
 
     def __call__(self, moment: Moment) -> None:
-        found = moment.numbers.get(self.label, moment.losses)
-        similarity: Tensor = -found if self.total is None else self.total - found
         picture = moment.canvas.picture(moment.image)
-        self.watch(moment.step + 1, picture, {"similarity": similarity, **moment.numbers})
+        self.watch(moment.step + 1, picture, {"similarity": self._similarity(moment, picture), **moment.numbers})
+
+    def _similarity(self, moment: Moment, picture: Tensor) -> Tensor:
+        found = moment.numbers.get(self.label, moment.losses)
+        if isinstance(self.loss, Cosine):
+            return self.loss.targets[0].weights.sum(1) - found
+        if isinstance(self.loss, Similarity):  # no number of views says what their cosines were
+            return self.loss.similarity(picture.unsqueeze(1))[:, 0]
+        return -found

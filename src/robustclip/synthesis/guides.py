@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from robustclip.devices import forward_backward, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.images import load_image
-from robustclip.losses.similarity import Cosine, Target
+from robustclip.losses.similarity import Cosine, Spherical, Target
 from robustclip.referees.base import TwoTower
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
@@ -98,21 +99,30 @@ class Guides:
     def targets(self, prompts: Sequence[Prompt]) -> list[Target]:
         """What each referee should see in one picture of each prompt."""
         longest = max(len(prompt.parts) for prompt in prompts)
-        weights = torch.zeros(len(prompts), longest)
+        weights, stops = torch.zeros(len(prompts), longest), torch.full((len(prompts), longest), -torch.inf)
         for row, prompt in enumerate(prompts):
             weights[row, : len(prompt.parts)] = torch.tensor([part.weight for part in prompt.parts])
+            stops[row, : len(prompt.parts)] = torch.tensor([part.stop for part in prompt.parts])
+        stopping = stops.to(self.device) if stops.isfinite().any() else None
         targets = []
         for referee, known, share in zip(self.referees, self._known, self.weights, strict=True):
             self._embed(referee, known, prompts)
             directions = torch.zeros(len(prompts), longest, referee.width, device=self.device)
             for row, prompt in enumerate(prompts):
                 directions[row, : len(prompt.parts)] = torch.stack([known[part] for part in prompt.parts])
-            targets.append(Target(referee, directions, weights.to(self.device), share))
+            targets.append(Target(referee, directions, weights.to(self.device), share, stopping))
         return targets
 
-    def cosine(self, prompts: Sequence[Prompt]) -> Cosine:
-        """The loss of CLIPAG for these prompts."""
-        return Cosine(self.targets(prompts), self.dtype)
+    def cosine(self, prompts: Sequence[Prompt], *, normalise: bool = True) -> Cosine:
+        """The loss of CLIPAG for these prompts; without `normalise`, as CLIPDraw's: see TwoTower.unnormalised."""
+        targets = self.targets(prompts)
+        if not normalise:
+            targets = [replace(target, referee=target.referee.unnormalised()) for target in targets]
+        return Cosine(targets, self.dtype)
+
+    def spherical(self, prompts: Sequence[Prompt]) -> Spherical:
+        """The loss of VQGAN-CLIP for these prompts."""
+        return Spherical(self.targets(prompts), self.dtype)
 
     @torch.no_grad()
     def similarity(self, images: Float[Tensor, "p 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " p"]:

@@ -21,13 +21,15 @@ from robustclip.synthesis.items import Item
 @dataclass
 class Painted:
     """A batch of P pictures. `similarity` is that of the final picture to its prompt; `trace` has a number of each
-    picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`."""
+    picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`; `beside` are the texts
+    of other files of each picture, by their ending ("svg")."""
 
     images: Float[Tensor, "p 3 h w"]
     similarity: Float[Tensor, " p"]
     trace: dict[str, Float[Tensor, "s p"]] = field(default_factory=dict)
     frames: Float[Tensor, "f p 3 h w"] | None = None
     steps_of_frames: list[int] = field(default_factory=list)
+    beside: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Watch(Protocol):

@@ -3,6 +3,7 @@ r"""What is asked for: texts and pictures with weights, of which negative ones p
     a green turtle                             one text
     a green turtle | sharp:0.5 | blurry:-0.3   three, with their weights
     a green turtle | image:leaf.png:0.5        a text and a picture
+    a green turtle:1:0.8                       a text whose pull ends at a distance of 0.8 (VQGAN-CLIP's `stop`)
     mind the gap: now | 16\:9                  colons that are text: a space follows, or a backslash stands before
 
 The same grammar for every command and in Python; captions out of files are taken literally.
@@ -36,13 +37,15 @@ _IMAGE = re.compile(r"image:(?!\s)")
 class Part:
     """A text, or the path of a picture, with its weight: |weight| in (0, 100], negative to push away.
 
-    White space around the content is dropped. Raises UsageError for an empty content, a zero byte, a text that is not
-    Unicode, and a weight beyond its range.
+    `stop` is the distance, times the weight's sign, below which it has no gradient; -inf, for never. White space around
+    the content is dropped. Raises UsageError for an empty content, a zero byte, a text that is not Unicode, a weight
+    beyond its range, and a stop that is no number.
     """
 
     content: str
     weight: float = 1.0
     kind: Literal["text", "image"] = "text"
+    stop: float = -math.inf
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "content", self.content.strip())
@@ -56,14 +59,21 @@ class Part:
             raise UsageError(
                 f"{_told(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0"
             )
+        if not self.stop < math.inf:
+            raise UsageError(
+                f"{_told(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'"
+            )
 
     def __str__(self) -> str:
         r"""As `Prompt.parse` reads it: `\` and `|` after a backslash, `:` too unless a space follows."""
         text = re.sub(r"\\|\||:(?!\s)", r"\\\g<0>", self.content)
         name = f"image:{text}" if self.kind == "image" else text
-        if self.weight == 1:
+        stops = self.stop > -math.inf
+        if self.weight == 1 and not stops:
             return name
-        return f"{name}{' ' if name[-1].isdecimal() else ''}:{repr(float(self.weight)).removesuffix('.0')}"
+        numbers = [self.weight, self.stop] if stops else [self.weight]
+        written = [repr(float(number)).removesuffix(".0") for number in numbers]
+        return ":".join([f"{name}{' ' if name[-1].isdecimal() else ''}", *written])
 
     @property
     def title(self) -> str:
@@ -88,7 +98,7 @@ class Prompt:
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
-        r"""Parts separated by ` | `, each `TEXT`, `TEXT:WEIGHT`, or `image:FILE[:WEIGHT]`.
+        r"""Parts separated by ` | `, each `TEXT`, `TEXT:WEIGHT`, `TEXT:WEIGHT:STOP`, or `image:FILE` with the same.
 
         A part has a weight where no space follows its last colon; `\:`, `\|` and `\\` are the characters themselves.
         Raises UsageError for an empty or endless text, and for a weight that is no number, telling how to write it.
@@ -175,8 +185,11 @@ def _part(text: str) -> Part:
     colons = [found.start(1) for found in _COLON.finditer(text)]
     if not colons or text[colons[-1] + 1 : colons[-1] + 2].isspace():
         return Part(_unescaped(text), kind=kind)
-    content, weight = text[: colons[-1]], text[colons[-1] + 1 :]
-    plain = f"{content}\\:{weight}"
+    content, weight, stop = text[: colons[-1]], text[colons[-1] + 1 :], ""
+    if len(colons) > 1 and _NUMBER.fullmatch(weight) and _NUMBER.fullmatch(text[colons[-2] + 1 : colons[-1]]):
+        content, weight, stop = text[: colons[-2]], text[colons[-2] + 1 : colons[-1]], weight
+    numbers = text[len(content) + 1 :]
+    plain = f"{content}\\:{numbers.replace(':', ' :') if stop else numbers}"
     if _NUMBER.fullmatch(weight) is None:
         raise UsageError(
             f"{_told(text)}: the weight {_told(weight)} is not a number: write a weight as in 'a cat:0.5', "
@@ -185,9 +198,9 @@ def _part(text: str) -> Part:
     if content[-1:].isdecimal():
         raise UsageError(
             f"{_told(text)}: is {weight} a weight? If it is, put a space before the colon, "
-            f"{_told(f'{content} :{weight}')}; if it is text, a backslash, {_told(plain)}"
+            f"{_told(f'{content} :{numbers}')}; if it is text, a backslash, {_told(plain)}"
         )
-    return Part(_unescaped(content), float(weight), kind)
+    return Part(_unescaped(content), float(weight), kind, float(stop or "-inf"))
 
 
 def _unescaped(text: str) -> str:

@@ -99,15 +99,18 @@ class Session:
         *,
         batch_size: int,
         ways: bool | None = None,
+        items: list[Item] | None = None,
     ) -> Session:
         """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out
-        and resume.
+        and resume. `items` are the pictures where prompts and seeds alone do not say which.
 
         Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
         picture or file of prompts that is no such thing.
         """
         seeds = arguments["seeds"]
-        if arguments["prompts"] is None:
+        if items is not None:
+            pass
+        elif arguments["prompts"] is None:
             items = items_of(parse_all(arguments["prompt"]), seeds)
         else:
             items = items_of_named(load_prompts(arguments["prompts"]), seeds)

@@ -22,14 +22,16 @@ from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 
 MIXTURE: Final = "emoji-groups"
-PLAIN: Final = {"noise": basic.noise, "grey": basic.grey}
+PLAIN: Final = {"noise": basic.noise, "grey": basic.grey, "gradient": basic.gradient}
 SEEDS_KEPT = 4  # whose candidates stay in memory
 
 
-def _init(text: str) -> str:
+def check_init(text: str) -> str:
+    """The `--init` flag. Raises UsageError for what is neither a name nor a file to start from."""
     if text not in (*PLAIN, "mixture") and not is_file(text):
         raise UsageError(
-            f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, or mixture, noise, grey"
+            f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "
+            f"or mixture, {', '.join(PLAIN)}"
         )
     if text.endswith(SUFFIX):
         load_mixture(text)
@@ -38,7 +40,9 @@ def _init(text: str) -> str:
     return text
 
 
-Init = Annotated[str, AfterValidator(_init), "mixture, noise, grey, an image, or a file of robustclip mixture fit"]
+Init = Annotated[
+    str, AfterValidator(check_init), f"mixture, {', '.join(PLAIN)}, an image, or a file of robustclip mixture fit"
+]
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -26,7 +26,8 @@ class Stream:
     by_level    unit_rms for each parameter by itself: all levels of a pyramid move alike, though the gradient of a
                 coarse one is many times that of a fine one.
     match       (another stream, factor): it is scaled to that stream's norm times the factor (Referee-Can-Play).
-    schedule    multiplies the optimiser's learning rates; constant without one.
+    schedule    multiplies the optimiser's learning rates; constant without one. A mapping has one for each group of
+                parameters that it names (the optimiser's group["name"]); the others keep their rate.
     """
 
     terms: Terms
@@ -35,7 +36,7 @@ class Stream:
     unit_rms: bool = False
     by_level: bool = False
     match: tuple[Stream, float] | None = None
-    schedule: Schedule | None = None
+    schedule: Schedule | Mapping[str, Schedule] | None = None
 
     def __post_init__(self) -> None:
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -48,13 +49,16 @@ class Stream:
 
     def step(self, gradients: Sequence[Tensor], step: int) -> None:
         """One step of the optimiser along gradients that are already prepared."""
-        factor = 1.0 if self.schedule is None else self.schedule(step)
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * self._factor(group.get("name"), step)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+
+    def _factor(self, group: str | None, step: int) -> float:
+        schedule = self.schedule.get(group or "") if isinstance(self.schedule, Mapping) else self.schedule
+        return 1.0 if schedule is None else schedule(step)
 
     def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor]) -> list[Tensor]:
         """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
@@ -98,6 +102,11 @@ def _rows(scale: Tensor, gradient: Tensor) -> Tensor:
 def cosine_decay(steps: int, last: float = 0.0) -> Schedule:
     """From 1 to `last` along half a cosine."""
     return lambda step: last + (1 - last) * (1 + cos(pi * step / max(steps, 1))) / 2
+
+
+def piecewise(steps: int, factors: Mapping[float, float]) -> Schedule:
+    """1 at first, and from each share of the steps on its factor: `{0.5: 0.4, 0.75: 0.1}` are CLIPDraw's points."""
+    return lambda step: [1.0, *(factor for share, factor in sorted(factors.items()) if step >= share * steps)][-1]
 
 
 def linear_decay(steps: int, last: float = 0.0) -> Schedule:

@@ -2,6 +2,7 @@
 
 images/<id>.png      each picture, as soon as its batch is done, with all that made it
 ways/<id>.{gif,png}  how it came to be, of a few pictures
+svg/<id>.svg         the picture's drawing, of methods that draw
 preview.png          the best so far of the batch that is being painted
 contact_sheet.png    prompts x seeds, and
 pictures.jsonl       one line a picture, in the items' order: both at the end
@@ -135,7 +136,7 @@ def _is_done(run: Run, item: Item) -> bool:
 
 
 def _write(batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, ways: bool) -> None:
-    """Put a batch on the disk. Its ways come first, for a picture that is there says that all of it is."""
+    """Put a batch on the disk. The picture comes last, for one that is there says that all of it is."""
     images = painted.images.detach()
     fine = images.flatten(1).isfinite().all(dim=1) & painted.similarity.isfinite().to(images.device)
     if not fine.all():
@@ -147,6 +148,9 @@ def _write(batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str
                 frames = painted.frames[:, index]
                 write_gif(run.folder / "ways" / f"{item.id}.gif", frames)
                 write_strip(run.folder / "ways" / f"{item.id}.png", frames, painted.steps_of_frames)
+            for ending, texts in painted.beside.items():
+                with atomic_write(run.folder / ending / f"{item.id}.{ending}", "w") as file:
+                    file.write(texts[index])
             similarity = float(painted.similarity[index])
             about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
             write_picture(_file(run, item), images[index], about | dict(facts))

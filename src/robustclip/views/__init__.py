@@ -5,7 +5,9 @@ from __future__ import annotations
 from robustclip.views.boxes import Cutout, Erasing
 from robustclip.views.colour import Brightness, Colour, Contrast, Saturation
 from robustclip.views.crops import RandomCrop, RandomResizedCrop, Rescale
+from robustclip.views.cutouts import ClampThrough, Pooled, RandomSquares
 from robustclip.views.draws import Draws
+from robustclip.views.hue import ColourJitter
 from robustclip.views.noise import Clamp, GaussianNoise, UniformNoise
 from robustclip.views.policies import diffaug, nudges
 from robustclip.views.shifts import Jitter, Translation
@@ -16,7 +18,9 @@ __all__ = [
     "Affine",
     "Brightness",
     "Clamp",
+    "ClampThrough",
     "Colour",
+    "ColourJitter",
     "Contrast",
     "Cutout",
     "Draws",
@@ -24,8 +28,10 @@ __all__ = [
     "GaussianNoise",
     "Jitter",
     "Perspective",
+    "Pooled",
     "RandomCrop",
     "RandomResizedCrop",
+    "RandomSquares",
     "Rescale",
     "Saturation",
     "Translation",

@@ -1,0 +1,101 @@
+"""The embedded world's generator: a small VQGAN of drawings, for `synthesize vqgan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from robustclip.data.emoji_batches import Augmentation, EmojiBatches
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
+from robustclip.diffusion.vqgan import save_vqgan
+from robustclip.progress import TrainingProgress
+from robustclip.referees.registry import load_referee
+from robustclip.rng import generator
+from robustclip.robustification import checkpoint
+from robustclip.runs import ResumeFrom, Run, RunFolder
+
+# Mostly white, as the drawings' own pictures; a referee's training has more of everything.
+AUGMENTATION = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)
+LAYERS = [1, 2, 3]  # of the tower whose features are compared: outputs of its first three stages
+
+
+def recipe(
+    *,
+    steps: PositiveInt = 1400,
+    batch_size: PositiveInt = 32,
+    lr: PositiveFloat = 2e-3,
+    channels: list[PositiveInt] = [16, 32, 64],  # noqa: B006  (never changed)
+    codes: PositiveInt = 512,
+    eyes: str = "emoji-vanilla",
+    save_every: PositiveInt = 100,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Train emoji-vqgan: 64x64 pictures as 16x16 codes of 512.
+
+    robustclip robustify pretrain/emoji-vqgan
+
+    About half an hour on two CPU cores. Sees the drawings of the guides' styles, without the held-out concepts. The
+    method is Esser et al. 2021; sizes, rates and the perceptual distance (features of emoji-vanilla, for there is no
+    VGG here) are ours. The adversary joins for the last third.
+    """
+    arguments = dict(locals())
+    split = "guide-styles"
+    if quick:
+        split, steps, batch_size, channels, codes, save_every = "judge-heldback", 4, 8, [16, 16, 16], 32, 2
+    place = pick_device(device)
+    referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
+
+    def features(images: torch.Tensor) -> list[torch.Tensor]:
+        trunk: Any = referee.image_tower.trunk
+        return trunk.forward_intermediates(referee.preprocess(images), indices=LAYERS, intermediates_only=True)
+
+    model = new_vqgan(channels, codes=codes, seed=seed).to(place, memory_format=torch.channels_last)
+    trainer = VQGANTrainer(
+        model,
+        discriminator(seed=seed).to(place).to(memory_format=torch.channels_last),
+        features,
+        steps=steps,
+        lr=lr,
+        start_gan=steps * 2 // 3,
+        dtype=pick_dtype(dtype, place),
+    )
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed, augmentation=AUGMENTATION)
+    run = Run.start(out, resume, recipe="emoji-vqgan", arguments=arguments, room="robustify")
+    if resume is not None and (state := checkpoint.newest(run.checkpoints, place, run.warn)) is not None:
+        trainer.load(state)
+        run.trim(trainer.done)
+    run.note(data=data.describe())
+    numbers: dict[str, float] = {}
+    with run, TrainingProgress(total=steps, start=trainer.done, title="training a VQGAN") as progress:
+        while trainer.done < steps:
+            images = data.batch(trainer.done).images.to(place, memory_format=torch.channels_last)
+            numbers = trainer.step(images, generator(seed, "codes", trainer.done))
+            progress.numbers |= {name: numbers[name] for name in ("l1", "perceptual", "codes")}
+            progress.advance(images=batch_size)
+            run.log(trainer.done, **numbers)
+            if trainer.done % save_every == 0 or trainer.done == steps:
+                checkpoint.save(run.checkpoints, trainer.done, trainer.state())
+        folder = finished(run.folder / "generator")
+        card = {"name": "emoji-vqgan", "recipe": "pretrain/emoji-vqgan", "arguments": _plain(arguments), "steps": steps}
+        save_vqgan(model, folder, card, half=True)
+        run.finish(numbers)
+    return {"out": str(run.folder), "generator": str(folder), **numbers}
+
+
+def finished(folder: Path) -> Path:
+    """Where the model goes: the name, or where a run that goes on has written it already, the next one."""
+    taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
+    return next(path for path in taken if not path.exists())
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}

@@ -1,0 +1,181 @@
+"""CLIPStyler (Kwon & Ye 2022), and CLIPStyler + CLIPAG: a picture restyled by a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from robustclip.canvases import Canvas, Pixels, StyleNetwork
+from robustclip.data.drawings import PREFIX, emoji_drawing
+from robustclip.errors import UsageError
+from robustclip.files import is_file
+from robustclip.images import adjust_contrast, load_image, resize
+from robustclip.losses.content import FeatureMatch, tower_features, vgg19
+from robustclip.losses.directional import Directional, moves
+from robustclip.losses.neighbours import NeighbourNorms
+from robustclip.referees.openclip import imagenet_templates
+from robustclip.referees.registry import load_referee
+from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.synthesis.brush import paint_batch
+from robustclip.synthesis.items import Item, Named, Seeds, items_of_named
+from robustclip.synthesis.names import apart, slug
+from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.prompts import Prompt, parse_all
+from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.streams import Stream
+from robustclip.synthesis.terms import Term, ZeroBelow
+from robustclip.views import Perspective, RandomCrop, Views
+
+CROP = 128 / 512  # the release's crops, as a share of the picture's side
+WEIGHTS = (".safetensors", ".pth", ".pt")
+
+
+def _contents(given: list[str]) -> list[str]:
+    for one in given:
+        read_content(one)
+    return given
+
+
+def read_content(given: str) -> torch.Tensor:
+    """A content, (3,H,W) in [0,1], of a file or of `emoji:NAME`. What is transparent lies on white."""
+    if given.startswith(PREFIX):
+        return emoji_drawing(given.removeprefix(PREFIX))
+    if not is_file(given):
+        raise UsageError(f"there is no content {given[:200]!r}: give a picture's file, or a drawing as emoji:cat face")
+    return load_image(given)
+
+
+Contents = Annotated[list[str], AfterValidator(_contents), "what is restyled: picture files, or emoji:NAME"]
+
+
+def recipe(
+    prompt: Prompts = [],  # noqa: B006  (never changed)
+    *,
+    text: Annotated[list[str], "the styles, for those who look for --text: the same as the prompts"] = [],  # noqa: B006
+    prompts: PromptFile = None,
+    content: Contents = ["emoji:cat face"],  # noqa: B006
+    pairs: Annotated[bool, "the n-th content in the n-th style, instead of every one in every style"] = False,
+    source: Annotated[str, "what the content is, in words: the text to come from"] = "an emoji",
+    referee: Referees = ["emoji-robust"],  # noqa: B006
+    seeds: Seeds = [0],  # noqa: B006
+    size: Size = None,
+    canvas: Annotated[
+        Literal["network", "pixels"], "what is optimised: the paper's style network, or pixels"
+    ] = "network",
+    content_features: Annotated[str, "a convolutional referee's, or a file of VGG-19's weights"] = "emoji-vanilla",
+    templates: Annotated[bool, "CLIPStyler's prompt ensemble; --no-templates takes the texts alone"] = False,
+    steps: NonNegativeInt = 100,
+    lr: PositiveFloat = 2e-3,
+    halve_every: Annotated[PositiveInt, "steps after which the learning rate is halved"] = 100,
+    augment: Annotated[bool, "patches in perspective; --no-augment takes crops as they are"] = True,
+    patches: NonNegativeInt = 8,
+    patch_size: Annotated[float, Field(gt=0, le=1), "share of a side"] = 0.5,
+    threshold: Annotated[NonNegativeFloat, "patch losses below it count as zero"] = 0.7,
+    lambda_patch: NonNegativeFloat = 9000.0,
+    lambda_dir: NonNegativeFloat = 500.0,
+    lambda_content: NonNegativeFloat = 150.0,
+    lambda_tv: NonNegativeFloat = 2e-3,
+    contrast: Annotated[NonNegativeFloat, "of the picture that is handed out; the release's is 1.5"] = 1.0,
+    batch_size: PositiveInt = 16,
+    ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    channels_last: bool = True,
+    compile: bool = False,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> Result:
+    """Restyle a picture by a text: CLIPStyler, by any referee.
+
+    robustclip synthesize clipstyler "made of gold" "a pencil drawing" --content "emoji:cat face"
+
+    Every content in every style. Loss weights, threshold and network are those of train_CLIPstyler.py (cyclomon/
+    CLIPstyler 4843cec). Ours, for the embedded referees' 64 pixels: steps and rate (200 and 5e-4 there), 8 patches of
+    half a side (64 of a quarter), no prompt ensemble (--templates), the source "an emoji" ("a Photo"), contrast as it
+    is (1.5), and a content loss on a small tower's features, relative to the content's own. The release at its size is
+    --size 512 --steps 200 --lr 5e-4 --patches 64 --patch-size 0.25 --templates --source "a Photo" --contrast 1.5
+    --content-features vgg19-dcbb9e9d.pth. Deviations: its steps are one more, its template list lacks one of ImageNet's
+    80, and it stretches what it saves to the full range. --canvas pixels is CLIPAG's ablation, whose rate is unknown.
+    """
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
+    if quick:
+        steps, patches, batch_size = 4, 2, 4
+    styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
+    named, contents = _pictures([one.prompt for one in styles], content, pairs)
+    # A picture's random numbers are those of its style and seed, whatever else is restyled.
+    items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
+    session = Session.open("clipstyler", arguments, batch_size=batch_size, ways=ways, items=items)
+    guides, many = session.guides, max(1, len(arguments["seeds"]))
+    content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
+    ensemble = imagenet_templates() if templates else ("{}",)
+    if content_features.endswith(WEIGHTS):
+        features = vgg19(Path(content_features), guides.device)
+    else:
+        eyes = load_referee(content_features, device=str(guides.device)).eval().requires_grad_(False)
+        features = tower_features(eyes)
+    perspective = (Perspective(0.5),) if augment else ()
+    crops = Views(max(patches, 1), (RandomCrop(patch_size), *perspective), name="patches")
+
+    def paint(items: Sequence[Item], watch: Watch) -> Painted:
+        shown = torch.stack([resize(read_content(content_of[item.id])[None], session.size)[0] for item in items])
+        shown = shown.clamp(0, 1).to(guides.device)
+        generators = [item.generator("start", device=guides.device) for item in items]
+        made: Canvas = StyleNetwork(shown, generators) if canvas == "network" else Pixels(shown)
+        wanted = [item.prompt.wanted for item in items]
+        directional = Directional(moves(guides.referees, guides.weights, shown, wanted, source, ensemble), guides.dtype)
+        loss = (
+            Term(directional, weight=lambda_dir, name="directional")
+            + Term(directional, crops, lambda_patch if patches else 0.0, ZeroBelow(threshold), name="patches")
+            + Term(
+                FeatureMatch(features, shown, relative=not content_features.endswith(WEIGHTS)), weight=lambda_content
+            )
+            + Term(NeighbourNorms(), weight=lambda_tv)
+        )
+        # The release steps its schedule before its optimiser: the first halving comes one step early.
+        stream = Stream(
+            loss,
+            torch.optim.Adam(made.parameters(), lr=lr),
+            schedule=lambda step: 0.5 ** ((step + 1) // halve_every),
+        )
+        painted = paint_batch(made, [stream], items=items, guides=guides, steps=steps, watch=watch)
+        if contrast != 1:
+            painted.images = adjust_contrast(painted.images, contrast)
+            painted.similarity = guides.similarity(painted.images, [item.prompt for item in items])
+        return painted
+
+    return session.paint(paint, steps=steps)
+
+
+def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) -> tuple[list[Named], list[str]]:
+    """The pictures asked for, each named by content and style, and the content of each."""
+    both = (
+        list(zip(contents, styles, strict=True))
+        if pairs
+        else [(content, style) for content in contents for style in styles]
+    )
+    ids = apart(
+        (slug(f"{Path(content.removeprefix(PREFIX)).stem} {style.wanted}"), f"{content} {style}")
+        for content, style in both
+    )
+    return [Named(name, style) for name, (_, style) in zip(ids, both, strict=True)], [content for content, _ in both]
+
+
+def faults(
+    prompt: list[str], text: list[str], prompts: Path | None, content: list[str], pairs: bool, source: str
+) -> Iterator[str]:
+    """What is wrong with values that are fine alone."""
+    yield from call_faults([*prompt, *text], prompts)
+    if not content:
+        yield "there is no content to restyle: give --content cat.png, or --content 'emoji:cat face'"
+    if not source.strip():
+        yield "--source is empty: say what the content is, e.g. 'a Photo'"
+    if pairs and prompts is None and len(content) != len([*prompt, *text]):
+        yield f"--pairs wants as many contents as styles, and there are {len(content)} and {len([*prompt, *text])}"

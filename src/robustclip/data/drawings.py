@@ -1,0 +1,35 @@
+"""Single drawings of the embedded set by their names, as content to restyle."""
+
+from __future__ import annotations
+
+import io
+from difflib import get_close_matches
+from typing import Final
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from robustclip.data.emoji import _read_shard, label_index
+from robustclip.errors import UsageError
+from robustclip.images import from_pil
+
+PREFIX: Final = "emoji:"
+STYLE: Final = "twemoji"
+"""Flat drawings, in a style that no guide was trained on."""
+
+
+def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
+    """The drawing of a label, e.g. "cat face", in [0,1] on white. Raises UsageError for a name that is no label, with
+    near ones."""
+    names, index = label_index()
+    wanted = name.strip().casefold()
+    concepts = {label.casefold(): concept for label, concept in zip(names, index, strict=True)}
+    if wanted not in concepts:
+        near = get_close_matches(wanted, concepts, n=3, cutoff=0.5)
+        hint = f": did you mean {', '.join(near)}?" if near else ""
+        raise UsageError(f"there is no drawing of {name[:60]!r}{hint or ': robustclip evaluate --help names the set'}")
+    for sample in _read_shard(STYLE):
+        if sample.concept == concepts[wanted]:
+            return from_pil(Image.open(io.BytesIO(sample.webp)))
+    raise UsageError(f"there is no drawing of {name[:60]!r} in {STYLE}: give another name")

@@ -1,0 +1,20 @@
+"""The committed pairs of a content and a style, for tables of restyled pictures."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class Styled(NamedTuple):
+    """A drawing's name, and the text of the style it is to have."""
+
+    content: str
+    style: str
+
+
+def embedded_styles() -> list[Styled]:
+    """Ten drawings, each in five styles, in a fixed order."""
+    text = (files("robustclip") / "assets" / "prompts" / "styles.csv").read_text(encoding="utf-8")
+    return [Styled(row["content"], row["style"]) for row in csv.DictReader(text.splitlines())]

@@ -1,0 +1,144 @@
+"""`robustclip convert taming-vqgan`: a published VQGAN's checkpoint as a folder that diffusers loads too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import AfterValidator
+
+from robustclip.diffusion.taming import RESOLUTION, Layout, read_taming
+from robustclip.diffusion.vqgan import save_vqgan
+from robustclip.errors import UsageError
+from robustclip.files import check_writable, is_file, read_text, sha256
+
+LONGEST_CONFIG: Final = 2**16  # bytes; the published ones have a thousand
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written where: the folder, the network's layout, its number of tensors, and how many were left behind by
+    reason."""
+
+    folder: Path
+    layout: Layout
+    tensors: int
+    dropped: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"folder": str(self.folder)}
+
+    def __str__(self) -> str:
+        left = "".join(f"; left behind: {count} tensors {reason}" for reason, count in self.dropped.items())
+        side = self.layout.factor
+        return (
+            f"converted {self.tensors} tensors to {self.folder}: {self.layout.codes} codes of {self.layout.code} "
+            f"channels, each for {side}x{side} pixels{left}"
+        )
+
+
+def _new_folder(path: Path) -> Path:
+    check_writable(path, folder=True)
+    if path.exists():
+        raise UsageError(f"{path} exists: write elsewhere, or remove it (rm -r {path})")
+    return path
+
+
+def _checkpoint(path: Path) -> Path:
+    if not is_file(path):
+        raise UsageError("is no file: give the checkpoint that was published, as in last.ckpt")
+    return path
+
+
+def _config(path: Path | None) -> Path | None:
+    """Read at once: a checkpoint of gigabytes comes later."""
+    if path is not None:
+        if not is_file(path):
+            raise UsageError("is no file: give the model.yaml that came with the checkpoint, or leave it out")
+        _said(path)
+    return path
+
+
+def convert(
+    checkpoint: Annotated[Path, AfterValidator(_checkpoint), "a .ckpt of taming-transformers, or its .safetensors"],
+    *,
+    config: Annotated[Path | None, AfterValidator(_config), "its model.yaml; the shapes are held against it"] = None,
+    out: Annotated[Path, AfterValidator(_new_folder), "the folder to write, which must not exist yet"],
+) -> Converted:
+    """Write a VQGAN of taming-transformers as a folder of diffusers, which `synthesize vqgan --model FOLDER` takes.
+
+      robustclip convert taming-vqgan last.ckpt --config model.yaml --out imagenet-f16-16384
+
+    Made for the ImageNet models of factor 16 with 1,024 and 16,384 codes; others of the layout pass too, and the first
+    stage of a transformer's checkpoint. All that the network is shows in the shapes, so the config is not needed. Every
+    tensor has its place, or is named as left behind (the training loss's). Nothing that lies in the file beside tensors
+    is run. The checkpoint comes from its authors; nothing is downloaded.
+
+    Raises UsageError for files that are none of these, and a config that says otherwise than the shapes; RunError for a
+    damaged file.
+    """
+    taming = read_taming(checkpoint)
+    resolution = RESOLUTION if config is None else check_config(taming.layout, config)
+    card = {
+        "name": out.name,
+        "made_by": "robustclip convert taming-vqgan",
+        "made_from": {"file": checkpoint.name, "sha256": sha256(checkpoint)},
+        "left_behind": taming.dropped,
+    }
+    save_vqgan(taming.model(resolution), out, card)
+    return Converted(out, taming.layout, len(taming.weights), taming.dropped)
+
+
+def check_config(layout: Layout, path: Path) -> int:
+    """The resolution that a model.yaml says. Raises UsageError for what is none, or describes another network."""
+    said = _said(path)
+    resolution = said.get("resolution", RESOLUTION)
+    if type(resolution) is not int or not 0 < resolution < 2**16:
+        raise UsageError(f"{path} says the resolution {_told(resolution)}: it is a number of pixels, as in 256")
+    faults = [
+        f"{name}: {_told(said[name])} there, {found} in the checkpoint"
+        for name, found in _found(layout, resolution)
+        if name in said and said[name] != found
+    ]
+    if faults:
+        raise UsageError(f"{path} is not this checkpoint's: {'; '.join(faults)}. Give its own, or leave out --config")
+    return resolution
+
+
+def _told(value: object) -> str:
+    """A value of a config, in a message. Nothing but short ones is written out: of YAML's references a few lines can
+    make what no memory holds."""
+    short = isinstance(value, list) and len(value) < 20 and all(type(one) in (int, float) for one in value)
+    return repr(value)[:80] if short or isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What a model.yaml says of the network, by the names there, flat."""
+    text = read_text(path, LONGEST_CONFIG)
+    try:
+        params = yaml.safe_load(text)["model"]["params"]
+        if "first_stage_config" in params:  # of a transformer
+            params = params["first_stage_config"]["params"]
+        return dict(params["ddconfig"]) | {name: params[name] for name in ("embed_dim", "n_embed") if name in params}
+    except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no config of a VQGAN (YAML with model, params, ddconfig): leave out --config, nothing needs it"
+        ) from error
+
+
+def _found(layout: Layout, resolution: int) -> Iterator[tuple[str, object]]:
+    """What the shapes say of the same, by the names of a model.yaml."""
+    first = layout.channels[0]
+    yield "ch", first
+    yield "ch_mult", [number // first for number in layout.channels]
+    yield "num_res_blocks", layout.blocks
+    yield "attn_resolutions", [resolution >> level for level in layout.encoder_attention]
+    yield "z_channels", layout.latent
+    yield "embed_dim", layout.code
+    yield "n_embed", layout.codes
+    yield "in_channels", 3
+    yield "out_ch", 3
+    yield "double_z", False

@@ -1,0 +1,273 @@
+"""VQGANs of taming-transformers (Esser et al. 2021) as models of diffusers: `robustclip convert taming-vqgan`.
+
+Both build the same network under other names. What taming-transformers calls level i of its encoder and of its decoder
+lies at 1/2^i of the picture's size; diffusers counts the decoder's the other way, as they run. 1x1 convolutions of
+attention are linear layers there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import VQModel
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.weights import read_weights, some
+
+GROUPS: Final = 32  # of every group norm there, and of none does a shape tell
+RESOLUTION: Final = 256  # pixels that the ImageNet models were trained at; nothing depends on it
+
+DROPPED: Final = {
+    "loss.": "of the training loss: LPIPS and the discriminator",
+    "model_ema.": "running averages of the weights",
+    "transformer.": "of the transformer that draws codes",
+    "cond_stage_model.": "of what conditions the transformer",
+}
+"""What a checkpoint holds beside the VQGAN, by the beginning of its names."""
+
+NAMES: Final = (
+    (r"norm_out\.", "conv_norm_out."),
+    (r"mid\.block_1\.", "mid_block.resnets.0."),
+    (r"mid\.attn_1\.", "mid_block.attentions.0."),
+    (r"mid\.block_2\.", "mid_block.resnets.1."),
+    (r"(down|up)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
+    (r"(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
+    (r"(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
+)
+"""Of parts of an encoder or decoder, from the beginning of a name."""
+ENDINGS: Final = (
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+"""Of parts of a block, from its end."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the shapes of a checkpoint tell of its network.
+
+    channels: of each level, the finest first; attention: the levels that attend to all places; `latent` channels leave
+    the encoder, `code` channels has an entry of the codebook, of which there are `codes`.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    encoder_attention: tuple[int, ...]
+    decoder_attention: tuple[int, ...]
+    latent: int
+    code: int
+    codes: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture to a code, along a side."""
+        return 1 << (len(self.channels) - 1)
+
+    def config(self, resolution: int = RESOLUTION) -> dict[str, Any]:
+        """The arguments of diffusers' VQModel."""
+        levels = range(len(self.channels))
+        return {
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": tuple(_kind("Down", "Encoder", level in self.encoder_attention) for level in levels),
+            "up_block_types": tuple(
+                _kind("Up", "Decoder", level in self.decoder_attention) for level in reversed(levels)
+            ),
+            "block_out_channels": self.channels,
+            "layers_per_block": self.blocks,
+            "latent_channels": self.latent,
+            "num_vq_embeddings": self.codes,
+            "vq_embed_dim": self.code,
+            "norm_num_groups": GROUPS,
+            "sample_size": resolution,
+        }
+
+
+def _kind(way: str, side: str, attends: bool) -> str:
+    """The name of a level in diffusers."""
+    return f"{'Attn' if attends else ''}{way}{side}Block2D"
+
+
+@dataclass(frozen=True)
+class Taming:
+    """A checkpoint, read: the layout of its network, weights by diffusers' names, and what was left behind, by reason,
+    with the number of tensors."""
+
+    layout: Layout
+    weights: dict[str, Tensor]
+    dropped: dict[str, int]
+
+    def model(self, resolution: int = RESOLUTION) -> Any:
+        """The VQModel of diffusers with these weights, in eval mode, on their device."""
+        with torch.device("meta"):
+            model: Any = VQModel(**self.layout.config(resolution))
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval().requires_grad_(False)
+
+
+def read_taming(path: Path) -> Taming:
+    """Read a checkpoint of a VQGAN of taming-transformers, without running what it may hold beside weights.
+
+    Raises UsageError for a missing file, another kind of file, an unsafe pickle, and weights of another network;
+    RunError for a damaged file, and for NaN or infinity among the weights.
+    """
+    with safe_globals([(_Callback, f"pytorch_lightning.callbacks.{name}") for name in _CALLBACKS]):
+        weights = read_weights(path)
+    _check_values(weights, path)
+    return from_weights(weights, str(path))
+
+
+def from_weights(weights: Mapping[str, Tensor], source: str) -> Taming:
+    """As `read_taming`, of tensors by name, which may be on the meta device; `source` is named in messages."""
+    kept, dropped = _kept(weights)
+    layout = _layout(kept, source)
+    renamed = {_renamed(name, layout): _as_there(name, tensor) for name, tensor in kept.items()}
+    with torch.device("meta"):
+        model: Any = VQModel(**layout.config())
+    wanted = model.state_dict()
+    _compare(kept, renamed, wanted, layout, source)
+    return Taming(layout, {name: renamed[name].float().contiguous() for name in wanted}, dropped)
+
+
+def _check_values(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UsageError for tensors that are larger than what the file holds of them, RunError for what is no number."""
+    stretched = [
+        name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
+    ]
+    if stretched:
+        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})")
+    if broken := sorted(name for name, tensor in weights.items() if not tensor.isfinite().all()):
+        raise RunError(f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256")
+
+
+def _kept(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """(the VQGAN's own tensors, how many were left behind by reason). Where it is the first stage of a transformer's
+    checkpoint, its names lose that."""
+    dropped: dict[str, int] = {}
+    kept = {}
+    for name, tensor in weights.items():
+        own = name.removeprefix("first_stage_model.")
+        reason = next((why for start, why in DROPPED.items() if own.startswith(start)), None)
+        if reason is None:
+            kept[own] = tensor
+        else:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    return kept, dropped
+
+
+def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
+    """What the shapes tell. Raises UsageError where they are not of such a network, or of one that diffusers lacks."""
+    if "quantize.embed.weight" in weights:
+        raise UsageError(
+            f"{source} is a Gumbel VQGAN, and this converts those with a nearest code: the f16 of ImageNet"
+        )
+    shape = _Shapes(weights, source)
+    levels = shape.count(r"encoder\.down\.(\d+)\.")
+    channels = tuple(shape(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels))
+    first, colours = shape("encoder.conv_in.weight", 4)[:2]
+    codes, code = shape("quantize.embedding.weight", 2)
+    if colours != 3 or first != channels[0]:
+        raise UsageError(
+            f"{source} begins with {colours} channels, {first} and {channels[0]}: diffusers has networks that begin "
+            "with the 3 of a picture and as many as their first level (ch_mult 1)"
+        )
+    if odd := [number for number in channels if number % GROUPS or not number]:
+        raise UsageError(f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}")
+    return Layout(
+        channels=channels,
+        blocks=shape.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        encoder_attention=shape.found(r"encoder\.down\.(\d+)\.attn\."),
+        decoder_attention=shape.found(r"decoder\.up\.(\d+)\.attn\."),
+        latent=shape("encoder.conv_out.weight", 4)[0],
+        code=code,
+        codes=codes,
+    )
+
+
+class _Shapes:
+    """The shapes of a checkpoint by name, and how far its names count."""
+
+    def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
+        self.weights = weights
+        self.source = source
+
+    def __call__(self, name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in self.weights or self.weights[name].ndim != dimensions:
+            raise UsageError(
+                f"{self.source} is no VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions"
+            )
+        return tuple(self.weights[name].shape)
+
+    def found(self, pattern: str) -> tuple[int, ...]:
+        """The numbers that names have in the place of the group."""
+        matches = (re.match(pattern, name) for name in self.weights)
+        return tuple(sorted({int(match[1]) for match in matches if match}))
+
+    def count(self, pattern: str) -> int:
+        numbers = self.found(pattern)
+        if not numbers or numbers != tuple(range(len(numbers))):
+            raise UsageError(
+                f"{self.source} is no VQGAN of taming-transformers: it has no tensors {pattern.replace(chr(92), '')}"
+            )
+        return len(numbers)
+
+
+def _renamed(name: str, layout: Layout) -> str:
+    """A tensor's name in diffusers; names that it does not have stay as they are."""
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    for pattern, there in NAMES:
+        rest = re.sub(f"^{pattern}", there, rest)
+    for pattern, there in ENDINGS:
+        rest = re.sub(pattern, there, rest)
+    last = len(layout.channels) - 1
+    return f"{side}." + re.sub(r"^up_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", rest)
+
+
+def _as_there(name: str, tensor: Tensor) -> Tensor:
+    """A 1x1 convolution of attention as the matrix that it is."""
+    is_matrix = re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", name) and tensor.shape[2:] == (1, 1)
+    return tensor[:, :, 0, 0] if is_matrix else tensor
+
+
+def _compare(
+    kept: Mapping[str, Tensor],
+    renamed: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    layout: Layout,
+    source: str,
+) -> None:
+    """Raise UsageError for tensors that diffusers' network has no place for, lacks, or has in another shape."""
+    faults = []
+    if unknown := sorted(name for name in kept if _renamed(name, layout) not in wanted):
+        faults.append(f"{len(unknown)} without a place ({some(unknown)})")
+    if missing := sorted(wanted.keys() - renamed.keys()):
+        faults.append(f"{len(missing)} missing ({some(missing)}, as diffusers calls them)")
+    if other := sorted(
+        name
+        for name in wanted.keys() & renamed.keys()
+        if wanted[name].shape != renamed[name].shape or not renamed[name].is_floating_point()
+    ):
+        faults.append(f"{len(other)} of another shape or type ({some(other)}, as diffusers calls them)")
+    if faults:
+        raise UsageError(
+            f"{source} is no VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
+        )
+
+
+class _Callback:
+    """Stands for the classes that old Lightnings use as keys in their checkpoints; the weights-only reader makes no
+    instance of it."""
+
+
+_CALLBACKS: Final = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "base.Callback")

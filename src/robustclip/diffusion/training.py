@@ -1,0 +1,203 @@
+"""A small VQGAN, trained: Esser et al. 2021, "Taming Transformers", §3.1, with what a CPU has time for.
+
+Deviations, all ours: the perceptual distance is of a small tower's features where theirs is LPIPS on VGG-16; codes that
+nothing uses are drawn again from what the encoder gives; the discriminator is a small one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustclip.devices import autocast
+from robustclip.errors import UsageError
+
+COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
+GROUPS: Final = 16  # of channels that are normalised together
+STARVED: Final = 40  # steps without use after which a code is drawn again
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+
+def new_vqgan(
+    channels: Sequence[int] = (32, 64, 96), *, codes: int = 512, code: int = 8, blocks: int = 1, seed: int = 0
+) -> Any:
+    """A VQModel of diffusers with random weights that are a function of `seed`; a level of channels each halves the
+    picture once more, but for the first. Raises UsageError for channels that are not whole in groups of the norm."""
+    levels = len(channels)
+    if not channels or any(number % GROUPS for number in channels):
+        raise UsageError(
+            f"channels are multiples of {GROUPS}, one for each level, as in 16 32 64: not {list(channels)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VQModel(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(channels),
+            layers_per_block=blocks,
+            latent_channels=code,
+            vq_embed_dim=code,
+            num_vq_embeddings=codes,
+            norm_num_groups=GROUPS,
+            sample_size=64,
+        )
+
+
+def discriminator(width: int = 32, seed: int = 0) -> nn.Sequential:
+    """Of patches of 16 pixels: four convolutions, each position real or not (Isola et al. 2017, smaller)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(8, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 4 * width, 3, 1, 1),
+            nn.GroupNorm(8, 4 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * width, 1, 1),
+        )
+
+
+@dataclass
+class VQGANTrainer:
+    """One step after the other: `step(images)` gives the numbers of it.
+
+    model: a VQModel; features: pictures in [0,1] -> spatial features, whose distance counts `perceptual`; the
+    adversary joins after `start_gan` steps. Rates fall along a cosine to a twentieth over `steps`.
+    """
+
+    model: Any
+    critic: nn.Module
+    features: Features
+    steps: int
+    lr: float = 1e-3
+    perceptual: float = 1.0
+    adversarial: float = 0.5
+    start_gan: int = 1000
+    dtype: torch.dtype = torch.float32
+    done: int = 0
+    unused: Int[Tensor, " k"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.5, 0.9), weight_decay=0.0)
+        self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), lr=self.lr / 2, betas=(0.5, 0.9))
+        self.unused = torch.zeros(self.model.config["num_vq_embeddings"], dtype=torch.long)
+
+    def step(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> dict[str, float]:
+        """One update of the model, and, once it counts, one of the critic, on pictures in [0,1]."""
+        rate = 0.05 + 0.95 * (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        for optimiser, lr in ((self.optimiser, self.lr), (self.critic_optimiser, self.lr / 2)):
+            optimiser.param_groups[0]["lr"] = lr * rate * min(1.0, (self.done + 1) / 100)
+        with autocast(images.device, self.dtype):
+            latents = self.model.encode(images * 2 - 1).latents
+        latents = latents.float()
+        codes, index = nearest(latents, self.model.quantize.embedding.weight)
+        passed = latents + (codes - latents).detach()
+        with autocast(images.device, self.dtype):
+            made = (self.model.decode(passed, force_not_quantize=True).sample + 1) / 2
+        made = made.float()
+        pixels = (made - images).abs().mean()
+        seen = self._distance(made, images)
+        codebook = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
+        loss = pixels + self.perceptual * seen
+        numbers = {"l1": pixels.item(), "perceptual": seen.item(), "codebook": codebook.item()}
+        fooled = self.done >= self.start_gan
+        if fooled:
+            against = -self._criticised(made).mean()  # Eq. 6
+            weight = self._balance(loss, against)
+            numbers |= {"adversarial": against.item(), "balance": weight.item()}
+            loss = loss + self.adversarial * weight * against
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss + codebook).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        if self.done >= self.start_gan - 200:  # the critic learns before it is heard
+            numbers["critic"] = self._criticise(images, made.detach())
+        self._feed(index, latents.detach(), generator)
+        self.done += 1
+        used = index.unique().numel()
+        return {"loss": (pixels + self.perceptual * seen).item(), **numbers, "codes": float(used)}
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+            "unused": self.unused,
+            "done": self.done,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UsageError for a state of other networks."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.critic.load_state_dict(state["critic"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
+        self.unused, self.done = state["unused"], state["done"]
+
+    def _distance(self, made: Tensor, images: Tensor) -> Tensor:
+        """Mean squared difference of features at unit length, position by position, summed over layers (as LPIPS)."""
+        with autocast(made.device, self.dtype):
+            found, wanted = self.features(made), self.features(images)
+        pairs = zip(found, wanted, strict=True)
+        return torch.stack(
+            [
+                (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1).detach()).square().sum(1).mean()
+                for a, b in pairs
+            ]
+        ).sum()
+
+    def _criticised(self, images: Tensor) -> Tensor:
+        with autocast(images.device, self.dtype):
+            return self.critic(images * 2 - 1).float()
+
+    def _criticise(self, images: Tensor, made: Tensor) -> float:
+        """The hinge loss of the released code."""
+        loss = F.relu(1 - self._criticised(images)).mean() + F.relu(1 + self._criticised(made)).mean()
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimiser.step()
+        return loss.item()
+
+    def _balance(self, loss: Tensor, against: Tensor) -> Tensor:
+        """Eq. 7: the norms of both gradients at the decoder's last layer, one over the other."""
+        last = self.model.decoder.conv_out.weight
+        own, other = (torch.autograd.grad(one, last, retain_graph=True)[0].norm() for one in (loss, against))
+        return (own / (other + 1e-4)).clamp(0, 1e4).detach()
+
+    @torch.no_grad()
+    def _feed(self, index: Tensor, latents: Tensor, generator: torch.Generator) -> None:
+        """Draw codes again that nothing used for long."""
+        self.unused += 1
+        self.unused[index.unique().cpu()] = 0
+        starved = (self.unused >= STARVED).nonzero()[:, 0]
+        if len(starved) and self.done < 0.8 * self.steps:
+            flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
+            drawn = torch.randint(len(flat), (len(starved),), generator=generator)
+            self.model.quantize.embedding.weight[starved] = flat[drawn.to(flat.device)].to(
+                self.model.quantize.embedding.weight
+            )
+            self.unused[starved] = 0
+
+
+def nearest(latents: Float[Tensor, "b c h w"], codebook: Float[Tensor, "k c"]) -> tuple[Tensor, Tensor]:
+    """(the nearest code of each vector, with gradients to the codebook; its index)."""
+    flat = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    index = torch.cdist(flat, codebook.detach()).argmin(1)
+    shape = (len(latents), *latents.shape[2:], latents.shape[1])
+    return codebook[index].view(shape).permute(0, 3, 1, 2), index

@@ -1,0 +1,153 @@
+"""VQGANs (Esser et al. 2021) in diffusers' format: pictures as codes, and codes as pictures."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+from robustclip.files import is_file, read_json, sha256, write_json
+from robustclip.referees.base import check_images
+
+try:
+    from diffusers import VQModel
+except ImportError as error:
+    raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
+
+EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "generators"
+CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "card.json"
+AT_ONCE: Final = 1 << 24
+"""Distances between a vector and a code that are in memory at a time."""
+
+
+@final
+class VQGAN(nn.Module):
+    """A frozen VQModel of diffusers, in eval mode, that speaks of pictures in [0,1].
+
+    factor: pixels that a code stands for, along a side; channels: of a code; codebook: (K,C); low, high: (C,), the
+    smallest and largest value of each channel in the codebook.
+    """
+
+    codebook: Float[Tensor, "k c"]
+    low: Float[Tensor, " c"]
+    high: Float[Tensor, " c"]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        config = model.config
+        if config.get("lookup_from_codebook") or config.get("norm_type") == "spatial":
+            raise UsageError("this VQModel is MOVQ's, whose decoder sees the codes in each norm: give a plain VQGAN")
+        if (config["in_channels"], config["out_channels"]) != (3, 3):
+            ends = f"{config['in_channels']} and {config['out_channels']}"
+            raise UsageError(f"this VQModel is of {ends} channels: give one of pictures, which have 3")
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        codebook = model.quantize.embedding.weight.detach().float()
+        self.channels = codebook.shape[1]
+        self.register_buffer("codebook", codebook.clone())
+        self.register_buffer("low", codebook.amin(0))
+        self.register_buffer("high", codebook.amax(0))
+        self.eval()
+
+    def encode(self, images: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p c h w"]:
+        """Pictures in [0,1] as vectors, before the nearest codes take their places.
+
+        Raises UsageError for sides that are not whole in codes.
+        """
+        check_images(images)
+        if any(side % self.factor for side in images.shape[-2:]):
+            height, width = images.shape[-2:]
+            fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
+            raise UsageError(
+                f"pictures of {height} x {width} are not whole in codes of {self.factor} pixels: resize them, to {fit}"
+            )
+        return self.model.encode(images * 2 - 1).latents
+
+    def quantise(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
+        """The nearest code of each vector, whose gradient passes straight through to the vector."""
+        flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, self.channels).float()
+        parts = flat.split(max(1, AT_ONCE // len(self.codebook)))
+        index = torch.cat([torch.cdist(part, self.codebook).argmin(1) for part in parts])
+        shape = (len(latents), *latents.shape[2:], self.channels)
+        nearest = self.codebook[index].view(shape).permute(0, 3, 1, 2).to(latents.dtype)
+        return latents + (nearest - latents).detach()
+
+    def decode(self, codes: Float[Tensor, "p c h w"]) -> Float[Tensor, "p 3 H W"]:
+        """Pictures of codes, on the scale of [0,1], which they may leave."""
+        return (self.model.decode(codes, force_not_quantize=True).sample + 1) / 2
+
+
+def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
+    """A VQGAN by its embedded name, or from a folder that diffusers or `robustclip convert` wrote.
+
+    Raises UsageError for a folder that is not there or holds something else, and weights that are not the config's;
+    RunError for weights that are damaged, and NaN or infinity among them.
+    """
+    folder = EMBEDDED / str(given) if str(given) in embedded_names() else Path(given)
+    config = _config(folder, given)
+    weights = folder / WEIGHTS
+    if not is_file(weights):
+        raise UsageError(f"{folder} has no {WEIGHTS}: generators are loaded from safetensors alone; save it as such")
+    from robustclip.referees.weights import check_finite, check_fit, read_weights
+
+    try:
+        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+            model: Any = VQModel.from_config(config)
+    except Exception as error:  # an odd config ends in any exception
+        raise UsageError(f"{folder / CONFIG} is no config of a VQModel ({str(error)[:200]})") from error
+    found = read_weights(weights)
+    check_fit(model, found, source=str(weights), hint="Give a whole folder, or convert it again")
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+    check_finite(model, source=str(weights))
+    return VQGAN(model).to(device)
+
+
+def save_vqgan(model: VQGAN | Any, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
+    """Write a folder that diffusers loads too: config, weights (`half`: in float16), and a card, which gets the
+    weights' sha256. It is there as a whole or not at all. Raises UsageError where something has that name."""
+    from safetensors.torch import save_file
+
+    inner = model.model if isinstance(model, VQGAN) else model
+    if folder.exists():
+        raise UsageError(f"{folder} exists: write elsewhere, or remove it (rm -r {folder})")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        inner.save_config(draft)
+        dtype = torch.float16 if half else torch.float32
+        weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in inner.state_dict().items()}
+        save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
+        write_json(draft / CARD, {**card, "weights_sha256": sha256(draft / WEIGHTS)})
+        draft.chmod(0o755)
+        (draft / WEIGHTS).chmod(0o644)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def embedded_names() -> list[str]:
+    """The generators that come with the package."""
+    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG}"))
+
+
+def _config(folder: Path, given: str | Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not is_file(path):
+        names = ", ".join(embedded_names()) or "none"
+        raise UsageError(
+            f"there is no generator {str(given)[:200]!r}: give a folder with {CONFIG} and {WEIGHTS}, "
+            f"or a name ({names})"
+        )
+    config = read_json(path)
+    kind = config.get("_class_name") if isinstance(config, dict) else None
+    if kind != "VQModel":
+        raise UsageError(f"{folder} holds a {str(kind)[:60]}, and this wants a VQModel: give a VQGAN's folder")
+    return config

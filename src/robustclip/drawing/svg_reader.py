@@ -1,0 +1,249 @@
+"""SVG files as drawings: their paths, and shapes that are as good as paths, become strokes and filled shapes.
+
+What is no path is left out and said: pictures, text, clones, gradients, and everything that runs or fetches. Nothing
+outside the file is ever read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+import torch
+
+from robustclip.drawing.shapes import Drawing
+from robustclip.errors import UsageError
+
+LARGEST: Final = 10_000_000
+"""Bytes of a file."""
+MOST_NUMBERS: Final = 4_000_000
+"""Coordinates of a drawing, shapes times those of the longest."""
+LEFT_OUT: Final = {
+    "script": "script",
+    "foreignObject": "foreign object",
+    "image": "picture",
+    "use": "clone",
+    "text": "text",
+    "animate": "animation",
+    "animateTransform": "animation",
+    "animateMotion": "animation",
+    "set": "animation",
+    "filter": "filter",
+    "mask": "mask",
+    "clipPath": "clip path",
+    "pattern": "pattern",
+    "marker": "marker",
+    "symbol": "symbol",
+}
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+Curve = list[tuple[float, float]]  # 3n + 1 points
+Shape = tuple[Curve, float, list[float], bool]  # points, width, colour, filled
+
+
+def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str]]:
+    """(the drawing of one picture, fitted into `size` (height, width) about its middle; what was left out, in words).
+
+    A shape with a fill and a stroke becomes two. Each part of a path with several parts is a shape of its own, so holes
+    are filled. Raises UsageError for a file that can't be read, is no SVG, declares entities, or has nothing to draw.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{str(path)[:200]} can't be read ({error.strerror or error})") from error
+    root, notes = _checked(data, path.name)
+    shapes = list(_shapes(root, path.name, notes))
+    if not shapes:
+        raise UsageError(f"{path.name} has no path with a fill or a stroke, which would be drawn: {_told(notes)}")
+    scale, shift = _fit(root, size, path.name)
+    return _drawing(shapes, scale, shift, path.name), [f"{count} {name}" for name, count in notes.items()]
+
+
+def _checked(data: bytes, name: str) -> tuple[ElementTree.Element, Counter[str]]:
+    """The root element without what is left out, which is counted by its name."""
+    if len(data) > LARGEST:
+        raise UsageError(f"{name} is larger than {LARGEST // 10**6} MB: simplify it, a drawing to start from is small")
+    if re.search(rb"<!\s*(ENTITY|DOCTYPE[^>]*\[)", data, re.IGNORECASE) or b"\0" in data:
+        raise UsageError(f"{name} declares entities or holds zero bytes: save it as plain SVG, in UTF-8")
+    try:
+        root = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UsageError(f"{name} is not well-formed XML ({error}): save it as SVG once more") from error
+    if _tag(root) != "svg":
+        raise UsageError(f"{name} is XML, but its root is <{_tag(root)[:40]}>, not <svg>")
+    left_out: Counter[str] = Counter()
+    _prune(root, left_out)
+    return root, left_out
+
+
+def _prune(root: ElementTree.Element, left_out: Counter[str]) -> None:
+    stack = [root]
+    while stack:
+        parent = stack.pop()
+        for attribute in [key for key in parent.attrib if key.rpartition("}")[2].lower().startswith("on")]:
+            left_out["event handler"] += 1
+            del parent.attrib[attribute]
+        for child in list(parent):
+            tag = _tag(child)
+            if tag in LEFT_OUT:
+                left_out[LEFT_OUT[tag]] += 1
+                parent.remove(child)
+            elif tag == "style" and re.search(r"@import|url\(\s*['\"]?(?!#)", child.text or ""):
+                left_out["external reference"] += 1
+                parent.remove(child)
+            else:
+                stack.append(child)
+
+
+def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterator[Shape]:
+    """In the file's order."""
+    try:
+        import svgelements
+    except ImportError as error:
+        raise UsageError("reading SVG needs svgelements: pip install 'robustclip[synthesis]'") from error
+    root = ElementTree.fromstring(ElementTree.tostring(root))
+    if box := _view_box(root):
+        root.set("width", str(box[2]))
+        root.set("height", str(box[3]))
+    try:
+        elements = list(
+            svgelements.SVG.parse(io.StringIO(ElementTree.tostring(root, "unicode")), reify=True).elements()
+        )
+        for element in elements:
+            if not isinstance(element, svgelements.Shape):
+                continue
+            values: dict[str, Any] = element.values
+            if values.get("visibility") in ("hidden", "collapse") or values.get("display") == "none":
+                continue
+            parts = [curve for part in _subpaths(svgelements, element) if (curve := _curve(svgelements, part))]
+            opacity = _share(values.get("opacity"))
+            fill, stroke = (
+                None if _is_reference(values.get(paint), notes) else _rgba(getattr(element, paint), opacity)
+                for paint in ("fill", "stroke")
+            )
+            width = float(element.implicit_stroke_width or 0)
+            if fill:  # black where a file says nothing
+                yield from ((points, 0.0, fill, True) for points in parts if _has_inside(points))
+            if stroke and width > 0:
+                yield from ((points, width, stroke, False) for points in parts)
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
+        # What the parser raises for paths and transforms that are none.
+        raise UsageError(f"{name} has a path or transform that can't be read ({str(error)[:100]}): mend it") from error
+
+
+def _is_reference(paint: Any, notes: Counter[str]) -> bool:
+    """Whether a fill or stroke is no colour, but a gradient or pattern from elsewhere."""
+    found = str(paint or "").strip().startswith("url")
+    if found:
+        notes["gradient or pattern"] += 1
+    return found
+
+
+def _subpaths(svgelements: Any, element: Any) -> Iterator[Any]:
+    whole = abs(svgelements.Path(element))  # a turned rectangle still has its transform
+    whole.approximate_arcs_with_cubics()
+    yield from whole.as_subpaths()
+
+
+def _curve(svgelements: Any, part: Any) -> Curve | None:
+    """A part of a path as cubic curves; None where it only moves."""
+    points: Curve = []
+    for segment in part:
+        if isinstance(segment, svgelements.Move):
+            continue
+        start, end = (_pair(at) for at in (segment.start, segment.end))
+        if isinstance(segment, svgelements.CubicBezier):
+            first, second = _pair(segment.control1), _pair(segment.control2)
+        elif isinstance(segment, svgelements.QuadraticBezier):  # raised by one degree
+            control = _pair(segment.control)
+            first, second = _between(start, control, 2 / 3), _between(end, control, 2 / 3)
+        else:  # a line, or the one that closes
+            if isinstance(segment, svgelements.Close) and points and start == end:
+                continue
+            first, second = _between(start, end, 1 / 3), _between(start, end, 2 / 3)
+        points += [first, second, end] if points else [start, first, second, end]
+    if not all(math.isfinite(number) for point in points for number in point):
+        raise ValueError("a coordinate is not finite")
+    return points or None
+
+
+def _has_inside(points: Curve) -> bool:
+    """Whether there is anything between the points: they do not all lie on one line."""
+    (x0, y0), (x1, y1) = points[0], max(points, key=lambda at: math.dist(at, points[0]))
+    least = 1e-9 * math.dist((x0, y0), (x1, y1))
+    return any(abs((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) > least for x, y in points)
+
+
+def _drawing(shapes: list[Shape], scale: float, shift: tuple[float, float], name: str) -> Drawing:
+    longest = max(len(points) for points, *_ in shapes)
+    if len(shapes) * longest > MOST_NUMBERS:
+        raise UsageError(f"{name} has {len(shapes)} shapes of up to {longest // 3} curves: simplify it")
+    placed = torch.zeros(1, len(shapes), longest, 2)
+    for row, (points, *_) in enumerate(shapes):
+        placed[0, row, : len(points)] = torch.tensor(points) * scale + torch.tensor(shift)
+        placed[0, row, len(points) :] = placed[0, row, len(points) - 1]
+    return Drawing(
+        placed,
+        torch.tensor([[(len(points) - 1) // 3 for points, *_ in shapes]]),
+        torch.tensor([[width * scale for _, width, *_ in shapes]]),
+        torch.tensor([[colour for *_, colour, _ in shapes]]),
+        torch.tensor([[filled for *_, filled in shapes]]),
+    )
+
+
+def _fit(root: ElementTree.Element, size: tuple[int, int], name: str) -> tuple[float, tuple[float, float]]:
+    """Scale, and what is added to x and y after it."""
+    box = _view_box(root)
+    width, height = (box[2], box[3]) if box else (_length(root.get(side)) for side in ("width", "height"))
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise UsageError(f'{name} does not say how large it is: give <svg> a viewBox="0 0 WIDTH HEIGHT"')
+    scale = min(size[1] / width, size[0] / height)
+    return scale, ((size[1] - scale * width) / 2, (size[0] - scale * height) / 2)
+
+
+def _view_box(root: ElementTree.Element) -> list[float] | None:
+    numbers = [float(found) for found in _NUMBER.findall(root.get("viewBox", ""))]
+    return numbers if len(numbers) == 4 and 0 < numbers[2] < math.inf and 0 < numbers[3] < math.inf else None
+
+
+def _length(text: str | None) -> float:
+    found = _NUMBER.match((text or "").strip())
+    return float(found[0]) if found and not (text or "").strip().endswith("%") else 0.0
+
+
+def _rgba(colour: Any, opacity: float) -> list[float] | None:
+    """Red, green, blue, opacity in [0,1]; None where nothing is painted."""
+    if colour is None or colour.value is None:
+        return None
+    return [colour.red / 255, colour.green / 255, colour.blue / 255, colour.alpha / 255 * opacity]
+
+
+def _share(given: Any) -> float:
+    try:
+        return min(max(float(given), 0.0), 1.0)
+    except (TypeError, ValueError):
+        return 1.0
+
+
+def _pair(point: Any) -> tuple[float, float]:
+    return float(point.x), float(point.y)
+
+
+def _between(a: tuple[float, float], b: tuple[float, float], share: float) -> tuple[float, float]:
+    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
+
+
+def _told(notes: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in notes.items()) + " left out" if notes else "it is empty"

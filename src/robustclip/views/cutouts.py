@@ -1,0 +1,99 @@
+"""What VQGAN-CLIP cuts out of a picture for its CLIP to see: its methods, and the row of transforms that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.images import clamp_through
+from robustclip.threat import height_and_width
+from robustclip.views.boxes import Erasing
+from robustclip.views.draws import Draws
+from robustclip.views.hue import ColourJitter
+from robustclip.views.noise import GaussianNoise
+from robustclip.views.ranges import check_number
+from robustclip.views.views import View
+from robustclip.views.warps import Affine, Perspective
+
+
+@final
+@dataclass(frozen=True)
+class Pooled:
+    """All of each picture at `size`: the mean of its adaptive average and its adaptive maximum pooling. Nothing is
+    drawn. VQGAN-CLIP's method `latest`, its default."""
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        height_and_width(self.size)
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h2 w2"]:
+        size = height_and_width(self.size)
+        return (F.adaptive_avg_pool2d(images, size) + F.adaptive_max_pool2d(images, size)) / 2
+
+
+@final
+@dataclass(frozen=True)
+class RandomSquares:
+    """A square of each view, all places alike, resized to `size`: its side is u^power * (largest - smallest) +
+    smallest of u = U(0, 1), `largest` being the picture's shorter side, cut to whole pixels. VQGAN-CLIP's method
+    `original`; `power` is its cut_pow.
+
+    `smallest` is in pixels, by default the larger side of `size`, as there, and the shorter side of pictures below it.
+    Bicubic and antialiased. Raises UsageError for a power that is not above 0 (up to 100) and for a smallest side that
+    is no number of pixels.
+    """
+
+    size: int | tuple[int, int]
+    power: float = 1.0
+    smallest: int | None = None
+
+    def __post_init__(self) -> None:
+        height_and_width(self.size)
+        check_number(f"RandomSquares({self.size}, power={{}})", self.power, 1e-3, 100, 1.0)
+        if self.smallest is not None:
+            check_number(f"RandomSquares({self.size}, smallest={{}})", self.smallest, 1, 2**16, 32)
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h2 w2"]:
+        size, (height, width) = height_and_width(self.size), images.shape[-2:]
+        largest = min(height, width)
+        smallest = min(largest, max(size) if self.smallest is None else self.smallest)
+        sides = (draws.uniform(0, 1) ** self.power * (largest - smallest) + smallest).long()
+        top = (draws.uniform(0, 1) * (height - sides + 1)).long().clamp(max=height - sides)
+        left = (draws.uniform(0, 1) * (width - sides + 1)).long().clamp(max=width - sides)
+        squares = [
+            image[None, :, y : y + side, x : x + side]
+            for image, y, x, side in zip(images, top.tolist(), left.tolist(), sides.tolist(), strict=True)
+        ]
+        # Each by itself, being of its own size. The release resamples by Lanczos where that makes smaller.
+        return torch.cat([F.interpolate(one, size, mode="bicubic", antialias=True) for one in squares])
+
+
+@final
+@dataclass(frozen=True)
+class ClampThrough:
+    """Cut values to [0, 1]; what is cut keeps a gradient that leads back, and loses one that leads further away."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h w"]:
+        return clamp_through(images)
+
+
+def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
+    """VQGAN-CLIP's default augmentations `Af Pe Ji Er` in this order, with its ranges and kornia's meaning of them, and
+    the noise that ends its views, of its own strength for each.
+
+    (0.1, 0.0), down and not across, is what its kornia makes of the 0.1 written there; (0.1, 0.1) is what was meant.
+    Raises UsageError for translations outside [0, 1].
+    """
+    return (
+        Affine((-15.0, 15.0), translate, shear=(-5.0, 5.0), p=0.7),
+        Perspective(0.7, p=0.7),
+        ColourJitter(0.1, 0.1, 0.1, 0.1, p=0.7),
+        Erasing((0.1, 0.4), (0.3, 1 / 0.3), p=0.7, shared=True),
+        GaussianNoise((0.0, 0.1)),
+    )

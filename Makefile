@@ -34,3 +34,4 @@ bench: $(INSTALLED)
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_parts.py
 	$(BIN)/python tools/bench_synthesis.py
+	$(BIN)/python tools/bench_drawing.py

@@ -173,7 +173,9 @@ def json_like(state: dict[str, object]) -> dict[str, object]:
 
 
 def test_a_quick_run_of_the_recipe_and_its_resumption(tmp_path: Path) -> None:
-    numbers = robustclip.robustify("pretrain/emoji-vqgan", quick=True, device="cpu", dtype="float32", out=tmp_path / "a")
+    numbers = robustclip.robustify(
+        "pretrain/emoji-vqgan", quick=True, device="cpu", dtype="float32", out=tmp_path / "a"
+    )
     folder = Path(numbers["generator"])
     card = json.loads((folder / CARD).read_text())
     assert card["weights_sha256"] == sha256(folder / WEIGHTS)
@@ -182,7 +184,9 @@ def test_a_quick_run_of_the_recipe_and_its_resumption(tmp_path: Path) -> None:
     generator_ = load_vqgan(folder)
     assert (generator_.factor, len(generator_.codebook)) == (4, 32)
     (tmp_path / "a" / "checkpoints" / "checkpoint-00000004.pt").unlink()
-    again = robustclip.robustify("pretrain/emoji-vqgan", quick=True, device="cpu", dtype="float32", resume=tmp_path / "a")
+    again = robustclip.robustify(
+        "pretrain/emoji-vqgan", quick=True, device="cpu", dtype="float32", resume=tmp_path / "a"
+    )
     other = load_vqgan(again["generator"])
     assert Path(again["generator"]) != folder, "nothing is written over"
     for name, value in generator_.state_dict().items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .drawing_cases import DRAWING
 from .vqgan_cases import VQGAN
 
 Case = tuple[str, str | list[str], int, str]
@@ -703,3 +704,5 @@ def damages() -> Iterator[Case]:
 ALL += (*damages(),)
 
 ALL += (*VQGAN,)
+
+ALL += (*DRAWING,)

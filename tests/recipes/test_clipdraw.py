@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,14 @@ def test_points_slow_down_and_the_others_do_not() -> None:
     stream.step([torch.ones(1, 2), torch.ones(1, 2)], 800)
     assert torch.allclose(points, torch.full((1, 2), -0.1))
     assert torch.allclose(widths, torch.full((1, 2), -0.1))
+
+
+def test_swapping_the_referee_changes_nothing_else(tmp_path: Path) -> None:
+    arguments = {"steps": 1, "views": 2, "strokes": 12, "device": "cpu", "dtype": "float32"}
+    records = []
+    for name in ("emoji-vanilla", "emoji-robust"):
+        made = robustclip.synthesize(["a cat"], name, recipe="clipdraw", out=tmp_path / name, **arguments)
+        records.append(json.loads((made.folder / "run.json").read_text()))
+    first, second = (record["arguments"] for record in records)
+    assert {key for key in first if first[key] != second[key]} == {"referee"}
+    assert records[0]["loss"] == records[1]["loss"]

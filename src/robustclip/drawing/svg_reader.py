@@ -22,6 +22,8 @@ from robustclip.errors import UsageError
 
 LARGEST: Final = 10_000_000
 """Bytes of a file."""
+DEEPEST: Final = 100
+"""Groups within groups; what reads and writes XML calls itself for each."""
 MOST_NUMBERS: Final = 4_000_000
 """Coordinates of a drawing, shapes times those of the longest."""
 LEFT_OUT: Final = {
@@ -80,14 +82,17 @@ def _checked(data: bytes, name: str) -> tuple[ElementTree.Element, Counter[str]]
     if _tag(root) != "svg":
         raise UsageError(f"{name} is XML, but its root is <{_tag(root)[:40]}>, not <svg>")
     left_out: Counter[str] = Counter()
-    _prune(root, left_out)
+    if _prune(root, left_out) > DEEPEST:
+        raise UsageError(f"{name} nests groups more than {DEEPEST} deep: ungroup them")
     return root, left_out
 
 
-def _prune(root: ElementTree.Element, left_out: Counter[str]) -> None:
-    stack = [root]
+def _prune(root: ElementTree.Element, left_out: Counter[str]) -> int:
+    """Remove what is left out; how deep what stays is nested."""
+    stack, deepest = [(root, 0)], 0
     while stack:
-        parent = stack.pop()
+        parent, depth = stack.pop()
+        deepest = max(deepest, depth)
         for attribute in [key for key in parent.attrib if key.rpartition("}")[2].lower().startswith("on")]:
             left_out["event handler"] += 1
             del parent.attrib[attribute]
@@ -100,7 +105,8 @@ def _prune(root: ElementTree.Element, left_out: Counter[str]) -> None:
                 left_out["external reference"] += 1
                 parent.remove(child)
             else:
-                stack.append(child)
+                stack.append((child, depth + 1))
+    return deepest
 
 
 def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterator[Shape]:

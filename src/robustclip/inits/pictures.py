@@ -86,7 +86,8 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
 
 
 def _split(name: str, size: int, limit: int | None, seed: int) -> Small:
-    split = load_split(*name.split("/", 1))
+    dataset, part = name.split("/", 1)
+    split = load_split(dataset, part)
     rows = torch.tensor(_some(range(len(split)), limit, seed))
     parts = [resize(split.images[part], size) for part in rows.split(AT_ONCE)]
     return Small(torch.cat(parts), split.labels[rows], split.label_names, Counter())

@@ -36,7 +36,7 @@ def test_a_drawing_comes_back_as_it_was(written) -> None:
     drawing = random_strokes(50, size, [generator(0, "strokes")], width=3.0)
     filled = torch.arange(50)[None] % 5 == 0
     drawing = Drawing(drawing.points, drawing.curves, drawing.widths, drawing.colours, filled)
-    found, left_out = read_svg(written(to_svg(drawing, size, background=None, title="a <b> & c")), size)
+    found, left_out = read_svg(written(to_svg(drawing, size, title="a <b> & c")), size)
     assert left_out == []
     # A fill is closed by a line of its own.
     assert torch.equal(found.curves, drawing.curves + filled.long())

@@ -132,4 +132,4 @@ def test_swapping_the_referee_changes_nothing_else(tmp_path: Path) -> None:
         records.append(json.loads((made.folder / "run.json").read_text()))
     first, second = (record["arguments"] for record in records)
     assert {key for key in first if first[key] != second[key]} == {"referee"}
-    assert records[0]["loss"] == records[1]["loss"]
+    assert records[0]["notes"]["loss"] == records[1]["notes"]["loss"]

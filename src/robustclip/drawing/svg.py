@@ -8,6 +8,8 @@ from typing import Final
 from robustclip.drawing.shapes import Drawing
 from robustclip.errors import UsageError
 
+BACKGROUND: Final = "background"
+"""The id of the rectangle that is none of the drawing's shapes."""
 PLACES: Final = 3  # decimals of a coordinate: a thousandth of a pixel
 
 
@@ -24,7 +26,7 @@ def to_svg(drawing: Drawing, size: tuple[int, int], *, background: str | None = 
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {sides} viewBox="0 0 {width} {height}">',
             *([f"<title>{_escaped(title)}</title>"] if title else []),
-            *([f'<rect {sides} fill="{background}"/>'] if background else []),
+            *([f'<rect id="{BACKGROUND}" {sides} fill="{background}"/>'] if background else []),
             *_shapes(drawing),
             "</svg>\n",
         ]

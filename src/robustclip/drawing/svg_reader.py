@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import torch
 
 from robustclip.drawing.shapes import Drawing
+from robustclip.drawing.svg import BACKGROUND
 from robustclip.errors import UsageError
 
 LARGEST: Final = 10_000_000
@@ -98,7 +99,9 @@ def _prune(root: ElementTree.Element, left_out: Counter[str]) -> int:
             del parent.attrib[attribute]
         for child in list(parent):
             tag = _tag(child)
-            if tag in LEFT_OUT:
+            if tag == "rect" and child.get("id") == BACKGROUND:  # of a file that we wrote
+                parent.remove(child)
+            elif tag in LEFT_OUT:
                 left_out[LEFT_OUT[tag]] += 1
                 parent.remove(child)
             elif tag == "style" and re.search(r"@import|url\(\s*['\"]?(?!#)", child.text or ""):

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, their exit codes and what they print."""
+"""The command line as a user meets it: exit codes and what it prints, mostly in real processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -18,7 +20,7 @@ from click.testing import CliRunner
 
 import robustclip
 from robustclip import recipes
-from robustclip.cli import app
+from robustclip.cli import app, main
 
 RECIPE = '''
 from __future__ import annotations
@@ -82,6 +84,14 @@ def toy(tmp_path: Path) -> str:
     return str(path)
 
 
+def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a command of this process would answer: torch is loaded here already, which takes a process seconds."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    code = end.value.code if isinstance(end.value.code, int) else 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def robustclip_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "robustclip", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
@@ -99,7 +109,7 @@ def test_success_is_0_and_the_numbers_are_written_for_people_and_programs(toy: s
 def test_flags_that_take_several_values(toy: str, tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     flags = ["--tasks", "zero-shot,retrieval", "--texts", "a cat, a dog", "--texts", "b", "--no-channels-last"]
-    assert robustclip_command("robustify", toy, *flags, "--json", str(file)).returncode == 0
+    assert called("robustify", toy, *flags, "--json", str(file)).returncode == 0
     numbers = json.loads(file.read_text())
     assert numbers["tasks"] == ["zero-shot", "retrieval"]
     assert numbers["texts"] == ["a cat, a dog", "b"], "commas belong to a text"
@@ -131,7 +141,7 @@ def test_where_nothing_is_positional_a_flag_takes_all_up_to_the_next(
     ids=["no value", "a value too many"],
 )
 def test_a_flag_without_a_value_and_a_value_without_a_flag_are_faults(flags: list[str], message: str, toy: str) -> None:
-    done = robustclip_command("robustify", toy, *flags)
+    done = called("robustify", toy, *flags)
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -162,20 +172,20 @@ def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: P
 
 
 def test_faults_of_an_evaluation_come_at_once_whatever_their_kind() -> None:
-    done = robustclip_command("evaluate", "x", "--limit", "0", "--attack", "l9:3@2", "--device", "tpu", "--dtypes", "a")
+    done = called("evaluate", "x", "--limit", "0", "--attack", "l9:3@2", "--device", "tpu", "--dtypes", "a")
     assert done.returncode == 2
     for fault in ("--dtypes: unknown flag", "--attack 'l9:3@2'", "--limit '0'", "unknown device 'tpu'"):
         assert fault in done.stderr
 
 
 def test_an_illegal_pair_is_a_fault_of_the_call(toy: str) -> None:
-    done = robustclip_command("robustify", toy, "--norm", "linf", "--eps", "4")
+    done = called("robustify", toy, "--norm", "linf", "--eps", "4")
     assert done.returncode == 2
     assert "--eps 4.0 looks as if given in /255: write --eps 0.0157" in done.stderr
 
 
 def test_negative_numbers_are_values(toy: str) -> None:
-    done = robustclip_command("robustify", toy, "--steps", "-3")
+    done = called("robustify", toy, "--steps", "-3")
     assert "--steps '-3': should be greater than 0" in done.stderr
 
 
@@ -195,7 +205,7 @@ def test_negative_numbers_are_values(toy: str) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_faults_of_a_call_exit_with_2_and_say_why(arguments: list[str], message: str) -> None:
-    done = robustclip_command(*arguments)
+    done = called(*arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
+
+from robustclip.cli import app
 
 RECIPE = Path(__file__).with_name("toy_training.py")
 SETTINGS = ["--steps", "8", "--evaluate-every", "4", "--dtype", "float64", "--frozen-statistics", "--dropout", "0"]
@@ -41,9 +44,10 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run by one process."""
+    """The run by one process, this one."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    run("robustclip", *ARGUMENTS, "--out", str(out))
+    done = CliRunner().invoke(app, [*ARGUMENTS, "--out", str(out)])
+    assert done.exit_code == 0, done.output
     return out
 
 

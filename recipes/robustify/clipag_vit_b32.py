@@ -76,7 +76,8 @@ def recipe(
     """
     arguments = dict(locals())
     if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 32, 5, 20, 0, 1e-3
+        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 16, 5, 20, 0, 1e-3
+        attack_steps = min(attack_steps, 2)
     target = pick_device(device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card

@@ -70,14 +70,15 @@ def recipe(
     """
     arguments = dict(locals())
     if quick:
-        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
+        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 16, 5, 20
         attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
+        frozen_statistics |= objective == "fare"  # a batch's own move embeddings more than 20 steps bring them back
     target = pick_device(device)
     threat = ThreatModel(norm, eps, size=64)  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
-    probe = emoji_probe(data, size=32 if quick else 128)
+    probe = emoji_probe(data, size=16 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
     with run:

@@ -71,8 +71,9 @@ def recipe(
     """
     arguments = dict(locals())
     if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 32, 5, 20, 0, 1e-3
+        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 16, 5, 20, 0, 1e-3
         step_size, eps, attack_steps, grad_clip = None, 8 / 255, 2, 1.0
+        frozen_statistics = True  # a ViT has none: with those of a batch, embeddings move whatever is learned
     data = data or EMBEDDED
     target = pick_device(device)
     referee = load_referee(start, device=str(target))
@@ -82,6 +83,7 @@ def recipe(
         "crop": "center",
         "scale": (1.0, 1.0),
         "batch_size": batch_size,
+        "shuffle_buffer": 500 if quick else 10_000,  # undecoded samples, read before the first is given
     }
     batches = open_data(
         data, seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings

@@ -123,6 +123,13 @@ def test_subset_keeps_rows_together(heldback: LabelledImages) -> None:
     assert len(heldback.sample(10_000, torch.Generator())) == 400
 
 
+def test_rows_are_those_of_the_whole(heldback: LabelledImages) -> None:
+    some, expected = load_split("emoji", "judge-heldback", [7, 3, 399]), heldback.subset([7, 3, 399])
+    assert torch.equal(some.images, expected.images)
+    assert torch.equal(some.labels, expected.labels)
+    assert (some.ids, some.captions, some.styles) == (expected.ids, expected.captions, expected.styles)
+
+
 def test_rows_that_do_not_match_are_refused(heldback: LabelledImages) -> None:
     with pytest.raises(ValueError, match="differ in length"):
         Labels(torch.zeros(2, dtype=torch.long), ["a"], [["a"]], ["1"], ["x"])

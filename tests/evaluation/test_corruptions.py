@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from robustclip import evaluate
+from robustclip.cli import app
 from robustclip.data import load_split
 from robustclip.errors import UsageError
 from robustclip.evaluation.corruptions import BLUR, CONTRAST, CORRUPTIONS, NOISE, QUALITY, STRENGTHS, corrupted
@@ -131,10 +131,8 @@ def test_damage_is_no_claim(colour_folder: Path, tmp_path: Path) -> None:
 def test_corruptions_on_the_command_line(tmp_path: Path) -> None:
     table = tmp_path / "rows.csv"
     command = "evaluate emoji-vanilla --data emoji/unseen-styles --limit 8 --labels present --tasks corruptions --csv"
-    run = subprocess.run(
-        [sys.executable, "-m", "robustclip", *command.split(), str(table)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = CliRunner().invoke(app, [*command.split(), str(table)])
+    assert run.exit_code == 0, run.output
     assert "gaussian noise 3" in run.stdout
     with table.open() as file:
         values = [row for row in csv.DictReader(file) if row["kind"] == "value"]

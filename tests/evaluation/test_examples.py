@@ -11,6 +11,7 @@ import torch
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.examples import fit, read_examples
 from robustclip.images import save_image, to_pil
+from robustclip.rng import generator
 
 
 def test_class_folders(colour_folder: Path, plain) -> None:
@@ -169,6 +170,17 @@ def test_a_limit_takes_the_same_images_each_time(colour_folder: Path) -> None:
         assert some.labels[place] == whole.labels[there]
         assert torch.equal(some.images[torch.tensor([place])], whole.images[torch.tensor([there])])
     assert len(read_examples(colour_folder, limit=99)) == 4
+
+
+def test_a_limit_of_an_embedded_split_takes_its_rows() -> None:
+    whole = read_examples("emoji/judge-heldback")
+    some = read_examples("emoji/judge-heldback", limit=5, seed=2)
+    rows = [whole.ids.index(one) for one in some.ids]
+    assert rows == sorted(torch.randperm(400, generator=generator(2, "subset"))[:5].tolist())
+    assert torch.equal(some.images[torch.arange(5)], whole.images[torch.tensor(rows)])
+    assert torch.equal(some.labels, whole.labels[rows])
+    assert some.captions == [whole.captions[row] for row in rows]
+    assert read_examples("emoji/judge-heldback", limit=400).ids == whole.ids
 
 
 def test_images_of_a_folder_are_brought_to_one_size(colour_folder: Path) -> None:

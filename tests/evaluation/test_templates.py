@@ -5,8 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustclip import load_referee
 from robustclip.errors import UsageError
-from robustclip.evaluation.templates import TEMPLATES, class_embeddings, embed_texts, resolve_templates
+from robustclip.evaluation import templates
+from robustclip.evaluation.templates import (
+    BANKS,
+    TEMPLATES,
+    TEXTS_AT_ONCE,
+    class_embeddings,
+    embed_texts,
+    resolve_templates,
+)
+from robustclip.referees.toy import toy_referee
 
 
 def test_names_files_and_lists_give_templates(tmp_path: Path) -> None:
@@ -50,3 +60,31 @@ def test_more_texts_than_fit_at_once(colour_referee) -> None:
 
     assert found.shape == (600, 3)
     torch.testing.assert_close(found[599, 0] / found[599, 1], torch.tensor(599.0))
+
+
+def test_a_bank_is_embedded_once_for_all_who_read_by_the_same_encoder() -> None:
+    """Which is found by its weights: a tower that has changed reads for itself again."""
+    texts = [f"{number} cats" for number in range(TEXTS_AT_ONCE)]
+    one, other = load_referee("emoji-vanilla"), load_referee("emoji-robust")
+    passes: list[str] = []
+    for name, referee in (("one", one), ("other", other)):
+        referee.text_tower.transformer.register_forward_hook(lambda *_, name=name: passes.append(name))
+    first = embed_texts(one, texts)
+    torch.testing.assert_close(first, one.embed_texts(texts), rtol=0, atol=0)
+    assert passes == ["one", "one"]
+    kept = first.clone()
+    first.zero_()  # the caller's own copy
+    torch.testing.assert_close(embed_texts(other, texts), kept, rtol=0, atol=0)
+    assert passes == ["one", "one"]
+    embed_texts(other, ["a dog", *texts[1:]])
+    with torch.no_grad():
+        next(other.text_tower.parameters()).mul_(1.001)
+    assert not torch.equal(embed_texts(other, texts), kept)
+    assert passes == ["one", "one", "other", "other"]
+
+
+def test_few_banks_are_kept() -> None:
+    referee = toy_referee()
+    for number in range(2 * BANKS):
+        embed_texts(referee, [f"{number} {text}" for text in range(TEXTS_AT_ONCE)])
+    assert len(templates._banks) == BANKS

@@ -1,8 +1,9 @@
 """One update's attack and gradients on a batch of 16, by as many processes as the environment says.
 
-    python one_batch.py TOWER OBJECTIVE PARTS FOLDER
+    python one_batch.py FOLDER TOWER_OBJECTIVE_PARTS...
 
-Every process takes its rows of the same batch and writes its adversarial images, the loss, and the gradients.
+For each case every process takes its rows of the same batch and writes its adversarial images, the loss, and the
+gradients. Loading torch and open_clip is most of the time, so one call takes several cases.
 """
 
 from __future__ import annotations
@@ -115,5 +116,7 @@ def one_update(tower: str, loss: str, parts: int, negatives: str = "gathered") -
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tower, loss, parts, folder = sys.argv[1:]
-    save_file(one_update(tower, loss, int(parts)), Path(folder) / f"rank{distributed.rank()}.safetensors")
+    folder, *cases = sys.argv[1:]
+    for case in cases:
+        tower, loss, parts = case.split("_")
+        save_file(one_update(tower, loss, int(parts)), Path(folder) / f"{case}-rank{distributed.rank()}.safetensors")

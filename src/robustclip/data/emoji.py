@@ -16,7 +16,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -60,12 +60,13 @@ def _splits() -> dict[str, Any]:
     return json.loads((ASSETS / "splits.json").read_text(encoding="utf-8"))
 
 
-def load_emoji(split: str) -> LabelledImages:
+def load_emoji(split: str, rows: Sequence[int] | None = None) -> LabelledImages:
     """The images of `split` on white, (N, 3, 64, 64) float32 in [0,1], with all that is known of them.
 
-    N runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte).
+    N runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte). `rows` are the numbers of those
+    wanted, in the order wanted; others are not decoded.
     """
-    rgba, labels = load_rgba(split)
+    rgba, labels = load_rgba(split, rows)
     images = torch.empty(len(rgba), 3, *rgba.shape[2:])
     for start in range(0, len(rgba), 1024):  # in parts: the whole in float with alpha would double the memory
         part = rgba[start : start + 1024].float() / 255
@@ -74,12 +75,15 @@ def load_emoji(split: str) -> LabelledImages:
     return LabelledImages(images=images, **vars(labels))
 
 
-def load_rgba(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], Labels]:
-    """The drawings of `split` with their alpha, (N, 4, 64, 64) uint8, colours not premultiplied, for any background.
+def load_rgba(split: str, rows: Sequence[int] | None = None) -> tuple[UInt8[Tensor, "n 4 h w"], Labels]:
+    """The drawings of `split` (or these `rows` of it) with their alpha, (N, 4, 64, 64) uint8, colours not
+    premultiplied, for any background.
 
     Raises UsageError for a split that is not there, with the near name.
     """
     samples = list(_samples(split))
+    if rows is not None:
+        samples = [samples[row] for row in rows]
     pixels = np.empty((len(samples), 64, 64, 4), dtype=np.uint8)
     for row, sample in enumerate(samples):
         pixels[row] = np.asarray(Image.open(io.BytesIO(sample.webp)).convert("RGBA"))

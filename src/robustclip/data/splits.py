@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from robustclip.data.emoji import load_emoji
 from robustclip.data.labelled import LabelledImages
 from robustclip.errors import UsageError
@@ -9,8 +11,9 @@ from robustclip.errors import UsageError
 DATASETS = {"emoji": load_emoji}
 
 
-def load_split(dataset: str, split: str) -> LabelledImages:
-    """The labelled images of an embedded data set's split, e.g. `load_split("emoji", "unseen-styles")`.
+def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> LabelledImages:
+    """The labelled images of an embedded data set's split, e.g. `load_split("emoji", "unseen-styles")`; with `rows`
+    those of these numbers, and no other is decoded.
 
     Raises UsageError for a data set or split that is not there, listing those that are.
     """
@@ -19,4 +22,4 @@ def load_split(dataset: str, split: str) -> LabelledImages:
             f'there is no embedded data set "{dataset}", only: {", ".join(DATASETS)}; '
             'e.g. load_split("emoji", "unseen-styles")'
         )
-    return DATASETS[dataset](split)
+    return DATASETS[dataset](split, rows)

@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
 from robustclip.data.decoding import Skip, decode
+from robustclip.data.emoji import load_labels
 from robustclip.data.scenes import SCENES, compose_scenes
 from robustclip.data.tars import EXPANSION, GZIP, MAX_MEMBER, StrictHeader
 from robustclip.errors import RunError, UsageError
@@ -163,7 +164,7 @@ def read_examples(
     elif data == SCENES:
         examples = _read_scenes()
     elif isinstance(data, str) and data.startswith("emoji/"):
-        examples = _read_split(data)
+        examples = _read_split(data, limit, seed)
     else:
         raise UsageError(f"no data at {str(data)[:200]!r}: {SHOW_DATA}")
     if len(examples) == 0:
@@ -182,9 +183,11 @@ def _read_scenes() -> Examples:
     return Examples(SCENES, images, (height, width), ids, nothing, [], captions, boxes=boxes)
 
 
-def _read_split(data: str) -> Examples:
+def _read_split(data: str, limit: int | None, seed: int) -> Examples:
+    """The images of a split, or the drawn ones, so that no other is decoded."""
     dataset, _, name = data.partition("/")
-    split = load_split(dataset, name)
+    chosen = None if limit is None else _drawn(len(load_labels(name)), limit, seed)
+    split = load_split(dataset, name, None if chosen is None else chosen.tolist())
     height, width = split.images.shape[-2:]
     return Examples(data, split.images, (height, width), split.ids, split.labels, split.label_names, split.captions)
 
@@ -310,10 +313,17 @@ def _from_pictures(
     )
 
 
+def _drawn(count: int, limit: int, seed: int) -> Int[Tensor, " limit"] | None:
+    """Places of `limit` of `count` images in their order, drawn by the seed; None where that is all of them."""
+    if limit >= count:
+        return None
+    return torch.randperm(count, generator=generator(seed, "subset"))[:limit].sort().values
+
+
 def _subset(examples: Examples, limit: int | None, seed: int) -> Examples:
-    if limit is None or limit >= len(examples):
+    chosen = None if limit is None else _drawn(len(examples), limit, seed)
+    if chosen is None:
         return examples
-    chosen = torch.randperm(len(examples), generator=generator(seed, "subset"))[:limit].sort().values
     places, images = chosen.tolist(), examples.images
     return replace(
         examples,

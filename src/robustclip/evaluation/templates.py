@@ -6,6 +6,7 @@ embeddings of its texts (Radford et al. 2021, section 3.1.4, "prompt ensembling"
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 TEXTS_AT_ONCE = 256
+BANKS, BANK = 4, 10_000  # how many banks of texts are kept, and the texts of the largest (15 MB at width 384)
+_banks: dict[str, Float[Tensor, "t d"]] = {}
 
 
 def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
@@ -74,9 +77,36 @@ def class_embeddings(
 
 @torch.no_grad()
 def embed_texts(referee: TwoTower, texts: Sequence[str]) -> Float[Tensor, "t d"]:
-    """Unit vectors of any number of texts, a bounded number at a time, in float32."""
+    """Unit vectors of any number of texts, a bounded number at a time, in float32.
+
+    A bank of texts is embedded once a process for all referees that read by the same installed encoder.
+    """
+    key = _bank(referee, texts)
+    if key is not None and key in _banks:
+        _banks[key] = _banks.pop(key)  # the one used last is forgotten last
+        return _banks[key].clone()
     parts = [
         referee.embed_texts(list(texts[start : start + TEXTS_AT_ONCE])).float()
         for start in range(0, len(texts), TEXTS_AT_ONCE)
     ]
-    return torch.cat(parts)
+    embeddings = torch.cat(parts)
+    if key is not None:
+        _banks[key] = embeddings.clone()
+        if len(_banks) > BANKS:
+            del _banks[next(iter(_banks))]
+    return embeddings
+
+
+def _bank(referee: TwoTower, texts: Sequence[str]) -> str | None:
+    """What the embeddings of many texts are a function of; None where that is not known from the tower (which has
+    tokenizer and activations of its own), or is not worth its digest."""
+    tower = referee.text_tower
+    cast = torch.is_autocast_enabled(referee.device.type)
+    if not TEXTS_AT_ONCE <= len(texts) <= BANK or cast or tower.source() is None:
+        return None
+    content = hashlib.sha256(repr((type(tower), tower.source(), tower.context, referee.device)).encode())
+    for name, value in tower.state_dict().items():
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    content.update(repr(list(texts)).encode())
+    return content.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,18 @@ def imagine(design: Blueprint, prepare: Callable[[nn.Module], None]) -> Imagined
     image_tower = without_memory(lambda: build_image_tower(design.model_cfg), mode, prepare)
     text_cfg = design.model_cfg.get("text_cfg", {})
     if has_sentence_encoder(design.model_cfg):
-        text_tower: nn.Module | None = SentenceEncoder()
+        text_tower: nn.Module | None = _sentence_encoder()
     elif "hf_model_name" in text_cfg or not text_cfg:
         text_tower = None
     else:
         text_tower = without_memory(lambda: bare_text_tower(design.model_cfg), mode)
     return Imagined(image_tower, text_tower, int(text_cfg.get("context_length", 77)), mode)
+
+
+@cache
+def _sentence_encoder() -> SentenceEncoder:
+    """The one that every plan of an embedded referee counts; nobody changes it."""
+    return SentenceEncoder()
 
 
 def without_memory(

@@ -21,7 +21,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.robustification import checkpoint
 from robustclip.runs import Run
 
-MEASURED_ON = 64
+MEASURED_ON = 32
 """Images of the step that `--dtype auto` measures."""
 
 

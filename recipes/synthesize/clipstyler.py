@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.drawings import PREFIX, emoji_drawing
+from robustclip.devices import pick_device
 from robustclip.errors import UsageError
 from robustclip.files import is_file
 from robustclip.images import adjust_contrast, load_image, resize
@@ -112,15 +113,16 @@ def recipe(
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # A picture's random numbers are those of its style and seed, whatever else is restyled.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
+    place = pick_device(device)
+    if content_features.endswith(WEIGHTS):  # before the run's folder is made, for it may be no such thing
+        features = vgg19(Path(content_features), place)
+    else:
+        eyes = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
+        features = tower_features(eyes)
     session = Session.open("clipstyler", arguments, batch_size=batch_size, ways=ways, items=items)
     guides, many = session.guides, max(1, len(arguments["seeds"]))
     content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
     ensemble = imagenet_templates() if templates else ("{}",)
-    if content_features.endswith(WEIGHTS):
-        features = vgg19(Path(content_features), guides.device)
-    else:
-        eyes = load_referee(content_features, device=str(guides.device)).eval().requires_grad_(False)
-        features = tower_features(eyes)
     perspective = (Perspective(0.5),) if augment else ()
     crops = Views(max(patches, 1), (RandomCrop(patch_size), *perspective), name="patches")
 

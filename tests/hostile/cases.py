@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .drawing_cases import DRAWING
+from .styler_cases import STYLER
 from .vqgan_cases import VQGAN
 
 Case = tuple[str, str | list[str], int, str]
@@ -706,3 +707,5 @@ ALL += (*damages(),)
 ALL += (*VQGAN,)
 
 ALL += (*DRAWING,)
+
+ALL += (*STYLER,)

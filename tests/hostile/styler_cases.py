@@ -80,7 +80,7 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--source ''", "--source is empty"),
         ("--pairs --content emoji:house --content emoji:fish", "as many contents as styles"),
         ("--content-features nowhere.pth", "nowhere.pth"),
-        ("--content-features {file}", "hello"),
+        ("--content-features {file}", "file.txt"),
         ("--content-features {pickle_file}", "could run code when opened"),
         ("--content-features nobody", "nobody"),
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import printing
 from robustclip.canvases import Strokes
@@ -71,9 +71,10 @@ def recipe(
     colours_lr: PositiveFloat = 0.03,
     augment: Annotated[bool, "perspective and crop; --no-augment looks at the picture itself"] = True,
     views: PositiveInt = 4,
-    crop: Annotated[tuple[float, float], "area of a view, as shares of the picture's"] = (0.7, 0.9),
+    smallest_view: Annotated[float, Field(gt=0, le=1), "its area, as a share of the picture's"] = 0.7,
+    largest_view: Annotated[float, Field(gt=0, le=1), "the same"] = 0.9,
     negatives: Annotated[bool, "push away from badly drawn and messy, each with --negative-weight"] = False,
-    negative_weight: Annotated[NonNegativeFloat, Field(le=100)] = 0.3,
+    negative_weight: Annotated[PositiveFloat, Field(le=100)] = 0.3,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     channels_last: bool = True,
@@ -101,7 +102,8 @@ def recipe(
     session = Session.open("clipdraw", arguments, batch_size=batch_size, ways=ways)
     guides, unit = session.guides, min(session.size) / NATIVE
     given = read_svg(init, session.size) if is_svg(init) else None
-    look = Views(views, (Perspective(0.5, padding=1.0), RandomResizedCrop(guides.size, crop)), name="perspective, crop")
+    area = (smallest_view, largest_view)
+    look = Views(views, (Perspective(0.5, padding=1.0), RandomResizedCrop(guides.size, area)), name="perspective, crop")
     rates = {"points": points_lr * unit, "widths": widths_lr * unit, "colours": colours_lr}
 
     def start(items: Sequence[Item]) -> Drawing:
@@ -146,6 +148,8 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
+def faults(prompt: list[str], prompts: Path | None, smallest_view: float, largest_view: float) -> Iterator[str]:
     """What is wrong with values that are fine alone."""
     yield from call_faults(prompt, prompts)
+    if smallest_view > largest_view:
+        yield f"--smallest-view {smallest_view:g} is above --largest-view {largest_view:g}: swap them"

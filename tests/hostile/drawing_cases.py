@@ -59,6 +59,8 @@ def starts() -> Iterator[tuple[str, str, int, str]]:
     yield "a drawing to start from", f"{DRAW} --init nowhere.svg", 2, "there is no file"
     yield "a drawing to start from", f"{DRAW} --strokes 0", 2, "greater than 0"
     yield "a drawing to start from", f"{DRAW} --softness nan", 2, "--softness"
+    yield "a drawing to start from", f"{DRAW} --smallest-view 0.9 --largest-view 0.8", 2, "swap them"
+    yield "a drawing to start from", f"{DRAW} --negatives --negative-weight 0", 2, "greater than 0"
 
 
 def contents() -> Iterator[tuple[str, str, int, str]]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.devices import autocast
+from robustclip.diffusion.vqgan import nearest
 from robustclip.errors import UsageError
 
 COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
@@ -101,16 +102,18 @@ class VQGANTrainer:
         with autocast(images.device, self.dtype):
             latents = self.model.encode(images * 2 - 1).latents
         latents = latents.float()
-        codes, index = nearest(latents, self.model.quantize.embedding.weight)
+        codebook = self.model.quantize.embedding.weight
+        index = nearest(latents, codebook)
+        codes = codebook[index].permute(0, 3, 1, 2)
         passed = latents + (codes - latents).detach()
         with autocast(images.device, self.dtype):
             made = (self.model.decode(passed, force_not_quantize=True).sample + 1) / 2
         made = made.float()
         pixels = (made - images).abs().mean()
         seen = self._distance(made, images)
-        codebook = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
+        matched = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
         loss = pixels + self.perceptual * seen
-        numbers = {"l1": pixels.item(), "perceptual": seen.item(), "codebook": codebook.item()}
+        numbers = {"l1": pixels.item(), "perceptual": seen.item(), "codebook": matched.item()}
         fooled = self.done >= self.start_gan
         if fooled:
             against = -self._criticised(made).mean()  # Eq. 6
@@ -118,7 +121,7 @@ class VQGANTrainer:
             numbers |= {"adversarial": against.item(), "balance": weight.item()}
             loss = loss + self.adversarial * weight * against
         self.optimiser.zero_grad(set_to_none=True)
-        (loss + codebook).backward()
+        (loss + matched).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         if self.done >= self.start_gan - 200:  # the critic learns before it is heard
@@ -193,11 +196,3 @@ class VQGANTrainer:
                 self.model.quantize.embedding.weight
             )
             self.unused[starved] = 0
-
-
-def nearest(latents: Float[Tensor, "b c h w"], codebook: Float[Tensor, "k c"]) -> tuple[Tensor, Tensor]:
-    """(the nearest code of each vector, with gradients to the codebook; its index)."""
-    flat = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
-    index = torch.cdist(flat, codebook.detach()).argmin(1)
-    shape = (len(latents), *latents.shape[2:], latents.shape[1])
-    return codebook[index].view(shape).permute(0, 3, 1, 2), index

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
@@ -72,16 +72,21 @@ class VQGAN(nn.Module):
 
     def quantise(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
         """The nearest code of each vector, whose gradient passes straight through to the vector."""
-        flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, self.channels).float()
-        parts = flat.split(max(1, AT_ONCE // len(self.codebook)))
-        index = torch.cat([torch.cdist(part, self.codebook).argmin(1) for part in parts])
-        shape = (len(latents), *latents.shape[2:], self.channels)
-        nearest = self.codebook[index].view(shape).permute(0, 3, 1, 2).to(latents.dtype)
-        return latents + (nearest - latents).detach()
+        codes = self.codebook[nearest(latents, self.codebook)].permute(0, 3, 1, 2).to(latents.dtype)
+        return latents + (codes - latents).detach()
 
     def decode(self, codes: Float[Tensor, "p c h w"]) -> Float[Tensor, "p 3 H W"]:
         """Pictures of codes, on the scale of [0,1], which they may leave."""
         return (self.model.decode(codes, force_not_quantize=True).sample + 1) / 2
+
+
+@torch.no_grad()
+def nearest(latents: Float[Tensor, "p c h w"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, "p h w"]:
+    """The number of the code that is nearest to each vector."""
+    flat = latents.permute(0, 2, 3, 1).flatten(0, 2).float()
+    parts = flat.split(max(1, AT_ONCE // len(codebook)))
+    index = torch.cat([torch.cdist(part, codebook).argmin(1) for part in parts])
+    return index.view(len(latents), *latents.shape[2:])
 
 
 def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:

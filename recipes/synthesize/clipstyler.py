@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torchvision.transforms.functional import adjust_contrast
 
 from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.drawings import PREFIX, emoji_drawing
 from robustclip.devices import pick_device
 from robustclip.errors import UsageError
 from robustclip.files import is_file
-from robustclip.images import adjust_contrast, load_image, resize
+from robustclip.images import load_image, resize
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.directional import Directional, moves
 from robustclip.losses.neighbours import NeighbourNorms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ def check_range(images: Tensor) -> None:
             f"images must lie in [0, 1], these span {images.min():.3g} to {images.max():.3g}: divide 8-bit pixels "
             "by 255, and leave the normalisation by mean and std to the referee"
         )
-
-
-GREY: Final = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as torchvision's
 
 
 def load_image(path: str | os.PathLike[str], background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
@@ -168,13 +165,6 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
 
 def _cut(title: str) -> str:
     return title if len(title) <= TITLE_LETTERS else f"{title[:TITLE_LETTERS]}..."
-
-
-def adjust_contrast(images: Float[Tensor, "b 3 h w"], factor: float) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1] scaled about the mean of their grey by `factor`, and clamped: 1 leaves them, 0 is grey."""
-    grey = (images * torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    mean = grey.mean((1, 2, 3), keepdim=True)
-    return (mean + factor * (images - mean)).clamp(0, 1)
 
 
 def clamp_through(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustclip.drawing import random_strokes, rasterise
+from robustclip.drawing import random_strokes, rasterise, svg_reader
 from robustclip.drawing.shapes import Drawing
 from robustclip.drawing.svg import to_svg
 from robustclip.drawing.svg_reader import read_svg
@@ -114,6 +114,12 @@ def test_what_runs_or_fetches_is_ignored_and_said(written) -> None:
 def test_a_broken_file_says_what_is_wrong(text: str | bytes, told: str, written) -> None:
     with pytest.raises(UsageError, match=told):
         read_svg(written(text), (64, 64))
+
+
+def test_a_drawing_of_too_many_curves_is_refused(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svg_reader, "MOST_NUMBERS", 7)
+    with pytest.raises(UsageError, match="has 2 shapes of up to 1 curves: simplify it"):
+        read_svg(written(HEAD + '<path d="M0 0L1 1M2 2L3 3" stroke="red"/></svg>'), (64, 64))
 
 
 def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path: Path, written) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import adjust_contrast
 
 import robustclip
 from robustclip.data.drawings import emoji_drawing
 from robustclip.data.styles import embedded_styles
 from robustclip.errors import UsageError
-from robustclip.images import adjust_contrast, save_image
+from robustclip.images import save_image
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.painted import Result
 

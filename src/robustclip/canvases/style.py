@@ -103,7 +103,7 @@ class StyleNetwork(Canvas):
         padded = F.pad(self.content, (0, right, 0, below), mode="reflect")
         weights = dict(zip(self.names, self.weights, strict=True))
         image = vmap(self._painted)(weights, padded)[..., :height, :width]
-        return {"image": image, "content": self.content}
+        return {"image": image}
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from robustclip.data.emoji import _read_shard, label_index
+from robustclip.data.emoji import label_index, read_shard
 from robustclip.errors import UsageError
 from robustclip.images import from_pil
 
 PREFIX: Final = "emoji:"
 STYLE: Final = "twemoji"
-"""Flat drawings, in a style that no guide was trained on."""
+"""Flat drawings, in a style that no guide was trained on; it has one of every label."""
 
 
 def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
@@ -27,9 +27,7 @@ def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
     concepts = {label.casefold(): concept for label, concept in zip(names, index, strict=True)}
     if wanted not in concepts:
         near = get_close_matches(wanted, concepts, n=3, cutoff=0.5)
-        hint = f": did you mean {', '.join(near)}?" if near else ""
-        raise UsageError(f"there is no drawing of {name[:60]!r}{hint or ': robustclip evaluate --help names the set'}")
-    for sample in _read_shard(STYLE):
-        if sample.concept == concepts[wanted]:
-            return from_pil(Image.open(io.BytesIO(sample.webp)))
-    raise UsageError(f"there is no drawing of {name[:60]!r} in {STYLE}: give another name")
+        hint = f"did you mean {', '.join(near)}?" if near else "give the name of an emoji, e.g. cat face"
+        raise UsageError(f"there is no drawing of {name[:60]!r}: {hint}")
+    sample = next(one for one in read_shard(STYLE) if one.concept == concepts[wanted])
+    return from_pil(Image.open(io.BytesIO(sample.webp)))

@@ -122,7 +122,7 @@ def _samples(split: str) -> Iterator[Sample]:
             styles = unseen
         case _:
             styles = [*guide, *unseen]
-    for sample in chain.from_iterable(map(_read_shard, styles)):
+    for sample in chain.from_iterable(map(read_shard, styles)):
         match split:
             case "heldout-concepts":
                 wanted = sample.concept in held_out
@@ -137,7 +137,7 @@ def _samples(split: str) -> Iterator[Sample]:
 
 
 @cache
-def _read_shard(style: str) -> list[Sample]:
+def read_shard(style: str) -> list[Sample]:
     """Samples of one style in the order of the shard. Kept, since splits share shards: 25 MB for all eight."""
     with as_file(ASSETS / f"emoji-{style}.tar.gz") as path:
         plain = io.BytesIO(gzip.decompress(path.read_bytes()))

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from robustclip.canvases.base import Canvas
+from robustclip.losses.directional import Directional
 from robustclip.losses.similarity import Cosine, Similarity
 from robustclip.synthesis.callbacks import Film, KeepBest
 from robustclip.synthesis.guides import Guides
@@ -73,4 +74,4 @@ class _Watching:
             return self.loss.targets[0].weights.sum(1) - found
         if isinstance(self.loss, Similarity):  # no number of views says what their cosines were
             return self.loss.similarity(picture.unsqueeze(1))[:, 0]
-        return -found
+        return 1 - found if isinstance(self.loss, Directional) else -found

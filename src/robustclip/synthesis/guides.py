@@ -128,9 +128,7 @@ class Guides:
     def similarity(self, images: Float[Tensor, "p 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " p"]:
         """Weighted sum over each prompt's parts of their cosine with its picture, by itself, without views: the cosine,
         for a prompt of one text."""
-        cosine = self.cosine(prompts)
-        losses = cosine(images.unsqueeze(1))[:, 0]
-        return cosine.targets[0].weights.sum(1) - losses
+        return self.cosine(prompts).similarity(images.unsqueeze(1))[:, 0]
 
     def directions(self, prompts: Sequence[Prompt]) -> Float[Tensor, "p d"]:
         """For each prompt the vector whose product with a picture's embeddings, of all guides side by side, is the

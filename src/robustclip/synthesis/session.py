@@ -108,11 +108,9 @@ class Session:
         picture or file of prompts that is no such thing.
         """
         seeds = arguments["seeds"]
-        if items is not None:
-            pass
-        elif arguments["prompts"] is None:
+        if items is None and arguments["prompts"] is None:
             items = items_of(parse_all(arguments["prompt"]), seeds)
-        else:
+        elif items is None:
             items = items_of_named(load_prompts(arguments["prompts"]), seeds)
         guides = Guides.load(
             arguments["referee"],

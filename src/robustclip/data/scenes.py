@@ -52,7 +52,7 @@ def compose_scenes(
 
 def _scene(number: int, drawings: UInt8[Tensor, "n 4 h w"], labels: Labels, seed: int, size: int) -> Scene:
     stream = generator(seed, "scene", number)
-    canvas = _background(size, stream)
+    canvas = background(size, stream)
     rows = _different(labels, 2 + int(torch.randint(3, (), generator=stream)), stream)
     things: list[tuple[str, Box]] = []
     for row, cut, (top, left) in _laid_out([drawings[row] for row in rows], size, stream):
@@ -70,7 +70,7 @@ def _laid_out(
     """For each drawing its number, the drawing cut out and resized, and a place (top, left) of its own."""
     sides = [size * _between(*SIDES[len(drawings)], stream) for _ in drawings]
     while True:
-        cuts = [_cut(drawing, round(side)) for drawing, side in zip(drawings, sides, strict=True)]
+        cuts = [cut(drawing, round(side)) for drawing, side in zip(drawings, sides, strict=True)]
         boxes = _places([(cut.shape[1], cut.shape[2]) for cut in cuts], size, stream)
         if boxes is not None:
             return [(index, cut, box[:2]) for index, (cut, box) in enumerate(zip(cuts, boxes, strict=True))]
@@ -95,7 +95,7 @@ def _different(labels: Labels, count: int, stream: torch.Generator) -> list[int]
     return rows
 
 
-def _cut(drawing: UInt8[Tensor, "4 h w"], side: int) -> Float[Tensor, "4 h2 w2"]:
+def cut(drawing: UInt8[Tensor, "4 h w"], side: int) -> Float[Tensor, "4 h2 w2"]:
     """The drawing without its empty margin, its longer side brought to `side` pixels; alpha is straight."""
     rgba = drawing.float() / 255
     rows, columns = (rgba[3] > VISIBLE).any(1).nonzero()[:, 0], (rgba[3] > VISIBLE).any(0).nonzero()[:, 0]
@@ -127,7 +127,7 @@ def _meet(box: Box, other: Box) -> bool:
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
-def _background(size: int, stream: torch.Generator) -> Float[Tensor, "3 h w"]:
+def background(size: int, stream: torch.Generator) -> Float[Tensor, "3 h w"]:
     """Light and plain, or fading from one light colour to another in a drawn direction."""
     first, second = 0.6 + 0.4 * torch.rand(2, 3, generator=stream)
     if bool(torch.rand((), generator=stream) < 0.5):

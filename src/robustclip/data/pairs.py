@@ -1,0 +1,228 @@
+"""Pairs: composed pictures of two coloured things, "a yellow banana and a blue butterfly", with what tells them apart.
+
+What Referee-Can-Play is measured on, in the embedded world: both things have to be there, each in its own colour.
+Drawings are those of the emoji set, in another colour; colours, nouns, layouts and wordings are ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Generator, Tensor
+
+from robustclip.data.emoji import label_index, load_labels, load_rgba
+from robustclip.data.scenes import background, cut
+from robustclip.errors import UsageError
+from robustclip.rng import generator
+
+COLOURS: Final[dict[str, tuple[float, float, float]]] = {
+    "red": (0.87, 0.13, 0.15),
+    "orange": (0.98, 0.53, 0.08),
+    "yellow": (0.99, 0.86, 0.12),
+    "green": (0.18, 0.66, 0.22),
+    "blue": (0.15, 0.36, 0.92),
+    "purple": (0.54, 0.18, 0.76),
+    "pink": (1.0, 0.55, 0.76),
+    "brown": (0.48, 0.29, 0.14),
+}
+NAMED: Final = {"apple": ("red apple", "green apple"), "heart": ("red heart",), "hat": ("top hat",)}
+"""Nouns whose drawings have longer names in the emoji set; the others are called there as here."""
+OBJECTS: Final = (
+    *("airplane", "anchor", "apple", "balloon", "banana", "bell", "bicycle", "bird", "bus", "butterfly", "candle"),
+    *("carrot", "cat", "cloud", "crown", "dress", "duck", "elephant", "envelope", "fish", "guitar", "hammer", "hat"),
+    *("heart", "horse", "house", "key", "lemon", "mushroom", "octopus", "pear", "pineapple", "rabbit", "rocket"),
+    *("sailboat", "snail", "star", "tractor", "turtle", "umbrella"),
+)
+SIDES: Final = (0.4, 0.5)
+"""Bounds of a thing's longer side, as a share of the picture's: each has half of it to itself."""
+WORDINGS: Final = ("{} and {}", "{} and {}", "{} next to {}", "{}, {}")
+PLAIN: Final = 0.7  # share of pictures on white; others are on a light colour, or one that fades into another
+STACKED: Final = 0.3  # share of pictures whose things are above one another, rather than side by side
+BARE: Final = 0.15  # share of things that are drawn as they are, and named without a colour
+COMPOSITIONAL: Final = "compositional.txt"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A noun of OBJECTS, in a colour of COLOURS or as it is drawn."""
+
+    colour: str | None
+    name: str
+
+    def __str__(self) -> str:
+        words = self.name if self.colour is None else f"{self.colour} {self.name}"
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two things of different nouns, in no order but that of naming."""
+
+    first: Thing
+    second: Thing
+
+    def __str__(self) -> str:
+        return f"{self.first} and {self.second}"
+
+    @property
+    def things(self) -> frozenset[Thing]:
+        """What decides whether two pairs show the same."""
+        return frozenset((self.first, self.second))
+
+    def swapped(self) -> Pair:
+        """The same nouns with their colours exchanged."""
+        first, second = self.first, self.second
+        return Pair(replace(first, colour=second.colour), replace(second, colour=first.colour))
+
+    @classmethod
+    def parse(cls, text: str) -> Pair:
+        """From "a yellow banana and a blue butterfly". Raises UsageError for what is no such pair."""
+        things = []
+        for part in text.strip().lower().split(" and "):
+            words = part.split()
+            if words and words[0] in ("a", "an"):
+                del words[0]
+            if len(words) != 2 or words[0] not in COLOURS or words[1] not in OBJECTS:
+                break
+            things.append(Thing(*words))
+        if len(things) != 2 or things[0].name == things[1].name:
+            raise UsageError(
+                f"{text[:100]!r} names no two coloured things: write e.g. 'a yellow banana and a blue butterfly', with "
+                f"colours of {', '.join(COLOURS)}, and two nouns of {', '.join(OBJECTS)}"
+            )
+        return cls(*things)
+
+
+@cache
+def compositional_prompts() -> list[Pair]:
+    """The 60 pairs that synthesis is measured on. No training sees them: neither their pictures nor their captions."""
+    path = files("robustclip") / "assets" / "prompts" / COMPOSITIONAL
+    return [Pair.parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """images: (B,3,64,64) float32 in [0,1]; of each, its pair, a caption, and that caption with colours exchanged."""
+
+    images: Float[Tensor, "b 3 64 64"]
+    captions: list[str]
+    swapped: list[str]
+    pairs: list[Pair]
+
+
+@dataclass
+class PairBatches:
+    """Pictures of pairs, drawn anew without end; batch k is a pure function of (split, seed, k).
+
+    Raises UsageError for a split that is not there, or has not one drawing of each noun.
+    """
+
+    split: str
+    batch_size: int
+    seed: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        _drawings(self.split)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder says of this source."""
+        return {"source": "pairs", "split": self.split, "batch_size": self.batch_size, "seed": self.seed}
+
+    def batch(self, k: int) -> PairBatch:
+        """Batch k of an endless row."""
+        images, captions, swapped, pairs = [], [], [], []
+        for number in range(k * self.batch_size, (k + 1) * self.batch_size):
+            stream = generator(self.seed, "pairs", number)
+            pair = draw_pair(stream)
+            images.append(_composed(pair, self.split, stream))
+            wording = WORDINGS[int(torch.randint(len(WORDINGS), (), generator=stream))]
+            captions.append(wording.format(pair.first, pair.second))
+            swapped.append(wording.format(*(lambda other: (other.first, other.second))(pair.swapped())))
+            pairs.append(pair)
+        return PairBatch(torch.stack(images), captions, swapped, pairs)
+
+
+def draw_pair(stream: Generator) -> Pair:
+    """Two nouns and their colours, which differ, or of which some are none; never one of the compositional prompts."""
+    held_out = {pair.things for pair in compositional_prompts()}
+    while True:
+        nouns = torch.randperm(len(OBJECTS), generator=stream)[:2].tolist()
+        colours = torch.randperm(len(COLOURS), generator=stream)[:2].tolist()
+        bare = torch.rand(2, generator=stream) < BARE
+        names = list(COLOURS)
+        things = [
+            Thing(None if none else names[colour], OBJECTS[noun])
+            for noun, colour, none in zip(nouns, colours, bare.tolist(), strict=True)
+        ]
+        pair = Pair(things[0], things[1])
+        if pair.things not in held_out:
+            return pair
+
+
+def compose_pair(pair: Pair, *, split: str, seed: int = 0, number: int = 0) -> Float[Tensor, "3 64 64"]:
+    """Picture number `number` of a pair, from drawings of `split`."""
+    return _composed(pair, split, generator(seed, f"pair {pair}", number))
+
+
+def tinted(rgba: Float[Tensor, "4 h w"], colour: str) -> Float[Tensor, "4 h w"]:
+    """A drawing in one colour: its dark parts stay dark, its middle takes the colour, its light parts half of it."""
+    target = torch.tensor(COLOURS[colour]).view(3, 1, 1)
+    grey = (rgba[:3] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)  # BT.601
+    dark = torch.lerp(0.2 * target, target, (grey / 0.55).clamp(max=1))
+    light = torch.lerp(target, (1 + target) / 2, ((grey - 0.55) / 0.45).clamp(min=0))
+    return torch.cat([torch.where(grey < 0.55, dark, light), rgba[3:]])
+
+
+def _composed(pair: Pair, split: str, stream: Generator) -> Float[Tensor, "3 64 64"]:
+    size = 64
+    rows = _drawings(split)[1]
+    canvas = torch.ones(3, size, size)
+    if not bool(torch.rand((), generator=stream) < PLAIN):
+        canvas = background(size, stream)
+    side = SIDES[0] + (SIDES[1] - SIDES[0]) * float(torch.rand((), generator=stream))
+    stacked, turned = (torch.rand(2, generator=stream) < torch.tensor([STACKED, 0.5])).tolist()
+    cuts = []
+    for thing in (pair.second, pair.first) if turned else (pair.first, pair.second):
+        own = rows[thing.name]
+        row = own[int(torch.randint(len(own), (), generator=stream))]
+        drawing = _cut_out(split, row, round(side * size))
+        cuts.append(drawing if thing.colour is None else tinted(drawing, thing.colour))
+    for half, one in enumerate(cuts):
+        top, left = _place(half, one.shape[1], one.shape[2], stacked, size, stream)
+        below = canvas[:, top : top + one.shape[1], left : left + one.shape[2]]
+        below.copy_(one[3] * one[:3] + (1 - one[3]) * below)
+    return canvas.clamp(0, 1)
+
+
+def _place(half: int, height: int, width: int, stacked: bool, size: int, stream: Generator) -> tuple[int, int]:
+    """Top and left of a thing somewhere in its half: left or right, or where they are stacked, upper or lower."""
+    rows, columns = (size // 2, size) if stacked else (size, size // 2)
+    top = int(torch.randint(rows - height + 1, (), generator=stream))
+    left = int(torch.randint(columns - width + 1, (), generator=stream))
+    return (top + half * size // 2, left) if stacked else (top, left + half * size // 2)
+
+
+@lru_cache(maxsize=8192)
+def _cut_out(split: str, row: int, side: int) -> Float[Tensor, "4 h w"]:
+    return cut(_drawings(split)[0][row], side)
+
+
+@cache
+def _drawings(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], dict[str, list[int]]]:
+    """The drawings of all nouns, and of each noun the rows of its own."""
+    labels, names = load_labels(split), label_index()[0]
+    nouns = {label: noun for noun in OBJECTS for label in NAMED.get(noun, (noun,))}
+    wanted = [row for row, label in enumerate(labels.labels.tolist()) if names[label] in nouns]
+    rows: dict[str, list[int]] = {noun: [] for noun in OBJECTS}
+    for place, row in enumerate(wanted):
+        rows[nouns[names[int(labels.labels[row])]]].append(place)
+    if absent := [noun for noun, found in rows.items() if not found]:
+        raise UsageError(f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles")
+    return load_rgba(split, wanted)[0], rows

@@ -1,0 +1,112 @@
+"""Pairs of coloured things: what is drawn, what it is called, and what is held out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustclip.data import pairs as module
+from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.pairs import (
+    COLOURS,
+    OBJECTS,
+    Pair,
+    PairBatches,
+    Thing,
+    compose_pair,
+    compositional_prompts,
+    draw_pair,
+    tinted,
+)
+from robustclip.errors import UsageError
+from robustclip.rng import generator
+
+BUTTERFLY = "a yellow banana and a blue butterfly"
+
+
+def test_a_pair_says_what_it_shows_and_is_read_back() -> None:
+    pair = Pair.parse(BUTTERFLY)
+    assert pair == Pair(Thing("yellow", "banana"), Thing("blue", "butterfly"))
+    assert str(pair) == BUTTERFLY
+    assert str(pair.swapped()) == "a blue banana and a yellow butterfly"
+    assert str(Pair(Thing("orange", "key"), Thing(None, "anchor"))) == "an orange key and an anchor"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a cat", "a mauve cat and a red dog", "a red cat and a blue cat", "a red cat and"]
+)
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"names no two coloured things: write e\.g\. 'a yellow banana"):
+        Pair.parse(text)
+
+
+def test_sixty_prompts_each_once_in_many_things_and_all_colours() -> None:
+    prompts = compositional_prompts()
+    assert len({pair.things for pair in prompts}) == 60
+    assert str(prompts[0]) == BUTTERFLY
+    things = [thing for pair in prompts for thing in (pair.first, pair.second)]
+    assert {thing.colour for thing in things} == set(COLOURS)
+    assert {thing.name for thing in things} == set(OBJECTS)
+    assert all(pair.first.colour != pair.second.colour for pair in prompts)
+
+
+def test_no_training_sees_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so few nouns and colours that one pair in two would be one."""
+    monkeypatch.setattr(module, "OBJECTS", ("banana", "butterfly"))
+    monkeypatch.setattr(module, "COLOURS", {"yellow": COLOURS["yellow"], "blue": COLOURS["blue"]})
+    stream = generator(0, "test")
+    drawn = {str(draw_pair(stream)) for _ in range(60)}
+    assert "a blue banana and a yellow butterfly" in drawn
+    assert not drawn & {BUTTERFLY, "a blue butterfly and a yellow banana"}
+
+
+def test_a_split_without_the_nouns_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"heldout-concepts has no drawing of .*: take guide-styles"):
+        PairBatches("heldout-concepts", 4)
+
+
+def test_batches_are_pictures_with_their_captions() -> None:
+    data = PairBatches("unseen-train", 6, seed=3)
+    batch, again = data.batch(5), PairBatches("unseen-train", 3, seed=3).batch(10)
+    assert torch.equal(batch.images[:3], again.images)
+    assert batch.captions[:3] == again.captions
+    assert batch.images.shape == (6, 3, 64, 64)
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    for caption, swapped, pair in zip(batch.captions, batch.swapped, batch.pairs, strict=True):
+        for thing in (pair.first, pair.second):
+            assert str(thing) in caption
+        assert str(pair.swapped().first) in swapped
+    assert not torch.equal(data.batch(6).images, batch.images)
+
+
+def test_each_thing_has_its_colour() -> None:
+    """Where a picture on white is red and where it is green, both things are found."""
+    pair = Pair(Thing("red", "heart"), Thing("green", "apple"))
+    image = next(
+        one
+        for number in range(20)
+        if (one := compose_pair(pair, split="unseen-train", number=number))[:, 0].eq(1).all()
+    )
+    red, green, _ = image
+    assert ((red - green) > 0.4).float().mean() > 0.03
+    assert ((green - red) > 0.2).float().mean() > 0.03
+
+
+def test_a_tint_keeps_shape_and_light() -> None:
+    drawing = torch.cat([torch.linspace(0, 1, 5).expand(3, 1, 5), torch.tensor([[[0.0, 0.2, 0.5, 0.9, 1.0]]])])
+    found = tinted(drawing, "blue")
+    assert torch.equal(found[3], drawing[3])
+    light = found[:3].sum(0)[0]
+    assert (light.diff() > 0).all()
+    assert (found[2] > found[0]).all()
+
+
+def test_single_drawings_come_among_them() -> None:
+    data = DrawingsAndPairs("guide-styles", 8, single=0.25)
+    batch = data.labelled(0)
+    assert batch.images.shape == (8, 3, 64, 64)
+    assert [text is None for text in batch.swapped] == [False] * 6 + [True] * 2
+    alone = DrawingsAndPairs("guide-styles", 8, single=0.0)
+    assert None not in alone.labelled(0).swapped
+    assert alone.describe()["drawings"] is None
+    torch.testing.assert_close(data.batch(0)[0], batch.images)

@@ -19,7 +19,7 @@ import torch
 
 from robustclip.errors import RunError, UsageError
 from robustclip.files import sha256, write_json
-from robustclip.referees import toy
+from robustclip.referees import pairing, toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
@@ -83,7 +83,7 @@ def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
     """
     folder = Path(folder)
     card = Card.load(folder)
-    _refuse_other_files(folder, card, hashes=checked)
+    refuse_other_files(folder, card, hashes=checked)
     referee = _load(folder, card)
     if checked and card.text_tower is not None and referee.text_tower.source() != card.text_tower:
         raise RunError(
@@ -93,7 +93,7 @@ def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
     return referee
 
 
-def _refuse_other_files(folder: Path, card: Card, *, hashes: bool) -> None:
+def refuse_other_files(folder: Path, card: Card, *, hashes: bool = True) -> None:
     """Raise RunError unless the weights that will be read are there and, by their hashes, those of the card."""
     missing = [name for name in card.weights if not (folder / name).is_file()]
     if missing or not card.weights:
@@ -134,6 +134,8 @@ def _load(folder: Path, card: Card) -> TwoTower:
             f"{folder} holds an image tower for timm, and no referee: timm.create_model('local-dir:{folder}', "
             "pretrained=True). Export the referee again with --format open_clip"
         )
+    if card.family in pairing.FAMILIES:
+        raise pairing.not_a_clip(folder)
     raise UsageError(f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy")
 
 

@@ -24,9 +24,12 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import CONFIG, load_referee_folder
+from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
+PAIR_READERS = EMBEDDED.with_name("pair_readers")
+"""Not among the referees: see `pair_readers`."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
 RESERVED = (".json", ".partial", ".tmp")
 """Endings of what lies beside referees in the registry."""
@@ -242,6 +245,8 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
 
     if path.is_file() or path.suffix in SUFFIXES:
         return _load_checkpoint(path, given)
+    if SAFE_NAME.fullmatch(name) and (PAIR_READERS / name / CARD_FILE).is_file():
+        raise not_a_clip(PAIR_READERS / name)
     if ":" in name:
         from robustclip.referees.openclip import load_tag
 
@@ -262,6 +267,10 @@ def _load_folder(folder: Path) -> TwoTower:
 
     if huggingface.is_clip_folder(folder):
         return huggingface.load_folder(folder)
+    from robustclip.referees.blip2_full import is_library_folder
+
+    if is_library_folder(folder):
+        raise not_a_clip(folder)
     raise UsageError(
         f"{folder} holds no referee: neither {CARD_FILE}, nor {CONFIG}, nor the config.json of a "
         "transformers CLIPModel. A run's folder becomes a referee by robustclip export RUN --name NAME"

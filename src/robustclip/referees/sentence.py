@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -76,6 +76,17 @@ class SentenceEncoder(TextTower):
         device = self.transformer.get_input_embeddings().weight.device
         rows = [self._embed(texts[i : i + self.batch], device) for i in range(0, len(texts), self.batch)]
         return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+
+    @torch.no_grad()
+    def token_states(self, texts: list[str], length: int) -> tuple[Float[Tensor, "t l d"], Bool[Tensor, "t l"]]:
+        """The last hidden states of `length` tokens of each text, cut or padded, and which of them are tokens."""
+        device = self.transformer.get_input_embeddings().weight.device
+        with self._tokenizing:
+            tokens = self.tokenizer(
+                list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            )
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        return self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
 
     def _embed(self, texts: list[str], device: torch.device) -> Float[Tensor, "t d"]:
         with self._tokenizing:

@@ -1,0 +1,230 @@
+"""BLIP-2's first stage (Li et al. 2023) as a referee, on transformers' Q-Former: matching, captioning, contrast.
+
+The losses are those of LAVIS' blip2_qformer.py; the captioning head is ours, for transformers has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustclip.errors import UsageError
+from robustclip.referees.blip2_text import PairTokenizer
+from robustclip.referees.card import Card
+from robustclip.referees.pairing import PairReader
+from robustclip.referees.preprocess import Preprocess
+
+SMOOTHING: Final = 0.1  # of the captioning loss's labels (LAVIS Qformer.py)
+MATCH: Final = 1  # the index of "belong together"
+
+
+class CaptionHead(nn.Module):
+    """BERT's head: states of text tokens to logits of the next token. Keys as in LAVIS' Qformer.cls.predictions."""
+
+    def __init__(self, hidden: int, vocabulary: int, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.decoder = nn.Linear(hidden, vocabulary)
+
+    def forward(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l k"]:
+        return self.decoder(self.norm(F.gelu(self.dense(states))))
+
+
+@final
+class Blip2(PairReader):
+    """An image tower, whose tokens a Q-Former looks at with learned queries, beside or without a text.
+
+    vision: normalised pixels -> (B,N,W), in any floating dtype; qformer: a Blip2QFormerModel of transformers, which
+    computes in float32 unless the caller opens an autocast; embeddings: its Blip2TextEmbeddings; query_tokens: (1,Q,D);
+    vision_projection, text_projection: to the width in which images and texts are compared; matching: D -> 2;
+    captions: None where there is no captioning loss.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        qformer: Any,
+        embeddings: nn.Module,
+        query_tokens: Float[Tensor, "1 q d"],
+        *,
+        shared: int,
+        tokenizer: PairTokenizer,
+        preprocess: Preprocess,
+        card: Card,
+        captions: CaptionHead | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = qformer.config.hidden_size
+        self.vision = vision
+        self.qformer = qformer
+        self.embeddings = embeddings
+        self.query_tokens = nn.Parameter(query_tokens)
+        self.vision_projection = nn.Linear(hidden, shared)
+        self.text_projection = nn.Linear(hidden, shared)
+        self.itm_head = nn.Linear(hidden, 2)
+        self.lm_head = captions
+        self.temperature = nn.Parameter(torch.tensor(0.07))  # of the contrastive loss, in training
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.card = card
+        self.can_caption = captions is not None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.preprocess.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.preprocess.mean.device
+
+    # What a caller asks.
+
+    def matching_logits(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b 2"]:
+        _one_each(images, texts)
+        return self.match(self.image_tokens(images), *self.tokenizer(texts, self.device))
+
+    def pair_losses(
+        self, images: Float[Tensor, "b 3 H W"], texts: list[str], *, matching: float = 1.0, captioning: float = 1.0
+    ) -> Float[Tensor, " b"]:
+        _one_each(images, texts)
+        tokens = self.image_tokens(images)
+        ids, mask = self.tokenizer(texts, self.device)
+        losses = tokens.new_zeros(len(tokens), dtype=torch.float32)
+        if matching:
+            wanted = torch.full((len(tokens),), MATCH, device=tokens.device)
+            losses = losses + matching * F.cross_entropy(self.match(tokens, ids, mask), wanted, reduction="none")
+        if captioning:
+            losses = losses + captioning * self.caption_losses(tokens, ids, mask)
+        return losses
+
+    def contrastive(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b t"]:
+        return self.similarities(
+            self.image_features(self.image_tokens(images)), self.text_features(*self.tokenizer(texts, self.device))
+        )
+
+    @torch.no_grad()
+    def caption(self, images: Float[Tensor, "b 3 H W"]) -> list[str]:
+        """Greedily: the likeliest token each time, until [SEP]."""
+        tokens = self.image_tokens(images)
+        ids = torch.full((len(tokens), 1), self.tokenizer.dec, device=tokens.device)
+        for _ in range(self.tokenizer.context - 1):
+            following = self.caption_logits(tokens, ids, torch.ones_like(ids, dtype=torch.bool))[:, -1].argmax(-1)
+            ids = torch.cat([ids, following[:, None]], 1)
+            if (ids == self.tokenizer.sep).any(1).all():
+                break
+        rows = [row[1 : row.index(self.tokenizer.sep) if self.tokenizer.sep in row else None] for row in ids.tolist()]
+        return [self.tokenizer.decode(row) for row in rows]
+
+    def check_texts(self, texts: list[str]) -> None:
+        self.tokenizer.check(texts)
+
+    def set_checkpointing(self, on: bool = True) -> None:
+        """Whether the image tower keeps nothing, and computes twice: for memory, where gradients reach the pixels.
+
+        Raises UsageError for a tower that cannot.
+        """
+        vision: Any = self.vision
+        if not hasattr(vision, "checkpointing"):
+            raise UsageError(f"the image tower of {self.card.name} knows no checkpointing: leave it out")
+        vision.checkpointing = on
+
+    # The parts, on image tokens (B,N,W) and on ids and mask (B,L) of texts.
+
+    def image_tokens(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n w"]:
+        """What the queries look at, in float32. A tower in half precision computes in it, whatever the autocast."""
+        pixels = self.preprocess(images)
+        dtype = next((parameter.dtype for parameter in self.vision.parameters()), pixels.dtype)
+        if dtype == torch.float32:
+            return self.vision(pixels.to(dtype)).float()
+        with torch.autocast(pixels.device.type, enabled=False):  # which on a CPU refuses to mix two half precisions
+            return self.vision(pixels.to(dtype)).float()
+
+    def match(
+        self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b 2"]:
+        """Queries and text attend to each other; each query has a say, and they are averaged."""
+        queries = self._queries(len(tokens))
+        count = queries.shape[1]
+        seen = torch.cat([mask.new_ones(len(mask), count), mask], 1)
+        seen = seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
+        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, seen, tokens)
+        return self.itm_head(states[:, :count]).float().mean(1)
+
+    def caption_logits(
+        self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b l k"]:
+        """Queries see the image and each other; text sees the queries, and of itself what came before.
+
+        LAVIS runs the queries alone, and the text on their kept keys and values; transformers' Q-Former keeps none.
+        One pass under a block mask is the same.
+        """
+        if self.lm_head is None:
+            raise UsageError(
+                f"{self.card.name} has no captioning loss: transformers' retrieval models come without its head. Leave "
+                "it out (captioning 0), or take weights of robustclip convert lavis-blip2"
+            )
+        queries = self._queries(len(tokens))
+        count, length = queries.shape[1], ids.shape[1]
+        seen = torch.zeros(len(ids), 1, count + length, count + length, dtype=torch.bool, device=ids.device)
+        seen[..., :count] = True
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        seen[:, 0, count:, count:] = causal & mask[:, None, :]
+        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, seen, tokens)
+        return self.lm_head(states[:, count:]).float()
+
+    def caption_losses(
+        self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, " b"]:
+        """Cross-entropy of each next token, labels smoothed, averaged over those that are no padding."""
+        ids = torch.cat([torch.full_like(ids[:, :1], self.tokenizer.dec), ids[:, 1:]], 1)
+        logits = self.caption_logits(tokens, ids, mask)[:, :-1]
+        losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none", label_smoothing=SMOOTHING)
+        counted = mask[:, 1:].to(losses.dtype)
+        return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def image_features(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b q s"]:
+        """Unit vectors, one for each query."""
+        queries = self._queries(len(tokens))
+        states = self._run(queries, queries.shape[1], None, tokens)
+        return F.normalize(self.vision_projection(states).float(), dim=-1)
+
+    def text_features(self, ids: Int[Tensor, "t l"], mask: Bool[Tensor, "t l"]) -> Float[Tensor, "t s"]:
+        """The unit vector of each text, at its [CLS]."""
+        seen = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        states = self._run(self.embeddings(input_ids=ids), 0, seen, None)
+        return F.normalize(self.text_projection(states[:, 0]).float(), dim=-1)
+
+    @staticmethod
+    def similarities(images: Float[Tensor, "b q s"], texts: Float[Tensor, "t s"]) -> Float[Tensor, "b t"]:
+        """The cosine of each text with that query of an image which is nearest to it."""
+        return torch.einsum("bqs,ts->btq", images, texts).amax(-1)
+
+    def _queries(self, count: int) -> Float[Tensor, "b q d"]:
+        return self.query_tokens.expand(count, -1, -1)
+
+    def _run(
+        self,
+        embedded: Float[Tensor, "b l d"],
+        queries: int,
+        seen: Bool[Tensor, "b 1 l l"] | None,
+        tokens: Float[Tensor, "b n w"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """The Q-Former; `seen` says which position (row) attends to which (column)."""
+        mask = None
+        if seen is not None:  # additive, which every implementation of attention takes
+            mask = torch.zeros(seen.shape, dtype=embedded.dtype, device=seen.device)
+            mask = mask.masked_fill(~seen, torch.finfo(embedded.dtype).min)
+        return self.qformer(
+            query_embeds=embedded, query_length=queries, attention_mask=mask, encoder_hidden_states=tokens
+        ).last_hidden_state
+
+
+def _one_each(images: Tensor, texts: list[str]) -> None:
+    if isinstance(texts, str) or len(images) != len(texts):
+        count = "one text as it is" if isinstance(texts, str) else f"{len(texts)} texts"
+        raise UsageError(f"{len(images)} images and {count}: a pair reader takes a list with one text an image")

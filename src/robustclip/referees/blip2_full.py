@@ -1,0 +1,305 @@
+"""BLIP-2 at its own size: transformers' vision tower and Q-Former, from folders of ours and of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from robustclip import printing
+from robustclip.errors import UsageError
+from robustclip.files import is_file, read_json, sha256
+from robustclip.referees.blip2 import Blip2, CaptionHead
+from robustclip.referees.blip2_text import DEC, PairTokenizer
+from robustclip.referees.card import Card
+from robustclip.referees.folder import refuse_other_files
+from robustclip.referees.plain import check_sizes, refusing
+from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.weights import check_finite, check_fit, read_weights, write_weights
+
+FAMILY: Final = "blip2"
+WEIGHTS: Final = "model.safetensors"
+LIBRARY: Final = "Blip2ForImageTextRetrieval"
+TOWER: Final = "vision.tower."
+LAST_NORM: Final = f"{TOWER}post_layernorm."
+MATRIX: Final = f"{TOWER}embeddings.patch_embedding.weight"  # whose dtype is the tower's
+PUBLISHED: Final[dict[str, Any]] = {
+    # blip2_pretrained.pth of LAVIS: EVA-CLIP's ViT-g without its last block, BERT-base with 32 queries.
+    "vision": {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16},
+    "qformer": {"vocab_size": 30523, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "queries": 32,
+    "shared": 256,
+    "captions": True,
+}
+MORE: Final = {"vision": {"image_size": 224, "patch_size": 14}, "qformer": {"intermediate_size": 3072}}
+
+
+@final
+class VisionTokens(nn.Module):
+    """transformers' image tower: normalised pixels (B,3,h,w) to (B,N,W), its last norm included.
+
+    checkpointing: its blocks keep nothing, and compute twice; for memory.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        self.checkpointing = False
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n w"]:
+        tower = self.tower
+        states = tower.embeddings(pixels)
+        for block in tower.encoder.layers:
+            if self.checkpointing and states.requires_grad:
+                states = _state(checkpoint(block, states, use_reentrant=False))
+            else:
+                states = _state(block(states))
+        return tower.post_layernorm(states.to(tower.post_layernorm.weight.dtype))  # LAVIS: float32 behind a half tower
+
+
+def _state(found: Any) -> Tensor:
+    return found[0] if isinstance(found, tuple) else found
+
+
+def build_full(
+    sizes: Mapping[str, Any], tokenizer: PairTokenizer, preprocess: Preprocess, card: Card, *, norm_eps: float = 1e-5
+) -> Blip2:
+    """A BLIP-2 of random weights, of `sizes` as in PUBLISHED: configs of vision tower and Q-Former, numbers of queries
+    and of shared width, and whether there is a captioning head. `norm_eps` is of the tower's last norm: 1e-5 in LAVIS,
+    1e-6 in transformers. Raises UsageError for configs that are none."""
+    described = {name: value for name, value in sizes.items() if name in ("vision", "qformer")}
+    check_sizes(described, card.name)
+    with refusing(f"{card.name} describes no BLIP-2"):
+        vision = Blip2VisionModel(Blip2VisionConfig(**sizes["vision"]))
+        vision.post_layernorm.eps = norm_eps
+        width = vision.config.hidden_size
+        config = Blip2QFormerConfig(
+            **{"encoder_hidden_size": width, "use_qformer_text_input": True, **sizes["qformer"]}
+        )
+        queries, shared = int(sizes["queries"]), int(sizes["shared"])
+        return Blip2(
+            VisionTokens(vision),
+            Blip2QFormerModel(config),
+            Blip2TextEmbeddings(config),
+            torch.zeros(1, queries, config.hidden_size),
+            shared=shared,
+            tokenizer=tokenizer,
+            preprocess=preprocess,
+            card=card,
+            captions=CaptionHead(config.hidden_size, config.vocab_size) if sizes["captions"] else None,
+        )
+
+
+def fill(
+    sizes: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: PairTokenizer,
+    preprocess: Preprocess,
+    card: Card,
+    *,
+    source: str,
+    norm_eps: float = 1e-5,
+) -> Blip2:
+    """The same with these weights. The image tower takes the precision of its matrices, all else float32. Raises
+    UsageError where they do not fit, before memory is asked for; RunError where one is not finite."""
+    with torch.device("meta"):
+        bare = build_full(sizes, tokenizer, Preprocess.from_config(preprocess.config()), card, norm_eps=norm_eps)
+    found = dict(weights) | preprocess_state(bare)
+    check_fit(bare, found, source=source, hint="Give a whole folder, or convert it again")
+    bare.preprocess = preprocess
+    bare.load_state_dict(in_two_dtypes(weights) | preprocess_state(bare), assign=True)
+    restore(bare)
+    check_finite(bare, source=source)
+    return bare
+
+
+def in_two_dtypes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Image tower and the rest, its last norm among it. LAVIS halves the tower's matrices and leaves float32 what is
+    none (convert_weights_to_fp16), for it computes under autocast; a tower here computes in one dtype."""
+    tower = weights[MATRIX].dtype if weights[MATRIX].dtype in (torch.float16, torch.bfloat16) else torch.float32
+    return {
+        name: value.to(tower if name.startswith(TOWER) and not name.startswith(LAST_NORM) else torch.float32)
+        for name, value in weights.items()
+    }
+
+
+def preprocess_state(reader: Blip2) -> dict[str, Tensor]:
+    """Its preprocessing's numbers, which no file holds."""
+    return {f"preprocess.{name}": value for name, value in reader.preprocess.state_dict().items()}
+
+
+def restore(reader: Blip2) -> None:
+    """Buffers that no file holds, after the meta device."""
+    embeddings: Any = reader.embeddings
+    count = embeddings.position_embeddings.weight.shape[0]
+    embeddings.position_ids = torch.arange(count).expand(1, -1)
+
+
+def save_full(reader: Blip2, folder: Path, sizes: Mapping[str, Any], provenance: dict[str, Any], *, name: str) -> Card:
+    """Write weights in the dtypes that they have, the tokenizer, and a card, into a folder that is there."""
+    weights = {name: value for name, value in reader.state_dict().items() if not name.startswith("preprocess.")}
+    write_weights(folder / WEIGHTS, weights)
+    reader.tokenizer.tokenizer.save_pretrained(folder)
+    card = Card(
+        name=name,
+        family=FAMILY,
+        architecture=dict(sizes),
+        preprocess=reader.preprocess.config(),
+        logit_scale=1 / reader.temperature.item(),
+        weights={WEIGHTS: sha256(folder / WEIGHTS)},
+        provenance=provenance,
+    )
+    card.save(folder)
+    return card
+
+
+def load_full(folder: Path, card: Card) -> Blip2:
+    """From a folder that `save_full` wrote. Raises UsageError and RunError as `fill`."""
+    if not is_file(folder / WEIGHTS):
+        raise UsageError(f"{folder} has no {WEIGHTS}: give a whole folder")
+    refuse_other_files(folder, card)
+    preprocess = Preprocess.from_config(card.preprocess)
+    found = read_weights(folder / WEIGHTS)
+    return fill(card.architecture, found, tokenizer_of(folder), preprocess, card, source=str(folder / WEIGHTS))
+
+
+def is_library_folder(folder: Path) -> bool:
+    """Whether transformers saved a BLIP-2 for retrieval there."""
+    path = folder / "config.json"
+    if not is_file(path):
+        return False
+    config = read_json(path)
+    return isinstance(config, dict) and LIBRARY in (config.get("architectures") or [])
+
+
+def load_library(folder: Path) -> Blip2:
+    """A Blip2ForImageTextRetrieval of transformers: matching and contrast. It has no captioning head, which is said."""
+    config = read_json(folder / "config.json")
+    sizes = {
+        "vision": {**config.get("vision_config", {})},
+        "qformer": {**config.get("qformer_config", {})},
+        "queries": config.get("num_query_tokens", 32),  # what transformers leaves out, being its defaults
+        "shared": config.get("image_text_hidden_size", 256),
+        "captions": False,
+    }
+    for part in ("vision", "qformer"):
+        sizes[part].pop("model_type", None)
+    side = sizes["vision"].get("image_size", 224)
+    preprocess = Preprocess((side, side), resize_mode="squash")
+    card = Card(folder.name, FAMILY, {}, preprocess.config(), 1.0)
+    renamed = {
+        f"vision.tower.{name.removeprefix('vision_model.')}" if name.startswith("vision_model.") else name: value
+        for name, value in _library_weights(folder).items()
+        if not name.endswith("position_ids")
+    }
+    renamed["temperature"] = torch.tensor(0.07)
+    tokenizer = tokenizer_of(folder, dec=False)
+    reader = fill(sizes, renamed, tokenizer, preprocess, card, source=str(folder), norm_eps=_eps(sizes["vision"]))
+    printing.note(
+        f"{folder.name} has no captioning loss: transformers' {LIBRARY} comes without it; matching alone counts"
+    )
+    return reader
+
+
+def tokenizer_of(folder: Path, *, dec: bool = True) -> PairTokenizer:
+    """The tokenizer of a folder. Raises UsageError for none."""
+    with refusing(f"{folder} holds no tokenizer"):
+        found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return PairTokenizer(found, dec=dec)
+
+
+def bert_tokenizer() -> PairTokenizer:
+    """bert-base-uncased with [DEC] behind its 30,522 entries, as LAVIS has it; its vocabulary is that of the sentence
+    encoder's package."""
+    from robustclip.referees.sentence import package_folder
+
+    found = PreTrainedTokenizerFast(
+        tokenizer_file=str(package_folder() / "tokenizer.json"),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    found.add_special_tokens({"bos_token": DEC})
+    return PairTokenizer(found)
+
+
+def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> dict[str, int]:
+    """Bytes of a BLIP-2 of these sizes, counted on the meta device: of the image tower's weights in `dtype` ("vision"),
+    of all others in float32 ("rest"), and what the tower keeps of each view until gradients come back ("view"), or
+    keeps with checkpointing ("view, checkpointing"; one block's share of "view" comes on top). The numbers of
+    parameters are "vision parameters" and "other parameters".
+    """
+    with torch.device("meta"):
+        preprocess = Preprocess(sizes["vision"].get("image_size", 224))
+        card = Card("described", FAMILY, {}, preprocess.config(), 1.0)
+        reader = build_full(sizes, bert_tokenizer(), preprocess, card)
+        vision: Any = reader.vision.to(dtype).requires_grad_(False)
+        pixels = torch.empty(1, 3, *preprocess.size, dtype=dtype, requires_grad=True)
+        kept = []
+        for vision.checkpointing in (False, True):
+            kept.append(_kept(vision, pixels))
+    tower = sum(parameter.numel() for parameter in vision.parameters())
+    rest = sum(parameter.numel() for parameter in reader.parameters()) - tower
+    return {
+        "vision": dtype.itemsize * tower,
+        "rest": torch.float32.itemsize * rest,
+        "view": kept[0],
+        "view, checkpointing": kept[1],
+        "vision parameters": tower,
+        "other parameters": rest,
+    }
+
+
+def _kept(vision: nn.Module, pixels: Tensor) -> int:
+    """Bytes that autograd keeps, each storage once, weights apart."""
+    own = {parameter.untyped_storage()._cdata for parameter in vision.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = vision(pixels)
+    total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    del found
+    return total
+
+
+def published_sizes() -> dict[str, Any]:
+    """PUBLISHED, spelt out."""
+    return {**PUBLISHED, **{part: {**PUBLISHED[part], **MORE[part]} for part in MORE}}
+
+
+def _eps(vision: Mapping[str, Any]) -> float:
+    return float(vision.get("layer_norm_eps", 1e-6))
+
+
+def _library_weights(folder: Path) -> dict[str, Tensor]:
+    """Of one file, or of those that an index names."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if is_file(folder / WEIGHTS):
+        return read_weights(folder / WEIGHTS)
+    if not is_file(index):
+        raise UsageError(f"{folder} has no {WEIGHTS}: weights are loaded from safetensors alone")
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UsageError(f"{index} names files outside its folder: download it again")
+    return {key: value for name in names for key, value in read_weights(folder / name).items()}

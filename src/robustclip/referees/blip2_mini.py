@@ -1,0 +1,169 @@
+"""A BLIP-2 for the embedded world: the frozen image tower of an embedded CLIP, a small Q-Former, a small vocabulary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedTokenizerFast
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower
+from robustclip.referees.blip2 import Blip2, CaptionHead
+from robustclip.referees.blip2_text import DEC, PairTokenizer, prepared
+from robustclip.referees.card import Card
+
+SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC)
+WIDTH: Final = 256  # of a token, once for all that attend to it
+STAGES: Final = (2, 3, 4)  # of the trunk: 8x8, 4x4 and 2x2 cells of a picture of 64 pixels
+
+
+@final
+class TowerTokens(nn.Module):
+    """The last three stages of a convolutional tower as tokens: on the grid of the second last, the finer one
+    unshuffled, the coarser one repeated; then a norm and a projection, which are the only parts that are trained.
+
+    checkpointing: the tower keeps nothing, and computes twice; for memory.
+
+    Raises UsageError for a tower that has no such stages.
+    """
+
+    def __init__(self, tower: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        trunk: Any = getattr(tower, "trunk", None)
+        if not hasattr(trunk, "forward_intermediates"):
+            raise UsageError("this tower has no stages to look at: take a CLIP on a convolutional tower of timm")
+        self.trunk = trunk
+        self.trunk.eval().requires_grad_(False)
+        with torch.no_grad():
+            probe = self._stages(torch.zeros(1, 3, *size, device=next(self.trunk.parameters()).device))
+        self.norm = nn.LayerNorm(probe.shape[-1])
+        self.projection = nn.Linear(probe.shape[-1], WIDTH)
+        self.checkpointing = False
+
+    def train(self, mode: bool = True) -> TowerTokens:
+        """The tower stays in eval mode."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n w"]:
+        if self.checkpointing and pixels.requires_grad:
+            return self.projection(self.norm(checkpoint(self._stages, pixels, use_reentrant=False)))
+        return self.projection(self.norm(self._stages(pixels)))
+
+    def _stages(self, pixels: Tensor) -> Tensor:
+        found = self.trunk.forward_intermediates(pixels, indices=list(STAGES), intermediates_only=True)
+        fine, middle, coarse = found
+        stacked = torch.cat([F.pixel_unshuffle(fine, 2), middle, F.interpolate(coarse, scale_factor=2)], 1)
+        return stacked.flatten(2).mT
+
+
+def new_mini(
+    tower: TwoTower,
+    captions: Iterable[str],
+    *,
+    hidden: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    queries: int = 16,
+    shared: int = 64,
+    card: Card,
+    seed: int = 0,
+) -> Blip2:
+    """A BLIP-2 on this CLIP's image tower, of random weights that are a function of `seed`; its vocabulary is that of
+    the captions."""
+    return build_mini(
+        tower,
+        vocabulary_of(captions),
+        {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared},
+        card=card,
+        seed=seed,
+    )
+
+
+def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *, card: Card, seed: int = 0) -> Blip2:
+    """The same from its parts, as a folder holds them. Raises UsageError for heads that do not share the width."""
+    if sizes["hidden"] % sizes["heads"]:
+        raise UsageError(
+            f"{sizes['heads']} heads do not share a width of {sizes['hidden']} evenly: take a divisor, e.g. hidden 128 "
+            "and heads 4"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision = TowerTokens(tower.image_tower, tower.image_size)
+    hidden = sizes["hidden"]
+    config = Blip2QFormerConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=4 * hidden,
+        encoder_hidden_size=WIDTH,
+        hidden_dropout_prob=0.0,  # pictures are drawn anew without end
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=32,
+        cross_attention_frequency=2,
+        use_qformer_text_input=True,
+        pad_token_id=0,
+        # BERT's 0.02 is for a width of 768; where the width is small, signals of that size take long to grow.
+        initializer_range=hidden**-0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embeddings = Blip2TextEmbeddings(config)
+        nn.init.normal_(embeddings.word_embeddings.weight, std=config.initializer_range)
+        nn.init.normal_(embeddings.position_embeddings.weight, std=config.initializer_range)
+        reader = Blip2(
+            vision,
+            Blip2QFormerModel._from_config(config, attn_implementation="eager"),  # fused attention is slow for so few
+            embeddings,
+            torch.randn(1, sizes["queries"], hidden) * config.initializer_range,
+            shared=sizes["shared"],
+            tokenizer=word_pieces(vocabulary),
+            preprocess=tower.preprocess,
+            card=card,
+            captions=CaptionHead(hidden, len(vocabulary)),
+        )
+    return reader.to(tower.device)
+
+
+def vocabulary_of(captions: Iterable[str], uses: int = 3) -> list[str]:
+    """Words that come so often, and letters to spell the others with."""
+    counted = Counter(word for caption in captions for word in _words(caption))
+    letters = sorted({letter for word in counted for letter in word})
+    words = sorted(word for word, count in counted.items() if count >= uses and len(word) > 1)
+    return [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]
+
+
+def word_pieces(vocabulary: list[str]) -> PairTokenizer:
+    """A BERT tokenizer of these entries."""
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return PairTokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            bos_token=DEC,
+        )
+    )
+
+
+def _words(caption: str) -> list[str]:
+    normalised = normalizers.BertNormalizer(lowercase=True).normalize_str(prepared(caption))
+    return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalised)]

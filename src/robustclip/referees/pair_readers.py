@@ -1,0 +1,143 @@
+"""Pair readers by name or folder: where they are found, and what their folders hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from robustclip.errors import UsageError
+from robustclip.files import atomic_write, is_file, sha256
+from robustclip.referees import blip2_full
+from robustclip.referees.blip2 import Blip2
+from robustclip.referees.blip2_full import is_library_folder, load_full, load_library
+from robustclip.referees.blip2_mini import build_mini
+from robustclip.referees.card import CARD_FILE, Card
+from robustclip.referees.folder import refuse_other_files
+from robustclip.referees.judging import fingerprint
+from robustclip.referees.pairing import FAMILIES
+from robustclip.referees.registry import PAIR_READERS, find, load_referee
+from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights, write_weights
+
+FAMILY: Final = "blip2-mini"
+WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
+TOWER: Final = "vision.trunk."  # weights that a folder names instead of holding them
+LARGEST: Final = 4096  # of any size in a card: beyond it no mini is meant, and memory is
+
+
+def pair_reader_names() -> list[str]:
+    """The pair readers that come with the package."""
+    return sorted(path.parent.name for path in PAIR_READERS.glob(f"*/{CARD_FILE}"))
+
+
+def load_pair_reader(given: str | Path, device: str | torch.device = "cpu", *, checkpointing: bool = False) -> Blip2:
+    """A pair reader by its embedded or registered name, or from a folder: of `save_mini`, of `robustclip convert
+    lavis-blip2`, or transformers' Blip2ForImageTextRetrieval, which has no captioning loss. Frozen, in eval mode.
+    With `checkpointing` its image tower keeps nothing for gradients, and computes twice.
+
+    Raises UsageError for a name or folder that is none, and a card that describes none; RunError for damaged weights,
+    and for files that are not the card's.
+    """
+    reader = _load(_folder_of(given), given).to(device).eval().requires_grad_(False)
+    reader.set_checkpointing(checkpointing)
+    return reader
+
+
+def _load(folder: Path, given: str | Path) -> Blip2:
+    if is_library_folder(folder):
+        return load_library(folder)
+    if not is_file(folder / CARD_FILE):
+        raise UsageError(
+            f"there is no pair reader {str(given)[:200]!r}: give a folder, or a name ({', '.join(pair_reader_names())})"
+        )
+    card = Card.load(folder)
+    if card.family not in FAMILIES:
+        raise UsageError(
+            f"{folder} holds a referee of the family {card.family}, which does not read pairs: robustclip.load_referee "
+            f"loads it. Pair readers: {', '.join(pair_reader_names())}, and folders of robustclip convert lavis-blip2"
+        )
+    return load_full(folder, card) if card.family == blip2_full.FAMILY else _load_mini(folder, card)
+
+
+def save_mini(reader: Blip2, folder: Path, tower: str, sizes: dict[str, int], *, provenance: dict[str, Any]) -> Card:
+    """Write card, vocabulary and weights in half precision. The image tower is not among them: the card names the CLIP
+    that it is of, and its fingerprint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value for name, value in reader.state_dict().items() if _is_own(name)}
+    write_weights(folder / WEIGHTS, weights, half=True)
+    with atomic_write(folder / VOCABULARY, "w") as file:
+        file.write("\n".join(_entries(reader)) + "\n")
+    own = fingerprint(load_referee(tower))
+    card = Card(
+        name=reader.card.name,
+        family=FAMILY,
+        architecture={"tower": tower, "fingerprint": own, **sizes},
+        preprocess=reader.preprocess.config(),
+        logit_scale=1 / reader.temperature.item(),
+        weights={WEIGHTS: sha256(folder / WEIGHTS), VOCABULARY: sha256(folder / VOCABULARY)},
+        provenance=provenance,
+    )
+    card.save(folder, usage=USAGE.format(name=card.name))
+    return card
+
+
+USAGE: Final = """from robustclip.referees.pair_readers import load_pair_reader
+
+reader = load_pair_reader("{name}")  # or the path of this folder
+reader.matching_logits(images, ["a yellow banana and a blue butterfly"])"""
+
+
+def pair_fingerprint(reader: Blip2) -> str:
+    """A sha256 of all its weights."""
+    return digest(reader.state_dict())
+
+
+def _load_mini(folder: Path, card: Card) -> Blip2:
+    described = card.architecture
+    names = ("hidden", "layers", "heads", "queries", "shared")
+    sizes = {name: described.get(name) for name in names}
+    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
+        raise UsageError(f"{folder / CARD_FILE} has no whole sizes ({', '.join(names)}): write the folder again")
+    tower = load_referee(str(described.get("tower")))
+    if fingerprint(tower) != described.get("fingerprint"):
+        raise UsageError(
+            f"{folder} was trained on the image tower of another {described.get('tower')!r} than the one of that name "
+            "here: train it again (robustclip robustify pretrain/emoji-blip2)"
+        )
+    for name in (WEIGHTS, VOCABULARY):
+        if not is_file(folder / name):
+            raise UsageError(f"{folder} has no {name}: give a whole folder")
+    refuse_other_files(folder, card)
+    vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").splitlines()
+    reader = build_mini(tower, vocabulary, {name: int(str(size)) for name, size in sizes.items()}, card=card)
+    found = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
+    found |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
+    check_fit(reader, found, source=str(folder / WEIGHTS), hint="Give a whole folder, or train it again")
+    load_strictly(reader, found, source=str(folder / WEIGHTS))
+    return reader
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith((TOWER, "preprocess."))
+
+
+def _entries(reader: Blip2) -> list[str]:
+    vocabulary = reader.tokenizer.tokenizer.get_vocab()
+    return sorted(vocabulary, key=lambda token: vocabulary[token])
+
+
+def is_pair_reader(given: str | Path) -> bool:
+    """Whether a name or folder is a pair reader's."""
+    folder = _folder_of(given)
+    if is_library_folder(folder):
+        return True
+    return is_file(folder / CARD_FILE) and Card.load(folder).family in FAMILIES
+
+
+def _folder_of(given: str | Path) -> Path:
+    """Of an embedded name, a registered one, or the folder itself."""
+    if str(given) in pair_reader_names():
+        return PAIR_READERS / str(given)
+    entry = find(str(given))
+    return Path(given) if entry is None else entry.existing_folder()

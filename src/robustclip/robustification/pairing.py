@@ -1,0 +1,121 @@
+"""A BLIP-2's Q-Former, trained on a frozen image tower: Li et al. 2023, §3.1, first stage.
+
+Deviations, ours: a negative image is never drawn, only negative texts; where a scene's colours can be exchanged, that
+text is a negative too, for a caption drawn by similarity seldom is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from robustclip.devices import autocast
+from robustclip.diffusion.fitting import rate
+from robustclip.errors import UsageError
+from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
+
+COLDEST: Final = 0.01  # the lowest temperature of the contrastive loss
+
+
+@dataclass
+class PairTrainer:
+    """One step after the other: `step(...)` gives the numbers of it. All parameters of `reader` that ask for gradients
+    are trained; its tower does not."""
+
+    reader: Blip2
+    steps: int
+    lr: float = 1e-3
+    dtype: torch.dtype = torch.float32
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if parameter.ndim > 1]
+        others = [parameter for parameter in trained if parameter.ndim <= 1]  # norms and biases, which do not decay
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+
+    def step(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        captions: Sequence[str],
+        swapped: Sequence[str | None],
+        generator: Generator,
+    ) -> dict[str, float]:
+        """One update on pictures in [0,1], their captions, and those with colours exchanged, where there are any."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * rate(self.done, self.steps)
+        reader = self.reader.train()
+        with autocast(images.device, self.dtype):
+            tokens = reader.image_tokens(images)
+            ids, mask = reader.tokenizer(list(captions), images.device)
+            cosines = reader.similarities(reader.image_features(tokens), reader.text_features(ids, mask))
+            contrastive = self._contrastive(cosines, captions)
+            matching, right = self._matching(tokens, captions, swapped, cosines.detach(), generator)
+            captioning = reader.caption_losses(tokens, ids, mask).mean()
+        loss = contrastive + matching + captioning
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_((p for p in reader.parameters() if p.requires_grad), 1.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            reader.temperature.clamp_(COLDEST, 0.5)
+        self.done += 1
+        numbers = {"contrastive": contrastive, "matching": matching, "captioning": captioning, "right": right}
+        return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        return {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UsageError for a state of another reader."""
+        try:
+            self.reader.load_state_dict(state["reader"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
+        self.done = state["done"]
+
+    def _contrastive(self, cosines: Float[Tensor, "b b"], captions: Sequence[str]) -> Tensor:
+        """In both directions, labels smoothed (LAVIS: 0.1); captions that are the same are no negatives."""
+        logits = cosines / self.reader.temperature
+        same = torch.tensor([[one == other for other in captions] for one in captions], device=logits.device)
+        own = torch.eye(len(captions), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(same & ~own, -100.0)
+        wanted = torch.arange(len(captions), device=logits.device)
+        both = [F.cross_entropy(one, wanted, label_smoothing=SMOOTHING) for one in (logits, logits.mT)]
+        return torch.stack(both).mean()
+
+    def _matching(
+        self,
+        tokens: Float[Tensor, "b n w"],
+        captions: Sequence[str],
+        swapped: Sequence[str | None],
+        cosines: Float[Tensor, "b b"],
+        generator: Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Each image with its caption, one drawn by similarity, its own with colours exchanged; (loss, accuracy)."""
+        reader, count = self.reader, len(captions)
+        chances = (cosines / reader.temperature.detach()).float().softmax(1)
+        same = torch.tensor([[one == other for other in captions] for one in captions], device=chances.device)
+        chances = (chances.masked_fill(same, 0) + 1e-6 * ~same).cpu()  # never its own
+        differing = [row for row in range(count) if bool(chances[row].any())]
+        drawn = torch.multinomial(chances[differing], 1, generator=generator)[:, 0].tolist() if differing else []
+        others = [row for row in range(count) if swapped[row] is not None and swapped[row] != captions[row]]
+        rows = [*range(count), *differing, *others]
+        texts = [*captions, *(captions[row] for row in drawn), *(str(swapped[row]) for row in others)]
+        ids, mask = reader.tokenizer(texts, tokens.device)
+        logits = reader.match(tokens[rows], ids, mask)
+        wanted = torch.full((len(rows),), 1 - MATCH, device=logits.device)
+        wanted[:count] = MATCH
+        # Positives weigh as much as all negatives of a batch.
+        weights = torch.where(wanted == MATCH, max(len(rows) - count, 1) / count, 1.0)
+        losses = F.cross_entropy(logits, wanted, reduction="none") * weights
+        return losses.sum() / weights.sum(), (logits.argmax(1) == wanted).float().mean()

@@ -25,7 +25,8 @@ from torch import Tensor
 from robustclip import load_referee
 from robustclip.data.emoji import load_emoji, load_labels
 from robustclip.data.labelled import LabelledImages
-from robustclip.diffusion.vqgan import CARD, EMBEDDED, VQGAN, WEIGHTS, load_vqgan
+from robustclip.diffusion.folders import WEIGHTS
+from robustclip.diffusion.vqgan import CARD, EMBEDDED, VQGAN, load_vqgan
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.intervals import difference, rate

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
@@ -12,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustclip.diffusion.folders import WEIGHTS, write_model
 from robustclip.errors import UsageError
-from robustclip.files import is_file, read_json, sha256, write_json
+from robustclip.files import is_file, new_folder, read_json, sha256, write_json
 from robustclip.referees.base import check_images
 
 try:
@@ -22,7 +21,7 @@ except ImportError as error:
     raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
 EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "generators"
-CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "card.json"
+CONFIG, CARD = "config.json", "card.json"
 AT_ONCE: Final = 1 << 24
 """Distances between a vector and a code that are in memory at a time."""
 
@@ -117,25 +116,10 @@ def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
 def save_vqgan(model: VQGAN | Any, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
     """Write a folder that diffusers loads too: config, weights (`half`: in float16), and a card, which gets the
     weights' sha256. It is there as a whole or not at all. Raises UsageError where something has that name."""
-    from safetensors.torch import save_file
-
     inner = model.model if isinstance(model, VQGAN) else model
-    if folder.exists():
-        raise UsageError(f"{folder} exists: write elsewhere, or remove it (rm -r {folder})")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        inner.save_config(draft)
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in inner.state_dict().items()}
-        save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
+    with new_folder(folder) as draft:
+        write_model(inner, draft, half=half)
         write_json(draft / CARD, {**card, "weights_sha256": sha256(draft / WEIGHTS)})
-        draft.chmod(0o755)
-        (draft / WEIGHTS).chmod(0o644)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def embedded_names() -> list[str]:

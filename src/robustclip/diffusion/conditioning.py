@@ -1,0 +1,109 @@
+"""Texts as what a denoiser attends to: the states of their tokens."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robustclip import printing
+from robustclip.referees.sentence import SentenceEncoder
+from robustclip.referees.tokens import of_transformers
+
+LENGTH: Final = 24  # tokens that the embedded denoiser attends to
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """states: (T,N,D), of T texts; mask: (T,N), true for tokens to attend to, None where all are."""
+
+    states: Float[Tensor, "t n d"]
+    mask: Bool[Tensor, "t n"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rows(self, index: Any) -> Conditioning:
+        """Those of some texts, or of some of them several times."""
+        return Conditioning(self.states[index], None if self.mask is None else self.mask[index])
+
+    def beside(self, other: Conditioning) -> Conditioning:
+        """These texts and those of another."""
+        masks = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
+        return Conditioning(torch.cat([self.states, other.states]), masks)
+
+
+class TextStates(ABC, nn.Module):
+    """A frozen text tower by its tokens. Texts beyond `context` tokens are cut, which is said once for each."""
+
+    width: int
+    context: int
+
+    @abstractmethod
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, uncut."""
+
+    @abstractmethod
+    def states(self, texts: list[str]) -> tuple[Float[Tensor, "t n d"], Bool[Tensor, "t n"] | None]:
+        """The states of all tokens, and which of them are to be attended to."""
+
+    def forward(self, texts: list[str]) -> Conditioning:
+        for text, count in zip(texts, self.count_tokens(list(texts)), strict=True):
+            if count > self.context:
+                self._tell(text, count)
+        return Conditioning(*self.states(list(texts)))
+
+    def _tell(self, text: str, count: int) -> None:
+        told: set[str] = self.__dict__.setdefault("told", set())
+        if text not in told:
+            told.add(text)
+            printing.note(
+                f"{text[:60]!r}... has {count} tokens, of which this diffusion model reads {self.context}: the end is "
+                "cut"
+            )
+
+
+@final
+class SentenceStates(TextStates):
+    """The embedded text tower's: MiniLM, of the installed package."""
+
+    def __init__(self, encoder: SentenceEncoder | None = None, context: int = LENGTH) -> None:
+        super().__init__()
+        self.encoder = encoder or SentenceEncoder()
+        self.width, self.context = self.encoder.width, context
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return self.encoder.count_tokens(texts)
+
+    def states(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        return self.encoder.token_states(texts, self.context)
+
+
+@final
+class CLIPStates(TextStates):
+    """Stable Diffusion's: the last hidden states of a CLIPTextModel, of all its positions, padding among them."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.width = int(model.config.hidden_size)
+        self.context = int(model.config.max_position_embeddings)
+        self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        with self._tokenizing:
+            return of_transformers(self.tokenizer, texts)
+
+    @torch.no_grad()
+    def states(self, texts: list[str]) -> tuple[Tensor, None]:
+        with self._tokenizing:
+            ids = self.tokenizer(
+                texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt"
+            )["input_ids"]
+        return self.model(ids.to(self.model.device)).last_hidden_state, None

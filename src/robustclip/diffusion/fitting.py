@@ -1,0 +1,74 @@
+"""What the trainings of generators share: steps under a bar, numbers in a run folder, states to go on from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from robustclip.progress import TrainingProgress
+from robustclip.robustification import checkpoint
+from robustclip.runs import Run
+
+
+class Trainer(Protocol):
+    """Something that learns in steps: `done` of `steps` so far."""
+
+    done: int
+    steps: int
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+
+    def load(self, state: dict[str, Any], /) -> None:
+        """Go on where `state` was taken."""
+
+
+def go_on(trainer: Trainer, run: Run, device: torch.device) -> None:
+    """Take up the newest whole state of a resumed run; nothing where there is none."""
+    if (state := checkpoint.newest(run.checkpoints, device, run.warn)) is not None:
+        trainer.load(state)
+        run.trim(trainer.done)
+
+
+def fit(
+    trainer: Trainer,
+    step: Callable[[int], Mapping[str, float]],
+    run: Run,
+    *,
+    images: int,
+    save_every: int,
+    title: str,
+    shown: Sequence[str],
+) -> dict[str, float]:
+    """Step until all are done; the last numbers. `step(k)` is the k-th, of so many `images`; it advances the trainer.
+
+    Every `save_every` steps, and at the end, the trainer's state is written, whole or not at all.
+    """
+    numbers: dict[str, float] = {}
+    with TrainingProgress(total=trainer.steps, start=trainer.done, title=title) as progress:
+        while trainer.done < trainer.steps:
+            numbers = dict(step(trainer.done))
+            progress.numbers |= {name: numbers[name] for name in shown}
+            progress.advance(images=images)
+            run.log(trainer.done, **numbers)
+            if trainer.done % save_every == 0 or trainer.done == trainer.steps:
+                checkpoint.save(run.checkpoints, trainer.done, trainer.state())
+    return numbers
+
+
+def rate(done: int, steps: int, warm_up: int = 100, last: float = 0.05) -> float:
+    """The factor of a learning rate: up along a line, in a tenth of the steps at most, and down along half a cosine to
+    `last`."""
+    return min(1.0, (done + 1) / min(warm_up, max(steps // 10, 1))) * (
+        last + (1 - last) * (1 + math.cos(math.pi * done / steps)) / 2
+    )
+
+
+def free(folder: Path) -> Path:
+    """Where a model goes: the folder, or where a run that goes on has written it already, the next one."""
+    taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
+    return next(path for path in taken if not path.exists())

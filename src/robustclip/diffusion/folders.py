@@ -1,0 +1,31 @@
+"""Folders of models as diffusers writes them, there as a whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+
+from robustclip.files import new_folder
+
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+
+def save_model(model: Any, folder: Path, *, half: bool = False) -> None:
+    """Write config and weights (`half`: in float16) of a model of diffusers, as its own save_pretrained would.
+
+    Raises UsageError where something has that name.
+    """
+    with new_folder(folder) as draft:
+        write_model(model, draft, half=half)
+
+
+def write_model(model: Any, folder: Path, *, half: bool = False) -> None:
+    """The same into a folder that is there."""
+    model.save_config(folder)
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)

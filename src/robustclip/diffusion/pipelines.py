@@ -1,0 +1,233 @@
+"""Diffusion models by name, or from folders that diffusers writes: model_index.json, vae/, unet/, scheduler/, and the
+text tower in text_encoder/ and tokenizer/, or named in a card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
+from robustclip.diffusion.folders import WEIGHTS, write_model
+from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
+from robustclip.errors import UsageError
+from robustclip.files import is_file, new_folder, read_json, sha256, write_json
+from robustclip.referees.sentence import MINILM
+from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
+
+try:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+except ImportError as error:
+    raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
+
+EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "generators"
+INDEX, CARD, CONFIG = "model_index.json", "card.json", "config.json"
+PARTS: Final = ("vae", "unet", "scheduler")
+
+
+def diffusion_names() -> list[str]:
+    """The diffusion models that come with the package."""
+    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{INDEX}"))
+
+
+def load_diffusion(
+    given: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    half: bool = False,
+    prediction: str | None = None,
+    slicing: bool = False,
+    checkpointing: bool = False,
+) -> LatentDiffusion:
+    """A latent diffusion model by its embedded name, or from a pipeline's folder as diffusers writes it.
+
+    `half` keeps the weights of the UNet and the text tower in `dtype`, where they else compute in it under autocast.
+    `prediction` says what the UNet gives where the folder's scheduler does not; one that differs from it is refused.
+
+    Raises UsageError for a folder that lacks a part or has another in its place, weights that are not safetensors or
+    not the config's; RunError for weights that are damaged, and NaN or infinity among them.
+    """
+    folder = EMBEDDED / str(given) if str(given) in diffusion_names() else Path(given)
+    if not is_file(folder / INDEX):
+        names = ", ".join(diffusion_names()) or "none"
+        raise UsageError(
+            f"there is no diffusion model {str(given)[:200]!r}: give a pipeline's folder with {INDEX} (as diffusers' "
+            f"save_pretrained writes it), or a name ({names})"
+        )
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise UsageError(
+                f"{folder} has no {part}/: a pipeline has {', '.join(f'{one}/' for one in PARTS)}. Save it whole, with "
+                "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
+            )
+    scheduler = _scheduler(folder / "scheduler", prediction)
+    vae = load_vae(folder / "vae", device)
+    unet = load_model(folder / "unet", UNet2DConditionModel).to(device)
+    texts = _texts(folder).to(device)
+    if half:
+        unet, texts = unet.to(dtype), texts.to(dtype)
+    return LatentDiffusion(
+        vae,
+        unet,
+        scheduler,
+        texts,
+        name=folder.name,
+        dtype=dtype,
+        slicing=slicing,
+        checkpointing=checkpointing,
+    ).to(device)
+
+
+def load_vae(folder: Path, device: str | torch.device = "cpu") -> Any:
+    """A frozen AutoencoderKL from its folder; see `load_diffusion`."""
+    return load_model(folder, AutoencoderKL).to(device)
+
+
+def load_model(folder: Path, kind: Any) -> Any:
+    """A model of diffusers from its folder: config.json and safetensors, in float32, frozen, in eval mode."""
+    config = _config(folder, kind.__name__)
+    try:
+        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+            model: Any = kind.from_config(config)
+    except Exception as error:  # an odd config ends in any exception
+        raise UsageError(f"{folder / CONFIG} is no config of {kind.__name__} ({str(error)[:200]})") from error
+    _fill(model, folder, WEIGHTS)
+    return model.eval().requires_grad_(False)
+
+
+def save_diffusion(
+    folder: Path, vae: Any, unet: Any, schedule: Mapping[str, Any], card: Mapping[str, Any], *, half: bool = False
+) -> None:
+    """Write a pipeline's folder whose text tower is the package's, which the card names. It is there as a whole or not
+    at all. Raises UsageError where something has that name."""
+    with new_folder(folder) as draft:
+        for name, model in (("vae", vae), ("unet", unet)):
+            (draft / name).mkdir()
+            write_model(model, draft / name, half=half)
+        DDIMScheduler.from_config(dict(schedule)).save_config(draft / "scheduler")
+        parts = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            **{name: ["diffusers", kind] for name, kind in parts.items()},
+        }
+        nothing = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+        write_json(draft / INDEX, {**index, **{name: [None, None] for name in nothing}})
+        hashes = {f"{name}/{WEIGHTS}": sha256(draft / name / WEIGHTS) for name in ("vae", "unet")}
+        write_json(draft / CARD, {**card, "text_tower": MINILM, "weights_sha256": hashes})
+
+
+def _scheduler(folder: Path, prediction: str | None) -> Any:
+    path = folder / "scheduler_config.json"
+    if not is_file(path):
+        raise UsageError(
+            f"{folder} has no {path.name}: it says how noise was added in training; save the pipeline whole"
+        )
+    config = read_json(path)
+    stated = config.get("prediction_type") if isinstance(config, dict) else None
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise UsageError(f"prediction {prediction[:40]!r} is not one of {', '.join(PREDICTIONS)}")
+    if prediction is not None and stated is not None and prediction != stated:
+        raise UsageError(
+            f"{path} says that the model predicts {stated}, and the call says {prediction}: leave prediction out, for "
+            "noise read as velocity is a wrong gradient at each step"
+        )
+    try:
+        return DDIMScheduler.from_config({**config, "prediction_type": stated or prediction or "epsilon"})
+    except Exception as error:
+        raise UsageError(f"{path} is no config of a scheduler ({str(error)[:200]})") from error
+
+
+def _texts(folder: Path) -> TextStates:
+    """The folder's own text tower, or the package's, which the card then names."""
+    if (folder / "text_encoder").is_dir():
+        return CLIPStates(_text_encoder(folder / "text_encoder"), _tokenizer(folder / "tokenizer"))
+    card = read_json(folder / CARD) if is_file(folder / CARD) else {}
+    if card.get("text_tower") != MINILM:
+        raise UsageError(
+            f"{folder} has no text_encoder/, and no {CARD} that names a text tower: save the pipeline whole"
+        )
+    return SentenceStates()
+
+
+def _text_encoder(folder: Path) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = _config(folder, "CLIPTextModel")
+    try:
+        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+            bare: Any = CLIPTextModel(CLIPTextConfig.from_dict(config))
+    except Exception as error:
+        raise UsageError(f"{folder / CONFIG} is no config of a CLIPTextModel ({str(error)[:200]})") from error
+    found, source = _found(folder, "model.safetensors")
+    found = _like(found, bare.state_dict())
+    check_fit(bare, found, source=source, hint="Give a whole folder, or save it again")
+    model: Any = CLIPTextModel(CLIPTextConfig.from_dict(config))  # with buffers that no file holds
+    load_strictly(model, found, source=source)
+    return model
+
+
+def _like(found: dict[str, torch.Tensor], wanted: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Keys with `text_model.` before them, or without: versions of transformers differ in it."""
+    prefix = "text_model."
+    if any(name.startswith(prefix) for name in wanted):
+        return {name if name.startswith(prefix) else f"{prefix}{name}": value for name, value in found.items()}
+    return {name.removeprefix(prefix): value for name, value in found.items()}
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UsageError(
+            f"{folder} holds no tokenizer of CLIP ({str(error)[:200]}): save the pipeline whole"
+        ) from error
+
+
+def _config(folder: Path, kind: str) -> dict[str, Any]:
+    if not is_file(folder / CONFIG):
+        raise UsageError(f"{folder} has no {CONFIG}: give a whole pipeline's folder, as diffusers writes it")
+    config = read_json(folder / CONFIG)
+    named = (
+        config.get("_class_name") or (config.get("architectures") or [None])[0] if isinstance(config, dict) else None
+    )
+    if named != kind:
+        raise UsageError(f"{folder} holds a {str(named)[:60]}, and this wants {kind}: give a Stable Diffusion pipeline")
+    return config
+
+
+def _fill(model: nn.Module, folder: Path, name: str) -> None:
+    """Weights into a model of the meta device."""
+    found, source = _found(folder, name)
+    check_fit(model, found, source=source, hint="Give a whole folder, or save it again")
+    model.load_state_dict(found, assign=True)
+    check_finite(model, source=source)
+
+
+def _found(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
+    """Weights in float32 under today's names, and their file."""
+    stem = name.removesuffix(".safetensors")
+    path = next((one for one in (folder / name, folder / f"{stem}.fp16.safetensors") if is_file(one)), None)
+    if path is None:
+        raise UsageError(
+            f"{folder} has no {name}: weights are loaded from safetensors alone; save the pipeline with "
+            "safe_serialization=True"
+        )
+    found = {key: value for key, value in read_weights(path).items() if not key.endswith("position_ids")}
+    return {_renamed(key): value.float() for key, value in found.items()}, str(path)
+
+
+OLD: Final = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of the parts of an autoencoder's attention in folders of 2022, and since."""
+
+
+def _renamed(key: str) -> str:
+    parts = key.split(".")
+    if "attentions" in parts and len(parts) > 2 and parts[-2] in OLD:
+        parts[-2] = OLD[parts[-2]]
+    return ".".join(parts)

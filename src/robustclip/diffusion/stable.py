@@ -1,0 +1,175 @@
+"""Latent diffusion models (Rombach et al. 2022) in diffusers' format: pictures as latents, and the noise in latents."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustclip.devices import autocast
+from robustclip.diffusion.conditioning import Conditioning, TextStates
+from robustclip.errors import UsageError
+from robustclip.referees.base import check_images
+
+try:
+    from diffusers import DDIMScheduler
+except ImportError as error:
+    raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
+
+PREDICTIONS: Final = ("epsilon", "v_prediction")
+
+
+@final
+class LatentDiffusion(nn.Module):
+    """A frozen AutoencoderKL, UNet2DConditionModel and text tower that speak of pictures in [0,1].
+
+    factor: pixels that a cell of a latent stands for, along a side; channels: of a latent; steps: of the schedule;
+    alphas_cumprod: (steps,), alpha-bar, the share of the signal's variance after each; prediction: what the UNet gives.
+
+    dtype is that of the UNet's arithmetic, under autocast where its weights have another; the autoencoder computes in
+    its weights' own. Memory is saved by weights in half precision, by `slicing` (pictures are decoded one by one) and
+    by `checkpointing` (what the decoder found is found again on the way back); the UNet never keeps anything, for no
+    gradient passes through it.
+    """
+
+    alphas_cumprod: Float[Tensor, " t"]
+
+    def __init__(
+        self,
+        vae: Any,
+        unet: Any,
+        scheduler: Any,
+        texts: TextStates,
+        *,
+        name: str = "",
+        dtype: torch.dtype = torch.float32,
+        slicing: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vae, self.unet, self.texts = vae, unet, texts
+        self.scheduler_config = dict(scheduler.config)
+        self.prediction = str(scheduler.config["prediction_type"])
+        if self.prediction not in PREDICTIONS:
+            raise UsageError(f"this model predicts {self.prediction!r}, and SDS wants one of {', '.join(PREDICTIONS)}")
+        self.name = name
+        self.dtype = dtype
+        self.checkpointing = checkpointing
+        config = vae.config
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels = int(config["latent_channels"])
+        self.scale = float(config["scaling_factor"])
+        self.shift = float(config.get("shift_factor") or 0.0)
+        wanted = (self.channels, texts.width)
+        if (unet.config["in_channels"], unet.config["cross_attention_dim"]) != wanted:
+            found = f"{unet.config['in_channels']} channels and texts of {unet.config['cross_attention_dim']}"
+            raise UsageError(
+                f"the denoiser is of {found}, latents have {wanted[0]} channels and texts are of {wanted[1]}: "
+                "give parts of one model"
+            )
+        self.steps = int(scheduler.config["num_train_timesteps"])
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float())
+        if slicing:
+            vae.enable_slicing()
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    def encode(self, images: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p c h w"]:
+        """Pictures in [0,1] as scaled latents, the means of their distributions, float32.
+
+        Raises UsageError for sides that are not whole in cells.
+        """
+        check_images(images)
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
+            raise UsageError(
+                f"pictures of {height} x {width} are not whole in cells of {self.factor} pixels: resize them, to {fit}"
+            )
+        mean = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mean
+        return (mean.float() - self.shift) * self.scale
+
+    def decode(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p 3 H W"]:
+        """Pictures of scaled latents, float32, on the scale of [0,1], which they may leave."""
+        codes = (latents / self.scale + self.shift).to(self.vae.dtype)
+        if self.checkpointing and codes.requires_grad:
+            made = checkpoint(lambda given: self.vae.decode(given).sample, codes, use_reentrant=False)
+        else:
+            made = self.vae.decode(codes).sample
+        return (made.float() + 1) / 2
+
+    def embed_prompts(self, texts: list[str]) -> Conditioning:
+        """What the UNet attends to; texts that are too long are cut, and that is said."""
+        return self.texts(texts)
+
+    @torch.no_grad()
+    def predict_noise(
+        self,
+        noisy: Float[Tensor, "p c h w"],
+        times: Int[Tensor, " p"],
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        guidance: float,
+    ) -> Float[Tensor, "p c h w"]:
+        """The noise in latents at these steps of the schedule, float32, by classifier-free guidance (Ho and Salimans
+        2021): that without the text, and from there `guidance` times the way to that with it. At 1 it is the latter.
+
+        Raises UsageError for a guidance below 0.
+        """
+        check_guidance(guidance)
+        given, count = conditioning, len(noisy)
+        if guidance != 1:
+            given = unconditional.rows(torch.zeros(count, dtype=torch.long)).beside(conditioning)
+            noisy, times = torch.cat([noisy, noisy]), torch.cat([times, times])
+        found = self._run(noisy, times, given)
+        if self.prediction == "v_prediction":  # Salimans and Ho 2022: v = sqrt(a) noise - sqrt(1 - a) signal
+            kept = self.alphas_cumprod[times].view(-1, 1, 1, 1)
+            found = kept.sqrt() * found + (1 - kept).sqrt() * noisy
+        if guidance == 1:
+            return found
+        without, with_text = found[:count], found[count:]
+        return without + guidance * (with_text - without)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[str], *, size: tuple[int, int], steps: int, guidance: float, generators: list[Generator]
+    ) -> Float[Tensor, "p 3 H W"]:
+        """Its own pictures of the prompts in [0,1], by DDIM (Song et al. 2021), each from its generator's noise."""
+        scheduler: Any = DDIMScheduler.from_config(
+            {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False}
+        )
+        scheduler.set_timesteps(steps, device=self.device)
+        shape = (self.channels, *(side // self.factor for side in size))
+        drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
+        latents = torch.stack(drawn)
+        conditioning, empty = self.embed_prompts(prompts), self.embed_prompts([""])
+        for time in scheduler.timesteps:
+            times = torch.full((len(latents),), int(time), device=self.device)
+            noise = self.predict_noise(latents, times, conditioning, empty, guidance)
+            latents = scheduler.step(noise, time, latents).prev_sample
+        return self.decode(latents).clamp(0, 1)
+
+    def _run(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
+        own = self.unet.dtype
+        mixed = autocast(noisy.device, self.dtype) if own == torch.float32 else nullcontext()
+        with mixed:
+            return self.unet(
+                noisy.to(own), times, given.states.to(own), encoder_attention_mask=given.mask
+            ).sample.float()
+
+
+def check_guidance(guidance: float) -> float:
+    """Raises UsageError for a guidance that is no number from 0 on."""
+    if not 0 <= guidance < float("inf"):
+        raise UsageError(
+            f"guidance {guidance:g} would lead away from the text: give 0 (no text), 1 (the text alone) or more, as in "
+            "--guidance 30"
+        )
+    return guidance

@@ -255,6 +255,15 @@ convert.add_command(
         numbers=lambda converted: converted.to_json(),
     )
 )
+convert.add_command(
+    _verb(
+        "lavis-blip2",
+        "referees.lavis:convert",
+        "A BLIP-2 of LAVIS, first stage.",
+        show=click.echo,
+        numbers=lambda converted: converted.to_json(),
+    )
+)
 
 
 @app.group("runs", short_help="List and show runs, and give back the space that checkpoints take.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from robustclip.canvases.base import Canvas
 from robustclip.canvases.codes import Codes
+from robustclip.canvases.latents import Latents
 from robustclip.canvases.pixels import Pixels
 from robustclip.canvases.pyramid import Pyramid
 from robustclip.canvases.strokes import Strokes
 from robustclip.canvases.style import StyleNetwork
 
-__all__ = ["Canvas", "Codes", "Pixels", "Pyramid", "Strokes", "StyleNetwork"]
+__all__ = ["Canvas", "Codes", "Latents", "Pixels", "Pyramid", "Strokes", "StyleNetwork"]

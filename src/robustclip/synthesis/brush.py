@@ -55,12 +55,13 @@ def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str,
 
 
 class _Watching:
-    """Shows each step to a watch, with the similarity that its first term saw; where its loss does not tell, that of
-    the picture itself."""
+    """Shows each step to a watch, with the similarity that the first term of a referee saw; where its loss does not
+    tell, that of the picture itself."""
 
     def __init__(self, watch: Watch, streams: Sequence[Stream]) -> None:
         self.watch = watch
-        first = next(iter(streams[0].terms))
+        terms = [term for stream in streams for term in stream.terms]
+        first = next((term for term in terms if not getattr(term.loss, "draws", False)), terms[0])
         self.label = first.label
         self.loss = first.loss
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.synthesis.loop import Moment
+from robustclip.synthesis.streams import Schedule
 
 
 @final
@@ -71,9 +72,12 @@ class Film:
 
 @final
 class Noise:
-    """Gaussian noise of this deviation on every parameter after each step, until `last` (Referee-Can-Play, DOODL)."""
+    """Gaussian noise of this deviation, which may be a schedule of the step, on every parameter after each step, until
+    `last` (Referee-Can-Play, DOODL)."""
 
-    def __init__(self, deviation: float, generators: Sequence[torch.Generator], last: int | None = None) -> None:
+    def __init__(
+        self, deviation: float | Schedule, generators: Sequence[torch.Generator], last: int | None = None
+    ) -> None:
         self.deviation = deviation
         self.generators = generators
         self.last = last
@@ -82,6 +86,8 @@ class Noise:
     def __call__(self, moment: Moment) -> None:
         if self.last is not None and moment.step >= self.last:
             return
+        deviation = self.deviation(moment.step) if callable(self.deviation) else self.deviation
         for parameter in moment.canvas.parameters():
             for row, generator in zip(parameter, self.generators, strict=True):
-                row += self.deviation * torch.randn(row.shape, generator=generator, device=row.device, dtype=row.dtype)
+                drawn = torch.randn(row.shape, generator=generator, device=generator.device, dtype=row.dtype)
+                row += deviation * drawn.to(row.device)

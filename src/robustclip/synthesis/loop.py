@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from robustclip.canvases.base import Canvas
+from robustclip.errors import RunError, UsageError
 from robustclip.synthesis.streams import Stream
 
 Trace = dict[str, Float[Tensor, "s p"]]
@@ -22,7 +23,8 @@ Trace = dict[str, Float[Tensor, "s p"]]
 class Moment:
     """What callbacks are shown of a step: what was rendered and scored in it, before the canvas was changed.
 
-    image: (P,3,H,W), detached; losses: (P,), the weighted sum over all streams; numbers: what each term found, (P,).
+    image: (P,3,H,W), detached; losses: (P,), the weighted sum over all streams; numbers: what each term found, (P,);
+    gradients: by the streams' names, those that they stepped along.
     """
 
     step: int
@@ -31,6 +33,7 @@ class Moment:
     image: Float[Tensor, "p 3 h w"]
     losses: Float[Tensor, " p"]
     numbers: Mapping[str, Float[Tensor, " p"]]
+    gradients: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
 
 class Callback(Protocol):
@@ -58,14 +61,15 @@ def optimise(
         losses, numbers, gradients = _losses_and_gradients(streams, rendered, generators, step)
         norms: dict[int, Tensor] = {}
         prepared = [
-            None if found is None else stream.prepared(found, norms)
+            None if found is None else stream.prepared(found, norms, step)
             for stream, found in zip(streams, gradients, strict=True)
         ]
         image = rendered["image"].detach().clone()  # a step changes parameters in place, and pixels are parameters
         for stream, found in zip(streams, prepared, strict=True):
             if found is not None:
                 stream.step(found, step)
-        moment = Moment(step, steps, canvas, image, losses, numbers)
+        followed = {stream.name: found for stream, found in zip(streams, prepared, strict=True) if found is not None}
+        moment = Moment(step, steps, canvas, image, losses, numbers, followed)
         for callback in callbacks:
             callback(moment)
         canvas.project()
@@ -94,9 +98,29 @@ def _losses_and_gradients(
             gradients.append(None)
             continue
         keep = number < len(streams) - 1  # the next stream goes back through the same rendering
-        gradients.append(list(torch.autograd.grad(losses.sum(), stream.parameters, retain_graph=keep)))
+        gradients.append(_gradients(stream, losses, step, keep))
         total = total + losses.detach().float()
     return total, numbers, gradients
+
+
+def _gradients(stream: Stream, losses: Tensor, step: int, keep: bool) -> list[Tensor]:
+    """Raises UsageError where there is none, and RunError where one of a stream with a name is not a number."""
+    if not losses.requires_grad:
+        raise UsageError(
+            f"{stream.name or 'the stream'} has no gradient ({stream.terms}): a referee that guides must not detach "
+            "its answer, and must not run under torch.no_grad()"
+        )
+    found = list(torch.autograd.grad(losses.sum(), stream.parameters, retain_graph=keep))
+    if stream.name:
+        whole = torch.stack([one.flatten(1).isfinite().all(1) for one in found]).all(0)
+        if not bool(whole.all()):
+            rows = (~whole).nonzero()[:, 0].tolist()
+            raise RunError(
+                f"the gradient of {stream.name} ({stream.terms}) is not a number at step {step}, in picture"
+                f"{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])} of {len(whole)}: lower "
+                "its rate or weight, or compute in float32 (--dtype float32)"
+            )
+    return found
 
 
 def _of_stream(

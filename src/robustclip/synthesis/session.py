@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -100,9 +100,11 @@ class Session:
         batch_size: int,
         ways: bool | None = None,
         items: list[Item] | None = None,
+        load: Callable[..., Guides] = Guides.load,
     ) -> Session:
         """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out
-        and resume. `items` are the pictures where prompts and seeds alone do not say which.
+        and resume. `items` are the pictures where prompts and seeds alone do not say which;
+        `load` makes the guides of the referees' names.
 
         Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
         picture or file of prompts that is no such thing.
@@ -112,7 +114,7 @@ class Session:
             items = items_of(parse_all(arguments["prompt"]), seeds)
         elif items is None:
             items = items_of_named(load_prompts(arguments["prompts"]), seeds)
-        guides = Guides.load(
+        guides = load(
             arguments["referee"],
             device=pick_device(arguments["device"]),
             dtype=arguments["dtype"],

@@ -25,7 +25,9 @@ class Stream:
                 parameter in one step: steepest descent in L2, as an attack takes it.
     by_level    unit_rms for each parameter by itself: all levels of a pyramid move alike, though the gradient of a
                 coarse one is many times that of a fine one.
-    match       (another stream, factor): it is scaled to that stream's norm times the factor (Referee-Can-Play).
+    match       (another stream, factor): it is scaled to that stream's norm times the factor, which may be a schedule
+                of the step (Referee-Can-Play).
+    name        what it is called where something is wrong with its gradient.
     schedule    multiplies the optimiser's learning rates; constant without one. A mapping has one for each group of
                 parameters that it names (the optimiser's group["name"]); the others keep their rate.
     """
@@ -35,8 +37,9 @@ class Stream:
     clip_norm: float | None = None
     unit_rms: bool = False
     by_level: bool = False
-    match: tuple[Stream, float] | None = None
+    match: tuple[Stream, float | Schedule] | None = None
     schedule: Schedule | Mapping[str, Schedule] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -60,16 +63,16 @@ class Stream:
         schedule = self.schedule.get(group or "") if isinstance(self.schedule, Mapping) else self.schedule
         return 1.0 if schedule is None else schedule(step)
 
-    def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor]) -> list[Tensor]:
+    def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor], step: int = 0) -> list[Tensor]:
         """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
-        that came before, by identity, and gets this one's."""
+        that came before, by identity, and gets this one's; a stream that rests in this step matches nothing."""
         if self.unit_rms and self.by_level:
             gradients = [gradient * _rows(1 / rms(gradient).clamp(min=TINY), gradient) for gradient in gradients]
         norm = picture_norms(gradients)
         scale = torch.ones_like(norm)
-        if self.match is not None:
+        if self.match is not None and id(self.match[0]) in norms:
             other, factor = self.match
-            scale = factor * norms[id(other)] / norm.clamp(min=TINY)
+            scale = (factor(step) if callable(factor) else factor) * norms[id(other)] / norm.clamp(min=TINY)
         if self.unit_rms:
             count = sum(gradient[0].numel() for gradient in gradients)
             scale = scale * count**0.5 / (norm * scale).clamp(min=TINY)

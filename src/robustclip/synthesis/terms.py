@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from robustclip.errors import UsageError
 
 Loss = Callable[[Tensor], Tensor]  # views (P,V,...) -> losses (P,V)
+Drawing = Callable[[Tensor, Sequence[Generator]], Tensor]  # the same of a loss that draws, with `draws` set
 Reduce = Callable[[Tensor], Tensor]  # losses (P,V) -> (P,)
 Weight = float | Callable[[int], float]  # a number, or one for each step
 Generators = Callable[[str], Sequence[Generator]]  # what for -> one generator a picture, the same ones in every call
@@ -84,11 +85,12 @@ class ZeroBelowQuantile:
 class Term:
     """weight * reduce(loss(views(rendered[reads]))), one number a picture.
 
-    Without `views` the loss sees what is rendered as its single view. `weight` may depend on the step; at 0 the term is
-    not computed. `name` is what its numbers are recorded under, unless two of a sum share it.
+    Without `views` the loss sees what is rendered as its single view. A loss that `draws` numbers of its own gets a
+    generator for each picture after the views. `weight` may depend on the step; at 0 the term is not computed. `name`
+    is what its numbers are recorded under, unless two of a sum share it.
     """
 
-    loss: Loss
+    loss: Loss | Drawing
     views: Looking | None = None
     weight: Weight = 1.0
     reduce: Reduce = MEAN
@@ -104,7 +106,10 @@ class Term:
             raise UsageError(f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}")
         seen = rendered[self.reads]
         views = seen.unsqueeze(1) if self.views is None else self.views(seen, generators(self.label))
-        losses = self.loss(views)
+        if getattr(self.loss, "draws", False):
+            losses = cast("Drawing", self.loss)(views, generators(f"{self.label} draws"))
+        else:
+            losses = cast("Loss", self.loss)(views)
         if losses.shape != views.shape[:2]:
             raise UsageError(
                 f"the loss {self.loss} gave {tuple(losses.shape)} for {tuple(views.shape)}: it must give one number a "

@@ -97,3 +97,18 @@ def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
         Erasing((0.1, 0.4), (0.3, 1 / 0.3), p=0.7, shared=True),
         GaussianNoise((0.0, 0.1)),
     )
+
+
+def inverted(noise: float = 0.1) -> tuple[View, ...]:
+    """The augmentations of Referee-Can-Play's release (VLMinv, paper-stated kinds: affine, perspective, colours,
+    erasing, noise), without crops and flips. `noise` is the largest deviation; each view draws its own below it.
+
+    Shifts are across and down, as meant; the kornia of the release shifts down only.
+    """
+    return (
+        Affine((-30.0, 30.0), (0.1, 0.1), p=1.0),
+        Perspective(0.2, p=0.4),
+        ColourJitter(0.1, 0.1, 0.1, 0.1, p=0.5),
+        Erasing((0.1, 0.4), (0.3, 1 / 0.3), p=1.0, shared=True),
+        GaussianNoise((0.0, noise)),
+    )

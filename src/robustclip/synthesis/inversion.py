@@ -1,0 +1,137 @@
+"""Referee-Can-Play's Algorithm 1 (Liu et al. 2024) as streams and callbacks: the paper's way, its code's, and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Generator
+
+from robustclip.canvases.base import Canvas
+from robustclip.synthesis.averaging import MovingAverage, restarts_of
+from robustclip.synthesis.callbacks import Noise
+from robustclip.synthesis.loop import Callback
+from robustclip.synthesis.streams import Schedule, Stream, cosine_decay
+from robustclip.synthesis.terms import MEAN, Looking, Loss, Reduce, Term, Terms
+
+Optimiser = Literal["adam", "sgd"]
+Average = Literal["restart", "plain", "none"]
+Mode = Literal["faithful", "released", "fixed"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the three modes differ by.
+
+    optimiser       of the referee's stream; that of SDS is plain SGD at rate 1.
+    lr, warm_up     of the referee's stream: its rate at first, and iterations that lead up to it.
+    sds_decays      the SDS stream's rate falls as the referee's does.
+    weighted_norm   the referee's gradient is brought to w1 times the norm of the weighted SDS gradient.
+    shaken          noise is also added to the referee's gradient.
+    last_noise      deviation of z's noise in the last steps, which are SDS' alone.
+    through         gradients pass pixels that were cut to [0,1].
+    rescaled        the SDS weight is meant for a latent of 64x64 cells, and brought to this one's.
+    """
+
+    optimiser: Optimiser
+    lr: float
+    warm_up: int
+    sds_decays: bool
+    weighted_norm: bool
+    shaken: bool
+    last_noise: float
+    through: bool
+    rescaled: bool
+
+
+WAYS: Final[dict[Mode, Way]] = {
+    # The paper's text: Adam; both rates fall from 1.0 to 0.5; Alg. 1 has the norm of the SDS gradient itself.
+    "faithful": Way("adam", 1.0, 0, True, False, False, 0.0, False, False),
+    # VLMinv generate.py's defaults: SGD without momentum (the flag never reaches it), 10 iterations of warm-up; SDS at
+    # a constant rate; the norm after w2; noise twice, and a little to the end.
+    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False),
+    # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
+    # SDS weight brought to the latent's size.
+    "fixed": Way("adam", 0.1, 10, True, False, False, 0.0, True, True),
+}
+
+
+@dataclass(frozen=True)
+class Algorithm1:
+    """Its constants; iterations are counted from 0."""
+
+    way: Way
+    steps: int = 160
+    sds_only: int = 10  # the last iterations, without the referee
+    w1: float = 2.0
+    w2: tuple[float, float] = (800.0, 400.0)  # at first, and at the end of half a cosine
+    noise: float = 0.2
+    average: Average = "restart"
+    decay: float = 0.95
+    start: int = 40
+    period: int = 60
+
+    def streams(
+        self,
+        canvas: Canvas,
+        sds: Loss | Any | None,
+        referees: Sequence[tuple[Any, float, str]],
+        look: Looking | None = None,
+        reduce: Reduce = MEAN,
+    ) -> list[Stream]:
+        """SDS, where there is one, and each referee (its loss, weight and name), whose gradient is brought to its share
+        of w1 norms of that of SDS. With one referee this is Alg. 1; several, of losses of different scales, are ours.
+        """
+        falling = cosine_decay(self.steps, 0.5)
+        streams: list[Stream] = []
+        if sds is not None:  # g_sds = w2 grad SDS; z <- z - beta g_sds
+            term = Term(sds, reads="latent", weight=self.weight, name="sds")
+            descent = torch.optim.SGD(canvas.parameters(), lr=1.0)
+            schedule = falling if self.way.sds_decays else None
+            streams.append(Stream(Terms((term,)), descent, schedule=schedule, name="sds"))
+        total = sum(weight for _, weight, _ in referees)
+        kind = torch.optim.Adam if self.way.optimiser == "adam" else torch.optim.SGD
+        for loss, weight, name in referees:  # g = w1 grad L ||grad SDS|| / ||grad L||
+            share = weight / total
+            streams.append(
+                Stream(
+                    Terms((Term(loss, look, reduce=reduce, weight=self._pulls),)),
+                    kind(canvas.parameters(), lr=self.way.lr * share),
+                    match=None if sds is None else (streams[0], self._norms(share)),
+                    schedule=self.rate,
+                    name=name,
+                )
+            )
+        return streams
+
+    def callbacks(self, canvas: Canvas, generators: Sequence[Sequence[Generator]]) -> list[Callback]:
+        """Noise on z, and the moving average, which restarts z at `start` and every `period` from there. `generators`
+        are three rows, each of one a picture."""
+        calm = self.steps - self.sds_only
+        found: list[Callback] = [Noise(self.noise, generators[0], calm)]
+        if self.way.shaken:  # noise in a gradient that plain SGD follows is noise on z, by the rate
+            found.append(Noise(lambda step: self.noise * self.way.lr * self.rate(step), generators[1], calm))
+        if self.way.last_noise:
+            found.append(Noise(lambda step: self.way.last_noise if step >= calm else 0.0, generators[2]))
+        if self.average != "none":
+            restarts = restarts_of(self.start, self.period, self.steps) if self.average == "restart" else []
+            found.append(MovingAverage(list(canvas.parameters()), self.decay, restarts, last=self.average == "plain"))
+        return found
+
+    def weight(self, step: int) -> float:
+        """w2 at an iteration."""
+        first, last = self.w2
+        return last + (first - last) * cosine_decay(self.steps)(step)
+
+    def rate(self, step: int) -> float:
+        """The factor of the referee's rate."""
+        return min(1.0, (step + 1) / max(self.way.warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
+
+    def _pulls(self, step: int) -> float:
+        return 1.0 if step < self.steps - self.sds_only else 0.0
+
+    def _norms(self, share: float) -> Schedule:
+        """Of the SDS stream's gradient, in which w2 is."""
+        return lambda step: share * self.w1 / (1.0 if self.way.weighted_norm else max(self.weight(step), 1e-12))

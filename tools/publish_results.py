@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import publish_inversion
 import torch
 
 from robustclip.files import atomic_write
@@ -247,7 +248,10 @@ def main() -> None:
             "embedding moved from its content with how the text's moved from the source; *content*: the cosine of "
             "picture and content. Both by judges.\n\n" + scores(styling)
         ]
-    with atomic_write(DOCS / "results.md", "w") as file:
+    page = DOCS / "results.md"
+    if page.is_file():
+        parts += [kept] if (kept := publish_inversion.own_part(page.read_text(encoding="utf-8"))) else []
+    with atomic_write(page, "w") as file:
         file.write("\n".join(parts))
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .blip2_cases import BLIP2
 from .drawing_cases import DRAWING
+from .inversion_cases import INVERSION
 from .styler_cases import STYLER
 from .vqgan_cases import VQGAN
 
@@ -704,8 +706,10 @@ def damages() -> Iterator[Case]:
 
 ALL += (*damages(),)
 
-ALL += (*VQGAN,)
+ALL += (*VQGAN, *BLIP2)
 
 ALL += (*DRAWING,)
 
 ALL += (*STYLER,)
+
+ALL += (*INVERSION,)

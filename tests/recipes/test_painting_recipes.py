@@ -24,7 +24,7 @@ from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, diffaug
 
-OF_CONTENT = {"clipstyler"}  # which repaint pictures: tests/recipes/test_clipstyler.py
+OF_CONTENT = {"clipstyler", "referee-can-play"}  # others: tests/recipes/test_{clipstyler,referee_can_play}.py
 RECIPES = [recipe.name for recipe in available("synthesize") if recipe.name not in OF_CONTENT]
 PROMPTS = ["a green turtle", "a blue butterfly"]
 SHORT = {

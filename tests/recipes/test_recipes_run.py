@@ -13,7 +13,8 @@ from robustclip.recipes import CHECKOUT, run
 from robustclip.referees.card import Card
 
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
-GENERATORS = {"emoji_vqgan"}  # which end in no referee: tests/diffusion/test_training.py
+# Which end in no CLIP: tests/diffusion/test_training.py, tests/recipes/test_pretraining_of_generators.py.
+GENERATORS = {"emoji_vqgan", "emoji_vae", "emoji_diffusion", "emoji_blip2"}
 TRAINING = sorted(
     path for room in ("robustify", "pretrain") for path in (CHECKOUT / room).glob("*.py") if path.stem not in GENERATORS
 )

@@ -1,0 +1,330 @@
+"""Referee-Can-Play's tables in the embedded world: what each of its parts is worth on pairs of coloured things."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from robustclip import printing
+from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.generation.compositional import Score, judge_pairs
+from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable
+from robustclip.evaluation.generation.sets import overview, paint_set
+from robustclip.files import atomic_write, plain, write_json
+from robustclip.images import load_image, resize, save_image
+from robustclip.losses.pairing import Pairing
+from robustclip.referees.blip2 import Blip2
+from robustclip.referees.judging import fingerprint
+from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
+from robustclip.referees.registry import load_referee
+from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.synthesis.contact import contact_sheet
+from robustclip.synthesis.items import Item, Seeds, items_of
+from robustclip.synthesis.pictures import is_whole
+from robustclip.synthesis.prompts import Prompt
+from robustclip.views import Pooled, Views
+from robustclip.views.cutouts import inverted
+
+ROBUST, VANILLA = "emoji-robust", "emoji-vanilla-long"
+ALSO_READER: Final = None  # in a cell's referees: who reads pairs in all others
+SGD: Final[dict[str, Any]] = {"optimiser": "sgd", "lr": 1.0}
+CELLS: Final[dict[str, dict[str, Any]]] = {
+    # Table 3: what pulls. All others are compared with "both", which is Alg. 1.
+    "both": {},
+    "vlm": {"sds": False},
+    "sds": {"vlm": False},
+    # Table 7: the diffusion model's own pictures, by guidance.
+    "sample-7.5": {"guidance": 7.5},
+    "sample-30": {"guidance": 30.0},
+    # Tables 1 and 2: augmented copies, with SDS and without it, where nothing but they keep it a picture.
+    "copies-0": {"copies": 0},
+    "copies-15": {"copies": 15},
+    "copies-30": {"copies": 30},
+    "vlm-copies-0": {"sds": False, "copies": 0},
+    # Whose gradient (ours). "both" is the pair reader's.
+    "referee-vanilla": {"referee": [VANILLA]},
+    "referee-robust": {"referee": [ROBUST]},
+    "referee-blip2+robust": {"referee": [ALSO_READER, ROBUST]},
+    "referee-vanilla-copies-0": {"referee": [VANILLA], "copies": 0},
+    "referee-robust-copies-0": {"referee": [ROBUST], "copies": 0},
+    "referee-blip2+robust-copies-0": {"referee": [ALSO_READER, ROBUST], "copies": 0},
+    "vlm-vanilla-copies-0": {"referee": [VANILLA], "sds": False, "copies": 0},
+    "vlm-robust-copies-0": {"referee": [ROBUST], "sds": False, "copies": 0},
+    "vlm-robust": {"referee": [ROBUST], "sds": False},
+    # Table 4: the moving average. "both" restarts from it.
+    "ema-none": {"ema": "none"},
+    "ema-plain": {"ema": "plain"},
+    # Table 5: the weight of SDS. "both" falls from 800 to 400 by a cosine.
+    "sds-constant-800": {"sds_weight": 800.0, "sds_last": 800.0},
+    "sds-constant-400": {"sds_weight": 400.0, "sds_last": 400.0},
+    # Table 6: the referee's gradient in norms of that of SDS. "both" is Adam at 2, which hardly feels a scale.
+    "w1-1-adam": {"w1": 1.0},
+    "w1-3-adam": {"w1": 3.0},
+    "w1-1-sgd": {"w1": 1.0} | SGD,
+    "w1-2-sgd": {"w1": 2.0} | SGD,
+    "w1-3-sgd": {"w1": 3.0} | SGD,
+    # Table 9: noise on the latents. "both" has 0.2.
+    "noise-0": {"noise": 0.0},
+    "noise-0.1": {"noise": 0.1},
+    "noise-0.4": {"noise": 0.4},
+    # What the modes differ by, all at once. "both" is the mode fixed.
+    "mode-faithful": {"mode": "faithful"},
+    "mode-released": {"mode": "released"},
+}
+HEADLINE: Final = [
+    *("both", "vlm", "sds", "sample-7.5", "sample-30", "copies-0", "vlm-copies-0"),
+    *("referee-vanilla", "referee-robust", "referee-blip2+robust"),
+]
+QUICK: Final = ["both", "sample-7.5"]
+BASE, NOISE, REAL = "both", "decoded noise", "real scenes"
+COPIES: Final = 30  # of the loss over augmented copies (Table 2)
+SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
+SAMPLING: Final = 50  # steps of DDIM
+ASKED: Final = ("prompts", "seeds", "steps", "copies", "reader", "model", "judges", "score", "dtype", "quick")
+"""What one table's cells have in common."""
+
+
+def recipe(
+    *,
+    cells: Annotated[list[str], "rows, by name; by default the headline's"] = HEADLINE,
+    judges: Annotated[list[str], "who judge"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006  (never changed)
+    score: Annotated[Score, "of a picture and a text, by a judge"] = "matching",
+    reader: Annotated[str, "who guides, where a cell names nobody else, and whose losses are told"] = "emoji-blip2",
+    model: Annotated[str, "the diffusion model"] = "emoji-diffusion",
+    prompts: Annotated[PositiveInt, "so many of the 60, from the first on"] = 60,
+    seeds: Seeds = [0],  # noqa: B006
+    steps: PositiveInt = 160,
+    copies: Annotated[NonNegativeInt, "augmented views a step, where a cell does not say"] = 8,
+    budget: Annotated[PositiveFloat | None, "minutes: no cell is begun that would end later"] = None,
+    batch_size: PositiveInt = 60,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Two-object R-Precision of Referee-Can-Play and its parts, by two judges that took no part.
+
+    robustclip reproduce inversion
+
+    60 prompts of two coloured things that no model was trained on. A judge finds a picture right where its caption wins
+    against 29 others: colours exchanged, another colour, another thing, one of them missing. First come decoded noise,
+    and real scenes in unseen styles, the most that judges can find. `--cells` names rows, and a wrong name tells the
+    list; `--budget` stops in time; `--resume` goes on, with more cells too, and what is painted is not painted again.
+    160 steps as in the paper; 8 copies where it has 30, for two cores. Writes table.txt, results.json,
+    contact_sheet.png, and all pictures with a sheet of each cell.
+    """
+    seeds = seeds if seed is None else [seed]
+    arguments = dict(locals())
+    began = time.monotonic()
+    if resume is not None:
+        cells = gone_on_with(resume, arguments)
+    if quick:
+        prompts, steps, copies = min(prompts, 2), 3, min(copies, 2)
+        cells = QUICK if cells == HEADLINE else cells
+    pairs = compositional_prompts()[:prompts]
+    place = pick_device(device)
+    jury = {name: load_pair_reader(name, place) for name in judges}
+    guide = load_pair_reader(reader, place)
+    refuse_guides(jury, guide, cells)
+    run = Run.start(out, resume, recipe="inversion", arguments=arguments, room="reproduce")
+    items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
+    shown = [pair for pair in pairs for _ in seeds]
+    setting = {name: plain(arguments[name]) for name in ASKED} | {
+        "steps": steps,
+        "copies": copies,
+        "prompts": len(pairs),
+        "sampling_steps": 2 if quick else SAMPLING,
+        "fingerprints": {name: pair_fingerprint(one) for name, one in {**jury, reader: guide}.items()},
+    }
+    with run:
+        file = run.folder / f"prompts-{len(pairs)}.txt"
+        with atomic_write(file, "w") as written:
+            written.writelines(f"{pair}\n" for pair in pairs)
+        shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
+        shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
+        shared |= {"device": device, "dtype": dtype, "ways": False}
+        table = InversionTable(list(jury), [str(pair) for pair in shown])
+        images: dict[str, torch.Tensor] = {}
+        left: list[str] = []
+        judging = 0.0  # seconds that judges took for the last cell
+        for cell in [NOISE, REAL, *cells]:
+            folder = run.folder / "cells" / cell.replace(" ", "-")
+            missing = len(items) - painted(folder)
+            ahead = missing * max(table.seconds.values(), default=0.0) + judging  # as the dearest so far
+            late = budget is not None and time.monotonic() - began + ahead > 60 * budget
+            if late and missing and cell in CELLS:
+                left.append(cell)
+                continue
+            started = time.monotonic()
+            if cell == REAL:  # as large as what is painted, so that judges and sheets take all alike
+                images[cell] = resize(kept(folder, items, scenes), _size(images[NOISE]))
+            elif cell.startswith("sample-"):
+                draw = sampling(cell, model, _size(images[NOISE]), setting["sampling_steps"], place, dtype)
+                images[cell] = kept(folder, items, draw, batch_size)
+            else:
+                images[cell] = inverted_from(folder, shared | changed(cell, reader), items)
+            if cell in CELLS:
+                table.seconds[cell] = seconds(folder, missing, time.monotonic() - started)
+            started = time.monotonic()
+            table.add(cell, {name: judge_pairs(one, images[cell], shown, score=score) for name, one in jury.items()})
+            table.values[cell] = losses(guide, images[cell], items, 2 if quick else COPIES)
+            judging = time.monotonic() - started
+            run.log(len(images), **{f"{cell}: {judge}": table.rate(cell, judge, "right").value for judge in jury})
+            table.save(run.folder, setting, BASE)  # what is known so far
+        save_image(overview(images, table.prompts), run.folder / "contact_sheet.png")
+        printing.rich(table.table())
+        for judge in table.blind(REAL):
+            run.warn(
+                f"{judge} finds the captions of real scenes no surer than by chance: what it says of others is void"
+            )
+        if left:
+            printing.note(f"for want of time there is no {', '.join(left)}: go on with {run.resumption}")
+        run.note(left=left)
+        numbers = {cell: table.rate(cell, EVERY, "right").value for cell in images}
+        run.finish(numbers)
+        return {"out": str(run.folder), **numbers}
+
+
+def _size(images: torch.Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+def gone_on_with(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
+    """The cells of a run that goes on: those it was ever asked for, then those of this call.
+
+    Raises UsageError where this call would paint them otherwise.
+    """
+    record = Run.open(folder).record
+    for name in ASKED:
+        before, now = record["arguments"].get(name), plain(arguments[name])
+        if before != now:
+            raise UsageError(
+                f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call says {now}: rows of one "
+                "table differ in what they are named for alone. Give the same, or start a new run"
+            )
+    calls = [record["arguments"], *(one["arguments"] for one in record.get("resumed", [])), arguments]
+    return list(dict.fromkeys(cell for call in calls for cell in call["cells"] if cell in CELLS))
+
+
+def changed(cell: str, reader: str) -> dict[str, Any]:
+    """A cell's own arguments of `synthesize referee-can-play`."""
+    asked: dict[str, Any] = {"steps": 0, "copies": 0} if cell == NOISE else dict(CELLS[cell])
+    if "referee" in asked:
+        asked["referee"] = [reader if name is ALSO_READER else name for name in asked["referee"]]
+    return asked
+
+
+def refuse_guides(jury: Mapping[str, Blip2], guide: Blip2, cells: Sequence[str]) -> None:
+    """Raises UsageError for a judge that guides, or looks through a guide's own image tower: pictures made to please a
+    referee please it whatever they show."""
+    clips = dict.fromkeys(name for cell in cells for name in CELLS[cell].get("referee", []) if name is not ALSO_READER)
+    towers = {guide.card.architecture.get("fingerprint"): guide.card.name}
+    towers |= {fingerprint(load_referee(name)): name for name in clips}
+    for name, judge in jury.items():
+        same = pair_fingerprint(judge) == pair_fingerprint(guide)
+        tower = judge.card.architecture.get("fingerprint")
+        if same or (tower is not None and tower in towers):
+            problem = "guides" if same else f"looks through the image tower of the guide {towers[tower]}"
+            raise UsageError(
+                f"the judge {name!r} {problem}: pictures made to please a referee please it whatever they show. Judge "
+                "with others, e.g. --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+            )
+
+
+def inverted_from(folder: Path, asked: Mapping[str, Any], items: Sequence[Item]) -> torch.Tensor:
+    """Pictures of `synthesize referee-can-play` with these arguments, in the order of the items."""
+    result = paint_set(folder, asked, "referee_can_play")
+    if [(one.prompt.title, one.seed) for one in result.items] != [(one.prompt.title, one.seed) for one in items]:
+        raise RunError(f"{folder} has other pictures than those asked for: start a new run")
+    return result.images
+
+
+def scenes(items: Sequence[Item]) -> torch.Tensor:
+    """Composed scenes of items, of drawings in styles that no guide has seen."""
+    return torch.stack([compose_pair(Pair.parse(one.prompt.title), split=SPLIT, seed=one.seed) for one in items])
+
+
+def sampling(
+    cell: str, model: str, size: tuple[int, int], steps: int, place: torch.device, dtype: str
+) -> Callable[[Sequence[Item]], torch.Tensor]:
+    """What draws items as a cell says: the diffusion model by itself, by DDIM. It is loaded where something is."""
+
+    def draw(items: Sequence[Item]) -> torch.Tensor:
+        painter = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype == "auto" else dtype, place))
+        streams = [item.generator("sample", device=place) for item in items]
+        texts = [item.prompt.title for item in items]
+        guidance = CELLS[cell]["guidance"]
+        return painter.sample(texts, size=size, steps=steps, guidance=guidance, generators=streams).cpu()
+
+    return draw
+
+
+def kept(
+    folder: Path, items: Sequence[Item], draw: Callable[[Sequence[Item]], torch.Tensor], batch_size: int = 64
+) -> torch.Tensor:
+    """Pictures from their files; those that are missing or cut short are drawn."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    files = {item: folder / "images" / f"{item.id}.png" for item in items}
+    missing = [item for item in items if not is_whole(files[item])]
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        for item, image in zip(batch, draw(batch), strict=True):
+            save_image(image, files[item])
+    images = [load_image(files[item]) for item in items]
+    if missing:
+        save_image(contact_sheet(items, lambda index: images[index]), folder / "contact_sheet.png")
+    return torch.stack(images)
+
+
+@torch.no_grad()
+def losses(guide: Blip2, images: torch.Tensor, items: Sequence[Item], copies: int) -> dict[str, Any]:
+    """The pair reader's loss L of each picture, and its mean over augmented copies (Table 2)."""
+    look = Views(copies, (Pooled(guide.image_size), *inverted()))
+    found: dict[str, list[float]] = {"L": [], "L augmented": []}
+    for image, item in zip(images, items, strict=True):
+        shown = image[None].to(guide.device)
+        loss = Pairing(guide, [item.prompt.title], captioning=1.0 if guide.can_caption else 0.0)
+        found["L"].append(float(loss(shown[None])[0, 0]))
+        augmented = look(shown, [item.generator("augmented loss", device=guide.device)])
+        found["L augmented"].append(float(loss(augmented).mean()))
+    return {name: torch.tensor(values, dtype=torch.float64).numpy() for name, values in found.items()}
+
+
+def painted(folder: Path) -> int:
+    """How many pictures of a cell there are."""
+    return sum(map(is_whole, (folder / "images").glob("*.png")))
+
+
+def seconds(folder: Path, pictures: int, took: float) -> float:
+    """Seconds that a picture takes, over all calls that painted some of a cell."""
+    record = folder.parent / f"{folder.name}.seconds.json"
+    told = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"pictures": 0, "seconds": 0.0}
+    if pictures > 0:
+        told = {"pictures": told["pictures"] + pictures, "seconds": told["seconds"] + took}
+        write_json(record, told)
+    return float(told["seconds"]) / max(told["pictures"], 1)
+
+
+def faults(cells: list[str], judges: list[str], prompts: int) -> Iterator[str]:
+    """What is wrong with values that are fine alone."""
+    for cell in cells:
+        if cell not in CELLS:
+            yield f"there is no cell {re.sub(r'[^ -~]', '?', cell)[:60]!r}: cells are {', '.join(CELLS)}"
+    if not cells or len(set(cells)) < len(cells):
+        yield "cells are one or more, each once: --cells both sds"
+    if not judges or len(set(judges)) < len(judges):
+        yield "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+    if prompts > (most := len(compositional_prompts())):
+        yield f"there are {most} prompts: --prompts {most}"

@@ -1,0 +1,117 @@
+"""The embedded world's BLIP-2: a small Q-Former on a frozen embedded tower, for `synthesize referee-can-play`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
+
+from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.emoji import load_labels
+from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.diffusion.fitting import fit, free, go_on
+from robustclip.evaluation.pairing import measure_pair_reader
+from robustclip.referees.blip2_mini import new_mini
+from robustclip.referees.card import Card
+from robustclip.referees.pair_readers import FAMILY, load_pair_reader, save_mini
+from robustclip.referees.registry import RefereeName, load_referee
+from robustclip.rng import generator
+from robustclip.robustification.pairing import PairTrainer
+from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.views.cutouts import inverted
+from robustclip.views.draws import Draws
+
+
+def recipe(
+    *,
+    name: RefereeName = "emoji-blip2",
+    tower: Annotated[str, "the CLIP whose image tower it looks through"] = "emoji-vanilla",
+    split: Annotated[str, "whose drawings it learns from"] = "guide-styles",
+    unseen: Annotated[str, "whose drawings it is measured on"] = "unseen-styles",
+    steps: PositiveInt = 2000,
+    batch_size: Annotated[int, Field(ge=2)] = 64,
+    lr: PositiveFloat = 1e-3,
+    hidden: PositiveInt = 128,
+    layers: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    queries: PositiveInt = 16,
+    shared: PositiveInt = 64,
+    augmented: Annotated[
+        float, Field(ge=0, le=1), "share of each batch that is seen turned, in other colours and partly erased"
+    ] = 0.5,
+    save_every: PositiveInt = 100,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Train emoji-blip2: 16 queries that read pictures of 64x64 pixels, and texts of 32 word pieces.
+
+    robustclip robustify pretrain/emoji-blip2
+
+    About half an hour on a CPU core. Losses are the three of Li et al. 2023, §3.1; sizes and rates are ours. It sees
+    pairs of coloured things and single drawings, never the compositional prompts; a share of them through the
+    augmentations of synthesize referee-can-play, or it could not read the copies there. Judges are trained alike, on
+    other towers and drawings: --name emoji-blip2-judge --tower emoji-judge --split judge-train, and
+    --name emoji-blip2-judge-disjoint --tower emoji-judge-disjoint --split unseen-train.
+    """
+    arguments = dict(locals())
+    measured = 400
+    if quick:
+        steps, batch_size, hidden, layers, heads, queries, save_every, measured = 4, 8, 32, 2, 2, 4, 2, 40
+    place = pick_device(device)
+    clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
+    sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
+    card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
+    PairBatches(unseen, 1)  # a split that is not there is told now, not after the training
+    reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
+    trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
+    data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
+    run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, room="robustify")
+    if resume is not None:
+        go_on(trainer, run, place)
+    run.note(data=data.describe())
+
+    def step(k: int) -> dict[str, float]:
+        batch = data.labelled(k)
+        images = partly_augmented(batch.images, augmented, generator(seed, "augmented", k))
+        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(seed, "negatives", k))
+
+    with run:
+        numbers = fit(
+            trainer,
+            step,
+            run,
+            images=batch_size,
+            save_every=save_every,
+            title="training a BLIP-2",
+            shown=("contrastive", "matching", "captioning", "right"),
+        )
+        folder = free(run.folder / name)
+        kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
+        provenance = {"recipe": "pretrain/emoji-blip2", "arguments": kept, "steps": steps}
+        save_mini(reader, folder, tower, sizes, provenance=provenance)
+        found = measure_pair_reader(load_pair_reader(folder, place), unseen, n=measured)
+        save_mini(reader, folder, tower, sizes, provenance=provenance | {"measured": {"split": unseen, **found}})
+        run.finish(numbers)
+    return {"out": str(run.folder), "reader": str(folder), **numbers, "measured": found}
+
+
+def partly_augmented(images: Tensor, share: float, stream: Generator) -> Tensor:
+    """A share of the pictures, drawn anew each time, through the augmentations of Referee-Can-Play."""
+    rows = torch.randperm(len(images), generator=stream)[: round(share * len(images))]
+    views = images[rows]
+    for view in inverted() if len(rows) else ():
+        views = view(views, Draws([stream], len(rows)))
+    return images.index_copy(0, rows, views.clamp(0, 1))
+
+
+def _wordings(split: str) -> list[str]:
+    """All captions of the drawings, and the words of pairs as often as a vocabulary asks for."""
+    texts = [caption for captions in load_labels(split).captions for caption in captions]
+    return [*texts, *(3 * [f"a an and next to {' '.join(COLOURS)} {' '.join(OBJECTS)}"])]

@@ -1,0 +1,209 @@
+"""Referee-Can-Play (Liu et al. 2024): a referee that reads pairs pulls at the latents of a diffusion model, and Score
+Distillation keeps them pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from robustclip import printing
+from robustclip.canvases.latents import Latents
+from robustclip.devices import pick_device, pick_dtype
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.stable import check_guidance
+from robustclip.errors import UsageError
+from robustclip.images import save_image
+from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
+from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.synthesis.brush import FRAMES, paint_batch
+from robustclip.synthesis.gradient_pictures import GradientPictures, strip
+from robustclip.synthesis.inversion import WAYS, Algorithm1, Average, Mode, Optimiser
+from robustclip.synthesis.items import Item, Seeds
+from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pair_guides import PairGuides, text_of
+from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.starts import Starts, check_init
+from robustclip.synthesis.terms import MEAN, Hardest
+from robustclip.views import Pooled, Views
+from robustclip.views.cutouts import inverted
+
+
+def _init(text: str) -> str:
+    return text if text == "noise" else check_init(text)
+
+
+def recipe(
+    prompt: Prompts = [],  # noqa: B006  (never changed)
+    *,
+    prompts: PromptFile = None,
+    referee: Referees = ["emoji-blip2"],  # noqa: B006
+    seeds: Seeds = [0],  # noqa: B006
+    model: Annotated[
+        str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"
+    ] = "emoji-diffusion",
+    size: Size = None,
+    mode: Annotated[Mode, "the paper's text, its released code, or ours"] = "fixed",
+    init: Annotated[str, AfterValidator(_init), "noise, or an image to start from"] = "noise",
+    steps: NonNegativeInt = 160,
+    sds_only: Annotated[NonNegativeInt, "last steps, without the referee"] = 10,
+    copies: Annotated[NonNegativeInt, "augmented views a step; 0: the picture itself, once"] = 30,
+    hardest: Annotated[PositiveInt | None, "of the copies, those of the highest loss; by default all"] = None,
+    noise_scale: Annotated[NonNegativeFloat, "largest deviation of the copies' noise"] = 0.1,
+    vlm: Annotated[bool, "the referee pulls"] = True,
+    sds: Annotated[bool, "Score Distillation pulls"] = True,
+    optimiser: Annotated[Optimiser | None, "of the referee; by default the mode's"] = None,
+    lr: Annotated[float | None, Field(gt=0), "of the referee, at first; by default the mode's"] = None,
+    w1: Annotated[NonNegativeFloat, "the referee's gradient, in norms of the SDS gradient"] = 2.0,
+    sds_weight: Annotated[NonNegativeFloat, "w2 at first, for latents of 64x64 cells"] = 800.0,
+    sds_last: Annotated[NonNegativeFloat, "w2 at the end"] = 400.0,
+    guidance: Annotated[float, AfterValidator(check_guidance), "classifier-free, of SDS"] = 30.0,
+    weighting: Annotated[Weighting, "w(t) of SDS"] = "constant",
+    noise: Annotated[NonNegativeFloat, "deviation of what is added to the latents after each step"] = 0.2,
+    ema: Annotated[Average, "restart from the moving average, end on it, or have none"] = "restart",
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95,
+    ema_start: NonNegativeInt = 40,
+    ema_period: PositiveInt = 60,
+    matching: Annotated[NonNegativeFloat, "weight of the matching loss"] = 1.0,
+    captioning: Annotated[NonNegativeFloat, "weight of the captioning loss"] = 1.0,
+    sds_prompt: Annotated[str, "what SDS is told, with {} for the prompt"] = "A photo exactly contains {}",
+    gradients: Annotated[bool, "keep pictures of what each gradient would change"] = False,
+    slicing: Annotated[bool, "decode pictures one by one, to save memory"] = False,
+    checkpointing: Annotated[bool, "keep nothing of the decoder, to save memory"] = False,
+    batch_size: PositiveInt = 16,
+    ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    channels_last: bool = True,
+    compile: bool = False,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> Result:
+    """Paint latents of a diffusion model, guided by a referee that reads image and text, and by Score Distillation.
+
+    robustclip synthesize referee-can-play "a yellow banana and a blue butterfly"
+
+    Alg. 1 of the paper. Copies, weights, noise, guidance and averages are its own; the modes say where its text, its
+    released code (VLMinv) and we differ. Real weights: --model FOLDER of Stable Diffusion 1.5, --referee FOLDER of
+    robustclip convert lavis-blip2, --size 512.
+
+    Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5. Each of several pulls
+    by a stream of its own, brought to its weight's share of w1, for their losses are of different scales (ours).
+
+    Deviations: all gradients of a step are taken at the same latents, as Alg. 1 writes them; the release renders again
+    between the two. Iterations are counted from 0, so that the averages restart at 40 and 100 and not at the last.
+    The first noise of --mode released is of its gradient, where the rate scales it, as here.
+    """
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
+    if quick:
+        steps, sds_only, copies, batch_size, hardest = 6, 1, min(copies, 2), 4, None
+    way = WAYS[mode]
+    place = pick_device(device)
+    generator = load_diffusion(
+        model,
+        place,
+        dtype=pick_dtype("float32" if dtype == "auto" else dtype, place),
+        slicing=slicing,
+        checkpointing=checkpointing,
+    )
+    session = Session.open("referee-can-play", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all)
+    guides = session.guides
+    assert isinstance(guides, PairGuides)
+    session.size = whole_cells(session.size, generator.factor)
+    starts = None if init == "noise" else Starts(init, session.size, guides, candidates=1)
+    look = Views(copies, (Pooled(guides.size), *inverted(noise_scale)), name="copies") if copies else None
+    reduce = MEAN if hardest is None else Hardest(hardest)
+    cells = session.size[0] * session.size[1] // generator.factor**2
+    share = cells / REFERENCE if way.rescaled else 1.0
+    empty = generator.embed_prompts([""])
+    way = replace(way, optimiser=optimiser or way.optimiser, lr=way.lr if lr is None else lr)
+    algorithm = Algorithm1(
+        way, steps, sds_only, w1, (share * sds_weight, share * sds_last), noise, ema, ema_decay, ema_start, ema_period
+    )
+
+    def paint(items: Sequence[Item], watch: Watch) -> Painted:
+        asked = [item.prompt for item in items]
+        canvas = Latents(
+            generator,
+            session.size,
+            [item.generator("start", device=guides.device) for item in items],
+            device=guides.device,
+            through=way.through,
+        )
+        if starts is not None:
+            canvas.encode(starts(items))
+        distillation = None
+        if sds:
+            told = generator.embed_prompts([sds_prompt.format(text_of(one)) for one in asked])
+            distillation = Distillation(generator, told, empty, guidance=guidance, weighting=weighting)
+        referees: list[tuple[Any, float, str]] = [
+            (loss, weight, loss.reader.card.name)
+            for loss, weight in guides.pairings(asked, matching=matching, captioning=captioning)
+        ]
+        if guides.referees:
+            referees.append((guides.cosine(asked), sum(guides.weights), "CLIP"))
+        streams = algorithm.streams(canvas, distillation, referees if vlm else [], look, reduce)
+        rows = [[item.generator(f"latents {row}", device=guides.device) for item in items] for row in range(3)]
+        callbacks = algorithm.callbacks(canvas, rows)
+        shown = GradientPictures(steps, FRAMES if gradients else 0)
+        painted = paint_batch(
+            canvas,
+            streams,
+            items=items,
+            guides=guides,
+            steps=steps,
+            watch=watch,
+            callbacks=[shown, *callbacks] if gradients else callbacks,
+        )
+        for row, item in enumerate(items if gradients else []):
+            folder = session.run.folder / "gradients"
+            folder.mkdir(exist_ok=True)
+            save_image(strip(shown.of(row), shown.steps), folder / f"{item.id}.png")
+        return painted
+
+    return session.paint(paint, steps=steps)
+
+
+def whole_cells(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""
+    height, width = (side // factor * factor for side in size)
+    if not height or not width:
+        raise UsageError(
+            f"a picture of {size[0]}x{size[1]} is smaller than a cell of this model, {factor}x{factor} pixels: "
+            f"give e.g. --size {8 * factor}"
+        )
+    if (height, width) != size:
+        printing.note(f"{size[0]}x{size[1]} is not whole in cells of {factor} pixels: painting {height}x{width}")
+    return height, width
+
+
+def faults(
+    prompt: list[str],
+    prompts: Path | None,
+    vlm: bool,
+    sds: bool,
+    copies: int,
+    hardest: int | None,
+    sds_prompt: str,
+    steps: int,
+    sds_only: int,
+    matching: float,
+    captioning: float,
+) -> Iterator[str]:
+    """What is wrong with values that are fine alone."""
+    yield from call_faults(prompt, prompts)
+    if not vlm and not sds:
+        yield "--no-vlm and --no-sds leave nothing that pulls: leave one of them out"
+    if hardest is not None and hardest > max(copies, 1):
+        yield f"the {hardest} hardest of {copies} copies: give --hardest up to --copies"
+    if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):
+        yield "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'"
+    if not matching and not captioning:
+        yield "--matching and --captioning both weigh 0: give one of them a weight"
+    if not sds and sds_only >= steps > 0:
+        yield "--no-sds with --sds-only for all steps leaves nothing that pulls: give --sds-only 0"

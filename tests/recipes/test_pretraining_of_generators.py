@@ -1,0 +1,183 @@
+"""Autoencoder, denoiser and BLIP-2 of the embedded world, trained for a few steps and put together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
+from robustclip.diffusion.denoiser import SCHEDULE, SNR, DenoiserTrainer, LatentPool, new_denoiser
+from robustclip.diffusion.pipelines import load_diffusion, load_vae
+from robustclip.errors import UsageError
+from robustclip.recipes import find
+from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
+from robustclip.rng import generator
+
+
+def pretrain(recipe: str, **arguments: Any) -> dict[str, Any]:
+    return find(recipe, "pretrain").function(device="cpu", **arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The quick runs of all three recipes, one after the other."""
+    folder = tmp_path_factory.mktemp("trained")
+    vae = pretrain("emoji-vae", quick=True, out=folder / "vae")
+    diffusion = pretrain("emoji-diffusion", vae=Path(vae["vae"]), quick=True, out=folder / "diffusion")
+    reader = pretrain("emoji-blip2", quick=True, out=folder / "blip2")
+    return {
+        "folder": folder,
+        "vae": Path(vae["vae"]),
+        "diffusion": Path(diffusion["generator"]),
+        "reader": Path(reader["reader"]),
+    }
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+
+
+@torch.no_grad()
+def test_what_comes_out_is_loaded_and_paints(trained: dict[str, Path]) -> None:
+    for name in ("vae", "diffusion", "blip2"):
+        assert len(losses(trained["folder"] / name)) == 4
+    model, vae = load_diffusion(trained["diffusion"]), load_vae(trained["vae"])
+    assert (model.factor, model.channels) == (8, 8)
+    assert model.scale == pytest.approx(vae.config["scaling_factor"], rel=1e-3)
+    pictures = model.sample(["a red fish"], size=(64, 64), steps=2, guidance=3.0, generators=[generator(0, "x")])
+    assert pictures.shape == (1, 3, 64, 64)
+    reader = load_pair_reader(trained["reader"])
+    assert reader.contrastive(pictures, ["a red fish", "a hat"]).shape == (1, 2)
+    assert reader.card.provenance["measured"]["swap"]["n"] > 0
+    assert is_pair_reader(trained["reader"])
+
+
+def test_a_denoiser_is_trained_on(trained: dict[str, Path], tmp_path: Path) -> None:
+    again: dict[str, Any] = {"vae": trained["vae"], "quick": True, "start": str(trained["diffusion"]), "lr": 1e-9}
+    found = pretrain("emoji-diffusion", **again, out=tmp_path / "on")
+    before, after = (load_diffusion(one).unet.state_dict() for one in (trained["diffusion"], found["generator"]))
+    torch.testing.assert_close(dict(after), dict(before), atol=1e-4, rtol=0)
+    with pytest.raises(UsageError, match=r"is another network \(channels \[96, 192\], and \[32, 32\] are asked for"):
+        pretrain("emoji-diffusion", **again | {"start": "emoji-diffusion"}, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_share_of_the_pictures_is_augmented() -> None:
+    partly_augmented = find("emoji-blip2", "pretrain").function.__globals__["partly_augmented"]
+    images = torch.rand(8, 3, 64, 64, generator=generator(0, "images"))
+    seen = partly_augmented(images, 0.25, generator(0, "augmented"))
+    assert (seen != images).flatten(1).any(1).sum() == 2
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+    torch.testing.assert_close(partly_augmented(images, 0.0, generator(0, "augmented")), images)
+
+
+def test_a_folder_says_what_is_wrong_with_it(trained: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no pair reader 'nobody'"):
+        load_pair_reader("nobody")
+    reader = load_pair_reader(trained["reader"])
+    sizes = {
+        name: int(str(reader.card.architecture[name])) for name in ("hidden", "layers", "heads", "queries", "shared")
+    }
+    save_mini(reader, tmp_path / "one", "emoji-vanilla", sizes, provenance={})
+    (tmp_path / "one" / "vocab.txt").unlink()
+    with pytest.raises(UsageError, match=r"has no vocab.txt"):
+        load_pair_reader(tmp_path / "one")
+    save_mini(reader, tmp_path / "two", "emoji-robust", sizes, provenance={})
+    card = json.loads((tmp_path / "two" / "card.json").read_text())
+    card["architecture"]["tower"] = "emoji-vanilla"
+    (tmp_path / "two" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=r"trained on the image tower of another 'emoji-vanilla'"):
+        load_pair_reader(tmp_path / "two")
+    card["architecture"] |= {"tower": "emoji-robust", "hidden": 10**9}
+    (tmp_path / "two" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=r"no whole sizes"):
+        load_pair_reader(tmp_path / "two")
+
+
+def test_a_saved_reader_reads_the_same(trained: dict[str, Path], tmp_path: Path) -> None:
+    reader = load_pair_reader(trained["reader"])
+    sizes = {
+        name: int(str(reader.card.architecture[name])) for name in ("hidden", "layers", "heads", "queries", "shared")
+    }
+    save_mini(reader, tmp_path / "again", "emoji-vanilla", sizes, provenance={})
+    images = torch.rand(2, 3, 64, 64)
+    texts = ["a red fish", "an octopus, next to nothing"]
+    found = [one.pair_losses(images, texts) for one in (reader, load_pair_reader(tmp_path / "again"))]
+    torch.testing.assert_close(*found)
+
+
+def images_of(count: int) -> torch.Tensor:
+    """Coloured squares on white."""
+    drawn = torch.ones(count, 3, 32, 32)
+    colours = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    drawn[:, :, 8:24, 8:24] = colours
+    return drawn
+
+
+def autoencoder(steps: int = 12) -> AutoencoderTrainer:
+    return AutoencoderTrainer(new_autoencoder((16, 16), latent=4), lambda images: [images], steps, lr=5e-3)
+
+
+def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
+    images = images_of(8)
+    trainer = autoencoder()
+    numbers = [trainer.step(images, generator(0, "noise", k)) for k in range(6)]
+    kept = trainer.state()
+    other = autoencoder()
+    other.load({name: value.copy() if isinstance(value, dict) else value for name, value in kept.items()})
+    numbers += [trainer.step(images, generator(0, "noise", k)) for k in range(6, 12)]
+    assert numbers[-1]["l1"] < 0.7 * numbers[0]["l1"]
+    assert other.done == 6
+    deviation = latent_deviation(trainer.model, images)
+    means = trainer.model.encode(images * 2 - 1).latent_dist.mean
+    assert deviation == pytest.approx(means.std().item(), rel=1e-5)
+    with pytest.raises(UsageError, match="another network"):
+        AutoencoderTrainer(new_autoencoder((16, 32), latent=4), lambda one: [one], 4).load(kept)
+    with pytest.raises(UsageError, match="multiples of 16"):
+        new_autoencoder((16, 20))
+
+
+def pool() -> LatentPool:
+    drawn = torch.Generator().manual_seed(0)
+    latents = torch.randn(6, 2, 4, 4, generator=drawn).half()
+    states, mask = torch.randn(6, 3, 16, generator=drawn).half(), torch.ones(6, 3, dtype=torch.bool)
+    return LatentPool(latents, states, mask, (torch.zeros(3, 16), torch.tensor([True, False, False])), drop=0.5)
+
+
+def test_a_denoiser_learns_and_its_loss_is_min_snr() -> None:
+    trainer = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40, lr=5e-3)
+    parts = pool().batch(16, generator(0, "batch"))
+    stream = generator(0, "noise")
+    noise = torch.randn(parts[0].shape, generator=stream)
+    times = torch.randint(SCHEDULE["num_train_timesteps"], (16,), generator=stream)
+    kept = trainer.scheduler.alphas_cumprod[times]
+    with torch.no_grad():
+        noisy = kept.sqrt().view(-1, 1, 1, 1) * parts[0] + (1 - kept).sqrt().view(-1, 1, 1, 1) * noise
+        found = trainer.model(noisy, times, parts[1], encoder_attention_mask=parts[2]).sample
+    ratio = kept / (1 - kept)
+    weights = torch.minimum(ratio, torch.full_like(ratio, SNR)) / ratio
+    expected = (weights * (found - noise).square().flatten(1).mean(1)).mean()
+    first = trainer.step(*parts, generator(0, "noise"))
+    assert first["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    for _ in range(39):
+        last = trainer.step(*parts, generator(0, "noise"))
+    assert last["error"] < 0.8 * first["error"]
+    assert trainer.averaged() is not trainer.model
+    other = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40)
+    other.load(trainer.state())
+    assert other.done == 40
+    with pytest.raises(UsageError, match="multiples of 32"):
+        new_denoiser((40,))
+
+
+def test_captions_are_dropped_in_the_share_that_was_asked_for() -> None:
+    _, states, mask = pool().batch(400, generator(0, "batch"))
+    dropped = ~mask[:, 1]
+    assert 0.4 < dropped.float().mean() < 0.6
+    assert (states[dropped] == 0).all()
+    assert (states[~dropped] != 0).any(2).all()

@@ -1,0 +1,106 @@
+"""`synthesize referee-can-play` with the embedded models, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import robustclip
+from robustclip.errors import UsageError
+from robustclip.images import load_image
+from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
+from robustclip.synthesis.painted import Result
+from robustclip.synthesis.pair_guides import PairGuides, text_of
+from robustclip.synthesis.prompts import Prompt
+
+PAIR = "a yellow banana and a blue butterfly"
+
+
+def paint(out: Path, *prompts: str, referee: Any = "emoji-blip2", **arguments: Any) -> Result:
+    settings = {"device": "cpu", "dtype": "float32", "steps": 3, "copies": 2, "sds_only": 1, **arguments}
+    return robustclip.synthesize(list(prompts) or [PAIR], referee, recipe="referee-can-play", out=out, **settings)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return paint(tmp_path_factory.mktemp("rcp") / "run", PAIR, "a red fish and a green hat", gradients=True, steps=4)
+
+
+def test_a_run_writes_what_it_promises(made: Result) -> None:
+    assert made.images.shape == (2, 3, 64, 64)
+    names = [item.id for item in made.items]
+    for room in ("images", "gradients"):
+        assert sorted(path.stem for path in (made.folder / room).iterdir()) == sorted(names)
+    strip = load_image(made.folder / "gradients" / f"{names[0]}.png")
+    assert strip.shape[1] > 2 * 64  # a row for SDS, one for the referee
+    assert (made.folder / "contact_sheet.png").is_file()
+    record = json.loads((made.folder / "run.json").read_text())
+    reader = load_pair_reader("emoji-blip2")
+    own = {"name": "emoji-blip2", "weight": 1.0, "fingerprint": pair_fingerprint(reader)}
+    assert record["notes"]["referees"] == [own]
+    with torch.no_grad():
+        chance = reader.matching_logits(made.images, [str(item.prompt) for item in made.items]).softmax(1)[:, 1]
+    torch.testing.assert_close(made.similarity, chance, atol=1e-5, rtol=0)
+
+
+def test_its_numbers_are_of_both_streams_and_the_referee_rests_in_the_last_steps(made: Result) -> None:
+    assert {"loss", "sds", "itm+lm@copies x2"} <= made.trace.keys()
+    assert made.trace["sds"].isfinite().all()
+    assert made.trace["itm+lm@copies x2"].isnan().any(1).tolist() == [False, False, False, True]
+
+
+def test_a_picture_does_not_depend_on_the_others(made: Result, tmp_path: Path) -> None:
+    alone = paint(tmp_path / "alone", "a red fish and a green hat", steps=4)
+    torch.testing.assert_close(alone.images[0], made.images[1], atol=1e-3, rtol=0)
+
+
+def test_any_referee_fits_and_several_share(tmp_path: Path) -> None:
+    mixed = paint(tmp_path / "mixed", referee=["emoji-blip2", "emoji-robust=0.5"], mode="released", noise=0.0)
+    record = json.loads((mixed.folder / "run.json").read_text())
+    weights = {one["name"]: one["weight"] for one in record["notes"]["referees"]}
+    assert weights == {"emoji-blip2": 1.0, "emoji-robust": 0.5}
+    clip = paint(tmp_path / "clip", referee="emoji-robust", copies=0, sds=False, sds_only=0, steps=8, noise=0.0)
+    assert clip.trace["cosine"][-1] < clip.trace["cosine"][0]
+    assert "sds" not in clip.trace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vlm": False, "sds": False}, "leave nothing that pulls"),
+        ({"hardest": 3}, "the 3 hardest of 2 copies"),
+        ({"sds_prompt": "a photo"}, r"has one \{\} for the prompt"),
+        ({"guidance": -1.0}, "guidance -1 would lead away"),
+        ({"sds": False, "sds_only": 3}, "--sds-only 0"),
+        ({"model": "nothing"}, "there is no diffusion model 'nothing'"),
+        ({"mode": "loose"}, "faithful"),
+        ({"ema_decay": 1.0}, "ema"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_first_step(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        paint(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_of_several_parts_are_no_text() -> None:
+    assert text_of(Prompt.parse(PAIR)) == PAIR
+    for text in ("a cat:2", "a cat | a dog:-1"):
+        with pytest.raises(UsageError, match="a pair reader reads one text"):
+            text_of(Prompt.parse(text))
+
+
+def test_a_referee_that_comes_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="emoji-blip2 comes twice"):
+        PairGuides.load_all(["emoji-blip2", "emoji-blip2"], device=torch.device("cpu"))
+
+
+def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = paint(tmp_path / "small", size="20x33", copies=0, steps=1, vlm=False)
+    assert small.images.shape == (1, 3, 16, 32)
+    told = capsys.readouterr()
+    assert "painting 16x32" in told.out + told.err

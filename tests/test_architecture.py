@@ -31,7 +31,10 @@ ONLY_IMPORTERS = {
     "svgelements": ["drawing/svg_reader.py"],
     "torch_fidelity": ["evaluation/generation/inception.py"],
     "torchattacks": ["attacks/library.py"],
-    "transformers": ["referees/huggingface.py", "referees/sentence.py"],
+    "transformers": [
+        *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/blip2_mini.py"),
+        "diffusion/pipelines.py",
+    ],
     "webdataset": ["data/shards.py"],
 }
 

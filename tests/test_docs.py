@@ -78,7 +78,8 @@ def test_every_command_of_the_documentation_parses(
     for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1"):  # what the pages take for granted
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "captions.jsonl").touch()
-    (tmp_path / "last.ckpt").touch()
+    for name in ("last.ckpt", "blip2_pretrained.pth", "eva_vit_g.pth"):
+        (tmp_path / name).touch()
     (tmp_path / "model.yaml").write_text("{model: {params: {ddconfig: {}}}}")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     for file in ("my-mixture.safetensors", "tiny.safetensors"):

@@ -1,0 +1,158 @@
+"""Measure the embedded diffusion model. Writes its card and docs/diffusion.webp.
+
+    python tools/measure_diffusion.py                                   # some minutes on one core
+    python tools/measure_diffusion.py --run runs/... [runs/...]         # puts learning curves on the card, in a row
+    python tools/measure_diffusion.py --earlier FOLDER                  # and measures an earlier stage beside it
+
+Reconstruction is of pairs in styles that the autoencoder was trained on, and in unseen ones, beside averages over its
+cells, enlarged again. Its own pictures are of the 60 compositional prompts, by DDIM at several guidances; judges who
+guide nothing find them as in `reproduce inversion`. How strong a text conditions is told by the error of the noise with
+a picture's caption, with its colours exchanged, with another's, and with none: all with the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from measure_vqgan import LICENCE, blur, quality
+from torch import Tensor
+
+from robustclip.data.pairs import PairBatch, PairBatches, compose_pair, compositional_prompts
+from robustclip.diffusion.conditioning import Conditioning
+from robustclip.diffusion.pipelines import CARD, EMBEDDED, load_diffusion
+from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.evaluation import intervals
+from robustclip.evaluation.generation.compositional import judge_pairs
+from robustclip.files import read_json, write_json
+from robustclip.images import save_image, titled_grid
+from robustclip.referees.pair_readers import load_pair_reader
+from robustclip.rng import generator
+from robustclip.runs import Run
+
+SHEET: Final = Path(__file__).parents[1] / "docs" / "diffusion.webp"
+JUDGES: Final = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]
+GUIDANCES: Final = (1.0, 3.0, 7.5, 30.0)
+SPLITS: Final = ("guide-styles", "unseen-styles")
+TIMES: Final = (100, 300, 500, 700, 900)  # of 1000 steps of the schedule
+SHARES: Final = 10  # of a training, whose mean errors are its learning curve
+SCENES: Final = 200
+COLUMNS: Final = 8  # of the sheet
+
+
+def main(folder: Path, runs: Sequence[Path], earlier: Path | None, sheet: Path, judges: Sequence[str]) -> None:
+    model = load_diffusion(folder)
+    pictures = {guidance: samples(model, guidance) for guidance in GUIDANCES}
+    measured: dict[str, Any] = {
+        "reconstruction": [reconstruction(model, split) for split in SPLITS],
+        "own pictures": found_in(pictures, judges),
+        "error of the noise": errors(model, PairBatches(SPLITS[0], SCENES, seed=1).batch(0)),
+    }
+    if runs:
+        measured["learning curve"] = [curve(run) for run in runs]
+    if earlier is not None:
+        before = load_diffusion(earlier)
+        told = read_json(earlier / CARD)["steps"]
+        measured["earlier"] = {"steps": told} | {"own pictures": found_in({7.5: samples(before, 7.5)}, judges)}
+    print(json.dumps(measured, indent=2))
+    card = read_json(folder / CARD)
+    write_json(folder / CARD, card | {"licence": LICENCE, "measured": measured})
+    save_image(picture(model, pictures), sheet)
+
+
+@torch.no_grad()
+def reconstruction(model: LatentDiffusion, split: str) -> dict[str, Any]:
+    """Mean PSNR and absolute difference of scenes that the autoencoder has not seen as such."""
+    images = PairBatches(split, SCENES, seed=1).batch(0).images
+    back = model.decode(model.encode(images)).clamp(0, 1)
+    return {
+        "split": split,
+        "n": SCENES,
+        **quality(images, back),
+        "of_blur": quality(images, blur(images, model.factor)),
+    }
+
+
+def samples(model: LatentDiffusion, guidance: float, seed: int = 0) -> Tensor:
+    """One picture of each compositional prompt."""
+    pairs = compositional_prompts()
+    streams = [generator(seed, f"sample {pair}") for pair in pairs]
+    texts = [str(pair) for pair in pairs]
+    return model.sample(texts, size=(64, 64), steps=50, guidance=guidance, generators=streams)
+
+
+def found_in(pictures: dict[float, Tensor], judges: Sequence[str]) -> list[dict[str, Any]]:
+    """Each judge's rates, with 95% intervals (Wilson)."""
+    found = []
+    for name in judges:
+        judge = load_pair_reader(name)
+        for guidance, images in pictures.items():
+            verdict = judge_pairs(judge, images, compositional_prompts())
+            rates = {rate: getattr(verdict, rate) for rate in ("right", "attributes", "both")}
+            told = {rate: asdict(intervals.rate(hits.numpy())) for rate, hits in rates.items()}
+            found.append({"judge": name, "guidance": guidance, **told})
+    return found
+
+
+@torch.no_grad()
+def errors(model: LatentDiffusion, batch: PairBatch) -> dict[str, Any]:
+    """Mean squared error of the noise by time and text."""
+    latents = model.encode(batch.images)
+    texts = {
+        "own": batch.captions,
+        "exchanged colours": batch.swapped,
+        "another's": [*batch.captions[1:], batch.captions[0]],
+        "none": [""] * len(latents),
+    }
+    states = {name: model.embed_prompts(list(given)) for name, given in texts.items()}
+    noise = torch.randn(latents.shape, generator=generator(0, "noise"))
+    return {
+        name: {str(time): _error(model, latents, noise, time, given) for time in TIMES}
+        for name, given in states.items()
+    }
+
+
+def _error(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, given: Conditioning) -> float:
+    kept = model.alphas_cumprod[time]
+    times = torch.full((len(latents),), time)
+    found = model.predict_noise(kept.sqrt() * latents + (1 - kept).sqrt() * noise, times, given, given, 1.0)
+    return float((found - noise).square().mean())
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """Mean error of the noise over tenths of a training, and what its record says of it."""
+    record = Run.open(run).record
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    values = np.array([one["error"] for one in told if "error" in one])
+    steps = [int(share[-1]) + 1 for share in np.array_split(np.arange(len(values)), SHARES)]
+    means = [round(float(share.mean()), 4) for share in np.array_split(values, SHARES)]
+    kept = {name: record[name] for name in ("versions", "commit", "started", "ended")}
+    asked = {name: record["arguments"][name] for name in ("start", "steps", "pictures", "lr", "batch_size", "dtype")}
+    return kept | {"arguments": asked, "error": dict(zip(map(str, steps), means, strict=True))}
+
+
+def picture(model: LatentDiffusion, pictures: dict[float, Tensor]) -> Tensor:
+    """The first prompts: composed in unseen styles, through the autoencoder, and the model's own."""
+    pairs = compositional_prompts()[:COLUMNS]
+    scenes = torch.stack([compose_pair(pair, split=SPLITS[1]) for pair in pairs])
+    with torch.no_grad():
+        rows = {"composed": scenes, "through the autoencoder": model.decode(model.encode(scenes)).clamp(0, 1)}
+    rows |= {f"guidance {guidance:g}": images[:COLUMNS] for guidance, images in pictures.items()}
+    return titled_grid(list(rows), [str(pair) for pair in pairs], torch.cat(list(rows.values())))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=EMBEDDED / "emoji-diffusion")
+    parser.add_argument("--run", type=Path, nargs="+", default=[])
+    parser.add_argument("--earlier", type=Path)
+    parser.add_argument("--sheet", type=Path, default=SHEET)
+    parser.add_argument("--judges", nargs="+", default=JUDGES)
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.run, arguments.earlier, arguments.sheet, arguments.judges)

@@ -50,6 +50,8 @@ class PairGuides(Guides):
         if rest or not pairs:
             clips = Guides.load(rest, device=device, dtype=dtype, channels_last=channels_last, compile=compile)
         readers = [(load_pair_reader(name, device), weight) for name, weight in (parse_weight(one) for one in pairs)]
+        if channels_last:
+            readers = [(reader.to(memory_format=torch.channels_last), weight) for reader, weight in readers]
         return cls(
             readers, clips, clips.dtype if clips else pick_dtype("float32" if dtype == "auto" else dtype, device)
         )

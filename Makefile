@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(DEMO)
 
 test: $(INSTALLED)
-	$(PYTEST) -m 'not slow' -n 2
+	$(PYTEST) -m 'not slow' -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow

@@ -54,6 +54,7 @@ TABLES: Final[dict[str, list[str]]] = {
         *("referee-vanilla-copies-0", "referee-robust-copies-0", "referee-blip2+robust-copies-0"),
         *("vlm-copies-0", "vlm-vanilla-copies-0", "vlm-robust-copies-0", "vlm-robust"),
     ],
+    "The guidance of SDS (ours; the paper has 30)": ["both", "guidance-10"],
     "The moving average (Table 4)": ["both", "ema-none", "ema-plain"],
     "The weight of SDS (Table 5)": ["both", "sds-constant-800", "sds-constant-400"],
     "The referee's gradient in norms of that of SDS (Table 6)": [
@@ -93,6 +94,7 @@ CLAIMS: Final = (
     Claim("noise of 0.2 is above none", "both", "noise-0"),
     Claim("noise of 0.2 is above 0.4", "both", "noise-0.4"),
     Claim("Alg. 1 is above SDS alone", "both", "sds", "ours"),
+    Claim("guidance of 10 in SDS is above 30", "guidance-10", "both", "ours"),
     Claim("a robust CLIP is above an ordinary one", "referee-robust", "referee-vanilla", "ours"),
     Claim(
         "a robust CLIP is above an ordinary one, without copies",

@@ -46,6 +46,8 @@ CELLS: Final[dict[str, dict[str, Any]]] = {
     # Table 7: the diffusion model's own pictures, by guidance.
     "sample-7.5": {"guidance": 7.5},
     "sample-30": {"guidance": 30.0},
+    # The guidance of SDS (ours). "both" has the paper's 30.
+    "guidance-10": {"guidance": 10.0},
     # Tables 1 and 2: augmented copies, with SDS and without it, where nothing but they keep it a picture.
     "copies-0": {"copies": 0},
     "copies-15": {"copies": 15},

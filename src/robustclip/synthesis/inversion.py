@@ -54,7 +54,7 @@ WAYS: Final[dict[Mode, Way]] = {
     "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False),
     # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
     # SDS weight brought to the latent's size.
-    "fixed": Way("adam", 0.1, 10, True, False, False, 0.0, True, True),
+    "fixed": Way("adam", 0.3, 10, True, False, False, 0.0, True, True),
 }
 
 

@@ -2,8 +2,9 @@
 
 python tools/publish_inversion.py runs/inversion-1 [runs/inversion-2 ...]
 
-Several runs with the same prompts and seeds count as one where each has some of the cells. With others they stay apart:
-each table, and each comparison, is of those that have the most of it. What the text says of them is counted here.
+Several runs with the same prompts and seeds count as one where each has some of the cells. With others they stay apart,
+but for cells that a longer run has of all of a shorter one's pictures: they are the shorter one's too. Each table, and
+each comparison, is of those that have the most of it. What the text says of them is counted here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,6 +36,9 @@ LOSSES: Final = ("L", "L augmented")
 SAME: Final = ("steps", "copies", "sampling_steps", "score", "reader", "model", "fingerprints")
 """What all runs have in common."""
 
+Picture = tuple[str, int]
+"""A prompt and a seed."""
+
 # T2I-CompBench's colour / shape / texture of Stable Diffusion 1.5 at 512 pixels, as the paper has them.
 PAPER: Final = {
     "vlm": "0.8639 / 0.6686 / 0.7311",
@@ -54,7 +59,7 @@ TABLES: Final[dict[str, list[str]]] = {
         *("referee-vanilla-copies-0", "referee-robust-copies-0", "referee-blip2+robust-copies-0"),
         *("vlm-copies-0", "vlm-vanilla-copies-0", "vlm-robust-copies-0", "vlm-robust"),
     ],
-    "The guidance of SDS (ours; the paper has 30)": ["both", "guidance-10"],
+    "The guidance of SDS (ours has 5, the paper 30)": ["both", "guidance-10", "guidance-30", "sds", "sds-guidance-30"],
     "The moving average (Table 4)": ["both", "ema-none", "ema-plain"],
     "The weight of SDS (Table 5)": ["both", "sds-constant-800", "sds-constant-400"],
     "The referee's gradient in norms of that of SDS (Table 6)": [
@@ -80,7 +85,7 @@ CLAIMS: Final = (
     Claim("the referee alone is above the model's own pictures", "vlm", "sample-7.5"),
     Claim("Alg. 1 is above the model's own pictures", "both", "sample-7.5"),
     Claim("more guidance helps the model's own pictures, a little", "sample-30", "sample-7.5"),
-    Claim("Alg. 1 is above the model's own pictures at the same guidance", "both", "sample-30"),
+    Claim("Alg. 1 is above the model's own pictures at the same guidance", "guidance-30", "sample-30"),
     Claim("the referee alone is above Alg. 1, which pays for the better picture", "vlm", "both"),
     Claim("copies help the referee alone", "vlm", "vlm-copies-0"),
     Claim("copies help Alg. 1", "both", "copies-0"),
@@ -94,7 +99,7 @@ CLAIMS: Final = (
     Claim("noise of 0.2 is above none", "both", "noise-0"),
     Claim("noise of 0.2 is above 0.4", "both", "noise-0.4"),
     Claim("Alg. 1 is above SDS alone", "both", "sds", "ours"),
-    Claim("guidance of 10 in SDS is above 30", "guidance-10", "both", "ours"),
+    Claim("guidance of 5 in SDS is above the paper's 30", "both", "guidance-30", "ours"),
     Claim("a robust CLIP is above an ordinary one", "referee-robust", "referee-vanilla", "ours"),
     Claim(
         "a robust CLIP is above an ordinary one, without copies",
@@ -137,12 +142,12 @@ prompt for losses.
 
 
 def read(folders: Sequence[Path]) -> tuple[dict[str, Any], list[InversionTable]]:
-    """The setting, and the tables: one for each list of prompts and seeds, the longest first.
+    """The setting, and the tables: one for each list of prompts and seeds, the longest first, which lend to shorter.
 
     Raises UsageError where the runs are not of one measurement.
     """
     setting: dict[str, Any] = {}
-    whole: dict[tuple[str, ...], InversionTable] = {}
+    whole: dict[tuple[Picture, ...], InversionTable] = {}
     for folder in folders:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         own = {name: found["setting"].get(name) for name in SAME} | {"judges": found["judges"]}
@@ -150,11 +155,26 @@ def read(folders: Sequence[Path]) -> tuple[dict[str, Any], list[InversionTable]]
         if differing := [name for name in own if own[name] != setting[name]]:
             raise UsageError(f"{folder} differs from {folders[0]} in {', '.join(differing)}: they are not one table")
         table = InversionTable.from_json(found)
-        mine = whole.setdefault((str(found["setting"]["seeds"]), *table.prompts), table)
+        mine = whole.setdefault(tuple(zip(table.prompts, cycle(found["setting"]["seeds"]), strict=False)), table)
         mine.hits.update(table.hits)
         mine.values.update(table.values)
         mine.seconds.update(table.seconds)
+    for pictures, table in whole.items():
+        for others, longer in whole.items():
+            if set(pictures) < set(others):
+                lend(longer, table, [others.index(picture) for picture in pictures])
     return setting, sorted(whole.values(), key=lambda table: -len(table.prompts))
+
+
+def lend(longer: InversionTable, shorter: InversionTable, rows: Sequence[int]) -> None:
+    """Cells that the longer table has alone, to the shorter one, whose pictures are these rows of it."""
+    for cell in longer.hits.keys() - shorter.hits.keys():
+        shorter.hits[cell] = {
+            judge: {rate: found[rows] for rate, found in rates.items()} for judge, rates in longer.hits[cell].items()
+        }
+        shorter.values[cell] = {name: found[rows] for name, found in longer.values.get(cell, {}).items()}
+        if cell in longer.seconds:
+            shorter.seconds[cell] = longer.seconds[cell]
 
 
 def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

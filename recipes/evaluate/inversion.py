@@ -43,11 +43,13 @@ CELLS: Final[dict[str, dict[str, Any]]] = {
     "both": {},
     "vlm": {"sds": False},
     "sds": {"vlm": False},
+    "sds-guidance-30": {"vlm": False, "guidance": 30.0},
     # Table 7: the diffusion model's own pictures, by guidance.
     "sample-7.5": {"guidance": 7.5},
     "sample-30": {"guidance": 30.0},
-    # The guidance of SDS (ours). "both" has the paper's 30.
+    # The guidance of SDS (ours). "both" has the mode's 5, the paper 30.
     "guidance-10": {"guidance": 10.0},
+    "guidance-30": {"guidance": 30.0},
     # Tables 1 and 2: augmented copies, with SDS and without it, where nothing but they keep it a picture.
     "copies-0": {"copies": 0},
     "copies-15": {"copies": 15},
@@ -100,7 +102,7 @@ def recipe(
     *,
     cells: Annotated[list[str], "rows, by name; by default the headline's"] = HEADLINE,
     judges: Annotated[list[str], "who judge"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006  (never changed)
-    score: Annotated[Score, "of a picture and a text, by a judge"] = "matching",
+    score: Annotated[Score, "of a picture and a text, by a judge"] = "sum",
     reader: Annotated[str, "who guides, where a cell names nobody else, and whose losses are told"] = "emoji-blip2",
     model: Annotated[str, "the diffusion model"] = "emoji-diffusion",
     prompts: Annotated[PositiveInt, "so many of the 60, from the first on"] = 60,

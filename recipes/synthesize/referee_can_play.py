@@ -36,6 +36,10 @@ def _init(text: str) -> str:
     return text if text == "noise" else check_init(text)
 
 
+def _guidance(value: float | None) -> float | None:
+    return value if value is None else check_guidance(value)
+
+
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (never changed)
     *,
@@ -60,7 +64,7 @@ def recipe(
     w1: Annotated[NonNegativeFloat, "the referee's gradient, in norms of the SDS gradient"] = 2.0,
     sds_weight: Annotated[NonNegativeFloat, "w2 at first, for latents of 64x64 cells"] = 800.0,
     sds_last: Annotated[NonNegativeFloat, "w2 at the end"] = 400.0,
-    guidance: Annotated[float, AfterValidator(check_guidance), "classifier-free, of SDS"] = 30.0,
+    guidance: Annotated[float | None, AfterValidator(_guidance), "of SDS; by default the mode's"] = None,
     weighting: Annotated[Weighting, "w(t) of SDS"] = "constant",
     noise: Annotated[NonNegativeFloat, "deviation of what is added to the latents after each step"] = 0.2,
     ema: Annotated[Average, "restart from the moving average, end on it, or have none"] = "restart",
@@ -121,7 +125,12 @@ def recipe(
     cells = session.size[0] * session.size[1] // generator.factor**2
     share = cells / REFERENCE if way.rescaled else 1.0
     empty = generator.embed_prompts([""])
-    way = replace(way, optimiser=optimiser or way.optimiser, lr=way.lr if lr is None else lr)
+    way = replace(
+        way,
+        optimiser=optimiser or way.optimiser,
+        lr=way.lr if lr is None else lr,
+        guidance=way.guidance if guidance is None else guidance,
+    )
     algorithm = Algorithm1(
         way, steps, sds_only, w1, (share * sds_weight, share * sds_last), noise, ema, ema_decay, ema_start, ema_period
     )
@@ -140,7 +149,7 @@ def recipe(
         distillation = None
         if sds:
             told = generator.embed_prompts([sds_prompt.format(text_of(one)) for one in asked])
-            distillation = Distillation(generator, told, empty, guidance=guidance, weighting=weighting)
+            distillation = Distillation(generator, told, empty, guidance=way.guidance, weighting=weighting)
         referees: list[tuple[Any, float, str]] = [
             (loss, weight, loss.reader.card.name)
             for loss, weight in guides.pairings(asked, matching=matching, captioning=captioning)

@@ -141,3 +141,21 @@ def test_every_cell_of_the_recipe_has_a_table() -> None:
     assert {cell for row in publish_inversion.TABLES.values() for cell in row} == cells
     assert {name for one in publish_inversion.CLAIMS for name in (one.cell, one.against)} <= cells
     assert set(publish_inversion.PAPER) <= cells
+
+
+def test_longer_runs_lend_their_rows_to_shorter_ones(page: Path, tmp_path: Path) -> None:
+    """Of three seeds and 20 prompts each; the first so many prompts are right, in all seeds."""
+    runs = [
+        write_run(tmp_path / "three", {"both": 12, "real scenes": 19}, seeds=3),
+        write_run(tmp_path / "one", {"noise-0": 3, "real scenes": 18}),
+        write_run(tmp_path / "other", {"noise-0.4": 5}, seeds=1, model="emoji-diffusion"),
+    ]
+    _, tables = publish_inversion.read(runs)
+    longer, shorter = tables
+    assert "noise-0" not in longer.hits, "nothing is lent to the longer"
+    assert shorter.hits["both"]["one"]["right"].tolist() == [number < 12 for number in range(20)]
+    assert shorter.values["both"]["L"].tolist() == [1.5] * 20
+    assert shorter.seconds["both"] == 3.14
+    assert shorter.hits["real scenes"]["one"]["right"].sum() == 18, "its own stay"
+    publish_inversion.main(runs)
+    assert row(page, "noise of 0.2 is above none")[1:3] == ["20", "+45 (+25 to +65)"]

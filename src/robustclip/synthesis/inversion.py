@@ -33,6 +33,7 @@ class Way:
     last_noise      deviation of z's noise in the last steps, which are SDS' alone.
     through         gradients pass pixels that were cut to [0,1].
     rescaled        the SDS weight is meant for a latent of 64x64 cells, and brought to this one's.
+    guidance        classifier-free, of SDS.
     """
 
     optimiser: Optimiser
@@ -44,17 +45,19 @@ class Way:
     last_noise: float
     through: bool
     rescaled: bool
+    guidance: float
 
 
 WAYS: Final[dict[Mode, Way]] = {
     # The paper's text: Adam; both rates fall from 1.0 to 0.5; Alg. 1 has the norm of the SDS gradient itself.
-    "faithful": Way("adam", 1.0, 0, True, False, False, 0.0, False, False),
+    "faithful": Way("adam", 1.0, 0, True, False, False, 0.0, False, False, 30.0),
     # VLMinv generate.py's defaults: SGD without momentum (the flag never reaches it), 10 iterations of warm-up; SDS at
     # a constant rate; the norm after w2; noise twice, and a little to the end.
-    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False),
+    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False, 30.0),
     # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
-    # SDS weight brought to the latent's size.
-    "fixed": Way("adam", 0.3, 10, True, False, False, 0.0, True, True),
+    # SDS weight brought to the latent's size. Rate and guidance are chosen on the small embedded model, which a
+    # guidance of 30 drives into dark and glaring colours.
+    "fixed": Way("adam", 0.3, 10, True, False, False, 0.0, True, True, 5.0),
 }
 
 

@@ -2,8 +2,9 @@
 
 python tools/publish_inversion.py runs/inversion-1 [runs/inversion-2 ...]
 
-Several runs with the same prompts and seeds count as one where each has some of the cells. With others they stay apart,
-but for cells that a longer run has of all of a shorter one's pictures: they are the shorter one's too. Each table, and
+Several runs with the same prompts and seeds count as one where each has some of the cells. The same prompts with other
+seeds are joined in the cells that both have. With other prompts they stay apart, but for cells that a longer run has of
+all of a shorter one's pictures: they are the shorter one's too. Each table, and
 each comparison, is of those that have the most of it. What the text says of them is counted here.
 """
 
@@ -13,9 +14,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import numpy as np
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import CANDIDATES, CHANCE
@@ -159,11 +162,34 @@ def read(folders: Sequence[Path]) -> tuple[dict[str, Any], list[InversionTable]]
         mine.hits.update(table.hits)
         mine.values.update(table.values)
         mine.seconds.update(table.seconds)
+    for (pictures, table), (others, more) in list(combinations(whole.items(), 2)):
+        if not set(pictures) & set(others) and set(table.prompts) == set(more.prompts):
+            whole.setdefault((*pictures, *others), joined(table, more))
     for pictures, table in whole.items():
         for others, longer in whole.items():
             if set(pictures) < set(others):
                 lend(longer, table, [others.index(picture) for picture in pictures])
     return setting, sorted(whole.values(), key=lambda table: -len(table.prompts))
+
+
+def joined(first: InversionTable, second: InversionTable) -> InversionTable:
+    """The cells that two tables of the same prompts have in common, over the seeds of both."""
+    table = InversionTable(first.judges, [*first.prompts, *second.prompts], first.seed)
+    for cell in (cell for cell in first.hits if cell in second.hits):
+        table.hits[cell] = {
+            judge: {rate: np.concatenate([found, second.hits[cell][judge][rate]]) for rate, found in rates.items()}
+            for judge, rates in first.hits[cell].items()
+        }
+        values = second.values.get(cell, {})
+        table.values[cell] = {
+            name: np.concatenate([found, values[name]])
+            for name, found in first.values.get(cell, {}).items()
+            if name in values
+        }
+        told = {len(one.prompts): one.seconds[cell] for one in (first, second) if cell in one.seconds}
+        if told:
+            table.seconds[cell] = sum(count * took for count, took in told.items()) / sum(told)
+    return table
 
 
 def lend(longer: InversionTable, shorter: InversionTable, rows: Sequence[int]) -> None:

@@ -159,3 +159,18 @@ def test_longer_runs_lend_their_rows_to_shorter_ones(page: Path, tmp_path: Path)
     assert shorter.hits["real scenes"]["one"]["right"].sum() == 18, "its own stay"
     publish_inversion.main(runs)
     assert row(page, "noise of 0.2 is above none")[1:3] == ["20", "+45 (+25 to +65)"]
+
+
+def test_seeds_of_the_same_prompts_are_joined(page: Path, tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first", {"both": 12, "noise-0": 3})
+    second = write_run(tmp_path / "second", {"both": 4, "vlm": 2}, seeds=2)
+    told = (second / "results.json").read_text().replace('"seeds": [\n      0,\n      1\n    ]', '"seeds": [1, 2]')
+    assert "[1, 2]" in told
+    (second / "results.json").write_text(told)
+    _, tables = publish_inversion.read([first, second])
+    assert [len(table.prompts) for table in tables] == [60, 40, 20]
+    assert list(tables[0].hits) == ["both"], "what both have"
+    assert tables[0].hits["both"]["one"]["right"].sum() == 12 + 2 * 4
+    assert tables[0].rate("both", "one", "right").n == 60
+    assert tables[0].prompts.count("prompt 3") == 3, "one prompt, so that its seeds stay together"
+    assert tables[0].seconds["both"] == pytest.approx(3.14)

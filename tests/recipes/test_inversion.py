@@ -140,7 +140,7 @@ def test_rows_are_what_they_are_named(run: tuple[Path, dict[str, Any]], world: P
         assert min(float((scene - one).abs().max()) for one in scenes) < 1 / 255
     judge = load_pair_reader(world / "one")
     read = torch.stack([(scene * 255).round() / 255 for scene in composed])
-    hits = judge_pairs(judge, read, PAIRS).attributes.int().tolist()
+    hits = judge_pairs(judge, read, PAIRS, score="sum").attributes.int().tolist()
     told = json.loads((folder / "results.json").read_text())["cells"]["real scenes"]
     assert told["hits"][str(world / "one")]["attributes"] == hits
     guide = load_pair_reader(world / "guide")
@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_what_is_missing_and_more_cells(
     after = pictures(folder)
     assert [folder / path for path in before if after[path] != before[path]] == [lost]
     assert is_whole(lost)
-    assert torch.equal(load_image(lost), was), "whoever shares its batch"
+    assert float((load_image(lost) - was).abs().max()) < 1.5 / 255, "whoever shares its batch, but for rounding"
     assert list(numbers) == ["out", *BOUNDS, *PAINTED, "sample-30"]
     assert {name: numbers[name] for name in PAINTED} == {name: run[1][name] for name in PAINTED}
 

@@ -2,10 +2,9 @@
 
 python tools/publish_inversion.py runs/inversion-1 [runs/inversion-2 ...]
 
-Several runs with the same prompts and seeds count as one where each has some of the cells. The same prompts with other
-seeds are joined in the cells that both have. With other prompts they stay apart, but for cells that a longer run has of
-all of a shorter one's pictures: they are the shorter one's too. Each table, and
-each comparison, is of those that have the most of it. What the text says of them is counted here.
+Runs may have other cells, prompts or seeds: a picture is known by its cell, prompt and seed, and is the last run's that
+has it. The rows of a table are of the pictures that all of them have, and so are the two of a comparison. What the text
+says of them is counted here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import CANDIDATES, CHANCE
-from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable, percent, plain
+from robustclip.evaluation.generation.inversion_table import EVERY, RATES, InversionTable, percent, plain
 from robustclip.evaluation.intervals import Interval
 from robustclip.files import atomic_write
 from robustclip.images import load_image, save_image
@@ -144,13 +143,48 @@ prompt for losses.
 """
 
 
-def read(folders: Sequence[Path]) -> tuple[dict[str, Any], list[InversionTable]]:
-    """The setting, and the tables: one for each list of prompts and seeds, the longest first, which lend to shorter.
+@dataclass(frozen=True)
+class Pool:
+    """The pictures of several runs: by cell, where each is told of (a run's table, and its row)."""
+
+    judges: Sequence[str]
+    cells: dict[str, dict[Picture, tuple[InversionTable, int]]]
+
+    def has(self, *cells: str) -> bool:
+        """Whether there are pictures that all of these cells have."""
+        return all(cell in self.cells for cell in cells) and bool(self.shared(cells))
+
+    def shared(self, cells: Sequence[str]) -> list[Picture]:
+        """Prompts and seeds that all of these cells have, in the order of the first."""
+        return [one for one in self.cells[cells[0]] if all(one in self.cells[cell] for cell in cells)]
+
+    def table(self, cells: Sequence[str]) -> InversionTable:
+        """These cells, of the pictures that they share."""
+        pictures = self.shared(cells)
+        table = InversionTable(self.judges, [prompt for prompt, _ in pictures])
+        for cell in cells:
+            places = [self.cells[cell][picture] for picture in pictures]
+            table.hits[cell] = {
+                judge: {rate: np.array([one.hits[cell][judge][rate][row] for one, row in places]) for rate in RATES}
+                for judge in (*self.judges, EVERY)
+            }
+            table.values[cell] = {
+                name: np.array([one.values[cell][name][row] for one, row in places])
+                for name in LOSSES
+                if all(name in one.values[cell] for one, _ in places)
+            }
+            if took := [one.seconds[cell] for one, _ in places if cell in one.seconds]:
+                table.seconds[cell] = float(np.mean(took))
+        return table
+
+
+def read(folders: Sequence[Path]) -> tuple[dict[str, Any], Pool]:
+    """The setting of all runs, and their pictures.
 
     Raises UsageError where the runs are not of one measurement.
     """
     setting: dict[str, Any] = {}
-    whole: dict[tuple[Picture, ...], InversionTable] = {}
+    cells: dict[str, dict[Picture, tuple[InversionTable, int]]] = {}
     for folder in folders:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         own = {name: found["setting"].get(name) for name in SAME} | {"judges": found["judges"]}
@@ -158,49 +192,11 @@ def read(folders: Sequence[Path]) -> tuple[dict[str, Any], list[InversionTable]]
         if differing := [name for name in own if own[name] != setting[name]]:
             raise UsageError(f"{folder} differs from {folders[0]} in {', '.join(differing)}: they are not one table")
         table = InversionTable.from_json(found)
-        mine = whole.setdefault(tuple(zip(table.prompts, cycle(found["setting"]["seeds"]), strict=False)), table)
-        mine.hits.update(table.hits)
-        mine.values.update(table.values)
-        mine.seconds.update(table.seconds)
-    for (pictures, table), (others, more) in list(combinations(whole.items(), 2)):
-        if not set(pictures) & set(others) and set(table.prompts) == set(more.prompts):
-            whole.setdefault((*pictures, *others), joined(table, more))
-    for pictures, table in whole.items():
-        for others, longer in whole.items():
-            if set(pictures) < set(others):
-                lend(longer, table, [others.index(picture) for picture in pictures])
-    return setting, sorted(whole.values(), key=lambda table: -len(table.prompts))
-
-
-def joined(first: InversionTable, second: InversionTable) -> InversionTable:
-    """The cells that two tables of the same prompts have in common, over the seeds of both."""
-    table = InversionTable(first.judges, [*first.prompts, *second.prompts], first.seed)
-    for cell in (cell for cell in first.hits if cell in second.hits):
-        table.hits[cell] = {
-            judge: {rate: np.concatenate([found, second.hits[cell][judge][rate]]) for rate, found in rates.items()}
-            for judge, rates in first.hits[cell].items()
-        }
-        values = second.values.get(cell, {})
-        table.values[cell] = {
-            name: np.concatenate([found, values[name]])
-            for name, found in first.values.get(cell, {}).items()
-            if name in values
-        }
-        told = {len(one.prompts): one.seconds[cell] for one in (first, second) if cell in one.seconds}
-        if told:
-            table.seconds[cell] = sum(count * took for count, took in told.items()) / sum(told)
-    return table
-
-
-def lend(longer: InversionTable, shorter: InversionTable, rows: Sequence[int]) -> None:
-    """Cells that the longer table has alone, to the shorter one, whose pictures are these rows of it."""
-    for cell in longer.hits.keys() - shorter.hits.keys():
-        shorter.hits[cell] = {
-            judge: {rate: found[rows] for rate, found in rates.items()} for judge, rates in longer.hits[cell].items()
-        }
-        shorter.values[cell] = {name: found[rows] for name, found in longer.values.get(cell, {}).items()}
-        if cell in longer.seconds:
-            shorter.seconds[cell] = longer.seconds[cell]
+        pictures = zip(table.prompts, cycle(found["setting"]["seeds"]), strict=False)  # a prompt's seeds stand together
+        places = {picture: (table, row) for row, picture in enumerate(pictures)}
+        for cell in table.hits:
+            cells.setdefault(cell, {}).update(places)
+    return setting, Pool(setting["judges"], cells)
 
 
 def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -250,14 +246,14 @@ def verdict(found: Sequence[Interval]) -> str:
     return "not told apart"
 
 
-def claims(tables: Sequence[InversionTable], whose: str) -> str:
-    """Each claim that the cells can answer, by the longest table that has them, and in how many of them it holds."""
+def claims(pool: Pool, whose: str) -> str:
+    """Each claim that the cells can answer, and in how many of them it holds."""
     rows, told = [], []
-    judges = tables[0].judges
+    judges = pool.judges
     for one in CLAIMS:
-        table = next((table for table in tables if {one.cell, one.against} <= table.hits.keys()), None)
-        if one.whose != whose or table is None:
+        if one.whose != whose or not pool.has(one.cell, one.against):
             continue
+        table = pool.table([one.cell, one.against])
         found = {
             rate: [table.difference(one.cell, one.against, judge, rate) for judge in table.judges]
             for rate in ("right", "attributes")
@@ -280,7 +276,7 @@ def claims(tables: Sequence[InversionTable], whose: str) -> str:
     return summary + lines(head, rows)
 
 
-def section(setting: dict[str, Any], tables: Sequence[InversionTable]) -> str:
+def section(setting: dict[str, Any], pool: Pool) -> str:
     """All of it."""
     parts = [
         HEAD.format(
@@ -292,19 +288,21 @@ def section(setting: dict[str, Any], tables: Sequence[InversionTable]) -> str:
         ),
         *(
             f"**{judge} finds the captions of real scenes no surer than by chance: what it says of rows is void.**\n"
-            for judge in tables[0].blind(REAL)
+            for judge in (pool.table([REAL]).blind(REAL) if pool.has(REAL) else [])
         ),
         "![Pictures by row](results-inversion.webp)\n",
-        *filter(None, (claims(tables, whose) for whose in ("paper", "ours"))),
+        *filter(None, (claims(pool, whose) for whose in ("paper", "ours"))),
         "The paper's own figures stand beside ours where there are any: T2I-CompBench's colour / shape / texture of "
         "Stable Diffusion 1.5 at 512 pixels, which are not the same measure, so that directions alone compare. Seconds "
         "are those of a busy machine.\n",
     ]
     for title, cells in TABLES.items():
-        table = max(tables, key=lambda table: sum(cell in table.hits for cell in cells))  # the longest of several
-        present = [cell for cell in cells if cell in table.hits]
-        bounds = [cell for cell in (REAL, NOISE) if cell in table.hits]
+        present = [cell for cell in cells if cell in pool.cells]
+        bounds = [cell for cell in (REAL, NOISE) if cell in pool.cells]
         if set(present) - {"both"}:
+            if not pool.has(*present, *bounds):
+                raise UsageError(f"{', '.join(present)} have no prompt and seed in common: leave out a run")
+            table = pool.table([*present, *bounds])
             parts.append(f"### {title}\n\n" + rates(table, [*present, *bounds]))
             if "Tables 1 and 2" in title:
                 parts.append("The guide's own losses of the same pictures:\n\n" + losses(table, [*present, *bounds]))
@@ -328,12 +326,12 @@ def replaced(page: str, body: str) -> str:
 
 
 def main(folders: Sequence[Path]) -> None:
-    setting, tables = read(folders)
+    setting, pool = read(folders)
     save_image(load_image(folders[0] / "contact_sheet.png"), DOCS / "results-inversion.webp")
     path = DOCS / "results.md"
     page = path.read_text(encoding="utf-8") if path.is_file() else "# Referees plugged into generators\n"
     with atomic_write(path, "w") as file:
-        file.write(replaced(page, section(setting, tables)))
+        file.write(replaced(page, section(setting, pool)))
 
 
 if __name__ == "__main__":

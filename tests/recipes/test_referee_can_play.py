@@ -69,6 +69,18 @@ def test_any_referee_fits_and_several_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "guidance"),
+    [({"mode": "faithful"}, 30), ({"mode": "released"}, 30), ({}, 5), ({"mode": "faithful", "guidance": 7.5}, 7.5)],
+)
+def test_the_guidance_is_the_modes_or_the_callers(
+    arguments: dict[str, Any], guidance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint(tmp_path / "run", copies=0, steps=1, vlm=False, **arguments)
+    told = capsys.readouterr()
+    assert f"sds guidance {guidance:g}(latent)" in told.out + told.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"vlm": False, "sds": False}, "leave nothing that pulls"),

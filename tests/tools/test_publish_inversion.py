@@ -26,16 +26,19 @@ SETTING = {
 CELLS = {"decoded noise": 0, "real scenes": 19, "both": 12, "vlm": 18, "sample-7.5": 2, "vlm-copies-0": 17}
 
 
-def write_run(folder: Path, cells: dict[str, int], seeds: int = 1, **changed: object) -> Path:
+def write_run(folder: Path, cells: dict[str, int], seeds: int | list[int] = 1, **changed: object) -> Path:
     """A run whose cells have the first so many of 20 pictures (a seed) right."""
+    named = seeds if isinstance(seeds, list) else list(range(seeds))
+    seeds = len(named)
     table = InversionTable(["one", "two"], [f"prompt {number}" for number in range(20) for _ in range(seeds)])
     for cell, right in cells.items():
         hits = torch.arange(20 * seeds) < right * seeds
         table.add(cell, dict.fromkeys(("one", "two"), Verdict(hits, hits, hits, hits)))
         table.values[cell] = {"L": np.full(20 * seeds, 1.5), "L augmented": np.full(20 * seeds, 2.5)}
-    table.seconds["both"] = 3.14
+    if "both" in cells:
+        table.seconds["both"] = 3.14
     folder.mkdir()
-    table.save(folder, {**SETTING, "seeds": list(range(seeds)), **changed})
+    table.save(folder, {**SETTING, "seeds": named, **changed})
     save_image(torch.rand(3, 8, 8), folder / "contact_sheet.png")
     return folder
 
@@ -84,19 +87,42 @@ def test_tables_and_what_they_say(page: Path, tmp_path: Path) -> None:
     assert page.read_text() == before + "\nWhat came after.\n"
 
 
-def test_runs_are_put_together_by_what_they_show(page: Path, tmp_path: Path) -> None:
+def test_rows_are_of_the_pictures_that_all_of_them_have(page: Path, tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "three", {"both": 10, "sample-7.5": 2, "real scenes": 19}, seeds=3),
-        write_run(tmp_path / "one", {"both": 12, "noise-0": 3}),
+        write_run(tmp_path / "one", {"noise-0": 3}),
         write_run(tmp_path / "more", {"noise-0.4": 5}),
     ]
     publish_inversion.main(runs)
     assert row(page, "both", "### What pulls")[1] == "60"
     noise = {name: row(page, name, "### Noise")[1:3] for name in ("both", "noise-0", "noise-0.4")}
-    assert {name: cells[0] for name, cells in noise.items()} == dict.fromkeys(noise, "20"), "one table, of one run's n"
+    assert {name: cells[0] for name, cells in noise.items()} == dict.fromkeys(noise, "20"), "of the seed that all have"
+    assert noise["both"][1].startswith("50 (")
     assert noise["noise-0.4"][1].startswith("25 (")
     assert row(page, "Alg. 1 is above the model's own pictures (")[1] == "60"
-    assert row(page, "noise of 0.2 is above 0.4")[1] == "20"
+    assert row(page, "noise of 0.2 is above none")[1:3] == ["20", "+35 (+15 to +55)"]
+
+
+def test_seeds_are_put_together_wherever_they_were_run(tmp_path: Path) -> None:
+    """And a later run's word on a picture is the last."""
+    runs = [write_run(tmp_path / "first", {"both": 12, "noise-0": 3}), write_run(tmp_path / "again", {"noise-0": 7})]
+    for seed, right in ((1, 4), (2, 6)):
+        runs.append(write_run(tmp_path / f"seed {seed}", {"both": right}, seeds=[seed]))
+    _, pool = publish_inversion.read(runs)
+    table = pool.table(["both"])
+    assert table.rate("both", "one", "right").n == 60
+    assert table.hits["both"]["one"]["right"].sum() == 12 + 4 + 6
+    assert table.values["both"]["L"].tolist() == [1.5] * 60
+    assert table.prompts.count("prompt 3") == 3, "one prompt, so that its seeds stay together in a bootstrap"
+    assert table.seconds["both"] == pytest.approx(3.14)
+    assert pool.table(["both", "noise-0"]).hits["both"]["one"]["right"].sum() == 12
+    assert pool.table(["noise-0"]).hits["noise-0"]["one"]["right"].sum() == 7
+
+
+def test_cells_without_a_picture_in_common_are_no_table(page: Path, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", {"both": 12}), write_run(tmp_path / "b", {"noise-0": 3}, seeds=[1])]
+    with pytest.raises(UsageError, match="noise-0, both have no prompt and seed in common"):
+        publish_inversion.main(runs)
 
 
 def test_another_tool_can_keep_the_section() -> None:
@@ -141,36 +167,3 @@ def test_every_cell_of_the_recipe_has_a_table() -> None:
     assert {cell for row in publish_inversion.TABLES.values() for cell in row} == cells
     assert {name for one in publish_inversion.CLAIMS for name in (one.cell, one.against)} <= cells
     assert set(publish_inversion.PAPER) <= cells
-
-
-def test_longer_runs_lend_their_rows_to_shorter_ones(page: Path, tmp_path: Path) -> None:
-    """Of three seeds and 20 prompts each; the first so many prompts are right, in all seeds."""
-    runs = [
-        write_run(tmp_path / "three", {"both": 12, "real scenes": 19}, seeds=3),
-        write_run(tmp_path / "one", {"noise-0": 3, "real scenes": 18}),
-        write_run(tmp_path / "other", {"noise-0.4": 5}, seeds=1, model="emoji-diffusion"),
-    ]
-    _, tables = publish_inversion.read(runs)
-    longer, shorter = tables
-    assert "noise-0" not in longer.hits, "nothing is lent to the longer"
-    assert shorter.hits["both"]["one"]["right"].tolist() == [number < 12 for number in range(20)]
-    assert shorter.values["both"]["L"].tolist() == [1.5] * 20
-    assert shorter.seconds["both"] == 3.14
-    assert shorter.hits["real scenes"]["one"]["right"].sum() == 18, "its own stay"
-    publish_inversion.main(runs)
-    assert row(page, "noise of 0.2 is above none")[1:3] == ["20", "+45 (+25 to +65)"]
-
-
-def test_seeds_of_the_same_prompts_are_joined(page: Path, tmp_path: Path) -> None:
-    first = write_run(tmp_path / "first", {"both": 12, "noise-0": 3})
-    second = write_run(tmp_path / "second", {"both": 4, "vlm": 2}, seeds=2)
-    told = (second / "results.json").read_text().replace('"seeds": [\n      0,\n      1\n    ]', '"seeds": [1, 2]')
-    assert "[1, 2]" in told
-    (second / "results.json").write_text(told)
-    _, tables = publish_inversion.read([first, second])
-    assert [len(table.prompts) for table in tables] == [60, 40, 20]
-    assert list(tables[0].hits) == ["both"], "what both have"
-    assert tables[0].hits["both"]["one"]["right"].sum() == 12 + 2 * 4
-    assert tables[0].rate("both", "one", "right").n == 60
-    assert tables[0].prompts.count("prompt 3") == 3, "one prompt, so that its seeds stay together"
-    assert tables[0].seconds["both"] == pytest.approx(3.14)

@@ -33,7 +33,7 @@ class Way:
     last_noise      deviation of z's noise in the last steps, which are SDS' alone.
     through         gradients pass pixels that were cut to [0,1].
     rescaled        the SDS weight is meant for a latent of 64x64 cells, and brought to this one's.
-    guidance        classifier-free, of SDS; 30 in the paper's table of constants and in the code.
+    guidance        classifier-free, of SDS; 30 in the paper's text and in its code.
     """
 
     optimiser: Optimiser

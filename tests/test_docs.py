@@ -17,6 +17,7 @@ from PIL import Image
 
 import robustclip
 from robustclip.cli import app
+from robustclip.embedded import path
 from robustclip.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -83,9 +84,7 @@ def test_every_command_of_the_documentation_parses(
     (tmp_path / "model.yaml").write_text("{model: {params: {ddconfig: {}}}}")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     for file in ("my-mixture.safetensors", "tiny.safetensors"):
-        shutil.copy(
-            Path(robustclip.__file__).parent / "assets" / "mixtures" / "emoji-groups.safetensors", tmp_path / file
-        )
+        shutil.copy(path("mixtures", "emoji-groups.safetensors"), tmp_path / file)
     check(call)
 
 

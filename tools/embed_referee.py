@@ -11,8 +11,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from robustclip.embedded import path
 from robustclip.referees.folder import load_referee_folder, save_referee
-from robustclip.referees.registry import EMBEDDED
 from robustclip.robustification.finish import REFEREE
 
 
@@ -22,8 +22,8 @@ def main(run: Path, name: str, note: str | None) -> None:
     if note:
         provenance["note"] = note
     card = replace(referee.card, name=name, provenance=provenance, claims=[])
-    card = save_referee(referee, EMBEDDED / name, half=True, card=card)
-    print(f"{name}: {sum(f.stat().st_size for f in (EMBEDDED / name).iterdir()) / 1e6:.2f} MB, {card.weights}")
+    card = save_referee(referee, path("referees", name), half=True, card=card)
+    print(f"{name}: {sum(f.stat().st_size for f in path('referees', name).iterdir()) / 1e6:.2f} MB, {card.weights}")
 
 
 if __name__ == "__main__":

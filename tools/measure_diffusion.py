@@ -26,8 +26,9 @@ from torch import Tensor
 
 from robustclip.data.pairs import PairBatch, PairBatches, compose_pair, compositional_prompts
 from robustclip.diffusion.conditioning import Conditioning
-from robustclip.diffusion.pipelines import CARD, EMBEDDED, load_diffusion
+from robustclip.diffusion.pipelines import CARD, load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.embedded import path
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.files import read_json, write_json
@@ -149,7 +150,7 @@ def picture(model: LatentDiffusion, pictures: dict[float, Tensor]) -> Tensor:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=EMBEDDED / "emoji-diffusion")
+    parser.add_argument("--folder", type=Path, default=path("generators", "emoji-diffusion"))
     parser.add_argument("--run", type=Path, nargs="+", default=[])
     parser.add_argument("--earlier", type=Path)
     parser.add_argument("--sheet", type=Path, default=SHEET)

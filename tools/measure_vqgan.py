@@ -26,7 +26,8 @@ from robustclip import load_referee
 from robustclip.data.emoji import load_emoji, load_labels
 from robustclip.data.labelled import LabelledImages
 from robustclip.diffusion.folders import WEIGHTS
-from robustclip.diffusion.vqgan import CARD, EMBEDDED, VQGAN, load_vqgan
+from robustclip.diffusion.vqgan import CARD, VQGAN, load_vqgan
+from robustclip.embedded import path
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.intervals import difference, rate
@@ -154,7 +155,7 @@ def picture(sets: dict[str, Drawings], made: dict[str, Tensor]) -> Tensor:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=EMBEDDED / "emoji-vqgan")
+    parser.add_argument("--folder", type=Path, default=path("generators", "emoji-vqgan"))
     parser.add_argument("--sheet", type=Path, default=SHEET)
     parser.add_argument("--run", type=Path)
     arguments = parser.parse_args()

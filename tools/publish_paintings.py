@@ -34,7 +34,7 @@ Made by `robustclip reproduce table1`, `table2` and `ablation` on two CPU cores,
 `python tools/publish_paintings.py`. R-Precision in percent: the judge, shown a picture, picks its prompt among 10
 or 40. 95% intervals in brackets: Wilson for rates, paired bootstrap by prompt for differences and shares. One seed.
 
-The 200 prompts ([list](../src/robustclip/assets/prompts/README.md)) are 140 names that the referees know, 20 of
+The 200 prompts ([list](../src/robustclip_emoji/prompts/README.md)) are 140 names that the referees know, 20 of
 held-out concepts, and 40 free phrases. `emoji-judge` and `emoji-judge-disjoint` guided none of the pictures; the
 second shares no training image with any guide. The control, `emoji-vanilla-long`, had the robust guide's training
 time on clean images.

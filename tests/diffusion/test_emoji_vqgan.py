@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from robustclip import load_referee
 from robustclip.data.emoji import load_emoji
-from robustclip.diffusion.vqgan import CARD, EMBEDDED, VQGAN, WEIGHTS, embedded_names, load_vqgan
+from robustclip.diffusion.vqgan import CARD, VQGAN, WEIGHTS, embedded_names, load_vqgan
+from robustclip.embedded import path
 from robustclip.files import sha256
 
-FOLDER = EMBEDDED / "emoji-vqgan"
+FOLDER = path("generators", "emoji-vqgan")
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from torch import Tensor
 from robustclip.data.decoding import decode
 from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_source
+from robustclip.embedded import path
 from robustclip.errors import RunError, UsageError
 from robustclip.images import from_pil, resize, save_image, to_pil
 from robustclip.inits import load_mixture
 from robustclip.inits.fit import fit
-from robustclip.inits.mixture_file import EMBEDDED
 from robustclip.inits.pictures import read_small
 
 RED, GREEN, BLUE = (0.8, 0.0, 0.0), (0.0, 0.6, 0.0), (0.0, 0.0, 1.0)
-COMMAND = {"directions": 280, "precision": "byte"}  # what assets/mixtures/README.md says
+COMMAND = {"directions": 280, "precision": "byte"}  # what mixtures/README.md says
 
 
 def plain(colour: tuple[float, float, float], height: int = 8, width: int = 8) -> Tensor:
@@ -157,7 +157,7 @@ def test_faults_of_the_call_come_at_once(tmp_path: Path, classes: Path) -> None:
 
 def test_the_embedded_mixture_is_whole() -> None:
     mixture = load_mixture("emoji-guide-styles")
-    assert (EMBEDDED / "emoji-guide-styles.safetensors").stat().st_size <= 3e6
+    assert path("mixtures", "emoji-guide-styles.safetensors").stat().st_size <= 3e6
     assert (len(mixture), mixture.size, int(mixture.counts.max())) == (1532, (16, 16), 6)
     drawn = mixture.candidates(200, torch.Generator().manual_seed(0))
     corners = drawn[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean()
@@ -182,7 +182,7 @@ def test_the_embedded_mixture_is_fitted_again_the_same(tmp_path: Path) -> None:
     out, name = tmp_path / "m.safetensors", "emoji-guide-styles.safetensors"
     numbers = fit("emoji/guide-styles", out=out, **COMMAND)  # type: ignore[arg-type]
     assert numbers["images"] == 7375
-    old, new = load_file(str(EMBEDDED / name)), load_file(out)
+    old, new = load_file(str(path("mixtures", name))), load_file(out)
     assert old.keys() == new.keys()
     for tensor in old:
         assert old[tensor].dtype == new[tensor].dtype
@@ -194,7 +194,7 @@ def test_the_embedded_mixture_is_fitted_again_the_same(tmp_path: Path) -> None:
 
 def test_the_mixture_of_groups_is_embedded_too() -> None:
     mixture = load_mixture("emoji-groups")
-    assert (EMBEDDED / "emoji-groups.safetensors").stat().st_size <= 2e6
+    assert path("mixtures", "emoji-groups.safetensors").stat().st_size <= 2e6
     assert (len(mixture), mixture.size) == (200, (16, 16))
     corners = mixture.candidates(200, torch.Generator().manual_seed(0))[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean()
     assert corners > 0.8, "drawings lie on white"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import robustclip.evaluation
+from robustclip import embedded as embedded_world
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
@@ -24,9 +25,9 @@ ATTACKED = replace(CLEAN, name="top-5", attack="l2:1.5@20", n=10)
 @pytest.fixture(autouse=True)
 def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that comes with one referee, `built-in`."""
-    folder = tmp_path / "embedded"
+    folder = tmp_path / "embedded" / "referees"
     save_referee(toy_referee(seed=1, name="built-in"), folder / "built-in")
-    monkeypatch.setattr(registry, "EMBEDDED", folder)
+    monkeypatch.setattr(embedded_world, "root", lambda: folder.parent)
     return folder
 
 
@@ -65,7 +66,7 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_show_and_find(folder: Path) -> None:
-    assert show("built-in") == Card.load(registry.EMBEDDED / "built-in")
+    assert show("built-in") == Card.load(embedded_world.path("referees", "built-in"))
     assert show(str(folder)).name == "mine"
     assert find("mine") is None
     with pytest.raises(UsageError, match="no referee 'built_in'; near ones: built-in"):

@@ -1,4 +1,4 @@
-"""The embedded emoji set: eight drawing styles of 1,631 concepts at 64x64, read from the shards of the package.
+"""The embedded emoji set: eight drawing styles of 1,631 concepts at 64x64, read from the shards of robustclip-emoji.
 
 Splits (see DATA_CARD.md beside the shards):
 
@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import as_file, files
 from itertools import chain
 from typing import Any
 
@@ -30,10 +29,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from robustclip import embedded
 from robustclip.data.labelled import LabelledImages, Labels
 from robustclip.errors import RunError, UsageError
 
-ASSETS = files("robustclip") / "assets" / "emoji"
 SPLITS = ("guide-styles", "unseen-styles", "unseen-train", "heldout-concepts", "judge-train", "judge-heldback")
 
 
@@ -51,13 +50,14 @@ class Sample:
 @cache
 def label_index() -> tuple[list[str], dict[str, int]]:
     """(names of all labels in their fixed order, {concept id: position})."""
-    records = json.loads((ASSETS / "labels.json").read_text(encoding="utf-8"))
+    records = json.loads(embedded.path("emoji", "labels.json").read_text(encoding="utf-8"))
     return [record["label"] for record in records], {record["id"]: i for i, record in enumerate(records)}
 
 
 @cache
-def _splits() -> dict[str, Any]:
-    return json.loads((ASSETS / "splits.json").read_text(encoding="utf-8"))
+def splits() -> dict[str, Any]:
+    """Which styles and concepts are held out or held back, as DATA_CARD.md explains."""
+    return json.loads(embedded.path("emoji", "splits.json").read_text(encoding="utf-8"))
 
 
 def load_emoji(split: str, rows: Sequence[int] | None = None) -> LabelledImages:
@@ -111,10 +111,10 @@ def _samples(split: str) -> Iterator[Sample]:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
         raise UsageError(f'the emoji set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
-    splits = _splits()
-    guide, unseen = splits["guide_styles"], splits["unseen_styles"]
-    held_out = set(splits["heldout_concepts"])
-    held_back = {f"{concept}-{style}" for concept, styles in splits["judge_heldback"].items() for style in styles}
+    known = splits()
+    guide, unseen = known["guide_styles"], known["unseen_styles"]
+    held_out = set(known["heldout_concepts"])
+    held_back = {f"{concept}-{style}" for concept, styles in known["judge_heldback"].items() for style in styles}
     match split:
         case "guide-styles":
             styles = guide
@@ -139,8 +139,7 @@ def _samples(split: str) -> Iterator[Sample]:
 @cache
 def read_shard(style: str) -> list[Sample]:
     """Samples of one style in the order of the shard. Kept, since splits share shards: 25 MB for all eight."""
-    with as_file(ASSETS / f"emoji-{style}.tar.gz") as path:
-        plain = io.BytesIO(gzip.decompress(path.read_bytes()))
+    plain = io.BytesIO(gzip.decompress(embedded.path("emoji", f"emoji-{style}.tar.gz").read_bytes()))
     with tarfile.open(fileobj=plain) as tar:
         contents = {member.name: _content(tar, member) for member in tar}
     samples = []
@@ -155,5 +154,5 @@ def read_shard(style: str) -> list[Sample]:
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     if file is None:
-        raise RunError(f"{member.name} in an embedded shard is no file; reinstall robustclip")
+        raise RunError(f"{member.name} in an embedded shard is no file; reinstall robustclip-emoji")
     return file.read()

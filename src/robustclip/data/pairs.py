@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
+from robustclip import embedded
 from robustclip.data.emoji import label_index, load_labels, load_rgba
 from robustclip.data.scenes import background, cut
 from robustclip.errors import UsageError
@@ -102,7 +102,7 @@ class Pair:
 @cache
 def compositional_prompts() -> list[Pair]:
     """The 60 pairs that synthesis is measured on. No training sees them: neither their pictures nor their captions."""
-    path = files("robustclip") / "assets" / "prompts" / COMPOSITIONAL
+    path = embedded.path("prompts", COMPOSITIONAL)
     return [Pair.parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from robustclip import embedded
 from robustclip.data.emoji import label_index, load_emoji
 from robustclip.data.labelled import LabelledImages
 
-FILE = files("robustclip") / "assets" / "prompts" / "embedded.jsonl"
 Kind = Literal["name", "held-out name", "phrase"]
 
 
@@ -28,13 +27,14 @@ class EmbeddedPrompt:
 
 def prompts_path() -> Path:
     """The file, for `--prompts`."""
-    return Path(str(FILE))
+    return embedded.path("prompts", "embedded.jsonl")
 
 
 @cache
 def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
     """All 200, in their order: 140 names, 20 names of held-out concepts, 40 phrases."""
-    return tuple(EmbeddedPrompt(**json.loads(line)) for line in FILE.read_text(encoding="utf-8").splitlines())
+    lines = prompts_path().read_text(encoding="utf-8").splitlines()
+    return tuple(EmbeddedPrompt(**json.loads(line)) for line in lines)
 
 
 def real_drawings() -> tuple[LabelledImages, list[str]]:

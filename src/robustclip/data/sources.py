@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
+from robustclip import embedded
 from robustclip.data.batch import ALONE, Place
 from robustclip.data.decoding import Preparation
-from robustclip.data.emoji import ASSETS
+from robustclip.data.emoji import splits
 from robustclip.data.loader import Loader
 from robustclip.data.mixture import Mixture, Weights, check_weights
 from robustclip.data.samples import SampleSource
@@ -132,8 +132,10 @@ def emoji_shards(split: str) -> tuple[list[str], list[str]]:
     """The embedded shards of a split that is made of whole styles, and the held-out concepts, to be left out."""
     if split not in EMOJI:
         raise UsageError(f"emoji/{split} is no data to train on: use {' or '.join(f'emoji/{name}' for name in EMOJI)}")
-    splits = json.loads((ASSETS / "splits.json").read_text(encoding="utf-8"))
-    return [str(ASSETS / f"emoji-{style}.tar.gz") for style in splits[EMOJI[split]]], splits["heldout_concepts"]
+    known = splits()
+    return [str(embedded.path("emoji", f"emoji-{style}.tar.gz")) for style in known[EMOJI[split]]], known[
+        "heldout_concepts"
+    ]
 
 
 def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:

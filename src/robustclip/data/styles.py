@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from importlib.resources import files
 from typing import NamedTuple
+
+from robustclip import embedded
 
 
 class Styled(NamedTuple):
@@ -16,5 +17,5 @@ class Styled(NamedTuple):
 
 def embedded_styles() -> list[Styled]:
     """Ten drawings, each in five styles, in a fixed order."""
-    text = (files("robustclip") / "assets" / "prompts" / "styles.csv").read_text(encoding="utf-8")
+    text = embedded.path("prompts", "styles.csv").read_text(encoding="utf-8")
     return [Styled(row["content"], row["style"]) for row in csv.DictReader(text.splitlines())]

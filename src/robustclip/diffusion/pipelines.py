@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from robustclip import embedded
 from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
 from robustclip.diffusion.folders import WEIGHTS, write_model
 from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
@@ -23,14 +24,13 @@ try:
 except ImportError as error:
     raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
-EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "generators"
 INDEX, CARD, CONFIG = "model_index.json", "card.json", "config.json"
 PARTS: Final = ("vae", "unet", "scheduler")
 
 
 def diffusion_names() -> list[str]:
     """The diffusion models that come with the package."""
-    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{INDEX}"))
+    return list(embedded.folders("generators", INDEX))
 
 
 def load_diffusion(
@@ -51,12 +51,12 @@ def load_diffusion(
     Raises UsageError for a folder that lacks a part or has another in its place, weights that are not safetensors or
     not the config's; RunError for weights that are damaged, and NaN or infinity among them.
     """
-    folder = EMBEDDED / str(given) if str(given) in diffusion_names() else Path(given)
+    folder = embedded.folders("generators", INDEX).get(str(given), Path(given))
     if not is_file(folder / INDEX):
         names = ", ".join(diffusion_names()) or "none"
         raise UsageError(
             f"there is no diffusion model {str(given)[:200]!r}: give a pipeline's folder with {INDEX} (as diffusers' "
-            f"save_pretrained writes it), or a name ({names})"
+            f"save_pretrained writes it), or a name ({names}){embedded.hint(given)}"
         )
     for part in PARTS:
         if not (folder / part).is_dir():

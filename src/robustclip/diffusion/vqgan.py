@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustclip import embedded
 from robustclip.diffusion.folders import WEIGHTS, write_model
 from robustclip.errors import UsageError
 from robustclip.files import is_file, new_folder, read_json, sha256, write_json
@@ -20,7 +21,6 @@ try:
 except ImportError as error:
     raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
-EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "generators"
 CONFIG, CARD = "config.json", "card.json"
 AT_ONCE: Final = 1 << 24
 """Distances between a vector and a code that are in memory at a time."""
@@ -94,7 +94,7 @@ def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
     Raises UsageError for a folder that is not there or holds something else, and weights that are not the config's;
     RunError for weights that are damaged, and NaN or infinity among them.
     """
-    folder = EMBEDDED / str(given) if str(given) in embedded_names() else Path(given)
+    folder = embedded.folders("generators", CONFIG).get(str(given), Path(given))
     config = _config(folder, given)
     weights = folder / WEIGHTS
     if not is_file(weights):
@@ -124,7 +124,7 @@ def save_vqgan(model: VQGAN | Any, folder: Path, card: Mapping[str, Any], *, hal
 
 def embedded_names() -> list[str]:
     """The generators that come with the package."""
-    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG}"))
+    return list(embedded.folders("generators", CONFIG))
 
 
 def _config(folder: Path, given: str | Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _config(folder: Path, given: str | Path) -> dict[str, Any]:
         names = ", ".join(embedded_names()) or "none"
         raise UsageError(
             f"there is no generator {str(given)[:200]!r}: give a folder with {CONFIG} and {WEIGHTS}, "
-            f"or a name ({names})"
+            f"or a name ({names}){embedded.hint(given)}"
         )
     config = read_json(path)
     kind = config.get("_class_name") if isinstance(config, dict) else None

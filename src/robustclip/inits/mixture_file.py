@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -14,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from robustclip import embedded
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, is_file
 from robustclip.inits.mixture import Mixture
 
-EMBEDDED = files("robustclip") / "assets" / "mixtures"
 SUFFIX: Final = ".safetensors"
 FORMAT: Final = "robustclip mixture 1"
 LARGEST_SIDE: Final = 256  # pixels: a Gaussian over more has a covariance that no memory holds
@@ -62,14 +61,14 @@ def load_mixture(name: str | os.PathLike[str]) -> Mixture:
     Raises UsageError for a name and path that are not there, and for a file that is no mixture: damaged, of other
     shapes, with numbers that are none.
     """
-    embedded = {file.name.removesuffix(SUFFIX): file for file in EMBEDDED.iterdir() if file.name.endswith(SUFFIX)}
-    if name in embedded:
-        with as_file(embedded[str(name)]) as path:
-            return _read(path)
+    root = embedded.root()
+    shipped = {} if root is None else {file.stem: file for file in sorted(root.glob(f"mixtures/*{SUFFIX}"))}
+    if name in shipped:
+        return _read(shipped[str(name)])
     if not is_file(name):
         raise UsageError(
-            f"there is no mixture {str(name)[:200]!r}: give {', '.join(sorted(embedded))}, or a file that `robustclip "
-            "mixture fit DATA --out FILE` wrote"
+            f"there is no mixture {str(name)[:200]!r}: give {', '.join(shipped) or 'the path of one'}, or a file that "
+            f"`robustclip mixture fit DATA --out FILE` wrote{embedded.hint(name)}"
         )
     return _read(Path(name))
 

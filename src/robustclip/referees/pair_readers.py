@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from robustclip import embedded
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, is_file, sha256
 from robustclip.referees import blip2_full
@@ -17,7 +18,7 @@ from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.pairing import FAMILIES
-from robustclip.referees.registry import PAIR_READERS, find, load_referee
+from robustclip.referees.registry import find, load_referee
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights, write_weights
 
 FAMILY: Final = "blip2-mini"
@@ -28,7 +29,7 @@ LARGEST: Final = 4096  # of any size in a card: beyond it no mini is meant, and 
 
 def pair_reader_names() -> list[str]:
     """The pair readers that come with the package."""
-    return sorted(path.parent.name for path in PAIR_READERS.glob(f"*/{CARD_FILE}"))
+    return list(embedded.folders("pair_readers", CARD_FILE))
 
 
 def load_pair_reader(given: str | Path, device: str | torch.device = "cpu", *, checkpointing: bool = False) -> Blip2:
@@ -50,6 +51,7 @@ def _load(folder: Path, given: str | Path) -> Blip2:
     if not is_file(folder / CARD_FILE):
         raise UsageError(
             f"there is no pair reader {str(given)[:200]!r}: give a folder, or a name ({', '.join(pair_reader_names())})"
+            f"{embedded.hint(given)}"
         )
     card = Card.load(folder)
     if card.family not in FAMILIES:
@@ -137,7 +139,8 @@ def is_pair_reader(given: str | Path) -> bool:
 
 def _folder_of(given: str | Path) -> Path:
     """Of an embedded name, a registered one, or the folder itself."""
-    if str(given) in pair_reader_names():
-        return PAIR_READERS / str(given)
+    shipped = embedded.folders("pair_readers", CARD_FILE)
+    if str(given) in shipped:
+        return shipped[str(given)]
     entry = find(str(given))
     return Path(given) if entry is None else entry.existing_folder()

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from robustclip import embedded
 from robustclip.devices import pick_device
 from robustclip.errors import RunError, UsageError
 from robustclip.files import read_json, sha256, write_json
@@ -27,9 +28,6 @@ from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 
-EMBEDDED = Path(__file__).parent.parent / "assets" / "referees"
-PAIR_READERS = EMBEDDED.with_name("pair_readers")
-"""Not among the referees: see `pair_readers`."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
 RESERVED = (".json", ".partial", ".tmp")
 """Endings of what lies beside referees in the registry."""
@@ -245,8 +243,8 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
 
     if path.is_file() or path.suffix in SUFFIXES:
         return _load_checkpoint(path, given)
-    if SAFE_NAME.fullmatch(name) and (PAIR_READERS / name / CARD_FILE).is_file():
-        raise not_a_clip(PAIR_READERS / name)
+    if name in (readers := embedded.folders("pair_readers", CARD_FILE)):
+        raise not_a_clip(readers[name])
     if ":" in name:
         from robustclip.referees.openclip import load_tag
 
@@ -299,8 +297,8 @@ def _refuse(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
 
 
 def _embedded() -> Iterator[Entry]:
-    for card in sorted(EMBEDDED.glob(f"*/{CARD_FILE}")):
-        yield Entry(card.parent.name, card.parent, "embedded")
+    for name, folder in embedded.folders("referees", CARD_FILE).items():
+        yield Entry(name, folder, "embedded")
 
 
 def _registered() -> Iterator[Entry]:
@@ -348,7 +346,10 @@ def _unknown(name: str, names: list[str]) -> str:
         return f"a referee's name or folder is needed, not a text of {len(name)} characters"
     near = get_close_matches(name, names, n=3, cutoff=0.4) or _near_tags(name)
     hint = f"near ones: {', '.join(near)}" if near else f"known names: {', '.join(names) or 'none'}"
-    return f"there is no referee {name!r}; {hint}. Folders, checkpoints and open_clip tags (ViT-B-32:openai) work too"
+    return (
+        f"there is no referee {name!r}; {hint}. Folders, checkpoints and open_clip tags (ViT-B-32:openai) work too"
+        f"{embedded.hint(name)}"
+    )
 
 
 def _near_tags(name: str) -> list[str]:

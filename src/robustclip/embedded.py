@@ -1,0 +1,46 @@
+"""Files of the embedded emoji world, which the distribution robustclip-emoji installs."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from robustclip.errors import UsageError
+
+PACKAGE: Final = "robustclip_emoji"
+INSTALL: Final = "pip install 'robustclip[emoji]'"
+
+
+@cache
+def root() -> Path | None:
+    """The folder of the installed package `robustclip_emoji`, or None where it is not installed."""
+    spec = find_spec(PACKAGE)
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
+def path(*parts: str) -> Path:
+    """The path of one file or folder, e.g. `path("prompts", "styles.csv")`.
+
+    Raises UsageError where robustclip-emoji is not installed.
+    """
+    folder = root()
+    if folder is None:
+        raise UsageError(f"{'/'.join(parts)} belongs to the embedded emoji world, which is not installed: {INSTALL}")
+    return folder.joinpath(*parts)
+
+
+def folders(kind: str, file: str) -> dict[str, Path]:
+    """{name: folder} of the folders below `kind` (e.g. "referees") that hold `file`, sorted by name; none where the
+    world is not installed."""
+    folder = root()
+    found = [] if folder is None else sorted((folder / kind).glob(f"*/{file}"))
+    return {file.parent.name: file.parent for file in found}
+
+
+def hint(name: object) -> str:
+    """What to append to an error about an unknown name: how to install the world, where that may be the reason."""
+    if root() is not None or not str(name).startswith("emoji"):
+        return ""
+    return f". Names that begin with emoji belong to robustclip-emoji, which is not installed: {INSTALL}"

@@ -1,0 +1,27 @@
+"""Write src/robustclip_emoji/SHA256SUMS anew, after a file of the embedded world has changed (`sha256sum -c` reads it).
+
+python tools/write_manifest.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustclip.files import atomic_write, sha256
+
+ROOT = Path(__file__).parents[1] / "src" / "robustclip_emoji"
+UNLISTED = {"SHA256SUMS", "__init__.py", "pyproject.toml", "README.md", "NOTICE"}
+"""Files that hold no data, by their path from ROOT."""
+
+
+def manifest(root: Path) -> str:
+    """One line a data file, `<sha256>  <path>`, sorted by path."""
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    listed = {name for name in found if name not in UNLISTED and "__pycache__" not in name}
+    return "".join(f"{sha256(found[name])}  {name}\n" for name in sorted(listed))
+
+
+if __name__ == "__main__":
+    text = manifest(ROOT)
+    with atomic_write(ROOT / "SHA256SUMS", "w") as file:
+        file.write(text)

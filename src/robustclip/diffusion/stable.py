@@ -109,7 +109,6 @@ class LatentDiffusion(nn.Module):
         """What the UNet attends to; texts that are too long are cut, and that is said."""
         return self.texts(texts)
 
-    @torch.no_grad()
     def predict_noise(
         self,
         noisy: Float[Tensor, "p c h w"],
@@ -118,8 +117,9 @@ class LatentDiffusion(nn.Module):
         unconditional: Conditioning,
         guidance: float,
     ) -> Float[Tensor, "p c h w"]:
-        """The noise in latents at these steps of the schedule, float32, by classifier-free guidance (Ho and Salimans
-        2021): that without the text, and from there `guidance` times the way to that with it. At 1 it is the latter.
+        """The noise in latents at these steps of the schedule, by classifier-free guidance (Ho and Salimans 2021): that
+        without the text, and from there `guidance` times the way to that with it. At 1 it is the latter. float32, or
+        float64 of a UNet of float64; differentiable in the latents and the conditionings.
 
         Raises UsageError for a guidance below 0.
         """
@@ -160,9 +160,8 @@ class LatentDiffusion(nn.Module):
         own = self.unet.dtype
         mixed = autocast(noisy.device, self.dtype) if own == torch.float32 else nullcontext()
         with mixed:
-            return self.unet(
-                noisy.to(own), times, given.states.to(own), encoder_attention_mask=given.mask
-            ).sample.float()
+            found = self.unet(noisy.to(own), times, given.states.to(own), encoder_attention_mask=given.mask).sample
+        return found.to(torch.promote_types(own, torch.float32))
 
 
 def check_guidance(guidance: float) -> float:

@@ -1,0 +1,222 @@
+"""Gradients through a whole diffusion chain at the memory of one step, by exact reversal (DOODL, Wallace et al. 2023).
+
+In the backward pass each state is reconstructed from the next one, and the evaluation of the denoiser that this needs
+is the one that is differentiated. So a step back costs one forward and one backward pass of the denoiser, as
+checkpointing does, and nothing is kept for it. See `robustclip.diffusion.samplers` for the couplings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from robustclip import printing
+from robustclip.diffusion.conditioning import Conditioning
+from robustclip.diffusion.samplers import SAMPLERS, Coupling, Levels, SamplerName
+from robustclip.diffusion.stable import LatentDiffusion, check_guidance
+from robustclip.errors import RunError, UsageError
+
+Gradient = Literal["reversed", "checkpointed", "stored"]
+Denoise = Callable[..., Tensor]
+"""(latents (P,...), time, *given) -> the noise in them (P,...). `given` are tensors that may get gradients."""
+BOUND: Final = 1e-3
+"""RMS error of a reconstructed start, in parts of its RMS, above which it is told: the gradient is off by more."""
+
+
+@final
+class Chain:
+    """A denoiser, sampled by couplings. States are (2,P,...), in the dtype that they come in: float64 is best, whatever
+    the denoiser computes in, for each inverse step amplifies rounding.
+
+    reversible: the couplings have inverses; pictures: which of the pair the last step made (both, of EDICT);
+    evaluations: calls of the denoiser in one sample; error: of the last reconstruction, see `BOUND`.
+
+    gradient: "reversed" keeps the two ends of the chain, "checkpointed" each step's latents, "stored" all that autograd
+    keeps. Raises UsageError for "reversed" where there is no inverse.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        couplings: Sequence[Coupling],
+        levels: Levels,
+        *,
+        name: str = "chain",
+        gradient: Gradient = "reversed",
+    ) -> None:
+        self.denoise, self.couplings, self.levels, self.name = denoise, list(couplings), levels, name
+        self.steps = len(levels.times)
+        self.reversible = all(one.own for one in self.couplings)
+        if gradient == "reversed" and not self.reversible:
+            raise UsageError(f"{name} has no exact inverse to take gradients by: give gradient='checkpointed'")
+        self.gradient = gradient
+        self.pictures = sorted({one.to for one in self.couplings if one.step == self.steps - 1})
+        self.evaluations = sum(bool(one.noise) for one in self.couplings)
+        self.error: float | None = None
+
+    def sample(self, start: Float[Tensor, "2 p *shape"], *given: Tensor) -> Float[Tensor, "2 p *shape"]:
+        """The state at the end, differentiable in the start and in `given`; `state[chain.pictures]` are the pictures'.
+
+        Raises RunError, with the step, where a latent is not finite, at the end or on the way back.
+        """
+        if self.gradient == "reversed":
+            end: Tensor = _Reversed.apply(self, start, *given)
+            return end
+        return self.run(start, given)
+
+    @torch.no_grad()
+    def invert(self, end: Float[Tensor, "2 p *shape"], *given: Tensor) -> Float[Tensor, "2 p *shape"]:
+        """The start whose sample this state is. Raises UsageError where there is no inverse."""
+        if not self.reversible:
+            raise UsageError(f"{self.name} has no exact inverse: give edict, bdia or o-belm")
+        state = list(end.unbind())
+        for one in reversed(self.couplings):
+            found = self.denoise(state[1 - one.to], one.time, *given) if one.noise else None
+            state[one.to] = undone(one, state, found)
+            self._check(state[one.to], one, "back")
+        return torch.stack(state)
+
+    @torch.no_grad()
+    def ending(self, latents: Float[Tensor, p * shape], *given: Tensor) -> Float[Tensor, "2 p *shape"]:
+        """A final state of these latents: twice the same, or where one of the pair is a step older, what DDIM's inverse
+        takes for it. Whatever it is, `sample(invert(ending(x)))` has x."""
+        if len(self.pictures) == 2:
+            return torch.stack([latents, latents])
+        a, b = self.levels.ddim(self.steps - 1)
+        older = (latents - b * self.denoise(latents, self.levels.times[-1], *given)) / a
+        return torch.stack([latents, older] if self.pictures == [0] else [older, latents])
+
+    def run(self, start: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """The steps, for autograd to follow."""
+        state = list(start.unbind())
+        for one in self.couplings:
+            u, v = state[one.to], state[1 - one.to]
+            u = one.own * u + one.other * v
+            if one.noise:
+                found = (
+                    checkpoint(self.denoise, v, one.time, *given, use_reentrant=False)
+                    if self.gradient == "checkpointed" and torch.is_grad_enabled()
+                    else self.denoise(v, one.time, *given)
+                )
+                u = u + one.noise * found
+            state[one.to] = u
+            self._check(u, one, "on")
+        return torch.stack(state)
+
+    def tell(self, rebuilt: Tensor, start: Tensor) -> None:
+        """Measure a reconstruction of the start, and say so where it is bad."""
+        off = (rebuilt - start).flatten(2).square().mean(2).sqrt() / start.flatten(2).square().mean(2).sqrt()
+        error, told = float(off.max()), self.error
+        self.error = error
+        if not error <= BOUND and not (told is not None and told > BOUND):
+            printing.note(
+                f"{self.name} over {self.steps} steps is undone to {error:.1e} of the start only ({start.dtype} "
+                "states), and gradients are off by more: take fewer steps, less guidance, float64 states or edict"
+            )
+
+    def _check(self, latents: Tensor, one: Coupling, way: str) -> None:
+        if not latents.detach().isfinite().all():
+            raise RunError(
+                f"{self.name}: a latent is not finite at step {one.step + 1} of {self.steps} (time {one.time}), on the "
+                f"way {way}: compute in float32 (--dtype float32), or take less guidance or another sampler"
+            )
+
+
+def undone(one: Coupling, state: Sequence[Tensor], found: Tensor | None) -> Tensor:
+    """What a coupling changed, as it was before; `found` is the noise that it found."""
+    u, v = state[one.to], state[1 - one.to]
+    u = u if not one.other else u - one.other * v
+    return (u if found is None else u - one.noise * found) / one.own
+
+
+def pair(latents: Float[Tensor, p * shape]) -> Float[Tensor, "2 p *shape"]:
+    """A start: x_T = y_T."""
+    return latents.expand(2, *latents.shape)
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, chain: Chain, start: Tensor, *given: Tensor) -> Tensor:
+        end = chain.run(start, given)
+        ctx.chain = chain
+        ctx.save_for_backward(start, end, *given)
+        return end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        chain: Chain = ctx.chain
+        start, end, *given = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        state, slopes = list(end.unbind()), list(upstream.unbind())
+        sums: list[Tensor | None] = [
+            torch.zeros_like(one) if want else None for one, want in zip(given, wanted, strict=True)
+        ]
+        for one in reversed(chain.couplings):
+            u, v = one.to, 1 - one.to
+            slope, passed, found = slopes[u], one.other * slopes[u], None
+            if one.noise:
+                with torch.enable_grad():
+                    leaves = [state[v].detach().requires_grad_()]
+                    leaves += [each.detach().requires_grad_(want) for each, want in zip(given, wanted, strict=True)]
+                    out = chain.denoise(leaves[0], one.time, *leaves[1:])
+                asked = [leaf for leaf in leaves if leaf.requires_grad]
+                back = torch.autograd.grad(out, asked, (one.noise * slope).to(out.dtype), allow_unused=True)
+                found = out.detach()
+                del out
+                if back[0] is not None:
+                    passed = passed + back[0]
+                places = [place for place, want in enumerate(wanted) if want]
+                for place, more in zip(places, back[1:], strict=True):
+                    sums[place] = sums[place] if more is None else sums[place] + more  # type: ignore[operator]
+            state[u] = undone(one, state, found)
+            chain._check(state[u], one, "back")
+            slopes[u], slopes[v] = one.own * slope, slopes[v] + passed
+        chain.tell(torch.stack(state), start)
+        return None, torch.stack(slopes), *sums
+
+
+def chain_of(
+    model: LatentDiffusion,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    *,
+    sampler: SamplerName = "edict",
+    steps: int = 50,
+    guidance: float = 7.5,
+    gradient: Gradient | None = None,
+    **constants: float,
+) -> tuple[Chain, tuple[Tensor, Tensor]]:
+    """A chain of a latent diffusion model, and the states of both conditionings, to be given to its `sample`.
+
+    gradient: by default "reversed" where the sampler is reversible. constants: p of edict, gamma of bdia. Raises
+    UsageError for a guidance below 0, steps that do not divide the schedule, and constants out of range.
+    """
+    check_guidance(guidance)
+    levels = Levels.of(model.scheduler_config, steps)
+    gradient = gradient or ("checkpointed" if sampler == "ddim" else "reversed")
+    denoise = partial(_noise, model, conditioning, unconditional, guidance)
+    chain = Chain(denoise, SAMPLERS[sampler](levels, **constants), levels, name=sampler, gradient=gradient)
+    return chain, (conditioning.states, unconditional.states)
+
+
+def _noise(
+    model: LatentDiffusion,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    guidance: float,
+    latents: Tensor,
+    time: int,
+    states: Tensor,
+    empty: Tensor,
+) -> Tensor:
+    times = torch.full((len(latents),), time, device=latents.device)
+    told, silent = Conditioning(states, conditioning.mask), Conditioning(empty, unconditional.mask)
+    return model.predict_noise(latents, times, told, silent, guidance)

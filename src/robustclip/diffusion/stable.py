@@ -124,18 +124,30 @@ class LatentDiffusion(nn.Module):
         Raises UsageError for a guidance below 0.
         """
         check_guidance(guidance)
-        given, count = conditioning, len(noisy)
-        if guidance != 1:
-            given = unconditional.rows(torch.zeros(count, dtype=torch.long)).beside(conditioning)
-            noisy, times = torch.cat([noisy, noisy]), torch.cat([times, times])
+        if guidance == 1:
+            return self._noise(noisy, times, conditioning)
+        with_text, without = self.predict_both(noisy, times, conditioning, unconditional)
+        return without + guidance * (with_text - without)
+
+    def predict_both(
+        self,
+        noisy: Float[Tensor, "p c h w"],
+        times: Int[Tensor, " p"],
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+    ) -> tuple[Float[Tensor, "p c h w"], Float[Tensor, "p c h w"]]:
+        """The noise in latents with their texts, and without any, float32, in one pass; differentiable."""
+        count = len(noisy)
+        both = unconditional.rows(torch.zeros(count, dtype=torch.long)).beside(conditioning)
+        without, with_text = self._noise(torch.cat([noisy, noisy]), torch.cat([times, times]), both).split(count)
+        return with_text, without
+
+    def _noise(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
         found = self._run(noisy, times, given)
         if self.prediction == "v_prediction":  # Salimans and Ho 2022: v = sqrt(a) noise - sqrt(1 - a) signal
             kept = self.alphas_cumprod[times].view(-1, 1, 1, 1)
             found = kept.sqrt() * found + (1 - kept).sqrt() * noisy
-        if guidance == 1:
-            return found
-        without, with_text = found[:count], found[count:]
-        return without + guidance * (with_text - without)
+        return found
 
     @torch.no_grad()
     def sample(

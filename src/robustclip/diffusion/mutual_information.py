@@ -1,0 +1,214 @@
+"""Point-wise mutual information of a picture and its prompt, estimated by a diffusion model's own denoiser.
+
+Three estimators, in nats; lambda(t) = log(abar_t / (1 - abar_t)) is the log signal-to-noise ratio, e the noise in z_t:
+
+- gap (`pointwise_mi(form="gap")`): 1/2 * integral over lambda of E[|e - e(z_t)|^2 - |e - e(z_t, prompt)|^2], the gap
+  of minimum mean squared errors (MMG, arXiv 2509.20609, in terms of noise). For the optimal denoiser it is
+  log p(x | prompt) / p(x) of the given picture.
+- difference (`pointwise_mi(form="difference")`): the same integral of E|e(z_t, prompt) - e(z_t)|^2: Eq. 2 of MI-TUNE
+  (Wang et al. 2025) on a given picture. It equals the gap only in expectation over pictures and their true prompts: for
+  a wrong prompt it grows where the gap falls below 0, so it does not rank prompts of a picture.
+- trajectory (`sample_with_mi`): Eq. 2 on the states of the model's own ancestral sampling, MI-TUNE's Alg. 1, without a
+  second pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from robustclip.errors import RunError, UsageError
+
+Form = Literal["gap", "difference"]
+Kappa = Literal["exact", "released"]
+SKIPPED: Final = 50
+"""Steps of the schedule up to which MI-TUNE's release counts nothing, for their variance."""
+
+
+class Denoiser(Protocol):
+    """What the estimators need of a diffusion model; see `robustclip.diffusion.stable.LatentDiffusion`."""
+
+    alphas_cumprod: Float[Tensor, " t"]
+
+    def predict_both(
+        self, noisy: Float[Tensor, p * shape], times: Int[Tensor, " p"], conditioning: Any, unconditional: Any, /
+    ) -> tuple[Float[Tensor, p * shape], Float[Tensor, p * shape]]:
+        """The noise with the text and without it."""
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """nats: (N,), the estimate of each pair of picture and prompt; standard_error: (N,), of the Monte Carlo draws, NaN
+    for a single draw; terms: (N,T), the contribution of each of the T levels, whose times (N,T) are steps of the
+    schedule; maps: (N,*shape), the contribution of each element of the latent. Terms and maps each add up to `nats`."""
+
+    nats: Float[Tensor, " n"]
+    standard_error: Float[Tensor, " n"]
+    times: Int[Tensor, "n t"]
+    terms: Float[Tensor, "n t"]
+    maps: Float[Tensor, n * shape]
+
+    @property
+    def bits(self) -> Float[Tensor, " n"]:
+        """The estimates in bits."""
+        return self.nats / math.log(2)
+
+
+def log_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """log(abar / (1 - abar)) of each step, float64, falling."""
+    kept = alphas_cumprod.double()
+    return torch.logit(kept)
+
+
+def widths(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """The trapezoidal rule's weights of the steps in an integral over log SNR, float64; they add up to its range."""
+    levels = log_snr(alphas_cumprod)
+    half = (levels[:-1] - levels[1:]) / 2
+    return torch.cat([half[:1], half[1:] + half[:-1], half[-1:]])
+
+
+def pointwise_mi(
+    model: Denoiser,
+    latents: Float[Tensor, n * shape],
+    conditioning: Any,
+    unconditional: Any,
+    *,
+    form: Form = "gap",
+    levels: int = 32,
+    draws: int = 4,
+    seed: int = 0,
+    common: bool = True,
+) -> MutualInformation:
+    """Estimate the mutual information of N given latents, each with its prompt.
+
+    `conditioning` holds N prompts' states and `unconditional` one (`model.embed_prompts([""])`). Each of `draws`
+    repetitions draws one step of the schedule in each of `levels` strata of equal width in log SNR, and noise for it;
+    both predictions see the same noisy latent. The standard error is that of the mean of the repetitions. With `common`
+    all pictures see the same steps and noise, so that differences between them vary less, but errors are correlated. It
+    costs 2 * levels * draws evaluations of the denoiser a picture. The integral ends where the schedule does.
+
+    Gradients flow to `latents` where they require any. Raises UsageError for no level or draw; RunError for predictions
+    that are not finite.
+    """
+    if levels < 1 or draws < 1:
+        raise UsageError(f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4")
+    count, device = len(latents), latents.device
+    generator = torch.Generator().manual_seed(seed)
+    weights = widths(model.alphas_cumprod).to(device)
+    edges = (weights.cumsum(0) / weights.sum()).cpu()
+    totals, terms, steps = [], [], []
+    maps: Tensor = torch.zeros_like(latents, dtype=torch.float64)
+    for _ in range(draws):
+        found = []
+        for level in range(levels):
+            times, noise = _drawn(edges, level, levels, latents, generator, common)
+            element = _contribution(model, latents, times, noise, conditioning, unconditional, form)
+            element = element * (weights.sum() / (2 * levels))
+            maps = maps + element / draws
+            found.append(element.flatten(1).sum(1))
+            steps.append(times)
+        terms += found
+        totals.append(torch.stack(found).sum(0))
+    repeated = torch.stack(totals)
+    error = repeated.std(0) / math.sqrt(draws) if draws > 1 else torch.full((count,), math.nan)
+    return MutualInformation(
+        repeated.mean(0), error.detach(), torch.stack(steps, 1), torch.stack(terms, 1) / draws, maps
+    )
+
+
+def _drawn(
+    edges: Tensor, level: int, levels: int, latents: Tensor, generator: Generator, common: bool
+) -> tuple[Int[Tensor, " n"], Float[Tensor, n * shape]]:
+    """A step in this stratum of the schedule and noise, for each latent, or the same for all."""
+    count = 1 if common else len(latents)
+    place = (level + torch.rand(count, generator=generator, dtype=torch.float64)) / levels
+    times = torch.searchsorted(edges, place).clamp(max=len(edges) - 1)
+    noise = torch.randn((count, *latents.shape[1:]), generator=generator, dtype=torch.float64)
+    noise = noise.to(latents).expand_as(latents)
+    return times.to(latents.device).expand(len(latents)), noise
+
+
+def _contribution(
+    model: Denoiser,
+    latents: Tensor,
+    times: Tensor,
+    noise: Tensor,
+    conditioning: Any,
+    unconditional: Any,
+    form: Form,
+) -> Float[Tensor, n * shape]:
+    """The integrand at one step, by element, float64."""
+    kept = model.alphas_cumprod.to(latents)[times].view(-1, *[1] * (latents.ndim - 1))
+    noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+    with_text, without = (found.double() for found in model.predict_both(noisy, times, conditioning, unconditional))
+    if form == "difference":
+        squared = (with_text - without).square()
+    else:  # |e - without|^2 - |e - with|^2, as a product: two large squares would cancel
+        squared = (with_text - without) * (2 * noise.double() - with_text - without)
+    if not squared.isfinite().all():
+        raise RunError(f"the denoiser gives NaN or infinity at step {int(times[0])} of the schedule")
+    return squared
+
+
+@torch.no_grad()
+def sample_with_mi(
+    model: Denoiser,
+    start: Float[Tensor, n * shape],
+    conditioning: Any,
+    unconditional: Any,
+    *,
+    generators: Sequence[Generator],
+    steps: int = 100,
+    guidance: float = 7.5,
+    kappa: Kappa = "exact",
+    skip: int = 0,
+) -> tuple[Float[Tensor, n * shape], Float[Tensor, " n"]]:
+    """Sample latents by DDPM (Ho et al. 2020) from the noise `start`, and their mutual information on the way (MI-TUNE,
+    Alg. 1): (latents, nats).
+
+    nats is the mean over the steps of kappa_t |e(z_t, prompt) - e(z_t)|^2, summed over the latent, by the raw
+    predictions at the states of the guided chain. kappa_t = beta_t T / (2 alpha_t (1 - abar_t)), of the schedule's T
+    steps; "released" drops alpha_t as MI-TUNE's code does. The mean leaves out steps t <= `skip` (50 in that code).
+    The chain visits `steps` of the schedule's steps evenly; alpha and beta of its updates are those between them.
+
+    Raises UsageError for steps that the schedule does not have, and a `skip` that leaves none.
+    """
+    total = len(model.alphas_cumprod)
+    if not 1 <= steps <= total or skip >= total - total // steps:
+        raise UsageError(
+            f"steps={steps} and skip={skip}: the schedule has {total} steps, of which at least one counts, as in "
+            f"steps={min(100, total)}, skip={min(SKIPPED, total // 2)}"
+        )
+    kept = model.alphas_cumprod.double()
+    alphas = kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    weight = (1 - alphas) * total / (2 * (1 - kept)) / (alphas if kappa == "exact" else 1)
+    visited = torch.arange(total - 1, -1, -(total // steps))[:steps].tolist()
+    latents, gathered, counted = start, start.new_zeros(len(start), dtype=torch.float64), 0
+    for time, after in zip(visited, [*visited[1:], -1], strict=True):
+        times = torch.full((len(latents),), time, device=latents.device)
+        with_text, without = model.predict_both(latents, times, conditioning, unconditional)
+        if time > skip or skip == 0:
+            gathered += weight[time] * (with_text - without).double().square().flatten(1).sum(1)
+            counted += 1
+        noise = without + guidance * (with_text - without)
+        before = kept[after].item() if after >= 0 else 1.0
+        latents = _ancestral(latents, noise, kept[time].item(), before, generators if after >= 0 else None)
+    return latents, gathered / counted
+
+
+def _ancestral(
+    latents: Tensor, noise: Tensor, kept: float, before: float, generators: Sequence[Generator] | None
+) -> Tensor:
+    """A step of DDPM from abar `kept` to the cleaner `before` (Ho et al. 2020, Alg. 2): with noise but for the last."""
+    alpha = kept / before
+    mean = (latents - (1 - alpha) / math.sqrt(1 - kept) * noise) / math.sqrt(alpha)
+    if generators is None:
+        return mean
+    drawn = torch.stack([torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators])
+    return mean + math.sqrt((1 - before) / (1 - kept) * (1 - alpha)) * drawn.to(latents)

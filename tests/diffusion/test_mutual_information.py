@@ -1,0 +1,209 @@
+"""Estimators of mutual information where the truth is known: jointly Gaussian signal and text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.diffusion.mutual_information import Form, MutualInformation, pointwise_mi, sample_with_mi, widths
+from robustclip.errors import RunError, UsageError
+
+DRAWS = 1000
+
+
+def schedule(steps: int = 1000) -> Float[Tensor, " t"]:
+    """Stable Diffusion's betas, scaled linear from 0.00085 to 0.012."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0)
+
+
+@dataclass
+class GaussianToy:
+    """x ~ N(0, covariance) and the text y = x + noise of standard deviation `blur`, in the basis where the covariance
+    is diagonal with these `variances`; the optimal denoiser in closed form. Conditioning is y; None is no text."""
+
+    variances: Float[Tensor, " d"]
+    blur: float
+
+    def __post_init__(self) -> None:
+        self.alphas_cumprod = schedule()
+
+    @property
+    def posterior(self) -> Float[Tensor, " d"]:
+        """Variances of x given y."""
+        return 1 / (1 / self.variances + 1 / self.blur**2)
+
+    @property
+    def truth(self) -> float:
+        """I(x; y) in nats."""
+        return float((self.variances / self.posterior).log().sum() / 2)
+
+    def pointwise(self, x: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+        """log p(x | y) / p(x)."""
+        mean = self.posterior / self.blur**2 * y
+        likelihood = torch.distributions.Normal(mean, self.posterior.sqrt()).log_prob(x).sum(1)
+        return likelihood - torch.distributions.Normal(0.0, self.variances.sqrt()).log_prob(x).sum(1)
+
+    def draw(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(count, len(self.variances), generator=generator, dtype=torch.float64) * self.variances.sqrt()
+        return x, x + self.blur * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+    def predict_both(self, noisy: Tensor, times: Tensor, conditioning: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        kept = self.alphas_cumprod[times].unsqueeze(1)
+
+        def noise(mean: Tensor | float, variance: Tensor) -> Tensor:
+            gain = kept.sqrt() * variance / (kept * variance + 1 - kept)
+            signal = mean + gain * (noisy - kept.sqrt() * mean)
+            return (noisy - kept.sqrt() * signal) / (1 - kept).sqrt()
+
+        return noise(self.posterior / self.blur**2 * conditioning, self.posterior), noise(0.0, self.variances)
+
+
+TOYS = {
+    "1-D": GaussianToy(torch.ones(1, dtype=torch.float64), blur=0.75),
+    "16-D": GaussianToy(torch.linspace(0.1, 3.0, 16, dtype=torch.float64), blur=2.0),
+}
+
+
+def standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values)))
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("form", ["gap", "difference"])
+def test_the_mean_over_the_joint_is_the_mutual_information(name: str, form: Form) -> None:
+    toy = TOYS[name]
+    x, y = toy.draw(DRAWS)
+    found = pointwise_mi(toy, x, y, None, form=form, levels=24, draws=2, common=False).nats
+    assert abs(float(found.mean()) - toy.truth) < 2 * standard_error(found)
+    assert standard_error(found) < 0.1 * toy.truth
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_on_the_trajectory_the_mean_is_the_mutual_information(name: str) -> None:
+    toy = TOYS[name]
+    _, y = toy.draw(DRAWS)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(DRAWS)]
+    start = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made, found = sample_with_mi(toy, start, y, None, generators=generators, steps=250, guidance=1.0)
+    assert abs(float(found.mean()) - toy.truth) < 2 * standard_error(found)
+    assert torch.allclose(made.var(0), toy.variances, rtol=0.2)  # samples of p(x | y) over all y are those of p(x)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_gap_is_the_log_ratio_of_each_given_picture(name: str) -> None:
+    toy = TOYS[name]
+    x, y = toy.draw(64)
+    found = pointwise_mi(toy, x, y, None, levels=64, draws=32)
+    error = found.nats - toy.pointwise(x, y)
+    assert (error.abs() < 4 * found.standard_error + 0.02).all()
+    assert float((error / found.standard_error).square().mean()) < 2
+
+
+def test_the_difference_does_not_fall_for_a_wrong_text_where_the_gap_does() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(200)
+    wrong = y.roll(1, 0)
+    gap, difference = (
+        pointwise_mi(toy, x, wrong, None, form=form, draws=2).nats.mean() for form in ("gap", "difference")
+    )
+    assert gap < 0
+    assert difference > toy.truth
+
+
+@pytest.mark.parametrize("form", ["gap", "difference"])
+def test_independent_pairs_have_none(form: Form) -> None:
+    toy = GaussianToy(torch.ones(1, dtype=torch.float64), blur=1e6)
+    x, y = toy.draw(DRAWS)
+    found = pointwise_mi(toy, x, y, None, form=form, levels=8, draws=2).nats
+    assert abs(float(found.mean())) < 1e-4
+
+
+def test_a_rescaled_latent_has_the_same() -> None:
+    """Where the denoiser knows of the scale: mutual information does not change with the unit of x."""
+    toy, scaled = TOYS["1-D"], GaussianToy(TOYS["1-D"].variances * 4, blur=1.5)
+    x, y = toy.draw(DRAWS)
+    found = [pointwise_mi(one, s * x, s * y, None, common=False).nats for one, s in ((toy, 1), (scaled, 2))]
+    difference = found[0] - found[1]
+    assert abs(float(difference.mean())) < 2 * standard_error(difference)
+    assert toy.truth == pytest.approx(scaled.truth)
+
+
+def test_the_standard_error_falls_with_the_root_of_the_draws() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(400)
+    few, many = (pointwise_mi(toy, x, y, None, levels=4, draws=n, common=False).standard_error.mean() for n in (8, 128))
+    assert float(few / many) == pytest.approx(4, rel=0.1)
+
+
+def test_terms_and_maps_add_up_and_bits_are_nats_in_another_unit() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(5)
+    found = pointwise_mi(toy, x, y, None, levels=6, draws=3)
+    assert isinstance(found, MutualInformation)
+    assert found.terms.shape == found.times.shape == (5, 18)
+    assert torch.allclose(found.terms.sum(1), found.nats)
+    assert torch.allclose(found.maps.sum(1), found.nats)
+    assert torch.allclose(found.bits * math.log(2), found.nats)
+    assert torch.isnan(pointwise_mi(toy, x, y, None, draws=1).standard_error).all()
+
+
+def test_common_draws_are_those_of_all_pictures_and_a_seed_is_repeatable() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(3)
+    together = pointwise_mi(toy, x, y, None, seed=3)
+    assert (together.times == together.times[:1]).all()
+    alone = pointwise_mi(toy, x[1:2], y[1:2], None, seed=3)
+    assert torch.allclose(alone.nats, together.nats[1:2])
+    assert not torch.allclose(pointwise_mi(toy, x, y, None, seed=4).nats, together.nats)
+
+
+def test_gradients_reach_the_latents() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(2)
+    x.requires_grad_()
+    pointwise_mi(toy, x, y, None, levels=64, draws=16).nats.sum().backward()
+    at = x.detach().clone().requires_grad_()
+    toy.pointwise(at, y).sum().backward()
+    assert x.grad is not None
+    assert at.grad is not None
+    assert torch.cosine_similarity(x.grad.flatten(), at.grad.flatten(), dim=0) > 0.9
+
+
+def test_the_weights_of_the_levels_cover_the_range_of_log_snr() -> None:
+    kept = schedule()
+    assert float(widths(kept).sum()) == pytest.approx(float(torch.logit(kept[0]) - torch.logit(kept[-1])))
+    assert (widths(kept) > 0).all()
+
+
+def test_the_released_kappa_lacks_alpha_and_skips_the_last_steps() -> None:
+    toy = TOYS["1-D"]
+    _, y = toy.draw(4)
+    start = torch.zeros_like(y)
+
+    def run(**given: object) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        return sample_with_mi(toy, start, y, None, generators=generators, steps=100, **given)[1]  # type: ignore[arg-type]
+
+    exact, released = run(), run(kappa="released")
+    assert ((0.988 * exact < released) & (released < exact)).all()  # alpha lies in [0.988, 1)
+    assert not torch.allclose(run(skip=50), exact)
+
+
+def test_impossible_settings_and_damaged_denoisers_are_refused() -> None:
+    toy = TOYS["1-D"]
+    x, y = toy.draw(2)
+    for given in ({"levels": 0}, {"draws": 0}):
+        with pytest.raises(UsageError, match="levels"):
+            pointwise_mi(toy, x, y, None, **given)  # type: ignore[arg-type]
+    for steps, skip in ((0, 0), (1001, 0), (10, 1000)):
+        with pytest.raises(UsageError, match="schedule"):
+            sample_with_mi(toy, x, y, None, generators=[], steps=steps, skip=skip)
+    with pytest.raises(RunError, match="NaN"):
+        pointwise_mi(toy, x, y * math.nan, None)

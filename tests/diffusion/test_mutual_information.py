@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,6 +21,15 @@ def schedule(steps: int = 1000) -> Float[Tensor, " t"]:
     """Stable Diffusion's betas, scaled linear from 0.00085 to 0.012."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0)
+
+
+class Texts(NamedTuple):
+    """What the toy's texts say: y, a row each."""
+
+    y: Tensor
+
+    def rows(self, index: Tensor) -> Texts:
+        return Texts(self.y[index])
 
 
 @dataclass
@@ -43,18 +53,18 @@ class GaussianToy:
         """I(x; y) in nats."""
         return float((self.variances / self.posterior).log().sum() / 2)
 
-    def pointwise(self, x: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+    def pointwise(self, x: Tensor, texts: Texts) -> Float[Tensor, " n"]:
         """log p(x | y) / p(x)."""
-        mean = self.posterior / self.blur**2 * y
+        mean = self.posterior / self.blur**2 * texts.y
         likelihood = torch.distributions.Normal(mean, self.posterior.sqrt()).log_prob(x).sum(1)
         return likelihood - torch.distributions.Normal(0.0, self.variances.sqrt()).log_prob(x).sum(1)
 
-    def draw(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, seed: int = 0) -> tuple[Tensor, Texts]:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(count, len(self.variances), generator=generator, dtype=torch.float64) * self.variances.sqrt()
-        return x, x + self.blur * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return x, Texts(x + self.blur * torch.randn(x.shape, generator=generator, dtype=torch.float64))
 
-    def predict_both(self, noisy: Tensor, times: Tensor, conditioning: Tensor, _: object) -> tuple[Tensor, Tensor]:
+    def predict_both(self, noisy: Tensor, times: Tensor, conditioning: Texts, _: object) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod[times].unsqueeze(1)
 
         def noise(mean: Tensor | float, variance: Tensor) -> Tensor:
@@ -62,7 +72,7 @@ class GaussianToy:
             signal = mean + gain * (noisy - kept.sqrt() * mean)
             return (noisy - kept.sqrt() * signal) / (1 - kept).sqrt()
 
-        return noise(self.posterior / self.blur**2 * conditioning, self.posterior), noise(0.0, self.variances)
+        return noise(self.posterior / self.blur**2 * conditioning.y, self.posterior), noise(0.0, self.variances)
 
 
 TOYS = {
@@ -90,7 +100,7 @@ def test_on_the_trajectory_the_mean_is_the_mutual_information(name: str) -> None
     toy = TOYS[name]
     _, y = toy.draw(DRAWS)
     generators = [torch.Generator().manual_seed(seed) for seed in range(DRAWS)]
-    start = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = torch.randn(y.y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     made, found = sample_with_mi(toy, start, y, None, generators=generators, steps=250, guidance=1.0)
     assert abs(float(found.mean()) - toy.truth) < 2 * standard_error(found)
     assert torch.allclose(made.var(0), toy.variances, rtol=0.2)  # samples of p(x | y) over all y are those of p(x)
@@ -109,7 +119,7 @@ def test_the_gap_is_the_log_ratio_of_each_given_picture(name: str) -> None:
 def test_the_difference_does_not_fall_for_a_wrong_text_where_the_gap_does() -> None:
     toy = TOYS["16-D"]
     x, y = toy.draw(200)
-    wrong = y.roll(1, 0)
+    wrong = Texts(y.y.roll(1, 0))
     gap, difference = (
         pointwise_mi(toy, x, wrong, None, form=form, draws=2).nats.mean() for form in ("gap", "difference")
     )
@@ -129,7 +139,7 @@ def test_a_rescaled_latent_has_the_same() -> None:
     """Where the denoiser knows of the scale: mutual information does not change with the unit of x."""
     toy, scaled = TOYS["1-D"], GaussianToy(TOYS["1-D"].variances * 4, blur=1.5)
     x, y = toy.draw(DRAWS)
-    found = [pointwise_mi(one, s * x, s * y, None, common=False).nats for one, s in ((toy, 1), (scaled, 2))]
+    found = [pointwise_mi(one, s * x, Texts(s * y.y), None, common=False).nats for one, s in ((toy, 1), (scaled, 2))]
     difference = found[0] - found[1]
     assert abs(float(difference.mean())) < 2 * standard_error(difference)
     assert toy.truth == pytest.approx(scaled.truth)
@@ -145,7 +155,7 @@ def test_the_standard_error_falls_with_the_root_of_the_draws() -> None:
 def test_terms_and_maps_add_up_and_bits_are_nats_in_another_unit() -> None:
     toy = TOYS["16-D"]
     x, y = toy.draw(5)
-    found = pointwise_mi(toy, x, y, None, levels=6, draws=3)
+    found = pointwise_mi(toy, x, y, None, levels=6, draws=3, at_once=7)
     assert isinstance(found, MutualInformation)
     assert found.terms.shape == found.times.shape == (5, 18)
     assert torch.allclose(found.terms.sum(1), found.nats)
@@ -159,7 +169,7 @@ def test_common_draws_are_those_of_all_pictures_and_a_seed_is_repeatable() -> No
     x, y = toy.draw(3)
     together = pointwise_mi(toy, x, y, None, seed=3)
     assert (together.times == together.times[:1]).all()
-    alone = pointwise_mi(toy, x[1:2], y[1:2], None, seed=3)
+    alone = pointwise_mi(toy, x[1:2], y.rows(torch.tensor([1])), None, seed=3)
     assert torch.allclose(alone.nats, together.nats[1:2])
     assert not torch.allclose(pointwise_mi(toy, x, y, None, seed=4).nats, together.nats)
 
@@ -185,7 +195,7 @@ def test_the_weights_of_the_levels_cover_the_range_of_log_snr() -> None:
 def test_the_released_kappa_lacks_alpha_and_skips_the_last_steps() -> None:
     toy = TOYS["1-D"]
     _, y = toy.draw(4)
-    start = torch.zeros_like(y)
+    start = torch.zeros_like(y.y)
 
     def run(**given: object) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
@@ -206,4 +216,4 @@ def test_impossible_settings_and_damaged_denoisers_are_refused() -> None:
         with pytest.raises(UsageError, match="schedule"):
             sample_with_mi(toy, x, y, None, generators=[], steps=steps, skip=skip)
     with pytest.raises(RunError, match="NaN"):
-        pointwise_mi(toy, x, y * math.nan, None)
+        pointwise_mi(toy, x, Texts(y.y * math.nan), None)

@@ -84,14 +84,16 @@ def pointwise_mi(
     draws: int = 4,
     seed: int = 0,
     common: bool = True,
+    at_once: int = 64,
 ) -> MutualInformation:
     """Estimate the mutual information of N given latents, each with its prompt.
 
-    `conditioning` holds N prompts' states and `unconditional` one (`model.embed_prompts([""])`). Each of `draws`
-    repetitions draws one step of the schedule in each of `levels` strata of equal width in log SNR, and noise for it;
-    both predictions see the same noisy latent. The standard error is that of the mean of the repetitions. With `common`
-    all pictures see the same steps and noise, so that differences between them vary less, but errors are correlated. It
-    costs 2 * levels * draws evaluations of the denoiser a picture. The integral ends where the schedule does.
+    `conditioning` holds N prompts' states, of which `rows(index)` gives some, and `unconditional` one
+    (`model.embed_prompts([""])`). Each of `draws` repetitions draws one step of the schedule in each of `levels` strata
+    of equal width in log SNR, and noise for it; both predictions see the same noisy latent. The standard error is that
+    of the mean of the repetitions. With `common` all pictures see the same steps and noise, so that differences between
+    them vary less, but errors are correlated. It costs 2 * levels * draws evaluations of the denoiser a picture,
+    `at_once` latents together. The integral ends where the schedule does.
 
     Gradients flow to `latents` where they require any. Raises UsageError for no level or draw; RunError for predictions
     that are not finite.
@@ -102,39 +104,45 @@ def pointwise_mi(
     generator = torch.Generator().manual_seed(seed)
     weights = widths(model.alphas_cumprod).to(device)
     edges = (weights.cumsum(0) / weights.sum()).cpu()
+    owners = torch.arange(count, device=device).repeat_interleave(levels)
     totals, terms, steps = [], [], []
     maps: Tensor = torch.zeros_like(latents, dtype=torch.float64)
     for _ in range(draws):
-        found = []
-        for level in range(levels):
-            times, noise = _drawn(edges, level, levels, latents, generator, common)
-            element = _contribution(model, latents, times, noise, conditioning, unconditional, form)
-            element = element * (weights.sum() / (2 * levels))
-            maps = maps + element / draws
-            found.append(element.flatten(1).sum(1))
-            steps.append(times)
-        terms += found
-        totals.append(torch.stack(found).sum(0))
+        times, noise = _drawn(edges, levels, latents, generator, common)
+        elements = torch.cat(
+            [
+                _integrand(model, latents[rows], at, drawn, conditioning.rows(rows), unconditional, form)
+                for rows, at, drawn in zip(
+                    owners.split(at_once),
+                    times.flatten().split(at_once),
+                    noise.flatten(0, 1).split(at_once),
+                    strict=True,
+                )
+            ]
+        )
+        elements = elements.view(count, levels, *latents.shape[1:]) * (weights.sum() / (2 * levels))
+        maps = maps + elements.sum(1) / draws
+        terms.append(elements.flatten(2).sum(2))
+        totals.append(terms[-1].sum(1))
+        steps.append(times)
     repeated = torch.stack(totals)
     error = repeated.std(0) / math.sqrt(draws) if draws > 1 else torch.full((count,), math.nan)
-    return MutualInformation(
-        repeated.mean(0), error.detach(), torch.stack(steps, 1), torch.stack(terms, 1) / draws, maps
-    )
+    return MutualInformation(repeated.mean(0), error.detach(), torch.cat(steps, 1), torch.cat(terms, 1) / draws, maps)
 
 
 def _drawn(
-    edges: Tensor, level: int, levels: int, latents: Tensor, generator: Generator, common: bool
-) -> tuple[Int[Tensor, " n"], Float[Tensor, n * shape]]:
-    """A step in this stratum of the schedule and noise, for each latent, or the same for all."""
+    edges: Tensor, levels: int, latents: Tensor, generator: Generator, common: bool
+) -> tuple[Int[Tensor, "n l"], Float[Tensor, "n l *shape"]]:
+    """A step in each stratum of the schedule and noise for it, of each latent, or the same for all."""
     count = 1 if common else len(latents)
-    place = (level + torch.rand(count, generator=generator, dtype=torch.float64)) / levels
+    place = (torch.arange(levels) + torch.rand(count, levels, generator=generator, dtype=torch.float64)) / levels
     times = torch.searchsorted(edges, place).clamp(max=len(edges) - 1)
-    noise = torch.randn((count, *latents.shape[1:]), generator=generator, dtype=torch.float64)
-    noise = noise.to(latents).expand_as(latents)
-    return times.to(latents.device).expand(len(latents)), noise
+    noise = torch.randn((count, levels, *latents.shape[1:]), generator=generator, dtype=torch.float64)
+    shape = (len(latents), levels, *latents.shape[1:])
+    return times.to(latents.device).expand(shape[:2]), noise.to(latents).expand(shape)
 
 
-def _contribution(
+def _integrand(
     model: Denoiser,
     latents: Tensor,
     times: Tensor,
@@ -142,8 +150,8 @@ def _contribution(
     conditioning: Any,
     unconditional: Any,
     form: Form,
-) -> Float[Tensor, n * shape]:
-    """The integrand at one step, by element, float64."""
+) -> Float[Tensor, m * shape]:
+    """The integrand by element, float64, of latents each at its step of the schedule."""
     kept = model.alphas_cumprod.to(latents)[times].view(-1, *[1] * (latents.ndim - 1))
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     with_text, without = (found.double() for found in model.predict_both(noisy, times, conditioning, unconditional))
@@ -152,7 +160,8 @@ def _contribution(
     else:  # |e - without|^2 - |e - with|^2, as a product: two large squares would cancel
         squared = (with_text - without) * (2 * noise.double() - with_text - without)
     if not squared.isfinite().all():
-        raise RunError(f"the denoiser gives NaN or infinity at step {int(times[0])} of the schedule")
+        broken = times[~squared.isfinite().flatten(1).all(1)][0]
+        raise RunError(f"the denoiser gives NaN or infinity at step {int(broken)} of the schedule")
     return squared
 
 

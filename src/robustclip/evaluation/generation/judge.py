@@ -22,6 +22,7 @@ from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.folders import read_pictures, read_reference
 from robustclip.evaluation.generation.inception import HOW, load_inception
+from robustclip.evaluation.generation.information import METRIC, OWN, courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
@@ -39,7 +40,9 @@ METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 def judge(
     pictures: Annotated[Sequence[Path], "folders of `synthesize`, or of images; several are compared"],
     *,
-    judge: Annotated[Referees, "names or folders of those who judge, and did not guide"] = JUDGES,
+    judge: Annotated[
+        Referees, "names or folders of those who judge, and did not guide; mi:MODEL, a diffusion model"
+    ] = JUDGES,
     metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
     candidates: Annotated[PositiveInt | None, "texts to choose from in R-Precision; else all different prompts"] = None,
     prompts: Annotated[Path | None, "what images that do not say it are to show: jsonl or csv with file and prompt"] = (
@@ -63,6 +66,7 @@ def judge(
     cosine           of picture and prompt, and clipscore, Hessel's, which is another number
     aesthetics       a predictor's score, of the file given
     frechet, cmmd    distances of the judge's embeddings to those of real images; fid, the same with Inception
+    mutual-information   in nats, of picture and prompt: what a judge mi:MODEL says, whatever else is asked
     label-score      how sure and varied the judge's zero-shot answers are; inception-score, the same with Inception
 
     Several folders are compared on the prompts and seeds that they share. Where the reference has captions or labels,
@@ -196,7 +200,10 @@ def judge_pictures(
     if "r-precision" in questions.metrics:
         count_candidates(questions.candidates, len(texts))
     where = pick_device(device)
-    jury = load_judges([judges] if isinstance(judges, str | Path) else judges, device=where)
+    given = [judges] if isinstance(judges, str | Path) else list(judges)
+    referees = [one for one in given if not is_diffusion_judge(one)]
+    jury = load_judges(referees, device=where) if referees or not given else []
+    models = courts(given, questions, where)
     notes = [note for pictures in sets for note in pictures.notes]
     notes += check_guides(sets, jury, allow_self=allow_self)
     notes += [
@@ -218,6 +225,11 @@ def judge_pictures(
         if real is not None and real.features is not None and beside:
             same = court.look(chosen(real.pictures, beside), real.features[beside])
             report.figures += measure.values(same, questions)
+    informed = replace(questions, metrics=[METRIC])
+    for model in models:
+        report.setting["judges"][model.name] = model.fingerprint
+        report.notes.append(f"{model.name} {OWN}")
+        _add_figures(report, [model.look(pictures) for pictures in sets], None, informed)
     if questions.inception is not None:
         seen = partial(measure.seen_by_inception, inception=questions.inception, questions=questions)
         real = None if reference is None else seen(reference)

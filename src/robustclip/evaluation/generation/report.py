@@ -26,6 +26,7 @@ TITLES: Final = {
     "cosine": "cosine, x 100",
     "clipscore": "CLIPScore, 2.5 max(cos, 0)",
     "aesthetics": "aesthetics",
+    "mutual-information": "mutual information, nats",
     "frechet": "Fréchet distance of embeddings",
     "cmmd": "CMMD of embeddings",
     "label-score": "Inception Score's formula on zero-shot labels",

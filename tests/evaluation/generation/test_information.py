@@ -1,0 +1,46 @@
+"""A diffusion model as a judge: its mutual information of picture and prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustclip.data.pairs import compose_pair, compositional_prompts
+from robustclip.diffusion.mutual_information import pointwise_mi
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.errors import UsageError
+from robustclip.evaluation.generation import information, judge_pictures
+from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation.pictures import from_tensor
+
+MODEL = "mi:emoji-diffusion"
+
+
+def test_own_prompts_are_worth_more_than_others_and_figures_are_the_estimators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(information, "DRAWS", 1)
+    pairs = compositional_prompts()[:2]
+    images = torch.stack([compose_pair(pair, split="unseen-styles") for pair in pairs])
+    texts = [str(pair) for pair in pairs]
+    own, other = from_tensor(images, texts, name="own"), from_tensor(images, texts[1:] + texts[:1], name="other")
+    questions = Questions(["cosine"], seed=3)
+    report = judge_pictures([own, other], [MODEL], questions=questions, device="cpu")
+    assert {figure.metric for figure in report.figures} == {"mutual-information"}
+    found = {figure.pictures: figure.value for figure in report.figures if figure.kind == "value"}
+    assert found["own"] > 0 > found["other"]
+    model = load_diffusion("emoji-diffusion")
+    with torch.no_grad():
+        right = pointwise_mi(
+            model, model.encode(images), model.embed_prompts(texts), model.embed_prompts([""]), draws=1, seed=3
+        )
+    assert found["own"] == pytest.approx(float(right.nats.mean()), rel=1e-3)
+    assert report.setting["judges"][MODEL]
+    assert any(MODEL in note for note in report.notes)
+
+
+def test_a_model_that_is_not_there_is_refused() -> None:
+    pictures = from_tensor(torch.zeros(1, 3, 64, 64), ["a cat"])
+    questions = Questions(["cosine"])
+    with pytest.raises(UsageError, match="emoji-diffusion"):
+        judge_pictures([pictures], ["mi:emoji-difusion"], questions=questions, device="cpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import _clean_whitespace
 
+from robustclip.data.emoji import label_index
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import sentence
+from robustclip.referees.registry import EMBEDDED
 from robustclip.referees.sentence import SentenceEncoder, package_folder
+from robustclip.referees.tokens import cleaned
+
+PROMPTS = EMBEDDED.with_name("prompts")
 
 TEXTS = ["a red apple", "a green apple", "a fire engine racing through the night", ""]
 
@@ -25,6 +32,26 @@ def test_agrees_with_sentence_transformers(encoder: SentenceEncoder) -> None:
         )
     found = torch.nn.functional.normalize(encoder(TEXTS), dim=-1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_texts_are_cleaned_as_open_clip_does() -> None:
+    texts = ["dog’s", "a &amp;amp; b &lt;3", "ﬁsh", "â€™", " a \n\t b ", "", "\u200b", "cafe\u0301", "<b>&eacute;</b>"]
+    assert [cleaned(text) for text in texts] == [_clean_whitespace(text) for text in texts]
+
+
+def test_cleaning_leaves_embedded_names_and_prompts_as_they_were() -> None:
+    """So the signed claims, which read names, stand. (Of 12,295 distinct captions two change: those with "ma’am".)"""
+    prompts = [row["prompt"] for row in map(json.loads, (PROMPTS / "embedded.jsonl").read_text("utf-8").splitlines())]
+    texts = [*label_index()[0], *prompts, *(PROMPTS / "compositional.txt").read_text("utf-8").splitlines()]
+    assert len(texts) > 1800
+    assert [text for text in texts if cleaned(text) != text] == []
+
+
+def test_a_spelt_out_padding_token_is_not_attended_to(encoder: SentenceEncoder) -> None:
+    """As in open_clip's HFTextEncoder, whose mask is all that has not the id of padding."""
+    states, mask = encoder.token_states(["a [PAD] cat"], 8)
+    assert mask.tolist() == [[True, True, False, True, True, False, False, False]]
+    assert states.isfinite().all()
 
 
 def test_meaning_is_nearness(encoder: SentenceEncoder) -> None:

@@ -28,6 +28,28 @@ from robustclip.robustification.export import export
 from robustclip.threat import ThreatModel
 
 TEXTS = ["a cat", "two dogs on a lawn, one of them asleep"]
+AWKWARD = {
+    "plain": "Two DOGS on a lawn",
+    "nothing": "",
+    "spaces": " \t\n ",
+    "lines": "a cat\r\n\ton  a mat",
+    "curly quotes": "the dog’s “bone”",
+    "an entity": "cat &amp; dog",
+    "an entity twice": "cat &amp;amp; dog",
+    "an entity and a bracket": "cat &lt;3",
+    "a ligature": "ﬁsh ﬂoating",
+    "mojibake": "the dogâ€™s bone, cafÃ©",
+    "wide letters": "ＣＡＴ　ａｎｄ　ＤＯＧ",
+    "accents apart": "cafe\u0301",
+    "no-break and zero-width": "a\u00a0cat\u200bon\ufeff a mat",
+    "emoji": "👩‍👩‍👧 and 🏳️‍🌈",
+    "right to left": "חתול и кот 猫",
+    "control characters": "a\x00cat\x1b[31m",
+    "special tokens": "[CLS] a [PAD] cat [SEP] [MASK] <|endoftext|> <start_of_text>",
+    "padding alone": "[PAD]",
+    "too long": "a very long text " * 40,
+    "long by entities": "&amp; " * 80,
+}
 PREPROCESS = {"size": 32, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 CLAIM = Claim("top-5", 0.41, 0.38, 0.44, 1000, 0, "emoji/unseen-styles", None, "2025-01-31")
 
@@ -119,6 +141,16 @@ def test_plain_open_clip_loads_it(referee: TwoTower, images: Tensor, tmp_path: P
     normalise = preprocess.transforms[-1]
     assert list(normalise.mean) == [0.5, 0.5, 0.5]
     assert model.visual.image_size == (32, 32)
+
+
+def test_plain_open_clip_reads_awkward_texts_equally(referee: TwoTower, tmp_path: Path) -> None:
+    folder = export(referee, name="mine", to=tmp_path / "there")
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with torch.no_grad():
+        theirs = model.encode_text(tokenizer(list(AWKWARD.values())), normalize=True)
+    cosines = (referee.embed_texts(list(AWKWARD.values())) * theirs).sum(1)
+    assert {name: c for name, c in zip(AWKWARD, cosines.tolist(), strict=True) if c < 1 - 1e-5} == {}
 
 
 @pytest.mark.slow

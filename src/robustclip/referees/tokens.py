@@ -1,8 +1,17 @@
-"""How long a text is for a tokenizer: in tokens, uncut, with those that open and close it."""
+"""Texts before a tokenizer reads them, and how long they are: in tokens, uncut, with those that open and close them."""
 
 from __future__ import annotations
 
+import html
 from typing import Any
+
+import ftfy
+
+
+def cleaned(text: str) -> str:
+    """What open_clip's tokenizers of transformers read of a text (open_clip.tokenizer, clean="whitespace"): mojibake,
+    curly quotes and ligatures mended by ftfy, HTML entities resolved twice, white space collapsed."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def of_transformers(tokenizer: Any, texts: list[str], *, bare: bool = False) -> list[int]:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.referees import checkpoints, openclip
-from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm
+from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm, logit_numbers
+from robustclip.referees.registry import load_referee
 from robustclip.referees.sentence import SentenceEncoder
+from robustclip.referees.towers import Towers
 from robustclip.referees.toy import ToyText
 
 
@@ -127,11 +129,89 @@ def test_fitting_architectures_are_found_by_shapes(name: str) -> None:
     assert f" {name}" in checkpoints._fitting(weights, name)
 
 
-@pytest.mark.parametrize("extra", ["classifier.weight", "text_decoder.x"])
-def test_keys_of_neither_tower_are_refused(extra: str, open_clip_model: Any, architecture: str, tmp_path: Path) -> None:
-    torch.save(open_clip_model.state_dict() | {extra: torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(UsageError, match=f"holds {extra}, which no tower of a CLIP has"):
+@pytest.mark.parametrize("prefix", ["model.", "model._orig_mod.", "clipmodel.", "a.b.module.net."])
+def test_a_full_clip_below_a_prefix_and_beside_a_head(
+    prefix: str, open_clip_model: Any, architecture: str, images: Tensor, tmp_path: Path, capsys: Any
+) -> None:
+    state = {prefix + name: value for name, value in open_clip_model.state_dict().items()}
+    torch.save({"state_dict": state | {"head.weight": torch.ones(2, 12)}}, tmp_path / "x.ckpt")
+    referee = load_checkpoint(tmp_path / "x.ckpt", architecture, quick_gelu=False)
+    with torch.no_grad():
+        expected = open_clip_model.encode_image(referee.preprocess(images), normalize=True)
+    torch.testing.assert_close(referee.embed_images(images), expected)
+    assert "1 tensors belong to neither tower and are left out: head.weight" in capsys.readouterr().err
+    assert referee.card.provenance["left out"] == "1 tensors of neither tower: head.weight"
+
+
+def test_compiled_towers_inside_a_wrapped_model(open_clip_model: Any, architecture: str, tmp_path: Path) -> None:
+    """torch.compile on a tower alone puts its mark in the middle of the names."""
+    state = {k.replace("visual.", "visual._orig_mod."): v for k, v in open_clip_model.state_dict().items()}
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "x.pt")
+    referee = load_checkpoint(tmp_path / "x.pt", architecture, quick_gelu=False)
+    assert torch.equal(referee.image_tower.proj, open_clip_model.visual.proj)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.image.", "model.net."])
+def test_an_image_tower_alone_below_any_prefix_and_beside_a_head(
+    prefix: str, image_only: Path, full: Path, architecture: str, capsys: Any
+) -> None:
+    weights = torch.load(image_only, weights_only=True)
+    torch.save({prefix + k: v for k, v in weights.items()} | {"fc.weight": torch.ones(2, 12)}, image_only)
+    referee = load_checkpoint(image_only, architecture, quick_gelu=False, pretrained=str(full))
+    assert torch.equal(referee.image_tower.proj, weights["proj"])
+    assert "left out: fc.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("visual", ["", "visual."])
+def test_two_models_in_one_file_are_refused_and_the_way_out_works(
+    visual: str, open_clip_model: Any, full: Path, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = open_clip_model.state_dict() if visual else open_clip_model.visual.state_dict()
+    both = {f"{part}.{k}": v + i for i, part in enumerate(("ema_model", "online_model")) for k, v in state.items()}
+    torch.save(both, tmp_path / "two.pt")
+    with pytest.raises(UsageError, match=r"holds 2 models, below ema_model., online_model.") as refusal:
+        load_checkpoint(tmp_path / "two.pt", architecture, quick_gelu=False, pretrained=str(full))
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(str(refusal.value).splitlines()[1:]), {})
+    referee = load_checkpoint(Path("one.safetensors"), architecture, quick_gelu=False, pretrained=str(full))
+    assert torch.equal(referee.image_tower.proj, open_clip_model.visual.proj)
+
+
+def test_a_full_clip_without_its_scale_is_refused_and_the_way_out_works(
+    open_clip_model: Any, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"clip.{name}": value for name, value in open_clip_model.state_dict().items() if name != "logit_scale"}
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="has no logit_scale") as refusal:
         load_checkpoint(tmp_path / "x.pt", architecture, quick_gelu=False)
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(str(refusal.value).splitlines()[1:]), {})
+    referee = load_checkpoint(Path("whole.safetensors"), architecture, quick_gelu=False)
+    assert referee.logit_scale == pytest.approx(100.0)
+    assert "left out" not in referee.card.provenance
+
+
+def test_a_bias_that_the_architecture_has_is_asked_for() -> None:
+    towers = Towers({}, {}, {"logit_scale": torch.tensor(2.0)})
+    with pytest.raises(UsageError, match="has no logit_bias"):
+        logit_numbers(Path("x.pt"), towers, {"init_logit_bias": -10})
+    assert logit_numbers(Path("x.pt"), towers, {})[1] is None
+
+
+@pytest.mark.parametrize("given", ["index", "folder"])
+def test_shards_of_a_full_clip(
+    given: str, open_clip_model: Any, architecture: str, tiny_cfg: Any, tmp_path: Path
+) -> None:
+    state, places = open_clip_model.state_dict(), {}
+    for i, names in enumerate((list(state)[::2], list(state)[1::2])):
+        save_file({name: state[name] for name in names}, tmp_path / f"model-{i}.safetensors")
+        places |= dict.fromkeys(names, f"model-{i}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_cfg}))
+    options: Any = {"architecture": architecture, "quick_gelu": False} if given == "index" else {}
+    referee = load_referee(index if given == "index" else tmp_path, **options)
+    assert torch.equal(referee.image_tower.proj, open_clip_model.visual.proj)
 
 
 def test_a_text_tower_with_a_hole_is_refused(open_clip_model: Any, architecture: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -11,17 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.weights import (
-    Towers,
-    digest,
-    join_towers,
-    load_strictly,
-    read_weights,
-    split_towers,
-    write_weights,
-)
+from robustclip.referees.towers import Towers, join_towers, split_towers
+from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
+ONE = torch.ones(1)
 
 
 class Evil:
@@ -45,6 +40,12 @@ def same(found: dict[str, Tensor]) -> bool:
         {"state_dict": WEIGHTS, "epoch": 3},
         {"module." + name: value for name, value in WEIGHTS.items()},
         {"state_dict": {"module._orig_mod." + name: value for name, value in WEIGHTS.items()}},
+        {"_orig_mod.module." + name: value for name, value in WEIGHTS.items()},
+        {"a._orig_mod." + name.removeprefix("a."): value for name, value in WEIGHTS.items()},
+        {"_fsdp_wrapped_module.a._checkpoint_wrapped_module." + name[2:]: value for name, value in WEIGHTS.items()},
+        {"module." + name: value for name, value in WEIGHTS.items()} | {"n_averaged": torch.tensor(5)},
+        {"model_ema": WEIGHTS, "epoch": 3},
+        {"model": {"state_dict": {"module." + name: value for name, value in WEIGHTS.items()}}},
         WEIGHTS | {"input_resolution": torch.tensor(224), "vocab_size": torch.tensor(9)},
         {
             "state_dict": WEIGHTS,
@@ -79,14 +80,95 @@ def test_an_unsafe_pickle_is_refused_unopened_with_the_way_out(tmp_path: Path) -
     assert not (tmp_path / "mark").exists()
 
 
-def test_the_way_out_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"state_dict": WEIGHTS, "extra": nn.Linear(1, 1)}, tmp_path / "model.pt")
+class Holder(nn.Module):
+    """A model as a trainer pickles it whole, with a tensor that two of its names share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2, bias=False)
+        self.a.weight = nn.Parameter(WEIGHTS["a.weight"].clone())
+        self.a.register_buffer("count", WEIGHTS["a.count"].clone())
+
+
+def run_way_out(refusal: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the code that follows the first line of a refusal, as it stands there."""
+    monkeypatch.chdir(folder)
+    exec("\n".join(str(refusal).splitlines()[1:]), {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": WEIGHTS, "extra": nn.Linear(1, 1)},
+        {"model": WEIGHTS, "optimizer": {"state": {}}, "extra": nn.Linear(1, 1), "epoch": 3},
+        {**WEIGHTS, "extra": nn.Linear(1, 1)},
+        Holder(),
+        {"model": Holder(), "epoch": 3},
+        {"state_dict_ema": Holder()},
+    ],
+    ids=["state_dict", "trainer", "bare", "module", "module in a dict", "average"],
+)
+def test_the_way_out_works(content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="could run code") as refusal:
+        read_weights(tmp_path / "model.pt")
+    run_way_out(refusal.value, tmp_path, monkeypatch)
+    assert same(read_weights(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*jit.*:FutureWarning")
+def test_the_way_out_of_a_torchscript_archive_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(2, 2)
+    torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 2)), tmp_path / "model.pt")
     with pytest.raises(UsageError) as refusal:
         read_weights(tmp_path / "model.pt")
-    code = "\n".join(line.strip() for line in str(refusal.value).splitlines()[1:])
+    run_way_out(refusal.value, tmp_path, monkeypatch)
+    assert torch.equal(read_weights(tmp_path / "model.safetensors")["weight"], layer.weight)
+
+
+def test_weights_are_read_rather_than_their_average_and_the_way_to_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = {name: value + 1 for name, value in WEIGHTS.items()}
+    torch.save({"state_dict_ema": average, "state_dict": WEIGHTS}, tmp_path / "model.pt")
+    assert same(read_weights(tmp_path / "model.pt"))
+    told = capsys.readouterr().err
+    assert "moving average of its weights too (state_dict_ema)" in told
     monkeypatch.chdir(tmp_path)
-    exec(code)
-    assert same(read_weights(tmp_path / "model.safetensors"))
+    exec(told.strip().partition("To take it: ")[2], {"torch": torch})
+    assert torch.equal(read_weights(tmp_path / "averaged.pt")["a.weight"], average["a.weight"])
+
+
+def test_names_that_unwrapping_makes_one_are_refused(tmp_path: Path) -> None:
+    torch.save({"module.a": ONE, "a": ONE + 1}, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="holds weights twice"):
+        read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_by_their_index(suffix: str, tmp_path: Path) -> None:
+    index = tmp_path / f"model{suffix}.index.json"
+    parts = {f"model-{i}{suffix}": {name: WEIGHTS[name]} for i, name in enumerate(WEIGHTS)}
+    for file, part in parts.items():
+        save_file(part, tmp_path / file) if suffix == ".safetensors" else torch.save(part, tmp_path / file)
+    index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
+    assert same(read_weights(index))
+    index.write_text(json.dumps({"weight_map": {"a.weight": next(iter(parts)), "b": next(iter(parts))}}))
+    with pytest.raises(RunError, match=r"do not hold b: copy the whole folder"):
+        read_weights(index)
+    index.write_text(json.dumps({"weight_map": {"a.weight": "gone.bin"}}))
+    with pytest.raises(RunError, match=r"lacks gone.bin"):
+        read_weights(index)
+    for wrong in (
+        {},
+        [],
+        {"weight_map": {"a": "../x.bin"}},
+        {"weight_map": {"a": 3}},
+        {"weight_map": {"a": index.name}},
+    ):
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(UsageError, match=r"weight_map|outside its folder"):
+            read_weights(index)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*jit.*:FutureWarning")
@@ -123,9 +205,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weights": 3, "epoch": "last"}, tmp_path / "odd.pt")
     with pytest.raises(UsageError, match=r"no state dict \(epoch, weights: not tensors\): save the model's state_dict"):
         read_weights(tmp_path / "odd.pt")
-
-
-ONE = torch.ones(1)
 
 
 @pytest.mark.parametrize("custom_text", [True, False])

@@ -29,7 +29,7 @@ from robustclip.referees.card import Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.weights import check_finite, check_fit, read_weights, write_weights
+from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
 
 FAMILY: Final = "blip2"
 WEIGHTS: Final = "model.safetensors"
@@ -294,12 +294,7 @@ def _eps(vision: Mapping[str, Any]) -> float:
 
 def _library_weights(folder: Path) -> dict[str, Tensor]:
     """Of one file, or of those that an index names."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if is_file(folder / WEIGHTS):
-        return read_weights(folder / WEIGHTS)
-    if not is_file(index):
+    file = next((folder / name for name in (WEIGHTS, WEIGHTS + INDEX) if is_file(folder / name)), None)
+    if file is None:
         raise UsageError(f"{folder} has no {WEIGHTS}: weights are loaded from safetensors alone")
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UsageError(f"{index} names files outside its folder: download it again")
-    return {key: value for name in names for key, value in read_weights(folder / name).items()}
+    return read_weights(file)

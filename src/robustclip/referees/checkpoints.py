@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robustclip import printing
 from robustclip.errors import RunError, UsageError
 from robustclip.files import read_json
 from robustclip.referees.base import TextTower, TwoTower
@@ -19,6 +20,7 @@ from robustclip.referees.openclip import (
     build_text_tower,
     builtin_config,
     exists_with_quick_gelu,
+    image_names,
     load_image_tower,
     load_tag,
     refuse_captioner,
@@ -28,7 +30,8 @@ from robustclip.referees.openclip import (
 )
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.weights import Towers, read_weights, some, split_towers
+from robustclip.referees.towers import LOGITS, Towers, split_towers
+from robustclip.referees.weights import INDEX, read_weights, some
 
 
 def load_checkpoint(
@@ -39,23 +42,24 @@ def load_checkpoint(
     An image tower alone takes its text tower, logit scale and preprocessing from `pretrained`: a tag of the
     architecture or the file of a full CLIP. A file does not say whether it was trained with QuickGELU: for
     architectures that exist in both kinds, `quick_gelu` must (or an architecture that ends in `-quickgelu`, or a tag).
-    Raises UsageError when a key of the file or of the architecture is left over, naming the architectures that fit.
+    What wraps a model (DataParallel, torch.compile, a Lightning module's attribute) does not matter; tensors of neither
+    tower are left out, said so, and named on the card. Raises UsageError when a key of a tower is left over or missing,
+    naming the architectures that fit, for two models in one file, and for a full CLIP without a logit_scale.
     """
     path = Path(path)
     model_cfg = builtin_config(architecture)
-    towers = split_towers(read_weights(path))
-    _refuse_rest(path, towers)
+    towers = split_towers(read_weights(path), image_names(model_cfg), source=path)
     hint = _fitting(towers.image, architecture)
     if quick_gelu is None and pretrained is not None:
         quick_gelu = tag_quick_gelu(architecture, pretrained)
     model_cfg["quick_gelu"] = _decided_quick_gelu(path, architecture, model_cfg, quick_gelu)
     source = f"{path} (image tower) and {architecture}"
     image_tower = load_image_tower(model_cfg, towers.image, source=source, hint=hint)
-    provenance = {"checkpoint": path.name, "architecture": architecture}
+    provenance = {"checkpoint": path.name, "architecture": architecture, **_left_out(path, towers)}
     if towers.text:
         text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
         preprocess = Preprocess(model_cfg["vision_cfg"].get("image_size", 224))
-        scale, bias = logit_numbers(towers)
+        scale, bias = logit_numbers(path, towers, model_cfg)
     else:
         base = _base(path, architecture, model_cfg["quick_gelu"], pretrained)
         text_tower, preprocess, scale, bias = base.text_tower, base.preprocess, base.logit_scale, base.logit_bias
@@ -77,19 +81,18 @@ def load_local_dir(folder: Path) -> TwoTower:
     if not isinstance(model_cfg, dict):
         raise UsageError(f"{path} is no open_clip config, a JSON object with a model_cfg")
     refuse_captioner(str(path), model_cfg)
-    file = weights_in(folder)
-    towers = split_towers(read_weights(file)) if file else Towers({}, {}, {})
-    if file is not None:
-        _refuse_rest(file, towers)
+    file = _or_index(folder, weights_in(folder))
+    towers = split_towers(read_weights(file), source=file) if file else Towers({}, {}, {})
     if file is None or not towers.text:
         raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
     preprocess_cfg = {"size": model_cfg["vision_cfg"].get("image_size", 224)} | (config.get("preprocess_cfg") or {})
-    scale, bias = logit_numbers(towers)
+    scale, bias = logit_numbers(file, towers, model_cfg)
+    provenance = {"source": folder.resolve().name, **_left_out(file, towers)}
     name = folder.resolve().name
     return as_referee(
-        image_tower, text_tower, Preprocess.from_config(preprocess_cfg), model_cfg, name, scale, bias, {"source": name}
+        image_tower, text_tower, Preprocess.from_config(preprocess_cfg), model_cfg, name, scale, bias, provenance
     )
 
 
@@ -113,34 +116,60 @@ def load_timm(
         )
     text_tower = text_tower or SentenceEncoder()
     path = Path(path)
-    weights = split_towers(read_weights(path)).image
+    towers = split_towers(read_weights(path), source=path)
+    weights = towers.image
     if not any(name.startswith("trunk.") for name in weights):  # timm's own file: open_clip calls the tower `trunk`
         weights = {f"trunk.{name}": value for name, value in weights.items()}
     proj = "linear" if "head.proj.weight" in weights else "none"
     vision = {"timm_model_name": model, "timm_pool": "avg", "timm_proj": proj, "image_size": image_size}
     model_cfg = {"embed_dim": text_tower.width, "vision_cfg": vision, "text_cfg": sentence_text_cfg()}
     tower = load_image_tower(model_cfg, weights, source=f"{path} and timm's {model}")
-    provenance = {"checkpoint": path.name, "architecture": f"timm:{model}"}
+    provenance = {"checkpoint": path.name, "architecture": f"timm:{model}", **_left_out(path, towers)}
     return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, logit_scale, None, provenance)
 
 
-def logit_numbers(towers: Towers) -> tuple[float, float | None]:
-    """The multiplier and the bias of the logits in a full checkpoint (1 and None where it holds none).
+def logit_numbers(path: Path, towers: Towers, model_cfg: Mapping[str, Any]) -> tuple[float, float | None]:
+    """The multiplier and the bias of the logits in a full checkpoint (None where the architecture has no bias).
 
-    Raises RunError for what is no number.
+    Raises UsageError where the file lacks one that the architecture has, as open_clip refuses such a file too;
+    RunError for what is no number.
     """
-    found = {name: towers.rest[name] for name in ("logit_scale", "logit_bias") if name in towers.rest}
-    for name, value in found.items():
+    needed = LOGITS if model_cfg.get("init_logit_bias") is not None else LOGITS[:1]
+    if lacking := [name for name in needed if name not in towers.rest]:
+        known = {"logit_scale": "torch.tensor(100.0).log()", "logit_bias": "torch.tensor(-10.0)"}
+        lines = "".join(f"weights[{name!r}] = {known[name]}\n" for name in lacking)
+        raise UsageError(
+            f"{path} has no {' and no '.join(lacking)}, and its answers would be of another temperature than it was "
+            "trained with. Write what its makers trained with, 100 for most CLIPs, into a copy:\n"
+            "import torch; from safetensors.torch import save_file\n"
+            "from robustclip.referees.weights import read_weights\n"
+            f"weights = read_weights({str(path)!r})\n{lines}"
+            "save_file(weights, 'whole.safetensors')"
+        )
+    for name, value in towers.rest.items():
         if value.numel() != 1 or not value.isfinite().all():
             raise RunError(f"the checkpoint's {name} is not one finite number: get the file again")
-    scale, bias = found.get("logit_scale"), found.get("logit_bias")
-    return (1.0 if scale is None else scale.float().exp().item(), None if bias is None else bias.float().item())
+    bias = towers.rest.get("logit_bias")
+    return towers.rest["logit_scale"].float().exp().item(), None if bias is None else bias.float().item()
 
 
-def _refuse_rest(path: Path, towers: Towers) -> None:
-    strange = sorted(set(towers.rest) - {"logit_scale", "logit_bias"})
-    if strange:
-        raise UsageError(f"{path} holds {some(strange)}, which no tower of a CLIP has: save the model's state_dict()")
+def _or_index(folder: Path, file: Path | None) -> Path | None:
+    """The weight file, or the index of the shards that it is one of."""
+    for index in sorted(folder.glob(f"*{INDEX}")):
+        content = read_json(index)
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if file is None or (isinstance(places, dict) and file.name in places.values()):
+            return index
+    return file
+
+
+def _left_out(path: Path, towers: Towers) -> dict[str, Any]:
+    """What the card says of tensors of neither tower, which a note tells of too."""
+    if not towers.left_out:
+        return {}
+    names = some(list(towers.left_out))
+    printing.note(f"{path.name}: {len(towers.left_out)} tensors belong to neither tower and are left out: {names}")
+    return {"left out": f"{len(towers.left_out)} tensors of neither tower: {names}"}
 
 
 def _decided_quick_gelu(path: Path, architecture: str, model_cfg: Mapping[str, Any], quick_gelu: bool | None) -> bool:
@@ -175,7 +204,7 @@ def _base(path: Path, architecture: str, quick_gelu: bool, pretrained: str | Non
     if not Path(pretrained).is_file():
         raise UsageError(f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file")
     base = Path(pretrained)
-    if not split_towers(read_weights(base)).text:
+    if not split_towers(read_weights(base), source=base).text:
         raise UsageError(f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP")
     return load_checkpoint(base, architecture, quick_gelu=quick_gelu)
 

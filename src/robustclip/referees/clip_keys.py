@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.referees.weights import Towers
+from robustclip.referees.towers import Towers
 
 Config = Mapping[str, Any]
 

@@ -20,7 +20,8 @@ from robustclip.referees import clip_keys, huggingface, openclip
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.huggingface import CLIPText
-from robustclip.referees.weights import Towers, load_strictly
+from robustclip.referees.towers import Towers
+from robustclip.referees.weights import load_strictly
 
 TOLERANCE = 1e-5
 """Largest difference of a component of two unit embeddings in float32 that counts as rounding."""

@@ -24,7 +24,8 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.smoothed import refuse_smoothed
-from robustclip.referees.weights import Towers, join_towers, load_strictly, read_weights, split_towers, write_weights
+from robustclip.referees.towers import Towers, join_towers, split_towers
+from robustclip.referees.weights import load_strictly, read_weights, write_weights
 
 CONFIG = "open_clip_config.json"
 IMAGE_TOWER = "image_tower.safetensors"

@@ -19,7 +19,7 @@ from robustclip.referees.card import Card
 from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from robustclip.referees.tokens import of_transformers
-from robustclip.referees.weights import SUFFIXES, check_fit, load_strictly, read_weights, write_weights
+from robustclip.referees.weights import check_fit, load_strictly, read_weights, weights_file, write_weights
 
 FAMILY = "transformers"
 WEIGHTS = "model.safetensors"
@@ -100,8 +100,7 @@ def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
     with refusing(f"{folder} is no folder of a CLIPModel"):
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
-    files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES for stem in ("model", "pytorch_model")]
-    path = next((file for file in files if file.is_file() and (card is None or file.name in card.weights)), None)
+    path = weights_file(folder, ("model", "pytorch_model")) if card is None else folder / next(iter(card.weights))
     if path is None:
         raise UsageError(
             f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it"

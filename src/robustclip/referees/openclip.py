@@ -66,6 +66,12 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
         return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), bool(config.get("quick_gelu", False)))
 
 
+def image_names(model_cfg: Config) -> list[str]:
+    """The names of the tensors of `build_image_tower`, found without memory."""
+    with torch.device("meta"):
+        return list(build_image_tower(model_cfg).state_dict())
+
+
 def load_image_tower(model_cfg: Config, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> nn.Module:
     """build_image_tower with weights. Raises UsageError when they do not fit, RunError for NaN among them.
 

@@ -241,7 +241,7 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
         return load_timm(name.removeprefix("timm:"), given.get("pretrained"))
     from robustclip.referees.weights import SUFFIXES
 
-    if path.is_file() or path.suffix in SUFFIXES:
+    if path.is_file() or path.suffix in SUFFIXES:  # an index of shards, too
         return _load_checkpoint(path, given)
     if name in (readers := embedded.folders("pair_readers", CARD_FILE)):
         raise not_a_clip(readers[name])

@@ -8,7 +8,6 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,23 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import atomic_write
+from robustclip.files import atomic_write, is_file, read_json
+from robustclip.printing import note
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
+INDEX = ".index.json"
+"""How the name of a list of shards ends, as transformers writes it."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-IMAGE_PREFIXES = ("module.", "_orig_mod.", "model.", "visual.")
-PLAIN_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
-"""What open_clip's plain CLIP calls the parts of its text tower; its CustomTextCLIP puts `text.` before them."""
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""What trainers call a moving average of the weights: read where a file holds nothing else."""
+STATES, DEEPEST = (WRAPPERS, AVERAGED), 4  # levels of such wrappers in each other
+WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DataParallel, AveragedModel, torch.compile, FSDP and activation checkpointing put in."""
+COUNTER = "num_batches_tracked"  # of batch norms: counts, not weights, which some files omit
 LINE = 120  # characters of a name in a message
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Integers that OpenAI's archives keep among the weights."""
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")
+"""Integers that OpenAI's archives and torch's AveragedModel keep among the weights."""
 
 
 def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -57,15 +62,20 @@ def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors on the CPU, unwrapped from `{"state_dict": ...}` and the prefix `module.`.
+    """Read a checkpoint's tensors on the CPU, unwrapped from `{"state_dict": ...}`, and from what DataParallel,
+    torch.compile, AveragedModel and FSDP put into names, in any order.
 
-    Safetensors, or a pickle under torch's weights-only reader. What a file says of its sizes is held against the bytes
-    it has before memory is asked for. Raises UsageError for a missing file, another kind of file, an unsafe pickle, a
-    TorchScript archive and tensors that are not dense; RunError for a truncated or damaged file.
+    Safetensors, a pickle under torch's weights-only reader, or the index of shards of either (`*.index.json`). Where a
+    file holds weights and their moving average, the former are read, and a note says so. What a file says of its sizes
+    is held against the bytes it has before memory is asked for. Raises UsageError for a missing file, another kind of
+    file, an unsafe pickle, a TorchScript archive and tensors that are not dense; RunError for a truncated or damaged
+    file.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}: give the path of a .safetensors or .pt file")
+    if path.name.endswith(INDEX):
+        return _of_shards(path)
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(load_file(path), path)
@@ -83,6 +93,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged pickles end in any exception
         raise RunError(_broken(path, error)) from error
     return _unwrapped(content, path)
+
+
+def weights_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    """The file of a folder that `read_weights` takes: of one of the stems, safetensors first, whole or an index."""
+    files = (f"{stem}{suffix}{index}" for suffix in SUFFIXES for stem in stems for index in ("", INDEX))
+    return next((folder / file for file in files if is_file(folder / file)), None)
+
+
+def _of_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names. Raises UsageError for one outside its folder, RunError for one that
+    is missing or lacks a tensor."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise UsageError(f"{index} has no weight_map, which says in which file each tensor lies: download it again")
+    files = set(places.values())
+    if not all(isinstance(file, str) and Path(file).name == file and not file.endswith(INDEX) for file in files):
+        raise UsageError(f"{index} names files outside its folder: download it again")
+    missing = sorted(file for file in files if not is_file(index.parent / file))
+    if missing:
+        raise RunError(f"{index.parent} lacks {some(missing)}, which {index.name} names: copy the whole folder again")
+    found: dict[str, Tensor] = {}
+    for file in sorted(files):
+        found |= read_weights(index.parent / file)
+    lost = sorted(set(map(_unwrapped_name, places)) - set(found))
+    if lost:
+        raise RunError(f"the files that {index} names do not hold {some(lost)}: copy the whole folder again")
+    return found
 
 
 def _check_archive(path: Path) -> None:
@@ -117,56 +155,6 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = Fal
         file.write(save(ready, metadata={"format": "pt"}))
 
 
-@dataclass(frozen=True)
-class Towers:
-    """A checkpoint's tensors by tower: `image` with open_clip's `visual.` removed, `text` with `text.` removed.
-
-    `text` is empty for an image-tower-only checkpoint; `rest` holds logit_scale and logit_bias where they are.
-    """
-
-    image: dict[str, Tensor]
-    text: dict[str, Tensor]
-    rest: dict[str, Tensor]
-
-
-def split_towers(weights: Mapping[str, Tensor]) -> Towers:
-    """Tell a full CLIP from an image tower alone, by its keys, and sort them by tower.
-
-    Raises UsageError where two keys would become one.
-    """
-    names = list(weights)
-    if any(name.startswith("visual.") for name in names) and not all(name.startswith("visual.") for name in names):
-        image, text, rest = {}, {}, {}
-        for name, value in weights.items():
-            if name.startswith("visual."):
-                image[name.removeprefix("visual.")] = value
-            elif name.startswith("text."):
-                text[name.removeprefix("text.")] = value
-            elif name.startswith(PLAIN_TEXT):
-                text[name] = value
-            else:
-                rest[name] = value
-        if len(image) + len(text) + len(rest) < len(names):
-            twice = some([name for name in names if f"text.{name}" in weights])
-            raise UsageError(f"the checkpoint has a text tower twice, with and without the prefix `text.` ({twice})")
-        text.pop("transformer.embeddings.position_ids", None)  # a buffer that older versions of transformers saved
-        return Towers(image, text, rest)
-    image = dict(weights)
-    while prefix := next((p for p in IMAGE_PREFIXES if image and all(name.startswith(p) for name in image)), None):
-        image = {name.removeprefix(prefix): value for name, value in image.items()}
-    return Towers(image, {}, {})
-
-
-def join_towers(towers: Towers, *, custom_text: bool) -> dict[str, Tensor]:
-    """The inverse of split_towers, in the key layout of open_clip's CLIP, or of its CustomTextCLIP."""
-    text = "text." if custom_text else ""
-    return {
-        **{f"visual.{name}": value for name, value in towers.image.items()},
-        **{f"{text}{name}": value for name, value in towers.text.items()},
-        **towers.rest,
-    }
-
-
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
     """Load every tensor of `weights` into `module`.
 
@@ -194,9 +182,7 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
     Only names, shapes and types are compared: `module` may lie on the meta device, where nothing has values.
     """
     own = module.state_dict()
-    counters = {
-        name for name in own if name.endswith("num_batches_tracked")
-    }  # counts, not weights: some files omit them
+    counters = {name for name in own if name.endswith(COUNTER)}
     faults = {
         "missing": sorted(set(own) - set(weights) - counters),
         "unexpected": sorted(set(weights) - set(own)),
@@ -238,10 +224,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content = _state(content, path)
     if not isinstance(content, Mapping) or not content:
         raise UsageError(f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()")
     if not all(isinstance(name, str) for name in content):
@@ -253,10 +236,31 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors")
     if others:
         raise UsageError(f"{path} is no state dict ({some(others)}: not tensors): save the model's state_dict()")
-    for prefix in ("module.", "_orig_mod."):  # left by data parallelism, and by torch.compile
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    plain = {_unwrapped_name(name): value for name, value in weights.items()}
+    if len(plain) < len(weights):
+        raise UsageError(f"{path} holds weights twice, with and without {' or '.join(sorted(WRAPPING))} in their names")
+    return plain
+
+
+def _unwrapped_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPING)
+
+
+def _state(content: object, path: Path) -> object:
+    """The innermost state dict of a trainer's checkpoint, its weights rather than their moving average."""
+    for _ in range(DEEPEST):
+        if not isinstance(content, Mapping):
+            return content
+        plain, averaged = ([key for key in keys if isinstance(content.get(key), Mapping)] for keys in STATES)
+        if plain and averaged:
+            note(
+                f"{path} holds a moving average of its weights too ({averaged[0]}), which is left out. To take it: "
+                f"torch.save(torch.load({str(path)!r}, weights_only=True)[{averaged[0]!r}], 'averaged.pt')"
+            )
+        if not plain and not averaged:
+            return content
+        content = content[(plain or averaged)[0]]
+    return content
 
 
 def _is_dense(value: Tensor) -> bool:
@@ -283,10 +287,14 @@ def _unsafe(path: Path) -> str:
     return (
         f"{path} is refused: beside weights, or instead of them, it holds a pickle that could run code when opened "
         f"({reason}). Convert it on a machine you trust, and give the result:\n"
-        "    import torch; from safetensors.torch import save_file\n"
-        f"    weights = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
-        "    weights = weights.get('state_dict', weights)\n"
-        f"    save_file({{k: v.contiguous() for k, v in weights.items()}}, {path.with_suffix('.safetensors').name!r})"
+        "import torch; from safetensors.torch import save_file\n"
+        f"weights = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
+        "while not (isinstance(weights, dict) and any(map(torch.is_tensor, weights.values()))):\n"
+        f"    names = {(*WRAPPERS, *AVERAGED)}\n"
+        "    weights = next(weights[k] for k in names if k in weights) if isinstance(weights, dict) else "
+        "weights.state_dict()\n"
+        "weights = {k: v.contiguous().clone() for k, v in weights.items() if torch.is_tensor(v)}\n"
+        f"save_file(weights, {path.with_suffix('.safetensors').name!r})"
     )
 
 
@@ -294,7 +302,8 @@ def _scripted(path: Path) -> str:
     return (
         f"{path} is a TorchScript archive, which holds code beside its weights, and is refused. Convert it on a "
         "machine you trust, and give the result:\n"
-        "    import torch; from safetensors.torch import save_file\n"
-        f"    weights = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
-        f"    save_file({{k: v.contiguous() for k, v in weights.items()}}, {path.with_suffix('.safetensors').name!r})"
+        "import torch; from safetensors.torch import save_file\n"
+        f"weights = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
+        f"save_file({{k: v.contiguous().clone() for k, v in weights.items()}}, "
+        f"{path.with_suffix('.safetensors').name!r})"
     )

@@ -11,14 +11,14 @@ import pytest
 import torch
 from open_clip.tokenizer import _clean_whitespace
 
+from robustclip import embedded
 from robustclip.data.emoji import label_index
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import sentence
-from robustclip.referees.registry import EMBEDDED
 from robustclip.referees.sentence import SentenceEncoder, package_folder
 from robustclip.referees.tokens import cleaned
 
-PROMPTS = EMBEDDED.with_name("prompts")
+PROMPTS = embedded.path("prompts")
 
 TEXTS = ["a red apple", "a green apple", "a fire engine racing through the night", ""]
 

@@ -78,6 +78,94 @@ def test_samples_are_the_librarys(saved: tuple[Path, Any], model: LatentDiffusio
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+def schedule_of(pipeline: Any, **changed: Any) -> dict[str, Any]:
+    """Without diffusers' note of what was left at its default, which would undo a change; None leaves a value out."""
+    config = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"} | changed
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def both_samples(
+    saved: tuple[Path, Any], model: LatentDiffusion, **changed: Any
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """diffusers' sample of 5 steps from a tiny pipeline whose scheduler is changed, and ours when called."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    config = schedule_of(saved[1], **changed)
+    parts = {name: getattr(saved[1], name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    theirs = StableDiffusionPipeline(**parts, **absent, scheduler=DDIMScheduler.from_config(config))
+    theirs.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    kwargs = {"latents": start, "num_inference_steps": 5, "guidance_scale": 5.0, "height": 16, "width": 16}
+    expected = torch.as_tensor(theirs(["a cat"], output_type="pt", **kwargs).images)
+    ours = LatentDiffusion(model.vae, model.unet, DDIMScheduler.from_config(config), model.texts)
+
+    def sample() -> Tensor:
+        noise = [torch.Generator().manual_seed(3)]
+        return ours.sample(["a cat"], size=SIZE, steps=5, guidance=5.0, generators=noise)
+
+    return expected, sample
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_samples_are_the_librarys_for_every_schedule(
+    prediction: str, spacing: str, rescale: bool, saved: tuple[Path, Any], model: LatentDiffusion
+) -> None:
+    changed = {"prediction_type": prediction, "timestep_spacing": spacing, "rescale_betas_zero_snr": rescale}
+    expected, sample = both_samples(saved, model, **changed)
+    if (prediction, rescale) == ("epsilon", True) and spacing != "leading":
+        assert not bool(expected.isfinite().any()), "diffusers gives NaN: no signal is left where noise is predicted"
+        with pytest.raises(UsageError, match="step without signal"):
+            sample()
+        return
+    torch.testing.assert_close(sample(), expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the pipeline sets steps_offset and clip_sample itself
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps_offset": 0},
+        {"clip_sample": True, "clip_sample_range": 0.5},
+        {"set_alpha_to_one": True},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    ],
+    ids=str,
+)
+def test_samples_are_the_librarys_for_other_settings(
+    changed: dict[str, Any], saved: tuple[Path, Any], model: LatentDiffusion
+) -> None:
+    expected, sample = both_samples(saved, model, prediction_type="v_prediction", **changed)
+    torch.testing.assert_close(sample(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_a_schedule_has_so_many_steps(steps: int, model: LatentDiffusion) -> None:
+    with pytest.raises(UsageError, match=f"{steps} steps of a schedule of 1000"):
+        model.sample(["a"], size=SIZE, steps=steps, guidance=1.0, generators=[torch.Generator()])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_noise_is_found_at_a_step_without_signal(
+    prediction: str, saved: tuple[Path, Any], model: LatentDiffusion, latents: Tensor
+) -> None:
+    """At zero terminal SNR the noisy latents are the noise itself, whatever the UNet says."""
+    from diffusers import DDIMScheduler
+
+    config = schedule_of(saved[1], prediction_type=prediction, rescale_betas_zero_snr=True)
+    rescaled = LatentDiffusion(model.vae, model.unet, DDIMScheduler.from_config(config), model.texts)
+    given, last = rescaled.embed_prompts(["a", "b"]), torch.tensor([999, 999])
+    torch.testing.assert_close(rescaled.predict_noise(latents, last, given, given, 1.0), latents)
+
+
 def test_guidance_leads_from_no_text_to_the_text(model: LatentDiffusion, latents: Tensor) -> None:
     """u + g (c - u), and at 1 the text alone, at 0 none."""
     times, given, empty = torch.tensor([100, 700]), model.embed_prompts(["a cat", "a dog"]), model.embed_prompts([""])
@@ -208,7 +296,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "one weight less": (lambda f: _weights(f, lambda w: w.pop("conv_in.weight")), UsageError, "conv_in.weight"),
     "NaN": (lambda f: _weights(f, lambda w: w["conv_in.bias"].fill_(torch.nan)), RunError, "NaN|finite"),
     "other channels": (lambda f: _config(f, "vae", latent_channels=8), UsageError, "another shape"),
-    "sample": (lambda f: _scheduler(f, prediction_type="sample"), UsageError, "predicts 'sample'"),
+    "flow": (lambda f: _scheduler(f, prediction_type="flow"), UsageError, "predicts 'flow'"),
     "odd betas": (lambda f: _scheduler(f, beta_schedule="x"), UsageError, "no config of a scheduler"),
 }
 

@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
-PREDICTIONS: Final = ("epsilon", "v_prediction")
+PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 
 
 @final
@@ -52,7 +52,8 @@ class LatentDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.vae, self.unet, self.texts = vae, unet, texts
-        self.scheduler_config = dict(scheduler.config)
+        # diffusers notes there which values were left at their defaults, and would put those back over ours.
+        self.scheduler_config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         self.prediction = str(scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
             raise UsageError(f"this model predicts {self.prediction!r}, and SDS wants one of {', '.join(PREDICTIONS)}")
@@ -144,29 +145,55 @@ class LatentDiffusion(nn.Module):
 
     def _noise(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
         found = self._run(noisy, times, given)
-        if self.prediction == "v_prediction":  # Salimans and Ho 2022: v = sqrt(a) noise - sqrt(1 - a) signal
-            kept = self.alphas_cumprod[times].view(-1, 1, 1, 1)
-            found = kept.sqrt() * found + (1 - kept).sqrt() * noisy
-        return found
+        if self.prediction == "epsilon":
+            return found
+        kept = self.alphas_cumprod[times].view(-1, 1, 1, 1)
+        if self.prediction == "sample":
+            return (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
+        return kept.sqrt() * found + (1 - kept).sqrt() * noisy  # Salimans and Ho 2022: v = sqrt(a) e - sqrt(1 - a) x
 
     @torch.no_grad()
     def sample(
         self, prompts: list[str], *, size: tuple[int, int], steps: int, guidance: float, generators: list[Generator]
     ) -> Float[Tensor, "p 3 H W"]:
-        """Its own pictures of the prompts in [0,1], by DDIM (Song et al. 2021), each from its generator's noise."""
-        scheduler: Any = DDIMScheduler.from_config(
-            {**self.scheduler_config, "prediction_type": "epsilon", "clip_sample": False}
-        )
+        """Its own pictures of the prompts in [0,1], by DDIM (Song et al. 2021), each from its generator's noise.
+
+        The scheduler reads the UNet's own prediction, so that a schedule that ends without signal (zero terminal SNR,
+        Lin et al. 2024) is sampled as in diffusers. Raises UsageError for a number of steps that the schedule has not,
+        and where noise is predicted at a step without signal: no picture follows from it.
+        """
+        if not 0 < steps <= self.steps:
+            raise UsageError(f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50")
+        own = {"clip_sample": False, "steps_offset": 1}  # as diffusers' StableDiffusionPipeline sets both
+        scheduler: Any = DDIMScheduler.from_config({**self.scheduler_config, **own})
         scheduler.set_timesteps(steps, device=self.device)
+        if self.prediction == "epsilon" and bool((self.alphas_cumprod[scheduler.timesteps] == 0).any()):
+            raise UsageError(
+                "this scheduler starts at a step without signal (rescale_betas_zero_snr), where a model that predicts "
+                "noise tells nothing of the picture: use a model with prediction_type v_prediction, or set "
+                'rescale_betas_zero_snr to false or timestep_spacing to "leading" in its scheduler_config.json'
+            )
         shape = (self.channels, *(side // self.factor for side in size))
         drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
         latents = torch.stack(drawn)
         conditioning, empty = self.embed_prompts(prompts), self.embed_prompts([""])
         for time in scheduler.timesteps:
             times = torch.full((len(latents),), int(time), device=self.device)
-            noise = self.predict_noise(latents, times, conditioning, empty, guidance)
-            latents = scheduler.step(noise, time, latents).prev_sample
+            found = self._guided(latents, times, conditioning, empty, guidance)
+            latents = scheduler.step(found, time, latents).prev_sample
         return self.decode(latents).clamp(0, 1)
+
+    def _guided(
+        self, noisy: Tensor, times: Tensor, conditioning: Conditioning, unconditional: Conditioning, guidance: float
+    ) -> Tensor:
+        """The UNet's own prediction, guided. Noise, velocity and signal are affine in one another at a step, so that it
+        makes no difference which of them is guided."""
+        check_guidance(guidance)
+        if guidance == 1:
+            return self._run(noisy, times, conditioning)
+        given = unconditional.rows(torch.zeros(len(noisy), dtype=torch.long)).beside(conditioning)
+        without, with_text = self._run(torch.cat([noisy, noisy]), torch.cat([times, times]), given).chunk(2)
+        return without + guidance * (with_text - without)
 
     def _run(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
         own = self.unet.dtype

@@ -18,6 +18,7 @@ from robustclip.diffusion.stable import check_guidance
 from robustclip.errors import UsageError
 from robustclip.images import save_image
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
+from robustclip.referees.blip2_text import prepared
 from robustclip.runs import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import FRAMES, paint_batch
 from robustclip.synthesis.gradient_pictures import GradientPictures, strip
@@ -28,7 +29,7 @@ from robustclip.synthesis.pair_guides import PairGuides, text_of
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Starts, check_init
 from robustclip.synthesis.terms import MEAN, Hardest
-from robustclip.views import Pooled, Views
+from robustclip.views import GaussianNoise, Pooled, Views
 from robustclip.views.cutouts import inverted
 
 
@@ -54,9 +55,14 @@ def recipe(
     init: Annotated[str, AfterValidator(_init), "noise, or an image to start from"] = "noise",
     steps: NonNegativeInt = 160,
     sds_only: Annotated[NonNegativeInt, "last steps, without the referee"] = 10,
-    copies: Annotated[NonNegativeInt, "augmented views a step; 0: the picture itself, once"] = 30,
+    copies: Annotated[
+        NonNegativeInt | None, "augmented views a step; 0: the picture itself, once; by default the mode's"
+    ] = None,
     hardest: Annotated[PositiveInt | None, "of the copies, those of the highest loss; by default all"] = None,
     noise_scale: Annotated[NonNegativeFloat, "largest deviation of the copies' noise"] = 0.1,
+    added_noise: Annotated[
+        NonNegativeFloat | None, "deviation of further noise on each copy; by default the mode's"
+    ] = None,
     vlm: Annotated[bool, "the referee pulls"] = True,
     sds: Annotated[bool, "Score Distillation pulls"] = True,
     optimiser: Annotated[Optimiser | None, "of the referee; by default the mode's"] = None,
@@ -99,14 +105,19 @@ def recipe(
     Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5. Each of several pulls
     by a stream of its own, brought to its weight's share of w1, for their losses are of different scales (ours).
 
-    Deviations: all gradients of a step are taken at the same latents, as Alg. 1 writes them; the release renders again
-    between the two. Iterations are counted from 0, so that the averages restart at 40 and 100 and not at the last.
-    The first noise of --mode released is of its gradient, where the rate scales it, as here.
+    --mode released is VLMinv's loop, number by number (tests/golden/vlminv.py); docs/inversion.md lists what differs.
+    Iterations are counted from 0; in the other modes the averages restart at 40 and 100 and not at the last.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
+    way = WAYS[mode]
+    copies = way.copies if copies is None else copies
+    added_noise = way.added_noise if added_noise is None else added_noise
+    optimiser, lr = optimiser or way.optimiser, way.lr if lr is None else lr
+    guidance = way.guidance if guidance is None else guidance
+    way = replace(way, optimiser=optimiser, lr=lr, guidance=guidance)
+    arguments = {name: value for name, value in locals().items() if name != "way"}
+    arguments |= {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, sds_only, copies, batch_size, hardest = 6, 1, min(copies, 2), 4, None
-    way = WAYS[mode]
     place = pick_device(device)
     generator = load_diffusion(
         model,
@@ -120,17 +131,11 @@ def recipe(
     assert isinstance(guides, PairGuides)
     session.size = whole_cells(session.size, generator.factor)
     starts = None if init == "noise" else Starts(init, session.size, guides, candidates=1)
-    look = Views(copies, (Pooled(guides.size), *inverted(noise_scale)), name="copies") if copies else None
+    look = views_of(copies, guides.size, noise_scale, added_noise, down_only=way.as_coded)
     reduce = MEAN if hardest is None else Hardest(hardest)
     cells = session.size[0] * session.size[1] // generator.factor**2
     share = cells / REFERENCE if way.rescaled else 1.0
     empty = generator.embed_prompts([""])
-    way = replace(
-        way,
-        optimiser=optimiser or way.optimiser,
-        lr=way.lr if lr is None else lr,
-        guidance=way.guidance if guidance is None else guidance,
-    )
     algorithm = Algorithm1(
         way, steps, sds_only, w1, (share * sds_weight, share * sds_last), noise, ema, ema_decay, ema_start, ema_period
     )
@@ -148,17 +153,21 @@ def recipe(
             canvas.encode(starts(items))
         distillation = None
         if sds:
-            told = generator.embed_prompts([sds_prompt.format(text_of(one)) for one in asked])
-            distillation = Distillation(generator, told, empty, guidance=way.guidance, weighting=weighting)
+            texts = [text_of(one) for one in asked]
+            read = [prepared(text) for text in texts] if way.as_coded else texts
+            told = generator.embed_prompts([sds_prompt.format(text) for text in read])
+            distillation = Distillation(
+                generator, told, empty, guidance=way.guidance, times=way.times, weighting=weighting
+            )
         referees: list[tuple[Any, float, str]] = [
             (loss, weight, loss.reader.card.name)
             for loss, weight in guides.pairings(asked, matching=matching, captioning=captioning)
         ]
         if guides.referees:
             referees.append((guides.cosine(asked), sum(guides.weights), "CLIP"))
-        streams = algorithm.streams(canvas, distillation, referees if vlm else [], look, reduce)
         rows = [[item.generator(f"latents {row}", device=guides.device) for item in items] for row in range(3)]
-        callbacks = algorithm.callbacks(canvas, rows)
+        streams = algorithm.streams(canvas, distillation, referees if vlm else [], look, reduce, rows[1])
+        callbacks = algorithm.callbacks(canvas, [rows[0], rows[2]])
         shown = GradientPictures(steps, FRAMES if gradients else 0)
         painted = paint_batch(
             canvas,
@@ -176,6 +185,16 @@ def recipe(
         return painted
 
     return session.paint(paint, steps=steps)
+
+
+def views_of(
+    copies: int, size: tuple[int, int], noise: float, added: float, *, down_only: bool = False
+) -> Views | None:
+    """What the referee sees: augmented copies at its size, or the picture itself, which gets the added noise too."""
+    if not copies:
+        return Views(1, (GaussianNoise(added),), name="noised") if added else None
+    shift = (0.1, 0.0) if down_only else (0.1, 0.1)
+    return Views(copies, (Pooled(size), *inverted(noise, added, shift)), name="copies")
 
 
 def whole_cells(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -196,7 +215,8 @@ def faults(
     prompts: Path | None,
     vlm: bool,
     sds: bool,
-    copies: int,
+    mode: Mode,
+    copies: int | None,
     hardest: int | None,
     sds_prompt: str,
     steps: int,
@@ -208,6 +228,7 @@ def faults(
     yield from call_faults(prompt, prompts)
     if not vlm and not sds:
         yield "--no-vlm and --no-sds leave nothing that pulls: leave one of them out"
+    copies = WAYS[mode].copies if copies is None else copies
     if hardest is not None and hardest > max(copies, 1):
         yield f"the {hardest} hardest of {copies} copies: give --hardest up to --copies"
     if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):

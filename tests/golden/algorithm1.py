@@ -31,12 +31,11 @@ def toys() -> dict[str, Any]:
         "kept": [0.9, 0.5, 0.2],
         "noises": rng.normal(size=(STEPS, 4)).round(3).tolist(),
         "shaken": rng.normal(size=(STEPS, 4)).round(3).tolist(),
-        "shaken_gradient": rng.normal(size=(STEPS, 4)).round(3).tolist(),
     }
 
 
-def run(toy: dict[str, Any], mode: str) -> list[list[float]]:
-    """z after each iteration, by the paper's text ("faithful") or as its code does it ("released")."""
+def run(toy: dict[str, Any]) -> list[list[float]]:
+    """z after each iteration, by the paper's text; vlminv.py is its code."""
     decoder, target, predictor, bias = (np.array(toy[name]) for name in ("decoder", "target", "predictor", "bias"))
     z = np.array(toy["start"])
     ema = z.copy()
@@ -52,24 +51,14 @@ def run(toy: dict[str, Any], mode: str) -> list[list[float]]:
         sds = 2 * (predictor @ noisy + bias - noise) / CELLS
         # gradient of the referee through the decoder
         vlm = decoder.T @ (decoder @ z - target)
-        if mode == "faithful":  # g_blip = w1 grad L ||grad SDS|| / ||grad L||, by Adam; both rates fall
-            if i in GUIDED:
-                g = w1 * vlm * np.linalg.norm(sds) / np.linalg.norm(vlm)
-                first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
-                corrected = first / (1 - 0.9 ** (i + 1)), second / (1 - 0.999 ** (i + 1))
-                step = rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
-                z = z - step
-            z = z - rate * w2 * sds
-            if i in GUIDED:
-                z = z + SIGMA * np.array(toy["shaken"][i])
-        else:  # plain SGD, 10 iterations of warm-up; norm of w2 SDS; SDS at rate 1; noise on gradient and on z
-            warmed = rate * min(1, (i + 1) / 10)
-            if i in GUIDED:
-                g = w1 * vlm * np.linalg.norm(w2 * sds) / np.linalg.norm(vlm)
-                z = z - warmed * (g - SIGMA * np.array(toy["shaken_gradient"][i]))
-            z = z - w2 * sds
-            if i in GUIDED:
-                z = z + SIGMA * np.array(toy["shaken"][i])
+        if i in GUIDED:  # g_blip = w1 grad L ||grad SDS|| / ||grad L||, by Adam; both rates fall
+            g = w1 * vlm * np.linalg.norm(sds) / np.linalg.norm(vlm)
+            first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+            corrected = first / (1 - 0.9 ** (i + 1)), second / (1 - 0.999 ** (i + 1))
+            z = z - rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+        z = z - rate * w2 * sds
+        if i in GUIDED:
+            z = z + SIGMA * np.array(toy["shaken"][i])
         ema = DECAY * ema + (1 - DECAY) * z
         if i >= START and (i - START) % PERIOD == 0:
             z = ema.copy()
@@ -79,5 +68,5 @@ def run(toy: dict[str, Any], mode: str) -> list[list[float]]:
 
 if __name__ == "__main__":
     toy = toys()
-    content = {"toys": toy, "faithful": run(toy, "faithful"), "released": run(toy, "released")}
+    content = {"toys": toy, "faithful": run(toy)}
     Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

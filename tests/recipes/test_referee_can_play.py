@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import robustclip
+from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.images import load_image
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
@@ -58,6 +59,21 @@ def test_a_picture_does_not_depend_on_the_others(made: Result, tmp_path: Path) -
     torch.testing.assert_close(alone.images[0], made.images[1], atol=1e-3, rtol=0)
 
 
+def test_the_released_mode_is_recorded_as_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten copies and their added noise; SDS is told what BLIP-2's text processor leaves of the prompt."""
+    told: list[str] = []
+    embed = LatentDiffusion.embed_prompts
+    monkeypatch.setattr(LatentDiffusion, "embed_prompts", lambda self, texts: told.extend(texts) or embed(self, texts))
+    made = paint(tmp_path / "run", 'A "Red" fish, and a green hat!', mode="released", copies=None, steps=1, sds_only=0)
+    asked = json.loads((made.folder / "run.json").read_text())["arguments"]
+    settings = {name: asked[name] for name in ("copies", "added_noise", "optimiser", "lr", "guidance")}
+    assert settings == {"copies": 10, "added_noise": 0.2, "optimiser": "sgd", "lr": 1.0, "guidance": 30.0}
+    assert "itm+lm@copies x10" in made.trace
+    assert "A photo exactly contains a red fish, and a green hat" in told
+    one = paint(tmp_path / "one", mode="released", copies=0, steps=1, sds_only=0)
+    assert "itm+lm@noised" in one.trace, "a picture that is not augmented gets the added noise too"
+
+
 def test_any_referee_fits_and_several_share(tmp_path: Path) -> None:
     mixed = paint(tmp_path / "mixed", referee=["emoji-blip2", "emoji-robust=0.5"], mode="released", noise=0.0)
     record = json.loads((mixed.folder / "run.json").read_text())
@@ -85,6 +101,8 @@ def test_the_guidance_is_the_modes_or_the_callers(
     [
         ({"vlm": False, "sds": False}, "leave nothing that pulls"),
         ({"hardest": 3}, "the 3 hardest of 2 copies"),
+        ({"hardest": 11, "copies": None, "mode": "released"}, "the 11 hardest of 10 copies"),
+        ({"added_noise": -0.1}, "added_noise"),
         ({"sds_prompt": "a photo"}, r"has one \{\} for the prompt"),
         ({"guidance": -1.0}, "guidance -1 would lead away"),
         ({"sds": False, "sds_only": 3}, "--sds-only 0"),

@@ -84,10 +84,17 @@ class Noise:
 
     @torch.no_grad()
     def __call__(self, moment: Moment) -> None:
-        if self.last is not None and moment.step >= self.last:
-            return
-        deviation = self.deviation(moment.step) if callable(self.deviation) else self.deviation
         for parameter in moment.canvas.parameters():
-            for row, generator in zip(parameter, self.generators, strict=True):
-                drawn = torch.randn(row.shape, generator=generator, device=generator.device, dtype=row.dtype)
-                row += deviation * drawn.to(row.device)
+            parameter += self.drawn(parameter, moment.step)
+
+    @torch.no_grad()
+    def drawn(self, like: Tensor, step: int) -> Tensor:
+        """The noise of a step for a tensor (P,...), each picture's row from its own generator."""
+        if self.last is not None and step >= self.last:
+            return torch.zeros_like(like)
+        deviation = self.deviation(step) if callable(self.deviation) else self.deviation
+        rows = [
+            torch.randn(row.shape, generator=generator, device=generator.device, dtype=row.dtype)
+            for row, generator in zip(like, self.generators, strict=True)
+        ]
+        return deviation * torch.stack(rows).to(like.device)

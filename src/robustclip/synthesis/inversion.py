@@ -31,6 +31,13 @@ class Way:
     weighted_norm   the referee's gradient is brought to w1 times the norm of the weighted SDS gradient.
     shaken          noise is also added to the referee's gradient.
     last_noise      deviation of z's noise in the last steps, which are SDS' alone.
+    copies          augmented views of the picture that the referee sees in each step.
+    added_noise     deviation of noise on each copy, beside the one that is drawn below 0.1.
+    times           of SDS: from, and up to, without the last.
+    as_coded        VLMinv's order of things: the cosine of the rate begins after the warm-up; the average begins as z
+                    after the first step, restarts where the count of done steps reaches `start`, never after the
+                    referee's last, and takes the referee's next step then (`MovingAverage.lend`); copies are shifted
+                    down only; SDS is told the prompt as BLIP-2 reads it.
     through         gradients pass pixels that were cut to [0,1].
     rescaled        the SDS weight is meant for a latent of 64x64 cells, and brought to this one's.
     guidance        classifier-free, of SDS; 30 in the paper's text and in its code.
@@ -46,14 +53,19 @@ class Way:
     through: bool
     rescaled: bool
     guidance: float
+    copies: int = 30
+    added_noise: float = 0.0
+    times: tuple[int, int] = (50, 950)
+    as_coded: bool = False
 
 
 WAYS: Final[dict[Mode, Way]] = {
     # The paper's text: Adam; both rates fall from 1.0 to 0.5; Alg. 1 has the norm of the SDS gradient itself.
     "faithful": Way("adam", 1.0, 0, True, False, False, 0.0, False, False, 30.0),
-    # VLMinv generate.py's defaults: SGD without momentum (the flag never reaches it), 10 iterations of warm-up; SDS at
-    # a constant rate; the norm after w2; noise twice, and a little to the end.
-    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False, 30.0),
+    # VLMinv generate.py's defaults and blip2_sds.py's loop (commit 4dd4c13): SGD without momentum (the flag never
+    # reaches it), 10 iterations of warm-up; SDS at a constant rate, its times below 950 - 1; the norm after w2; noise
+    # on gradient, latents and copies, and a little to the end. tests/golden/vlminv.py restates it.
+    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False, 30.0, 10, 0.2, (50, 949), True),
     # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
     # SDS weight brought to the latent's size. Rate and guidance are chosen on the small embedded model, which a
     # guidance of 30 drives into dark and glaring colours.
@@ -83,9 +95,11 @@ class Algorithm1:
         referees: Sequence[tuple[Any, float, str]],
         look: Looking | None = None,
         reduce: Reduce = MEAN,
+        generators: Sequence[Generator] = (),
     ) -> list[Stream]:
         """SDS, where there is one, and each referee (its loss, weight and name), whose gradient is brought to its share
         of w1 norms of that of SDS. With one referee this is Alg. 1; several, of losses of different scales, are ours.
+        `generators`, one a picture, draw the noise on the gradient of the first, in a way that shakes it.
         """
         falling = cosine_decay(self.steps, 0.5)
         streams: list[Stream] = []
@@ -96,7 +110,8 @@ class Algorithm1:
             streams.append(Stream(Terms((term,)), descent, schedule=schedule, name="sds"))
         total = sum(weight for _, weight, _ in referees)
         kind = torch.optim.Adam if self.way.optimiser == "adam" else torch.optim.SGD
-        for loss, weight, name in referees:  # g = w1 grad L ||grad SDS|| / ||grad L||
+        shake = Noise(self.noise, generators, self.steps - self.sds_only).drawn if self.way.shaken else None
+        for row, (loss, weight, name) in enumerate(referees):  # g = w1 grad L ||grad SDS|| / ||grad L||
             share = weight / total
             streams.append(
                 Stream(
@@ -104,6 +119,7 @@ class Algorithm1:
                     kind(canvas.parameters(), lr=self.way.lr * share),
                     match=None if sds is None else (streams[0], self._norms(share)),
                     schedule=self.rate,
+                    shake=shake if row == 0 else None,
                     name=name,
                 )
             )
@@ -111,17 +127,22 @@ class Algorithm1:
 
     def callbacks(self, canvas: Canvas, generators: Sequence[Sequence[Generator]]) -> list[Callback]:
         """Noise on z, and the moving average, which restarts z at `start` and every `period` from there. `generators`
-        are three rows, each of one a picture."""
-        calm = self.steps - self.sds_only
-        found: list[Callback] = [Noise(self.noise, generators[0], calm)]
-        if self.way.shaken:  # noise in a gradient that plain SGD follows is noise on z, by the rate
-            found.append(Noise(lambda step: self.noise * self.way.lr * self.rate(step), generators[1], calm))
-        if self.way.last_noise:
-            found.append(Noise(lambda step: self.way.last_noise if step >= calm else 0.0, generators[2]))
-        if self.average != "none":
-            restarts = restarts_of(self.start, self.period, self.steps) if self.average == "restart" else []
-            found.append(MovingAverage(list(canvas.parameters()), self.decay, restarts, last=self.average == "plain"))
-        return found
+        are two rows, each of one a picture."""
+        calm, way = self.steps - self.sds_only, self.way
+        restarts = restarts_of(self.start, self.period, self.steps)
+        if way.as_coded:
+            restarts = [step - 1 for step in restarts_of(self.start, self.period, calm + 1) if step]
+        average = MovingAverage(
+            None if way.as_coded else list(canvas.parameters()),
+            self.decay,
+            restarts if self.average == "restart" else [],
+            last=self.average == "plain",
+        )
+        found: list[Callback] = [average.lend] if way.as_coded else []
+        found.append(Noise(self.noise, generators[0], calm))
+        if way.last_noise:
+            found.append(Noise(lambda step: way.last_noise if step >= calm else 0.0, generators[1]))
+        return found if self.average == "none" else [*found, average]
 
     def weight(self, step: int) -> float:
         """w2 at an iteration."""
@@ -130,7 +151,11 @@ class Algorithm1:
 
     def rate(self, step: int) -> float:
         """The factor of the referee's rate."""
-        return min(1.0, (step + 1) / max(self.way.warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
+        warm_up = self.way.warm_up
+        if self.way.as_coded:
+            after = step - warm_up
+            return (step + 1) / warm_up if after < 0 else cosine_decay(self.steps - warm_up, 0.5)(after)
+        return min(1.0, (step + 1) / max(warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
 
     def _pulls(self, step: int) -> float:
         return 1.0 if step < self.steps - self.sds_only else 0.0

@@ -27,6 +27,7 @@ class Stream:
                 coarse one is many times that of a fine one.
     match       (another stream, factor): it is scaled to that stream's norm times the factor, which may be a schedule
                 of the step (Referee-Can-Play).
+    shake       (a gradient, the step) -> what is added to it when all of that is done (Referee-Can-Play's release).
     name        what it is called where something is wrong with its gradient.
     schedule    multiplies the optimiser's learning rates; constant without one. A mapping has one for each group of
                 parameters that it names (the optimiser's group["name"]); the others keep their rate.
@@ -39,6 +40,7 @@ class Stream:
     by_level: bool = False
     match: tuple[Stream, float | Schedule] | None = None
     schedule: Schedule | Mapping[str, Schedule] | None = None
+    shake: Callable[[Tensor, int], Tensor] | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Stream:
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor(group.get("name"), step)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient if self.shake is None else gradient + self.shake(gradient, step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 

@@ -99,16 +99,19 @@ def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
     )
 
 
-def inverted(noise: float = 0.1) -> tuple[View, ...]:
+def inverted(noise: float = 0.1, added: float = 0.0, translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
     """The augmentations of Referee-Can-Play's release (VLMinv, paper-stated kinds: affine, perspective, colours,
     erasing, noise), without crops and flips. `noise` is the largest deviation; each view draws its own below it.
+    `added` is that of further noise, the same for all views; the release has 0.2, and none follows at 0.
 
-    Shifts are across and down, as meant; the kornia of the release shifts down only.
+    Shifts are across and down, as meant; (0.1, 0.0), down only, is what the kornia of the release makes of its 0.1.
+    Raises UsageError for a noise below 0 and translations outside [0, 1].
     """
     return (
-        Affine((-30.0, 30.0), (0.1, 0.1), p=1.0),
+        Affine((-30.0, 30.0), translate, p=1.0),
         Perspective(0.2, p=0.4),
         ColourJitter(0.1, 0.1, 0.1, 0.1, p=0.5),
         Erasing((0.1, 0.4), (0.3, 1 / 0.3), p=1.0, shared=True),
         GaussianNoise((0.0, noise)),
+        *([GaussianNoise(added)] if added else []),
     )

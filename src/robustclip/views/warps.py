@@ -30,7 +30,7 @@ class Affine:
     a view stays as it is.
 
     VQGAN+CLIP: degrees (-15, 15), translate (0.1, 0), shear (-5, 5), p 0.7, zeros (kornia reads the 0.1 written there
-    as vertical only). Referee-Can-Play: degrees (-30, 30), translate (0.1, 0), zeros.
+    as vertical only). Referee-Can-Play: degrees (-30, 30), translate the same, zeros.
     Raises UsageError for illegal ranges, shears of 90 degrees or more, scales outside [0.01, 100], and a p or
     translations outside [0, 1].
     """

@@ -217,3 +217,13 @@ def test_impossible_settings_and_damaged_denoisers_are_refused() -> None:
             sample_with_mi(toy, x, y, None, generators=[], steps=steps, skip=skip)
     with pytest.raises(RunError, match="NaN"):
         pointwise_mi(toy, x, Texts(y.y * math.nan), None)
+
+
+def test_a_schedule_that_ends_without_signal_is_refused() -> None:
+    toy = GaussianToy(torch.ones(1, dtype=torch.float64), 1.0)
+    x, y = toy.draw(2)
+    toy.alphas_cumprod = torch.cat([schedule()[:-1], torch.zeros(1, dtype=torch.float64)])
+    with pytest.raises(UsageError, match="without signal"):
+        pointwise_mi(toy, x, y, None)
+    with pytest.raises(UsageError, match="without signal"):
+        sample_with_mi(toy, x, y, None, generators=[], steps=10, skip=0)

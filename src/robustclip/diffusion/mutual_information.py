@@ -61,9 +61,19 @@ class MutualInformation:
 
 
 def log_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """log(abar / (1 - abar)) of each step, float64, falling."""
+    """log(abar / (1 - abar)) of each step, float64, falling. Raises UsageError for a schedule that ends without
+    signal, whose last is minus infinity."""
+    return torch.logit(_with_signal(alphas_cumprod))
+
+
+def _with_signal(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     kept = alphas_cumprod.double()
-    return torch.logit(kept)
+    if not bool((kept > 0).all()):
+        raise UsageError(
+            "this schedule ends without signal (rescale_betas_zero_snr), where mutual information has no finite "
+            "weight: take a model of another schedule, or set rescale_betas_zero_snr to false"
+        )
+    return kept
 
 
 def widths(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
@@ -186,7 +196,8 @@ def sample_with_mi(
     steps; "released" drops alpha_t as MI-TUNE's code does. The mean leaves out steps t <= `skip` (50 in that code).
     The chain visits `steps` of the schedule's steps evenly; alpha and beta of its updates are those between them.
 
-    Raises UsageError for steps that the schedule does not have, and a `skip` that leaves none.
+    Raises UsageError for steps that the schedule does not have, a `skip` that leaves none, and a schedule that ends
+    without signal.
     """
     total = len(model.alphas_cumprod)
     if not 1 <= steps <= total or skip >= total - total // steps:
@@ -194,7 +205,7 @@ def sample_with_mi(
             f"steps={steps} and skip={skip}: the schedule has {total} steps, of which at least one counts, as in "
             f"steps={min(100, total)}, skip={min(SKIPPED, total // 2)}"
         )
-    kept = model.alphas_cumprod.double()
+    kept = _with_signal(model.alphas_cumprod)
     alphas = kept / torch.cat([kept.new_ones(1), kept[:-1]])
     weight = (1 - alphas) * total / (2 * (1 - kept)) / (alphas if kappa == "exact" else 1)
     visited = torch.arange(total - 1, -1, -(total // steps))[:steps].tolist()

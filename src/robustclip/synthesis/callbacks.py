@@ -85,7 +85,7 @@ class Noise:
     @torch.no_grad()
     def __call__(self, moment: Moment) -> None:
         for parameter in moment.canvas.parameters():
-            parameter += self.drawn(parameter, moment.step)
+            parameter.add_(self.drawn(parameter, moment.step))
 
     @torch.no_grad()
     def drawn(self, like: Tensor, step: int) -> Tensor:

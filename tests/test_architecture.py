@@ -24,6 +24,7 @@ ONLY_IMPORTERS = {
     "jinja2": ["explanation/rendering.py"],
     "kornia": ["views/"],
     "open_clip": ["referees/openclip.py"],
+    "peft": ["diffusion/adapters.py"],
     "pytorch_grad_cam": ["explanation/gradcam.py"],
     "tensorboard": ["metrics.py"],
     "torch.utils.tensorboard": ["metrics.py"],

@@ -147,6 +147,14 @@ app.add_command(
     )
 )
 app.add_command(
+    RecipeGroup(
+        "align",
+        short_help="Fine-tune a generator on the best of its own samples.",
+        help="Fine-tune a diffusion model on the best of its own samples, by a recipe or the path of a file like them.",
+        subcommand_metavar="RECIPE [FLAGS]",
+    )
+)
+app.add_command(
     _verb(
         "judge",
         "evaluation.generation.judge:judge",

@@ -1,0 +1,119 @@
+"""Fine-tuning of a denoiser's adapters on chosen latents (MI-TUNE, Alg. 2): the ordinary denoising loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from robustclip.devices import autocast
+from robustclip.diffusion.adapters import trainable
+from robustclip.diffusion.conditioning import Conditioning
+from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.errors import RunError, UsageError
+
+
+@dataclass
+class AdapterTrainer:
+    """One AdamW step after the other on the adapters of `model` (betas .9 and .999, weight decay .01, constant rate).
+
+    clip: the largest norm of the gradient; None: not clipped, as MI-TUNE's release trains in effect.
+    """
+
+    model: LatentDiffusion
+    steps: int
+    lr: float = 1e-4
+    clip: float | None = 1.0
+    at_once: int = 8
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.parameters = [one for _, one in trainable(self.model)]
+        self.renew()
+
+    def begin(self, round_: int, steps: int) -> None:
+        """Train round `round_` (from 1), of so many steps; with a new optimiser unless it is under way."""
+        self.steps = round_ * steps
+        if self.done == self.steps - steps:
+            self.renew()
+
+    def renew(self) -> None:
+        """A new optimiser."""
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
+
+    def step(
+        self, latents: Float[Tensor, "b c h w"], conditioning: Conditioning, stream: Generator
+    ) -> dict[str, float]:
+        """One update on latents and their prompts' states; noise and steps of the schedule (uniform) are drawn from
+        `stream`, and the batch passes the denoiser `at_once` at a time.
+
+        Raises RunError for a loss that is not finite.
+        """
+        model, count = self.model, len(latents)
+        noise = torch.randn(latents.shape, generator=stream).to(latents)
+        times = torch.randint(model.steps, (count,), generator=stream).to(latents.device)
+        kept = model.alphas_cumprod[times].view(-1, 1, 1, 1)
+        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        target = noise if model.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+        self.optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for rows in torch.arange(count, device=latents.device).split(self.at_once):
+            given = conditioning.rows(rows)
+            with autocast(latents.device, model.dtype):
+                found = model.unet(noisy[rows], times[rows], given.states, encoder_attention_mask=given.mask).sample
+            loss = F.mse_loss(found.float(), target[rows]) * (len(rows) / count)
+            loss.backward()
+            total += loss.item()
+        if not torch.isfinite(torch.tensor(total)):
+            raise RunError(f"the loss is {total} at step {self.done}: lower --lr, or train in --dtype float32")
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip if self.clip is not None else float("inf"))
+        self.optimiser.step()
+        self.done += 1
+        return {"loss": total, "grad_norm": float(norm)}
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        adapters = {name: one.detach() for name, one in trainable(self.model)}
+        return {"adapters": adapters, "optimiser": self.optimiser.state_dict(), "done": self.done}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UsageError for a state of other adapters."""
+        own = dict(trainable(self.model))
+        given = state.get("adapters", {})
+        if {name: one.shape for name, one in given.items()} != {name: one.shape for name, one in own.items()}:
+            raise UsageError("the checkpoint is of other adapters: go on with the arguments of its run")
+        with torch.no_grad():
+            for name, one in own.items():
+                one.copy_(given[name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done = state["done"]
+
+
+@dataclass(frozen=True)
+class AlignmentPool:
+    """Chosen latents and real ones, each with its prompt's states: what adapters are trained on.
+
+    chosen, real: (latents, conditioning), where `real` may be None; share: of real pictures in a batch.
+    """
+
+    chosen: tuple[Float[Tensor, "n c h w"], Conditioning]
+    real: tuple[Float[Tensor, "m c h w"], Conditioning] | None = None
+    share: float = 0.0
+
+    def batch(self, count: int, stream: Generator) -> tuple[Float[Tensor, "b c h w"], Conditioning]:
+        """`count` of them, drawn with replacement; of these `share`, rounded, real."""
+        real = 0 if self.real is None else round(self.share * count)
+        parts: Sequence[tuple[Any, int]] = ((self.chosen, count - real), (self.real, real))
+        latents, texts = [], []
+        for part, wanted in parts:
+            if wanted:
+                rows = torch.randint(len(part[0]), (wanted,), generator=stream)
+                latents.append(part[0][rows])
+                texts.append(part[1].rows(rows))
+        together = texts[0] if len(texts) == 1 else texts[0].beside(texts[1])
+        return torch.cat(latents), together

@@ -1,0 +1,219 @@
+"""Adapters and MI-TUNE: what is trained, chosen, saved and read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from robustclip.diffusion.adapters import (
+    CARD,
+    add_adapter,
+    base_digest,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+    trainable,
+)
+from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.selection import Selection, chosen_of
+from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.errors import RunError, UsageError
+from robustclip.recipes import find, run
+from robustclip.rng import generator
+
+from .tiny import tiny_pipeline
+
+SMALL: dict[str, Any] = {"samples": 5, "keep": 2, "steps": 3, "guidance": 2.0, "size": (16, 16), "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline") / "sd"
+    tiny_pipeline(path)
+    return path
+
+
+@pytest.fixture
+def model(folder: Path) -> LatentDiffusion:
+    return load_diffusion(folder)
+
+
+def brightness(images: torch.Tensor, _: str) -> torch.Tensor:
+    return images.mean((1, 2, 3))
+
+
+def refuse(_: torch.Tensor, text: str) -> torch.Tensor:
+    pytest.fail(f"{text} is sampled again")
+
+
+def noise_of(model: LatentDiffusion) -> torch.Tensor:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = model.embed_prompts(["a cat"])
+    return model.predict_noise(latents, torch.tensor([300]), given, model.embed_prompts([""]), 3.0)
+
+
+def trained(model: LatentDiffusion, steps: int = 3, **settings: Any) -> AdapterTrainer:
+    trainer = AdapterTrainer(model, steps, lr=1e-2, **settings)
+    texts = model.embed_prompts(["a cat", "a dog"])
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    while trainer.done < steps:
+        stream = generator(0, "alignment", trainer.done)
+        trainer.step(*pool.batch(4, stream), stream)
+    return trainer
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_an_adapter_changes_nothing_at_first_and_is_all_that_trains(model: LatentDiffusion, dora: bool) -> None:
+    before, base = noise_of(model), base_digest(model)
+    parameters = add_adapter(model, rank=2, alpha=2, dora=dora)
+    assert torch.allclose(noise_of(model), before, atol=1e-5)
+    names = [name for name, _ in trainable(model)]
+    assert len(names) == len(parameters)
+    assert any("magnitude" in name for name in names) == dora
+    trained(model)
+    assert not torch.allclose(noise_of(model), before, atol=1e-3)
+    assert base_digest(model) == base
+    with pytest.raises(UsageError, match="already"):
+        add_adapter(model)
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_a_saved_adapter_is_read_by_diffusers_by_us_and_merged(
+    model: LatentDiffusion, folder: Path, dora: bool, tmp_path: Path
+) -> None:
+    add_adapter(model, rank=2, alpha=2, dora=dora)
+    trained(model)
+    expected = noise_of(model)
+    save_adapter(model, tmp_path / "adapter", {"recipe": "test"})
+
+    again = load_diffusion(folder)
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.allclose(noise_of(again), expected, atol=1e-5)
+    assert not trainable(again)
+
+    theirs = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.load_lora_weights(tmp_path / "adapter")
+    again.unet = theirs.unet
+    assert torch.allclose(noise_of(again), expected, atol=1e-5)
+
+    merge_adapter(model)
+    assert torch.allclose(noise_of(model), expected, atol=1e-5)
+    assert not any("lora" in name for name in model.unet.state_dict())
+
+
+def test_an_adapter_of_another_denoiser_is_refused(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
+    add_adapter(model, rank=2, alpha=2)
+    save_adapter(model, tmp_path / "adapter", {})
+    other = load_diffusion(folder)
+    with torch.no_grad():
+        next(other.unet.parameters()).add_(1)
+    with pytest.raises(UsageError, match="another"):
+        load_adapter(other, tmp_path / "adapter")
+    with pytest.raises(UsageError, match="no adapter"):
+        load_adapter(other, tmp_path)
+    card = json.loads((tmp_path / "adapter" / CARD).read_text())
+    (tmp_path / "adapter" / CARD).write_text(json.dumps({**card, "weights_sha256": "0" * 64}))
+    with pytest.raises(UsageError, match="card"):
+        load_adapter(load_diffusion(folder), tmp_path / "adapter")
+
+
+def test_the_gradient_is_clipped_and_accumulated(model: LatentDiffusion) -> None:
+    add_adapter(model, rank=2, alpha=2)
+    texts = model.embed_prompts(["a cat"]).rows(torch.zeros(4, dtype=torch.long))
+    latents = 10 * torch.randn(4, 4, 8, 8, generator=generator(0, "latents"))
+    numbers = {}
+    for at_once in (1, 4):
+        trainer = AdapterTrainer(model, 1, lr=0.0, clip=1e-3, at_once=at_once)
+        numbers[at_once] = trainer.step(latents, texts, generator(0, "x"))
+        clipped = torch.stack([one.grad.norm() for one in trainer.parameters if one.grad is not None]).norm()
+        assert float(clipped) == pytest.approx(1e-3, rel=1e-2)
+        assert numbers[at_once]["grad_norm"] > 1e-2
+    assert numbers[1] == pytest.approx(numbers[4], rel=1e-4)
+    free = AdapterTrainer(model, 1, lr=0.0, clip=None)
+    free.step(latents, texts, generator(0, "x"))
+    whole = torch.stack([one.grad.norm() for one in free.parameters if one.grad is not None]).norm()
+    assert float(whole) == pytest.approx(numbers[4]["grad_norm"], rel=1e-4)
+
+
+def test_training_goes_on_bit_by_bit(folder: Path) -> None:
+    whole, part, rest = (load_diffusion(folder) for _ in range(3))
+    for one in (whole, part, rest):
+        add_adapter(one, rank=2, alpha=2)
+    trained(whole, 4)
+    state = trained(part, 2).state()
+    trainer = AdapterTrainer(rest, 4, lr=1e-2)
+    trainer.load(state)
+    texts = rest.embed_prompts(["a cat", "a dog"])
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    while trainer.done < 4:
+        stream = generator(0, "alignment", trainer.done)
+        trainer.step(*pool.batch(4, stream), stream)
+    assert torch.equal(noise_of(rest), noise_of(whole))
+    with pytest.raises(UsageError, match="other adapters"):
+        trainer.load({"adapters": {}})
+
+
+def test_the_best_samples_are_kept_whatever_the_batch(model: LatentDiffusion) -> None:
+    latents, scores = Selection(**SMALL).choose(model, "a cat", 0)
+    assert latents.shape == (2, 4, 8, 8)
+    assert scores.shape == (5,)
+    again, same = Selection(**{**SMALL, "batch_size": 5}).choose(model, "a cat", 0)
+    assert torch.allclose(scores, same, rtol=1e-4)
+    assert torch.allclose(latents, again, atol=1e-4)
+    everything, _ = Selection(**{**SMALL, "keep": 5}).choose(model, "a cat", 0)
+    assert torch.allclose(everything[:2], latents)
+    brightest, found = Selection(**SMALL, by=brightness).choose(model, "a cat", 0)
+    assert float(model.decode(brightest[:1]).clamp(0, 1).mean()) == pytest.approx(float(found.max()), abs=1e-4)
+    chance = Selection(**SMALL, by="random").choose(model, "a cat", 0)[1]
+    assert torch.equal(chance, Selection(**SMALL, by="random").choose(model, "a cat", 0)[1])
+    assert Selection(**SMALL, by="gap").choose(model, "a cat", 0)[1].isfinite().all()
+
+
+def test_what_was_chosen_is_not_sampled_again(model: LatentDiffusion, tmp_path: Path) -> None:
+    first = chosen_of(Selection(**SMALL), model, "a cat", 3, tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert load_file(path)["scores"].shape == (5,)
+    never = Selection(**SMALL, by=refuse)
+    assert torch.equal(chosen_of(never, model, "a cat", 3, tmp_path), first)
+    path.write_bytes(b"damaged")
+    with pytest.raises(RunError, match="damaged"):
+        chosen_of(never, model, "a cat", 3, tmp_path)
+
+
+def test_a_pool_mixes_real_pictures_in(model: LatentDiffusion) -> None:
+    texts = model.embed_prompts(["a cat"])
+    pool = AlignmentPool((torch.zeros(1, 4, 2, 2), texts), (torch.ones(1, 4, 2, 2), texts), 0.25)
+    latents, conditioning = pool.batch(8, generator(0, "x"))
+    assert float(latents.mean()) == pytest.approx(0.25)
+    assert len(conditioning) == 8
+
+
+def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_path: Path) -> None:
+    recipe, run_folder = find("mi-tune", "align").function, tmp_path / "run"
+    call = {"model": str(folder), "size": 16, "quick": True, "rounds": 2, "real_share": 0.25, "device": "cpu"}
+    numbers = recipe(**call, merge=True, out=run_folder)
+    assert len(list((run_folder / "rounds" / "2").iterdir())) == 2
+    assert (run_folder / "pictures.png").is_file()
+    assert json.loads((run_folder / "adapter" / CARD).read_text())["steps"] == 4
+    assert (run_folder / "unet" / "config.json").is_file()
+    adapted = load_diffusion(folder)
+    before = noise_of(adapted)
+    load_adapter(adapted, run_folder / "adapter")
+    assert not torch.equal(noise_of(adapted), before)
+    (run_folder / "checkpoints" / "checkpoint-00000004.pt").unlink()  # as if it had been killed in the last round
+    again = recipe(**call, resume=run_folder)
+    assert again["prompts"] == numbers["prompts"] == 2
+    first, second = (load_file(Path(one["adapter"]) / "pytorch_lora_weights.safetensors") for one in (numbers, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_more_kept_than_drawn_is_refused() -> None:
+    with pytest.raises(UsageError, match="keep"):
+        run("mi-tune", "align", {"samples": 2, "keep": 3, "quick": True, "device": "cpu"})

@@ -10,12 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from robustclip import printing
 from robustclip.canvases.latents import Latents
 from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
-from robustclip.errors import UsageError
 from robustclip.images import save_image
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2_text import prepared
@@ -129,7 +127,7 @@ def recipe(
     session = Session.open("referee-can-play", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all)
     guides = session.guides
     assert isinstance(guides, PairGuides)
-    session.size = whole_cells(session.size, generator.factor)
+    session.size = generator.whole_cells(session.size)
     starts = None if init == "noise" else Starts(init, session.size, guides, candidates=1)
     look = views_of(copies, guides.size, noise_scale, added_noise, down_only=way.as_coded)
     reduce = MEAN if hardest is None else Hardest(hardest)
@@ -195,19 +193,6 @@ def views_of(
         return Views(1, (GaussianNoise(added),), name="noised") if added else None
     shift = (0.1, 0.0) if down_only else (0.1, 0.1)
     return Views(copies, (Pooled(size), *inverted(noise, added, shift)), name="copies")
-
-
-def whole_cells(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""
-    height, width = (side // factor * factor for side in size)
-    if not height or not width:
-        raise UsageError(
-            f"a picture of {size[0]}x{size[1]} is smaller than a cell of this model, {factor}x{factor} pixels: "
-            f"give e.g. --size {8 * factor}"
-        )
-    if (height, width) != size:
-        printing.note(f"{size[0]}x{size[1]} is not whole in cells of {factor} pixels: painting {height}x{width}")
-    return height, width
 
 
 def faults(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -101,3 +102,11 @@ def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which towers compute in `dtype`; float32 and float64 mean that nothing is cast."""
     cast = dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(torch.device(device).type, dtype=dtype if cast else None, enabled=cast)
+
+
+def free_memory(device: str | torch.device) -> float | None:
+    """Bytes that are free on a device; None where nobody tells."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available) if device.type == "cpu" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .blip2_cases import BLIP2
+from .doodl_cases import DOODL
 from .drawing_cases import DRAWING
 from .inversion_cases import INVERSION
 from .styler_cases import STYLER
@@ -713,4 +714,4 @@ ALL += (*DRAWING,)
 
 ALL += (*STYLER,)
 
-ALL += (*INVERSION,)
+ALL += (*INVERSION, *DOODL)

@@ -16,7 +16,7 @@ from robustclip.rng import each, generator
 from robustclip.synthesis.callbacks import Film, KeepBest, Noise
 from robustclip.synthesis.loop import Moment, optimise
 from robustclip.synthesis.streams import Stream, cosine_decay, linear_decay, picture_norms
-from robustclip.synthesis.terms import Hardest, Mean, Term, Terms, ZeroBelow, ZeroBelowQuantile
+from robustclip.synthesis.terms import Hardest, Lowest, Mean, Term, Terms, ZeroBelow, ZeroBelowQuantile
 from robustclip.views import Draws, Views
 
 LOSSES = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.8, 0.5, 0.6, 0.7]])
@@ -66,6 +66,11 @@ def stream(made: Pixels, *terms: Term, lr: float = 1.0, **options: object) -> St
 )
 def test_reductions_by_hand(reduce: object, expected: list[float]) -> None:
     assert reduce(LOSSES).tolist() == pytest.approx(expected)  # type: ignore[operator]
+
+
+def test_the_lowest_view_counts_alone() -> None:
+    assert Lowest()(LOSSES).tolist() == pytest.approx([0.1, 0.5])
+    assert str(Term(Brightness(), reduce=Lowest())) == "1*brightness lowest"
 
 
 def test_terms_print_themselves() -> None:
@@ -128,6 +133,13 @@ def test_clipping_is_torchs_for_one_picture() -> None:
     expected = ours.prepared([parameter.grad.clone()], {})[0]
     torch.nn.utils.clip_grad_norm_([parameter], 0.001)
     assert torch.allclose(parameter.grad, expected, rtol=1e-5)
+
+
+def test_numbers_of_a_gradient_are_scaled_and_then_cut() -> None:
+    gradients = [torch.tensor([[0.3, -4.0], [0.1, 0.0]])]
+    made = canvas()
+    found = stream(made, Term(Brightness()), scale=2.0, clip_value=0.5).prepared(gradients, {})
+    assert found[0].tolist() == [[0.5, -0.5], [pytest.approx(0.2), 0.0]]
 
 
 def test_one_stream_takes_the_norm_of_another() -> None:
@@ -251,5 +263,7 @@ def test_faults_of_terms_are_told() -> None:
         Terms(())
     with pytest.raises(UsageError, match="k must lie in 1 to the number of views"):
         Hardest(5)(LOSSES)
+    with pytest.raises(UsageError, match="clip_value must be positive"):
+        stream(made, Term(Brightness()), clip_value=0.0)
     with pytest.raises(UsageError, match="clip_norm must be positive"):
         stream(made, Term(Brightness()), clip_norm=0.0)

@@ -67,6 +67,13 @@ def test_squares_have_the_sides_of_the_formula() -> None:
     assert top.min() >= 0
 
 
+def test_averaged_squares_are_pooled() -> None:
+    """DOODL's crops, by torch's own pooling of the same squares."""
+    images = pictures(1, 16, 16)
+    whole = seen(RandomSquares(8, smallest=16, averaged=True), images, 1)
+    torch.testing.assert_close(whole, torch.nn.functional.adaptive_avg_pool2d(images, 8))
+
+
 def test_squares_without_room_are_the_picture() -> None:
     images = pictures(2, 16, 16)
     assert torch.allclose(seen(RandomSquares(16), images, 3), images.repeat_interleave(3, 0), atol=1e-6)

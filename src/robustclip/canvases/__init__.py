@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustclip.canvases.base import Canvas
+from robustclip.canvases.chains import ChainStart
 from robustclip.canvases.codes import Codes
 from robustclip.canvases.latents import Latents
 from robustclip.canvases.pixels import Pixels
@@ -10,4 +11,4 @@ from robustclip.canvases.pyramid import Pyramid
 from robustclip.canvases.strokes import Strokes
 from robustclip.canvases.style import StyleNetwork
 
-__all__ = ["Canvas", "Codes", "Latents", "Pixels", "Pyramid", "Strokes", "StyleNetwork"]
+__all__ = ["Canvas", "ChainStart", "Codes", "Latents", "Pixels", "Pyramid", "Strokes", "StyleNetwork"]

@@ -44,18 +44,10 @@ class Latents(Canvas):
         through: bool = True,
     ) -> None:
         super().__init__()
-        factor = autoencoder.factor
-        if any(side % factor or not side for side in size):
-            fit = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
-            raise UsageError(
-                f"a picture of {size[0]}x{size[1]} is not whole in cells of {factor}x{factor} pixels: give --size {fit}"
-            )
         self.autoencoder = [autoencoder]  # in a list: its weights are none of the canvas's parameters
         self.size = size
         self.through = through
-        shape = (autoencoder.channels, *(side // factor for side in size))
-        drawn = [torch.randn(shape, generator=one, device=one.device).to(device) for one in generators]
-        self.latent = nn.Parameter(torch.stack(drawn))
+        self.latent = nn.Parameter(drawn_latents(autoencoder, size, generators, device))
 
     def render(self) -> dict[str, Tensor]:
         image = self.autoencoder[0].decode(self.latent)
@@ -68,3 +60,18 @@ class Latents(Canvas):
         if images.shape != held:
             raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
         self.latent.copy_(self.autoencoder[0].encode(images))
+
+
+def drawn_latents(
+    autoencoder: Autoencoder, size: tuple[int, int], generators: Sequence[Generator], device: torch.device | str
+) -> Float[Tensor, "p c h w"]:
+    """N(0,I) for pictures of `size`, each from its generator. Raises UsageError for a size that is not whole in
+    cells."""
+    factor = autoencoder.factor
+    if any(side % factor or not side for side in size):
+        fit = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
+        raise UsageError(
+            f"a picture of {size[0]}x{size[1]} is not whole in cells of {factor}x{factor} pixels: give --size {fit}"
+        )
+    shape = (autoencoder.channels, *(side // factor for side in size))
+    return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])

@@ -128,6 +128,12 @@ def _scheduler(folder: Path, prediction: str | None) -> Any:
         )
     config = read_json(path)
     stated = config.get("prediction_type") if isinstance(config, dict) else None
+    kind = config.get("_class_name") if isinstance(config, dict) else None
+    if kind is not None and kind not in ("DDIMScheduler", *DDIMScheduler._compatibles):  # diffusers' own list
+        raise UsageError(
+            f"{path} is of a {str(kind)[:60]}, whose noise levels are not DDIM's: give a Stable Diffusion 1.x or 2.x "
+            "pipeline, whose scheduler has betas (DDIM, DDPM, PNDM, Euler, DPM-Solver and their kin)"
+        )
     if prediction is not None and prediction not in PREDICTIONS:
         raise UsageError(f"prediction {prediction[:40]!r} is not one of {', '.join(PREDICTIONS)}")
     if prediction is not None and stated is not None and prediction != stated:

@@ -7,8 +7,9 @@ checkpointing does, and nothing is kept for it. See `robustclip.diffusion.sample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, Literal, final
 
 import torch
@@ -192,7 +193,7 @@ def chain_of(
     steps: int = 50,
     guidance: float = 7.5,
     gradient: Gradient | None = None,
-    **constants: float,
+    constants: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Chain, tuple[Tensor, Tensor]]:
     """A chain of a latent diffusion model, and the states of both conditionings, to be given to its `sample`.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustclip import printing
 from robustclip.devices import autocast
 from robustclip.diffusion.conditioning import Conditioning, TextStates
 from robustclip.errors import UsageError
@@ -81,6 +82,20 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.alphas_cumprod.device
+
+    def whole_cells(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""
+        height, width = (side // self.factor * self.factor for side in size)
+        if not height or not width:
+            raise UsageError(
+                f"a picture of {size[0]}x{size[1]} is smaller than a cell of this model, {self.factor}x{self.factor} "
+                f"pixels: give e.g. --size {8 * self.factor}"
+            )
+        if (height, width) != size:
+            printing.note(
+                f"{size[0]}x{size[1]} is not whole in cells of {self.factor} pixels: painting {height}x{width}"
+            )
+        return height, width
 
     def encode(self, images: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p c h w"]:
         """Pictures in [0,1] as scaled latents, the means of their distributions, float32.

@@ -25,6 +25,8 @@ class Stream:
                 parameter in one step: steepest descent in L2, as an attack takes it.
     by_level    unit_rms for each parameter by itself: all levels of a pyramid move alike, though the gradient of a
                 coarse one is many times that of a fine one.
+    scale       it is multiplied by this first.
+    clip_value  after all else, each of its numbers is cut to this, up and down (DOODL).
     match       (another stream, factor): it is scaled to that stream's norm times the factor, which may be a schedule
                 of the step (Referee-Can-Play).
     shake       (a gradient, the step) -> what is added to it when all of that is done (Referee-Can-Play's release).
@@ -36,6 +38,8 @@ class Stream:
     terms: Terms
     optimiser: Optimizer
     clip_norm: float | None = None
+    scale: float = 1.0
+    clip_value: float | None = None
     unit_rms: bool = False
     by_level: bool = False
     match: tuple[Stream, float | Schedule] | None = None
@@ -47,6 +51,8 @@ class Stream:
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"clip_norm must be positive, not {self.clip_norm}: leave it out to clip nothing")
+        if self.clip_value is not None and not self.clip_value > 0:
+            raise UsageError(f"clip_value must be positive, not {self.clip_value}: leave it out to clip nothing")
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -68,6 +74,8 @@ class Stream:
     def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor], step: int = 0) -> list[Tensor]:
         """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
         that came before, by identity, and gets this one's; a stream that rests in this step matches nothing."""
+        if self.scale != 1:
+            gradients = [self.scale * gradient for gradient in gradients]
         if self.unit_rms and self.by_level:
             gradients = [gradient * _rows(1 / rms(gradient).clamp(min=TINY), gradient) for gradient in gradients]
         norm = picture_norms(gradients)
@@ -81,9 +89,11 @@ class Stream:
         if self.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_: 1e-6, and never upwards
             scale = scale * (self.clip_norm / (norm * scale + 1e-6)).clamp(max=1)
         norms[id(self)] = norm * scale
-        if self.match is None and not self.unit_rms and self.clip_norm is None:
-            return list(gradients)
-        return [gradient * _rows(scale, gradient) for gradient in gradients]
+        if self.match is not None or self.unit_rms or self.clip_norm is not None:
+            gradients = [gradient * _rows(scale, gradient) for gradient in gradients]
+        if self.clip_value is not None:
+            gradients = [gradient.clamp(-self.clip_value, self.clip_value) for gradient in gradients]
+        return list(gradients)
 
 
 TINY = 1e-20  # a picture of no gradient takes no step, rather than one that is not a number

@@ -54,6 +54,17 @@ class Hardest:
 
 
 @dataclass(frozen=True)
+class Lowest:
+    """The lowest loss: one view that fits is enough (DOODL's release)."""
+
+    def __call__(self, losses: Float[Tensor, "p v"]) -> Float[Tensor, " p"]:
+        return losses.min(1).values
+
+    def __str__(self) -> str:
+        return " lowest"
+
+
+@dataclass(frozen=True)
 class ZeroBelow:
     """The mean over all views, where losses below a threshold count as zero (CLIPStyler: 0.7)."""
 

@@ -45,13 +45,14 @@ class RandomSquares:
     `original`; `power` is its cut_pow.
 
     `smallest` is in pixels, by default the larger side of `size`, as there, and the shorter side of pictures below it.
-    Bicubic and antialiased. Raises UsageError for a power that is not above 0 (up to 100) and for a smallest side that
-    is no number of pixels.
+    Bicubic and antialiased, or `averaged`: by adaptive average pooling (DOODL, whose cut_power is 0.3). Raises
+    UsageError for a power that is not above 0 (up to 100) and for a smallest side that is no number of pixels.
     """
 
     size: int | tuple[int, int]
     power: float = 1.0
     smallest: int | None = None
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
@@ -70,6 +71,8 @@ class RandomSquares:
             image[None, :, y : y + side, x : x + side]
             for image, y, x, side in zip(images, top.tolist(), left.tolist(), sides.tolist(), strict=True)
         ]
+        if self.averaged:
+            return torch.cat([F.adaptive_avg_pool2d(one, size) for one in squares])
         # Each by itself, being of its own size. The release resamples by Lanczos where that makes smaller.
         return torch.cat([F.interpolate(one, size, mode="bicubic", antialias=True) for one in squares])
 

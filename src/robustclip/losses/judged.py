@@ -1,0 +1,118 @@
+"""Losses of networks that judge a picture alone: its class, its score, or whatever a function finds in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.devices import autocast
+from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower
+from robustclip.referees.classifier import Classifier
+from robustclip.referees.heads import Aesthetics
+
+Entropy = Literal["cross", "binary"]
+Judging = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]
+"""Pictures in [0,1] -> one loss each, differentiable."""
+
+
+@final
+class OfClass:
+    """Views (P,V,3,h,w) -> (P,V): cross-entropy of each picture's class, or the mean of binary ones over all classes
+    (which DOODL's paper says; its code has the former)."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        classes: Sequence[int],
+        *,
+        entropy: Entropy = "cross",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.classifier, self.classes, self.entropy, self.dtype = classifier, list(classes), entropy, dtype
+
+    def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
+        with autocast(views.device, self.dtype):
+            logits = self.classifier.logits(views.flatten(0, 1)).float()
+        wanted = torch.tensor(self.classes, device=views.device).repeat_interleave(views.shape[1])
+        if self.entropy == "cross":
+            losses = F.cross_entropy(logits, wanted, reduction="none")
+        else:
+            targets = F.one_hot(wanted, logits.shape[1]).to(logits)
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+        return losses.unflatten(0, views.shape[:2])
+
+    def __str__(self) -> str:
+        return f"{self.entropy} entropy of {self.classifier.name}"
+
+
+@final
+class Scored:
+    """Views (P,V,3,h,w) -> (P,V): how far the score of a head is from `target` (DOODL's is 10), or for "up" and "down"
+    the score itself, without end. Heads on embeddings of one CLIP each; of several, the weighted mean.
+
+    Raises UsageError for a head of another width than its CLIP's embeddings.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[tuple[TwoTower, Aesthetics, float]],
+        target: float | Literal["up", "down"],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for referee, head, _ in heads:
+            if head.width != referee.width:
+                raise UsageError(
+                    f"the head {head.name} reads embeddings of {head.width} numbers, and those of {referee.card.name} "
+                    f"have {referee.width}: give the CLIP it was trained on as --referee"
+                )
+        self.heads, self.target, self.dtype = list(heads), target, dtype
+
+    def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
+        total = torch.zeros(views.shape[:2], device=views.device)
+        for referee, head, weight in self.heads:
+            with autocast(views.device, self.dtype):
+                seen = referee.embed_views(views.flatten(0, 1))
+            scores = head.head(F.normalize(seen.float(), dim=-1)).unflatten(0, views.shape[:2])
+            if isinstance(self.target, str):
+                loss = scores if self.target == "down" else -scores
+            else:
+                loss = (scores - self.target).abs()
+            total = total + weight * loss
+        return total / sum(weight for _, _, weight in self.heads)
+
+    def __str__(self) -> str:
+        return f"score {self.target}" if isinstance(self.target, str) else f"score to {self.target:g}"
+
+
+@final
+class Judged:
+    """Views (P,V,3,h,w) -> (P,V) by a function of pictures."""
+
+    def __init__(self, judging: Judging) -> None:
+        self.judging = judging
+
+    def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
+        found = self.judging(views.flatten(0, 1))
+        if found.shape != (views.shape[0] * views.shape[1],):
+            raise UsageError(
+                f"the loss {self} gave {tuple(found.shape)} for {views.shape[0] * views.shape[1]} pictures: it must "
+                "give one number each, (B,)"
+            )
+        return found.unflatten(0, views.shape[:2])
+
+    def __str__(self) -> str:
+        return getattr(self.judging, "__name__", type(self.judging).__name__)
+
+
+def asymmetry(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """The mean squared difference between each picture and its mirror image: an example of a judging function."""
+    return (images - images.flip(-1)).square().mean((1, 2, 3))
+
+
+__all__: Final = ["Judged", "Judging", "OfClass", "Scored", "asymmetry"]

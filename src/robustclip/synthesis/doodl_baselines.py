@@ -1,0 +1,84 @@
+"""What DOODL is compared with, of one batch: the best of several samples, and one-step guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from robustclip.canvases.chains import ChainStart
+from robustclip.diffusion.one_step import guided
+from robustclip.diffusion.reversible import Chain
+from robustclip.images import clamp_through
+from robustclip.synthesis.brush import generators_of
+from robustclip.synthesis.guides import Guides
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.painted import Painted, Watch
+from robustclip.synthesis.prompts import Prompt
+from robustclip.synthesis.streams import Stream
+
+
+@torch.no_grad()
+def best_of(
+    canvases: Callable[[int], ChainStart],
+    streams: Callable[[ChainStart], Stream],
+    count: int,
+    items: Sequence[Item],
+    guides: Guides,
+    targets: Sequence[Prompt],
+    watch: Watch,
+) -> Painted:
+    """Of `count` samples of each item, that of the lowest loss; the losses are those that DOODL would follow.
+
+    `canvases(n)` is the n-th, whose noise differs from the others'.
+    """
+    best: Tensor | None = None
+    images = torch.empty(0)
+    losses = []
+    draw = generators_of(items, guides.device)
+    for number in range(count):
+        canvas = canvases(number)
+        terms = streams(canvas).terms
+        if not number:
+            watch.tell(f"{terms}, by the best of {count} samples")
+        rendered = canvas.render()
+        found, numbers = terms(rendered, lambda purpose, number=number: draw(purpose, number), 0)  # type: ignore[misc]
+        assert found is not None
+        better = torch.ones_like(found, dtype=torch.bool) if best is None else found < best
+        images = rendered["image"] if best is None else torch.where(better.view(-1, 1, 1, 1), rendered["image"], images)
+        best = found if best is None else torch.minimum(found, best)
+        losses.append(best)
+        watch(number + 1, images, {"similarity": -best, **numbers})
+    return Painted(images, guides.similarity(images, targets), {"loss": torch.stack(losses)})
+
+
+def one_step_guided(
+    canvas: ChainStart,
+    chain: Chain,
+    stream: Stream,
+    scale: float,
+    items: Sequence[Item],
+    guides: Guides,
+    targets: Sequence[Prompt],
+    watch: Watch,
+) -> Painted:
+    """DDIM's steps, each corrected by the slope of the losses at the picture that it predicts."""
+    watch.tell(f"{stream.terms}, by one-step guidance at scale {scale:g}")
+    draw = generators_of(items, guides.device)
+    losses: list[Tensor] = []
+
+    def loss(latents: Tensor) -> Tensor:
+        image = clamp_through(canvas.autoencoder[0].decode(latents.float()))
+        step = len(losses)
+        found, _ = stream.terms({"image": image}, lambda purpose: draw(purpose, step), step)
+        assert found is not None
+        losses.append(found.detach())
+        watch(step + 1, image.detach(), {"similarity": -found.detach()})
+        return found
+
+    start = canvas.latent.detach() if canvas.tied else canvas.latent.detach()[:, 0]
+    end = guided(chain, start, tuple(canvas.given), loss, scale)
+    with torch.no_grad():
+        images = canvas.autoencoder[0].decode(end.float()).clamp(0, 1)
+    return Painted(images, guides.similarity(images, targets), {"loss": torch.stack(losses)})

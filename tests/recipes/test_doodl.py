@@ -1,0 +1,162 @@
+"""`synthesize doodl` with a tiny Stable Diffusion and toy referees: each method and use, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import robustclip
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.errors import UsageError
+from robustclip.images import load_image, save_image
+from robustclip.losses.judged import asymmetry
+from robustclip.recipes import run
+from robustclip.referees.registry import load_referee
+from robustclip.synthesis.painted import Result
+
+from ..diffusion.tiny import tiny_pipeline
+
+CAT = "a yellow banana and a blue butterfly"
+Paint = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_pipeline(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def paint(model: str, toys: list[str]) -> Paint:
+    def painted(out: Path, *prompts: str, referee: Any = "toy-a", **arguments: Any) -> Result:
+        settings = {"device": "cpu", "dtype": "float32", "size": 16, "chain_steps": 4, "crops": 2, "model": model}
+        settings |= {"steps": 2} | arguments
+        return robustclip.synthesize(list(prompts) or [CAT], referee, recipe="doodl", out=out, **settings)
+
+    return painted
+
+
+def test_a_run_writes_pictures_film_strips_and_its_facts(paint: Paint, tmp_path: Path) -> None:
+    made = paint(tmp_path / "run", CAT, "a red fish", mode="faithful", steps=3)
+    assert made.images.shape == (2, 3, 16, 16)
+    for room in ("images", "ways"):
+        assert {path.stem for path in (made.folder / room).iterdir()} == {item.id for item in made.items}
+    assert made.steps_of_frames == [0, 1, 2, 3]
+    record = json.loads((made.folder / "run.json").read_text())
+    assert record["notes"]["referees"][0]["name"] == "toy-a"
+    assert record["notes"]["loss"] == "1*spherical@crops x2 + 1*spherical(other)@crops x2"
+    alone = paint(tmp_path / "alone", "a red fish", mode="faithful", steps=3)
+    torch.testing.assert_close(alone.images[0], made.images[1], atol=1e-3, rtol=0)
+
+
+def test_the_guides_distance_falls(paint: Paint, tmp_path: Path) -> None:
+    made = paint(tmp_path / "run", steps=6, crops=0, noise=0.0)
+    assert made.trace["loss"][-1] < made.trace["loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        ({"method": "plain"}, None),
+        ({"method": "best-of"}, 5),
+        ({"method": "best-of", "candidates": 3}, 3),
+        ({"method": "one-step"}, 4),
+        ({"method": "one-step-noise"}, 2),
+        ({"mode": "released"}, 2),
+        ({"sampler": "o-belm"}, 2),
+        ({"sampler": "ddim"}, 2),
+        ({"referee": ["toy-a", "toy-b=0.5"], "stop_by": "toy-c"}, 2),
+    ],
+    ids=str,
+)
+def test_methods_and_modes(paint: Paint, arguments: dict[str, Any], rows: int | None, tmp_path: Path) -> None:
+    made = paint(tmp_path / "run", **arguments)
+    assert made.images.isfinite().all()
+    assert len(made.trace.get("loss", [])) == (rows or 0)
+    if arguments.get("method") == "best-of":
+        assert (made.trace["loss"].diff(dim=0) <= 0).all()
+
+
+def test_plain_samples_are_what_doodl_starts_from(paint: Paint, tmp_path: Path) -> None:
+    plain = paint(tmp_path / "plain", method="plain")
+    one = paint(tmp_path / "one", method="best-of", candidates=1)
+    torch.testing.assert_close(plain.images, one.images)
+    doodled = paint(tmp_path / "doodl", steps=1)
+    torch.testing.assert_close(plain.images[0], doodled.frames[doodled.items[0].id][0], atol=1e-5, rtol=0)
+
+
+def test_a_class_of_a_classifier(paint: Paint, tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    names = {"label_names": ["ant", "bee", "cow"]}
+    timm.models.save_for_hf(model, str(tmp_path / "small"), names, safe_serialization=True)
+    given: dict[str, Any] = {"classifier": str(tmp_path / "small"), "scale": 100.0}
+    made = paint(tmp_path / "run", class_name="bee", **given)
+    assert "cross entropy of small@crops x2" in made.trace
+    with pytest.raises(UsageError, match="no class 'be': did you mean bee"):
+        paint(tmp_path / "other", class_name="be", **given)
+    assert not (tmp_path / "other").exists()
+
+
+def test_exemplars_and_functions(paint: Paint, tmp_path: Path) -> None:
+    save_image(torch.rand(3, 64, 64), tmp_path / "a.png")
+    made = paint(tmp_path / "run", referee=["toy-a", "toy-b=3"], exemplar=[str(tmp_path / "a.png")])
+    seen = []
+    for name in ("toy-a", "toy-b"):
+        referee = load_referee(name)
+        image = load_image(tmp_path / "a.png")[None]
+        with torch.no_grad():
+            seen.append((referee.embed_images(made.images) * referee.embed_images(image)).sum(1))
+    torch.testing.assert_close(made.similarity, (seen[0] + 3 * seen[1]) / 4, atol=1e-4, rtol=0)
+    folded = paint(tmp_path / "folded", loss=asymmetry, crops=0, steps=4)
+    assert folded.trace["loss"][-1] < folded.trace["loss"][0]
+    assert asymmetry(folded.images).shape == (1,)
+
+
+def test_aesthetics_of_a_given_image(paint: Paint, model: str, tmp_path: Path) -> None:
+    width = load_referee("toy-a").width
+    save_file(
+        {"weight": torch.linspace(-1, 1, width)[None].contiguous(), "bias": torch.zeros(1)},
+        tmp_path / "head.safetensors",
+    )
+    plain = paint(tmp_path / "plain", method="plain")
+    given: dict[str, Any] = {"aesthetics": [str(tmp_path / "head.safetensors")], "init": str(plain.files[0])}
+    still = paint(tmp_path / "still", steps=0, **given)
+    vae = load_diffusion(model)
+    with torch.no_grad():  # the autoencoder's own error is all there is
+        wanted = vae.decode(vae.encode(load_image(plain.files[0])[None])).clamp(0, 1)
+    torch.testing.assert_close(still.images, wanted, atol=5e-3, rtol=0)
+    moved = paint(tmp_path / "moved", steps=4, aim="down", crops=0, clip=1.0, scale=100.0, **given)
+    assert moved.trace["loss"][-1] < moved.trace["loss"][0]
+    with pytest.raises(UsageError, match="1 aesthetics heads and 2 CLIPs"):
+        paint(tmp_path / "two", referee=["toy-a", "toy-b"], **given)
+
+
+def test_resumed_runs_paint_what_is_missing(paint: Paint, tmp_path: Path) -> None:
+    made = paint(tmp_path / "run", CAT, "a red fish", batch_size=1)
+    made.files[1].unlink()
+    kept = made.files[0].read_bytes()
+    again = run("doodl", "synthesize", {"resume": tmp_path / "run", "device": "cpu"})
+    assert made.files[0].read_bytes() == kept
+    torch.testing.assert_close(again.images[1], made.images[1], atol=1 / 255, rtol=0)
+
+
+def test_a_quick_run_of_the_embedded_models(tmp_path: Path) -> None:
+    made = robustclip.synthesize(
+        [CAT],
+        ["emoji-blip2", "emoji-robust=0.5"],
+        recipe="doodl",
+        out=tmp_path / "run",
+        device="cpu",
+        stop_by="emoji-judge",
+        quick=True,
+    )
+    assert made.images.shape == (1, 3, 64, 64)
+    assert {"itm+lm@crops x2", "spherical@crops x2"} <= made.trace.keys()

@@ -1,0 +1,145 @@
+"""Measure the reversible samplers on the embedded diffusion model: where each can be undone, how far it is from DDIM.
+
+    python tools/measure_samplers.py > table.md                # minutes on one core
+    python tools/measure_samplers.py --cost                    # time and memory of a gradient instead
+
+Of each sampler, guidance, number of steps and dtype of the states: the RMS error of the reconstructed noise in parts of
+its RMS (the largest of the prompts'), the deviation of the latents at the end, and their RMS distance from DDIM's of
+the same noise. A drift is of EDICT's pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from robustclip.data.pairs import compositional_prompts
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.reversible import chain_of, pair
+from robustclip.errors import RunError
+from robustclip.rng import generator
+
+GUIDANCES: Final = (1.0, 3.0, 7.5)
+STEPS: Final = (10, 25, 50)
+SAMPLERS: Final[list[tuple[Any, dict[str, float]]]] = [
+    ("edict", {"p": 0.93}),
+    ("edict", {"p": 0.97}),
+    *(("bdia", {"gamma": gamma}) for gamma in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)),
+    ("o-belm", {}),
+]
+
+
+def rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+@torch.no_grad()
+def rows(count: int) -> Iterator[str]:
+    model = load_diffusion("emoji-diffusion")
+    told = model.embed_prompts([str(one) for one in compositional_prompts()[:count]])
+    empty = model.embed_prompts([""])
+    side = 64 // model.factor
+    drawn = [torch.randn(model.channels, side, side, generator=generator(row, "samplers")) for row in range(count)]
+    noise = torch.stack(drawn).double()
+    yield f"n = {count} prompts, {noise[0].numel()} numbers each\n"
+    yield "| sampler | guidance | steps | error, float32 | error, float64 | deviation | DDIM's | from DDIM | drift |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for guidance in GUIDANCES:
+        for steps in STEPS:
+            setting: dict[str, Any] = {"steps": steps, "guidance": guidance}
+            plain, given = chain_of(model, told, empty, sampler="ddim", **setting)
+            target = plain.sample(pair(noise), *given)[plain.pictures[0]]
+            for name, constants in SAMPLERS:
+                chain, _ = chain_of(model, told, empty, sampler=name, **setting, constants=constants)
+                errors, end = [], noise
+                for dtype in (torch.float32, torch.float64):
+                    try:
+                        state = chain.sample(pair(noise.to(dtype)), *given)
+                        back = chain.invert(state, *given) - noise
+                        errors.append(f"{float(back.square().flatten(2).mean(2).sqrt().max()):.0e}")
+                        end = state
+                    except RunError:
+                        errors.append("not finite")
+                made = end[chain.pictures]
+                drift = f"{rms(made[0] - made[1]):.2f}" if len(made) == 2 else ""
+                label = " ".join([name, *(f"{key} {value:g}" for key, value in constants.items())])
+                facts = (rms(made - made.mean()), rms(target - target.mean()), rms(made - target))
+                cells = [f"{guidance:g}", str(steps), *errors, *(f"{one:.2f}" for one in facts), drift]
+                yield f"| {label} | {' | '.join(cells)} |"
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors that were alive at a time, of those made inside; as tests/alive.py."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.sizes:
+                storage = tensor.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, storage._cdata)
+        return result
+
+    def _forget(self, address: int) -> None:
+        self.now -= self.sizes.pop(address)
+
+
+def costs(repeats: int = 5) -> Iterator[str]:
+    model = load_diffusion("emoji-diffusion")
+    told, empty = model.embed_prompts(["a cat", "a dog"]), model.embed_prompts([""])
+    side = 64 // model.factor
+    noise = torch.randn(2, model.channels, side, side, generator=generator(0, "samplers")).double()
+    yield f"2 latents of {model.channels}x{side}x{side}, guidance 3; the least of {repeats} times; MB alive at a peak\n"
+    yield "| sampler | gradient | 10 steps, s | 50 steps, s | 10 steps, MB | 50 steps, MB |"
+    yield "|---|---|---|---|---|---|"
+    for name, gradients in (
+        ("edict", ("reversed", "checkpointed", "stored")),
+        ("bdia", ("reversed", "checkpointed", "stored")),
+        ("o-belm", ("reversed", "checkpointed", "stored")),
+        ("ddim", ("checkpointed", "stored")),
+    ):
+        for gradient in gradients:
+            seconds, peaks = [], []
+            for steps in (10, 50):
+                setting: Any = {"sampler": name, "steps": steps, "guidance": 3.0, "gradient": gradient}
+                chain, given = chain_of(model, told, empty, **setting)
+
+                def once(chain: Any = chain, given: Any = given) -> None:
+                    leaf = noise.clone().requires_grad_()
+                    chain.sample(pair(leaf), *given)[chain.pictures].square().sum().backward()
+
+                found = []
+                for _ in range(repeats):
+                    begun = time.perf_counter()
+                    once()
+                    found.append(time.perf_counter() - begun)
+                seconds.append(min(found))
+                with Alive() as alive:
+                    once()
+                peaks.append(alive.peak / 1e6)
+            cells = [*(f"{one:.2f}" for one in seconds), *(f"{one:.1f}" for one in peaks)]
+            yield f"| {name} | {gradient} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--cost", action="store_true")
+    asked = parser.parse_args()
+    for line in costs() if asked.cost else rows(asked.prompts):
+        print(line, flush=True)

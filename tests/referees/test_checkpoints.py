@@ -8,12 +8,17 @@ import open_clip
 import pytest
 import timm
 import torch
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from robustclip.errors import UsageError
 from robustclip.referees import checkpoints, openclip
 from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm, logit_numbers
+from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import load_referee
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.towers import Towers
@@ -43,8 +48,53 @@ def test_a_full_checkpoint(full: Path, architecture: str, open_clip_model: Any, 
         expected = open_clip_model.encode_image(referee.preprocess(images), normalize=True)
     torch.testing.assert_close(referee.embed_images(images), expected)
     assert referee.logit_scale == pytest.approx(open_clip_model.logit_scale.exp().item())
-    assert referee.card.provenance == {"checkpoint": "CLIPAG_tiny.pt", "architecture": architecture}
+    assert referee.card.provenance == {
+        "checkpoint": "CLIPAG_tiny.pt",
+        "architecture": architecture,
+        "preprocessing": "CLIP's own: no weights of tiny-vit are published",
+    }
     assert not referee.card.architecture["quick_gelu"]
+
+
+PUBLISHED = ("MobileCLIP-S1", "MobileCLIP2-S3", "ViT-B-16-SigLIP", "ViT-H-14-CLIPA", "PE-Core-B-16", "ViT-B-32", "RN50")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_bare_file_is_seen_as_the_published_weights_of_its_architecture(name: str) -> None:
+    preprocess, told = checkpoints._preprocess(name, 64, None)
+    assert told == f"that of the published weights of {name}"
+    picture = Image.fromarray(
+        torch.randint(256, (70, 90, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    )
+    exact = Preprocess.from_config(preprocess.config())
+    exact.exact = True
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        cfg = PreprocessCfg(size=64, **{key: get_pretrained_cfg(name, tag)[key] for key in openclip.SEEN})
+        expected = image_transform_v2(cfg, is_train=False)(picture)
+        assert ((exact(to_tensor(picture)[None])[0] - expected) * exact.std[0]).abs().max() < 1.01 / 255
+
+
+def test_a_tag_says_how_a_bare_file_was_trained() -> None:
+    preprocess, told = checkpoints._preprocess("ViT-L-14", 64, None)
+    assert preprocess.config()["mean"][0] == pytest.approx(0.48145466)
+    assert "but for laion2b_s32b_b82k (" in told
+    preprocess, told = checkpoints._preprocess("ViT-L-14", 64, "laion2b_s32b_b82k")
+    assert preprocess.config()["mean"] == [0.5, 0.5, 0.5]
+    assert told == "that of ViT-L-14:laion2b_s32b_b82k"
+
+
+def test_a_folder_is_seen_at_the_towers_size_as_by_open_clip(
+    open_clip_model: Any, tiny_cfg: Any, tmp_path: Path
+) -> None:
+    preprocess_cfg = {"size": 48, "mean": None, "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": tiny_cfg, "preprocess_cfg": preprocess_cfg})
+    )
+    save_file(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    found = load_local_dir(tmp_path)
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}").visual.preprocess_cfg
+    assert found.preprocess.config() == Preprocess.from_config(theirs).config()
+    assert found.card.provenance["preprocessing"].endswith("says nothing of interpolation, mean: CLIP's own")
 
 
 def test_quick_gelu_makes_a_difference(full: Path, architecture: str, images: Tensor) -> None:

@@ -6,11 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    SiglipImageProcessor,
+    ViTImageProcessor,
+)
 
 from robustclip.errors import UsageError
-from robustclip.referees.huggingface import is_clip_folder, load_folder
+from robustclip.referees.huggingface import is_clip_folder, load_folder, read_preprocess
+from robustclip.referees.preprocess import Preprocess
 
 TEXTS = ["a cat", "a dog and a cat and a dog"]
 
@@ -69,29 +80,89 @@ def test_the_config_decides_on_quick_gelu(folder: Path, tmp_path: Path, images: 
 def test_without_a_preprocessor_clips_own(folder: Path, tmp_path: Path) -> None:
     copy = copied(folder, tmp_path)
     (copy / "preprocessor_config.json").unlink()
-    preprocess = load_folder(copy).preprocess
-    assert preprocess.size == (32, 32)
-    assert preprocess.config()["mean"] == [0.48145466, 0.4578275, 0.40821073]
+    referee = load_folder(copy)
+    assert referee.preprocess.size == (32, 32)
+    assert referee.preprocess.config()["mean"] == [0.48145466, 0.4578275, 0.40821073]
+    assert "CLIP's own: the folder has no processor_config.json" in referee.card.provenance["preprocessing"]
+
+
+CROP = {"height": 32, "width": 32}
+EDGE = {"shortest_edge": 32}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "mean and std": {"size": EDGE, "crop_size": CROP, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.5, 1.0]},
+    "resize, then crop": {"size": {"shortest_edge": 41}, "crop_size": CROP},
+    "squash, then crop": {"size": {"height": 37, "width": 45}, "crop_size": CROP},
+    "crop with padding": {"size": {"shortest_edge": 24}, "crop_size": CROP},
+    "squash": {"size": CROP, "do_center_crop": False, "crop_size": {"height": 48, "width": 48}},
+    "no resize": {"do_resize": False, "crop_size": CROP},
+    "no normalisation": {"size": EDGE, "crop_size": CROP, "do_normalize": False},
+    "no rescaling": {"size": EDGE, "crop_size": CROP, "do_rescale": False},
+    "neither": {"size": EDGE, "crop_size": CROP, "do_rescale": False, "do_normalize": False},
+    "another factor": {"size": EDGE, "crop_size": CROP, "rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]},
+    "bilinear": {"size": EDGE, "crop_size": CROP, "resample": 2},
+    "nearest": {"size": EDGE, "crop_size": CROP, "resample": 0},
+    "numbers": {"size": 32, "crop_size": 32},
+}
+SHAPES = ((61, 90), (90, 61), (33, 47), (20, 31), (32, 32), (40, 200))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_are_the_librarys(name: str, whole: bool, folder: Path, tmp_path: Path) -> None:
+    """On pictures of noise, in six shapes: those of transformers' PIL backend to the digit.
+
+    The backend that AutoProcessor takes resamples by torchvision, which agrees with Pillow but for roundings between
+    its passes, and pads an odd number of pixels on the other side; ours pads as it does.
+    """
+    processor = CLIPImageProcessor(**PROCESSORS[name])
+    if whole:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(tmp_path)
+    else:
+        processor.save_pretrained(tmp_path)
+    found, told = read_preprocess(tmp_path, 32)
+    assert told == f"{'processor' if whole else 'preprocessor'}_config.json (CLIPImageProcessor)"
+    assert Preprocess.from_config(found.config()).config() == found.config()
+    found.exact = True
+    for height, width in SHAPES:
+        noise = torch.randint(256, (3, height, width), generator=torch.Generator().manual_seed(0)).byte()
+        picture = Image.fromarray(noise.permute(1, 2, 0).numpy())
+        for library, limit in ((CLIPImageProcessorPil(**PROCESSORS[name]), 0.01), (processor, 7)):
+            theirs = library(images=[picture], return_tensors="pt")["pixel_values"].float()
+            difference = ((found(noise[None].float() / 255) - theirs) * found.std).abs().max() * 255
+            assert difference < limit, (height, width, type(library))
+
+
+@pytest.mark.parametrize("kind", [SiglipImageProcessor, ViTImageProcessor, CLIPImageProcessorPil])
+def test_other_kinds_of_processors_are_read_too(kind: Any, tmp_path: Path) -> None:
+    processor = kind(size=CROP, image_mean=[0.5, 0.4, 0.3], do_center_crop=False)
+    processor.save_pretrained(tmp_path)
+    preprocess, told = read_preprocess(tmp_path, 32)
+    assert preprocess.config()["mean"] == [0.5, 0.4, 0.3]
+    assert preprocess.resize_mode == "squash"
+    assert kind.__name__.removesuffix("Pil") in told
 
 
 @pytest.mark.parametrize(
-    ("values", "size", "mode"),
+    ("values", "fault"),
     [
-        ({"size": 48}, (48, 48), "shortest"),
-        ({"size": {"height": 16, "width": 24}, "resample": 2}, (16, 24), "squash"),
-        ({"size": {"shortest_edge": 40}, "crop_size": 36}, (36, 36), "shortest"),
+        ({"size": EDGE, "do_center_crop": False}, "leaves pictures of any shape"),
+        ({"do_resize": False, "do_center_crop": False}, "leaves pictures of any shape"),
+        ({"size": EDGE, "crop_size": 48}, "leaves pictures of 48x48 pixels, and the image tower takes 32x32"),
+        ({"size": EDGE, "crop_size": 32, "resample": 1}, "resamples by Pillow's number 1"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}, "crop_size": 32}, "known are a shortest_edge"),
+        ({"size": EDGE, "crop_size": 32, "do_pad": True, "pad_size": CROP | {"width": 40}}, "does more than|differ"),
+        ({"image_processor_type": "NoSuchProcessor"}, "describes no image processor"),
+        ({"size": EDGE, "crop_size": 32, "image_std": [0, 1, 1]}, "std"),
+        ({"size": {"shortest_edge": 10**9}, "crop_size": 32}, "resize_to"),
+        ([], "is not a JSON object"),
     ],
 )
-def test_the_ways_a_preprocessor_gives_its_size(
-    values: Any, size: Any, mode: str, folder: Path, tmp_path: Path
-) -> None:
-    from robustclip.referees.huggingface import _preprocess
-
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    preprocess = _preprocess(tmp_path, None)
-    assert preprocess.size == size
-    assert preprocess.resize_mode == mode
-    assert preprocess.interpolation == ("bilinear" if values.get("resample") == 2 else "bicubic")
+def test_processors_that_have_no_counterpart_are_refused(values: Any, fault: str, tmp_path: Path) -> None:
+    described = {"image_processor_type": "CLIPImageProcessor"} | values if isinstance(values, dict) else values
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
+    with pytest.raises(UsageError, match=fault):
+        read_preprocess(tmp_path, 32)
 
 
 def test_a_folder_without_weights_or_with_others(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -36,6 +38,45 @@ def test_a_target_that_is_not_square_agrees_too() -> None:
     assert (found - expected).abs().max() < 1.2 / 255 / 0.26
 
 
+@pytest.mark.parametrize("size", [(48, 90), (91, 48), (20, 31), (32, 32), (33, 65)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_exact_equals_pillow_on_noise(size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
+    """Noise overshoots; without `exact`, values differ by up to 29/255 here."""
+    picture = to_pil_image(torch.rand(3, *size, generator=torch.Generator().manual_seed(1)))
+    config = PreprocessCfg(size=32, interpolation=interpolation, resize_mode=resize_mode)
+    expected = image_transform_v2(config, is_train=False)(picture)
+    preprocess = Preprocess(32, interpolation=interpolation, resize_mode=resize_mode)
+    preprocess.exact = True
+    off = ((preprocess(to_tensor(picture)[None])[0] - expected) * preprocess.std[0] * 255).abs()
+    assert off.max() < 1e-3
+
+
+def test_the_gradient_of_exact_is_that_of_no_rounding() -> None:
+    images = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0)).round().requires_grad_()  # saturated
+    weights = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for exact in (False, True):
+        preprocess = Preprocess(16)
+        preprocess.exact = exact
+        gradients.append(torch.autograd.grad(preprocess(images).mul(weights).sum(), images)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("size", [(40, 32), (47, 32), (32, 65)])
+@pytest.mark.parametrize("options", [{"resize_to": 40}, {"resize_to": (36, 40), "resize_mode": "squash"}])
+def test_maps_are_placed_back_where_a_crop_was_cut(size: tuple[int, int], options: dict[str, Any]) -> None:
+    preprocess = Preprocess(32, crop="floor", **options)
+    spot = torch.zeros(1, 3, *size)
+    top, left = size[0] // 2 - 4, size[1] // 2 - 4
+    spot[..., top : top + 4, left : left + 4] = 1
+    back = preprocess.placed_back(preprocess.resize(spot)[:, 0], size)[0]
+    assert back.shape == size
+    place = divmod(int(back.argmax()), size[1])
+    assert abs(place[0] - top - 2) <= 2
+    assert abs(place[1] - left - 2) <= 2
+
+
 def test_native_size_is_only_normalised() -> None:
     images = torch.rand(2, 3, 16, 16)
     preprocess = Preprocess(16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
@@ -59,6 +100,8 @@ def test_gradients_pass_saturated_pixels_when_enlarging() -> None:
 
 def test_config_round_trips() -> None:
     preprocess = Preprocess((8, 16), mean=(0.1, 0.2, 0.3), interpolation="bilinear", resize_mode="squash", fill_color=7)
+    beyond = Preprocess(8, resize_to=10, crop="floor", resize_mode="none")
+    assert Preprocess.from_config(beyond.config()).config() == beyond.config()
     again = Preprocess.from_config(preprocess.config())
     assert again.config() == preprocess.config()
     assert torch.equal(again.mean, preprocess.mean)
@@ -68,7 +111,9 @@ def test_config_round_trips() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"size": 8, "interpolation": "nearest"}, "'nearest' is not one of bicubic, bilinear"),
+        ({"size": 8, "interpolation": "lanczos"}, "'lanczos' is not one of bicubic, bilinear"),
+        ({"size": 8, "crop": "left"}, "'left' is not one of round, floor"),
+        ({"size": 8, "resize_to": 0}, "resize_to 0 is not one or two numbers"),
         ({"size": 8, "resize_mode": "crop"}, "'crop' is not one of shortest, squash, longest"),
         ({"mean": (0, 0, 0)}, "size is missing"),
         ({"size": 8, "means": 0}, "unknown: means"),

@@ -27,6 +27,7 @@ from robustclip.referees.blip2 import Blip2, CaptionHead
 from robustclip.referees.blip2_text import DEC, PairTokenizer
 from robustclip.referees.card import Card
 from robustclip.referees.folder import refuse_other_files
+from robustclip.referees.huggingface import processor_file, read_preprocess
 from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
@@ -199,7 +200,7 @@ def load_library(folder: Path) -> Blip2:
     for part in ("vision", "qformer"):
         sizes[part].pop("model_type", None)
     side = sizes["vision"].get("image_size", 224)
-    preprocess = Preprocess((side, side), resize_mode="squash")
+    preprocess = _library_preprocess(folder, side)
     card = Card(folder.name, FAMILY, {}, preprocess.config(), 1.0)
     renamed = {
         f"vision.tower.{name.removeprefix('vision_model.')}" if name.startswith("vision_model.") else name: value
@@ -213,6 +214,13 @@ def load_library(folder: Path) -> Blip2:
         f"{folder.name} has no captioning loss: transformers' {LIBRARY} comes without it; matching alone counts"
     )
     return reader
+
+
+def _library_preprocess(folder: Path, side: int) -> Preprocess:
+    """Of the folder's image processor; CLIP's mean and std and a squash, as BLIP-2 was released, where it has none."""
+    if processor_file(folder) is None:
+        return Preprocess((side, side), resize_mode="squash")
+    return read_preprocess(folder, side)[0]
 
 
 def tokenizer_of(folder: Path, *, dec: bool = True) -> PairTokenizer:

@@ -15,6 +15,7 @@ from robustclip.files import read_json
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.openclip import (
+    SEEN,
     architectures_where,
     as_referee,
     build_text_tower,
@@ -23,6 +24,7 @@ from robustclip.referees.openclip import (
     image_names,
     load_image_tower,
     load_tag,
+    published_preprocess,
     refuse_captioner,
     sentence_text_cfg,
     tag_quick_gelu,
@@ -43,7 +45,8 @@ def load_checkpoint(
     architecture or the file of a full CLIP. A file does not say whether it was trained with QuickGELU: for
     architectures that exist in both kinds, `quick_gelu` must (or an architecture that ends in `-quickgelu`, or a tag).
     What wraps a model (DataParallel, torch.compile, a Lightning module's attribute) does not matter; tensors of neither
-    tower are left out, said so, and named on the card. Raises UsageError when a key of a tower is left over or missing,
+    tower are left out, said so, and named on the card. Preprocessing is that of the architecture's published weights
+    (of `pretrained`, where it is a tag). Raises UsageError when a key of a tower is left over or missing,
     naming the architectures that fit, for two models in one file, and for a full CLIP without a logit_scale.
     """
     path = Path(path)
@@ -58,12 +61,14 @@ def load_checkpoint(
     provenance = {"checkpoint": path.name, "architecture": architecture, **_left_out(path, towers)}
     if towers.text:
         text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
-        preprocess = Preprocess(model_cfg["vision_cfg"].get("image_size", 224))
+        size = model_cfg["vision_cfg"].get("image_size", 224)
+        preprocess, provenance["preprocessing"] = _preprocess(architecture, size, pretrained)
+        printing.note(f"{path.name}: preprocessing is {provenance['preprocessing']}")
         scale, bias = logit_numbers(path, towers, model_cfg)
     else:
         base = _base(path, architecture, model_cfg["quick_gelu"], pretrained)
         text_tower, preprocess, scale, bias = base.text_tower, base.preprocess, base.logit_scale, base.logit_bias
-        provenance["text_tower"] = base.card.name
+        provenance |= {"text_tower": base.card.name, "preprocessing": f"that of {base.card.name}"}
     return as_referee(image_tower, text_tower, preprocess, model_cfg, path.stem, scale, bias, provenance)
 
 
@@ -87,9 +92,14 @@ def load_local_dir(folder: Path) -> TwoTower:
         raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
-    preprocess_cfg = {"size": model_cfg["vision_cfg"].get("image_size", 224)} | (config.get("preprocess_cfg") or {})
+    told = config.get("preprocess_cfg") or {}
+    preprocess_cfg = {key: value for key, value in told.items() if value is not None}
+    preprocess_cfg["size"] = model_cfg["vision_cfg"].get("image_size", 224)  # open_clip takes the tower's, too
+    silent = sorted(set(SEEN) - set(preprocess_cfg))
     scale, bias = logit_numbers(file, towers, model_cfg)
-    provenance = {"source": folder.resolve().name, **_left_out(file, towers)}
+    provenance = {"source": folder.resolve().name, "preprocessing": CONFIG, **_left_out(file, towers)}
+    if silent:
+        provenance["preprocessing"] += f", which says nothing of {', '.join(silent)}: CLIP's own"
     name = folder.resolve().name
     return as_referee(
         image_tower, text_tower, Preprocess.from_config(preprocess_cfg), model_cfg, name, scale, bias, provenance
@@ -125,6 +135,7 @@ def load_timm(
     model_cfg = {"embed_dim": text_tower.width, "vision_cfg": vision, "text_cfg": sentence_text_cfg()}
     tower = load_image_tower(model_cfg, weights, source=f"{path} and timm's {model}")
     provenance = {"checkpoint": path.name, "architecture": f"timm:{model}", **_left_out(path, towers)}
+    provenance["preprocessing"] = "CLIP's own, as open_clip gives towers of timm"
     return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, logit_scale, None, provenance)
 
 
@@ -151,6 +162,26 @@ def logit_numbers(path: Path, towers: Towers, model_cfg: Mapping[str, Any]) -> t
             raise RunError(f"the checkpoint's {name} is not one finite number: get the file again")
     bias = towers.rest.get("logit_bias")
     return towers.rest["logit_scale"].float().exp().item(), None if bias is None else bias.float().item()
+
+
+def _preprocess(architecture: str, size: Any, tag: str | None) -> tuple[Preprocess, str]:
+    """What weights of an architecture see, by open_clip's list of published ones, and in words where that is from.
+
+    As `tag` was trained, where it is one of the architecture; as the most of them where they differ; CLIP's own mean,
+    std and resizing where none are published.
+    """
+    published = published_preprocess(architecture)
+    if tag in published:
+        return Preprocess.from_config({"size": size, **published[tag]}), f"that of {architecture}:{tag}"
+    if not published:
+        return Preprocess(size), f"CLIP's own: no weights of {architecture} are published"
+    kinds = [str(cfg) for cfg in published.values()]
+    usual = next(cfg for cfg in published.values() if str(cfg) == max(kinds, key=kinds.count))
+    others = [name for name, cfg in published.items() if cfg != usual]
+    told = f"that of the published weights of {architecture}"
+    if others:
+        told += f", but for {some(others)} (give pretrained=TAG if yours descend from one)"
+    return Preprocess.from_config({"size": size, **usual}), told
 
 
 def _or_index(folder: Path, file: Path | None) -> Path | None:

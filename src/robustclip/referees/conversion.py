@@ -20,6 +20,7 @@ from robustclip.referees import clip_keys, huggingface, openclip
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.huggingface import CLIPText
+from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.towers import Towers
 from robustclip.referees.weights import load_strictly
 
@@ -51,7 +52,7 @@ def as_transformers(referee: TwoTower) -> TwoTower:
         config,
         clip_keys.to_transformers(towers),
         tokenizer,
-        referee.preprocess,
+        _cropping(referee, "floor"),
         referee.logit_scale,
         referee.card.name,
     )
@@ -69,6 +70,10 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
     text_tower = referee.text_tower
     if not isinstance(text_tower, CLIPText):
         raise UsageError(f"{referee.card.name} has no text tower of transformers: it cannot become one of open_clip")
+    if beyond := referee.preprocess.beyond_open_clip():
+        raise UsageError(
+            f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf"
+        )
     model_cfg = clip_keys.model_cfg(referee.card.architecture["config"])
     image_tower = openclip.build_image_tower(model_cfg)
     towers = clip_keys.to_open_clip({**referee.image_tower.state_dict(), **text_tower.state_dict()})
@@ -81,7 +86,13 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
         write_json(Path(scratch) / CONFIG, {"model_cfg": model_cfg})
         text = openclip.build_text_tower(model_cfg, towers.text, source=f"local-dir:{scratch}")
     converted = openclip.as_referee(
-        image_tower, text, referee.preprocess, model_cfg, referee.card.name, referee.logit_scale, referee.logit_bias
+        image_tower,
+        text,
+        _cropping(referee, "round"),
+        model_cfg,
+        referee.card.name,
+        referee.logit_scale,
+        referee.logit_bias,
     )
     return _same(converted, referee)
 
@@ -116,6 +127,11 @@ def _same(converted: TwoTower, referee: TwoTower) -> TwoTower:
         referee.card, family=converted.card.family, architecture=converted.card.architecture, weights={}
     )
     return converted
+
+
+def _cropping(referee: TwoTower, crop: str) -> Preprocess:
+    """The referee's preprocessing, which cuts as the other library does."""
+    return Preprocess.from_config(referee.preprocess.config() | {"crop": crop})
 
 
 def _largest(one: Tensor, other: Tensor) -> float:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from robustclip.errors import UsageError
-from robustclip.files import read_json, write_json
+from robustclip.files import is_file, read_json, write_json
+from robustclip.images import to_pil
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.plain import check_sizes, refusing
-from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.tokens import of_transformers
 from robustclip.referees.weights import check_fit, load_strictly, read_weights, weights_file, write_weights
 
 FAMILY = "transformers"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
-BICUBIC, BILINEAR = 3, 2
-"""PIL's numbers, which preprocessor_config.json calls `resample`."""
+PROCESSORS = ("processor_config.json", PREPROCESSOR)
+"""Where transformers looks for the settings of an image processor, in its order (transformers 5 writes the first)."""
+RESAMPLING = {3: "bicubic", 2: "bilinear", 0: "nearest"}
+"""PIL's numbers, which both files call `resample`."""
+ROUNDING = 2.5 / 255
+"""Largest difference of a pixel that rounding to 8 bits in two passes explains."""
 
 
 @final
@@ -91,10 +97,10 @@ def refuse_remote_code(name: str) -> None:
 
 
 def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
-    """A transformers CLIPModel folder: config.json, weights, tokenizer files and preprocessor_config.json.
+    """A transformers CLIPModel folder: config.json, weights, tokenizer and image processor.
 
-    The activation (QuickGELU or not) is the config's. Without a preprocessor_config.json, CLIP's own mean, std
-    and bicubic resizing. Only local files are read. Raises UsageError when weights are missing or do not fit.
+    The activation (QuickGELU or not) is the config's, preprocessing that of the folder's image processor
+    (`read_preprocess`). Only local files are read. Raises UsageError when weights are missing or do not fit.
     """
     folder = Path(folder)
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
@@ -111,12 +117,14 @@ def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
         check_fit(CLIPModel(config), weights, source=str(path))  # before memory is asked for
     model = CLIPModel(config)
     load_strictly(model, weights, source=str(path))
-    preprocess = _preprocess(folder, config)
+    vision: Any = config.vision_config
+    preprocess, told = read_preprocess(folder, vision.image_size)
     scale = model.logit_scale.exp().item() if card is None else card.logit_scale
     with refusing(f"{folder} has no tokenizer that can be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     name = folder.resolve().name
-    return _referee(model, tokenizer, preprocess, scale, card or _card(name, config, preprocess, scale))
+    card = card or replace(_card(name, config, preprocess, scale), provenance={"source": name, "preprocessing": told})
+    return _referee(model, tokenizer, preprocess, scale, card)
 
 
 def new_clip(
@@ -164,6 +172,7 @@ def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
     write_weights(folder / WEIGHTS, weights, half=half)
     CLIPConfig.from_dict(referee.card.architecture["config"]).save_pretrained(folder)
     text_tower.tokenizer.save_pretrained(folder)
+    (folder / PROCESSORS[0]).unlink(missing_ok=True)  # it would be read instead
     write_json(folder / PREPROCESSOR, _preprocessor_config(referee.preprocess))
     return [WEIGHTS]
 
@@ -184,45 +193,119 @@ def _card(name: str, config: Any, preprocess: Preprocess, scale: float) -> Card:
     )
 
 
-def _preprocess(folder: Path, config: Any) -> Preprocess:
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        return Preprocess(config.vision_config.image_size)
+def read_preprocess(folder: Path, image_size: int) -> tuple[Preprocess, str]:
+    """The preprocessing of a transformers folder, and in words where its values came from.
+
+    transformers' own image processor says what it does (processor_config.json before preprocessor_config.json), and
+    its pixels are held against those of the result, on pictures of three shapes. Without either file: CLIP's own.
+    Raises UsageError for a processor that does something else than resize, crop, rescale and normalise, and for one
+    that leaves pictures of another size than `image_size`.
+    """
+    file = processor_file(folder)
+    if file is None:
+        return Preprocess(image_size, crop="floor"), f"CLIP's own: the folder has no {' and no '.join(PROCESSORS)}"
+    with refusing(f"{folder / file} describes no image processor"):
+        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        values = processor.to_dict()
+    kind = type(processor).__name__
+    preprocess = _as_preprocess(values, f"{folder / file} ({kind})")
+    if preprocess.size != (image_size, image_size):
+        height, width = preprocess.size
+        raise UsageError(
+            f"{folder / file} leaves pictures of {height}x{width} pixels, and the image tower takes {image_size}x"
+            f"{image_size}: set size and crop_size to the tower's"
+        )
+    _refuse_other_pixels(processor, preprocess, f"{folder / file} ({kind})")
+    return preprocess, f"{file} ({kind})"
+
+
+def processor_file(folder: Path) -> str | None:
+    """The file of a folder that transformers takes the settings of an image processor from, if there is one."""
+    return next((name for name in PROCESSORS if _describes_images(folder / name)), None)
+
+
+def _describes_images(path: Path) -> bool:
+    if not is_file(path):
+        return False
     values = read_json(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not a JSON object")
-    size = values.get("crop_size") or values.get("size") or config.vision_config.image_size
-    squash = isinstance(values.get("size"), Mapping) and "shortest_edge" not in values["size"]
-    if isinstance(size, Mapping):
-        edge = size.get("shortest_edge")
-        size = (size.get("height", edge), size.get("width", edge))
+    return path.name == PREPROCESSOR or isinstance(values.get("image_processor"), dict)
+
+
+def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
+    """What transformers' settings say, as ours. Raises UsageError for what has no counterpart."""
+    size = {key: value for key, value in dict(values.get("size") or {}).items() if value is not None}
+    crop: dict[str, Any] = dict(values.get("crop_size") or {})
+    resizes, crops = bool(values.get("do_resize")), bool(values.get("do_center_crop"))
+    squashes = set(size) == {"height", "width"}
+    target: Any = (size["height"], size["width"]) if squashes else (size.get("shortest_edge"),) * 2
+    resample: Any = values.get("resample")
+    if resizes and not squashes and set(size) != {"shortest_edge"}:
+        raise UsageError(f"{source} resizes to {size}; known are a shortest_edge, or a height and width")
+    if resizes and resample not in RESAMPLING:
+        raise UsageError(f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}")
+    if not crops and not (resizes and squashes):
+        raise UsageError(
+            f"{source} leaves pictures of any shape (do_resize {resizes}, do_center_crop {crops}), and the tower takes "
+            'one size: set "do_center_crop": true with a crop_size, or "size" to a height and width'
+        )
+    factor = 255 * float(values["rescale_factor"]) if values.get("do_rescale") else 255.0
+    mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
+    seen: Any = (crop.get("height"), crop.get("width")) if crops else target
     return Preprocess(
-        size,
-        mean=tuple(values.get("image_mean", CLIP_MEAN)),
-        std=tuple(values.get("image_std", CLIP_STD)),
-        interpolation="bilinear" if values.get("resample") == BILINEAR else "bicubic",
-        resize_mode="squash" if squash else "shortest",
+        seen,
+        mean=_channels(mean, factor),
+        std=_channels(std, factor),
+        interpolation=RESAMPLING[resample] if resizes else "bicubic",
+        resize_mode="none" if not resizes else "squash" if squashes else "shortest",
+        resize_to=target if resizes else None,
+        crop="floor" if crops else "round",
     )
 
 
+def _channels(numbers: Any, factor: float) -> tuple[float, ...]:
+    """One number a channel, on the scale of [0,1]."""
+    numbers = [numbers] * 3 if isinstance(numbers, int | float) else numbers
+    return tuple(number / factor for number in numbers)
+
+
+@torch.no_grad()
+def _refuse_other_pixels(processor: Any, preprocess: Preprocess, source: str) -> None:
+    """Raise UsageError where ours are not the library's pixels, but for rounding to 8 bits."""
+    exact = Preprocess.from_config(preprocess.config())
+    exact.exact = True
+    for height, width in ((61, 84), (84, 61), preprocess.size):
+        coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        with refusing(f"{source} cannot be run"):
+            found = processor(images=[to_pil(image[0])], return_tensors="pt")["pixel_values"].float()
+        ours = exact(image)
+        difference = ((found - ours) * exact.std).abs().max().item() if found.shape == ours.shape else 1.0
+        if not difference <= ROUNDING:
+            raise UsageError(
+                f"{source} does more than resize, crop, rescale and normalise: its pixels of an image of {height}x"
+                f"{width} differ by {255 * difference:.0f}/255. Set its other options (do_pad, ...) to false"
+            )
+
+
 def _preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
-    values = preprocess.config()
-    height, width = values["size"]
-    if preprocess.resize_mode == "longest" or (preprocess.resize_mode == "shortest" and height != width):
+    height, width = preprocess.size
+    mode, target = preprocess.resize_mode, preprocess.resize_to
+    if mode == "longest" or (mode == "shortest" and target[0] != target[1]):
         raise UsageError(
-            f"transformers' CLIPImageProcessor cannot bring images to {height}x{width} by the mode "
-            f"{preprocess.resize_mode!r} (only 'squash', and 'shortest' to a square): export with --format open_clip"
+            f"transformers' CLIPImageProcessor cannot bring images to {height}x{width} by the mode {mode!r} (only "
+            "'squash', and 'shortest' to a square): export with --format open_clip"
         )
-    both = {"height": height, "width": width}
     return {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": both if preprocess.resize_mode == "squash" else {"shortest_edge": max(height, width)},
-        "do_center_crop": preprocess.resize_mode != "squash",
-        "crop_size": both,
+        "do_resize": mode != "none",
+        "size": {"height": target[0], "width": target[1]} if mode == "squash" else {"shortest_edge": max(target)},
+        "do_center_crop": mode != "squash" or target != preprocess.size,
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "do_normalize": True,
-        "image_mean": values["mean"],
-        "image_std": values["std"],
-        "resample": BILINEAR if preprocess.interpolation == "bilinear" else BICUBIC,
+        "image_mean": preprocess.statistics["mean"],
+        "image_std": preprocess.statistics["std"],
+        "resample": next(number for number, name in RESAMPLING.items() if name == preprocess.interpolation),
     }

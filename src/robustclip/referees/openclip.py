@@ -38,6 +38,8 @@ FAMILY = "open_clip"
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
 run the code of whoever wrote the config."""
+SEEN = ("mean", "std", "interpolation", "resize_mode")
+"""What of a `preprocess_cfg` comes with weights; the size comes with the architecture."""
 Config = Mapping[str, Any]
 
 
@@ -294,6 +296,12 @@ def name_of(model_cfg: Config) -> str | None:
     return next(iter(architectures_where(lambda cfg: towers(cfg) == wanted)), None)
 
 
+def published_preprocess(architecture: str) -> dict[str, dict[str, Any]]:
+    """{tag: mean, std, interpolation and resize_mode} of the weights that open_clip lists for an architecture."""
+    published = {tag: get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)}
+    return {tag: {key: cfg[key] for key in SEEN if cfg.get(key) is not None} for tag, cfg in published.items()}
+
+
 def exists_with_quick_gelu(architecture: str) -> bool:
     """Whether weights of this architecture were published with QuickGELU and without, so that a file can be either."""
     return f"{architecture}-quickgelu" in list_models()
@@ -362,7 +370,8 @@ def _wrapped(model: CustomTextCLIP, tokenizer: str, model_cfg: Config, name: str
     bias = None if model.logit_bias is None else model.logit_bias.item()
     preprocess = Preprocess.from_config(dict(model.visual.preprocess_cfg))
     scale = model.logit_scale.exp().item()
-    return as_referee(model.visual, text, preprocess, model_cfg, name, scale, bias, {"source": name})
+    provenance = {"source": name, "preprocessing": f"open_clip's for {name}"}
+    return as_referee(model.visual, text, preprocess, model_cfg, name, scale, bias, provenance)
 
 
 def refuse_captioner(name: str, model_cfg: Config) -> None:

@@ -5,33 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
+from robustclip.images import to_pil
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_STD = 1e-6
 LARGEST = 4096
 """Pixels of a side: no tower looks at more, and a card may claim anything."""
-INTERPOLATIONS = ("bicubic", "bilinear")
-RESIZE_MODES = ("shortest", "squash", "longest")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+RESIZE_MODES = ("shortest", "squash", "longest", "none")
+CROPS = ("round", "floor")
+DEFAULT = {"size", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+"""The keys of open_clip's `preprocess_cfg`, besides its `mode`."""
 
 
 class Preprocess(nn.Module):
     """Resize (antialiased) to `size`, then normalise: open_clip's evaluation transform, on tensors and with gradients.
 
     The names are those of an open_clip `preprocess_cfg`. `resize_mode` "shortest" fits the shorter edge and crops the
-    centre, "squash" ignores the aspect ratio, "longest" fits the longer edge and pads with `fill_color` (0..255).
-    An image of the right size is not resampled. One deviation from the PIL transform, on purpose: bicubic overshoot
-    beyond [0,1] is neither clamped nor rounded to 8 bits, because a clamp has no gradient on saturated pixels, and an
-    attack that sees no gradient on a white background looks like a robust tower.
+    centre, "squash" ignores the aspect ratio, "longest" fits the longer edge and pads with `fill_color` (0..255),
+    "none" crops or pads the centre only. `resize_to` is the size that is fitted before the centre of `size` is
+    cropped, by default `size`; `crop` says how an odd number of surplus pixels is halved: "round" (torchvision) or
+    "floor" (transformers). These two, "none" and the interpolation "nearest" are beyond an open_clip `preprocess_cfg`.
+    An image of the right size is not resampled.
+
+    One deviation from the PIL transform, on purpose: bicubic overshoot beyond [0,1] is neither clamped nor rounded to
+    8 bits, because a clamp has no gradient on saturated pixels, and an attack that sees no gradient on a white
+    background looks like a robust tower. Where the attribute `exact` is true, the values are Pillow's, which resamples
+    them on the CPU (images are rounded to 8 bits first); the gradients stay those of neither rounding nor clamp.
 
     Raises UsageError for a value that is none of these, among them sides beyond 4096 pixels and a std of zero.
     """
+
+    exact = False
 
     def __init__(
         self,
@@ -42,13 +56,19 @@ class Preprocess(nn.Module):
         interpolation: str = "bicubic",
         resize_mode: str = "shortest",
         fill_color: int = 0,
+        resize_to: int | tuple[int, int] | None = None,
+        crop: str = "round",
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UsageError(f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
         if resize_mode not in RESIZE_MODES:
             raise UsageError(f"resize_mode {resize_mode!r} is not one of {', '.join(RESIZE_MODES)}")
-        self.size = _sides(size)
+        if crop not in CROPS:
+            raise UsageError(f"crop {crop!r} is not one of {', '.join(CROPS)}")
+        self.crop = crop
+        self.size = _sides(size, "size")
+        self.resize_to = self.size if resize_to is None else _sides(resize_to, "resize_to")
         for name, numbers in (("mean", mean), ("std", std)):
             if not isinstance(numbers, tuple) or len(numbers) != 3 or not all(map(_is_number, numbers)):
                 raise UsageError(f"{name} {numbers!r} is not three numbers, one a channel")
@@ -67,8 +87,8 @@ class Preprocess(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Build from an open_clip `preprocess_cfg` (keys size, mean, std, interpolation, resize_mode, fill_color)."""
-        known = {"size", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+        """Build from an open_clip `preprocess_cfg`, or what `config` gave; `size` is needed."""
+        known = DEFAULT | {"resize_to", "crop"}
         unknown = sorted(set(config) - known - {"mode"})
         if unknown or "size" not in config:
             raise UsageError(
@@ -85,8 +105,8 @@ class Preprocess(nn.Module):
         return cls(size, **options)
 
     def config(self) -> dict[str, Any]:
-        """The open_clip `preprocess_cfg` that builds this module again."""
-        return {
+        """The open_clip `preprocess_cfg` that builds this again; `resize_to` and `crop` where not the default."""
+        values = {
             "size": list(self.size),
             "mode": "RGB",
             **self.statistics,
@@ -94,6 +114,19 @@ class Preprocess(nn.Module):
             "resize_mode": self.resize_mode,
             "fill_color": self.fill_color,
         }
+        values |= {} if self.resize_to == self.size else {"resize_to": list(self.resize_to)}
+        return values if self.crop == "round" else {**values, "crop": self.crop}
+
+    def beyond_open_clip(self) -> str:
+        """What of it an open_clip `preprocess_cfg` cannot say, in words; empty where there is nothing."""
+        faults = []
+        if self.resize_to != self.size and self.resize_mode != "none":
+            faults.append(f"a resize to {_by(self.resize_to)} before a crop of {_by(self.size)}")
+        if self.resize_mode == "none":
+            faults.append("a crop without a resize")
+        if self.interpolation == "nearest":
+            faults.append("nearest-neighbour resampling")
+        return ", ".join(faults)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
         """[0,1] pixels of any size to normalised float32 pixels of `size`."""
@@ -101,19 +134,30 @@ class Preprocess(nn.Module):
 
     def resize(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
         """Bring images to `size`; the pixels stay on the [0,1] scale."""
+        if self.exact:
+            images = _rounded(images)
         height, width = images.shape[-2:]
-        if (height, width) == self.size:
-            return images
         fit = self._fitted(height, width)
         if fit != (height, width):
-            images = F.interpolate(images, fit, mode=self.interpolation, align_corners=False, antialias=True)
+            images = self._resampled(images, fit)
         return self._centred(images) if fit != self.size else images
+
+    def _resampled(self, images: Float[Tensor, "b 3 H W"], fit: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+        if self.interpolation == "nearest":
+            return F.interpolate(images, fit, mode="nearest-exact")
+        smooth = F.interpolate(images, fit, mode=self.interpolation, align_corners=False, antialias=True)
+        if not self.exact:
+            return smooth
+        resampling = Image.Resampling[self.interpolation.upper()]
+        pictures = [to_pil(image).resize(fit[::-1], resampling) for image in images]
+        stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+        return smooth + (stacked.to(images.device).float() / 255 - smooth.detach())
 
     def placed_back(self, maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b H W"]:
         """Maps of what the tower sees, of its `size`, laid over images of the given size: 0 where it does not look."""
         height, width = self._fitted(*size)
         down, right = max(self.size[0] - height, 0) // 2, max(self.size[1] - width, 0) // 2  # padding around the image
-        top, left = (round(max(fit - side, 0) / 2) for fit, side in zip((height, width), self.size, strict=True))
+        top, left = (self._cut(max(fit - side, 0)) for fit, side in zip((height, width), self.size, strict=True))
         seen = maps[:, down : down + height, right : right + width]
         whole = F.pad(seen, (left, width - left - seen.shape[2], top, height - top - seen.shape[1]))
         if (height, width) == size:
@@ -121,16 +165,22 @@ class Preprocess(nn.Module):
         return F.interpolate(whole[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        target_height, target_width = self.size
+        if self.resize_mode == "none":
+            return height, width
         if self.resize_mode == "squash":
-            return self.size
-        ratios = (target_height / height, target_width / width)
-        ratio = max(ratios) if self.resize_mode == "shortest" else min(ratios)
+            return self.resize_to
+        target_height, target_width = self.resize_to
         if self.resize_mode == "shortest" and target_height == target_width:  # torchvision truncates the long edge
             short, long = min(height, width), max(height, width)
             length = int(target_height * long / short)
             return (target_height, length) if height <= width else (length, target_height)
-        return round(height * ratio), round(width * ratio)
+        ratios = (height / target_height, width / target_width)  # rounded as open_clip's ResizeKeepRatio does
+        ratio = min(ratios) if self.resize_mode == "shortest" else max(ratios)
+        return round(height / ratio), round(width / ratio)
+
+    def _cut(self, surplus: int) -> int:
+        """Pixels that go at the top or left, of all that go."""
+        return round(surplus / 2) if self.crop == "round" else surplus // 2
 
     def _centred(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
         height, width = images.shape[-2:]
@@ -140,7 +190,7 @@ class Preprocess(nn.Module):
             pad = (right // 2, right - right // 2, down // 2, down - down // 2)
             images = F.pad(images, pad, value=self.fill_color / 255)
             height, width = images.shape[-2:]
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        top, left = self._cut(height - self.size[0]), self._cut(width - self.size[1])
         return images[..., top : top + self.size[0], left : left + self.size[1]]
 
 
@@ -148,9 +198,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
-def _sides(size: Any) -> tuple[int, int]:
+def _rounded(images: Tensor) -> Tensor:
+    """8-bit values, as Pillow keeps pixels (halves round up); the gradient is that of the identity."""
+    return images + ((images.detach().clamp(0, 1) * 255 + 0.5).floor() / 255 - images.detach())
+
+
+def _by(sides: tuple[int, int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _sides(size: Any, name: str) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(sides, list | tuple) and len(sides) == 2
     if not is_pair or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
-        raise UsageError(f"size {size!r} is not one or two numbers of pixels from 1 to {LARGEST}")
+        raise UsageError(f"{name} {size!r} is not one or two numbers of pixels from 1 to {LARGEST}")
     return sides[0], sides[1]

@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from robustclip.errors import UsageError
-from robustclip.images import check_range, grid, load_image, on_background, resize, save_image, titled_grid, to_pil
+from robustclip.data.decoding import Preparation
+from robustclip.errors import Skip, UsageError
+from robustclip.evaluation.examples import Stored
+from robustclip.images import (
+    check_range,
+    decode,
+    from_pil,
+    grid,
+    load_image,
+    on_background,
+    picture_size,
+    resize,
+    save_image,
+    titled_grid,
+    to_pil,
+)
 
 
 def eight_bit(*shape: int) -> torch.Tensor:
@@ -38,7 +53,6 @@ def test_saving_rounds_and_clamps(tmp_path: Path) -> None:
 def test_transparency_is_laid_on_the_background(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (255, 0, 0, 51)).save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png")[:, 0, 0].tolist() == pytest.approx([1, 0.8, 0.8])
-    assert load_image(tmp_path / "a.png", (0, 0, 1))[:, 0, 0].tolist() == pytest.approx([0.2, 0, 0.8])
 
 
 def test_photographs_stand_upright(tmp_path: Path) -> None:
@@ -55,10 +69,51 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"text\.png is not a readable picture"):
         load_image(tmp_path / "text.png")
     Image.new("I;16", (2, 2)).save(tmp_path / "deep.png")
-    with pytest.raises(UsageError, match=r"more than 8 bits a channel .* save it as 8-bit RGB"):
+    with pytest.raises(UsageError, match=r"more than 8 bits a channel.* save it as 8-bit RGB"):
         load_image(tmp_path / "deep.png")
     with pytest.raises(UsageError, match=r"cannot write a picture as \.xyz: use \.png"):
         save_image(eight_bit(3, 2, 2), tmp_path / "a.xyz")
+
+
+def test_no_decoder_but_the_named_ones_is_ever_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "eps_named.png", "EPS")
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *call, **_: started.append(call))
+    for reader in (load_image, picture_size, decode):
+        with pytest.raises((UsageError, Skip), match="not an image"):
+            reader(tmp_path / "eps_named.png")
+    assert not started
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "JPEG"])
+def test_a_small_file_of_many_pixels_is_refused_by_its_header(tmp_path: Path, form: str) -> None:
+    side = 8193
+    Image.new("L", (side, side - 1)).save(tmp_path / "large.png", form)
+    decoded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match=r"large\.png .*too many pixels.*67,108,864"):
+        load_image(tmp_path / "large.png")
+    with pytest.raises(Skip, match="too many pixels"):
+        picture_size(tmp_path / "large.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= decoded + 2**16, "kB, against 200 MB of pixels"
+
+
+def test_one_rule_for_transparent_pictures_whoever_reads_them(tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (9, 7, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "a.png")
+    white = Image.new("RGBA", (7, 9), "white")
+    white.alpha_composite(Image.open(tmp_path / "a.png"))
+    right = from_pil(white.convert("RGB"))
+    assert torch.equal(load_image(tmp_path / "a.png"), right)
+    assert torch.equal(Stored(tmp_path / "a.png").image(), right)
+    assert torch.equal(Preparation((9, 7), "center")(tmp_path / "a.png", torch.Generator()) / 255, right)
+
+
+def test_sizes_are_those_of_upright_pictures(tmp_path: Path) -> None:
+    for value in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
+        assert picture_size(tmp_path / "a.jpg") == decode(tmp_path / "a.jpg").size[::-1]
 
 
 def test_a_background_for_each_image() -> None:

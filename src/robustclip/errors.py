@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class UsageError(ValueError):
     """A fault of the call (exit code 2): the message says what came, what would do, and the call that works."""
@@ -17,3 +19,28 @@ class Interrupted(Exception):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+class Fault(StrEnum):
+    """Why a sample is skipped."""
+
+    NO_IMAGE = "no image"
+    NO_FILE = "image file missing"
+    EMPTY_IMAGE = "empty image"
+    NOT_AN_IMAGE = "not an image"
+    DAMAGED_IMAGE = "truncated or damaged image"
+    TOO_LARGE = "too many pixels"
+    TOO_BIG = "file of more than 64 MiB"
+    TOO_DEEP = "more than 8 bits a channel"
+    NO_CAPTION = "no caption"
+    NOT_UTF8 = "caption not in UTF-8"
+    BAD_METADATA = "metadata not a JSON object"
+    BROKEN_SHARD = "broken shard"
+
+
+class Skip(Exception):
+    """This picture cannot be used; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.errors import UsageError
+from robustclip.errors import Fault, Skip, UsageError
 from robustclip.files import atomic_write
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_BYTES = 2**26  # of a picture's file: 64 MiB
+BROKEN_METADATA = "broken metadata (the pixels are read)"
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap height and width
+PAPER = (255, 255, 255)
 WHITE = (1.0, 1.0, 1.0)
 Colour = tuple[float, float, float]
 TITLE_LINES, TITLE_LETTERS = 6, 200  # of a picture's title; the rest is cut, or ten thousand words would be the picture
@@ -33,24 +42,124 @@ def check_range(images: Tensor) -> None:
         )
 
 
-def load_image(path: str | os.PathLike[str], background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
-    """Read a picture as RGB in [0, 1], upright by its EXIF note, transparency laid on `background`.
+def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
+    """Read a picture as RGB in [0, 1], as `decode` does: upright by its EXIF note, transparency laid on white.
 
-    Raises UsageError where there is no file, no readable picture, or more than 8 bits a channel.
+    Raises UsageError where there is no file, or none that `decode` takes.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no image at {path}")
     try:
-        with Image.open(path) as stored:
-            picture = ImageOps.exif_transpose(stored)
-            if picture.mode.startswith(("I", "F")):
-                raise UsageError(f"{path} has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
-            return from_pil(picture, background)
-    except UsageError:
-        raise
-    except Exception as error:  # Pillow's readers raise what they run into
-        raise UsageError(f"{path} is not a readable picture: {error}") from error
+        return from_pil(decode(path))
+    except Skip as error:
+        raise UsageError(f"{path} is not a readable picture ({error.fault}): {advice(error.fault)}") from error
+
+
+def decode(
+    encoded: bytes | Path, background: tuple[int, int, int] = PAPER, remarks: Counter[str] | None = None
+) -> Image.Image:
+    """The one reader of pictures from outside: 8-bit RGB, upright by its EXIF note, transparency laid on `background`,
+    the first frame of a moving picture. Greyscale, palette and CMYK are converted.
+
+    Only the decoders of FORMATS are tried, whatever the file's name (Pillow's EPS reader would start Ghostscript), and
+    a picture of more than MAX_PIXELS by its header is refused before memory is asked for. Metadata that cannot be read
+    costs nothing but the EXIF note, and counts in `remarks` as BROKEN_METADATA. Raises Skip for what cannot be read.
+    """
+    picture = _opened(encoded)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture.load()
+            return on_colour(_upright(picture, remarks), background)
+    except Exception as error:  # Pillow's decoders raise what they run into
+        raise Skip(Fault.DAMAGED_IMAGE) from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width that `decode` gives, from the header. Raises Skip as `decode`, but for damage further on."""
+    picture = _opened(path)
+    return (picture.width, picture.height) if _orientation(picture) in TURNED else (picture.height, picture.width)
+
+
+def advice(fault: Fault) -> str:
+    """What would do instead of a picture with this fault."""
+    match fault:
+        case Fault.TOO_LARGE:
+            return f"at most {MAX_PIXELS:,} pixels are decoded (8192 x 8192), so save a smaller copy"
+        case Fault.TOO_DEEP:
+            return "save it as 8-bit RGB"
+        case Fault.TOO_BIG:
+            return "save a smaller copy"
+        case _:
+            return f"pictures are whole files in one of the formats {', '.join(FORMATS)}, whatever their names end in"
+
+
+def _opened(encoded: bytes | Path) -> Image.Image:
+    """The picture with no more than its header read. Raises Skip."""
+    if isinstance(encoded, Path):
+        encoded = read_picture_file(encoded)
+    if not encoded:
+        raise Skip(Fault.EMPTY_IMAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is raised or counted here
+        try:
+            picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise Skip(Fault.NOT_AN_IMAGE) from error
+        except Image.DecompressionBombError as error:
+            raise Skip(Fault.TOO_LARGE) from error
+        except Exception as error:  # header readers raise what they run into: OSError, SyntaxError, struct.error
+            raise Skip(Fault.DAMAGED_IMAGE) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Skip(Fault.TOO_LARGE)
+    if picture.mode.startswith(("I", "F")):
+        raise Skip(Fault.TOO_DEEP)
+    return picture
+
+
+def read_picture_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most MAX_BYTES. Raises Skip for any other."""
+    try:
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise Skip(Fault.NO_FILE)
+        if path.stat().st_size > MAX_BYTES:
+            raise Skip(Fault.TOO_BIG)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
+        raise Skip(Fault.NO_FILE) from error
+
+
+def _upright(picture: Image.Image, remarks: Counter[str] | None) -> Image.Image:
+    broken = False
+    try:
+        Image.Exif().load(
+            picture.info.get("exif", b"")
+        )  # getexif raises only once, and Pillow's JPEG reader asks first
+    except Exception:
+        broken = True
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception:  # pixels are whole: a broken note costs only what it says
+        broken = True
+    if broken and remarks is not None:
+        remarks[BROKEN_METADATA] += 1
+    return picture
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:
+        return None
+
+
+def on_colour(picture: Image.Image, colour: tuple[int, int, int] = PAPER) -> Image.Image:
+    """RGB, transparent parts laid on the colour: the one rule for transparent pictures from outside."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba).convert("RGB")
 
 
 def from_pil(picture: Image.Image, background: Colour = WHITE) -> Float[Tensor, "3 h w"]:

@@ -3,17 +3,20 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 from torchvision.transforms import InterpolationMode, v2
 
 from robustclip import rng
-from robustclip.data.decoding import MAX_PIXELS, Preparation, Skip, center_crop, decode, pixels, random_box
-from robustclip.errors import UsageError
+from robustclip.data.decoding import Preparation, center_crop, pixels, random_box
+from robustclip.errors import Skip, UsageError
+from robustclip.images import BROKEN_METADATA, MAX_PIXELS, decode
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -62,6 +65,36 @@ def test_upright_by_its_exif_note() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter
     assert decode(encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif)).size == (10, 20)
+
+
+BROKEN_EXIF = b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03"
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta>\xa8\xff</x:xmpmeta>"
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_whole_pixels_with_broken_metadata_are_decoded_and_counted(form: str) -> None:
+    noise = Image.effect_noise((40, 30), 90).convert("RGB")
+    data = encoded(noise, form, exif=BROKEN_EXIF)
+    remarks: Counter[str] = Counter()
+    assert np.array_equal(
+        np.asarray(decode(data, remarks=remarks)), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    )
+    assert remarks == {BROKEN_METADATA: 1}
+
+
+def test_text_in_no_encoding_beside_the_pixels_costs_nothing() -> None:
+    jpeg = encoded(Image.effect_noise((40, 30), 90).convert("RGB"), "JPEG")
+    data = jpeg[:2] + b"\xff\xe1" + (len(XMP) + 2).to_bytes(2, "big") + XMP + jpeg[2:]
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(Image.open(io.BytesIO(jpeg))))
+
+
+def test_an_orientation_that_can_be_read_counts_whatever_stands_beside_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = IFDRational(0, 0)
+    data = encoded(Image.effect_noise((40, 30), 90).convert("RGB"), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(upright))
 
 
 def claiming(width: int, height: int) -> bytes:

@@ -210,6 +210,21 @@ def test_control_characters_become_spaces(tmp_path, encode, write_tar, caption: 
     assert next(loader(tmp_path).batches()).captions == [read] * 50
 
 
+def test_broken_metadata_is_counted_and_the_picture_used(tmp_path, encode, write_shard) -> None:
+    broken = encode(form="PNG", exif=b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03")
+    write_shard(tmp_path / "0.tar", 3, extra=[("odd.png", broken), ("odd.txt", b"odd")])
+    source = loader(tmp_path, workers=2)
+    first, _ = (next(source.batches()), next(source.batches()))
+    assert not source.faults
+    assert "odd" in first.captions
+    assert set(source.remarks) == {"broken metadata (the pixels are read)"}
+    odd = source.describe()["odd_samples"]["broken metadata (the pixels are read)"]
+    assert odd == first.captions.count("odd")
+    assert f"{odd} used: broken metadata (the pixels are read) (first: " in source.report()
+    assert first.position is not None
+    assert first.position["remarks"] == source.remarks
+
+
 def test_a_table_that_points_at_what_is_no_picture_file(tmp_path, encode) -> None:
     (tmp_path / "good.jpg").write_bytes(encode())
     (tmp_path / "folder").mkdir()

@@ -116,10 +116,12 @@ class Counting(Preparation):
 
     decoded: Counter[str] | None = None
 
-    def __call__(self, encoded: bytes | Path, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self, encoded: bytes | Path, generator: torch.Generator, remarks: Counter[str] | None = None
+    ) -> torch.Tensor:
         assert self.decoded is not None
         self.decoded["pictures"] += 1
-        return super().__call__(encoded, generator)
+        return super().__call__(encoded, generator, remarks)
 
 
 def test_what_is_skipped_is_not_decoded(here) -> None:

@@ -9,9 +9,8 @@ import pytest
 from robustclip.data.decoding import Preparation
 from robustclip.data.loader import Loader
 from robustclip.data.mixture import Mixture
-from robustclip.data.samples import Fault
 from robustclip.data.tables import FolderSource, TableSource
-from robustclip.errors import UsageError
+from robustclip.errors import Fault, UsageError
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustclip.data.samples import Fault, Sample
+from robustclip.data.samples import Sample
 from robustclip.data.shards import ShardSource, count_samples
 from robustclip.data.sources import open_data
 from robustclip.data.tars import MAX_HEADER, MAX_MEMBER, BrokenTar, Command, names, read_tar
-from robustclip.errors import RunError
+from robustclip.errors import Fault, RunError
 
 
 def anything(name: str) -> bool:

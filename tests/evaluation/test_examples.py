@@ -7,9 +7,10 @@ from typing import Literal
 
 import pytest
 import torch
+from PIL import Image
 
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.examples import fit, read_examples
+from robustclip.evaluation.examples import fit, odd_pictures, read_examples
 from robustclip.images import save_image, to_pil
 from robustclip.rng import generator
 
@@ -155,6 +156,17 @@ def test_a_broken_picture_is_a_fault_of_the_run(colour_folder: Path) -> None:
     found = read_examples(colour_folder, size=8)
     with pytest.raises(RunError, match=r"a\.png.*no readable picture"):
         found.images[torch.arange(4)]
+
+
+def test_broken_metadata_is_noted_and_the_pixels_are_measured(colour_folder: Path) -> None:
+    shown = read_examples(colour_folder).images[torch.arange(4)]
+    with Image.open(colour_folder / "red/a.png") as picture:
+        picture.save(colour_folder / "red/a.png", exif=b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03")
+    found = read_examples(colour_folder)
+    assert not list(odd_pictures(found))
+    for _ in range(2):  # as under attack
+        assert torch.equal(found.images[torch.arange(4)], shown)
+    assert list(odd_pictures(found)) == ["1 pictures have broken metadata (the pixels are read), e.g. red/a.png"]
 
 
 def test_a_limit_takes_the_same_images_each_time(colour_folder: Path) -> None:

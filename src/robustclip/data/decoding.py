@@ -1,10 +1,9 @@
-"""From an encoded picture to 8-bit RGB at the training resolution, by named decoders only."""
+"""From an encoded picture to 8-bit RGB at the training resolution."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,25 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from robustclip.data.samples import Fault
-from robustclip.data.tars import MAX_MEMBER
-from robustclip.errors import UsageError
+from robustclip.errors import Fault, Skip, UsageError
+from robustclip.images import MAX_PIXELS, decode
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-MAX_PIXELS = 2**26  # 8192 x 8192; a header may claim any size, and the claim is checked before memory is asked for
 BICUBIC = Image.Resampling.BICUBIC
 RATIO = (3 / 4, 4 / 3)  # of width to height, Inception's range, as torchvision's RandomResizedCrop
-
-
-class Skip(Exception):
-    """This picture cannot be used; `fault` says why."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(str(fault))
-        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -67,69 +55,19 @@ class Preparation:
     def shape(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    def __call__(self, encoded: bytes | Path, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
-        """The prepared picture. Raises Skip where there is none."""
+    def __call__(
+        self, encoded: bytes | Path, generator: torch.Generator, remarks: Counter[str] | None = None
+    ) -> UInt8[Tensor, "3 h w"]:
+        """The prepared picture. Raises Skip where there is none; `remarks` as in `images.decode`."""
         colour = (255, 255, 255)
         if self.background == "random":
             red, green, blue = torch.randint(256, (3,), generator=generator).tolist()
             colour = (red, green, blue)
-        picture = decode(encoded, colour)
+        picture = decode(encoded, colour, remarks)
         if self.crop == "center":
             return pixels(center_crop(picture, self.shape))
         box = random_box(picture.height, picture.width, self.scale, generator)
         return pixels(picture.crop(box).resize(self.shape[::-1], BICUBIC))
-
-
-def decode(encoded: bytes | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """8-bit RGB, upright by its EXIF note, transparency laid on `background`, the first frame of a moving picture.
-
-    Greyscale, palette and CMYK are converted. Raises Skip, after reading no more than the header where that tells.
-    """
-    if isinstance(encoded, Path):
-        encoded = read_file(encoded)
-    if not encoded:
-        raise Skip(Fault.EMPTY_IMAGE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is raised or counted here
-        try:
-            picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise Skip(Fault.NOT_AN_IMAGE) from error
-        except Image.DecompressionBombError as error:
-            raise Skip(Fault.TOO_LARGE) from error
-        except (
-            Exception
-        ) as error:  # Pillow's header readers raise what they run into: OSError, SyntaxError, struct.error
-            raise Skip(Fault.DAMAGED_IMAGE) from error
-        if picture.width * picture.height > MAX_PIXELS:
-            raise Skip(Fault.TOO_LARGE)
-        if picture.mode.startswith(("I", "F")):
-            raise Skip(Fault.TOO_DEEP)
-        try:
-            picture.load()
-            return on_colour(ImageOps.exif_transpose(picture), background)
-        except Exception as error:  # and so do its decoders
-            raise Skip(Fault.DAMAGED_IMAGE) from error
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file of at most MAX_MEMBER. Raises Skip for any other."""
-    try:
-        if not path.is_file():  # a pipe or a device would be read for ever
-            raise Skip(Fault.NO_FILE)
-        if path.stat().st_size > MAX_MEMBER:
-            raise Skip(Fault.TOO_BIG)
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
-        raise Skip(Fault.NO_FILE) from error
-
-
-def on_colour(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """RGB, transparent parts laid on the colour."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba).convert("RGB")
 
 
 def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

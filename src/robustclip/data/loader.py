@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustclip import rng
 from robustclip.data.batch import ALONE, Batch, Place
-from robustclip.data.decoding import Preparation, Skip
+from robustclip.data.decoding import Preparation
 from robustclip.data.mixture import Mixture
-from robustclip.data.samples import Fault, Sample, positive_id, stable_number
+from robustclip.data.samples import Sample, positive_id, stable_number
 from robustclip.data.stream import Drawn
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Fault, RunError, Skip, UsageError
 
 CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
 JUDGED_FROM = 100  # samples, before their faults are held against a source
@@ -41,8 +41,9 @@ class Loader:
     each epoch all of them together meet every sample once. None waits for another's data, so one whose samples are
     fewer begins its next epoch earlier.
 
-    `faults` counts skipped samples by kind, and `examples` names the first of each kind; both live on in a batch's
-    `position`. Beyond `max_skipped` of all samples (None: never) `batches` raises RunError.
+    `faults` counts skipped samples by kind, `remarks` what was odd about samples that were used; `examples` names the
+    first of each kind. All of them live on in a batch's `position`. Beyond `max_skipped` of all samples (None: never)
+    `batches` raises RunError.
     """
 
     faults: Counter[str]
@@ -71,6 +72,7 @@ class Loader:
         self.place = place
         self.max_skipped = max_skipped
         self.faults = Counter()
+        self.remarks: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.met: dict[str, Counter[str]] = {}  # of each source: samples usable, and skipped by kind
 
@@ -88,6 +90,7 @@ class Loader:
         self.faults.clear()
         self.faults.update(sum(self.met.values(), Counter()))
         del self.faults[USABLE]
+        self.remarks = Counter(at.get("remarks", {}))
         stream = self.mixture.stream(self.seed, self.place, at.get("stream"))
         for _ in range(at.get("taken", 0)):
             next(stream)
@@ -132,7 +135,8 @@ class Loader:
         """Behind the first `taken` samples of the chunk at which the stream had this state."""
         met = {name: dict(counts) for name, counts in self.met.items()}
         place = [self.place.rank, self.place.world_size]
-        return {"place": place, "stream": state, "taken": taken, "met": met, "examples": dict(self.examples)}
+        told = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
+        return {"place": place, "stream": state, "taken": taken, "met": met, **told}
 
     def _usable(self, pair: Pair) -> bool:
         counts = self.met.setdefault(pair.source, Counter())
@@ -142,6 +146,9 @@ class Loader:
             raise RunError(f"empty data: none of the samples of {pair.source} can be used ({kinds})")
         if pair.fault is None:
             counts[USABLE] += 1
+            for remark in pair.remarks:
+                self.remarks[remark] += 1
+                self.examples.setdefault(remark, pair.id)
             return True
         counts[pair.fault.value] += 1
         self.faults[pair.fault.value] += 1
@@ -184,10 +191,10 @@ class Loader:
             running.clear()
 
     def report(self) -> str:
-        """One line a kind of fault, with its count and the first sample that had it; empty where none was skipped."""
-        return "\n".join(
-            f"{count:,} skipped: {kind} (first: {self.examples[kind]})" for kind, count in self.faults.most_common()
-        )
+        """One line a kind of fault or remark, with its count and the first sample that had it; empty where none had."""
+        lines = [f"{count:,} skipped: {kind}" for kind, count in self.faults.most_common()]
+        lines += [f"{count:,} used: {kind}" for kind, count in self.remarks.most_common()]
+        return "\n".join(f"{line} (first: {self.examples[line.split(': ', 1)[1]]})" for line in lines)
 
     def describe(self) -> dict[str, Any]:
         preparation = {
@@ -196,7 +203,8 @@ class Loader:
             "scale": list(self.preparation.scale),
             "background": self.preparation.background,
         }
-        return {**self.mixture.describe(), **preparation, "batch_size": self.batch_size, "seed": self.seed}
+        odd = {"odd_samples": dict(self.remarks)} if self.remarks else {}
+        return {**self.mixture.describe(), **preparation, "batch_size": self.batch_size, "seed": self.seed, **odd}
 
 
 @dataclass(slots=True)
@@ -209,6 +217,7 @@ class Pair:
     fault: Fault | None
     caption: str = ""
     positive: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -237,8 +246,10 @@ class Decoder(Dataset[Decoded]):
             generator = rng.generator(self.seed, "augmentation", sample.epoch, stable_number(sample.id))
             pair.caption = sample.captions[int(torch.randint(len(sample.captions), (), generator=generator))]
             pair.positive = positive_id(concept=sample.concept, caption=pair.caption)
+            remarks: Counter[str] = Counter()
             try:
-                image.copy_(self.preparation(sample.image, generator))
+                image.copy_(self.preparation(sample.image, generator, remarks))
+                pair.remarks = tuple(remarks)
             except Skip as skip:
                 pair.fault = skip.fault
         return Decoded(images, pairs, state)

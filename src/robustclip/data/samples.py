@@ -6,31 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from robustclip.data.batch import ALONE, Place
-from robustclip.errors import UsageError
+from robustclip.errors import Fault, UsageError
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
-
-class Fault(StrEnum):
-    """Why a sample is skipped."""
-
-    NO_IMAGE = "no image"
-    NO_FILE = "image file missing"
-    EMPTY_IMAGE = "empty image"
-    NOT_AN_IMAGE = "not an image"
-    DAMAGED_IMAGE = "truncated or damaged image"
-    TOO_LARGE = "too many pixels"
-    TOO_BIG = "file of more than 64 MiB"
-    TOO_DEEP = "more than 8 bits a channel"
-    NO_CAPTION = "no caption"
-    NOT_UTF8 = "caption not in UTF-8"
-    BAD_METADATA = "metadata not a JSON object"
-    BROKEN_SHARD = "broken shard"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from robustclip import rng
 from robustclip.data.batch import ALONE, Place
-from robustclip.data.samples import Fault, Sample, check_share, readable, stable_number
+from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.shard_lists import Pattern, find_shards
 from robustclip.data.tars import BrokenTar, Shard, names, read_tar
-from robustclip.errors import UsageError
+from robustclip.errors import Fault, UsageError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif")
 TEXTS = ("txt", "json")

@@ -13,8 +13,8 @@ import torch
 
 from robustclip import rng
 from robustclip.data.batch import ALONE, Place
-from robustclip.data.samples import Fault, Sample, check_share, readable
-from robustclip.errors import UsageError
+from robustclip.data.samples import Sample, check_share, readable
+from robustclip.errors import Fault, UsageError
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "title")

@@ -18,8 +18,10 @@ from pathlib import Path
 from tarfile import EOFHeaderError, HeaderError, InvalidHeaderError, ReadError  # type: ignore[attr-defined]  # typeshed
 from typing import Any, Self, cast
 
+from robustclip.images import MAX_BYTES
+
 GZIP = b"\x1f\x8b"
-MAX_MEMBER = 2**26  # bytes of one file: 64 MiB
+MAX_MEMBER = MAX_BYTES
 MAX_CLAIM = 2**34  # bytes that a header may claim at all, where the size of the whole is not known
 MAX_HEADER = 2**14  # bytes of an extended header, which tarfile reads into memory and searches in quadratic time
 MAX_NAME = 1024

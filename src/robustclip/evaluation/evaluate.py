@@ -24,7 +24,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import certificates, certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.comparison import compare
-from robustclip.evaluation.examples import Examples, read_examples
+from robustclip.evaluation.examples import Examples, odd_pictures, read_examples
 from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
@@ -188,6 +188,8 @@ def evaluate(
         report.checks = masked.checks_of_all(judges, sources, setting, candidates(setting))
     if "gradients" in wanted:
         report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
+
+    report.notes += odd_pictures(examples)
 
     if out is not None:
         report.save(out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,14 +22,13 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
-from robustclip.data.decoding import Skip, decode
 from robustclip.data.emoji import load_labels
 from robustclip.data.scenes import SCENES, compose_scenes
 from robustclip.data.tars import EXPANSION, GZIP, MAX_MEMBER, StrictHeader
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.similarity import Images
 from robustclip.files import is_folder, read_bytes, read_lines
-from robustclip.images import from_pil, resize
+from robustclip.images import BROKEN_METADATA, advice, decode, from_pil, resize
 from robustclip.rng import generator
 
 LONGEST_LABEL = 9  # digits
@@ -100,20 +100,21 @@ class Stored:
             )
         return int(text)
 
-    def image(self) -> Float[Tensor, "3 h w"]:
-        """The bytes as an image, on white. Raises RunError naming the place where that fails."""
-        return from_pil(self._decoded())
+    def image(self, remarks: Counter[str] | None = None) -> Float[Tensor, "3 h w"]:
+        """The bytes as an image, as `images.decode`. Raises RunError naming the place where that fails."""
+        return from_pil(self._decoded(remarks))
 
     def size(self) -> tuple[int, int]:
         """Height and width of the image. Raises RunError where there is none."""
         picture = self._decoded()
         return picture.height, picture.width
 
-    def _decoded(self) -> Image.Image:
+    def _decoded(self, remarks: Counter[str] | None = None) -> Image.Image:
         try:
-            return decode(self.read())
+            return decode(self.read(), remarks=remarks)
         except Skip as error:  # training skips such a picture; a measurement must not lose one quietly
-            raise RunError(f"{self.path} (byte {self.offset}) holds no readable picture: {error}") from error
+            where = f"{self.path} (byte {self.offset})"
+            raise RunError(f"{where} holds no readable picture: {error} ({advice(error.fault)})") from error
 
 
 @final
@@ -123,14 +124,28 @@ class Pictures:
     def __init__(self, pictures: Sequence[Stored], size: tuple[int, int]) -> None:
         self.pictures = pictures
         self.size = size
+        self.odd: set[int] = set()  # places of pictures whose metadata could not be read
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, indices: Tensor, /) -> Float[Tensor, "b 3 h w"]:
-        chosen = [self.pictures[index] for index in indices.tolist()]
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-            return torch.stack(list(pool.map(lambda picture: fit(picture.image(), self.size), chosen)))
+            return torch.stack(list(pool.map(self._read, indices.tolist())))
+
+    def _read(self, index: int) -> Float[Tensor, "3 h w"]:
+        remarks: Counter[str] = Counter()
+        image = fit(self.pictures[index].image(remarks), self.size)
+        if remarks[BROKEN_METADATA]:
+            self.odd.add(index)
+        return image
+
+
+def odd_pictures(examples: Examples) -> Iterator[str]:
+    """A note that counts the pictures decoded so far whose metadata could not be read."""
+    images = examples.images
+    if isinstance(images, Pictures) and images.odd:
+        yield f"{len(images.odd)} pictures have {BROKEN_METADATA}, e.g. {examples.ids[min(images.odd)]}"
 
 
 def fit(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:

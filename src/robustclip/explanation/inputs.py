@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,14 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.data.decoding import Skip, decode
 from robustclip.data.emoji import load_emoji
 from robustclip.data.scenes import SCENES, Box, compose_scenes
-from robustclip.errors import UsageError
+from robustclip.errors import Skip, UsageError
 from robustclip.evaluation.examples import PICTURES, Stored
 from robustclip.explanation.attacks import OBJECTIVES, Objective, negate
 from robustclip.files import is_file, is_folder, read_lines
-from robustclip.images import from_pil, resize
+from robustclip.images import decode, from_pil, resize
 from robustclip.rng import generator
 from robustclip.signatures import unknown
 
@@ -62,6 +62,7 @@ class Found:
     open: Open
     caption: str | None
     box: Box | None = None
+    remarks: Counter[str] = field(default_factory=Counter)  # what was odd when it was opened
 
 
 def read_pairs(
@@ -98,6 +99,7 @@ def read_pairs(
         except (UsageError, OSError) as error:
             notes.append(f"{one.id}: {error}")
             continue
+        notes += [f"{one.id}: {remark}" for remark in one.remarks]
         if why := _unfit(image):
             notes.append(f"{one.id}: {why}")
             continue
@@ -206,12 +208,13 @@ def _file(path: Path, name: str, *, folder_caption: str | None) -> Found:
     beside = path.with_suffix(".txt")
     lines = read_lines(beside) if is_file(beside) else []
     caption = next((line.strip() for line in lines if line.strip()), folder_caption)
-    return Found(name, partial(_open, path), caption)
+    remarks: Counter[str] = Counter()
+    return Found(name, partial(_open, path, remarks), caption, remarks=remarks)
 
 
-def _open(path: Path) -> Float[Tensor, "3 H W"]:
+def _open(path: Path, remarks: Counter[str] | None = None) -> Float[Tensor, "3 H W"]:
     try:
-        return from_pil(decode(Stored(path).read()))
+        return from_pil(decode(Stored(path).read(), remarks=remarks))
     except Skip as error:
         raise UsageError(f"no readable picture ({error})") from error
     except UsageError as error:  # a report names images, not the folders of this machine
@@ -248,4 +251,4 @@ def _apart(found: Sequence[Found]) -> Iterator[Found]:
     seen: dict[str, int] = {}
     for one in found:
         count = seen[one.id] = seen.get(one.id, 0) + 1
-        yield one if count == 1 else Found(f"{one.id} ({count})", one.open, one.caption, one.box)
+        yield one if count == 1 else replace(one, id=f"{one.id} ({count})")

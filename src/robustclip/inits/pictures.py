@@ -17,15 +17,14 @@ from torch import Tensor
 
 from robustclip import rng
 from robustclip.data import load_split
-from robustclip.data.decoding import Skip, decode
-from robustclip.data.samples import Fault, Sample
+from robustclip.data.samples import Sample
 from robustclip.data.shard_lists import SUFFIXES, shards_in
 from robustclip.data.shards import ShardSource
 from robustclip.data.tables import ENDINGS
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Fault, RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures, Stored, fit, read_examples
 from robustclip.files import is_folder
-from robustclip.images import from_pil, resize
+from robustclip.images import decode, from_pil, resize
 from robustclip.progress import TrainingProgress
 
 T = TypeVar("T")

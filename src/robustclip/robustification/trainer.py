@@ -238,5 +238,8 @@ def train(
     referee.image_tower.requires_grad_(False).eval()
     if data.faults:
         run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))
-    run.note(seconds=state.seconds, data=data.describe(), skipped_samples=dict(data.faults), skipped_steps=bad.total)
+    described = data.describe()
+    if odd := described.get("odd_samples"):
+        run.warn("odd samples: " + ", ".join(f"{count:,} {kind}" for kind, count in odd.items()))
+    run.note(seconds=state.seconds, data=described, skipped_samples=dict(data.faults), skipped_steps=bad.total)
     return referee

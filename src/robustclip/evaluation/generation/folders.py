@@ -9,13 +9,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
-
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures as Decoded
 from robustclip.evaluation.examples import Stored, read_examples
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.files import is_file, is_folder, read_json, read_text
+from robustclip.images import advice, picture_size
 from robustclip.synthesis.pictures import read_facts
 from robustclip.synthesis.prompts import Prompt
 
@@ -23,8 +22,6 @@ ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 LISTS: Final = ("pictures.jsonl", "prompts.jsonl", "prompts.csv")
 """Where a folder says what its pictures are to show, where the pictures do not say it themselves."""
 LONGEST_LIST: Final = 2**28  # bytes
-TURNED: Final = (5, 6, 7, 8)
-"""EXIF orientations that swap height and width."""
 
 
 def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int | None = None) -> Pictures:
@@ -205,11 +202,9 @@ def _one_size(files: Sequence[Path]) -> tuple[int, int]:
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            with Image.open(file) as picture:
-                turned = picture.getexif().get(0x0112) in TURNED
-                sizes.setdefault((picture.width, picture.height) if turned else (picture.height, picture.width), file)
-        except Exception as error:  # Pillow's readers raise what they run into
-            raise RunError(f"{file} holds no readable picture: {error}") from error
+            sizes.setdefault(picture_size(file), file)
+        except Skip as error:
+            raise RunError(f"{file} holds no readable picture: {error} ({advice(error.fault)})") from error
     if len(sizes) > 1:
         (first, one), (second, other), *_ = sizes.items()
         raise UsageError(

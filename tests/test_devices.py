@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustclip.devices import autocast, forward_backward, measure_dtype, pick_device, pick_dtype
+from robustclip.devices import autocast, chosen_dtype, forward_backward, measure_dtype, pick_device, pick_dtype
 from robustclip.errors import UsageError
 
 
@@ -44,14 +44,40 @@ def test_auto_is_bfloat16_on_cuda_that_can(
 
 
 @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
-def test_auto_on_a_cpu_measures(faster: torch.dtype) -> None:
+def test_measure_takes_the_faster_and_auto_does_not_time(faster: torch.dtype) -> None:
     def step() -> None:
         cast = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         time.sleep(0.001 if cast == faster else 0.02)
 
     assert measure_dtype(step) == faster
-    assert pick_dtype("auto", "cpu", step) == faster
-    assert pick_dtype("auto", "cpu") == torch.float32
+    assert pick_dtype("measure", "cpu", step) == faster
+
+    def never() -> None:
+        raise AssertionError("auto is timed")
+
+    assert pick_dtype("auto", "cpu", never) == torch.float32
+    with pytest.raises(UsageError, match="nothing to time here"):
+        pick_dtype("measure", "cpu")
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_auto_on_a_cpu_is_a_rule_by_hardware_and_tower(monkeypatch: pytest.MonkeyPatch, hardware: bool) -> None:
+    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: hardware)
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    vit = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.TransformerEncoderLayer(8, 2, 32))
+    expected = torch.bfloat16 if hardware else torch.float32
+    assert {pick_dtype("auto", "cpu", tower=convolutions) for _ in range(8)} == {expected}
+    assert pick_dtype("auto", "cpu", tower=vit) == torch.float32
+
+
+def test_what_a_run_began_in_holds_unless_another_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, images = nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8)
+    monkeypatch.setattr("robustclip.devices.measure_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: False)
+    for name in ("auto", "measure"):
+        assert chosen_dtype(name, tower, images) == torch.float32
+        assert chosen_dtype(name, tower, images, recorded="bfloat16") == torch.bfloat16
+    assert chosen_dtype("float16", tower, images, recorded="bfloat16") == torch.float16
 
 
 def test_measuring_leaves_no_trace() -> None:

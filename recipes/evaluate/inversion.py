@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import printing
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
-from robustclip.devices import pick_device, pick_dtype
+from robustclip.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import Score, judge_pairs
@@ -266,7 +266,7 @@ def sampling(
     """What draws items as a cell says: the diffusion model by itself, by DDIM. It is loaded where something is."""
 
     def draw(items: Sequence[Item]) -> torch.Tensor:
-        painter = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype == "auto" else dtype, place))
+        painter = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
         streams = [item.generator("sample", device=place) for item in items]
         texts = [item.prompt.title for item in items]
         guidance = CELLS[cell]["guidance"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from robustclip.canvases.latents import Latents
-from robustclip.devices import pick_device, pick_dtype
+from robustclip.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
 from robustclip.images import save_image
@@ -120,7 +120,7 @@ def recipe(
     generator = load_diffusion(
         model,
         place,
-        dtype=pick_dtype("float32" if dtype == "auto" else dtype, place),
+        dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place),
         slicing=slicing,
         checkpointing=checkpointing,
     )

@@ -27,7 +27,7 @@ Bind = Callable[[Mapping[str, object], Callable[[Parameter], str]], tuple[dict[s
 
 EVERYWHERE = {
     "device": "auto, cpu, cuda, cuda:<index> or mps",
-    "dtype": "auto, float32, bfloat16 or float16",
+    "dtype": "auto (a rule by device and tower), measure (the faster), float32, bfloat16 or float16",
     "seed": "keys everything random",
 }
 """Flags that every command takes, so that a script may pass them to any."""

@@ -15,6 +15,8 @@ from robustclip.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EXACT = {"float64": torch.float64}
+UNNAMED = ("auto", "measure")
+"""Names that leave the choice to `pick_dtype`."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -46,15 +48,17 @@ def pick_dtype(
     device: str | torch.device = "cpu",
     step: Callable[[], object] | None = None,
     *,
+    tower: nn.Module | None = None,
     exact: bool = False,
 ) -> torch.dtype:
     """The dtype to compute in (under `autocast`; weights and pixels stay float32).
 
-    `auto` is bfloat16 on CUDA devices that support it. On a CPU, which of the two is faster depends on the tower
-    (bfloat16 wins on small convolutional ones and loses on ViT-B/32), so `step` is measured, e.g.
-    `pick_dtype("auto", device, forward_backward(tower, images))`; without a step, and elsewhere, float32.
+    `auto` is a rule, so that the same call gives the same dtype: bfloat16 on CUDA devices that support it, and on CPUs
+    with bfloat16 instructions for a convolutional `tower` (forward and backward take 0.57 of float32's time for
+    emoji-robust, and 1.25 of it for emoji-vit-robust); float32 elsewhere. `measure` times `step` in both and takes the
+    faster, in the main process for all of them, e.g. `pick_dtype("measure", device, forward_backward(tower, images))`.
     With `exact` float64 is known too, for callers that then make weights and pixels float64.
-    Raises UsageError for an unknown name.
+    Raises UsageError for an unknown name, and for `measure` without a step.
     """
     device = torch.device(device)
     known = DTYPES | (EXACT if exact else {})
@@ -62,13 +66,52 @@ def pick_dtype(
         return name
     if name in known:
         return known[name]
+    if name == "measure":
+        if step is None:
+            raise UsageError(f"dtype 'measure' has nothing to time here: use auto, {', '.join(known)}")
+        return measure_dtype(step, device)
     if name != "auto":
         raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(known)}")
+    fast = False
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and step is not None:
-        return measure_dtype(step, device)
-    return torch.float32
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = tower is not None and is_convolutional(tower) and cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def chosen_dtype(
+    name: str | torch.dtype, tower: nn.Module, images: Tensor, *, recorded: str | None = None, exact: bool = False
+) -> torch.dtype:
+    """`pick_dtype` for a tower and images (B,3,H,W) on its device, alike in all processes that work together.
+
+    `recorded` is the dtype by name that the run to go on with was begun in: it holds unless another one is named.
+    """
+    from robustclip.distributed import decided  # here, for it loads accelerate
+
+    if name in UNNAMED and recorded is not None:
+        name = recorded
+
+    def choose() -> torch.dtype:
+        step = forward_backward(tower, images) if name == "measure" else None
+        return pick_dtype(name, images.device, step, tower=tower, exact=exact)
+
+    return decided(choose)
+
+
+def is_convolutional(tower: nn.Module) -> bool:
+    """Whether most of its weights are those of convolutions: true of ResNets, false of ViTs and ConvNeXts."""
+    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+    parts = [part for part in tower.modules() if isinstance(part, kinds)]
+    sizes = {part: sum(one.numel() for one in part.parameters(recurse=False)) for part in parts}
+    convolutions = sum(size for part, size in sizes.items() if isinstance(part, nn.Conv2d))
+    return 2 * convolutions > sum(sizes.values())
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every release of torch
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def measure_dtype(step: Callable[[], object], device: str | torch.device = "cpu", repeats: int = 3) -> torch.dtype:

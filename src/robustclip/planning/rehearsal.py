@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustclip.data.batch import Batch
-from robustclip.devices import autocast, forward_backward, pick_device, pick_dtype
+from robustclip.devices import autocast, chosen_dtype, pick_device
 from robustclip.planning.flops import TowerFlops, of_step
 from robustclip.planning.imagined import Blueprint
 from robustclip.planning.settings import Settings
@@ -51,7 +51,7 @@ def rehearse(settings: Settings, design: Blueprint, tower: TowerFlops, count: in
     device = pick_device(settings.device)
     model = build_image_tower(design.model_cfg).to(device)
     pixels = torch.rand(8, 3, *design.size, device=device, generator=torch.Generator(device))
-    dtype = pick_dtype(settings.dtype, device, forward_backward(model, pixels))
+    dtype = chosen_dtype(settings.dtype, model, pixels)
     one = replace(settings, batch_size=1, accumulate=1, evaluate_every=0)
     affordable = int(BUDGET / of_step(one, tower, design, 1, bank).total)
     rehearsed = replace(one, batch_size=max(2, min(settings.part(count), affordable)))

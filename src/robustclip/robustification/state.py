@@ -15,14 +15,14 @@ from torch import nn
 from torch.optim import AdamW
 
 from robustclip import distributed, sharding
-from robustclip.devices import forward_backward, pick_dtype
+from robustclip.devices import chosen_dtype
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.robustification import checkpoint
 from robustclip.runs import Run
 
 MEASURED_ON = 32
-"""Images of the step that `--dtype auto` measures."""
+"""Images of the step that `--dtype measure` times."""
 
 
 class Remembered(Protocol):
@@ -125,19 +125,16 @@ def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str,
     return None
 
 
-def chosen_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, resume: bool) -> torch.dtype:
-    """What to compute in: of "auto" what was found when the run began, else what is faster now, alike in all processes.
+def training_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, resume: bool) -> torch.dtype:
+    """What to compute in, alike in all processes (see `chosen_dtype`); a resumed run keeps what it began in, unless
+    another dtype is named.
 
     Raises UsageError for float16.
     """
-    found = run.record.get("notes", {}).get("dtype")
-    if dtype == "auto" and resume and found:
-        dtype = str(found)
-    device, measured = referee.device, None
-    if dtype == "auto":
-        pixels = torch.rand(MEASURED_ON, 3, *referee.image_size, device=device, generator=torch.Generator(device))
-        measured = forward_backward(referee.image_tower, pixels)
-    chosen: torch.dtype = distributed.broadcast(pick_dtype(dtype, device, measured, exact=True))
+    found = run.record.get("notes", {}).get("dtype") if resume else None
+    device = referee.device
+    pixels = torch.rand(MEASURED_ON, 3, *referee.image_size, device=device, generator=torch.Generator(device))
+    chosen = chosen_dtype(dtype, referee.image_tower, pixels, recorded=found and str(found), exact=True)
     if chosen == torch.float16:
         raise UsageError(
             "training in float16 would lose the gradients of the attack, which underflow there: use --dtype bfloat16"

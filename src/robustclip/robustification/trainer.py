@@ -23,7 +23,7 @@ from robustclip.robustification.adversarial import AdversarialGradients, AttackN
 from robustclip.robustification.losses import Objective
 from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
 from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.state import Remembered, TrainingState, chosen_dtype
+from robustclip.robustification.state import Remembered, TrainingState, training_dtype
 from robustclip.robustification.texts import embed_captions
 from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
@@ -86,7 +86,7 @@ def train(
     frozen_statistics   BatchNorm normalises by its running statistics, as it does when the tower judges.
     grad_checkpointing  the tower keeps its blocks' inputs only, and computes the rest again.
     dtype               bfloat16 computes the tower under autocast; float64 makes everything float64, which is how
-                        exactness is tested; "auto" measures (see `pick_dtype`), and a resumed run keeps what was found.
+                        exactness is tested; "auto" and "measure" as in `pick_dtype`: a resumed run keeps its dtype.
     keep                checkpoints to keep, besides the best one on the probe.
 
     Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` speaks through the
@@ -100,7 +100,7 @@ def train(
     if warm_start:
         refuse_warm_starts(distributed.count())
     device = referee.device
-    dtype = chosen_dtype(dtype, run, referee, resume=resume)
+    dtype = training_dtype(dtype, run, referee, resume=resume)
     run.note(steps=steps)
     if dtype == torch.float64:
         referee.double()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import forward_backward, pick_dtype
+from robustclip.devices import chosen_dtype
 from robustclip.errors import UsageError
 from robustclip.images import load_image
 from robustclip.losses.similarity import Cosine, Spherical, Target
@@ -23,7 +23,7 @@ from robustclip.synthesis.prompts import Part, Prompt, check_context
 
 Given = str | Path | TwoTower
 NUMBER = re.compile(r"[+]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-PROBE = 8  # images of the pass that is timed to choose a dtype
+PROBE = 8  # images of the pass that `--dtype measure` times
 
 
 class Guides:
@@ -45,13 +45,14 @@ class Guides:
         *,
         device: torch.device,
         dtype: str | torch.dtype = "auto",
+        recorded: str | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> Guides:
         """Referees by name, folder or object, `NAME=WEIGHT` for one of several that counts more or less.
 
-        They are in eval mode and frozen. Raises UsageError for none, one that comes twice, and a weight that is not a
-        positive number.
+        They are in eval mode and frozen. `recorded` is the dtype of the run to go on with (see `chosen_dtype`).
+        Raises UsageError for none, one that comes twice, and a weight that is not a positive number.
         """
         listed = [given] if isinstance(given, str | Path | TwoTower) else list(given)
         if not listed:
@@ -72,9 +73,8 @@ class Guides:
                 referee.image_tower.to(memory_format=torch.channels_last)
             referees.append(referee)
             weights.append(weight)
-        size = referees[0].image_size
-        probe = forward_backward(referees[0].image_tower, torch.zeros(PROBE, 3, *size, device=device))
-        chosen = pick_dtype(dtype, device, probe)
+        probe = torch.zeros(PROBE, 3, *referees[0].image_size, device=device)
+        chosen = chosen_dtype(dtype, referees[0].image_tower, probe, recorded=recorded)
         if compile:
             for referee in referees:
                 referee.image_tower.compile()

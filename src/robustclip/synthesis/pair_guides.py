@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import pick_dtype
+from robustclip.devices import UNNAMED, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.losses.pairing import Pairing
 from robustclip.referees.blip2 import Blip2
@@ -34,6 +34,7 @@ class PairGuides(Guides):
         *,
         device: torch.device,
         dtype: str | torch.dtype = "auto",
+        recorded: str | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> PairGuides:
@@ -46,6 +47,8 @@ class PairGuides(Guides):
         rest = [one for one in listed if one not in pairs]
         if len(set(pairs)) < len(pairs):
             raise UsageError(f"the referee {pairs[0]} comes twice: give it once, as NAME=2 if it is to count double")
+        if dtype in UNNAMED and recorded is not None:
+            dtype = recorded
         clips = None
         if rest or not pairs:
             clips = Guides.load(rest, device=device, dtype=dtype, channels_last=channels_last, compile=compile)
@@ -53,7 +56,7 @@ class PairGuides(Guides):
         if channels_last:
             readers = [(reader.to(memory_format=torch.channels_last), weight) for reader, weight in readers]
         return cls(
-            readers, clips, clips.dtype if clips else pick_dtype("float32" if dtype == "auto" else dtype, device)
+            readers, clips, clips.dtype if clips else pick_dtype("float32" if dtype in UNNAMED else dtype, device)
         )
 
     @property

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, PlainValidator
 
-from robustclip.devices import pick_device
+from robustclip.devices import DTYPES, pick_device
+from robustclip.distributed import decided
 from robustclip.errors import UsageError
 from robustclip.files import is_file
 from robustclip.referees.base import TwoTower
@@ -118,6 +119,7 @@ class Session:
             arguments["referee"],
             device=pick_device(arguments["device"]),
             dtype=arguments["dtype"],
+            recorded=_recorded_dtype(arguments["resume"]),
             channels_last=arguments["channels_last"],
             compile=arguments["compile"],
         )
@@ -127,9 +129,10 @@ class Session:
         kept |= {"referee": [one["name"] for one in guides.describe()]}
         # Each picture knows its own prompt; thousands of others would only make its file large.
         others = {name: value for name, value in kept.items() if name != "prompt"}
-        facts = {"recipe": recipe, "arguments": others, "referees": guides.describe()}
+        dtype = str(guides.dtype).removeprefix("torch.")
+        facts = {"recipe": recipe, "arguments": others, "referees": guides.describe(), "dtype": dtype}
         run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
-        run.note(referees=guides.describe(), size=list(size), dtype=str(guides.dtype).removeprefix("torch."))
+        run.note(referees=guides.describe(), size=list(size), dtype=dtype)
         return cls(items, guides, size, run, batch_size, ways, facts)
 
     def paint(self, paint: Paint, *, steps: int) -> Result:
@@ -146,6 +149,14 @@ class Session:
             )
             self.run.finish({key: value for key, value in result.numbers().items() if key != "each"})
         return result
+
+
+def _recorded_dtype(resume: Path | None) -> str | None:
+    """The dtype by name that the run to go on with paints in; None for a new run."""
+    if resume is None:
+        return None
+    found = decided(lambda: Run.open(resume).record.get("notes", {}).get("dtype"))
+    return found if found in DTYPES else None
 
 
 def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[str]:

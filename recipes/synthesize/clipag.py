@@ -16,7 +16,7 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Init, Starts
+from robustclip.synthesis.starts import Init
 from robustclip.synthesis.streams import Stream, linear_decay
 from robustclip.synthesis.terms import Term
 from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nudges
@@ -33,7 +33,7 @@ def recipe(
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
-    init: Init = "mixture",
+    init: Init = "auto",
     candidates: Annotated[PositiveInt, "of the mixture, of which each picture takes the most similar"] = 1000,
     temperature: Annotated[PositiveFloat, "how far candidates scatter about their class"] = 1.0,
     strength: Annotated[float, Field(ge=0, le=1), "of an image to start from; the rest is noise"] = 1.0,
@@ -71,7 +71,7 @@ def recipe(
         steps, views, candidates, batch_size = 6, 2, 50, 4
     session = Session.open("clipag", arguments, batch_size=batch_size, ways=ways)
     guides = session.guides
-    starts = Starts(init, session.size, guides, candidates=candidates, temperature=temperature, strength=strength)
+    starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)
     policy = {"nudges": NUDGES, "diffaug": diffaug(), "none": ()}[augment]
     whole = Views(views, (GaussianNoise(noise), *policy), name=augment) if augment != "none" else None
     crops = Views(max(patches, 1), (GaussianNoise(noise), RandomCrop(patch_size), *policy), name="patches")

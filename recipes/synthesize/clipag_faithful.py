@@ -16,7 +16,7 @@ from robustclip.synthesis.callbacks import KeepBest
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Init, Starts
+from robustclip.synthesis.starts import Init
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import MEAN, Term, Terms, ZeroBelowQuantile
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
@@ -32,7 +32,7 @@ def recipe(
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
     notebook: Annotated[bool, "with the notebook's slips; --no-notebook mends them"] = True,
-    init: Init = "mixture",
+    init: Init = "auto",
     candidates: PositiveInt = 1000,
     steps: NonNegativeInt = 100,
     lr: PositiveFloat = 0.0175,
@@ -58,7 +58,7 @@ def recipe(
 
     robustclip synthesize clipag-faithful "a green turtle"
 
-    6,400 views a picture: 33 times the passes of `clipag`. Constants are those of CLIPAG_T2I.ipynb (CLIPAG 94c7b20).
+    6,400 views a picture, 25 times those of `clipag`. Constants are those of CLIPAG_T2I.ipynb (CLIPAG 94c7b20).
     Its slips are kept unless --no-notebook: candidates of the first 20 classes only, ranked without the referee's
     normalisation, and the picture of the lowest view loss is saved one step late. Deviations: its mixture is of
     Tiny-ImageNet, ours of emoji or of your own images (robustclip mixture fit); gradients are clipped picture by
@@ -69,7 +69,7 @@ def recipe(
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
     session = Session.open("clipag-faithful", arguments, batch_size=batch_size, ways=ways)
     guides = session.guides
-    starts = Starts(init, session.size, guides, candidates=candidates, notebook=notebook)
+    starts = session.starts(init, candidates=candidates, notebook=notebook)
     whole = Views(views, (GaussianNoise(noise), *diffaug()), name="diffaug")
     # One noise for all patches, then crop, resize, clamp, DiffAugment: the notebook's order.
     crop = (GaussianNoise(noise, shared=True), RandomCrop(CROP, session.size), Clamp())

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases.chains import ChainStart
-from robustclip.devices import pick_device, pick_dtype
+from robustclip.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.diffusion.one_step import Predicted
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import chain_of
@@ -35,7 +35,7 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pair_guides import PairGuides
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Starts, check_init
+from robustclip.synthesis.starts import check_init
 
 Init = Annotated[str, AfterValidator(lambda text: text if text == "noise" else check_init(text)), "noise, or an image"]
 
@@ -121,16 +121,17 @@ def recipe(
     if method == "one-step":
         doodl = replace(doodl, way=replace(doodl.way, sampler="ddim"))
     way, count = doodl.way, 0 if method == "plain" else doodl.task.steps
-    compute = pick_dtype("float32" if dtype == "auto" else dtype, place)
+    compute = pick_dtype("float32" if dtype in UNNAMED else dtype, place)
     generator = load_diffusion(model, place, dtype=compute, slicing=slicing, checkpointing=checkpointing)
     Levels.of(generator.scheduler_config, way.chain_steps)  # which says what does not fit
-    judges = None if stop_by is None else Guides.load(stop_by, device=place, dtype=dtype)
+    rule = "auto" if dtype == "measure" else dtype  # the guides' pass is timed, and no other
+    judges = None if stop_by is None else Guides.load(stop_by, device=place, dtype=rule)
     session = Session.open("doodl", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all)
     guides = session.guides
     assert isinstance(guides, PairGuides)
     objective = objective_of(ends, guides, way.entropy)
     session.size = generator.whole_cells(session.size)
-    starts = None if init == "noise" else Starts(init, session.size, guides, candidates=1)
+    starts = None if init == "noise" else session.starts(init, candidates=1)
     look, empty = doodl.look(crops, objective.size, session.size), generator.embed_prompts([""])
     constants = {"edict": {"p": p}, "bdia": {"gamma": gamma}}.get(way.sampler, {})
     samples = candidates or 2 * doodl.task.steps + 1  # a step samples, and evaluates as often on the way back

@@ -25,7 +25,7 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pair_guides import PairGuides, text_of
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Starts, check_init
+from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.terms import MEAN, Hardest
 from robustclip.views import GaussianNoise, Pooled, Views
 from robustclip.views.cutouts import inverted
@@ -128,7 +128,7 @@ def recipe(
     guides = session.guides
     assert isinstance(guides, PairGuides)
     session.size = generator.whole_cells(session.size)
-    starts = None if init == "noise" else Starts(init, session.size, guides, candidates=1)
+    starts = None if init == "noise" else session.starts(init, candidates=1)
     look = views_of(copies, guides.size, noise_scale, added_noise, down_only=way.as_coded)
     reduce = MEAN if hardest is None else Hardest(hardest)
     cells = session.size[0] * session.size[1] // generator.factor**2

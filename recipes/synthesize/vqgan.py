@@ -20,7 +20,7 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.session import LARGEST, PromptFile, Prompts, Referees, Session, Size, call_faults, parse_size
-from robustclip.synthesis.starts import Starts, check_init
+from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Weight
 from robustclip.views import ClampThrough, Pooled, RandomSquares, View, Views
@@ -53,8 +53,8 @@ def recipe(
     size: Size = None,
     mode: Annotated[Mode, "with the release's slips, or without"] = "fixed",
     init: Annotated[
-        str, AfterValidator(_init), "codes (random ones), or as clipag: mixture, noise, gradient, an image ..."
-    ] = "mixture",
+        str, AfterValidator(_init), "codes (random ones), or as clipag: auto, mixture, noise, gradient, an image ..."
+    ] = "auto",
     candidates: PositiveInt = 1000,
     steps: NonNegativeInt = 100,
     optimiser: Optimiser = "adam",
@@ -114,7 +114,7 @@ def recipe(
             f"{asked[0]}x{asked[1]} is not whole in codes of {generator.factor} pixels: "
             f"painting {session.size[0]}x{session.size[1]}"
         )
-    starts = None if init == "codes" else Starts(init, session.size, guides, candidates=candidates)
+    starts = None if init == "codes" else session.starts(init, candidates=candidates)
     translate = (0.1, 0.0) if mode == "faithful" else (0.1, 0.1)
     cut: tuple[View, ...] = (Pooled(guides.size),)
     if cut_method == "original":

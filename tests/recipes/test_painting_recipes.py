@@ -24,15 +24,15 @@ from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, diffaug
 
-OF_CONTENT = {"clipstyler", "referee-can-play"}  # others: tests/recipes/test_{clipstyler,referee_can_play}.py
+OF_CONTENT = {"clipstyler", "doodl", "referee-can-play"}  # others: tests/recipes/test_{clipstyler,doodl,...}.py
 RECIPES = [recipe.name for recipe in available("synthesize") if recipe.name not in OF_CONTENT]
 PROMPTS = ["a green turtle", "a blue butterfly"]
 SHORT = {
-    "clipag": {"steps": 6, "views": 2, "candidates": 50, "patches": 2},
-    "clipag-faithful": {"steps": 6, "views": 2, "candidates": 60, "patches": 2},
+    "clipag": {"steps": 6, "views": 2, "candidates": 50, "init": "mixture", "patches": 2},
+    "clipag-faithful": {"steps": 6, "views": 2, "candidates": 60, "init": "mixture", "patches": 2},
     "clipdraw": {"steps": 6, "views": 2, "strokes": 16},
     "direct-ascent": {"steps": 6, "views": 2},
-    "vqgan": {"steps": 6, "views": 2, "candidates": 50},
+    "vqgan": {"steps": 6, "views": 2, "candidates": 50, "init": "mixture"},
 }
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 

@@ -181,3 +181,18 @@ def convolutional() -> TwoTower:
         torch.nn.Conv2d(3, 64, 5, 1, 2), torch.nn.Conv2d(64, 3, 1), referee.image_tower
     )
     return referee
+
+
+def test_a_start_is_recorded_and_one_without_a_mixture_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open("toy", arguments(tmp_path / "run"), batch_size=2)
+    assert session.starts("auto", candidates=3).source == "grey"
+    assert "no card of toy names a mixture: pictures start from grey" in capsys.readouterr().err
+    made = session.paint(shade, steps=1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["notes"]["start"] == "grey"
+    assert {read_facts(file)["start"] for file in made.files} == {"grey"}
+    capsys.readouterr()
+    assert session.starts("noise").source == "noise"
+    assert session.starts("mixture", candidates=3).source == "emoji-groups"
+    assert "no card" not in capsys.readouterr().err

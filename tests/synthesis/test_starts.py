@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from robustclip import embedded
 from robustclip.errors import UsageError
 from robustclip.images import resize, save_image
 from robustclip.inits.gaussians import fit_classes
@@ -22,7 +24,7 @@ from robustclip.rng import generator
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.prompts import parse_all
-from robustclip.synthesis.starts import Init, Starts
+from robustclip.synthesis.starts import Init, Starts, named_mixture
 
 SIZE = (8, 8)
 WORDS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -168,3 +170,30 @@ def test_faults_are_told(tmp_path: Path) -> None:
     starts = Starts(two, SIZE, colours(), candidates=101, notebook=True)
     with pytest.raises(UsageError, match=r"draws 50 of each of 2 classes, fewer than the 101 asked for"):
         starts(items("red"))
+
+
+@pytest.mark.parametrize(
+    ("provenance", "source"),
+    [
+        ({}, "grey"),
+        ({"data": {"source": "webdataset", "files": 3}}, "grey"),
+        ({"data": "emoji"}, "grey"),
+        ({"data": {"source": "emoji", "split": "guide-styles"}}, "emoji-groups"),
+        ({"mixture": "emoji-guide-styles"}, "emoji-guide-styles"),
+        ({"mixture": "../elsewhere.safetensors"}, "grey"),
+        ({"mixture": 3}, "grey"),
+    ],
+)
+def test_by_default_pictures_start_where_the_card_says(provenance: dict[str, Any], source: str) -> None:
+    plain, named = toy_referee(), toy_referee(seed=1)
+    named.card.provenance = provenance
+    starts = Starts("auto", SIZE, Guides([plain, named], [1.0, 1.0], torch.float32), candidates=5)
+    assert starts.source == source
+    assert (starts.mixture is None) == (source == "grey")
+    if source == "grey":
+        assert torch.equal(starts(items("a turtle")), torch.full((1, 3, *SIZE), 0.5))
+
+
+def test_every_embedded_guide_names_the_mixture_of_its_data() -> None:
+    for name in ("emoji-robust", "emoji-vanilla", "emoji-vanilla-long", "emoji-vit-robust", "emoji-vit-vanilla"):
+        assert named_mixture(Card.load(embedded.root() / "referees" / name)) == "emoji-groups"  # type: ignore[operator]

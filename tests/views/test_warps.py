@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from robustclip import rng
 from robustclip.errors import UsageError
-from robustclip.views import Affine, Draws, Perspective, RandomCrop, Views
+from robustclip.views import Affine, Draws, Perspective, RandomCrop, Views, nudges
 from robustclip.views.warps import homography
 
 
@@ -49,7 +52,7 @@ def test_translations_go_as_far_as_they_say_down_and_across() -> None:
     assert (across[:, 0, -1] == 0).any(), "and to the left"
 
 
-@pytest.mark.parametrize(("padding", "value"), [("zeros", 0.0), ("border", 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize(("padding", "value"), [("zeros", 0.0), ("border", 0.5), ("reflection", 0.5), (1.0, 1.0)])
 def test_what_lies_outside_is_filled(padding, value: float) -> None:
     image = torch.full((1, 3, 8, 8), 0.5)
     assert seen(Affine(scale=(0.5, 0.5), padding=padding), image)[0, :, 0, 0].tolist() == [value] * 3
@@ -98,6 +101,25 @@ def test_affine_views_are_kornias() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def test_reflection_is_numpys_symmetric_padding() -> None:
+    images = pictures(2, 8, 8)
+    around = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="symmetric"))
+    halved = seen(Affine(scale=(0.5, 0.5), padding="reflection"), images)
+    torch.testing.assert_close(halved, torch.nn.functional.avg_pool2d(around, 2), rtol=0, atol=1e-5)
+
+
+def test_no_pixel_collects_the_gradient_of_all_that_lies_outside() -> None:
+    (_, pose) = nudges((-0.2, 0.2), (0.3, 1.7), (0.7, 1.3), (-25.0, 25.0), 0.15, (0.6, 1.3))
+
+    def most(view: Affine) -> float:
+        images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (gradient,) = torch.autograd.grad(Views(64, (view,))(images, streams(1)).sum(), images)
+        return float(gradient.max() / gradient.mean())
+
+    assert isinstance(pose, Affine)
+    assert most(pose) < 2 < 10 < most(replace(pose, padding="border"))
+
+
 def test_perspective_views_are_kornias() -> None:
     kornia = pytest.importorskip("kornia")
     images, size = pictures(4, 24, 20), (24, 20)
@@ -119,7 +141,10 @@ def test_perspective_views_are_kornias() -> None:
         (lambda: Affine(translate=(0, 8)), r"Affine\(translate=\(8, 8\)\) is not within 0 to 1"),
         (lambda: Affine(scale=(0, 1)), r"reaches outside 0.01 to 100: e.g. Affine\(scale=\(0.01, 1\)\)"),
         (lambda: Affine(shear=(0, 90)), r"reaches outside -89 to 89: e.g. Affine\(shear=\(0, 89\)\)"),
-        (lambda: Affine(padding="white"), r"Affine\(padding='white'\): use 'zeros', 'border' or a number"),
+        (
+            lambda: Affine(padding="white"),
+            r"Affine\(padding='white'\): use 'zeros', 'border', 'reflection' or",
+        ),
         (lambda: Perspective(1.5), r"Perspective\(1.5\) is not within 0 to 0.99: e.g. Perspective\(0.5\)"),
         (lambda: Perspective(p=-1), r"Perspective\(p=-1\) is not within 0 to 1"),
     ],

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, PlainValidator
 
+from robustclip import printing
 from robustclip.devices import DTYPES, pick_device
-from robustclip.distributed import decided
+from robustclip.distributed import decided, is_main
 from robustclip.errors import UsageError
 from robustclip.files import is_file
 from robustclip.referees.base import TwoTower
@@ -21,6 +22,7 @@ from robustclip.synthesis.items import Item, items_of, items_of_named
 from robustclip.synthesis.painted import Paint, Result
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import parse_all
+from robustclip.synthesis.starts import AUTO, Starts
 from robustclip.synthesis.studio import paint_all
 
 ROOM: Final = "synthesize"
@@ -134,6 +136,18 @@ class Session:
         run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
         run.note(referees=guides.describe(), size=list(size), dtype=dtype)
         return cls(items, guides, size, run, batch_size, ways, facts)
+
+    def starts(self, init: str, **options: Any) -> Starts:
+        """Where the pictures start (see `Starts`); written into the run and into each picture."""
+        made = Starts(init, self.size, self.guides, **options)
+        self.run.note(start=made.source)
+        self.facts["start"] = made.source
+        if init == AUTO and made.mixture is None and is_main():
+            printing.note(
+                f"no card of {', '.join(one['name'] for one in self.guides.describe())} names a mixture: pictures "
+                f"start from {made.source}; --init takes noise, an image, or a file of robustclip mixture fit"
+            )
+        return made
 
     def paint(self, paint: Paint, *, steps: int) -> Result:
         """Paint what is not there yet, batch by batch, and end the run."""

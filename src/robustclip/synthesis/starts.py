@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Final, final
 
 import torch
@@ -17,21 +18,26 @@ from robustclip.images import load_image
 from robustclip.inits import basic
 from robustclip.inits.mixture_file import SUFFIX, load_mixture
 from robustclip.inits.pool import Pool, embedder
+from robustclip.referees.card import Card
 from robustclip.rng import generator
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 
 MIXTURE: Final = "emoji-groups"
+"""The embedded mixture, fitted on the drawings that the emoji referees were trained on."""
+AUTO: Final = "auto"
+WITHOUT: Final = "grey"
+"""The start of `auto` where no guide's card names a mixture."""
 PLAIN: Final = {"noise": basic.noise, "grey": basic.grey, "gradient": basic.gradient}
 SEEDS_KEPT = 4  # whose candidates stay in memory
 
 
 def check_init(text: str) -> str:
     """The `--init` flag. Raises UsageError for what is neither a name nor a file to start from."""
-    if text not in (*PLAIN, "mixture") and not is_file(text):
+    if text not in (AUTO, *PLAIN, "mixture") and not is_file(text):
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "
-            f"or mixture, {', '.join(PLAIN)}"
+            f"or {AUTO}, mixture, {', '.join(PLAIN)}"
         )
     if text.endswith(SUFFIX):
         load_mixture(text)
@@ -41,8 +47,20 @@ def check_init(text: str) -> str:
 
 
 Init = Annotated[
-    str, AfterValidator(check_init), f"mixture, {', '.join(PLAIN)}, an image, or a file of robustclip mixture fit"
+    str,
+    AfterValidator(check_init),
+    f"auto (the mixture that the referee's card names, else {WITHOUT}), mixture (that of emoji), {', '.join(PLAIN)}, "
+    "an image, or a file of robustclip mixture fit",
 ]
+
+
+def named_mixture(card: Card) -> str | None:
+    """The mixture that fits what a referee was trained on: the `mixture` of its card's provenance, or the embedded one
+    where the provenance says that it was trained on the emoji set; None where nothing says so."""
+    named, data = card.provenance.get("mixture"), card.provenance.get("data")
+    if isinstance(named, str) and named == Path(named).name:  # no path: a card may come from elsewhere
+        return named
+    return MIXTURE if isinstance(data, dict) and data.get("source") == "emoji" else None
 
 
 @final
@@ -51,8 +69,8 @@ class Starts:
 
     Of a mixture, each picture gets the candidate that the guides find most like its prompt. All pictures of a seed
     choose among the same `candidates`, which are embedded once. `notebook` is as CLIPAG's: candidates of the first
-    classes only, ranked without the referee's normalisation. Raises UsageError for a file that is neither an image
-    nor a mixture.
+    classes only, ranked without the referee's normalisation. `auto` is the mixture of the first guide whose card names
+    one, else grey; `source` says what it came to. Raises UsageError for a file that is neither an image nor a mixture.
     """
 
     def __init__(
@@ -66,6 +84,12 @@ class Starts:
         strength: float = 1.0,
         notebook: bool = False,
     ) -> None:
+        if init == AUTO:
+            named = [found for one in guides.referees if (found := named_mixture(one.card))]
+            init = named[0] if named else WITHOUT
+        elif init == "mixture":
+            init = MIXTURE
+        self.source = init
         self.size = size
         self.guides = guides
         self.count = candidates
@@ -73,10 +97,10 @@ class Starts:
         self.notebook = notebook
         self.plain: basic.Init | None = PLAIN.get(init)
         self.mixture = None
-        if init == "mixture" or init.endswith(SUFFIX):
-            self.mixture = load_mixture(MIXTURE if init == "mixture" else init)
-        elif self.plain is None:
+        if self.plain is None and is_file(init) and not init.endswith(SUFFIX):
             self.plain = basic.from_image(load_image(init), strength)
+        elif self.plain is None:
+            self.mixture = load_mixture(init)
         self._pool = lru_cache(SEEDS_KEPT)(self._drawn)
 
     def __call__(self, items: Sequence[Item]) -> Float[Tensor, "p 3 h w"]:

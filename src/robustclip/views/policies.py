@@ -35,10 +35,13 @@ def nudges(
     translation: float = 0.08,
     scale: Range = (0.8, 1.15),
 ) -> tuple[View, ...]:
-    """Small changes of colour and pose that leave a picture whole: nothing is cut out, and the border's pixels fill
-    what a turn or a shift leaves empty. Ours, for small referees, to which half a picture means little.
+    """Small changes of colour and pose that leave a picture whole: nothing is cut out, and its mirror image fills what
+    a turn or a shift leaves empty. Ours, for small referees, to which half a picture means little.
+
+    The border's pixels drawn out would each collect the gradient of all that they fill: after 32 steps an edge pixel
+    of 35 of 48 pictures was more than 100/255 off its neighbour, and of none with the mirror image.
 
     Raises UsageError for what its transforms do.
     """
-    pose = Affine(degrees, (translation, translation), scale, padding="border")
+    pose = Affine(degrees, (translation, translation), scale, padding="reflection")
     return (Colour(brightness, saturation, contrast), pose)

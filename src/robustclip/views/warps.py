@@ -18,8 +18,8 @@ from robustclip.errors import UsageError
 from robustclip.views.draws import Draws
 from robustclip.views.ranges import Range, check_ends, check_number
 
-Padding = Literal["zeros", "border"] | float
-"""What lies outside a picture: 0, its border's pixels drawn out, or a constant (1.0 is white)."""
+Padding = Literal["zeros", "border", "reflection"] | float
+"""What lies outside a picture: 0, its border's pixels drawn out, its mirror image, or a constant (1.0 is white)."""
 
 
 @final
@@ -134,5 +134,7 @@ def sample(
 
 
 def _check_padding(name: str, padding: object) -> None:
-    if padding not in ("zeros", "border") and not isinstance(padding, int | float):
-        raise UsageError(f"{name}(padding={padding!r}): use 'zeros', 'border' or a number, as in {name}(padding=1.0)")
+    if padding not in ("zeros", "border", "reflection") and not isinstance(padding, int | float):
+        raise UsageError(
+            f"{name}(padding={padding!r}): use 'zeros', 'border', 'reflection' or a number, as in {name}(padding=1.0)"
+        )

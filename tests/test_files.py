@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from robustclip.errors import UsageError
 from robustclip.files import (
     atomic_write,
     check_writable,
+    new_folder,
     read_bytes,
     read_json,
     read_lines,
@@ -49,6 +52,24 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "atomic"):
         pass
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes there")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_new_folders_follow_the_umask(umask: int, tmp_path: Path) -> None:
+    """Whoever wrote the files: safetensors writes them for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "one") as draft:
+            (draft / "inner").mkdir()
+            save_file({"a": torch.ones(1)}, draft / "inner" / "a.safetensors")
+            (draft / "b.json").write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "one", *(tmp_path / "one").rglob("*")]}
+    assert modes == {"one": 0o777 & ~umask, "inner": 0o777 & ~umask} | dict.fromkeys(
+        ("a.safetensors", "b.json"), 0o666 & ~umask
+    )
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
 from robustclip.data.clipag import Mix, Share, missing_sources
@@ -25,7 +25,7 @@ def recipe(
     eps: PositiveFloat = 1.5,
     attack_steps: PositiveInt = 5,
     steps: PositiveInt = 20_000,
-    batch_size: PositiveInt = 256,
+    batch_size: Annotated[int, Field(ge=2)] = 256,
     lr: PositiveFloat = 1e-5,
     accumulate: PositiveInt = 1,
     grad_checkpointing: bool = False,

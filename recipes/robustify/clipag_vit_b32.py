@@ -37,7 +37,7 @@ def recipe(
     attack_steps: PositiveInt = 5,
     clean_weight: NonNegativeFloat = 0.0,
     steps: PositiveInt = 20_000,
-    batch_size: PositiveInt = 256,
+    batch_size: Annotated[int, Field(ge=2)] = 256,
     lr: PositiveFloat = 1e-5,
     weight_decay: NonNegativeFloat = 1e-4,
     warmup: NonNegativeInt = 1400,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -13,6 +14,7 @@ from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
 from robustclip.robustification.finish import save_trained
+from robustclip.robustification.losses import one_pair
 from robustclip.robustification.trainer import train
 from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.threat import Norm, ThreatModel
@@ -116,3 +118,9 @@ def recipe(
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size
         )
+
+
+def faults(objective: ObjectiveName, attack_objective: AttackName, batch_size: int, quick: bool) -> Iterator[str]:
+    contrastive = [name for name in (objective, attack_objective) if name in ("clip", "siglip")]
+    if batch_size < 2 and contrastive and not quick:
+        yield one_pair(contrastive[0])

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,14 +54,27 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise UsageError(f"{folder} exists: write elsewhere, or remove it (rm -r {folder})")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    draft.mkdir()
     try:
         yield draft
-        draft.chmod(0o755)
+        follow_umask(draft)
         draft.rename(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all files of a folder, which libraries may have written for their owner alone (safetensors does), the mode
+    that any new file has here."""
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
+    probe.touch(exist_ok=False)
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(usual)
 
 
 def is_draft(path: Path) -> bool:

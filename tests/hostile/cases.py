@@ -485,6 +485,8 @@ def recipes() -> Iterator[Case]:
         ("--device meta", "nothing here runs on the device"),
         ("--clean-weight nan", "finite number"),
         ("--checkpoint-every 0", "greater than 0"),
+        ("--objective clip --batch-size 1", "a batch of one trains nothing"),
+        ("--attack-objective siglip --batch-size 1", "a batch of one trains nothing"),
         ("--evaluate-every -1", "greater than or equal to 0"),
         ("--stpes 3", "did you mean --steps?"),
         ("extra words", "2 faults"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,18 @@ def test_a_tower_alone_is_not_registered(format: Any, referee: TwoTower, home: P
     ):
         export(referee, name="mine", format=format)
     assert not home.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes there")
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_follows_the_umask(format: Any, referee: TwoTower, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = export(referee, name="mine", to=tmp_path / "there", format=format)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+    assert folder.stat().st_mode & 0o777 == 0o750
 
 
 def test_half_precision_in_every_format(referee: TwoTower, tmp_path: Path) -> None:

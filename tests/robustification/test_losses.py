@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
+from robustclip.errors import UsageError
 from robustclip.robustification.losses import (
     Objective,
     anchored,
@@ -17,6 +18,7 @@ from robustclip.robustification.losses import (
     divergence,
     fare,
     kl,
+    refuse_degenerate,
     siglip,
     tecoa,
     text_bank,
@@ -104,10 +106,39 @@ def test_tecoa_is_the_cross_entropy_among_the_texts_of_all_classes(pairs: tuple[
     torch.testing.assert_close(losses, F.cross_entropy(100 * images @ classes.T, labels, reduction="none"))
 
 
-@pytest.mark.parametrize("ids", [[0, 0, 1], [4]])
-def test_tecoa_takes_one_text_a_class_and_two_classes(ids: list[int]) -> None:
-    with pytest.raises(ValueError, match="one text a class and at least two classes"):
-        tecoa(100.0, torch.eye(3)[: len(ids)], torch.tensor(ids))
+def test_tecoa_takes_one_text_a_class() -> None:
+    with pytest.raises(ValueError, match="one text a class"):
+        tecoa(100.0, torch.eye(3), torch.tensor([0, 0, 1]))
+
+
+@pytest.mark.parametrize("bank", [torch.eye(3)[:1], torch.ones(4, 3)], ids=["one class", "one name"])
+def test_a_bank_of_one_text_is_refused(bank: Tensor) -> None:
+    ids = torch.arange(len(bank))
+    for make in (text_bank, tecoa):
+        with pytest.raises(UsageError, match="texts that are all the same"):
+            make(100.0, bank, ids)
+    with pytest.raises(UsageError, match="texts that are all the same"):
+        divergence(100.0, bank)
+    assert text_bank(100.0, torch.eye(3), torch.arange(3)).name == "text-bank"
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts", "part", "fault"),
+    [
+        ([0], torch.eye(1), None, "a batch of one trains nothing"),
+        ([0, 1], torch.eye(2), 1, "batch of one trains nothing.*--attack-negatives gathered"),
+        ([3, 3, 3], torch.eye(3), None, "all 3 pairs of the first batch show one concept"),
+        ([0, 1, 2], torch.ones(3, 4), None, "all 3 pairs of the first batch have the same text"),
+    ],
+)
+def test_a_contrastive_batch_without_a_contrast_is_refused(
+    ids: list[int], texts: Tensor, part: int | None, fault: str
+) -> None:
+    for objective in (clip(10.0), siglip(10.0, -10.0)):
+        with pytest.raises(UsageError, match=fault):
+            refuse_degenerate(objective, torch.tensor(ids), texts, part=part)
+    refuse_degenerate(fare(), torch.tensor(ids), texts, part=part)
+    refuse_degenerate(clip(10.0), torch.arange(2), torch.eye(2))
 
 
 def test_fare_is_a_sum_of_squares_of_embeddings_that_are_not_normalised() -> None:

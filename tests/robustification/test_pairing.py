@@ -140,6 +140,11 @@ def test_captions_that_are_all_the_same_have_no_negatives(images: Tensor) -> Non
     assert found.item() == pytest.approx(-logits.log_softmax(1)[:, MATCH].mean().item(), rel=1e-5)
 
 
+def test_a_batch_of_one_caption_is_refused(images: Tensor) -> None:
+    with pytest.raises(UsageError, match="nothing to contrast"):
+        PairTrainer(tiny(), steps=1).step(images, ["a square"] * 4, [None] * 4, draws(0))
+
+
 def test_it_learns_to_tell_colours_and_the_tower_stays(images: Tensor) -> None:
     reader = tiny()
     kept = copy.deepcopy(reader.vision.frozen.state_dict())  # type: ignore[union-attr]

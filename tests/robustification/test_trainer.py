@@ -111,6 +111,22 @@ def test_the_update_sees_images_inside_the_threat_model_that_raise_the_loss(
         assert similar[1] < similar[0]
 
 
+class Monotone(Colours):
+    """Pairs of one text, each a concept of its own."""
+
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        for batch in super().batches(start):
+            yield Batch(batch.images, ["a photo"] * 8, torch.arange(8), batch.ids)
+
+
+def test_data_without_a_contrast_is_refused_at_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="have the same text"):
+        fit(tmp_path / "run", data=Monotone())
+    with pytest.raises(UsageError, match="batch of one"):
+        fit(tmp_path / "parts", accumulate=8, attack_negatives="local", frozen_statistics=True)
+    fit(tmp_path / "fare", data=Monotone(), objective=fare(), steps=1)
+
+
 def test_no_threat_is_clean_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adversarial, "pgd", None)  # calling it would fail
     _, run = fit(tmp_path / "run", threat=None, steps=10, log_every=10)

@@ -70,7 +70,6 @@ def save_adapter(model: LatentDiffusion, folder: Path, card: Mapping[str, Any]) 
         StableDiffusionPipeline.save_lora_weights(
             draft, unet_lora_layers=get_peft_model_state_dict(model.unet), unet_lora_adapter_metadata=metadata
         )
-        (draft / WEIGHTS).chmod(0o644)
         kept = {"base": model.name, "base_sha256": base_digest(model), "weights_sha256": sha256(draft / WEIGHTS)}
         write_json(draft / CARD, {**card, **kept})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from robustclip.errors import UsageError
-from robustclip.files import check_writable
+from robustclip.files import check_writable, follow_umask
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
@@ -82,6 +82,7 @@ def export(
     try:
         card = kind.write(referee, partial, card, half=half, target=target)
         card.save(partial, kind.usage(card, None))
+        follow_umask(partial)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustclip.errors import UsageError
 from robustclip.referees.base import unit
 
 PerImage = Float[Tensor, " b"]
@@ -103,9 +104,37 @@ def clip(scale: float) -> Objective:
     return Objective("clip", lambda seen: contrastive(unit(seen.features), seen.texts, seen.ids, scale), coupled=True)
 
 
+def refuse_degenerate(
+    objective: Objective, ids: Int[Tensor, " b"], texts: Float[Tensor, "b d"], *, part: int | None = None
+) -> None:
+    """Raise UsageError where a coupled objective has nothing to tell the pairs of a batch apart by: a single pair,
+    pairs of one concept, or texts that are all the same. Its loss would be constant, and train nothing. `part` is the
+    number of pairs that the loss is taken over at a time, where that is fewer than the batch."""
+    if not objective.coupled:
+        return
+    pairs = len(ids) if part is None else part
+    if pairs < 2:
+        raise UsageError(one_pair(objective.name) + ("" if part is None else ", or --attack-negatives gathered"))
+    if len(ids.unique()) < 2 or bool((texts == texts[:1]).all()):
+        shared = "show one concept" if len(ids.unique()) < 2 else "have the same text"
+        raise UsageError(
+            f"all {len(ids)} pairs of the first batch {shared}: the loss {objective.name} tells the pairs of a batch "
+            "apart, and would be constant. Give data with several texts, shuffled"
+        )
+
+
+def one_pair(name: str) -> str:
+    """What to say of a contrastive loss over a single pair."""
+    return (
+        f"the loss {name} tells the pairs of a batch apart, and a batch of one trains nothing (its loss is constant): "
+        "give --batch-size 2 or more"
+    )
+
+
 def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " t"]) -> Objective:
     """Softmax over all texts of a finite set, so that every concept is a negative in every step (ours). The batch's own
-    captions are not read."""
+    captions are not read. Raises UsageError for a set of fewer than two different texts."""
+    _refuse_one_text(bank)
 
     def loss(seen: Seen) -> Tensor:
         return matching_cross_entropy(_logits(seen.features, bank, scale), seen.ids[:, None] == bank_ids)
@@ -116,9 +145,9 @@ def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " 
 def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " c"]) -> Objective:
     """Cross-entropy among the texts of all classes, one a class (TeCoA, Mao et al. 2023, Eq. 3; RobustVLM, with scale
     100 and "This is a photo of a {}"). A text bank of one text a class is the same loss. Raises ValueError for a class
-    with two texts, and for a set of one class, of which every image is."""
-    if len(class_ids.unique()) < len(class_ids) or len(class_ids) < 2:
-        raise ValueError(f"TeCoA takes one text a class and at least two classes, not the ids {class_ids.tolist()}")
+    with two texts, and as `text_bank` does."""
+    if len(class_ids.unique()) < len(class_ids):
+        raise ValueError(f"TeCoA takes one text a class, not the ids {class_ids.tolist()}")
     return replace(text_bank(scale, classes, class_ids), name="tecoa")
 
 
@@ -145,7 +174,9 @@ def fare() -> Objective:
 
 def divergence(scale: float, bank: Float[Tensor, "t d"]) -> Objective:
     """KL(answers to the clean image || answers here), among the texts of a bank: what TRADES' attack climbs (Zhang et
-    al. 2019, Eq. 5). Its gradient is zero at the clean image: it needs a random start."""
+    al. 2019, Eq. 5). Its gradient is zero at the clean image: it needs a random start. Raises UsageError as
+    `text_bank`."""
+    _refuse_one_text(bank)
 
     def loss(seen: Seen) -> Tensor:
         assert seen.clean is not None
@@ -197,6 +228,14 @@ def anchored(
 
     beside: set[Reads] = {"clean", "original_here"} if bank is not None else {"clean", "original_here", "texts"}
     return Objective(f"anchored {base.name}", loss, base.coupled, base.reads | beside)
+
+
+def _refuse_one_text(bank: Float[Tensor, "t d"]) -> None:
+    if len(bank) < 2 or bool((bank == bank[:1]).all()):
+        raise UsageError(
+            f"a softmax over {len(bank)} texts that are all the same is constant, and trains nothing: give at least "
+            "two classes with different names"
+        )
 
 
 def contrastive(

@@ -48,7 +48,15 @@ class PairTrainer:
         swapped: Sequence[str | None],
         generator: Generator,
     ) -> dict[str, float]:
-        """One update on pictures in [0,1], their captions, and those with colours exchanged, where there are any."""
+        """One update on pictures in [0,1], their captions, and those with colours exchanged, where there are any.
+
+        Raises UsageError where all captions are the same: nothing would be contrasted.
+        """
+        if len(set(captions)) < 2:
+            raise UsageError(
+                f"a batch of {len(captions)} pictures with one caption has nothing to contrast: give --batch-size 2 or "
+                "more, and data with several captions"
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * rate(self.done, self.steps)
         reader = self.reader.train()

@@ -20,7 +20,7 @@ from robustclip.interrupts import catching_signals
 from robustclip.progress import TrainingProgress
 from robustclip.referees.base import TwoTower, unit
 from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives
-from robustclip.robustification.losses import Objective
+from robustclip.robustification.losses import Objective, refuse_degenerate
 from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
 from robustclip.robustification.optimisation import adamw, average, warmup_cosine
 from robustclip.robustification.state import Remembered, TrainingState, training_dtype
@@ -187,6 +187,11 @@ def train(
             done = step + 1
             logs = done % log_every == 0 or done == steps
             texts = features(batch.captions) if reads_texts or logs else no_texts
+            if step == state.step and reads_texts:
+                ids, all_texts = distributed.everyone(batch.positives), distributed.everyone(texts)
+                refuse_degenerate(objective, ids, all_texts)
+                part = -(-len(batch) // accumulate) if attack_negatives == "local" else None
+                refuse_degenerate(climbed, ids, all_texts, part=part if threat is not None else None)
 
             statistics = [buffer.clone() for buffer in tower.buffers()]
             optimizer.zero_grad(set_to_none=True)

@@ -8,13 +8,11 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -259,24 +257,6 @@ def test_help_shows_each_flag_with_its_meaning_and_default(toy: str) -> None:
     assert "--quick-gelu / --no-quick-gelu" in shown
     for flag in ("--json", "--device", "--dtype", "--seed", "--quick"):
         assert flag in shown
-
-
-def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
-    """The words of every command below `group`."""
-    for name in group.list_commands(click.Context(group)):
-        command = group.get_command(click.Context(group), name)
-        if isinstance(command, click.Group):
-            yield from commands(command, *path, name)
-        else:
-            yield (*path, name)
-
-
-@pytest.mark.parametrize("words", list(commands(app)), ids=" ".join)
-def test_every_command_takes_the_common_flags(words: tuple[str, ...]) -> None:
-    shown = CliRunner().invoke(app, [*words, "--help"])
-    assert shown.exit_code == 0, shown.exception
-    for flag in ("--json", "--device", "--dtype", "--seed"):
-        assert flag in shown.stdout
 
 
 def test_help_is_fast_and_lists_the_verbs() -> None:

@@ -109,3 +109,18 @@ def test_shipped_recipes_keep_the_contract(recipe: recipes.Recipe) -> None:
     function, _ = recipe.load()
     assert recipe.summary
     assert f"robustclip robustify {recipe.name}" in (function.__doc__ or ""), "the docstring holds the command"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "summary"),
+    [
+        ("CLIPAG's ablation: L-inf (App. C), less pleasing. More.", "CLIPAG's ablation: L-inf (App. C), less pleasing"),
+        ("Untrue (Eq. 4) of Li et al. here.", "Untrue (Eq. 4) of Li et al. here"),
+        ("At eps 0.5, e.g. so. More.", "At eps 0.5, e.g. so"),
+        ("It does. And more.", "It does"),
+    ],
+)
+def test_a_summary_is_a_whole_sentence(tmp_path: Path, docstring: str, summary: str) -> None:
+    path = tmp_path / "one.py"
+    path.write_text(f'def recipe():\n    """{docstring}"""\n')
+    assert recipes.find(str(path), "robustify").summary == summary

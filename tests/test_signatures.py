@@ -8,7 +8,7 @@ import pytest
 from pydantic import AfterValidator, FilePath, NewPath, PositiveFloat, PositiveInt
 
 from robustclip.errors import UsageError
-from robustclip.signatures import as_flag, as_keyword, bind, parameters, raise_faults, unknown
+from robustclip.signatures import as_flag, as_keyword, bind, parameters, raise_faults, unknown, written
 
 
 def even(number: int) -> int:
@@ -138,3 +138,54 @@ def test_one_error_lists_all_faults() -> None:
 def test_unknown_names_what_is_near_or_nothing() -> None:
     assert unknown("--stepps", ["--steps", "--seed"], "flag") == "--stepps: unknown flag; did you mean --steps?"
     assert unknown("--wonder", ["--steps", "--seed"], "flag") == "--wonder: unknown flag"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2/255", 2 / 255), (" 8 / 255 ", 8 / 255), ("1.5/2", 0.75), ("4/7", 4 / 7), ("0.5", 0.5), (2 / 255, 2 / 255)],
+)
+def test_a_quotient_is_a_number(text: object, number: float) -> None:
+    def attacks(*, eps: PositiveFloat = 1.0, alpha: Annotated[PositiveFloat | None, "a step"] = None) -> None: ...
+
+    assert bind(attacks, {"eps": text, "alpha": text}) == ({"eps": number, "alpha": number}, [])
+
+
+def test_lists_of_numbers_take_quotients() -> None:
+    def attacks(*, eps: list[PositiveFloat]) -> None: ...
+
+    assert bind(attacks, {"eps": ["1/255", "0.5"]}) == ({"eps": [1 / 255, 0.5]}, [])
+
+
+@pytest.mark.parametrize("text", ["2/0", "2/-255", "1/2/3", "/255", "2/", "a/b", "inf/1", "nan/2", "\u0662/255"])
+def test_what_is_no_quotient_is_refused(text: str) -> None:
+    _, faults = bind(command, {"names": ["a"], "step_size": text})
+    assert len(faults) == 1
+    assert "should be a valid number" in faults[0]
+
+
+def test_only_floats_are_quotients() -> None:
+    def reads(*, folder: Path | None = None, name: str = "", steps: int = 1, either: float | str = "") -> None: ...
+
+    arguments, faults = bind(reads, {"folder": "2/255", "name": "2/255", "either": "2/255"})
+    assert (arguments["folder"], arguments["name"], arguments["either"]) == (Path("2/255"), "2/255", "2/255")
+    assert faults == []
+    assert bind(reads, {"steps": "4/2"})[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2 / 255, "2/255"),
+        (5 / 255, "5/255"),
+        (128 / 224, "4/7"),
+        (0.5, "0.5"),
+        (1e-5, "1e-05"),
+        (3, "3"),
+        (["a", 1 / 255], "a, 1/255"),
+        (0.1 + 0.2, "0.30000000000000004"),
+    ],
+)
+def test_numbers_are_written_short_and_read_back_as_they_were(value: object, text: str) -> None:
+    assert written(value) == text
+    if isinstance(value, float):
+        assert bind(command, {"names": ["a"], "step_size": text})[0]["step_size"] == value

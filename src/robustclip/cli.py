@@ -66,6 +66,13 @@ def _verb(
     return TypedCommand(name, partial(_import, *target.split(":")), summary=summary, show=show, numbers=numbers)
 
 
+class InOrder(click.Group):
+    """Verbs in the order of work, as they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 class RecipeGroup(click.Group):
     """The recipes of a room as commands: those that are shipped by name, any other by its path.
 
@@ -113,7 +120,7 @@ class PlanGroup(click.Group):
         )
 
 
-@click.group("robustclip", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("robustclip", cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def app() -> None:
     """Make CLIP robust, measure it under attack, and use its readable gradients."""
@@ -121,55 +128,19 @@ def app() -> None:
 
 app.add_command(
     _verb(
+        "doctor",
+        "doctor:doctor",
+        "Show versions and devices, what is missing, and how to get it.",
+        show=lambda facts: printing.rich(import_module("robustclip.doctor").report(facts)),
+    )
+)
+app.add_command(
+    _verb(
         "demo",
         "demo:run_demo",
         "See it all in ten minutes: robustify a small CLIP, measure.",
         show=printing.demo,
         numbers=lambda result: result["report"],
-    )
-)
-app.add_command(
-    RecipeGroup(
-        "robustify",
-        short_help="Fine-tune a CLIP adversarially, by a recipe.",
-        help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
-        subcommand_metavar="RECIPE [FLAGS]",
-    )
-)
-app.add_command(
-    RecipeGroup(
-        "synthesize",
-        show=printing.painted,
-        numbers=lambda result: result.numbers(),
-        short_help="Paint what a prompt says, guided by a referee.",
-        help="Paint what a prompt says, guided by a referee: a recipe below, or the path of a file like them.",
-        subcommand_metavar="RECIPE PROMPT... [FLAGS]",
-    )
-)
-app.add_command(
-    RecipeGroup(
-        "align",
-        short_help="Fine-tune a generator on the best of its own samples.",
-        help="Fine-tune a diffusion model on the best of its own samples, by a recipe or the path of a file like them.",
-        subcommand_metavar="RECIPE [FLAGS]",
-    )
-)
-app.add_command(
-    _verb(
-        "judge",
-        "evaluation.generation.judge:judge",
-        "Judge pictures: R-Precision, CLIPScore, FID and more.",
-        show=lambda report: printing.rich(report.table()),
-        numbers=lambda report: report.to_json(),
-    )
-)
-app.add_command(
-    RecipeGroup(
-        "evaluate",
-        name="reproduce",
-        short_help="Measure a paper's table anew, with our referees.",
-        help="Measure a paper's table anew, with the embedded referees or yours: resumable, with intervals.",
-        subcommand_metavar="TABLE [FLAGS]",
     )
 )
 app.add_command(
@@ -181,12 +152,11 @@ app.add_command(
     )
 )
 app.add_command(
-    _verb(
-        "export",
-        "robustification.export:export",
-        "Make a run's tower a referee that open_clip loads.",
-        show=lambda folder: click.echo(f"exported to {folder}"),
-        numbers=lambda folder: {"folder": str(folder)},
+    RecipeGroup(
+        "robustify",
+        short_help="Fine-tune a CLIP adversarially, by a recipe.",
+        help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
+        subcommand_metavar="RECIPE [FLAGS]",
     )
 )
 app.add_command(
@@ -209,39 +179,52 @@ app.add_command(
 )
 app.add_command(
     _verb(
-        "doctor",
-        "doctor:doctor",
-        "Show versions and devices, what is missing, and how to get it.",
-        show=lambda facts: printing.rich(import_module("robustclip.doctor").report(facts)),
+        "export",
+        "robustification.export:export",
+        "Make a run's tower a referee that open_clip loads.",
+        show=lambda folder: click.echo(f"exported to {folder}"),
+        numbers=lambda folder: {"folder": str(folder)},
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "synthesize",
+        show=printing.painted,
+        numbers=lambda result: result.numbers(),
+        short_help="Paint what a prompt says, guided by a referee.",
+        help="Paint what a prompt says, guided by a referee: a recipe below, or the path of a file like them.",
+        subcommand_metavar="RECIPE PROMPT... [FLAGS]",
+    )
+)
+app.add_command(
+    _verb(
+        "judge",
+        "evaluation.generation.judge:judge",
+        "Judge pictures: R-Precision, CLIPScore, FID and more.",
+        show=lambda report: printing.rich(report.table()),
+        numbers=lambda report: report.to_json(),
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "align",
+        short_help="Fine-tune a generator on the best of its own samples.",
+        help="Fine-tune a diffusion model on the best of its own samples, by a recipe or the path of a file like them.",
+        subcommand_metavar="RECIPE [FLAGS]",
+    )
+)
+app.add_command(
+    RecipeGroup(
+        "evaluate",
+        name="reproduce",
+        short_help="Measure a paper's table anew, with our referees.",
+        help="Measure a paper's table anew, with the embedded referees or yours: resumable, with intervals.",
+        subcommand_metavar="TABLE [FLAGS]",
     )
 )
 
 
-@app.group("referees", short_help="List, show, verify, add or remove the judges on this machine.")
-def referees() -> None:
-    """The judges on this machine: those that are embedded, and those you add."""
-
-
-def _referee_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
-    referees.add_command(_verb(name, f"referees.registry:{function}", summary, **output))
-
-
-_referee_verb("list", "list_referees", "Their names, and what they are robust to.", show=printing.entries)
-_referee_verb(
-    "show",
-    "show",
-    "A referee's card.",
-    show=lambda card: click.echo(card.markdown()),
-    numbers=lambda card: card.to_json(),
-)
-_referee_verb(
-    "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
-)
-_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
-_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))
-
-
-@app.group("mixture", short_help="Fit the Gaussians that synthesis starts from.")
+@app.group("mixture", cls=InOrder, short_help="Fit the Gaussians that synthesis starts from.")
 def mixture() -> None:
     """The Gaussians that synthesis starts from."""
 
@@ -249,32 +232,7 @@ def mixture() -> None:
 mixture.add_command(_verb("fit", "inits.fit:fit", "Fit them on a folder of images, or shards."))
 
 
-@app.group("convert", short_help="Make published weights of others a folder of ours.")
-def convert() -> None:
-    """Published weights of others, made a folder that is loaded here."""
-
-
-convert.add_command(
-    _verb(
-        "taming-vqgan",
-        "diffusion.convert:convert",
-        "A VQGAN of taming-transformers.",
-        show=click.echo,
-        numbers=lambda converted: converted.to_json(),
-    )
-)
-convert.add_command(
-    _verb(
-        "lavis-blip2",
-        "referees.lavis:convert",
-        "A BLIP-2 of LAVIS, first stage.",
-        show=click.echo,
-        numbers=lambda converted: converted.to_json(),
-    )
-)
-
-
-@app.group("runs", short_help="List and show runs, and give back the space that checkpoints take.")
+@app.group("runs", cls=InOrder, short_help="List and show runs, and give back the space that checkpoints take.")
 def runs() -> None:
     """The runs on this disk."""
 
@@ -303,4 +261,53 @@ _runs_verb(
     "Remove checkpoints of finished runs, or whole runs.",
     show=printing.freed,
     numbers=lambda freed: freed.to_json(),
+)
+
+
+@app.group("referees", cls=InOrder, short_help="List, show, verify, add or remove the judges on this machine.")
+def referees() -> None:
+    """The judges on this machine: those that are embedded, and those you add."""
+
+
+def _referee_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
+    referees.add_command(_verb(name, f"referees.registry:{function}", summary, **output))
+
+
+_referee_verb("list", "list_referees", "Their names, and what they are robust to.", show=printing.entries)
+_referee_verb(
+    "show",
+    "show",
+    "A referee's card.",
+    show=lambda card: click.echo(card.markdown()),
+    numbers=lambda card: card.to_json(),
+)
+_referee_verb(
+    "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
+)
+_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
+_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))
+
+
+@app.group("convert", cls=InOrder, short_help="Make published weights of others a folder of ours.")
+def convert() -> None:
+    """Published weights of others, made a folder that is loaded here."""
+
+
+convert.add_command(
+    _verb(
+        "taming-vqgan",
+        "diffusion.convert:convert",
+        "A VQGAN of taming-transformers.",
+        show=click.echo,
+        numbers=lambda converted: converted.to_json(),
+    )
+)
+convert.add_command(
+    _verb(
+        "lavis-blip2",
+        "referees.lavis:convert",
+        "A BLIP-2 of LAVIS, first stage.",
+        show=click.echo,
+        numbers=lambda converted: converted.to_json(),
+    )
 )

@@ -5,20 +5,23 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import textwrap
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 from pydantic_core import to_jsonable_python
 
 from robustclip import signatures
 from robustclip.errors import UsageError
 from robustclip.files import check_writable, write_json
-from robustclip.signatures import Pairs, Parameter, as_flag
+from robustclip.signatures import Pairs, Parameter, as_flag, written
 
 Function = Callable[..., Any]
 
@@ -30,7 +33,7 @@ EVERYWHERE = {
     "dtype": "auto (a rule by device and tower), measure (the faster), float32, bfloat16 or float16",
     "seed": "keys everything random",
 }
-"""Flags that every command takes, so that a script may pass them to any."""
+"""Flags that every command takes, so that a script may pass them to any; help shows them where they do something."""
 
 USUAL = EVERYWHERE | {
     "out": "the folder to write, which must not exist yet",
@@ -86,6 +89,7 @@ class TypedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
+        args, after = _parted(args)
         repeated = {as_flag(parameter) for parameter in self.parameters if parameter.repeated}
         for flag, value in pairwise([*args, "--"]):
             if flag in repeated and _is_flag(value):  # which click lets pass, and forgets
@@ -93,18 +97,18 @@ class TypedCommand(click.Command):
         if not any(parameter.positional for parameter in self.parameters):
             args = list(_spelt_out(args, repeated))
         super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
+            return []
         json = ctx.params.pop("json")
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
-        positional, misfits = self._sort(ctx.args)
+        positional, misfits = self._sort(ctx.args, after)
         arguments, faults = self.bind(given | positional, as_flag)
         if json is not None:
             try:
                 check_writable(json)
             except UsageError as error:
                 misfits.append(f"--json: {error}")
-        if not ctx.resilient_parsing:
-            hint = f"Its flags: {ctx.command_path} --help"
-            signatures.raise_faults(ctx.command_path, [*misfits, *faults], hint)
+        signatures.raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
         ctx.params = {"arguments": arguments, "json": json}
         ctx.args = []
         return []
@@ -120,8 +124,9 @@ class TypedCommand(click.Command):
     def _bind(self, given: Mapping[str, object], spell: Callable[[Parameter], str]) -> tuple[dict[str, Any], list[str]]:
         return signatures.bind(self.function, given, spell=spell, pairs=self.pairs)
 
-    def _sort(self, rest: list[str]) -> tuple[dict[str, object], list[str]]:
-        """What is not a known flag: (values of positional parameters, what fits nowhere)."""
+    def _sort(self, rest: list[str], after: list[str]) -> tuple[dict[str, object], list[str]]:
+        """What is not a known flag, and what came after `--`, where nothing is one: (values of positional parameters,
+        what fits nowhere)."""
         values: list[str] = []
         misfits: list[str] = []
         flags = [flag for option in self.params for flag in option.opts if flag.startswith("--")]
@@ -134,12 +139,19 @@ class TypedCommand(click.Command):
             misfits.append(signatures.unknown(token.partition("=")[0], flags, "flag"))
             if "=" not in token and tokens and not _is_flag(tokens[0]):
                 tokens.popleft()  # most likely its value
+        values += after
         positional: dict[str, object] = {}
         for parameter in self.parameters:
             if parameter.positional and values:
                 positional[parameter.name] = values if parameter.repeated else values.pop(0)
                 values = [] if parameter.repeated else values
         return positional, misfits + [f"{value}: belongs to no flag" for value in values]
+
+
+def _parted(args: list[str]) -> tuple[list[str], list[str]]:
+    """(what comes before the first `--`, what comes after it)."""
+    cut = args.index("--") if "--" in args else len(args)
+    return args[:cut], args[cut + 1 :]
 
 
 def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:
@@ -168,14 +180,34 @@ def _option(parameter: Parameter) -> click.Option:
         multiple=parameter.repeated,
         callback=_split if parameter.repeated and parameter.label != "TEXT" else None,
         default=None if parameter.required else parameter.default,
-        show_default=not is_switch or parameter.default is True,
+        shell_complete=partial(_completed, parameter),
         metavar=parameter.label,
-        help=(parameter.help or USUAL.get(parameter.name, "")) + (" (required)" if parameter.required else ""),
+        help=_told(parameter),
     )
 
 
+def _told(parameter: Parameter) -> str:
+    """What help says of a flag; a default that is nothing goes without saying, as does that a switch is off."""
+    text = parameter.help or USUAL.get(parameter.name, "")
+    if parameter.required:
+        return f"{text} (required)"
+    if parameter.label == "":
+        shown = as_flag(parameter)[2:] if parameter.default is True else ""
+    else:
+        shown = "" if parameter.default is None else written(parameter.default)
+    return f"{text}  [default: {shown}]" if shown else text
+
+
+def _completed(parameter: Parameter, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers as the value of a flag: the words that its type names, else files where it takes paths."""
+    if parameter.choices:
+        return [CompletionItem(word) for word in parameter.choices if word.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file")] if "PATH" in parameter.label.split("|") else []
+
+
 def _idle(flag: str, text: str) -> click.Option:
-    return click.Option([f"--{flag}"], expose_value=False, metavar="TEXT", help=f"{text} (no effect here)")
+    """A flag that every command takes, and this one has no use for: help does not show it."""
+    return click.Option([f"--{flag}"], expose_value=False, hidden=True, metavar="TEXT", help=text)
 
 
 def _split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -194,4 +226,25 @@ def _is_flag(token: str) -> bool:
 def _unwrapped(text: str) -> str:
     """A docstring without what only Python sees; click may wrap its prose, but not its indented blocks."""
     blocks = [block for block in text.split("\n\n") if not block.startswith(("Raises ", "Returns "))]
-    return "\n\n".join(f"\b\n{block}" if re.search(r"^ {2}", block, re.MULTILINE) else block for block in blocks)
+    return "\n\n".join(map(_laid_out, blocks))
+
+
+def _laid_out(block: str) -> str:
+    """A block as help shows it: prose is left to click, which wraps it; a list of terms, each with two spaces or more
+    before what it means, is wrapped below its meanings; commands and code stay as they are."""
+    lines = block.split("\n")
+    items = [re.fullmatch(r"(?P<term>\S+(?: \S+)*) {2,}(?P<meaning>\S.*)", line) for line in lines]
+    if items[0] is None:
+        return f"\b\n{block}" if re.search(r"^ {2}", block, re.MULTILINE) else block
+    column = max(item.start("meaning") for item in items if item)
+    found: list[tuple[str, str]] = []
+    for line, item in zip(lines, items, strict=True):
+        if item:
+            found.append((item["term"], item["meaning"]))
+        else:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
+    told = (
+        textwrap.fill(meaning, 78, initial_indent=f"{term:{column}}", subsequent_indent=" " * column)
+        for term, meaning in found
+    )
+    return "\b\n" + "\n".join(told)

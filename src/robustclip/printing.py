@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
+from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.archive import Freed, Summary
@@ -128,7 +129,7 @@ def run(run: Run) -> None:
         click.echo(f"to go on: {run.resumption}")
     click.echo("\narguments")
     for name, value in run.arguments.items():
-        click.echo(f"  {name.replace('_', ' ')}: {value}")
+        click.echo(f"  {name.replace('_', ' ')}: {written(value)}")
     curves: dict[str, list[float]] = {}
     for line in run.metrics():
         for name, value in line.items():

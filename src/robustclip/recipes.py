@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
+SENTENCE_END: Final = re.compile(r"(?<!\b(?:App|Fig|Sec|Tab|e\.g|i\.e))(?<!\b(?:Eq|vs|al))\.\s")
+"""A full stop, but not that of an abbreviation (App. C, Eq. 4, et al.)."""
 EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
 
 
@@ -55,7 +57,7 @@ class Recipe:
         for node in body:
             if isinstance(node, ast.FunctionDef) and node.name == "recipe":
                 text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-                return text.partition(". ")[0].rstrip(".")
+                return SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
         return ""
 
     @cached_property

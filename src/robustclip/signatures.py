@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -26,6 +27,8 @@ Pairs = Callable[..., Iterable[str]]
 
 MISSING: Final = inspect.Parameter.empty
 LIMIT: Final = 2**63
+SHORT: Final = 10  # characters of a decimal that is shown as it is
+QUOTIENT: Final = re.compile(r"\s*([+-]?\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*", re.ASCII)
 SHOWN: Final = 200  # characters of a value that is told back
 
 
@@ -54,18 +57,32 @@ class Parameter:
         return get_origin(_bare(self.annotation)) in (list, tuple, set, Sequence, Iterable)
 
     @property
+    def numeric(self) -> bool:
+        """Does it take floats, and no text that may look like a quotient of two?"""
+        words = set(self.label.split("|"))
+        return "NUMBER" in words and not words & {"TEXT", "PATH"}
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it takes, where its type names them."""
+        bare = _bare(self.annotation)
+        bare = _bare(get_args(bare)[0]) if self.repeated and get_args(bare) else bare
+        return tuple(map(str, get_args(bare))) if get_origin(bare) is Literal else ()
+
+    @property
     def label(self) -> str:
         """Its type as help shows it: INTEGER, PATH, l2|linf; nothing for a switch."""
         return _label(self.annotation)
 
     def read(self, value: object) -> Any:
-        """`value` as the type says, text parsed; NaN and infinity are no numbers, nor are integers beyond 64 bits.
+        """`value` as the type says, text parsed, 2/255 too where a float is taken; NaN and infinity are no numbers, nor
+        are integers beyond 64 bits.
 
         Raises pydantic's ValidationError, UsageError for what the type would let pass, OSError for a path that the
         system does not take.
         """
         adapter = TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
-        found = adapter.validate_python(value)
+        found = adapter.validate_python(_quotients(value) if self.numeric else value)
         if any(isinstance(one, int) and not -LIMIT <= one < LIMIT for one in _each(found)):
             raise UsageError("is beyond the integers of 64 bits")
         texts = [str(one) for one in _each(found) if isinstance(one, str | Path)]
@@ -131,6 +148,21 @@ def bind(
     return arguments, faults
 
 
+def written(value: object) -> str:
+    """A value as help and commands write it: a float that has no short decimal as the quotient that makes it (2/255,
+    4/7), which `Parameter.read` takes back to the same float."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(written, value))
+    if not isinstance(value, float) or len(repr(value)) <= SHORT:
+        return str(value)
+    steps = round(value * 255)
+    if 0 < steps < 64 and steps / 255 == value:  # a change of pixels, which the literature gives in 255ths
+        return f"{steps}/255"
+    quotient = Fraction(value).limit_denominator(1000)
+    exact = quotient.numerator / quotient.denominator == value
+    return f"{quotient.numerator}/{quotient.denominator}" if exact else str(value)
+
+
 def raise_faults(call: str, faults: Sequence[str], hint: str = "") -> None:
     """Raise one UsageError that lists all `faults` of `call`; do nothing where there is none."""
     if faults:
@@ -154,7 +186,8 @@ def _fault(parameter: Parameter, value: object, error: Refusal, spell: Callable[
     """What came, what would do, and a value that works where one is known."""
     values = value if isinstance(value, list | tuple) else [value]
     came = _brief(" ".join(repr(str(one) if isinstance(one, Path) else one) for one in values))
-    works = "" if parameter.default in (MISSING, None, value) else f" (default: {parameter.default})"
+    unsaid = parameter.default in (MISSING, None, value, "", [], ())
+    works = "" if unsaid else f" (default: {written(parameter.default)})"
     return f"{spell(parameter)} {came}: {' or '.join(_reasons(error))}{works}"
 
 
@@ -169,6 +202,14 @@ def _reason(detail: ErrorDetails) -> str:
         return str(detail["ctx"]["error"])
     message = detail["msg"].removeprefix("Input ")
     return message[0].lower() + message[1:]
+
+
+def _quotients(value: object) -> object:
+    """Texts like 2/255 as numbers; whatever else as it is, for the type to judge."""
+    if isinstance(value, list | tuple):
+        return [_quotients(one) for one in value]
+    parts = QUOTIENT.fullmatch(value) if isinstance(value, str) else None
+    return float(parts[1]) / float(parts[2]) if parts and float(parts[2]) else value
 
 
 def _brief(text: str) -> str:

@@ -82,4 +82,4 @@ def _written(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     values = value if isinstance(value, list | tuple) else [value]
-    return [word for one in values for word in (flag, str(one))]
+    return [word for one in values for word in (flag, signatures.written(one))]

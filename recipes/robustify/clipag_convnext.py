@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.data.clipag import Mix, Share, missing_sources
+from robustclip.data.clipag import Data, Mix, Share, missing_sources
 from robustclip.runs import ResumeFrom, RunFolder
 
 VARIES = "clipag-vit-b32"
@@ -21,6 +21,7 @@ ABLATION: dict[str, Any] = {
 
 def recipe(
     *,
+    data: Data = [],  # noqa: B006
     sbu: Annotated[str | None, "shards of SBU captions"] = None,
     cc3m: Annotated[str | None, "shards of CC3M"] = None,
     cc12m: Annotated[str | None, "shards of CC12M"] = None,
@@ -46,6 +47,7 @@ def recipe(
     """CLIPAG's ablation of the architecture: ConvNeXt-Base (App. C), which painted over-saturated colours.
 
       robustclip robustify clipag-convnext --sbu 'sbu/{00000..00099}.tar' --cc3m ... --cc12m ... --laion ...
+      robustclip robustify clipag-convnext --data 'pairs/{00000..00099}.tar' --data captions.csv=2.0
 
     This tower sees 256x256 pixels, so eps 1.5 is a smaller change of each (RMS 0.86/255 instead of 0.99). Which
     ConvNeXt the paper took is not in its text; this one is ours.
@@ -56,5 +58,7 @@ def recipe(
     return recipes.run(VARIES, "robustify", ABLATION | given)
 
 
-def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:
-    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick)
+def faults(
+    data: list[str], sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool
+) -> Iterator[str]:
+    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick, data)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.data.clipag import Mix, Share, missing_sources
+from robustclip.data.clipag import Data, Mix, Share, missing_sources
 from robustclip.runs import ResumeFrom, RunFolder
 
 VARIES = "clipag-vit-b32"
@@ -17,6 +17,7 @@ ABLATION: dict[str, Any] = {"start": "ViT-B-16:laion2b_s34b_b88k", "name": "clip
 
 def recipe(
     *,
+    data: Data = [],  # noqa: B006
     sbu: Annotated[str | None, "shards of SBU captions"] = None,
     cc3m: Annotated[str | None, "shards of CC3M"] = None,
     cc12m: Annotated[str | None, "shards of CC12M"] = None,
@@ -42,6 +43,7 @@ def recipe(
     """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), which painted with artefacts.
 
       robustclip robustify clipag-vit-b16 --sbu 'sbu/{00000..00099}.tar' --cc3m ... --cc12m ... --laion ...
+      robustclip robustify clipag-vit-b16 --data 'pairs/{00000..00099}.tar' --data captions.csv=2.0
 
     Four times the tokens of clipag-vit-b32, and about four times its cost. Which weights the paper started from is not
     in its text; LAION-2B's are ours.
@@ -52,5 +54,7 @@ def recipe(
     return recipes.run(VARIES, "robustify", ABLATION | given)
 
 
-def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:
-    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick)
+def faults(
+    data: list[str], sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool
+) -> Iterator[str]:
+    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick, data)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import distributed, load_referee
-from robustclip.data.clipag import EMBEDDED, Mix, Share, missing_sources, mixed
+from robustclip.data.clipag import EMBEDDED, Data, Mix, Share, missing_sources, mixed
 from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -22,6 +22,7 @@ from robustclip.threat import Norm, ThreatModel
 
 def recipe(
     *,
+    data: Data = [],  # noqa: B006
     sbu: Annotated[str | None, "shards of SBU captions"] = None,
     cc3m: Annotated[str | None, "shards of CC3M"] = None,
     cc12m: Annotated[str | None, "shards of CC12M"] = None,
@@ -64,6 +65,7 @@ def recipe(
     """CLIPAG's main model: ViT-B/32, L2.
 
       robustclip robustify clipag-vit-b32 --sbu 'sbu/{00000..00099}.tar' --cc3m ... --cc12m ... --laion ...
+      robustclip robustify clipag-vit-b32 --data 'pairs/{00000..00099}.tar' --data captions.csv=2.0
 
     5.1 million samples; the paper used 8 A40 for a "relatively short" fine-tuning, and no length is given. The released
     CLIPAG_ViTB32.pt is what it should come near. eps 1.5 at 224x224 is not printed in the text at hand: it fits the
@@ -81,11 +83,11 @@ def recipe(
     target = pick_device(device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
-    sources = [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
-    settings = (sources, mix, laion_share, batch_size, referee.image_size)
+    sources = data or [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
+    settings = (sources, mix, 1.0 if data else laion_share, batch_size, referee.image_size)
     buffer = 500 if quick else 10_000  # undecoded samples of each source, read before the first is given
     mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands)
-    data = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
+    batches = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
     probe = next(mixture(seed=seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)
     bias = referee.logit_bias
@@ -93,7 +95,7 @@ def recipe(
     with run:
         train(
             referee,
-            data,
+            batches,
             run=run,
             objective=clip(referee.logit_scale) if bias is None else siglip(referee.logit_scale, bias),
             threat=threat,
@@ -123,5 +125,7 @@ def recipe(
         return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=samples)
 
 
-def faults(sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool) -> Iterator[str]:
-    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick)
+def faults(
+    data: list[str], sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool
+) -> Iterator[str]:
+    yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick, data)

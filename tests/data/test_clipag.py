@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
 
+from robustclip import recipes
 from robustclip.data.batch import Place
 from robustclip.data.clipag import missing_sources, mixed
+from robustclip.data.sources import weighted
+from robustclip.errors import UsageError
 
 SOURCES = ["emoji", "emoji/unseen-train"]
 
@@ -48,3 +52,40 @@ def test_missing_data_are_told_one_by_one_unless_it_is_a_trial() -> None:
     assert [line.partition(" ")[0] for line in told] == ["--cc3m", "--laion"]
     assert "cc3m/{00000..00331}.tar" in told[0]
     assert not list(missing_sources(named, quick=True))
+
+
+def test_data_that_say_their_weights_are_drawn_by_them() -> None:
+    described = mixed(["emoji", "emoji/unseen-train=2.0"], "equal", 1.0, 4, (64, 64), seed=0, workers=0).describe()
+    assert described["weights"] == [1, 2]
+    assert mixed(["emoji::emoji=3"], "concatenated", 1.0, 4, (64, 64), seed=0, workers=0).describe()["weights"] == [
+        1,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("part", ["a=0", "a=-1", "a=nan", "a=1e999", "a=", "a=two", "=2"])
+def test_a_weight_is_a_positive_number(part: str) -> None:
+    with pytest.raises(UsageError, match="is not a positive number"):
+        weighted([part])
+
+
+def test_an_equals_sign_of_a_path_or_a_command_is_no_weight(tmp_path: Path) -> None:
+    (tmp_path / "x=2").mkdir()
+    parts = [str(tmp_path / "x=2"), "lr=1/{00..09}.tar", "pipe:curl -H a=2", "k=v.tar"]
+    assert weighted(parts) == (parts, None)
+    assert weighted(["lr=1/{00..09}.tar=0.5", "b"]) == (["lr=1/{00..09}.tar", "b"], [0.5, 1])
+
+
+def test_data_stands_for_the_four_sources_and_not_beside_them() -> None:
+    assert not list(missing_sources({"sbu": None}, quick=False, data=["emoji"]))
+    told = list(missing_sources({"sbu": "x", "laion": None}, quick=False, data=["emoji=0"]))
+    assert "--sbu" in told[0]
+    assert "--laion" not in told[0]
+    assert "'0'" in told[1]
+
+
+@pytest.mark.parametrize("name", ["clipag-vit-b32", "clipag-vit-b16", "clipag-convnext", "clipag-linf"])
+def test_every_recipe_of_clipag_takes_data_by_one_flag(name: str) -> None:
+    bound, faults = recipes.find(name, "robustify").bind({"data": ["emoji", "emoji/unseen-train=2.0"]})
+    assert faults == []
+    assert bound["data"] == ["emoji", "emoji/unseen-train=2.0"]

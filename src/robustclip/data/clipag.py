@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from robustclip.data.batch import ALONE, Place
 from robustclip.data.loader import Loader
-from robustclip.data.sources import open_data, split_data
+from robustclip.data.sources import open_data, split_data, weighted
+from robustclip.errors import UsageError
 
 Mix = Literal["concatenated", "equal"]
 """The two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M
 down-sampled), "equal" is §3 (each source drawn about equally often)."""
+
+Data = Annotated[
+    list[str],
+    "any pairs instead of the four sources: shards, a table or a folder, several as SOURCE=WEIGHT",
+]
+"""The type of a `data` flag that may be given several times."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -53,9 +60,19 @@ def mixed(
     )
 
 
-def missing_sources(named: Mapping[str, str | None], quick: bool) -> Iterator[str]:
-    """What a call lacks of the data, unless it is only tried out."""
-    if not quick:
+def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[str]:
+    """What a call lacks of the data, unless it is only tried out, and what it says twice."""
+    if data:
+        if given := [f"--{flag}" for flag, value in named.items() if value is not None]:
+            yield f"--data and {', '.join(given)}: give either, for --data names all of the data"
+        try:
+            weighted(split_data(data))
+        except UsageError as error:
+            yield f"--data: {error}"
+    elif not quick:
         for flag, value in named.items():
             if value is None:
-                yield f"--{flag} is missing: shards, e.g. --{flag} '{flag}/{{00000..00331}}.tar' (or try --quick)"
+                yield (
+                    f"--{flag} is missing: shards, e.g. --{flag} '{flag}/{{00000..00331}}.tar' "
+                    "(or name all data with --data, or try --quick)"
+                )

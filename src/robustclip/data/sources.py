@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -52,16 +54,18 @@ def open_data(
     """Training batches from one source, or from several joined by `::` (or a list), each of them shards, a table, an
     image folder, or `emoji` (the embedded guide styles without the held-out concepts; `emoji/unseen-train`).
 
-    `weights` are "size" (all samples once an epoch), "equal", or one number a source: "1,1,2". `caption` names the
-    column, the member or the JSON key that holds it; `templates` make captions of class names; `shares` say what part
-    of each source an epoch takes (all of it). For `batch_size`, `place` and `max_skipped` see Loader; shards that are
-    commands (`pipe:COMMAND`) are read with `allow_commands` only.
+    `weights` are "size" (all samples once an epoch), "equal", or one number a source: "1,1,2"; sources written as
+    SOURCE=WEIGHT say theirs themselves, and the others among them weigh 1. `caption` names the column, the member or
+    the JSON key that holds it; `templates` make captions of class names; `shares` say what part of each source an epoch
+    takes (all of it). For `batch_size`, `place` and `max_skipped` see Loader; shards that are commands (`pipe:COMMAND`)
+    are read with `allow_commands` only.
 
     Raises one UsageError that lists every fault of the call, missing shards among them.
     """
     sources: list[SampleSource] = []
     faults = []
-    parts = split_data(data)
+    parts, named = weighted(split_data(data))
+    weights = weights if named is None else named
     shares = [1.0] * len(parts) if shares is None else shares
     if len(shares) != len(parts):
         raise UsageError(f"{len(shares)} shares for {len(parts)} sources: give one number for each")
@@ -145,6 +149,28 @@ def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if not any(parts):
         raise UsageError(f"no data: give {FORMS}; several are joined by {SEVERAL}")
     return [part for part in parts if part]
+
+
+def weighted(parts: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """`SOURCE=WEIGHT` as (the sources, their weights, 1 where none is said; None where no source says one).
+
+    Raises UsageError for a weight that is not a positive number.
+    """
+    found = [(part, 1.0, False) if Path(part).exists() else _weighted(part) for part in parts]
+    weights = [weight for _, weight, _ in found] if any(said for _, _, said in found) else None
+    return [source for source, _, _ in found], weights
+
+
+def _weighted(part: str) -> tuple[str, float, bool]:
+    source, equals, text = part.rpartition("=")
+    if not equals or part.startswith(PIPE) or any(sign in text for sign in "/\\{*?:") or text.endswith(SUFFIXES):
+        return part, 1.0, False  # the sign belongs to a path or a command
+    weight = float(text) if re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", text, re.ASCII) else 0.0
+    if not source or not 0 < weight < math.inf:
+        raise UsageError(
+            f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0"
+        )
+    return source, weight, True
 
 
 def parse_weights(text: str | Sequence[float]) -> Weights:

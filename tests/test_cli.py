@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import robustclip
 from robustclip import recipes
@@ -331,3 +332,43 @@ def test_doctor_writes_what_it_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "To get what is missing" in done.stdout or "Nothing is missing." in done.stdout
     assert json.loads(file.read_text())["packages"]["torch"]["remedy"] is None
+
+
+def test_a_dry_run_checks_the_call_and_does_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
+    calls = [
+        ("robustify", toy, "--steps", "3"),
+        ("robustify", "emoji", "--steps", "10"),
+        ("synthesize", "clipag", "a cat", "--init", "photo.png", "--out", "new"),
+        ("evaluate", "emoji-robust", "--limit", "2", "--json", "numbers.json"),
+        ("explain", "--referees", "emoji-robust", "--images", "photo.png", "--texts", "a cat"),
+        ("mixture", "fit", "emoji/unseen-styles", "--out", "mine.safetensors"),
+        ("reproduce", "ablation"),
+    ]
+    before = set(tmp_path.iterdir())
+    answers = [called(*call, "--dry-run") for call in calls]
+    for call, answer in zip(calls, answers, strict=True):
+        assert answer.returncode == 0, (call, answer.stderr)
+        assert "nothing was run" in answer.stdout
+    assert set(tmp_path.iterdir()) == before
+    assert "time of the run" in answers[1].stdout  # the plan's answer
+    assert "reads init: photo.png" in answers[2].stdout
+    assert "writes out: new" in answers[2].stdout
+    assert "writes json: numbers.json" in answers[3].stdout
+    assert called("evaluate", "emoji-robust", "--limit", "many", "--dry-run").returncode == 2
+
+
+def test_ends_of_runs_name_the_next_command(tmp_path: Path) -> None:
+    file, run = tmp_path / "mine.safetensors", tmp_path / "run"
+    few = ("--limit", "8", "--components", "2", "--size", "4")
+    fitted = called("mixture", "fit", "emoji/unseen-styles", *few, "--out", str(file))
+    assert fitted.returncode == 0, fitted.stderr
+    assert f"next: robustclip synthesize clipag 'a cat' --init {file}" in fitted.stdout
+    painted = called("synthesize", "clipag", "a cat", "--quick", "--device", "cpu", "--out", str(run))
+    assert painted.returncode == 0, painted.stderr
+    assert f"next: robustclip judge {run}" in painted.stdout
+    assert "1 picture," in painted.stdout
+    again = called("synthesize", "clipag", "--resume", str(run))
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stderr

@@ -62,8 +62,10 @@ def _verb(
     summary: str,
     show: Callable[[Any], None] = printing.numbers,
     numbers: Callable[[Any], object] = lambda result: result,
+    long: bool = False,
 ) -> TypedCommand:
-    return TypedCommand(name, partial(_import, *target.split(":")), summary=summary, show=show, numbers=numbers)
+    load = partial(_import, *target.split(":"))
+    return TypedCommand(name, load, summary=summary, show=show, numbers=numbers, long=long)
 
 
 class InOrder(click.Group):
@@ -71,6 +73,20 @@ class InOrder(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
+    """The plan of a training run, on one H100."""
+    from robustclip.planning.plan import command
+    from robustclip.planning.terms import Terms
+
+    try:
+        estimate = command(recipe)[0](**vars(Terms()), **arguments)
+    except UsageError as error:  # a recipe whose tower no flag names
+        click.echo(f"how long is not known: {error}")
+        return
+    printing.rich(estimate.table())
+    printing.next_call("plan", recipe.name, "--gpu", "here")
 
 
 class RecipeGroup(click.Group):
@@ -99,7 +115,14 @@ class RecipeGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         recipe = recipes.find(cmd_name, self.room)
         return TypedCommand(
-            cmd_name, recipe.load, summary=recipe.summary, show=self.show, numbers=self.numbers, bind=recipe.bind
+            cmd_name,
+            recipe.load,
+            summary=recipe.summary,
+            show=self.show,
+            numbers=self.numbers,
+            bind=recipe.bind,
+            long=True,
+            estimate=partial(_estimated, recipe) if self.room == "robustify" else None,
         )
 
 
@@ -154,6 +177,7 @@ app.add_command(
 app.add_command(
     RecipeGroup(
         "robustify",
+        show=printing.trained,
         short_help="Fine-tune a CLIP adversarially, by a recipe.",
         help="Fine-tune a CLIP adversarially, by a recipe: a name below, or the path of a file like them.",
         subcommand_metavar="RECIPE [FLAGS]",
@@ -164,8 +188,9 @@ app.add_command(
         "evaluate",
         "evaluation.evaluate:evaluate",
         "Measure referees side by side, clean and under attack.",
-        show=lambda report: printing.rich(report.table()),
+        show=printing.evaluated,
         numbers=lambda report: report.to_json(),
+        long=True,
     )
 )
 app.add_command(
@@ -175,6 +200,7 @@ app.add_command(
         "Show where referees look, clean and under attack.",
         show=printing.explained,
         numbers=lambda explanation: explanation.to_json(),
+        long=True,
     )
 )
 app.add_command(
@@ -182,8 +208,9 @@ app.add_command(
         "export",
         "robustification.export:export",
         "Make a run's tower a referee that open_clip loads.",
-        show=lambda folder: click.echo(f"exported to {folder}"),
+        show=printing.exported,
         numbers=lambda folder: {"folder": str(folder)},
+        long=True,
     )
 )
 app.add_command(
@@ -203,11 +230,13 @@ app.add_command(
         "Judge pictures: R-Precision, CLIPScore, FID and more.",
         show=lambda report: printing.rich(report.table()),
         numbers=lambda report: report.to_json(),
+        long=True,
     )
 )
 app.add_command(
     RecipeGroup(
         "align",
+        show=printing.aligned,
         short_help="Fine-tune a generator on the best of its own samples.",
         help="Fine-tune a diffusion model on the best of its own samples, by a recipe or the path of a file like them.",
         subcommand_metavar="RECIPE [FLAGS]",
@@ -229,7 +258,9 @@ def mixture() -> None:
     """The Gaussians that synthesis starts from."""
 
 
-mixture.add_command(_verb("fit", "inits.fit:fit", "Fit them on a folder of images, or shards."))
+mixture.add_command(
+    _verb("fit", "inits.fit:fit", "Fit them on a folder of images, or shards.", show=printing.fitted, long=True)
+)
 
 
 @app.group("runs", cls=InOrder, short_help="List and show runs, and give back the space that checkpoints take.")
@@ -238,7 +269,7 @@ def runs() -> None:
 
 
 def _runs_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
-    runs.add_command(_verb(name, f"archive:{function}", summary, **output))
+    runs.add_command(_verb(name, f"archive:{function}", summary, long=False, **output))
 
 
 _runs_verb(
@@ -270,7 +301,7 @@ def referees() -> None:
 
 
 def _referee_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
-    referees.add_command(_verb(name, f"referees.registry:{function}", summary, **output))
+    referees.add_command(_verb(name, f"referees.registry:{function}", summary, long=False, **output))
 
 
 _referee_verb("list", "list_referees", "Their names, and what they are robust to.", show=printing.entries)

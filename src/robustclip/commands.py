@@ -17,10 +17,11 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 from pydantic_core import to_jsonable_python
+from rich.filesize import decimal
 
 from robustclip import signatures
 from robustclip.errors import UsageError
-from robustclip.files import check_writable, write_json
+from robustclip.files import check_writable, is_file, is_folder, write_json
 from robustclip.signatures import Pairs, Parameter, as_flag, written
 
 Function = Callable[..., Any]
@@ -43,12 +44,19 @@ USUAL = EVERYWHERE | {
 """What flags of these names mean wherever they don't say otherwise."""
 
 
+LONGEST_PATH = 1000  # characters
+PLACES = ("out", "to", "csv", "svg")
+"""Parameters that name what is written."""
+DRY_RUN = click.Option(["--dry-run"], is_flag=True, help="check the call, say what it would read and write, and end")
+
+
 class TypedCommand(click.Command):
     """A command whose flags are the parameters of a typed function, plus those that every command has.
 
     `load` gives the function, and what knows its illegal pairs of values; it is called when the command is. `bind`
     replaces `signatures.bind` where more than the call decides the arguments. `show` prints the function's result for
-    people; `numbers` makes it the plain values that `--json FILE` writes.
+    people; `numbers` makes it the plain values that `--json FILE` writes. `long` ones take `--dry-run`, which checks
+    the call and says what it would read and write, and by `estimate` how long it would take.
     """
 
     def __init__(
@@ -60,6 +68,8 @@ class TypedCommand(click.Command):
         show: Callable[[Any], None],
         numbers: Callable[[Any], object] = lambda result: result,
         bind: Bind | None = None,
+        long: bool = False,
+        estimate: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
         super().__init__(name, short_help=summary, context_settings=settings)
@@ -67,6 +77,8 @@ class TypedCommand(click.Command):
         self.show = show
         self.numbers = numbers
         self.bind = bind or self._bind
+        self.long = long
+        self.estimate = estimate
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -79,6 +91,7 @@ class TypedCommand(click.Command):
             *(_option(parameter) for parameter in self.parameters if not parameter.positional),
             *(_idle(flag, text) for flag, text in EVERYWHERE.items() if flag not in named),
             click.Option(["--json"], type=click.Path(dir_okay=False, path_type=Path), help="write the numbers here"),
+            *([DRY_RUN] if self.long else []),
             click.Option(["--traceback"], is_flag=True, expose_value=False, help="show where a failure comes from"),
         ]
         return super().make_context(info_name, args, parent, **extra)
@@ -99,7 +112,7 @@ class TypedCommand(click.Command):
         super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
             return []
-        json = ctx.params.pop("json")
+        json, dry = ctx.params.pop("json"), ctx.params.pop("dry_run", False)
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
         positional, misfits = self._sort(ctx.args, after)
         arguments, faults = self.bind(given | positional, as_flag)
@@ -109,17 +122,43 @@ class TypedCommand(click.Command):
             except UsageError as error:
                 misfits.append(f"--json: {error}")
         signatures.raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
-        ctx.params = {"arguments": arguments, "json": json}
+        ctx.params = {"arguments": arguments, "json": json, "dry": dry}
         ctx.args = []
         return []
 
     def invoke(self, ctx: click.Context) -> None:
+        if ctx.params["dry"]:
+            self._rehearse(ctx.params["arguments"], ctx.params["json"])
+            return
         result = self.function(**ctx.params["arguments"])
         if os.environ.get("RANK", "0") != "0":  # of processes that train together, one speaks
             return
         if ctx.params["json"] is not None:
             write_json(ctx.params["json"], to_jsonable_python(self.numbers(result), inf_nan_mode="null", fallback=str))
         self.show(result)
+
+    def _rehearse(self, arguments: dict[str, Any], json: Path | None) -> None:
+        """Say what a call would do. All that its text shows to be wrong was refused before."""
+        defaults = {parameter.name: parameter.default for parameter in self.parameters}
+        places = {name: value for name, value in arguments.items() if name in PLACES and value is not None}
+        if json is not None:
+            places["json"] = json
+        for name, value in arguments.items():
+            if name in places:
+                continue
+            if found := list(_found(value)):
+                click.echo(f"reads {name.replace('_', ' ')}: {', '.join(found)}")
+            elif value != defaults[name]:
+                click.echo(f"{name.replace('_', ' ')}: {written(value)}")
+        for name, value in places.items():
+            click.echo(f"writes {name.replace('_', ' ')}: {value}")
+        if arguments.get("out", ...) is None and arguments.get("resume") is None:
+            click.echo("writes out: a new folder below runs/")
+        if self.estimate is not None and not arguments.get("quick"):
+            self.estimate(arguments)
+        elif "quick" in defaults:
+            click.echo("how long: try it with --quick, which takes seconds, or with few --steps")
+        click.echo("nothing was run (--dry-run)")
 
     def _bind(self, given: Mapping[str, object], spell: Callable[[Parameter], str]) -> tuple[dict[str, Any], list[str]]:
         return signatures.bind(self.function, given, spell=spell, pairs=self.pairs)
@@ -152,6 +191,18 @@ def _parted(args: list[str]) -> tuple[list[str], list[str]]:
     """(what comes before the first `--`, what comes after it)."""
     cut = args.index("--") if "--" in args else len(args)
     return args[:cut], args[cut + 1 :]
+
+
+def _found(value: object) -> Iterator[str]:
+    """The files and folders among the values of a parameter, with their size."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(one, str | Path) or len(str(one)) > LONGEST_PATH:
+            continue
+        path = Path(one)
+        if is_file(path):
+            yield f"{path} ({decimal(path.stat().st_size)})"
+        elif is_folder(path):
+            yield f"{path}/ ({sum(1 for _ in path.iterdir())} entries)"
 
 
 def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.archive import Freed, Summary
+    from robustclip.evaluation.report import Report
     from robustclip.explanation.explain import Explanation
     from robustclip.referees.registry import Entry, Verification
     from robustclip.runs import Run
@@ -34,6 +36,55 @@ def numbers(values: Mapping[str, object]) -> None:
     """One value a line, numbers to four digits."""
     for name, value in values.items():
         click.echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 picture, 2 pictures."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def next_call(*words: object) -> None:
+    """The command that usually comes next, to be copied."""
+    click.echo(f"next: robustclip {shlex.join(map(str, words))}")
+
+
+def trained(values: Mapping[str, object]) -> None:
+    """The numbers of a training run, what the accuracies are, and what to do with a referee."""
+    numbers(values)
+    if "strong_accuracy" in values:
+        click.echo(
+            "accuracies are top-1 on a held-out batch: weak under the attack of training, strong under PGD-20, clean "
+            "without an attack"
+        )
+    folder = values.get("run")
+    if isinstance(folder, str) and (Path(folder) / "referee").is_dir():
+        next_call("export", folder, "--name", "mine")
+
+
+def exported(folder: Path) -> None:
+    """Where the referee is, and how to measure it."""
+    click.echo(f"exported to {folder}")
+    next_call("evaluate", "emoji-vanilla", folder, "--attack", "l2:1.5@20", "--limit", 256)
+
+
+def evaluated(report: Report) -> None:
+    """The table, and how to see what it tells in numbers."""
+    rich(report.table())
+    names = list(dict.fromkeys(row.referee for row in report.rows))
+    next_call("explain", "--referees", *names, "--images", "emoji/scenes", "--limit", 12)
+
+
+def fitted(values: Mapping[str, object]) -> None:
+    """What was fitted, and how to start from it."""
+    numbers(values)
+    if "out" in values:
+        next_call("synthesize", "clipag", "a cat", "--init", values["out"])
+
+
+def aligned(values: Mapping[str, object]) -> None:
+    """The numbers of an alignment, and where its pictures are."""
+    numbers(values)
+    click.echo(f"before and after, of the same noise: {Path(str(values['out'])) / 'pictures.png'}")
 
 
 def note(text: str) -> None:
@@ -55,8 +106,9 @@ def painted(result: Result) -> None:
         click.echo(f"{similarity:.3f}  {file}  {item.prompt.title}")
     if len(result) > FEW:
         click.echo(f"... and {len(result) - FEW} more in {result.folder / 'images'}")
-    click.echo(f"{len(result)} pictures, mean similarity {result.similarity.mean():.3f}")
+    click.echo(f"{counted(len(result), 'picture')}, mean similarity {result.similarity.mean():.3f}")
     click.echo(f"all of them at once: {result.folder / 'contact_sheet.png'}")
+    next_call("judge", result.folder)
 
 
 def explained(explanation: Explanation) -> None:

@@ -30,6 +30,7 @@ from typing import Annotated, Any, Final, Literal, cast
 from pydantic import AfterValidator
 
 import robustclip
+from robustclip import printing
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.files import is_draft, plain, remove_drafts, write_json
 from robustclip.metrics import Metrics
@@ -147,6 +148,8 @@ class Run:
         def go_on() -> tuple[Path, dict[str, Any]]:
             run = cls.open(resume)
             run.check_resumable(recipe)
+            if run.status == "finished":
+                printing.note(f"{run.folder} is finished: only what is missing of it, or newly asked for, is done")
             remove_drafts(run.folder)
             for outcome in ("reason", "ended", "numbers"):
                 run.record.pop(outcome, None)

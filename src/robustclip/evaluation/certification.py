@@ -36,6 +36,7 @@ from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.similarity import Images
 from robustclip.evaluation.templates import class_embeddings
+from robustclip.printing import counted
 from robustclip.progress import watched
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.smoothed import refuse_smoothed
@@ -129,7 +130,7 @@ def _labels_and_hits(
     """For each image the label that the first copies choose, and how many of the second get it."""
     found: list[tuple[int, int]] = []
     drawn = each(seed, "certification", ids=ids)
-    for place, noise in enumerate(watched(drawn, title and f"{title}: {len(ids)} images", title)):
+    for place, noise in enumerate(watched(drawn, title and f"{title}: {counted(len(ids), 'image')}", title)):
         image = images[torch.tensor([place])].to(classes.device)
 
         def counts(number: int, image: Tensor = image, noise: torch.Generator = noise) -> Int[Tensor, " c"]:

@@ -35,6 +35,7 @@ from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.templates import resolve_templates
 from robustclip.files import check_writable, is_file
+from robustclip.printing import counted
 from robustclip.referees.base import TwoTower
 from robustclip.referees.claims import EMBEDDED_DATA
 from robustclip.referees.judging import check_judge, fingerprint
@@ -316,7 +317,7 @@ def picture(judges: Sequence[Judge], setting: Setting, prompts: Sequence[str] = 
 def notes(judges: Sequence[Judge], examples: Examples, threats: Mapping[str, ThreatModel]) -> Iterator[str]:
     """What to know before believing a number."""
     if len(examples) < ENOUGH:
-        yield f"only {len(examples)} images: intervals are wide"
+        yield f"only {counted(len(examples), 'image')}: intervals are wide"
     for judge in judges:
         trained = judge.referee.card.threat
         for attack, threat in threats.items():

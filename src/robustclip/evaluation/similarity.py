@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.devices import autocast
+from robustclip.printing import counted
 from robustclip.progress import watched
 from robustclip.referees.base import TwoTower
 
@@ -57,4 +58,4 @@ def all_cosines(
 def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Iterator[Int[Tensor, " b"]]:
     """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
-    yield from watched(parts, title and f"{title}: {len(indices)} images", title)
+    yield from watched(parts, title and f"{title}: {counted(len(indices), 'image')}", title)

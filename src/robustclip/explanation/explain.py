@@ -30,6 +30,7 @@ from robustclip.explanation.pages import write_report
 from robustclip.explanation.report import About, Report
 from robustclip.explanation.viewers import Task, Viewer, by_size
 from robustclip.files import check_writable, is_file, write_json
+from robustclip.printing import counted
 from robustclip.progress import watched
 from robustclip.referees.judging import fingerprint
 from robustclip.signatures import raise_faults, unknown
@@ -157,7 +158,7 @@ def look_at(
     outcomes = Outcomes()
     for viewer in viewers:
         viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
-    for places in watched(by_size(pairs, batch_size), f"explaining {len(pairs)} pairs of image and text"):
+    for places in watched(by_size(pairs, batch_size), f"explaining {counted(len(pairs), 'pair')} of image and text"):
         some = [pairs[place] for place in places]
         images = torch.stack([pair.image for pair in some])
         seen = {viewer.name: viewer.see(some, images, task) for viewer in viewers}
@@ -222,7 +223,7 @@ def describe(viewers: Sequence[Viewer], pairs: Sequence[Pair], task: Task) -> di
     """What was looked at, by whom, and with what."""
     images = len({pair.id for pair in pairs})
     return {
-        "data": f"{images} images, {len(pairs)} pairs of image and text",
+        "data": f"{counted(images, 'image')}, {counted(len(pairs), 'pair')} of image and text",
         "images": images,
         "pairs": len(pairs),
         "layers": {viewer.name: viewer.mapper.layer_name for viewer in viewers if viewer.mapper is not None},

@@ -29,6 +29,7 @@ from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeRe
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.judges import Judge, load_judges
 from robustclip.files import check_writable, is_file, is_folder
+from robustclip.printing import counted
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
 from robustclip.signatures import raise_faults, unknown
@@ -207,7 +208,8 @@ def judge_pictures(
     notes = [note for pictures in sets for note in pictures.notes]
     notes += check_guides(sets, jury, allow_self=allow_self)
     notes += [
-        f"{pictures.name} holds {len(pictures)} pictures of {different} prompts: intervals take them for independent"
+        f"{pictures.name} holds {counted(len(pictures), 'picture')} of {counted(different, 'prompt')}: intervals take "
+        "them for independent"
         for pictures in sets
         if (different := len(set(pictures.prompts))) < len(pictures)
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import robustclip
+from robustclip import printing
+from robustclip.errors import UsageError
 from robustclip.evaluation.report import LOW_FREQUENCY, Report
 from robustclip.referees import registry
 from robustclip.referees.judging import check_judge
@@ -99,3 +102,18 @@ def test_an_attack_moves_the_controls_eyes_and_hardly_the_robust_ones(control: s
     assert report.row(robust, metric, ATTACK).value > 0.75
     assert report.row(robust, metric, ATTACK, "difference").low > 0.2
     assert report.row(robust, metric, "random l2:1.5").value > 0.95
+
+
+def test_pair_readers_and_generators_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {entry.name: entry.kind for entry in registry.list_all()}
+    assert kinds["emoji-blip2"] == "pair reader"
+    assert kinds["emoji-diffusion"] == kinds["emoji-vqgan"] == "generator"
+    assert "emoji-blip2" not in [entry.name for entry in registry.list_referees()]
+    printing.entries(registry.list_all())
+    assert "broken" not in capsys.readouterr().out
+    printing.card(registry.describe("emoji-blip2"))
+    assert capsys.readouterr().out.startswith("# emoji-blip2")
+    printing.card(registry.describe("emoji-vqgan"))
+    assert json.loads(capsys.readouterr().out)["recipe"] == "pretrain/emoji-vqgan"
+    with pytest.raises(UsageError, match="there is no referee"):
+        registry.describe("emoji-blip3")

@@ -304,13 +304,13 @@ def _referee_verb(name: str, function: str, summary: str, **output: Callable[[An
     referees.add_command(_verb(name, f"referees.registry:{function}", summary, long=False, **output))
 
 
-_referee_verb("list", "list_referees", "Their names, and what they are robust to.", show=printing.entries)
+_referee_verb("list", "list_all", "Their names, kinds, and what they are robust to.", show=printing.entries)
 _referee_verb(
     "show",
-    "show",
-    "A referee's card.",
-    show=lambda card: click.echo(card.markdown()),
-    numbers=lambda card: card.to_json(),
+    "describe",
+    "The card of a referee, pair reader or generator.",
+    show=printing.card,
+    numbers=lambda card: card if isinstance(card, dict) else card.to_json(),
 )
 _referee_verb(
     "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification

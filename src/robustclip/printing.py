@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.archive import Freed, Summary
     from robustclip.evaluation.report import Report
     from robustclip.explanation.explain import Explanation
+    from robustclip.referees.card import Card
     from robustclip.referees.registry import Entry, Verification
     from robustclip.runs import Run
     from robustclip.synthesis.painted import Result
@@ -131,15 +133,22 @@ def demo(result: Mapping[str, Any]) -> None:
 
 def entries(referees: Iterable[Entry]) -> None:
     """A line for each referee; one that is broken says so in its line."""
-    table = Table("referee", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")
+    table = Table("referee", "kind", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")
     for entry in referees:
         try:
-            threat = entry.card.threat
+            threat = None if entry.kind == "generator" else entry.card.threat
             robust_to = "nothing" if threat is None else str(threat)
         except (RunError, UsageError) as error:
             robust_to = f"(broken: {error})"
-        table.add_row(*map(Text, (entry.name, robust_to, entry.origin, str(entry.folder))))  # names are no markup
+        table.add_row(
+            *map(Text, (entry.name, entry.kind, robust_to, entry.origin, str(entry.folder)))
+        )  # names are no markup
     rich(table)
+
+
+def card(card: Card | dict[str, Any]) -> None:
+    """A card as Markdown; a generator's, which is no Card, as JSON."""
+    click.echo(json.dumps(card, indent=2, ensure_ascii=False) if isinstance(card, dict) else card.markdown())
 
 
 def verification(found: Verification) -> None:

@@ -224,3 +224,18 @@ def test_tokens_are_counted_uncut() -> None:
         assert (other.context, other.count_tokens(["a cat", "turtle " * 300])) == (64, [2 + around, 300 + around])
     unknown = OpenClipText(torch.nn.Linear(1, 1), lambda texts: torch.zeros(len(texts), 8), width=1)
     assert unknown.context is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/etc/x", "a/b/c", "", "a b/c", "a/../b", "a--b/c", "org/name\n", "x" * 500, "org/", "https://x/y"],
+)
+def test_names_that_no_hub_has_are_refused_before_a_network_is_asked_for(name: str) -> None:
+    with pytest.raises(UsageError, match="names no model of the Hugging Face hub"):
+        load_hub(f"hf-hub:{name}")
+
+
+@pytest.mark.parametrize("name", ["org/name", "name", "org/na.me_1-x@main", "org/name@refs/pr/1"])
+def test_names_that_a_hub_may_have_are_asked_for(name: str) -> None:
+    with pytest.raises(RunError, match="could not fetch"):
+        load_hub(f"hf-hub:{name}")

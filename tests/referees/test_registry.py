@@ -15,7 +15,15 @@ from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import save_full, save_referee
-from robustclip.referees.registry import add, find, list_referees, load_referee, remove, show, verify
+from robustclip.referees.registry import (
+    add,
+    find,
+    list_referees,
+    load_referee,
+    remove,
+    show,
+    verify,
+)
 from robustclip.referees.toy import toy_referee
 
 CLEAN = Claim("top-1", 0.5, 0.4, 0.6, 100, 7, "emoji/unseen-styles", None, "2025-01-31")

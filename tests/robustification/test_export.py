@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from robustclip.errors import UsageError
+from robustclip.images import load_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Claim
 from robustclip.referees.folder import save_referee
@@ -151,6 +155,26 @@ def test_plain_open_clip_reads_awkward_texts_equally(referee: TwoTower, tmp_path
         theirs = model.encode_text(tokenizer(list(AWKWARD.values())), normalize=True)
     cosines = (referee.embed_texts(list(AWKWARD.values())) * theirs).sum(1)
     assert {name: c for name, c in zip(AWKWARD, cosines.tolist(), strict=True) if c < 1 - 1e-5} == {}
+
+
+def test_the_card_says_what_other_transforms_change(referee: TwoTower, tmp_path: Path) -> None:
+    """Its line of code for transparent pictures, and `exact`, give the embeddings of open_clip's own pixels."""
+    folder = export(referee, name="mine", to=tmp_path / "there")
+    told = load_referee(folder).card.provenance
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    values = np.random.default_rng(0).integers(0, 256, (50, 83, 4), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "clear.png")
+    p = Image.open(tmp_path / "clear.png")
+    opaque = eval(told["transparency"].partition("The same for them: ")[2], {"Image": Image, "p": p})
+    with torch.no_grad():
+        theirs = model.eval().encode_image(preprocess(opaque)[None], normalize=True)
+        dropped = model.encode_image(preprocess(p)[None], normalize=True)
+    exact = load_referee(folder)
+    exact.preprocess.exact = True
+    ours = exact.embed_images(load_image(tmp_path / "clear.png")[None])
+    assert (ours * theirs).sum() > 0.99999
+    assert (ours * dropped).sum() < (ours * theirs).sum() - 1e-4
+    assert re.search(r"\d+\.[1-9]/255 and cosine [01]\.\d{4} \(noise of 48x96\)", told["resizing"])
 
 
 @pytest.mark.slow

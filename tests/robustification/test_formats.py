@@ -20,6 +20,7 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import Card
 from robustclip.referees.openclip import name_of
+from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import list_referees, load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
@@ -88,6 +89,26 @@ def test_hf_is_a_clip_model_and_a_registered_referee(referee: TwoTower, images: 
     assert again.card.family == "transformers"
     assert again.card.threat == referee.card.threat
     assert 'CLIPModel.from_pretrained("FOLDER")' in (folder / "README.md").read_text()
+
+
+def test_the_card_says_how_awkward_texts_fare_in_another_tokenizer(referee: TwoTower, tmp_path: Path) -> None:
+    folder = export(referee, name="theirs", to=tmp_path / "there", format="hf")
+    told = load_referee(folder).card.provenance["texts"]
+    assert re.search(r"of 6 awkward ones .* [1-6] embed otherwise than before, lowest cosine 0\.\d{3}", told)
+    export(referee, name="ours", to=tmp_path / "here")
+    assert "texts" not in load_referee("ours").card.provenance
+
+
+@pytest.mark.parametrize("options", [{"resize_to": 40}, {"interpolation": "nearest"}, {"resize_mode": "none"}])
+def test_preprocessing_that_only_transformers_has(options: Any, referee: TwoTower, tmp_path: Path) -> None:
+    folder = export(referee, name="theirs", to=tmp_path / "there", format="hf")
+    given = load_referee(folder)
+    size = given.preprocess.size
+    given.preprocess = Preprocess(size, crop="floor", **options)
+    again = load_referee(export(given, name="again", to=tmp_path / "again", format="hf"))
+    assert again.preprocess.config() == given.preprocess.config()
+    with pytest.raises(UsageError, match="open_clip's preprocessing has no place for"):
+        export(given, name="plain", to=tmp_path / "plain")
 
 
 def test_a_clip_model_goes_back_to_open_clip(referee: TwoTower, images: Tensor, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ FAMILY = "open_clip"
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
 run the code of whoever wrote the config."""
+HUB_NAME = re.compile(r"hf-hub:([A-Za-z0-9][\w.-]{,95}/)?[A-Za-z0-9][\w.-]{,95}(@[\w./-]+)?", re.ASCII)
 SEEN = ("mean", "std", "interpolation", "resize_mode")
 """What of a `preprocess_cfg` comes with weights; the size comes with the architecture."""
 Config = Mapping[str, Any]
@@ -256,7 +257,13 @@ def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> 
 
 
 def load_hub(name: str) -> TwoTower:
-    """A model of the Hugging Face hub that brings its own config, `hf-hub:ORG/NAME`; errors as load_tag."""
+    """A model of the Hugging Face hub that brings its own config, `hf-hub:ORG/NAME`; errors as load_tag, and UsageError
+    for what cannot be such a name."""
+    if not HUB_NAME.fullmatch(name) or ".." in name or "--" in name:
+        raise UsageError(
+            f"{name[:200]!r} names no model of the Hugging Face hub: give hf-hub:ORG/NAME (letters, digits, '-', '_' "
+            "and single '.'), or local-dir:FOLDER for a folder"
+        )
     try:
         model_cfg = get_model_config(name)
     except (OSError, RuntimeError, ValueError) as error:

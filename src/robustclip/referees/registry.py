@@ -35,11 +35,13 @@ RESERVED = (".json", ".partial", ".tmp")
 
 @dataclass(frozen=True)
 class Entry:
-    """A referee that has a name, and its folder. `origin` is "embedded" (in the package) or "registered"."""
+    """A referee that has a name, and its folder. `origin` is "embedded" (in the package) or "registered"; pair readers
+    and generators have another `kind`, and other verbs take them."""
 
     name: str
     folder: Path
     origin: Literal["embedded", "registered"]
+    kind: Literal["referee", "pair reader", "generator"] = "referee"
 
     @property
     def card(self) -> Card:
@@ -95,6 +97,20 @@ def list_referees() -> list[Entry]:
     return [*_embedded(), *_registered()]
 
 
+def list_all() -> list[Entry]:
+    """All that `list_referees` gives, then the embedded pair readers and generators."""
+    others: tuple[tuple[Literal["pair reader", "generator"], str], ...] = (
+        ("pair reader", "pair_readers"),
+        ("generator", "generators"),
+    )
+    found = [
+        Entry(name, folder, "embedded", kind)
+        for kind, where in others
+        for name, folder in embedded.folders(where, CARD_FILE).items()
+    ]
+    return [*list_referees(), *found]
+
+
 def find(name: str) -> Entry | None:
     """The referee of that name, if there is one."""
     return next((entry for entry in list_referees() if entry.name == name), None)
@@ -131,6 +147,14 @@ def load_referee(
 def show(name: Annotated[str, "name or folder"]) -> Card:
     """The card of a referee, by name or folder."""
     return _entry(name).card
+
+
+def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
+    """The card of a referee or a pair reader, by name or folder; of a generator, what its card.json holds."""
+    entry = next((entry for entry in list_all() if entry.name == name), None)
+    if entry is not None and entry.kind == "generator":
+        return dict(read_json(entry.folder / CARD_FILE))
+    return show(name) if entry is None else entry.card
 
 
 def add(

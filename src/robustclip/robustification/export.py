@@ -11,16 +11,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import torch
+
 from robustclip.errors import UsageError
 from robustclip.files import check_writable, follow_umask
 from robustclip.referees import registry
-from robustclip.referees.base import TwoTower
+from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder
+from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.finish import REFEREE, Which, referee_at
 from robustclip.robustification.formats import FORMATS, FormatName
 from robustclip.runs import RECORD
 from robustclip.signatures import raise_faults, unknown
+
+AWKWARD = ["the dog’s “bone”", "cat &amp; dog", "cat &lt;3", "ﬁsh", "the dogâ€™s bone", "ＣＡＴ"]
+TRANSPARENCY = (
+    "robustclip lays transparent pictures on white, other libraries' transforms drop the alpha (often to black). The "
+    "same for them: Image.alpha_composite(Image.new('RGBA', p.size, 'white'), p.convert('RGBA')).convert('RGB')"
+)
 
 
 def export(
@@ -52,8 +61,10 @@ def export(
 
     The pixels of the hf processor are those of the referee where an image has the tower's size. Where it resizes, they
     are one step of 255 apart, more beside hard edges: like open_clip's own transform it rounds to 8 bits and clamps
-    what bicubic resampling overshoots, where the referee lets gradients pass. Its tokenizer does not mend texts as
-    open_clip's does (curly quotes, HTML entities).
+    what bicubic resampling overshoots, where the referee lets gradients pass; the card holds the measured difference.
+    Its tokenizer does not mend texts as open_clip's does (curly quotes, HTML entities); the card says how such embed.
+    Transparent pictures lie on white here, and lose their alpha in other libraries' transforms: the card has the line
+    of code that makes them equal.
 
     A text tower of transformers (the sentence encoder) is one that open_clip finds by hub id or path only: the config
     in the folder names the folder's own absolute path, where config.json describes the encoder, and its weights come
@@ -74,8 +85,10 @@ def export(
     check_writable(target, folder=True)
     if target.exists():
         raise UsageError(f"{target} exists: give another folder with --to, or remove it (rm -r {target})")
-    referee = kind.convert(_given(run, checkpoint))
+    given = _given(run, checkpoint)
+    referee = kind.convert(given)
     card = _card(referee.card, name, half=half)
+    card.provenance |= {"resizing": _resizing(referee), "transparency": TRANSPARENCY, **_texts(given, referee)}
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -126,6 +139,41 @@ def _given(run: Path | TwoTower, which: Which) -> TwoTower:
     if folder is not None and not folder.exists() and ":" not in str(run):
         raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
     return registry.load_referee(run)
+
+
+@torch.no_grad()
+def _resizing(referee: TwoTower) -> str:
+    """What the 8 bits of a PIL transform change, where it resizes, measured on two pictures."""
+    height, width = (side * 3 // 2 for side in referee.image_size)
+    noise = torch.rand(1, 3, height, 2 * width, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise[..., :5, :5], noise.shape[-2:], mode="bilinear")
+    exact = Preprocess.from_config(referee.preprocess.config()).to(referee.device)
+    exact.exact = True
+    found = []
+    for name, image in (("noise", noise), ("a smooth picture", smooth)):
+        image = ((image * 255).round() / 255).to(referee.device)
+        ours, theirs = referee.preprocess(image), exact(image)
+        pixel = ((ours - theirs) * exact.std).abs().max().item() * 255
+        cosine = (unit(referee.image_tower(ours)) * unit(referee.image_tower(theirs))).sum().item()
+        found.append(f"{pixel:.1f}/255 and cosine {cosine:.4f} ({name} of {height}x{2 * width})")
+    return (
+        "a transform on PIL pictures rounds to 8 bits and clamps, robustclip does neither, so that gradients pass. "
+        f"Largest difference of a pixel, and of the embedding: {', '.join(found)}; none where nothing is resized. "
+        "referee.preprocess.exact = True gives the transform's values"
+    )
+
+
+def _texts(given: TwoTower, referee: TwoTower) -> dict[str, str]:
+    """How awkward texts fare where the tokenizer became another library's."""
+    if given.card.family == referee.card.family:
+        return {}
+    cosines = (given.embed_texts(AWKWARD).cpu() * referee.embed_texts(AWKWARD).cpu()).sum(1)
+    others = int((cosines < 1 - 1e-4).sum())
+    told = (
+        f"open_clip's tokenizer mends texts and transformers' does not: of {len(AWKWARD)} awkward ones (curly quotes, "
+        f"HTML entities, ligatures, mojibake) {others} embed otherwise than before, lowest cosine {cosines.min():.3f}"
+    )
+    return {"texts": told}
 
 
 def _card(card: Card, name: str, *, half: bool) -> Card:

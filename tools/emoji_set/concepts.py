@@ -7,6 +7,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from robustclip.data.emoji import caption_forms
+
 GROUPS = {
     0: "smileys-emotion",
     1: "people-body",
@@ -113,14 +115,7 @@ def with_article(label: str) -> str:
 
 def captions_of(concept: Concept) -> list[str]:
     """Several forms of caption for one concept; the first is the plain label."""
-    label, spoken, words = concept.label, with_article(concept.label), concept.keywords
-    captions = [label, spoken, f"an emoji of {spoken}", f"a drawing of {spoken}", f"a colourful icon showing {spoken}"]
-    if words:
-        captions.append(f"{label}: {', '.join(words[:6])}")
-        captions.append(f"{spoken}, {words[0]}")
-    if len(words) > 1:
-        captions.append(f"a picture of {spoken} ({', '.join(words[1:4])})")
-    return list(dict.fromkeys(captions))
+    return caption_forms(concept.label, with_article(concept.label), concept.keywords)
 
 
 FAMILIES: tuple[tuple[str, str], ...] = (

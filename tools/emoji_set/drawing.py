@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import resvg_py
@@ -33,12 +35,13 @@ def picture(svg: str) -> Picture | None:
     return Picture(alpha=webp_with_alpha(image), opaque=webp(on_white(image)))
 
 
-def draw(svg: str) -> Image.Image:
-    """The drawing as a 64x64 RGBA image: drawn at four times the size, then reduced with premultiplied alpha."""
-    side = SIZE * OVERSAMPLING
+def draw(svg: str, size: int = SIZE, oversampling: int = OVERSAMPLING) -> Image.Image:
+    """The drawing as an RGBA image of `size` squared: drawn at `oversampling` times the size, then reduced with
+    premultiplied alpha."""
+    side = size * oversampling
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     large = Image.open(io.BytesIO(png)).convert("RGBA")
-    return large.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return large.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -65,6 +68,44 @@ def webp_with_alpha(image: Image.Image) -> bytes:
     smooth = Image.fromarray(np.dstack([rgb, rgba[..., 3]]))
     smooth.save(buffer, "WEBP", quality=QUALITY, method=METHOD, alpha_quality=ALPHA_QUALITY, exact=True)
     return buffer.getvalue()
+
+
+def smallest(image: Image.Image, psnr: float) -> bytes:
+    """The fewest bytes of lossless WebP of a palette and of lossy WebP that keep an RGBA image at `psnr` dB (of its
+    pictures on white and on grey); if none does, the nearest one."""
+    found = []
+    for encoded in _encodings(image):
+        decoded = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGBA"))
+        found.append((quality(np.asarray(image), decoded), encoded))
+    good = [encoded for measured, encoded in found if measured >= psnr]
+    return min(good, key=len) if good else max(found, key=lambda pair: pair[0])[1]
+
+
+def quality(image: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
+    """PSNR in dB of a decoded RGBA image (H, W, 4), over its pictures on white and on grey."""
+    error = 0.0
+    for ground in (1.0, 0.5):
+        one, other = (a[..., :3] / 255 * (a[..., 3:] / 255) + ground * (1 - a[..., 3:] / 255) for a in (image, decoded))
+        error += float(((one - other) ** 2).mean()) / 2
+    return float(10 * np.log10(1 / max(error, 1e-10)))
+
+
+def _encodings(image: Image.Image) -> Iterator[bytes]:
+    def encoded(picture: Image.Image, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", **options)
+        return buffer.getvalue()
+
+    for colours in (8, 16, 32):
+        palette = image.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        yield encoded(palette.convert("RGBA"), lossless=True, quality=50, method=3)
+    rgba = np.asarray(image)
+    side = 1 << (len(rgba) - 1).bit_length()
+    padded = np.pad(rgba, ((0, side - len(rgba)), (0, side - len(rgba)), (0, 0)))
+    spread = spread_colours(padded)[: len(rgba), : len(rgba)]
+    smooth = Image.fromarray(np.dstack([np.where(rgba[..., 3:] >= 128, rgba[..., :3], spread), rgba[..., 3]]))
+    for level in (40, 55, 70, 85):
+        yield encoded(smooth, quality=level, method=METHOD, alpha_quality=ALPHA_QUALITY, exact=True)
 
 
 def spread_colours(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

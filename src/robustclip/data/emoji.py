@@ -1,10 +1,14 @@
-"""The embedded emoji set: eight drawing styles of 1,631 concepts at 64x64, read from the shards of robustclip-emoji.
+"""The embedded drawings, read from the shards of robustclip-emoji: two data sets with the same splits.
+
+- emoji: eight drawing styles of 1,631 concepts at 64x64.
+- icons: the same concepts and more things in further styles, at 96x96.
 
 Splits (see DATA_CARD.md beside the shards):
 
-- guide-styles: six styles, without the held-out concepts; what guides are trained on.
+- guide-styles: the guides' styles, without the held-out concepts; what guides are trained on.
 - unseen-styles: twemoji and openmoji, without the held-out concepts; what guides are measured on.
-- unseen-train: the same images as unseen-styles, under the name by which the disjoint judge trains on them.
+- unseen-train: what the disjoint judge trains on: the images of unseen-styles, and of icons those of the styles that
+  only judges train on.
 - heldout-concepts: all styles of the concepts that no referee is trained on.
 - judge-train: all styles, without the held-out concepts and the images held back from the judge.
 - judge-heldback: two images (one guide style, one unseen) of each of the judge's 200 labels.
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -33,6 +37,8 @@ from robustclip import embedded
 from robustclip.data.labelled import LabelledImages, Labels
 from robustclip.errors import RunError, UsageError
 
+SIZES: Final = {"emoji": 64, "icons": 96}
+"""Pixels of a side, by data set."""
 SPLITS = ("guide-styles", "unseen-styles", "unseen-train", "heldout-concepts", "judge-train", "judge-heldback")
 
 
@@ -48,25 +54,43 @@ class Sample:
 
 
 @cache
-def label_index() -> tuple[list[str], dict[str, int]]:
+def label_index(dataset: str = "emoji") -> tuple[list[str], dict[str, int]]:
     """(names of all labels in their fixed order, {concept id: position})."""
-    records = json.loads(embedded.path("emoji", "labels.json").read_text(encoding="utf-8"))
+    records = label_records(dataset)
     return [record["label"] for record in records], {record["id"]: i for i, record in enumerate(records)}
 
 
 @cache
-def splits() -> dict[str, Any]:
+def label_records(dataset: str) -> list[dict[str, Any]]:
+    """What labels.json says of each concept: id, label, group, keywords, and of icons the label with its article."""
+    return json.loads(embedded.path(dataset, "labels.json").read_text(encoding="utf-8"))
+
+
+@cache
+def splits(dataset: str = "emoji") -> dict[str, Any]:
     """Which styles and concepts are held out or held back, as DATA_CARD.md explains."""
-    return json.loads(embedded.path("emoji", "splits.json").read_text(encoding="utf-8"))
+    return json.loads(embedded.path(dataset, "splits.json").read_text(encoding="utf-8"))
 
 
-def load_emoji(split: str, rows: Sequence[int] | None = None) -> LabelledImages:
-    """The images of `split` on white, (N, 3, 64, 64) float32 in [0,1], with all that is known of them.
+def caption_forms(label: str, spoken: str, keywords: Sequence[str]) -> list[str]:
+    """Several forms of caption for one concept, from its label, the label with its article, and keywords; the first is
+    the label."""
+    captions = [label, spoken, f"an emoji of {spoken}", f"a drawing of {spoken}", f"a colourful icon showing {spoken}"]
+    if keywords:
+        captions.append(f"{label}: {', '.join(keywords[:6])}")
+        captions.append(f"{spoken}, {keywords[0]}")
+    if len(keywords) > 1:
+        captions.append(f"a picture of {spoken} ({', '.join(keywords[1:4])})")
+    return list(dict.fromkeys(captions))
 
-    N runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte). `rows` are the numbers of those
-    wanted, in the order wanted; others are not decoded.
+
+def load_emoji(split: str, rows: Sequence[int] | None = None, dataset: str = "emoji") -> LabelledImages:
+    """The images of `split` on white, (N, 3, S, S) float32 in [0,1] with S of SIZES, and all that is known of them.
+
+    N of emoji runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte); judge-train of icons takes
+    two gigabytes. `rows` are the numbers of those wanted, in the order wanted; others are not decoded.
     """
-    rgba, labels = load_rgba(split, rows)
+    rgba, labels = load_rgba(split, rows, dataset)
     images = torch.empty(len(rgba), 3, *rgba.shape[2:])
     for start in range(0, len(rgba), 1024):  # in parts: the whole in float with alpha would double the memory
         part = rgba[start : start + 1024].float() / 255
@@ -75,28 +99,30 @@ def load_emoji(split: str, rows: Sequence[int] | None = None) -> LabelledImages:
     return LabelledImages(images=images, **vars(labels))
 
 
-def load_rgba(split: str, rows: Sequence[int] | None = None) -> tuple[UInt8[Tensor, "n 4 h w"], Labels]:
-    """The drawings of `split` (or these `rows` of it) with their alpha, (N, 4, 64, 64) uint8, colours not
+def load_rgba(
+    split: str, rows: Sequence[int] | None = None, dataset: str = "emoji"
+) -> tuple[UInt8[Tensor, "n 4 h w"], Labels]:
+    """The drawings of `split` (or these `rows` of it) with their alpha, (N, 4, S, S) uint8 with S of SIZES, colours not
     premultiplied, for any background.
 
     Raises UsageError for a split that is not there, with the near name.
     """
-    samples = list(_samples(split))
+    samples = list(samples_of(split, dataset))
     if rows is not None:
         samples = [samples[row] for row in rows]
-    pixels = np.empty((len(samples), 64, 64, 4), dtype=np.uint8)
+    pixels = np.empty((len(samples), SIZES[dataset], SIZES[dataset], 4), dtype=np.uint8)
     for row, sample in enumerate(samples):
         pixels[row] = np.asarray(Image.open(io.BytesIO(sample.webp)).convert("RGBA"))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _labels(samples)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _labels(samples, dataset)
 
 
-def load_labels(split: str) -> Labels:
+def load_labels(split: str, dataset: str = "emoji") -> Labels:
     """What is known of the images of `split`, without decoding them."""
-    return _labels(list(_samples(split)))
+    return _labels(list(samples_of(split, dataset)), dataset)
 
 
-def _labels(samples: list[Sample]) -> Labels:
-    names, index = label_index()
+def _labels(samples: list[Sample], dataset: str) -> Labels:
+    names, index = label_index(dataset)
     return Labels(
         labels=torch.tensor([index[sample.concept] for sample in samples], dtype=torch.long),
         label_names=names,
@@ -106,23 +132,26 @@ def _labels(samples: list[Sample]) -> Labels:
     )
 
 
-def _samples(split: str) -> Iterator[Sample]:
+def samples_of(split: str, dataset: str) -> Iterator[Sample]:
+    """The drawings of a split, not decoded. Raises UsageError for a split that is not there, with the near name."""
     if split not in SPLITS:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
-        raise UsageError(f'the emoji set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
-    known = splits()
-    guide, unseen = known["guide_styles"], known["unseen_styles"]
+        raise UsageError(f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
+    known = splits(dataset)
+    guide, unseen, judges = known["guide_styles"], known["unseen_styles"], known.get("judge_styles", [])
     held_out = set(known["heldout_concepts"])
     held_back = {f"{concept}-{style}" for concept, styles in known["judge_heldback"].items() for style in styles}
     match split:
         case "guide-styles":
             styles = guide
-        case "unseen-styles" | "unseen-train":
+        case "unseen-styles":
             styles = unseen
+        case "unseen-train":
+            styles = [*unseen, *judges]
         case _:
-            styles = [*guide, *unseen]
-    for sample in chain.from_iterable(map(read_shard, styles)):
+            styles = [*guide, *unseen, *judges]
+    for sample in chain.from_iterable(read_shard(style, dataset) for style in styles):
         match split:
             case "heldout-concepts":
                 wanted = sample.concept in held_out
@@ -137,11 +166,16 @@ def _samples(split: str) -> Iterator[Sample]:
 
 
 @cache
-def read_shard(style: str) -> list[Sample]:
-    """Samples of one style in the order of the shard. Kept, since splits share shards: 25 MB for all eight."""
-    plain = io.BytesIO(gzip.decompress(embedded.path("emoji", f"emoji-{style}.tar.gz").read_bytes()))
+def read_shard(style: str, dataset: str = "emoji") -> list[Sample]:
+    """Samples of one style in the order of the shard. Kept, since splits share shards: 25 MB for all of a set."""
+    file = f"emoji-{style}.tar.gz" if dataset == "emoji" else f"{style}.tar.gz"
+    plain = io.BytesIO(gzip.decompress(embedded.path(dataset, file).read_bytes()))
     with tarfile.open(fileobj=plain) as tar:
         contents = {member.name: _content(tar, member) for member in tar}
+    if dataset != "emoji":  # pictures alone: labels.json says the rest once, for all styles
+        captions = _captions(dataset)
+        concepts = {name.removesuffix(".webp"): webp for name, webp in contents.items()}
+        return [Sample(f"{one}-{style}", one, style, captions[one], webp) for one, webp in concepts.items()]
     samples = []
     for name, content in contents.items():
         key, _, extension = name.partition(".")
@@ -149,6 +183,11 @@ def read_shard(style: str) -> list[Sample]:
             record = json.loads(content)
             samples.append(Sample(key, record["concept"], record["style"], record["captions"], contents[f"{key}.webp"]))
     return samples
+
+
+@cache
+def _captions(dataset: str) -> dict[str, list[str]]:
+    return {one["id"]: caption_forms(one["label"], one["spoken"], one["keywords"]) for one in label_records(dataset)}
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

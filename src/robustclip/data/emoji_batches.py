@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
 from robustclip.data.batch import ALONE, Batch, Place
-from robustclip.data.emoji import load_rgba
+from robustclip.data.emoji import load_rgba, splits
 from robustclip.rng import generator
 
 
@@ -48,7 +48,8 @@ class EmojiBatches:
     Batch k takes the next `batch_size` samples of an endless row of permutations, one an epoch; a batch may run over
     the end of an epoch, so no sample is dropped. Samples of one batch may share a concept: `positives` says so.
     The caption is drawn anew from the sample's forms each time. Of P processes, that of rank r yields every P-th pair
-    of the batch that one would yield alone, from the r-th on.
+    of the batch that one would yield alone, from the r-th on. Drawings of one colour (black) get a dark colour, drawn
+    anew each time. With `sizes`, the images of batch k have a side drawn from them; else that of the data set.
 
     Raises UsageError for a split that is not there, or a batch that cannot be shared out evenly.
     """
@@ -61,12 +62,17 @@ class EmojiBatches:
         seed: int,
         augmentation: Augmentation | None = None,
         place: Place = ALONE,
+        dataset: str = "emoji",
+        sizes: Sequence[int] = (),
     ) -> None:
         place.share(batch_size)
         self.place = place
         self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.dataset, self.sizes = dataset, tuple(sizes)
         self.augmentation = augmentation or Augmentation()
-        self.rgba, self.samples = load_rgba(split)
+        self.rgba, self.samples = load_rgba(split, None, dataset)
+        monochrome = set(splits(dataset).get("monochrome", ()))
+        self._monochrome = torch.tensor([style in monochrome for style in self.samples.styles])
         self.faults: Counter[str] = Counter()  # the embedded shards are checked when they are built
         names = self.samples.label_names
         self._handed = torch.tensor([has_sides(names[label]) for label in self.samples.labels.tolist()])
@@ -77,7 +83,7 @@ class EmojiBatches:
     def describe(self) -> dict[str, Any]:
         """What a run folder says of this source."""
         return {
-            "source": "emoji",
+            "source": self.dataset,
             "split": self.split,
             "samples": len(self),
             "concepts": len(self.samples.labels.unique()),
@@ -85,6 +91,7 @@ class EmojiBatches:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "augmentation": vars(self.augmentation),
+            **({"sizes": list(self.sizes)} if self.sizes else {}),
         }
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
@@ -95,14 +102,21 @@ class EmojiBatches:
             k += 1
 
     def batch(self, k: int) -> Batch:
-        """This process's part of batch k: images (b, 3, 64, 64) float32 in [0,1]."""
+        """This process's part of batch k: images (b, 3, S, S) float32 in [0,1]."""
         mine = slice(self.place.rank, None, self.place.world_size)
         index = self._row(k)[mine]
         draw = Draws(self.batch_size, generator(self.seed, "emoji-batch", k), mine)
         forms = draw.unit().tolist()
         rows = index.tolist()
         captions = [self.samples.captions[row] for row in rows]
-        images = augment(self.rgba[index], self.augmentation, draw, handed=self._handed[index])
+        rgba, size = self.rgba[index], None
+        if self._monochrome.any():  # of the whole set, so that all processes draw the same numbers
+            dark = (127 * draw.colours()).byte().expand(-1, -1, *rgba.shape[2:])
+            rgba[:, :3] = torch.where(self._monochrome[index].view(-1, 1, 1, 1), dark, rgba[:, :3])
+        if self.sizes:
+            drawn = torch.randint(len(self.sizes), (), generator=generator(self.seed, "emoji-size", k))
+            size = self.sizes[int(drawn)]
+        images = augment(rgba, self.augmentation, draw, handed=self._handed[index], size=size)
         return Batch(
             images=images,
             captions=[texts[int(form * len(texts))] for texts, form in zip(captions, forms, strict=True)],
@@ -121,13 +135,19 @@ class EmojiBatches:
 
 
 def augment(
-    rgba: UInt8[Tensor, "b 4 h w"], how: Augmentation, draw: Draws, *, handed: Tensor | None = None
-) -> Float[Tensor, "b 3 h w"]:
-    """Drawings moved, turned and lit at random on random backgrounds; float32 in [0,1].
+    rgba: UInt8[Tensor, "b 4 h w"],
+    how: Augmentation,
+    draw: Draws,
+    *,
+    handed: Tensor | None = None,
+    size: int | None = None,
+) -> Float[Tensor, "b 3 h2 w2"]:
+    """Drawings moved, turned and lit at random on random backgrounds, of `size` squared or their own; float32 in [0,1].
 
     handed: (b,) bool, the drawings that must not be mirrored (none if absent). All randomness comes from `draw`.
     """
-    b, _, h, w = rgba.shape
+    b, _, *own = rgba.shape
+    h, w = own if size is None else (size, size)
     pixels = rgba.float().div_(255)
     pixels[:, :3] *= pixels[:, 3:]  # premultiplied, so that interpolation takes no colour from where nothing is drawn
     may_flip = torch.ones(b, dtype=torch.bool) if handed is None else ~handed

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustclip.data.emoji import load_emoji
+from robustclip.data.emoji import SIZES, load_emoji
 from robustclip.data.labelled import LabelledImages
 from robustclip.errors import UsageError
-
-DATASETS = {"emoji": load_emoji}
 
 
 def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> LabelledImages:
@@ -17,9 +15,9 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
 
     Raises UsageError for a data set or split that is not there, listing those that are.
     """
-    if dataset not in DATASETS:
+    if dataset not in SIZES:
         raise UsageError(
-            f'there is no embedded data set "{dataset}", only: {", ".join(DATASETS)}; '
+            f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '
             'e.g. load_split("emoji", "unseen-styles")'
         )
-    return DATASETS[dataset](split, rows)
+    return load_emoji(split, rows, dataset)

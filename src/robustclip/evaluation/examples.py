@@ -201,7 +201,7 @@ def _read_scenes() -> Examples:
 def _read_split(data: str, limit: int | None, seed: int) -> Examples:
     """The images of a split, or the drawn ones, so that no other is decoded."""
     dataset, _, name = data.partition("/")
-    chosen = None if limit is None else _drawn(len(load_labels(name)), limit, seed)
+    chosen = None if limit is None else _drawn(len(load_labels(name, dataset)), limit, seed)
     split = load_split(dataset, name, None if chosen is None else chosen.tolist())
     height, width = split.images.shape[-2:]
     return Examples(data, split.images, (height, width), split.ids, split.labels, split.label_names, split.captions)

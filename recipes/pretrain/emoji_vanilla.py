@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -28,6 +28,8 @@ def recipe(
     image_size: PositiveInt = 64,
     start: str | None = None,
     split: str = "guide-styles",
+    dataset: Literal["emoji", "icons"] = "emoji",
+    sizes: Annotated[list[PositiveInt] | None, "of the images, one drawn for each batch; else the data set's"] = None,
     objective: ObjectiveName = "text-bank",
     steps: PositiveInt = 2000,
     batch_size: PositiveInt = 128,
@@ -69,7 +71,8 @@ def recipe(
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)
     started_from = referee.card if start else None
     referee.to(target)
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
+    place = distributed.place()
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
     with run:
@@ -87,6 +90,7 @@ def recipe(
             dtype=dtype,
             channels_last=channels_last,
             compile=compile,
+            any_size=sizes is not None,
             probe=probe,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import distributed, load_referee
+from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
@@ -45,6 +46,8 @@ def recipe(
     attack_negatives: AttackNegatives = "gathered",
     frozen_statistics: bool = False,
     split: str = "guide-styles",
+    dataset: Literal["emoji", "icons"] = "emoji",
+    sizes: Annotated[list[PositiveInt] | None, "of the images, one drawn for each batch; else the data set's"] = None,
     channels_last: bool = True,
     compile: bool = False,
     evaluate_every: NonNegativeInt = 500,
@@ -76,10 +79,11 @@ def recipe(
         attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
         frozen_statistics |= objective == "fare"  # a batch's own move embeddings more than 20 steps bring them back
     target = pick_device(device)
-    threat = ThreatModel(norm, eps, size=64)  # before anything is loaded: it refuses an eps in /255
+    threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))
     started_from = referee.card
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=distributed.place())
+    place = distributed.place()
+    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data, size=16 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
@@ -107,6 +111,7 @@ def recipe(
             dtype=dtype,
             channels_last=channels_last,
             compile=compile,
+            any_size=sizes is not None,
             probe=probe,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,

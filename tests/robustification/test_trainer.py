@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.data.batch import Batch
 from robustclip.errors import Interrupted, RunError, UsageError
@@ -432,3 +432,31 @@ def test_dtypes_and_layouts(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_compiled_tower_trains_to_the_same_weights(tmp_path: Path) -> None:
     plain, compiled = (fit(tmp_path / str(flag), steps=4, compile=flag)[0] for flag in (False, True))
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)
+
+
+def test_of_another_size_the_attack_changes_a_pixel_as_much() -> None:
+    tower = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pairs = Batch(
+        0.3 + 0.4 * torch.rand(6, 3, 48, 48, generator=generator(0, "any size")),
+        [""] * 6,
+        torch.arange(6),
+        list("abcdef"),
+    )
+    texts = torch.nn.functional.normalize(torch.randn(6, 8, generator=generator(1, "any size")), dim=1)
+    settings: dict[str, Any] = {"tower": tower, "embed": tower, "objective": clip(10.0), "attack_steps": 3}
+    threat = ThreatModel("l2", 0.5, 32)
+    images, _ = AdversarialGradients(**settings, threat=threat, any_size=True)(0, pairs, texts)
+    rms = (images - pairs.images).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(rms, torch.full((6,), threat.rms), rtol=0.05, atol=0)
+    with pytest.raises(UsageError, match="is the same change"):
+        AdversarialGradients(**settings, threat=threat)(0, pairs, texts)
+
+
+@pytest.mark.parametrize(("any_size", "side"), [(False, 16), (True, 32)])
+def test_images_of_any_size_reach_the_tower_as_they_are(tmp_path: Path, any_size: bool, side: int) -> None:
+    referee, seen = toy_referee(), set[int]()
+    referee.image_tower = nn.Sequential(nn.Conv2d(3, 16, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    referee.image_tower[0].register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[-1]))
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    train(referee, Colours(32), run=run, **settings(steps=1, any_size=any_size, threat=ThreatModel("linf", 0.1, 16)))
+    assert seen == {side}

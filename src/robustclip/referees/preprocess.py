@@ -130,7 +130,11 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
         """[0,1] pixels of any size to normalised float32 pixels of `size`."""
-        return (self.resize(images.float()) - self.mean) / self.std
+        return self.normalise(self.resize(images.float()))
+
+    def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Pixels on the [0,1] scale, of whatever size, as the tower takes them: convolutional ones take any size."""
+        return (images.float() - self.mean) / self.std
 
     def resize(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
         """Bring images to `size`; the pixels stay on the [0,1] scale."""

@@ -42,6 +42,7 @@ class AdversarialGradients:
     warm                where samples' attacks ended last, to start from there; else they start at random
     momentum            of the attack (0.9 in RobustVLM)
     accumulate          how many parts a batch has, whose activations are held one at a time
+    any_size            a batch of another size than the threat model's meets the same RMS change of a pixel
     """
 
     tower: nn.Module
@@ -57,6 +58,7 @@ class AdversarialGradients:
     clean_weight: float = 0.0
     accumulate: int = 1
     attack_negatives: AttackNegatives = "gathered"
+    any_size: bool = False
     seed: int = 0
 
     def __call__(self, step: int, batch: Batch, texts: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
@@ -102,16 +104,18 @@ class AdversarialGradients:
 
     def _pgd(self, objective: Objective, loss_of: Embed, batch: Batch, random: list[torch.Generator]) -> Tensor:
         assert self.threat is not None
+        height, width = batch.images.shape[-2:]
+        threat = self.threat.resized((height, width)) if self.any_size else self.threat
         frozen = None if sharding.wanted() else self.tower  # FSDP cannot freeze weights for a while
         with eval_mode(self.tower):
             found = pgd(
                 batch.images,
                 loss_of,
-                self.threat,
+                threat,
                 steps=self.attack_steps,
                 step_size=self.step_size,
                 momentum=self.momentum,
-                start=None if self.warm is None else self.warm.starts(batch.images, batch.ids, self.threat, random),
+                start=None if self.warm is None else self.warm.starts(batch.images, batch.ids, threat, random),
                 coupled=objective.coupled,
                 keep="last",
                 module=frozen,

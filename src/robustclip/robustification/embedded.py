@@ -120,7 +120,7 @@ def _names(referee: TwoTower, data: EmojiBatches, template: str = "{}") -> tuple
 
 def emoji_probe(data: EmojiBatches, size: int = 128) -> Batch:
     """A batch to watch the run by: training drawings of distinct concepts under an augmentation of their own."""
-    pool = EmojiBatches(data.split, batch_size=2 * size, seed=data.seed + 1).batch(0)
+    pool = EmojiBatches(data.split, batch_size=2 * size, seed=data.seed + 1, dataset=data.dataset).batch(0)
     first_rows = {concept: row for row, concept in reversed(list(enumerate(pool.positives.tolist())))}
     rows = sorted(first_rows.values())[:size]
     names = data.samples.label_names

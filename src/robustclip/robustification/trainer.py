@@ -58,6 +58,7 @@ def train(
     dtype: str | torch.dtype = torch.float32,
     channels_last: bool = True,
     compile: bool = False,
+    any_size: bool = False,
     probe: Batch | None = None,
     evaluate_every: int = 0,
     checkpoint_every: int = 500,
@@ -87,6 +88,8 @@ def train(
     grad_checkpointing  the tower keeps its blocks' inputs only, and computes the rest again.
     dtype               bfloat16 computes the tower under autocast; float64 makes everything float64, which is how
                         exactness is tested; "auto" and "measure" as in `pick_dtype`: a resumed run keeps its dtype.
+    any_size            images reach the tower in the size that the data gives them, which may differ between batches;
+                        an L2 eps is scaled to the same RMS change of a pixel. Else they are resized as preprocess says.
     keep                checkpoints to keep, besides the best one on the probe.
 
     Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` speaks through the
@@ -123,10 +126,11 @@ def train(
         sharding.shard(tower)
         sharding.shard(averaged.module)
     forward = torch.compile(tower) if compile else tower
+    prepare = referee.preprocess.normalise if any_size else referee.preprocess
 
     def encode(images: Tensor) -> Tensor:
         with autocast(device, dtype):
-            embeddings: Tensor = forward(referee.preprocess(images))
+            embeddings: Tensor = forward(prepare(images))
             return embeddings
 
     def embed(images: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def train(
 
     def encode_untrained(images: Tensor) -> Tensor:
         with autocast(device, dtype):
-            embeddings: Tensor = untrained(referee.preprocess(images))
+            embeddings: Tensor = untrained(prepare(images))
             return embeddings
 
     exact = torch.promote_types(dtype, torch.float32)
@@ -161,6 +165,7 @@ def train(
         clean_weight=clean_weight,
         accumulate=accumulate,
         attack_negatives=attack_negatives,
+        any_size=any_size,
         seed=seed,
     )
     optimizer = adamw(tower, lr, weight_decay)

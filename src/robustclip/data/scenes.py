@@ -115,7 +115,7 @@ def _places(shapes: Sequence[tuple[int, int]], size: int, stream: torch.Generato
             for _ in range(TRIES):
                 top, left = (int(torch.randint(size - side + 1, (), generator=stream)) for side in (height, width))
                 box = (top, left, top + height, left + width)
-                if not any(_meet(box, other) for other in boxes):
+                if not any(meet(box, other) for other in boxes):
                     boxes.append(box)
                     break
         if len(boxes) == len(shapes):
@@ -123,7 +123,8 @@ def _places(shapes: Sequence[tuple[int, int]], size: int, stream: torch.Generato
     return None
 
 
-def _meet(box: Box, other: Box) -> bool:
+def meet(box: Box, other: Box) -> bool:
+    """Whether two boxes share a pixel."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 

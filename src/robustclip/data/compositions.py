@@ -1,0 +1,267 @@
+"""Compositions: scenes of one to four named things, drawn on the fly, with the claims of their captions as atoms.
+
+The categories are those of T2I-CompBench (Huang et al. 2023, arXiv:2307.06350) and numeracy: colour, shape, texture
+(the drawing style), spatial (left, right, above, below), non-spatial as far as drawings can (bigger, smaller, inside)
+and complex. Drawings are those of the icon set; colours, sizes, layouts and wordings are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from robustclip.data.composing import PLANS, Draw, Plan, painted, placed_things, visible
+from robustclip.data.scenes import Box
+from robustclip.data.sprites import Sprite, Sprites
+from robustclip.rng import generator
+
+SIZE: Final = 96
+CATEGORIES: Final = ("colour", "shape", "texture", "spatial", "non-spatial", "complex", "numeracy")
+BACKGROUNDS: Final = {
+    "white": (1.0, 1.0, 1.0),
+    "light grey": (0.82, 0.82, 0.82),
+    "light blue": (0.75, 0.87, 1.0),
+    "light green": (0.8, 0.96, 0.78),
+    "light yellow": (1.0, 0.97, 0.75),
+    "pink": (1.0, 0.85, 0.9),
+}
+PREFIXES: Final = ("", "", "a picture of ", "a drawing of ")
+NAMED_BACKGROUND: Final = 0.4  # share of the captions that name the background
+NUMBERS: Final = ("no", "a", "two", "three", "four", "five", "six")
+RATIO: Final = 1.4  # of the longer sides of things called bigger or smaller
+IRREGULAR: Final = {
+    "fish": "fish",
+    "deer": "deer",
+    "sheep": "sheep",
+    "mouse": "mice",
+    "foot": "feet",
+    "tooth": "teeth",
+    "leaf": "leaves",
+}
+
+Spatial = Literal["left", "right", "above", "below"]
+SPOKEN: Final = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "above": "above",
+    "below": "below",
+    "bigger": "bigger than",
+    "smaller": "smaller than",
+    "inside": "inside",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A thing of a scene: its noun, what the caption says of it (None: nothing), and a box for each of its drawings.
+
+    `is_shape` tells a plain shape from a drawing; `drawings` are the ids of the drawings in the icon set.
+    """
+
+    noun: str
+    boxes: tuple[Box, ...]
+    colour: str | None = None
+    size: Literal["small", "large"] | None = None
+    texture: str | None = None
+    is_shape: bool = False
+    drawings: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def box(self) -> Box:
+        """The box around all of its drawings."""
+        tops, lefts, bottoms, rights = zip(*self.boxes, strict=True)
+        return min(tops), min(lefts), max(bottoms), max(rights)
+
+    def __str__(self) -> str:
+        return phrase(self.noun, self.count, self.size, self.texture, self.colour)
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One claim of a caption: of item number `item`, that `value` is its `kind`. A relation's other item is `other`; a
+    background belongs to no item (-1)."""
+
+    kind: Literal["thing", "colour", "size", "texture", "shape", "count", "spatial", "comparison", "background"]
+    value: str
+    item: int
+    other: int | None = None
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A scene: image (3,S,S) float32 in [0,1], mask (S,S) uint8 (0 where the background is, else 1 + the number of the
+    drawing, counted over all items), caption, category, items, and the atoms that the caption claims."""
+
+    image: Float[Tensor, "3 s s"]
+    mask: UInt8[Tensor, "s s"]
+    caption: str
+    category: str
+    items: tuple[Item, ...]
+    atoms: tuple[Atom, ...]
+
+    def question(self, atom: Atom) -> str:
+        """The atom as a question to answer with yes or no, e.g. "a blue butterfly?"."""
+        if atom.kind == "background":
+            return f"a {atom.value} background?"
+        item = self.items[atom.item]
+        own = {atom.kind: atom.value} if atom.kind in ("colour", "size", "texture") else {}
+        count = item.count if atom.kind == "count" else 1
+        words = phrase(item.noun, count, own.get("size"), own.get("texture"), own.get("colour"))
+        if atom.other is None:
+            return f"{words}?"
+        other = self.items[atom.other]
+        return f"{phrase(item.noun, item.count)} {SPOKEN[atom.value]} {phrase(other.noun, other.count)}?"
+
+
+@dataclass(frozen=True)
+class CompositionBatches:
+    """Batches of compositions without end: batch k is a function of (split, seed, k). Categories take turns."""
+
+    split: str
+    batch_size: int
+    seed: int = 0
+    size: int = SIZE
+    categories: tuple[str, ...] = CATEGORIES
+
+    def __post_init__(self) -> None:
+        sprites(self.split)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder says of this source."""
+        return {"source": "compositions", **vars(self), "categories": list(self.categories)}
+
+    def batch(self, k: int) -> list[Composition]:
+        numbers = range(k * self.batch_size, (k + 1) * self.batch_size)
+        return [compose(n, self.split, seed=self.seed, size=self.size, categories=self.categories) for n in numbers]
+
+
+def compose(
+    number: int,
+    split: str = "guide-styles",
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    categories: tuple[str, ...] = CATEGORIES,
+) -> Composition:
+    """Composition number `number`; its category is the number's turn in `categories`. Raises UsageError for a split
+    that is not there."""
+    drawings = sprites(split)
+    draw = Draw(generator(seed, "composition", number), drawings)
+    category = categories[number % len(categories)]
+    while True:
+        plans = PLANS[category](drawings, draw)
+        placed = placed_things(plans, size, draw)
+        if placed is None:
+            continue
+        items = tuple(_item(plan, own) for plan, own in zip(plans, placed, strict=True))
+        relation = _relation(category, plans, items, draw)
+        if relation is not None or category not in ("spatial", "non-spatial", "complex"):
+            break
+    atoms = [atom for number, item in enumerate(items) for atom in _atoms_of(number, item)]
+    caption = _caption(items, relation)
+    background = draw.one(tuple(BACKGROUNDS))
+    if relation is not None and relation.other is not None:
+        atoms.append(relation)
+    if draw.unit() < NAMED_BACKGROUND:
+        caption += f" on {'a' if background[0] not in 'aeio' else 'an'} {background} background"
+        atoms.append(Atom("background", background, -1))
+    image, mask = painted(plans, placed, BACKGROUNDS[background], size)
+    return Composition(image, mask, draw.one(PREFIXES) + caption, category, items, tuple(atoms))
+
+
+@cache
+def sprites(split: str) -> Sprites:
+    """The drawings that compositions of a split are made of."""
+    return Sprites(split)
+
+
+def phrase(
+    noun: str, count: int, size: str | None = None, texture: str | None = None, colour: str | None = None
+) -> str:
+    """E.g. "a small blue key", "three flat keys"."""
+    words = [word for word in (size, texture, colour) if word]
+    if count > 1:
+        return " ".join([NUMBERS[count], *words, plural(noun)])
+    words.append(noun)
+    return " ".join(["an" if words[0][0] in "aeio" or words[0] == "umbrella" else "a", *words])
+
+
+def plural(noun: str) -> str:
+    """The plural of an English noun, by rule or from a list."""
+    if noun in IRREGULAR:
+        return IRREGULAR[noun]
+    if noun.endswith(("s", "x", "ch", "sh")) or noun in ("tomato", "potato", "mango"):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
+
+
+def _item(plan: Plan, own: list[tuple[Box, Sprite]]) -> Item:
+    boxes = tuple(visible(box, sprite) for box, sprite in own)
+    drawings = () if plan.row is None else (plan.id,) * len(own)
+    return Item(plan.noun, boxes, plan.colour, plan.size, plan.texture, plan.row is None, drawings)
+
+
+def _atoms_of(number: int, item: Item) -> list[Atom]:
+    """What the phrase of an item claims."""
+    atoms = [Atom("shape" if item.is_shape else "thing", item.noun, number)]
+    if item.colour:
+        atoms.append(Atom("colour", item.colour, number))
+    if item.size:
+        atoms.append(Atom("size", item.size, number))
+    if item.texture:
+        atoms.append(Atom("texture", item.texture, number))
+    if item.count > 1:
+        atoms.append(Atom("count", str(item.count), number))
+    return atoms
+
+
+def _relation(category: str, plans: list[Plan], items: tuple[Item, ...], draw: Draw) -> Atom | None:
+    """A relation that holds between two of the items, of the category's kind; None where there is none."""
+    if category == "non-spatial":
+        if plans[-1].holds:
+            return Atom("comparison", "inside", 0, 1)
+        if items[0].size:
+            return Atom("size", str(items[0].size), 0)  # told by the items' own words
+        first, second = (max(box[2] - box[0], box[3] - box[1]) for box in (items[0].box, items[1].box))
+        if max(first, second) < RATIO * min(first, second):
+            return None
+        return Atom("comparison", "bigger" if first > second else "smaller", 0, 1)
+    if category not in ("spatial", "complex"):
+        return None
+    first_item, second_item = draw.several(range(len(items)), 2)
+    held = relations(items[first_item].box, items[second_item].box)
+    return Atom("spatial", draw.one(held), first_item, second_item) if held else None
+
+
+def relations(box: Box, other: Box) -> list[Spatial]:
+    """What of left, right, above and below is true of a box: it ends before the other begins, and lies farther from it
+    that way than it lies off it the other way."""
+    down = (box[0] + box[2] - other[0] - other[2]) / 2
+    right = (box[1] + box[3] - other[1] - other[3]) / 2
+    found: list[Spatial] = []
+    if abs(right) >= abs(down):
+        found += ["left"] if box[3] <= other[1] else ["right"] if other[3] <= box[1] else []
+    if abs(down) >= abs(right):
+        found += ["above"] if box[2] <= other[0] else ["below"] if other[2] <= box[0] else []
+    return found
+
+
+def _caption(items: tuple[Item, ...], relation: Atom | None) -> str:
+    """All items in a row, or two in their relation and then the others."""
+    if relation is None or relation.other is None:
+        words = [str(item) for item in items]
+    else:
+        first, second = items[relation.item], items[relation.other]
+        words = [f"{first} {SPOKEN[relation.value]} {second}"]
+        words += [str(item) for number, item in enumerate(items) if number not in (relation.item, relation.other)]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

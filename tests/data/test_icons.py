@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from robustclip import embedded
 from robustclip.data import load_split
-from robustclip.data.emoji import SPLITS, label_index, load_labels, read_shard, splits
+from robustclip.data.emoji import SPLITS, label_index, label_records, load_labels, read_shard, splits
 from robustclip.data.emoji_batches import NO_AUGMENTATION, EmojiBatches
 from robustclip.data.labelled import Labels
 from robustclip.embedded import path
+from robustclip.errors import UsageError
+from robustclip.evaluation.examples import read_examples
 
 SMALLEST = "judge-heldback"
 
@@ -107,3 +111,16 @@ def test_black_drawings_get_a_dark_colour_and_others_keep_theirs(monkeypatch: py
     assert (mean[0] - mean[2]).abs().max() > 0.02
     assert torch.allclose(mean[1], mean[3])
     assert torch.equal(source.rgba[rows], before)
+
+
+def test_splits_are_evaluated_by_name() -> None:
+    examples = read_examples("icons/judge-heldback", limit=5)
+    assert examples.size == (96, 96)
+    assert set(examples.ids) <= set(load_labels(SMALLEST, "icons").ids)
+
+
+def test_a_wheel_without_the_set_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "root", lambda: tmp_path)
+    label_records.cache_clear()
+    with pytest.raises(UsageError, match="icons set is not in the installed"):
+        load_labels(SMALLEST, "icons")

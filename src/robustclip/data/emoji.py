@@ -62,8 +62,16 @@ def label_index(dataset: str = "emoji") -> tuple[list[str], dict[str, int]]:
 
 @cache
 def label_records(dataset: str) -> list[dict[str, Any]]:
-    """What labels.json says of each concept: id, label, group, keywords, and of icons the label with its article."""
-    return json.loads(embedded.path(dataset, "labels.json").read_text(encoding="utf-8"))
+    """What labels.json says of each concept: id, label, group, keywords, and of icons the label with its article.
+
+    Raises UsageError where the set is not installed: the wheel of robustclip-emoji has no icons yet.
+    """
+    file = embedded.path(dataset, "labels.json")
+    if not file.is_file():
+        raise UsageError(
+            f"the {dataset} set is not in the installed robustclip-emoji: work in a checkout of robustclip"
+        )
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @cache
@@ -134,6 +142,7 @@ def _labels(samples: list[Sample], dataset: str) -> Labels:
 
 def samples_of(split: str, dataset: str) -> Iterator[Sample]:
     """The drawings of a split, not decoded. Raises UsageError for a split that is not there, with the near name."""
+    label_records(dataset)  # is the set there?
     if split not in SPLITS:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""

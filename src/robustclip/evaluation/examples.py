@@ -35,8 +35,8 @@ LONGEST_LABEL = 9  # digits
 LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
 PICTURES = ("webp", "png", "jpg", "jpeg")
 SHOW_DATA = (
-    "give emoji/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark webdataset "
-    "folder (test/*.tar beside classnames.txt)"
+    "give emoji/SPLIT, icons/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark "
+    "webdataset folder (test/*.tar beside classnames.txt)"
 )
 
 
@@ -166,7 +166,7 @@ def fit(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "
 def read_examples(
     data: str | Path, *, size: int | tuple[int, int] | None = None, limit: int | None = None, seed: int = 0
 ) -> Examples:
-    """`emoji/SPLIT`, a folder of class sub-folders, or a webdataset folder as clip_benchmark lays it out.
+    """`emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, or a webdataset folder as clip_benchmark lays it out.
 
     `size` is what images of a folder are resized and cut to; None keeps theirs, if they all have the same. `limit`
     takes that many of them, drawn by the seed alone, in their old order. Raises UsageError where there is no such data,
@@ -178,7 +178,7 @@ def read_examples(
         examples = _read_shards(folder, shards) if shards else _read_class_folders(folder)
     elif data == SCENES:
         examples = _read_scenes()
-    elif isinstance(data, str) and data.startswith("emoji/"):
+    elif isinstance(data, str) and data.startswith(("emoji/", "icons/")):
         examples = _read_split(data, limit, seed)
     else:
         raise UsageError(f"no data at {str(data)[:200]!r}: {SHOW_DATA}")

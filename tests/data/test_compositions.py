@@ -40,6 +40,10 @@ def extent(scene: Composition, numbers: list[int]) -> tuple[int, int, int, int]:
     return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
 
 
+def longer_side(box: tuple[int, int, int, int]) -> int:
+    return max(box[2] - box[0], box[3] - box[1])
+
+
 def drawings_of(scene: Composition) -> list[list[int]]:
     """The numbers in the mask of each item's drawings."""
     numbers = iter(range(1, 256))
@@ -85,10 +89,11 @@ def test_sizes_and_relations_are_those_of_the_mask(scenes: list[Composition]) ->
     seen: set[str] = set()
     for scene in scenes:
         boxes = [extent(scene, numbers) for numbers in drawings_of(scene)]
-        sides = [max(bottom - top, right - left) for top, left, bottom, right in boxes]
-        sized = {atom.value: sides[atom.item] for atom in scene.atoms if atom.kind == "size"}
+        sides = [longer_side(box) for box in boxes]
+        alone = [[longer_side(extent(scene, [one])) for one in numbers] for numbers in drawings_of(scene)]
+        sized = {atom.value: alone[atom.item] for atom in scene.atoms if atom.kind == "size"}
         if len(sized) == 2:
-            assert sized["large"] > RATIO * sized["small"]
+            assert min(sized["large"]) > RATIO * max(sized["small"])
         for atom in scene.atoms:
             if atom.other is None:
                 continue

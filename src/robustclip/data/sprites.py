@@ -81,7 +81,8 @@ class Sprites:
         scale = side / max(drawing.size)
         width, height = (max(2, round(length * scale)) for length in drawing.size)
         small = drawing.resize((width, height), Image.Resampling.BILINEAR)
-        return np.frombuffer(small.tobytes(), np.uint8).reshape(height, width, 4).astype(np.float32) / 255
+        levels = np.frombuffer(small.tobytes(), np.uint8).reshape(height, width, 4)
+        return np.divide(levels, 255, dtype=np.float32)
 
     def _decoded(self, row: int) -> Image.Image:
         image = Image.open(io.BytesIO(self._webp[row])).convert("RGBA")

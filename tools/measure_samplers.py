@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -42,7 +42,7 @@ def rms(values: Tensor) -> float:
 
 
 @torch.no_grad()
-def rows(count: int) -> Iterator[str]:
+def rows(count: int, guidances: Sequence[float]) -> Iterator[str]:
     model = load_diffusion("emoji-diffusion")
     told = model.embed_prompts([str(one) for one in compositional_prompts()[:count]])
     empty = model.embed_prompts([""])
@@ -52,7 +52,7 @@ def rows(count: int) -> Iterator[str]:
     yield f"n = {count} prompts, {noise[0].numel()} numbers each\n"
     yield "| sampler | guidance | steps | error, float32 | error, float64 | deviation | DDIM's | from DDIM | drift |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    for guidance in GUIDANCES:
+    for guidance in guidances:
         for steps in STEPS:
             setting: dict[str, Any] = {"steps": steps, "guidance": guidance}
             plain, given = chain_of(model, told, empty, sampler="ddim", **setting)
@@ -139,7 +139,8 @@ def costs(repeats: int = 5) -> Iterator[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCES)
     parser.add_argument("--cost", action="store_true")
     asked = parser.parse_args()
-    for line in costs() if asked.cost else rows(asked.prompts):
+    for line in costs() if asked.cost else rows(asked.prompts, asked.guidance):
         print(line, flush=True)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from robustclip.canvases.chains import ChainStart
 from robustclip.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.diffusion.budget import tell_budget
 from robustclip.diffusion.one_step import Predicted
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import chain_of
@@ -148,6 +149,8 @@ def recipe(
             constants=constants,
         )
         through: Any = Predicted(chain) if method == "one-step-noise" else chain
+        decoded = len(chain.pictures)
+        tell_budget(generator, session.size, pictures=len(items), evaluations=chain.evaluations, decoded=decoded)
         losses, targets = objective.losses(items), objective.targets(items)
 
         def canvas_of(number: int = 0) -> ChainStart:
@@ -163,7 +166,7 @@ def recipe(
             canvas.encode(starts(items))
         stream = doodl.stream(canvas, losses, look)
         for one, _ in losses:
-            check_crops(one, crops * len(chain.pictures), len(items), objective.size, place)
+            check_crops(one, crops * decoded, len(items), objective.size, place)
         if method == "one-step":
             return one_step_guided(canvas, chain, stream, one_step_scale, items, guides, targets, watch)
         judged = [] if judges is None else [StopBy(judges, targets)]

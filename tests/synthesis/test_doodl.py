@@ -108,6 +108,9 @@ def test_modes_and_uses_have_their_constants() -> None:
     assert (text.task.scale, text.task.clip, text.task.noise, text.task.steps) == (1, 1e-3, 1e-4, 50)
     assert (fine.task.scale, fine.task.clip, fine.task.noise, fine.task.steps) == (0.05, 1e-2, 1e-3, 50)
     assert not TASKS["aesthetics"].tied
+    ours = Doodl.of("fixed", "class")
+    assert (ours.task.scale, ours.task.clip) == (WAYS["fixed"].gain * 0.05, WAYS["fixed"].clip)
+    assert Doodl.of("fixed", "class", scale=2.0).task.scale == 2
     given = Doodl.of("fixed", "text", clip=0.5, sampler="o-belm", steps=3, momentum=0.1)
     assert (given.task.clip, given.way.sampler, given.task.steps, given.momentum) == (0.5, "o-belm", 3, 0.1)
 

@@ -1,0 +1,115 @@
+"""What a gradient through a whole chain takes, counted on the meta device: no weights, no memory, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from robustclip import printing
+from robustclip.devices import free_memory
+from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.errors import UsageError
+
+TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
+FUSED: Final = 2  # times what is free may be counted, for attention counts with what fused kernels do not keep (ours)
+LARGE: Final = 100_000_000  # weights of a denoiser from which on its budget is told
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of one picture, in bytes and FLOPs. weights: of denoiser and autoencoder; evaluation: what one evaluation with
+    guidance keeps for its gradient; decoding: what one decoding keeps; flops, decoding_flops: of each, forward.
+
+    What a layer needs while it is computed is not counted, and attention counts with its matrices, which fused kernels
+    do not keep: the most that it can be.
+    """
+
+    weights: int
+    evaluation: int
+    decoding: int
+    flops: float
+    decoding_flops: float
+
+    def peak(self, pictures: int, decoded: int = 1) -> int:
+        """The most that is kept at a time, of so many pictures: one evaluation, or the `decoded` (2 of EDICT) of each,
+        which are differentiated before the chain is."""
+        return self.weights + pictures * max(self.evaluation, decoded * self.decoding)
+
+    def step(self, evaluations: int, decoded: int = 1) -> float:
+        """FLOPs of one optimisation step of a picture, without the referee's: each evaluation forward, on the way back
+        once more, and backward, which costs as much again, for no weight has a gradient."""
+        return 3 * evaluations * self.flops + 2 * decoded * self.decoding_flops
+
+    def told(self, pictures: int, evaluations: int, decoded: int = 1) -> str:
+        """For people."""
+        return (
+            f"a step takes about {pictures * self.step(evaluations, decoded) / 1e12:,.0f} TFLOP and "
+            f"{self.peak(pictures, decoded) / 1e9:.1f} GB for {pictures} picture{'s' if pictures > 1 else ''}, besides "
+            "the referee, however many steps the chain has"
+        )
+
+
+def budget(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], size: tuple[int, int], *, dtype: torch.dtype = torch.float16
+) -> Budget:
+    """Of models with these configs (diffusers'), whose weights and arithmetic are of `dtype`, for pictures of `size`,
+    (height, width)."""
+    with torch.device("meta"):
+        denoiser: Any = UNet2DConditionModel.from_config(dict(unet))
+        autoencoder: Any = AutoencoderKL.from_config(dict(vae))
+    for model in (denoiser, autoencoder):
+        nn.Module.to(model, dtype).eval().requires_grad_(False)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    cells = (unet["in_channels"], size[0] // factor, size[1] // factor)
+    text = torch.zeros(2, TOKENS, unet["cross_attention_dim"], dtype=dtype, device="meta")
+    times = torch.zeros(2, device="meta")
+
+    def latents(count: int) -> Tensor:
+        return torch.zeros(count, *cells, dtype=dtype, device="meta", requires_grad=True)
+
+    evaluation, flops = counted(denoiser, lambda: denoiser(latents(2), times, text).sample)
+    decoding, decoding_flops = counted(autoencoder, lambda: autoencoder.decode(latents(1)).sample)
+    weights = sum(one.nbytes for model in (denoiser, autoencoder) for one in model.parameters())
+    return Budget(weights, evaluation, decoding, flops, decoding_flops)
+
+
+def tell_budget(
+    model: LatentDiffusion, size: tuple[int, int], *, pictures: int, evaluations: int, decoded: int = 1
+) -> None:
+    """Say what a step takes, before the first one, of a denoiser that is not small.
+
+    Raises UsageError, with the pictures that fit, where memory does not take even one evaluation of each.
+    """
+    if sum(one.numel() for one in model.unet.parameters()) < LARGE:
+        return
+    found = budget(model.unet.config, model.vae.config, size, dtype=model.dtype)
+    printing.note(f"{model.name}: {found.told(pictures, evaluations, decoded)}")
+    free = free_memory(model.device)
+    if free is not None and (needed := found.peak(pictures, decoded) - found.weights) > FUSED * free:
+        fit = int(FUSED * free / (needed / pictures))
+        raise UsageError(
+            f"{needed / 1e9:.1f} GB for {pictures} pictures, and {free / 1e9:.1f} GB are free: give --batch-size "
+            f"{max(fit, 1)}, a smaller --size, or --dtype bfloat16"
+        )
+
+
+def counted(model: Any, call: Callable[[], Tensor]) -> tuple[int, float]:
+    """(bytes that the call keeps for its gradient, weights not counted; its FLOPs)."""
+    own = {one.untyped_storage()._cdata for one in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[Any, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # held on to, so that no other gets its address
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage, storage.nbytes())
+        return tensor
+
+    with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
+        call()
+    return sum(size for _, size in kept.values()), float(flops.get_total_flops())

@@ -50,7 +50,7 @@ def painted(name: str, pairs: list[Pair], setting: dict[str, Any], folder: Path)
     }
     given = {**arguments, **setting, **METHODS[name], "out": out, "device": "cpu", "dtype": "float32"}
     made = run("doodl", "synthesize", {"resume": out, "device": "cpu"} if out.exists() else given)
-    return torch.stack([made.image(index) for index in range(len(made))]), time.perf_counter() - begun  # type: ignore[attr-defined]
+    return torch.stack([made.image(index) for index in range(len(made))]), time.perf_counter() - begun
 
 
 @torch.no_grad()

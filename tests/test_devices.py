@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from robustclip.devices import autocast, chosen_dtype, forward_backward, measure_dtype, pick_device, pick_dtype
+from robustclip.devices import (
+    autocast,
+    check_memory,
+    chosen_dtype,
+    forward_backward,
+    measure_dtype,
+    pick_device,
+    pick_dtype,
+)
 from robustclip.errors import UsageError
 
 
@@ -102,3 +110,9 @@ def test_autocast_computes_in_the_dtype() -> None:
         assert layer(torch.zeros(1, 2)).dtype == torch.bfloat16
     with autocast("cpu", torch.float32):
         assert layer(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_what_no_memory_holds_is_refused() -> None:
+    check_memory(1.0, "a byte")
+    with pytest.raises(UsageError, match=r"things take at least 1,000,000,000.0 GB, and [\d.,]+ GB are free on cpu"):
+        check_memory(1e18, "things")

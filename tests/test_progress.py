@@ -69,3 +69,15 @@ def test_in_a_terminal_there_is_a_bar_with_the_numbers() -> None:
     shown = stream.getvalue()
     assert "2/2" in shown
     assert "loss 1.000  clean sim 0.310  adv sim 0.120" in shown
+
+
+def test_what_is_made_once_in_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with TrainingProgress(total=12, console=Console(file=io.StringIO())) as bar:
+        now += 20.0
+        bar.advance(images=1)
+        assert bar.eta is None
+        now += 2.0
+        bar.advance(images=1)
+        assert bar.eta == 10 * 2

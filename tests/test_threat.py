@@ -53,6 +53,8 @@ def test_json_round_trip() -> None:
     ("norm", "eps", "size", "message"),
     [
         ("l1", 1.5, 64, "unknown norm 'l1': use 'l2' or 'linf'"),
+        ("l2", 1e-20, 64, "is below 6e-08"),
+        ("linf", 1e-320, 64, "is below 6e-08"),
         ("l2", 0.0, 64, "eps must be a positive number, not 0"),
         ("l2", -1.5, 64, "eps must be a positive number"),
         ("linf", math.nan, 64, "eps must be a positive number"),

@@ -15,8 +15,9 @@ from robustclip.runs import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Init
+from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.streams import Stream, linear_decay
 from robustclip.synthesis.terms import Term
 from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nudges
@@ -34,7 +35,7 @@ def recipe(
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
     init: Init = "auto",
-    candidates: Annotated[PositiveInt, "of the mixture, of which each picture takes the most similar"] = 1000,
+    candidates: Candidates = 1000,
     temperature: Annotated[PositiveFloat, "how far candidates scatter about their class"] = 1.0,
     strength: Annotated[float, Field(ge=0, le=1), "of an image to start from; the rest is noise"] = 1.0,
     canvas: Annotated[Literal["pixels", "pyramid"], "what is optimised"] = "pixels",
@@ -49,6 +50,7 @@ def recipe(
     total_variation: Annotated[NonNegativeFloat, "weight of the differences between neighbouring pixels"] = 1.0,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -63,13 +65,14 @@ def recipe(
     robustclip synthesize clipag "a green turtle" "a blue butterfly"
 
     CLIPAG's method with our own choices where they make pictures more recognisable: 256 views a picture, a few seconds
-    each on two cores when painted in batches. docs/synthesis.md says how it differs from the paper, docs/painting.md
-    what judges recognise: 90% of its pictures of 200 prompts among 10 names, by emoji-judge.
+    each on two cores when painted in batches, and 1,000 candidates a seed. docs/synthesis.md says how it differs from
+    the paper, docs/painting.md what judges recognise: 90% of its pictures of 200 prompts among 10 names, by
+    emoji-judge.
     """
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
-    session = Session.open("clipag", arguments, batch_size=batch_size, ways=ways)
+    session = Session.open("clipag", arguments, batch_size=batch_size, ways=ways, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)
     policy = {"nudges": NUDGES, "diffaug": diffaug(), "none": ()}[augment]

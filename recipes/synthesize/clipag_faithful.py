@@ -15,8 +15,9 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.callbacks import KeepBest
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.starts import Init
+from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import MEAN, Term, Terms, ZeroBelowQuantile
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
@@ -33,7 +34,7 @@ def recipe(
     size: Size = None,
     notebook: Annotated[bool, "with the notebook's slips; --no-notebook mends them"] = True,
     init: Init = "auto",
-    candidates: PositiveInt = 1000,
+    candidates: Candidates = 1000,
     steps: NonNegativeInt = 100,
     lr: PositiveFloat = 0.0175,
     views: PositiveInt = 32,
@@ -45,6 +46,7 @@ def recipe(
     threshold: Annotated[float, Field(gt=0, le=1), "quantile of dynamic thresholding"] = 0.95,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -67,7 +69,7 @@ def recipe(
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
-    session = Session.open("clipag-faithful", arguments, batch_size=batch_size, ways=ways)
+    session = Session.open("clipag-faithful", arguments, batch_size=batch_size, ways=ways, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, notebook=notebook)
     whole = Views(views, (GaussianNoise(noise), *diffaug()), name="diffaug")

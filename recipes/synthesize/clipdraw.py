@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from robustclip import printing
 from robustclip.canvases import Strokes
+from robustclip.devices import check_memory
 from robustclip.drawing import Drawing, random_strokes
 from robustclip.drawing.svg import to_svg
 from robustclip.drawing.svg_reader import read_svg
@@ -21,6 +22,7 @@ from robustclip.runs import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.streams import Stream, piecewise
@@ -77,6 +79,7 @@ def recipe(
     negative_weight: Annotated[PositiveFloat, Field(le=100)] = 0.3,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -99,7 +102,7 @@ def recipe(
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, strokes, views, batch_size = 6, 16, 2, 4
-    session = Session.open("clipdraw", arguments, batch_size=batch_size, ways=ways)
+    session = Session.open("clipdraw", arguments, batch_size=batch_size, ways=ways, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
     given = read_svg(init, session.size) if is_svg(init) else None
     area = (smallest_view, largest_view)
@@ -148,8 +151,25 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def faults(prompt: list[str], prompts: Path | None, smallest_view: float, largest_view: float) -> Iterator[str]:
+def faults(
+    prompt: list[str],
+    prompts: Path | None,
+    strokes: int,
+    curves: int,
+    width: float,
+    widest: float,
+    smallest_view: float,
+    largest_view: float,
+) -> Iterator[str]:
     """What is wrong with values that are fine alone."""
+    try:  # points, gradients and both moments of Adam
+        check_memory(4 * strokes * 2 * (3 * curves + 1) * 4, f"--strokes {strokes} of {curves} curves")
+    except UsageError as error:
+        yield str(error)
+    if widest < 1:
+        yield f"--widest {widest:g} is below 1, the narrowest stroke"
+    elif not 1 <= width <= widest:
+        yield f"--width {width:g} is not from 1, the narrowest stroke, to --widest {widest:g}"
     yield from call_faults(prompt, prompts)
     if smallest_view > largest_view:
         yield f"--smallest-view {smallest_view:g} is above --largest-view {largest_view:g}: swap them"

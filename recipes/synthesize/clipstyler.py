@@ -27,6 +27,7 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Named, Seeds, items_of_named
 from robustclip.synthesis.names import apart, slug
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import Prompt, parse_all
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
@@ -86,6 +87,7 @@ def recipe(
     contrast: Annotated[NonNegativeFloat, "of the picture that is handed out; the release's is 1.5"] = 1.0,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -120,7 +122,7 @@ def recipe(
     else:
         eyes = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
         features = tower_features(eyes)
-    session = Session.open("clipstyler", arguments, batch_size=batch_size, ways=ways, items=items)
+    session = Session.open("clipstyler", arguments, batch_size=batch_size, ways=ways, items=items, views=patches)
     guides, many = session.guides, max(1, len(arguments["seeds"]))
     content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
     ensemble = imagenet_templates() if templates else ("{}",)

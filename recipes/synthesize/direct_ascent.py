@@ -14,6 +14,7 @@ from robustclip.runs import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms
@@ -37,6 +38,7 @@ def recipe(
     noise: NonNegativeFloat = 0.2,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -57,7 +59,7 @@ def recipe(
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, batch_size = 6, 2, 4
-    session = Session.open("direct-ascent", arguments, batch_size=batch_size, ways=ways)
+    session = Session.open("direct-ascent", arguments, batch_size=batch_size, ways=ways, views=views)
     guides, (height, width) = session.guides, session.size
     short = min(height, width)
     border = round(margin * short)

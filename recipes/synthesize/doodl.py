@@ -35,6 +35,7 @@ from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pair_guides import PairGuides
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
 
@@ -80,6 +81,7 @@ def recipe(
     checkpointing: Annotated[bool, "keep nothing of the decoder, to save memory"] = False,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,

@@ -24,6 +24,7 @@ from robustclip.synthesis.inversion import WAYS, Algorithm1, Average, Mode, Opti
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pair_guides import PairGuides, text_of
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.terms import MEAN, Hardest
@@ -83,6 +84,7 @@ def recipe(
     checkpointing: Annotated[bool, "keep nothing of the decoder, to save memory"] = False,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -124,7 +126,9 @@ def recipe(
         slicing=slicing,
         checkpointing=checkpointing,
     )
-    session = Session.open("referee-can-play", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all)
+    session = Session.open(
+        "referee-can-play", arguments, batch_size=batch_size, ways=ways, views=copies, load=PairGuides.load_all
+    )
     guides = session.guides
     assert isinstance(guides, PairGuides)
     session.size = generator.whole_cells(session.size)

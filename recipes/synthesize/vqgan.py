@@ -19,8 +19,9 @@ from robustclip.runs import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import LARGEST, PromptFile, Prompts, Referees, Session, Size, call_faults, parse_size
-from robustclip.synthesis.starts import check_init
+from robustclip.synthesis.starts import Candidates, check_init
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Weight
 from robustclip.views import ClampThrough, Pooled, RandomSquares, View, Views
@@ -55,7 +56,7 @@ def recipe(
     init: Annotated[
         str, AfterValidator(_init), "codes (random ones), or as clipag: auto, mixture, noise, gradient, an image ..."
     ] = "auto",
-    candidates: PositiveInt = 1000,
+    candidates: Candidates = 1000,
     steps: NonNegativeInt = 100,
     optimiser: Optimiser = "adam",
     lr: PositiveFloat = 0.1,
@@ -72,6 +73,7 @@ def recipe(
     prior: Annotated[Prior | None, "towards which; by default zero in mode faithful, else the start"] = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
@@ -105,7 +107,7 @@ def recipe(
     generator = load_vqgan(model, pick_device(device))
     if asked := parse_size(size):
         whole_codes(asked, generator.factor)
-    session = Session.open("vqgan", arguments, batch_size=batch_size, ways=ways)
+    session = Session.open("vqgan", arguments, batch_size=batch_size, ways=ways, views=views)
     guides, asked = session.guides, session.size
     session.size = whole_codes(asked, generator.factor)
     session.run.note(size=list(session.size))

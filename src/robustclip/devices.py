@@ -147,6 +147,13 @@ def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=dtype if cast else None, enabled=cast)
 
 
+def check_memory(needed: float, what: str, device: str | torch.device = "cpu") -> None:
+    """Raise UsageError where `what` takes more bytes than are free on the device; `needed` is the least it can take."""
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise UsageError(f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}")
+
+
 def free_memory(device: str | torch.device) -> float | None:
     """Bytes that are free on a device; None where nobody tells."""
     device = torch.device(device)

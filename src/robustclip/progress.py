@@ -42,6 +42,7 @@ class TrainingProgress:
         self.console = console or Console(stderr=True, quiet=silent)
         self.numbers: dict[str, float] = {}
         self.finished_steps: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
+        self.began: float | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +55,8 @@ class TrainingProgress:
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
-        self.finished_steps.append((time.monotonic(), 0))
+        self.began = time.monotonic()
+        self.finished_steps.append((self.began, 0))
         self.last_line = time.monotonic()
         return self
 
@@ -93,9 +95,14 @@ class TrainingProgress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step at the speed of the last ones; None before the first."""
-        steps = len(self.finished_steps) - 1
-        return (self.total - self.step) * self.seconds / steps if steps > 0 else None
+        """Seconds to the last step at the speed of the last ones; None before the second. The first is
+        left out: what is made once, e.g. candidates, is made in it."""
+        moments = [moment for moment, _ in self.finished_steps]
+        if moments and moments[0] == self.began:
+            moments = moments[1:]
+        if self.step >= self.total:
+            return 0.0
+        return (self.total - self.step) * (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else None
 
     def describe(self) -> str:
         """Everything but the step in one line."""

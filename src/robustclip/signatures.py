@@ -29,6 +29,7 @@ MISSING: Final = inspect.Parameter.empty
 LIMIT: Final = 2**63
 SHORT: Final = 10  # characters of a decimal that is shown as it is
 QUOTIENT: Final = re.compile(r"\s*([+-]?\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*", re.ASCII)
+SMALLEST, LARGEST = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32's normal numbers
 SHOWN: Final = 200  # characters of a value that is told back
 
 
@@ -85,6 +86,8 @@ class Parameter:
         found = adapter.validate_python(_quotients(value) if self.numeric else value)
         if any(isinstance(one, int) and not -LIMIT <= one < LIMIT for one in _each(found)):
             raise UsageError("is beyond the integers of 64 bits")
+        if any(isinstance(one, float) and one and not SMALLEST <= abs(one) <= LARGEST for one in _each(found)):
+            raise UsageError(f"is beyond the numbers of 32 bits, {SMALLEST:.2g} to {LARGEST:.2g}")
         texts = [str(one) for one in _each(found) if isinstance(one, str | Path)]
         if any("\0" in text or re.search("[\ud800-\udfff]", text) for text in texts):
             raise UsageError("holds a zero byte, or is not UTF-8: no text or path here may")

@@ -19,6 +19,7 @@ Norm = Literal["l2", "linf"]
 Source = torch.Generator | Sequence[torch.Generator] | None
 """Where random numbers come from: one generator for a batch, or one an image; None is torch's default generator."""
 LARGEST_SIDE = 2**20  # pixels: far beyond any image, and its square still fits into a float exactly
+SMALLEST_EPS = 2.0**-24  # half the distance of float32 pixels next to 1
 IMPLAUSIBLE_RMS = 0.25  # ours: no L2 threat model of the literature changes pixels by a quarter of their range
 
 
@@ -45,6 +46,10 @@ class ThreatModel:
         object.__setattr__(self, "size", (height, width))
         if not 0 < self.eps < math.inf:
             raise UsageError(f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})")
+        if self.eps < SMALLEST_EPS:
+            raise UsageError(
+                f"eps {eps!r} is below {SMALLEST_EPS:.2g}, the resolution of float32 pixels in [0, 1]: give more"
+            )
         if self.rms >= (IMPLAUSIBLE_RMS if norm == "l2" else 1):
             raise UsageError(
                 f"{norm} eps {eps:g} at {height}x{width} looks as if given in /255, but images are in [0, 1]: "

@@ -56,11 +56,11 @@ def test_svg_is_what_other_programs_read() -> None:
 def test_files_of_others_look_as_resvg_draws_them(written) -> None:
     resvg_py = pytest.importorskip("resvg_py")
     text = (
-        HEAD + '<rect width="100" height="50" fill="white"/><g transform="translate(10,0) rotate(4)" opacity="0.5">'
+        HEAD + '<rect width="100" height="50" fill="white"/><g transform="translate(10,0) rotate(4)">'
         '<path d="M10 10 C 11 22 33 4 45 26 Q 27 8 59 10 A 5 5 0 0 1 70 20 z m 1 1 l 3 13" stroke="red" fill="none" '
-        'stroke-width="2" stroke-opacity=".5" stroke-linecap="round" stroke-linejoin="round"/>'
-        '<rect x="20" y="20" width="25" height="15" fill="#00f"/></g>'
-        '<circle cx="13" cy="33" r="12" style="fill:green;stroke:black" opacity=".3"/>'
+        'stroke-width="2" opacity=".5" stroke-opacity=".5" stroke-linecap="round" stroke-linejoin="round"/>'
+        '<rect x="20" y="20" width="25" height="15" fill="#00f" opacity="0.5"/></g>'
+        '<circle cx="13" cy="33" r="12" style="fill:green;stroke:black;fill-opacity:.3;stroke-opacity:.3"/>'
         '<polyline points="60,40 70,30 80,45" fill="none" stroke="orange" stroke-width="3" stroke-linecap="round" '
         'stroke-linejoin="round"/><line x1="5" y1="5" x2="30" y2="5" stroke="purple"/></svg>'
     )
@@ -91,7 +91,7 @@ def test_what_runs_or_fetches_is_ignored_and_said(written) -> None:
     assert drawing.points.shape[1] == 1
     assert set(left_out) == {
         "1 event handler", "1 script", "1 external reference", "1 picture", "1 clone", "1 foreign object",
-        "1 gradient or pattern",
+        "1 gradient or pattern", "1 stroke with flat ends or sharp corners, drawn round",
     }  # fmt: skip
 
 

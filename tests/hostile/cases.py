@@ -453,6 +453,7 @@ def recipes() -> Iterator[Case]:
         ("--eps nan", "finite number"),
         ("--eps inf", "finite number"),
         ("--eps 0", "greater than 0"),
+        ("--eps 1e-320", "beyond the numbers of 32 bits"),
         ("--norm l7", "should be 'l2' or 'linf'"),
         ("--batch-size 0", "greater than 0"),
         (f"--batch-size {NINES}", "beyond the integers of 64 bits"),

@@ -58,6 +58,11 @@ def starts() -> Iterator[tuple[str, str, int, str]]:
         yield "a drawing to start from", f"{DRAW} --init {{{name}}}", 2, words
     yield "a drawing to start from", f"{DRAW} --init nowhere.svg", 2, "there is no file"
     yield "a drawing to start from", f"{DRAW} --strokes 0", 2, "greater than 0"
+    yield "a drawing to start from", f"{DRAW} --strokes 1000000000000", 2, "take at least"
+    yield "a drawing to start from", f"{DRAW} --curves 1000000000000", 2, "take at least"
+    yield "a drawing to start from", f"{DRAW} --width 100 --widest 5", 2, "to --widest 5"
+    yield "a drawing to start from", f"{DRAW} --width 0.5", 2, "is not from 1"
+    yield "a drawing to start from", f"{DRAW} --widest 0.5", 2, "is below 1"
     yield "a drawing to start from", f"{DRAW} --softness nan", 2, "--softness"
     yield "a drawing to start from", f"{DRAW} --smallest-view 0.9 --largest-view 0.8", 2, "swap them"
     yield "a drawing to start from", f"{DRAW} --negatives --negative-weight 0", 2, "greater than 0"

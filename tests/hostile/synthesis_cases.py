@@ -69,6 +69,10 @@ def flags() -> Iterator[Case]:
         ("--seeds 0..99999999", "at most 10000"),
         (f"--seeds {NINES}", "is no seed"),
         ("--seed x", "valid integer"),
+        ("--candidates 1000000000000", "candidates take at least"),
+        ("--lr 1e-320", "beyond the numbers of 32 bits"),
+        ("--lr 1e300", "beyond the numbers of 32 bits"),
+        ("--noise 1e39", "beyond the numbers of 32 bits"),
         ("--steps -1", "greater than or equal to 0"),
         ("--steps 1.5", "valid integer"),
         ("--lr 0", "greater than 0"),
@@ -94,6 +98,8 @@ def flags() -> Iterator[Case]:
         ("--referee {toy} --referee {toy} --init noise", "comes twice"),
     ):
         yield "what synthesize meets", f"synthesize clipag cat --quick {given}", 2, words
+    many = "synthesize clipag cat --referee {toy} --init noise --views 100000000000"
+    yield "what synthesize meets", many, 2, "views each, at a time, take at least"
     yield "a recipe", "synthesize clipagg cat", 2, "did you mean clipag"
     yield "a recipe", "synthesize ../robustify/emoji cat", 2, "unknown recipe"
     yield "an out", f"synthesize clipag cat {TOY} --out {{file}}/x", 1, "no run can be kept"

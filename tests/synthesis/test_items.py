@@ -130,3 +130,8 @@ def test_names_differ_where_case_and_encoding_do_not_count() -> None:
     assert found[2] == "cat-3e23e8160039"
     assert found[4].startswith("\u00e9-")
     assert len({name.casefold() for name in found}) == 5
+
+
+def test_more_pictures_than_a_list_holds_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"200 prompts with 10,000 seeds are more than 1,000,000 pictures"):
+        items_of(parse_all([f"a {number}" for number in range(200)]), range(10_000))

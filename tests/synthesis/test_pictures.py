@@ -9,11 +9,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from robustclip.errors import UsageError
-from robustclip.images import load_image
+from robustclip.images import from_pil, load_image, to_pil
 from robustclip.synthesis import contact
 from robustclip.synthesis.contact import captioned_grid, contact_sheet, overview
 from robustclip.synthesis.items import Item, items_of
-from robustclip.synthesis.pictures import film_strip, is_whole, read_facts, write_gif, write_picture
+from robustclip.synthesis.pictures import (
+    Enlarge,
+    enlarged,
+    film_strip,
+    font_of,
+    is_whole,
+    read_facts,
+    write_gif,
+    write_picture,
+)
 from robustclip.synthesis.prompts import Prompt, parse_all
 
 
@@ -87,14 +96,14 @@ def test_the_way_as_a_strip_and_a_loop(tmp_path: Path) -> None:
     frames = torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 40, 32)
     strip = film_strip(frames, [0, 5, 10, 15])
     assert strip.shape[2] > 4 * 32
-    middle = strip[0, strip.shape[1] - 24]
+    middle = strip[0, strip.shape[1] - 140]
     assert [round(value.item(), 2) for value in frames[:, 0, 0, 0]] == [0, 0.33, 0.67, 1]
     assert {0.0, 1.0} <= set(middle.tolist())
     write_gif(tmp_path / "x.gif", frames)
     with Image.open(tmp_path / "x.gif") as loop:
-        assert (loop.n_frames, loop.info["loop"], loop.size) == (4, 0, (32, 40))
+        assert (loop.n_frames, loop.info["loop"], loop.size) == (4, 0, (224, 280))
         loop.seek(3)
-        assert loop.convert("RGB").getpixel((3, 3)) == (255, 255, 255)
+        assert loop.convert("RGB").getpixel((30, 30)) == (255, 255, 255)
     with pytest.raises(UsageError, match="at least one frame"):
         write_gif(tmp_path / "y.gif", frames[:0])
 
@@ -107,11 +116,11 @@ def test_few_prompts_stand_side_by_side_above_their_seeds() -> None:
     items = items_of(parse_all(["a cat", "a dog", "a fox"]), [0, 1])
     images = colours(6)
     sheet = contact_sheet(items, lambda index: images[index])
-    assert sheet.shape[2] > 3 * 100
-    assert 200 < sheet.shape[1] < 300
-    right, bottom = sheet.shape[2] - 50, sheet.shape[1] - 50
-    columns = [right - 208, right - 104, right]
-    found = [[round(sheet[0, row, column].item() * 7) for column in columns] for row in (bottom - 104, bottom)]
+    assert sheet.shape[2] > 3 * 300
+    assert 600 < sheet.shape[1] < 700
+    right, bottom = sheet.shape[2] - 150, sheet.shape[1] - 150
+    columns = [right - 608, right - 304, right]
+    found = [[round(sheet[0, row, column].item() * 7) for column in columns] for row in (bottom - 304, bottom)]
     assert found == [[1, 3, 5], [2, 4, 6]]
 
 
@@ -127,7 +136,7 @@ def test_many_prompts_make_a_grid_of_the_first() -> None:
     assert read == list(range(contact.MOST))
     assert max(sheet.shape) < 10 * (256 + 70)
     ragged = [*items_of(parse_all(["a cat", "a dog"]), [0, 1]), Item("x", Prompt.literal("a fox"), 7)]
-    assert contact_sheet(ragged, lambda index: colours(5)[index]).shape[2] == 4 + 3 * 104
+    assert contact_sheet(ragged, lambda index: colours(5)[index]).shape[2] == 4 + 3 * 304
     with pytest.raises(UsageError, match="at least one picture"):
         contact_sheet([], image_of)
 
@@ -151,3 +160,27 @@ def test_a_sheet_can_be_stored() -> None:
     buffer = io.BytesIO()
     contact.to_pil(sheet).save(buffer, "png")
     assert buffer.tell() < 100_000
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (300, 200), (100, 40)])
+@pytest.mark.parametrize("how", ["nearest", "bicubic"])
+def test_loops_strips_and_sheets_are_no_stamps(size: tuple[int, int], how: Enlarge, tmp_path: Path) -> None:
+    frames = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    larger = enlarged(frames, how)
+    times = larger.shape[-1] // size[1]
+    assert larger.shape[-2:] == (size[0] * times, size[1] * times)
+    assert max(larger.shape[-2:]) >= 256 or times == 1
+    theirs = to_pil(frames[0]).resize((larger.shape[-1], larger.shape[-2]), Image.Resampling.NEAREST)
+    if how == "nearest":
+        assert torch.equal(from_pil(to_pil(larger[0])), from_pil(theirs))
+    write_gif(tmp_path / "x.gif", frames, how)
+    with Image.open(tmp_path / "x.gif") as loop:
+        assert loop.size == (larger.shape[-1], larger.shape[-2])
+    assert film_strip(frames, [0, 1, 2], how).shape[2] > 3 * larger.shape[-1]
+    sheet = contact_sheet(items_of(parse_all(["a cat", "a dog"])), lambda index: frames[index], how=how)
+    assert max(sheet.shape[1], sheet.shape[2] / 2) > 256
+
+
+def test_captions_are_read_where_a_sheet_is_1280_wide() -> None:
+    for width in (300, 1280, 2600, 9000):
+        assert font_of(width) * min(1, 1280 / width) >= 11.9

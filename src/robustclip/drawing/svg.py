@@ -14,7 +14,8 @@ PLACES: Final = 3  # decimals of a coordinate: a thousandth of a pixel
 
 
 def to_svg(drawing: Drawing, size: tuple[int, int], *, background: str | None = "#ffffff", title: str = "") -> str:
-    """The drawing of one picture, of `size` (height, width) in pixels, as the text of an SVG file.
+    """The drawing of one picture, of `size` (height, width) in pixels, as the text of an SVG file: these are its
+    viewBox, and it has no width or height of its own, so that it fills the page that shows it.
 
     Colours are rounded to 8 bits a channel. Raises UsageError for a drawing of several pictures.
     """
@@ -24,7 +25,7 @@ def to_svg(drawing: Drawing, size: tuple[int, int], *, background: str | None = 
     sides = f'width="{width}" height="{height}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {sides} viewBox="0 0 {width} {height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
             *([f"<title>{_escaped(title)}</title>"] if title else []),
             *([f'<rect id="{BACKGROUND}" {sides} fill="{background}"/>'] if background else []),
             *_shapes(drawing),

@@ -1,7 +1,7 @@
 """SVG files as drawings: their paths, and shapes that are as good as paths, become strokes and filled shapes.
 
-What is no path is left out and said: pictures, text, clones, gradients, and everything that runs or fetches. Nothing
-outside the file is ever read.
+What is no path is left out and said: pictures, text, clones, gradients, and everything that runs or fetches. What
+changes how paths look and is not honoured is refused (see `svg_limits`). Nothing outside the file is ever read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from robustclip.drawing.shapes import Drawing
 from robustclip.drawing.svg import BACKGROUND
+from robustclip.drawing.svg_limits import check_honoured, share
 from robustclip.errors import UsageError
 
 LARGEST: Final = 10_000_000
@@ -44,6 +45,8 @@ LEFT_OUT: Final = {
     "marker": "marker",
     "symbol": "symbol",
 }
+SHARES: Final = {"Min": 0.0, "Mid": 0.5, "Max": 1.0}
+UNITS: Final = {"px": 1.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16.0}
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 Curve = list[tuple[float, float]]  # 3n + 1 points
@@ -53,8 +56,9 @@ Shape = tuple[Curve, float, list[float], bool]  # points, width, colour, filled
 def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str]]:
     """(the drawing of one picture, fitted into `size` (height, width) about its middle; what was left out, in words).
 
-    A shape with a fill and a stroke becomes two. Each part of a path with several parts is a shape of its own, so holes
-    are filled. Raises UsageError for a file that can't be read, is no SVG, declares entities, or has nothing to draw.
+    A shape with a fill and a stroke becomes two, and each part of a path with several parts a shape of its own. Raises
+    UsageError for a file that can't be read, is no SVG, declares entities, has nothing to draw, holes, or what is not
+    honoured here (see `check_honoured`).
     """
     path = Path(path)
     try:
@@ -63,6 +67,7 @@ def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str
     except OSError as error:
         raise UsageError(f"{str(path)[:200]} can't be read ({error.strerror or error})") from error
     root, notes = _checked(data, path.name)
+    check_honoured(root, path.name, notes)
     shapes = list(_shapes(root, path.name, notes))
     if not shapes:
         raise UsageError(f"{path.name} has no path with a fill or a stroke, which would be drawn: {_told(notes)}")
@@ -133,16 +138,22 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
             if values.get("visibility") in ("hidden", "collapse") or values.get("display") == "none":
                 continue
             parts = [curve for part in _subpaths(svgelements, element) if (curve := _curve(svgelements, part))]
-            opacity = _share(values.get("opacity"))
+            opacity = share(str(values.get("opacity", 1)))
             fill, stroke = (
                 None if _is_reference(values.get(paint), notes) else _rgba(getattr(element, paint), opacity)
                 for paint in ("fill", "stroke")
             )
             width = float(element.implicit_stroke_width or 0)
+            if fill and len(parts) > 1 and _holed(parts, values.get("fill-rule") == "evenodd"):
+                raise UsageError(
+                    f"{name} has a filled path with holes, or parts that overlap: split it into plain paths"
+                )
             if fill:  # black where a file says nothing
                 yield from ((points, 0.0, fill, True) for points in parts if _has_inside(points))
             if stroke and width > 0:
                 yield from ((points, width, stroke, False) for points in parts)
+    except UsageError:
+        raise
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         # What the parser raises for paths and transforms that are none.
         raise UsageError(f"{name} has a path or transform that can't be read ({str(error)[:100]}): mend it") from error
@@ -184,6 +195,24 @@ def _curve(svgelements: Any, part: Any) -> Curve | None:
     return points or None
 
 
+def _holed(parts: list[Curve], evenodd: bool) -> bool:
+    """Whether parts of one path take from each other's inside: one that lies in the box of another and runs the other
+    way, or by the even-odd rule boxes that meet."""
+    boxes = torch.tensor([[min(x), min(y), max(x), max(y)] for x, y in (zip(*part, strict=True) for part in parts)])
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    others = torch.eye(len(parts)) == 0
+    if evenodd:
+        return bool(((low < boxes[None, :, 2:]) & (boxes[None, :, :2] < high)).all(2)[others].any())
+    within = ((low <= boxes[None, :, :2]) & (boxes[None, :, 2:] <= high)).all(2)
+    ways = torch.tensor([_area(part) > 0 for part in parts])
+    return bool((within & (ways[:, None] != ways[None]))[others].any())
+
+
+def _area(points: Curve) -> float:
+    """Of the polygon of its points: positive where it runs clockwise on the screen."""
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True))
+
+
 def _has_inside(points: Curve) -> bool:
     """Whether there is anything between the points: they do not all lie on one line."""
     (x0, y0), (x1, y1) = points[0], max(points, key=lambda at: math.dist(at, points[0]))
@@ -209,13 +238,28 @@ def _drawing(shapes: list[Shape], scale: float, shift: tuple[float, float], name
 
 
 def _fit(root: ElementTree.Element, size: tuple[int, int], name: str) -> tuple[float, tuple[float, float]]:
-    """Scale, and what is added to x and y after it."""
+    """Scale, and what is added to x and y after it: the viewBox in the file's width and height, and these in `size`."""
     box = _view_box(root)
-    width, height = (box[2], box[3]) if box else (_length(root.get(side)) for side in ("width", "height"))
+    sides = [_length(root.get(side)) for side in ("width", "height")]
+    if box and not all(sides):
+        sides = box[2:]
+    width, height = sides
     if not (0 < width < math.inf and 0 < height < math.inf):
         raise UsageError(f'{name} does not say how large it is: give <svg> a viewBox="0 0 WIDTH HEIGHT"')
     scale = min(size[1] / width, size[0] / height)
-    return scale, ((size[1] - scale * width) / 2, (size[0] - scale * height) / 2)
+    shift = ((size[1] - scale * width) / 2, (size[0] - scale * height) / 2)
+    if not box:
+        return scale, shift
+    inner = min(width / box[2], height / box[3])
+    aspect = root.get("preserveAspectRatio", "").strip() or "xMidYMid"
+    found = re.fullmatch(r"x(Min|Mid|Max)Y(Min|Mid|Max)(\s+meet)?", aspect)
+    if found is None and not math.isclose(width / box[2], height / box[3], rel_tol=1e-3):
+        raise UsageError(
+            f'{name} has preserveAspectRatio="{aspect[:40]}": give width and height the shape of its viewBox'
+        )
+    shares = [SHARES[one] for one in found.groups()[:2]] if found else [0.5, 0.5]
+    empty = width - inner * box[2], height - inner * box[3]
+    return scale * inner, (shift[0] + scale * shares[0] * empty[0], shift[1] + scale * shares[1] * empty[1])
 
 
 def _view_box(root: ElementTree.Element) -> list[float] | None:
@@ -224,8 +268,9 @@ def _view_box(root: ElementTree.Element) -> list[float] | None:
 
 
 def _length(text: str | None) -> float:
-    found = _NUMBER.match((text or "").strip())
-    return float(found[0]) if found and not (text or "").strip().endswith("%") else 0.0
+    """In pixels of 96 to the inch; 0 for what is none, or a share of what is around."""
+    found = re.fullmatch(rf"({_NUMBER.pattern})\s*({'|'.join(UNITS)})?", (text or "").strip())
+    return float(found[1]) * UNITS[found[2] or "px"] if found else 0.0
 
 
 def _rgba(colour: Any, opacity: float) -> list[float] | None:
@@ -233,13 +278,6 @@ def _rgba(colour: Any, opacity: float) -> list[float] | None:
     if colour is None or colour.value is None:
         return None
     return [colour.red / 255, colour.green / 255, colour.blue / 255, colour.alpha / 255 * opacity]
-
-
-def _share(given: Any) -> float:
-    try:
-        return min(max(float(given), 0.0), 1.0)
-    except (TypeError, ValueError):
-        return 1.0
 
 
 def _pair(point: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.images import from_pil, grid, resize, titled_grid, to_pil
 from robustclip.synthesis.items import Item
+from robustclip.synthesis.pictures import SHOWN, Enlarge, enlarged, font_of
 
 MOST: Final = 100
 """Pictures on a sheet; the first ones of more."""
@@ -22,16 +23,20 @@ OVERVIEW: Final = 16
 WIDEST_TABLE: Final = 8
 """Prompts that stand side by side."""
 LARGEST_CELL, SMALLEST_CELL = 256, 96
-"""Pixels of a cell's longer side: larger pictures are scaled down, smaller ones doubled until titles fit above them."""
-PADDING, FONT_SIZE, CAPTION_LINES = 4, 11, 3
+"""Pixels of a cell's longer side: larger pictures are scaled down, smaller ones enlarged to SHOWN, and in an overview
+to the smallest."""
+PADDING, CAPTION_LINES = 4, 3
 
 ImageOf = Callable[[int], Float[Tensor, "3 h w"]]
 """The picture of an item, by its place among the items."""
 
 
-def contact_sheet(items: Sequence[Item], image_of: ImageOf, most: int = MOST) -> Float[Tensor, "3 h w"]:
-    """Pictures with their titles: seeds in rows and prompts in columns where there are a few prompts, each with the
-    same seeds; else row by row, the prompt below each. At most `most`, of which only these are read.
+def contact_sheet(
+    items: Sequence[Item], image_of: ImageOf, most: int = MOST, how: Enlarge = "nearest"
+) -> Float[Tensor, "3 h w"]:
+    """Pictures with their titles, which are read where the sheet is shown 1280 pixels wide: seeds in rows and prompts
+    in columns where there are a few prompts, each with the same seeds; else row by row, the prompt below each. At most
+    `most`, of which only these are read; small ones are enlarged as `how` says.
 
     Raises UsageError for no items.
     """
@@ -42,12 +47,13 @@ def contact_sheet(items: Sequence[Item], image_of: ImageOf, most: int = MOST) ->
     places = {(item.prompt, item.repeat, item.seed): index for index, item in enumerate(items)}
     is_table = len(prompts) <= WIDEST_TABLE and len(items) == len(places) == len(prompts) * len(seeds)
     if is_table and len(items) <= most:
-        images = cells([image_of(places[*prompt, seed]) for seed in seeds for prompt in prompts])
+        images = cells([image_of(places[*prompt, seed]) for seed in seeds for prompt in prompts], how)
         rows = [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [""]
-        return titled_grid(rows, [prompt.title for prompt, _ in prompts], images)
+        font_size = font_of(len(prompts) * images.shape[-1])
+        return titled_grid(rows, [prompt.title for prompt, _ in prompts], images, font_size=font_size)
     shown = items[:most]
     captions = [item.prompt.title + (f" ({item.seed})" if len(seeds) > 1 else "") for item in shown]
-    return captioned_grid(cells([image_of(index) for index in range(len(shown))]), captions)
+    return captioned_grid(cells([image_of(index) for index in range(len(shown))], how), captions)
 
 
 def captioned_grid(
@@ -57,7 +63,7 @@ def captioned_grid(
     after three lines."""
     count, _, height, width = images.shape
     columns = min(columns or math.ceil(count**0.5), count)
-    font = ImageFont.load_default(FONT_SIZE)
+    font = ImageFont.load_default(font_of(columns * width))
     line = font.getbbox("Ag")[3] + 2
     wrapped = [_wrap(caption, width, font) for caption in captions]
     below = int(line * max(map(len, wrapped))) + PADDING
@@ -74,11 +80,13 @@ def captioned_grid(
 
 def overview(images: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "3 h2 w2"]:
     """The first pictures of a batch without titles, as square a sheet as it gets."""
-    shown = cells(list(images[:OVERVIEW].float().cpu()))
+    shown = cells(list(images[:OVERVIEW].float().cpu()), smallest=SMALLEST_CELL)
     return grid(shown, columns=math.ceil(len(shown) ** 0.5))
 
 
-def cells(images: Sequence[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n 3 h w"]:
+def cells(
+    images: Sequence[Float[Tensor, "3 h w"]], how: Enlarge = "nearest", smallest: int = SHOWN
+) -> Float[Tensor, "n 3 h w"]:
     """Pictures at the size of a sheet's cells, which is that of the first."""
     height, width = images[0].shape[-2:]
     if max(height, width) > LARGEST_CELL:
@@ -86,8 +94,7 @@ def cells(images: Sequence[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n 3 h w"]:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return torch.cat([resize(image[None], size) for image in images])
     alike = torch.cat([resize(image[None], (height, width)) for image in images])
-    times = -(-SMALLEST_CELL // max(height, width))
-    return alike.repeat_interleave(times, -1).repeat_interleave(times, -2)
+    return enlarged(alike, how, smallest)
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

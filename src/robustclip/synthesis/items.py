@@ -17,6 +17,7 @@ from robustclip.synthesis.names import apart, slug
 from robustclip.synthesis.prompts import Prompt
 
 MOST_SEEDS: Final = 10_000
+MOST_PICTURES: Final = 1_000_000
 LARGEST_SEED: Final = 2**63 - 1
 
 
@@ -47,6 +48,7 @@ class Named:
 
 def items_of(prompts: Sequence[Prompt], seeds: Sequence[int] = (0,)) -> list[Item]:
     """Every prompt with every seed, prompt by prompt, named by what is wanted and its seed: `a-green-turtle-s0`."""
+    _check_pictures(len(prompts), len(seeds))
     repeats = _repeats(prompts)
     names = apart((slug(prompt.wanted), f"{prompt} {again}") for prompt, again in zip(prompts, repeats, strict=True))
     return [
@@ -60,11 +62,19 @@ def items_of_named(named: Sequence[Named], seeds: Sequence[int] = (0,)) -> list[
     """Every named prompt with its own seed, else with every one of `seeds`. A picture has the name of its prompt; with
     several seeds the seed is added to all."""
     seeds = list(dict.fromkeys(seeds))
+    _check_pictures(len(named), len(seeds))
     return [
         Item(f"{one.id}-s{seed}" if len(seeds) > 1 else one.id, one.prompt, seed, again)
         for one, again in zip(named, _repeats([one.prompt for one in named]), strict=True)
         for seed in (seeds if one.seed is None else [one.seed])
     ]
+
+
+def _check_pictures(prompts: int, seeds: int) -> None:
+    if prompts * seeds > MOST_PICTURES:
+        raise UsageError(
+            f"{prompts:,} prompts with {seeds:,} seeds are more than {MOST_PICTURES:,} pictures: split them"
+        )
 
 
 def parse_seeds(given: object) -> list[int]:

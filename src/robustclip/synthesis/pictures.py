@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from jaxtyping import Float
 from PIL.PngImagePlugin import PngInfo
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, plain, read_bytes
-from robustclip.images import save_image, titled_grid, to_pil
+from robustclip.images import resize, save_image, titled_grid, to_pil
 
 CHUNK: Final = "robustclip"
 LONGEST_FACTS: Final = 2**20
@@ -24,6 +25,11 @@ LONGEST_FACTS: Final = 2**20
 LARGEST: Final = 2**28
 """Bytes of a picture's file."""
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+Enlarge = Literal["nearest", "bicubic"]
+SHOWN: Final = 256
+"""Pixels of the longer side that a picture has at least in loops, strips and sheets."""
+READ_AT: Final = 1280
+FONT_SIZE: Final = 12
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 120, 1500
 
 
@@ -61,21 +67,44 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def film_strip(frames: Float[Tensor, "f 3 h w"], steps: Sequence[int]) -> Float[Tensor, "3 h2 w2"]:
+def enlarged(
+    images: Float[Tensor, "n 3 h w"], how: Enlarge = "nearest", smallest: int = SHOWN
+) -> Float[Tensor, "n 3 h2 w2"]:
+    """Pictures whose longer side is below `smallest` pixels, larger by the first whole number that reaches it: each
+    pixel repeated, or bicubic."""
+    height, width = images.shape[-2:]
+    times = max(1, -(-smallest // max(height, width)))
+    if how == "bicubic":
+        return resize(images, (height * times, width * times))
+    return images.repeat_interleave(times, -1).repeat_interleave(times, -2)
+
+
+def font_of(width: int) -> int:
+    """The font size at which titles of a sheet of that width are read where it is shown READ_AT pixels wide."""
+    return max(FONT_SIZE, math.ceil(FONT_SIZE * width / READ_AT))
+
+
+def film_strip(
+    frames: Float[Tensor, "f 3 h w"], steps: Sequence[int], how: Enlarge = "nearest"
+) -> Float[Tensor, "3 h2 w2"]:
     """The way side by side, each picture below its step."""
-    return titled_grid([""], [f"step {step}" for step in steps], frames)
+    frames = enlarged(frames, how)
+    titles = [f"step {step}" for step in steps]
+    return titled_grid([""], titles, frames, font_size=font_of(len(frames) * frames.shape[-1]))
 
 
-def write_strip(path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"], steps: Sequence[int]) -> None:
+def write_strip(
+    path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"], steps: Sequence[int], how: Enlarge = "nearest"
+) -> None:
     """`film_strip` as a picture file."""
-    save_image(film_strip(frames, steps), path)
+    save_image(film_strip(frames, steps, how), path)
 
 
-def write_gif(path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"]) -> None:
+def write_gif(path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"], how: Enlarge = "nearest") -> None:
     """The way as an endless loop that rests on its last picture. Raises UsageError for no frames."""
     if not len(frames):
         raise UsageError("a loop needs at least one frame")
-    first, *others = [to_pil(frame) for frame in frames]
+    first, *others = [to_pil(frame) for frame in enlarged(frames, how)]
     durations = [FRAME_MILLISECONDS] * len(others) + [LAST_MILLISECONDS]
     with atomic_write(path) as file:
         first.save(file, format="gif", save_all=True, append_images=others, duration=durations, loop=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, PlainValidator
 
 from robustclip import printing
-from robustclip.devices import DTYPES, pick_device
+from robustclip.devices import DTYPES, check_memory, pick_device
 from robustclip.distributed import decided, is_main
 from robustclip.errors import UsageError
 from robustclip.files import is_file
@@ -20,6 +21,7 @@ from robustclip.runs import Run
 from robustclip.synthesis.guides import Given, Guides, parse_weight
 from robustclip.synthesis.items import Item, items_of, items_of_named
 from robustclip.synthesis.painted import Paint, Result
+from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import AUTO, Starts
@@ -93,6 +95,7 @@ class Session:
     batch_size: int
     ways: bool | None
     facts: dict[str, Any]
+    enlarge: Enlarge = "nearest"
 
     @classmethod
     def open(
@@ -102,12 +105,13 @@ class Session:
         *,
         batch_size: int,
         ways: bool | None = None,
+        views: int = 1,
         items: list[Item] | None = None,
         load: Callable[..., Guides] = Guides.load,
     ) -> Session:
-        """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out
-        and resume. `items` are the pictures where prompts and seeds alone do not say which;
-        `load` makes the guides of the referees' names.
+        """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out,
+        resume and (else nearest) enlarge. `views` are those of a picture that a step holds at once; `items` are the
+        pictures where prompts and seeds alone do not say which; `load` makes the guides of the referees' names.
 
         Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
         picture or file of prompts that is no such thing.
@@ -127,6 +131,12 @@ class Session:
         )
         guides.check([item.prompt for item in items])
         size = parse_size(arguments["size"]) or guides.size
+        pictures = min(batch_size, len(items))
+        check_memory(  # views and their gradients
+            2 * 4 * 3 * math.prod(size) * max(views, 1) * pictures,
+            f"{pictures} pictures of {size[0]}x{size[1]} with {views:,} views each, at a time,",
+            guides.device,
+        )
         kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
         kept |= {"referee": [one["name"] for one in guides.describe()]}
         # Each picture knows its own prompt; thousands of others would only make its file large.
@@ -135,7 +145,7 @@ class Session:
         facts = {"recipe": recipe, "arguments": others, "referees": guides.describe(), "dtype": dtype}
         run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
         run.note(referees=guides.describe(), size=list(size), dtype=dtype)
-        return cls(items, guides, size, run, batch_size, ways, facts)
+        return cls(items, guides, size, run, batch_size, ways, facts, arguments.get("enlarge", "nearest"))
 
     def starts(self, init: str, **options: Any) -> Starts:
         """Where the pictures start (see `Starts`); written into the run and into each picture."""
@@ -159,6 +169,7 @@ class Session:
                 steps=steps,
                 batch_size=self.batch_size,
                 ways=self.ways,
+                enlarge=self.enlarge,
                 facts=self.facts,
             )
             self.run.finish({key: value for key, value in result.numbers().items() if key != "each"})

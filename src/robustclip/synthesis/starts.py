@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated, Final, final
 
 import torch
 from jaxtyping import Float
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PositiveInt
 from torch import Tensor
 
+from robustclip.devices import check_memory
 from robustclip.errors import UsageError
 from robustclip.files import is_file
 from robustclip.images import load_image
@@ -29,6 +31,7 @@ AUTO: Final = "auto"
 WITHOUT: Final = "grey"
 """The start of `auto` where no guide's card names a mixture."""
 PLAIN: Final = {"noise": basic.noise, "grey": basic.grey, "gradient": basic.gradient}
+BYTES_OF_A_CANDIDATE: Final = 4 * 3 * 16 * 16  # of the embedded mixtures
 SEEDS_KEPT = 4  # whose candidates stay in memory
 
 
@@ -46,6 +49,14 @@ def check_init(text: str) -> str:
     return text
 
 
+def _candidates(count: int) -> int:
+    check_memory(count * BYTES_OF_A_CANDIDATE, f"{count:,} candidates")
+    return count
+
+
+Candidates = Annotated[
+    PositiveInt, AfterValidator(_candidates), "of the mixture, of which each picture takes the most similar"
+]
 Init = Annotated[
     str,
     AfterValidator(check_init),
@@ -101,6 +112,8 @@ class Starts:
             self.plain = basic.from_image(load_image(init), strength)
         elif self.plain is None:
             self.mixture = load_mixture(init)
+            numbers = 3 * math.prod(self.mixture.size) + sum(one.width for one in guides.referees)
+            check_memory(4 * candidates * numbers, f"{candidates:,} candidates of {init}")
         self._pool = lru_cache(SEEDS_KEPT)(self._drawn)
 
     def __call__(self, items: Sequence[Item]) -> Float[Tensor, "p 3 h w"]:

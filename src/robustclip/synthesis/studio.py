@@ -30,7 +30,7 @@ from robustclip.runs import Run, versions
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Paint, Painted, Result
-from robustclip.synthesis.pictures import read_facts, write_gif, write_picture, write_strip
+from robustclip.synthesis.pictures import Enlarge, read_facts, write_gif, write_picture, write_strip
 from robustclip.synthesis.watching import Watcher
 
 FEW: Final = 16
@@ -47,12 +47,14 @@ def paint_all(
     steps: int,
     batch_size: int = 16,
     ways: bool | None = None,
+    enlarge: Enlarge = "nearest",
     facts: Mapping[str, Any] | None = None,
     silent: bool = False,
 ) -> Result:
     """Paint every item that has no picture yet, `batch_size` at a time, and lay all of them out.
 
-    `steps` is how often a batch calls its watch; `ways` keeps each picture's way (default: of up to 16 pictures);
+    `steps` is how often a batch calls its watch; `ways` keeps each picture's way (default: of up to 16 pictures), and
+    `enlarge` says how small pictures are enlarged in ways and contact sheet;
     `facts` go into each picture's file, beside its id, prompt, seed and similarity, and the versions of what painted
     it. Several processes share the pictures that are left.
 
@@ -83,14 +85,14 @@ def paint_all(
                 check()
                 watcher.begin(batch)
                 painted = paint(batch, watcher)
-                _write(batch, painted, run, facts, ways=ways)
+                _write(batch, painted, run, facts, ways=ways, enlarge=enlarge)
                 watcher.end()
                 if watcher.loss is not None and watcher.done == len(batch):
                     run.note(loss=watcher.loss)
                 if len(items) <= SMALL:
                     _keep(made, batch, painted, ways=ways)
         _wait_for_others([_file(run, items[index]) for index in left], check)
-    made.similarity = torch.tensor(distributed.decided(lambda: _lay_out(items, run)))
+    made.similarity = torch.tensor(distributed.decided(lambda: _lay_out(items, run, enlarge)))
     return made
 
 
@@ -135,7 +137,9 @@ def _is_done(run: Run, item: Item) -> bool:
     return (facts.get("prompt"), facts.get("seed")) == (str(item.prompt), item.seed)
 
 
-def _write(batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, ways: bool) -> None:
+def _write(
+    batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, ways: bool, enlarge: Enlarge
+) -> None:
     """Put a batch on the disk. The picture comes last, for one that is there says that all of it is."""
     images = painted.images.detach()
     fine = images.flatten(1).isfinite().all(dim=1) & painted.similarity.isfinite().to(images.device)
@@ -146,8 +150,8 @@ def _write(batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str
         for index, item in enumerate(batch):
             if ways and painted.frames is not None and len(painted.frames):
                 frames = painted.frames[:, index]
-                write_gif(run.folder / "ways" / f"{item.id}.gif", frames)
-                write_strip(run.folder / "ways" / f"{item.id}.png", frames, painted.steps_of_frames)
+                write_gif(run.folder / "ways" / f"{item.id}.gif", frames, enlarge)
+                write_strip(run.folder / "ways" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
             for ending, texts in painted.beside.items():
                 with atomic_write(run.folder / ending / f"{item.id}.{ending}", "w") as file:
                     file.write(texts[index])
@@ -174,7 +178,7 @@ def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, ways: bool) 
         whole[:, places] = values.detach().float().cpu()
 
 
-def _lay_out(items: Sequence[Item], run: Run) -> list[float]:
+def _lay_out(items: Sequence[Item], run: Run, enlarge: Enlarge) -> list[float]:
     """Write what speaks of all pictures, from their files; the similarity that each file tells."""
     try:
         told = [read_facts(_file(run, item)) for item in items]
@@ -187,7 +191,6 @@ def _lay_out(items: Sequence[Item], run: Run) -> list[float]:
     ]
     with atomic_write(run.folder / "pictures.jsonl", "w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    save_image(
-        contact_sheet(items, lambda index: load_image(_file(run, items[index]))), run.folder / "contact_sheet.png"
-    )
+    sheet = contact_sheet(items, lambda index: load_image(_file(run, items[index])), how=enlarge)
+    save_image(sheet, run.folder / "contact_sheet.png")
     return [float(facts["similarity"]) for facts in told]

@@ -18,6 +18,7 @@ from robustclip.evaluation.generation.judge import faults
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.generation.scores import PREFIX
+from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
@@ -278,3 +279,18 @@ def test_the_order_of_the_folders_files_changes_nothing(run_folder, seer: TwoTow
 
     assert reports[0].figures == reports[1].figures
     assert reports[0].pictures == reports[1].pictures
+
+
+def test_a_run_stands_beside_a_folder_with_a_list(run_folder, seer: TwoTower, plain, tmp_path: Path) -> None:
+    run = run_folder("run", {"red": RED, "blue": BLUE}, seeds=(3,))
+    folder = tmp_path / "plain"
+    for name, colour in (("0", RED), ("1", RED)):
+        save_image(plain(colour)[0], folder / f"{name}.png")
+    listed = tmp_path / "listed.jsonl"
+    listed.write_text('{"file": "0.png", "prompt": "red"}\n{"file": "1.png", "prompt": "blue"}\n')
+
+    report = judge([run, folder], judge=[seer], prompts=listed, device="cpu")
+
+    assert report.figure("r-precision", pictures="run").value == 1
+    assert report.figure("r-precision", pictures="plain").value == 0.5
+    assert report.figure("r-precision", kind="difference").n == 2, "paired by prompt, for nothing says the seeds"

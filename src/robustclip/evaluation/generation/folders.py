@@ -94,6 +94,13 @@ def read_reference(reference: str | Path, *, size: int | None = None) -> Picture
     return Pictures(data.name, data.images, prompts, data.ids)
 
 
+def says_prompts(folder: str | Path) -> bool:
+    """Whether the pictures of a folder say themselves what they are to show, by the first of them."""
+    folder = Path(folder)
+    home = folder / "images" if is_folder(folder / "images") else folder
+    return bool(_told(image_files(home)[:1])) if is_folder(home) else False
+
+
 def image_files(folder: Path) -> list[Path]:
     """The pictures that lie in a folder, by name; none that begin with a dot."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))

@@ -20,7 +20,7 @@ from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
-from robustclip.evaluation.generation.folders import read_pictures, read_reference
+from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, load_inception
 from robustclip.evaluation.generation.information import METRIC, OWN, courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
@@ -80,8 +80,9 @@ def judge(
     where = pick_device(device)
     wanted = listed(metrics)
     folders = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    mute = [folder for folder in folders if not says_prompts(folder)] or folders
     report = judge_pictures(
-        _told_apart([read_pictures(folder, prompts=prompts, size=size) for folder in folders]),
+        _told_apart([read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]),
         judge,
         questions=Questions(
             wanted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -166,10 +166,15 @@ def set_comparisons(answers: Answers, others: Answers, real: Answers | None, que
 
 
 def shared(pictures: Pictures, others: Pictures) -> tuple[list[int], list[int]]:
-    """The places, in either set, of the pictures that both have of a prompt and seed."""
-    places = {key: place for place, key in enumerate(others.keys)}
-    mine = [place for place, key in enumerate(pictures.keys) if key in places]
-    return mine, [places[pictures.keys[place]] for place in mine]
+    """The places, in either set, of the pictures that both have of a prompt and seed; of a prompt alone, in their
+    order, where nothing says the seeds of one set."""
+    sets = (pictures, others)
+    if not all(any(seed is not None for seed in one.seeds) for one in sets):
+        sets = (replace(pictures, seeds=[]), replace(others, seeds=[]))
+    keys, theirs = (one.keys for one in sets)
+    places = {key: place for place, key in enumerate(theirs)}
+    mine = [place for place, key in enumerate(keys) if key in places]
+    return mine, [places[keys[place]] for place in mine]
 
 
 Statistic = Callable[..., float]

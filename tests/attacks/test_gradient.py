@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks import pgd
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.threat import Norm, ThreatModel
 
 NORMS: list[Norm] = ["l2", "linf"]
@@ -239,7 +239,7 @@ def test_a_broken_loss_stops_its_own_image_only(tower: nn.Module, norm: Norm, mo
     def one_broken(images: Tensor) -> Tensor:
         return loss_fn(images) * torch.tensor([1.0, broken, 1.0, 1.0])
 
-    settings: dict[str, Any] = {"steps": 3, "momentum": momentum, "random_start": False}
+    settings: dict[str, Any] = {"steps": 3, "momentum": momentum, "random_start": False, "strict": False}
     adversarial = pgd(images, one_broken, THREATS[norm], **settings)
     assert torch.equal(adversarial[1], images[1])
     expected = pgd(images, loss_fn, THREATS[norm], **settings)
@@ -254,8 +254,29 @@ def test_a_loss_that_breaks_on_the_way_is_never_the_best(broken: float) -> None:
         return torch.where(position > 0.65, position + broken, position)
 
     images = torch.full((1, 3, 8, 8), 0.5)
-    adversarial = pgd(images, loss_fn, ThreatModel("linf", 0.4, 8), steps=4, step_size=0.1, random_start=False)
+    settings: dict[str, Any] = {"steps": 4, "step_size": 0.1, "random_start": False}
+    adversarial = pgd(images, loss_fn, ThreatModel("linf", 0.4, 8), **settings, strict=False)
     assert adversarial[0, 0, 0, 0].item() == pytest.approx(0.6)
+    with pytest.raises(RunError, match=r"image 1 of 1 was not attacked.*at step 2"):
+        pgd(images, loss_fn, ThreatModel("linf", 0.4, 8), **settings)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_an_image_that_was_not_attacked_is_named(
+    tower: nn.Module, keep: Any, random_start: bool, broken: float
+) -> None:
+    loss_fn, factors = classification(tower), torch.tensor([1.0, 1.0, broken, broken])
+    with pytest.raises(RunError, match=r"image 3 of 4 was not attacked.*at step 0 \(and of 1 others\).*images\[2\]"):
+        pgd(images_of(), lambda x: loss_fn(x) * factors, THREATS["l2"], steps=2, keep=keep, random_start=random_start)
+
+
+def test_a_gradient_that_is_no_number_is_named_though_the_loss_is_one() -> None:
+    """sqrt has no finite slope at 0, which the first image is."""
+    images = torch.cat([torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)])
+    with pytest.raises(RunError, match="image 1 of 2 was not attacked"):
+        pgd(images, lambda x: x.sum((1, 2, 3)).sqrt(), THREATS["l2"], steps=1, random_start=False)
 
 
 @pytest.mark.parametrize("norm", NORMS)

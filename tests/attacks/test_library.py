@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks import pgd
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.threat import Norm, ThreatModel
 
 torchattacks = pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
@@ -194,3 +194,43 @@ def test_without_the_extra_the_way_to_get_it(
     monkeypatch.setitem(__import__("sys").modules, "torchattacks", None)
     with pytest.raises(UsageError, match=r"torchattacks is not installed: pip install 'robustclip\[evaluation\]'"):
         library_attack(images, classifier, THREATS["l2"], labels=labels, steps=2)
+
+
+BROKEN: list[tuple[str, dict[str, Any]]] = [
+    ("pgd", {"steps": 2}),
+    ("apgd", {"steps": 3}),
+    ("apgd-dlr", {"steps": 3}),
+    ("apgd-t", {"steps": 3, "targets": 2}),
+    ("fab-t", {"steps": 2, "targets": 2}),
+    ("square", {"steps": 3}),
+]
+
+
+@pytest.mark.parametrize(("attack", "settings"), BROKEN, ids=[name for name, _ in BROKEN])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_an_image_whose_logits_are_no_numbers_is_named(
+    attack: Any, settings: dict[str, Any], broken: float, classifier: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    marked = images[5].mean()
+
+    def logits(x: Tensor) -> Tensor:
+        near = (x.mean((1, 2, 3)) - marked).abs() < 1e-3
+        return torch.where(near[:, None], broken, classifier(x))
+
+    with pytest.raises(RunError, match=r"image 6 of 16 was not attacked: its logits"):
+        library_attack(images, logits, THREATS["linf"], labels=labels, attack=attack, module=classifier, **settings)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_whose_gradient_is_no_number_is_named(
+    norm: Norm, classifier: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    """The logits are finite, and the slope of the square root at 0 is not."""
+    given = images.clone()
+    given[3] = 0
+
+    def logits(x: Tensor) -> Tensor:
+        return classifier(x) + x.flatten(1).square().sum(1, keepdim=True).sqrt()
+
+    with pytest.raises(RunError, match=r"image 4 of 16 was not attacked"):
+        library_attack(given, logits, THREATS[norm], labels=labels, steps=1, random_start=False, module=classifier)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.threat import Source, ThreatModel, broadcast
 
 Losses = Callable[[Tensor], Tensor]  # images (B,3,H,W) -> losses (B,)
@@ -39,6 +39,7 @@ def pgd(
     keep: Literal["best", "last"] = "best",
     module: nn.Module | None = None,
     generator: Source = None,
+    strict: bool = True,
 ) -> Float[Tensor, "b 3 h w"]:
     """Images inside `threat` around `images` that *maximise* `loss_fn(images) -> (B,)`, one loss per image.
 
@@ -46,18 +47,23 @@ def pgd(
                 all arithmetic of the attack is done, also when `loss_fn` runs under autocast. The result is in
                 [0, 1], detached, in the same memory format.
     step_size   in pixel units; default 2.5 * eps / steps (MadryLab/robustness), which can cross the ball.
-    momentum    on normalised gradients (RobustVLM uses 0.9). A sample whose gradient is zero or not finite takes a
-                zero step; with momentum it coasts on.
+    momentum    on normalised gradients (RobustVLM uses 0.9). A sample whose gradient is zero takes a zero step; with
+                momentum it coasts on.
     start       perturbations to start from instead of random ones; they are projected into the ball.
     restarts    independent random starts, of which each image keeps its best.
     coupled     the loss of an image depends on its batch (a contrastive loss): steps climb the sum of losses, and
                 keep="best" keeps the best whole batch, never a mix of steps.
     keep        "last" returns the last step and costs exactly `steps` forward and backward passes (for training).
                 "best" returns the best of the clean image and all steps, so that no loss falls, for one or two
-                forward passes more a restart (for evaluation). A loss that is not finite is never the best.
+                forward passes more a restart (for evaluation).
     module      the tower behind `loss_fn`: in eval mode and with frozen parameters during the attack.
     generator   the source of the random start: one for the batch, or one an image, whose start then does not depend on
                 the rest of the batch; None is torch's default generator.
+
+    strict      raise RunError, which names the first image, where a loss or a gradient is not finite at any step: such
+                an image was not attacked, and would pass for a robust one. Read back from the device once, at the end.
+                Without it, such a loss is never the best and such a gradient a zero step (for training, which leaves
+                out what is not finite and tells it by itself).
 
     Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
     """
@@ -65,19 +71,22 @@ def pgd(
     threat.check(images)
     clean = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    best = _Best(clean, coupled)
+    best, broken = _Best(clean, coupled), _Broken(clean)
 
     with attacking(module):
         if keep == "best" and random_start:
-            best.offer(clean, _losses(loss_fn, clean))
+            losses = _losses(loss_fn, clean)
+            broken.note(0, losses)
+            best.offer(clean, losses)
         for _ in range(restarts):
             if start is not None:
                 x = (clean + threat.project(start.to(clean))).clamp(0, 1)
             else:
                 x = (clean + threat.random_start(clean, generator)).clamp(0, 1) if random_start else clean
             velocity = torch.zeros_like(clean)
-            for _ in range(steps):
+            for step in range(steps):
                 losses, gradient = _losses_and_gradient(loss_fn, x)
+                broken.note(step, losses, gradient)
                 if keep == "best":
                     best.offer(x, losses)
                 direction = threat.steepest(gradient)
@@ -85,7 +94,11 @@ def pgd(
                     direction = velocity = threat.steepest(momentum * velocity + direction)
                 x = (clean + threat.project(x + step_size * direction - clean)).clamp(0, 1)
             if keep == "best":
-                best.offer(x, _losses(loss_fn, x))
+                losses = _losses(loss_fn, x)
+                broken.note(steps, losses)
+                best.offer(x, losses)
+    if strict:
+        broken.check()
     return best.images if keep == "best" else x
 
 
@@ -135,6 +148,31 @@ class _Best:
         better = scores.isfinite() & (scores > self.scores)
         self.scores = torch.where(better, scores, self.scores)
         self.images = torch.where(broadcast(better, images), images, self.images)
+
+
+class _Broken:
+    """The first step, for each image, at which its loss or gradient was not finite."""
+
+    def __init__(self, clean: Tensor) -> None:
+        self.steps = torch.full((len(clean),), -1, device=clean.device)
+
+    def note(self, step: int, losses: Tensor, gradient: Tensor | None = None) -> None:
+        found = ~losses.isfinite()
+        if gradient is not None:
+            found = found | ~gradient.flatten(1).isfinite().all(1)
+        self.steps = torch.where((self.steps < 0) & found, step, self.steps)
+
+    def check(self) -> None:
+        """Raises RunError, which names the first."""
+        steps = self.steps.tolist()
+        found = sorted((step, row) for row, step in enumerate(steps) if step >= 0)
+        if found:
+            step, row = found[0]
+            others = f" (and of {len(found) - 1} others)" if len(found) > 1 else ""
+            raise RunError(
+                f"image {row + 1} of {len(steps)} was not attacked: its loss or gradient is not finite at step {step}"
+                f"{others}. Compute in float32, or look at what loss_fn gives for images[{row}]"
+            )
 
 
 def _losses_and_gradient(loss_fn: Losses, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.attacks.gradient import attacking
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.threat import ThreatModel
 
 Name = Literal["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
@@ -55,7 +55,8 @@ def library_attack(
 
     Other arguments are those of `attacks.pgd`. Where an attack other than "pgd" fails, the image comes back as it was.
     Raises UsageError when torchattacks is not installed, for an unknown attack, for settings that an attack would
-    ignore, and for a size of images that Square cannot tile.
+    ignore, and for a size of images that Square cannot tile; RunError, which names the image, where logits or what an
+    attack made of them are not finite.
     """
     threat.check(images)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else "cpu"))
@@ -66,6 +67,7 @@ def library_attack(
         build = _builder(attack, threat, steps, step_size, random_start, restarts, targets, seed)
         model = _Logits(logits_fn, images)
         adversarial: Tensor = build(model)(images.contiguous(), labels)  # FAB and Square take views of rows
+    _check_finite(adversarial, images, images, "the pixels that it became")
     return adversarial.detach()
 
 
@@ -82,11 +84,30 @@ class _Logits(nn.Module):
 
     def __init__(self, logits_fn: Callable[[Tensor], Tensor], images: Tensor) -> None:
         super().__init__()
+        self.images = images
         self.logits_fn = partial(logits_fn)  # not a child, even if it is a module: its mode is `attacking`'s business
         self.device = nn.Parameter(images.new_empty(0), requires_grad=False)  # where torchattacks reads the device
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.logits_fn(images)
+        logits = self.logits_fn(images)
+        _check_finite(logits, images, self.images, "its logits")
+        if images.requires_grad:  # a sign of NaN is 0, so that PGD would stand still
+            images.register_hook(lambda gradient: _check_finite(gradient, images, self.images, "its gradients"))
+        return logits
+
+
+def _check_finite(found: Tensor, rows: Tensor, images: Tensor, what: str) -> None:
+    """Raises RunError where what was found for some rows of the images is not finite: torchattacks goes on from it to
+    an image that looks robust, or is none. Attacks ask for some rows only, so that the image is the nearest one."""
+    good = found.detach().flatten(1).isfinite().all(1)
+    if not bool(good.all()):
+        row = rows[int(good.int().argmin())].detach()
+        far = (images - row).nan_to_num(nan=0.0).abs().flatten(1).amax(1)
+        at = int(far.argmin()) if len(rows) < len(images) else int(good.int().argmin())
+        raise RunError(
+            f"image {at + 1} of {len(images)} was not attacked: {what} are not finite. Compute in float32, or look at "
+            f"what logits_fn gives for images[{at}]"
+        )
 
 
 def _builder(

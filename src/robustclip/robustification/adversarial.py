@@ -120,6 +120,7 @@ class AdversarialGradients:
                 keep="last",
                 module=frozen,
                 generator=random,
+                strict=False,  # the step that follows is left out and told
             )
         if self.warm is not None:
             self.warm.keep(found - batch.images, batch.ids)

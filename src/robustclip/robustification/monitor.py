@@ -107,6 +107,7 @@ def probe_accuracies(
                 keep="last",
                 module=tower,
                 generator=generator(seed, "probe", steps, device=probe.images.device),
+                strict=False,  # a probe ends no training
             )
             with judging(tower):
                 results[name] = matching_accuracy(embed(attacked), texts, probe.positives)

@@ -18,6 +18,7 @@ from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export
 from robustclip.runs import RunFolder
+from robustclip.signatures import typed
 from robustclip.threat import ThreatModel
 
 START = "emoji-vanilla"
@@ -26,6 +27,7 @@ TOP = "top-5"
 EXPLAINED = 6  # drawings, and as many scenes
 
 
+@typed
 def run_demo(
     *,
     out: Annotated[RunFolder, "the folder to write, which must not exist yet"] = Path("runs/demo"),

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import robustclip
 from robustclip import recipes
+from robustclip.signatures import typed
 
 IMPORTED_AS: Final = {
     "grad-cam": "pytorch-grad-cam",
@@ -32,6 +33,7 @@ NOT_INSTALLED: Final = "robustclip is not installed, so nobody says what it need
 GB: Final = 1e9
 
 
+@typed
 def doctor(*, device: str = "auto") -> dict[str, Any]:
     """Show versions, devices and memory, what is missing, and how to get it.
 

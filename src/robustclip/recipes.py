@@ -150,7 +150,9 @@ def find(name: str, room: str) -> Recipe:
 
     Raises UsageError for a name that is not there, with the names that are near, and for a path that leads nowhere.
     """
-    path = Path(name)
+    if not isinstance(name, str | Path):
+        raise UsageError(f"a recipe is a name or a path, not {name!r:.100}. There are {_names(room)}")
+    path, name = Path(name), str(name)
     if path.suffix == ".py":
         if not is_file(path):
             raise UsageError(

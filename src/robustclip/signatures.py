@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from robustclip.errors import UsageError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Pairs = Callable[..., Iterable[str]]
 """Yields the faults of values that are fine alone and illegal together. It is called with the parameters it names."""
 
@@ -74,6 +77,20 @@ class Parameter:
     def label(self) -> str:
         """Its type as help shows it: INTEGER, PATH, l2|linf; nothing for a switch."""
         return _label(self.annotation)
+
+    def read_object(self, value: object) -> Any:
+        """The same of what a Python caller gave: a truth value is no number, and torch's devices and dtypes stand for
+        their names."""
+        if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):
+            value = str(value).removeprefix("torch.")
+        if isinstance(value, bool) and bool not in _options(self.annotation):
+            raise UsageError("is a truth value: give " + (self.label or "another"))
+        return self.read(value)
+
+    def listed(self, value: object) -> object:
+        """One value as a list of it, where several are wanted."""
+        alone = self.repeated and value is not None and not isinstance(value, list | tuple | set | range)
+        return [value] if alone else value
 
     def read(self, value: object) -> Any:
         """`value` as the type says, text parsed, 2/255 too where a float is taken; NaN and infinity are no numbers, nor
@@ -166,6 +183,59 @@ def written(value: object) -> str:
     return f"{quotient.numerator}/{quotient.denominator}" if exact else str(value)
 
 
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function that holds its arguments against their types when it is called from Python.
+
+    What came is read as on the command line: one value where several are wanted is a list of it, text is parsed. Values
+    of a wrong type, missing and unknown arguments raise one UsageError with all of them. Values of the right type are
+    left to the function, which refuses them beside others, and names what is near.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        known = {parameter.name: parameter for parameter in parameters(function)}
+        places = [parameter.name for parameter in known.values() if parameter.positional]
+        given = dict(zip(places, args, strict=False)) | kwargs
+        faults = [f"{len(args)} arguments by place: give {len(places)}"] if len(args) > len(places) else []
+        faults += [f"{name}= is given twice" for name in places[: len(args)] if name in kwargs]
+        arguments: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in known:
+                faults.append(unknown(f"{name}=", [f"{other}=" for other in known], "argument"))
+                continue
+            arguments[name] = known[name].listed(value)
+            try:
+                arguments[name] = known[name].read_object(arguments[name])
+            except (ValidationError, UsageError, OSError) as error:
+                if not _left_to_function(error):
+                    faults.append(_fault(known[name], value, error, as_keyword))
+        faults += [
+            f"{name}= is missing: {parameter.help or parameter.label}"
+            for name, parameter in known.items()
+            if parameter.required and name not in given
+        ]
+        raise_faults(f"{function.__name__}()", faults)
+        return function(**arguments)  # type: ignore[call-arg]
+
+    return call
+
+
+OF_VALUES: Final = ("value_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def _left_to_function(error: Exception) -> bool:
+    """Does the type fit, or may it be an object or a word, of which the function tells those that there are?"""
+    if not isinstance(error, ValidationError):
+        return False
+    found = [(one["type"], isinstance(one["input"], str)) for one in error.errors()]
+    objects = [one for one in error.errors() if one["type"] == "is_instance_of" and one["ctx"]["class"] != "Sequence"]
+    return (
+        any(objects)
+        or any(kind == "literal_error" and word for kind, word in found)
+        or all(kind in OF_VALUES for kind, _ in found)
+    )
+
+
 def raise_faults(call: str, faults: Sequence[str], hint: str = "") -> None:
     """Raise one UsageError that lists all `faults` of `call`; do nothing where there is none."""
     if faults:
@@ -231,6 +301,12 @@ def _bare(annotation: Any) -> Any:
         options = [option for option in get_args(annotation) if option is not type(None)]
         return _bare(options[0]) if len(options) == 1 else Union[tuple(options)]  # noqa: UP007
     return annotation
+
+
+def _options(annotation: Any) -> set[Any]:
+    """The types that a value may have."""
+    bare = _bare(annotation)
+    return set().union(*map(_options, get_args(bare))) if get_origin(bare) is Union else {bare}
 
 
 def _label(annotation: Any) -> str:

@@ -10,7 +10,7 @@ constraints: the clean image lies in [0, 1], so no coordinate of the perturbatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -67,6 +67,7 @@ def pgd(
 
     Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
     """
+    _check_kinds(loss_fn, threat, module, generator, start)
     _check_settings(threat, steps, step_size, momentum, random_start and start is None, restarts, keep)
     threat.check(images)
     clean = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
@@ -192,12 +193,27 @@ def _losses(loss_fn: Losses, images: Tensor) -> Tensor:
 
 
 def _per_image(losses: Tensor, images: Tensor) -> Tensor:
+    if not isinstance(losses, Tensor):
+        raise UsageError(f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}")
     if losses.shape != (len(images),):
         raise UsageError(
             f"loss_fn must return one loss per image, of shape ({len(images)},), not {tuple(losses.shape)}: "
             "e.g. cross_entropy(..., reduction='none')"
         )
     return losses.to(images.dtype)  # out of autocast's half precision, in which sums and comparisons are coarse
+
+
+def _check_kinds(loss_fn: object, threat: object, module: object, generator: object, start: object) -> None:
+    source = (torch.Generator, Sequence)
+    for name, value, kinds, example in (
+        ("loss_fn", loss_fn, Callable, "lambda images: cross_entropy(model(images), labels, reduction='none')"),
+        ("threat", threat, ThreatModel, "ThreatModel('linf', 4 / 255, 224)"),
+        ("module", module, nn.Module | None, "the tower"),
+        ("generator", generator, source[0] | source[1] | None, "torch.Generator().manual_seed(0)"),
+        ("start", start, Tensor | None, "torch.zeros_like(images)"),
+    ):
+        if not isinstance(value, kinds):  # type: ignore[arg-type]
+            raise UsageError(f"pgd({name}={value!r:.100}) is a {type(value).__name__}: give e.g. {example}")
 
 
 def _check_settings(
@@ -209,6 +225,12 @@ def _check_settings(
     restarts: int,
     keep: str,
 ) -> None:
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if not isinstance(value, int):
+            raise UsageError(f"{name} must be a whole number, not {value!r:.100}: e.g. 10")
+    for name, number in (("step_size", 1.0 if step_size is None else step_size), ("momentum", momentum)):
+        if not isinstance(number, int | float):
+            raise UsageError(f"{name} must be a number, not {number!r:.100}: e.g. 0.1")
     if steps < 1 or restarts < 1:
         raise UsageError(f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}")
     if step_size is not None and not step_size > 0:

@@ -51,6 +51,8 @@ class AttackSpec:
 
         Raises UsageError that names the part at fault.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"cannot read the attack {text!r:.100}: write {GRAMMAR}")
         if len(text) > LONGEST:
             raise UsageError(f"cannot read an attack of {len(text)} characters ({text[:20]!r}...): write {GRAMMAR}")
         word = text.strip().lower()

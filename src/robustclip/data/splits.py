@@ -15,6 +15,8 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
 
     Raises UsageError for a data set or split that is not there, listing those that are.
     """
+    if not isinstance(split, str):
+        raise UsageError(f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")')
     if dataset not in SIZES:
         raise UsageError(
             f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '

@@ -14,6 +14,7 @@ from robustclip.diffusion.taming import RESOLUTION, Layout, read_taming
 from robustclip.diffusion.vqgan import save_vqgan
 from robustclip.errors import UsageError
 from robustclip.files import check_writable, is_file, read_text, sha256
+from robustclip.signatures import typed
 
 LONGEST_CONFIG: Final = 2**16  # bytes; the published ones have a thousand
 
@@ -62,6 +63,7 @@ def _config(path: Path | None) -> Path | None:
     return path
 
 
+@typed
 def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "a .ckpt of taming-transformers, or its .safetensors"],
     *,

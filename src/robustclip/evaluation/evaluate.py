@@ -41,7 +41,7 @@ from robustclip.referees.claims import EMBEDDED_DATA
 from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
 from robustclip.rng import generator
-from robustclip.signatures import raise_faults, unknown
+from robustclip.signatures import raise_faults, typed, unknown
 from robustclip.threat import ThreatModel
 
 Referees = Sequence[str | Path | TwoTower]
@@ -68,6 +68,7 @@ def checked(read: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+@typed
 def evaluate(
     referees: Annotated[Referees, "names, tags or folders"],
     *,

@@ -33,7 +33,7 @@ from robustclip.files import check_writable, is_file, write_json
 from robustclip.printing import counted
 from robustclip.progress import watched
 from robustclip.referees.judging import fingerprint
-from robustclip.signatures import raise_faults, unknown
+from robustclip.signatures import raise_faults, typed, unknown
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -66,6 +66,7 @@ def read_attack(text: str) -> AttackSpec | None:
     return spec
 
 
+@typed
 def explain(
     *,
     referees: Annotated[Referees, "names, tags or folders, shown side by side"],
@@ -102,7 +103,7 @@ def explain(
 
     Raises one UsageError with all faults that the call shows.
     """
-    given = (images, texts, method, attack, objective, negations, targets, out, device, dtype)
+    given = (images, texts, method, attack, objective, negations, targets, limit, batch_size, out, device, dtype)
     raise_faults("explain()", list(faults(*given)))
     spec, where, out = read_attack(attack), pick_device(device), Path(out)
     judges = load_judges([referees] if isinstance(referees, str | Path) else list(referees), device=where)
@@ -178,6 +179,8 @@ def faults(
     objective: str,
     negations: Sequence[str],
     targets: Sequence[str],
+    limit: int | None,
+    batch_size: int,
     out: Path,
     device: str,
     dtype: str,
@@ -188,6 +191,10 @@ def faults(
     yield from faults_of_texts(
         _listed(images), _listed(texts), _listed(negations), _listed(targets), objective=objective
     )
+    if limit is not None and limit < 1:
+        yield f"limit is {limit}: give a number from 1, or leave it out for all"
+    if not 0 < batch_size <= MOST_AT_ONCE:
+        yield f"batch_size is {batch_size}: give a number from 1 to {MOST_AT_ONCE}, e.g. 16"
     checks: list[Callable[[], object]] = [partial(read_attack, attack)]
     checks += [partial(pick_device, device), partial(pick_dtype, dtype), partial(check_writable, out, folder=True)]
     for check in checks:

@@ -12,9 +12,10 @@ from robustclip.inits.gaussians import fit_classes, fit_components
 from robustclip.inits.mixture import RIDGE
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.inits.pictures import read_small
-from robustclip.signatures import raise_faults
+from robustclip.signatures import raise_faults, typed
 
 
+@typed
 def fit(
     data: Annotated[str, "emoji/SPLIT, a folder of images or of class sub-folders, or webdataset shards"],
     *,

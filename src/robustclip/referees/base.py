@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Iterable
+from typing import Final, final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from robustclip.errors import UsageError
 from robustclip.images import check_range
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
+
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class Referee(ABC, nn.Module):
@@ -132,10 +136,13 @@ class TwoTower(Referee):
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:
-        """Embed texts, without gradients; `normalize` gives unit length. Raises UsageError for a bare string."""
+        """Embed texts, without gradients; `normalize` gives unit length.
+
+        Raises UsageError for a bare string, and for what is no list of texts.
+        """
         if isinstance(texts, str):
-            raise UsageError(f"embed_texts takes a list of texts, and got one text: write embed_texts([{texts!r}])")
-        embeddings = self.text_tower(list(texts))
+            raise UsageError(f"embed_texts takes a list of texts, and got one text: write embed_texts([{texts!r:.80}])")
+        embeddings = self.text_tower(check_texts(texts))
         return unit(embeddings) if normalize else embeddings
 
     @torch.no_grad()
@@ -157,8 +164,24 @@ def unit(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
 
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts, as a list. Raises UsageError unless each is a text that UTF-8 can hold."""
+    listed = list(texts) if isinstance(texts, Iterable) else [texts]
+    for text in listed:
+        if not isinstance(text, str):
+            raise UsageError(f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']")
+        if SURROGATE.search(text):
+            raise UsageError(f"the text {text!r:.100} holds half a surrogate pair, which no UTF-8 has: mend it")
+    return listed
+
+
 def check_images(images: Tensor) -> None:
     """Raise UsageError unless `images` are (B,3,H,W) floats in [0,1], saying what they look like instead."""
+    if not isinstance(images, Tensor):
+        raise UsageError(
+            f"images are a {type(images).__name__}; a referee takes a tensor (B,3,H,W) of floats in [0,1]: give e.g. "
+            "torch.as_tensor(images), or torch.stack(images) of a list of tensors"
+        )
     if images.ndim != 4 or images.shape[1] != 3:
         fix = "images.unsqueeze(0)" if images.ndim == 3 and images.shape[0] == 3 else "images of shape (B,3,H,W)"
         raise UsageError(f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}")

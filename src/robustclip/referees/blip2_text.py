@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustclip import printing
 from robustclip.errors import UsageError
+from robustclip.referees.base import check_texts
 
 DEC: Final = "[DEC]"
 """What a caption begins with, where a text to be matched begins with [CLS] (LAVIS blip2_qformer.py)."""
@@ -47,10 +48,10 @@ class PairTokenizer:
         return len(self.tokenizer)
 
     def __call__(self, texts: list[str], device: torch.device) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """Ids, [CLS] first and [SEP] last, and a mask that is true for tokens."""
+        """Ids, [CLS] first and [SEP] last, and a mask of tokens. Raises UsageError for what is no text."""
         with self._tokenizing:
             found = self.tokenizer(
-                [prepared(text) for text in texts],
+                [prepared(text) for text in check_texts(texts)],
                 padding=True,
                 truncation=True,
                 max_length=self.context,

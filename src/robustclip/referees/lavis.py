@@ -22,6 +22,7 @@ from robustclip.referees.blip2_full import bert_tokenizer, fill, save_full
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import read_weights, some
+from robustclip.signatures import typed
 
 HEAD_WIDTH: Final = {True: 88, False: 64}  # of EVA's ViT-g (1408 wide), and of BERT
 EVA: Final = "visual_encoder."
@@ -99,6 +100,7 @@ def _new_folder(path: Path) -> Path:
     return path
 
 
+@typed
 def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "LAVIS' blip2_pretrained.pth, or its .safetensors"],
     *,

@@ -27,6 +27,7 @@ from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
+from robustclip.signatures import typed
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
 RESERVED = (".json", ".partial", ".tmp")
@@ -116,6 +117,7 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in list_referees() if entry.name == name), None)
 
 
+@typed
 def load_referee(
     name: str | Path,
     *,
@@ -144,11 +146,13 @@ def load_referee(
     return _load(str(name), given).to(target)
 
 
+@typed
 def show(name: Annotated[str, "name or folder"]) -> Card:
     """The card of a referee, by name or folder."""
     return _entry(name).card
 
 
+@typed
 def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
     """The card of a referee or a pair reader, by name or folder; of a generator, what its card.json holds."""
     entry = next((entry for entry in list_all() if entry.name == name), None)
@@ -157,6 +161,7 @@ def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
     return show(name) if entry is None else entry.card
 
 
+@typed
 def add(
     folder: Annotated[Path, "a referee's folder"], *, name: Annotated[str | None, "else the card's"] = None
 ) -> Entry:
@@ -170,6 +175,7 @@ def add(
     return Entry(name, Path(folder).resolve(), "registered")
 
 
+@typed
 def remove(name: str) -> Path:
     """Forget a registered referee, and return its folder: deleted if it lived in the registry, else still there."""
     entry = find(name)
@@ -186,6 +192,7 @@ def remove(name: str) -> Path:
     return entry.folder
 
 
+@typed
 def verify(
     name: Annotated[str, "name or folder"],
     *,

@@ -23,7 +23,7 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.finish import REFEREE, Which, referee_at
 from robustclip.robustification.formats import FORMATS, FormatName
 from robustclip.runs import RECORD
-from robustclip.signatures import raise_faults, unknown
+from robustclip.signatures import raise_faults, typed, unknown
 
 AWKWARD = ["the dog’s “bone”", "cat &amp; dog", "cat &lt;3", "ﬁsh", "the dogâ€™s bone", "ＣＡＴ"]
 TRANSPARENCY = (
@@ -32,6 +32,7 @@ TRANSPARENCY = (
 )
 
 
+@typed
 def export(
     run: Annotated[Path | TwoTower, "a run's folder, or what load_referee takes: a name, a folder, a tag"],
     *,
@@ -77,6 +78,8 @@ def export(
     Raises UsageError for a name that is unsafe or taken, a folder that exists, a run that has no referee yet, a format
     whose library has no such architecture, and --push without a token; RunError where the hub refuses.
     """
+    if not isinstance(run, str | Path | TwoTower):
+        raise UsageError(f"{run!r:.100} is no run and no referee: give a run's folder, a referee's name, or a referee")
     raise_faults("export()", list(faults(to, format, register, push)))
     kind = FORMATS[format]
     register = register and kind.is_referee

@@ -44,8 +44,10 @@ def _prompt_file(path: Path | None) -> Path | None:
 
 
 def _referees(given: Any) -> list[Given]:
-    listed = [given] if isinstance(given, str | Path | TwoTower) else list(given)
+    listed = list(given) if isinstance(given, list | tuple) else [given]
     for one in listed:
+        if not isinstance(one, str | Path | TwoTower):
+            raise UsageError(f"{one!r:.100} is no referee: give a name, a folder or a referee, as in emoji-robust")
         if not isinstance(one, TwoTower):
             parse_weight(str(one))
     return listed

@@ -32,12 +32,13 @@ from robustclip.files import check_writable, is_file, is_folder
 from robustclip.printing import counted
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
-from robustclip.signatures import raise_faults, unknown
+from robustclip.signatures import raise_faults, typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")
 METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 
 
+@typed
 def judge(
     pictures: Annotated[Sequence[Path], "folders of `synthesize`, or of images; several are compared"],
     *,

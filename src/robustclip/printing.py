@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -100,6 +101,13 @@ def rich(content: RenderableType) -> None:
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE
     console.print(content)
+
+
+def html(content: RenderableType) -> str:
+    """The same for a notebook, as one element of HTML."""
+    console = Console(record=True, file=StringIO(), width=WIDTH_OF_A_PIPE, force_jupyter=False, color_system=None)
+    console.print(content)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height:normal">{code}</pre>')
 
 
 def painted(result: Result) -> None:

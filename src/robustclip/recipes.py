@@ -26,6 +26,7 @@ from robustclip.files import is_file
 from robustclip.signatures import Pairs, Parameter, as_keyword
 
 if TYPE_CHECKING:
+    from robustclip.referees.base import TwoTower
     from robustclip.synthesis.painted import Result
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
@@ -181,12 +182,32 @@ def run(name: str, room: str, arguments: dict[str, object]) -> Any:
     return recipe.load()[0](**bound)
 
 
-def robustify(recipe: str, **arguments: object) -> dict[str, Any]:
+class Trained(dict[str, Any]):
+    """What a training ended with: its numbers by name, as `--json` writes them, and the run's `folder`."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, which `robustclip.export` takes."""
+        return Path(self["run"])
+
+    def referee(self) -> TwoTower:
+        """What was trained, loaded anew."""
+        from robustclip.robustification.finish import referee_at
+
+        return referee_at(self.folder, "last")
+
+    def __repr__(self) -> str:
+        return f"<Trained with {len(self)} numbers in {self.get('run')!r}>"
+
+
+def robustify(recipe: str, **arguments: object) -> Trained:
     """Adversarially fine-tune a CLIP by a recipe: `robustify("emoji", steps=100)`. Same arguments as the command.
 
-    Returns the run's numbers. Raises UsageError (a fault of the call) or RunError (a fault of the run).
+    Returns the run's numbers, a dictionary that knows its folder.
+    Raises UsageError (a fault of the call) or RunError (a fault of the run).
     """
-    return run(recipe, "robustify", arguments)
+    found = run(recipe, "robustify", arguments)
+    return Trained(found) if isinstance(found, Mapping) else cast("Trained", found)
 
 
 def synthesize(

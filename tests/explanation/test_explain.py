@@ -76,6 +76,32 @@ def test_a_report_and_its_numbers(pictures: Path, tmp_path: Path) -> None:
     assert "toy-1: 1, toy-2: 1" in page  # the layers
 
 
+@pytest.mark.parametrize("target", [None, "cosine", "logit", "softmax"])
+def test_the_report_says_what_its_maps_are_of(target: str | None, pictures: Path, tmp_path: Path) -> None:
+    found = robustclip.explain(
+        referees=referees()[:1],
+        images=[str(pictures / "one.png")],
+        texts=["a cat", "a dog"],
+        method="gradcam++",
+        target=target,  # type: ignore[arg-type]
+        attack="none",
+        gradients=False,
+        out=tmp_path / "out",
+    )
+    told = found.to_json()["setting"]["target"]["toy-1"]
+    assert told.startswith({"cosine": "cosine", "softmax": "softmax of logits ("}.get(target or "", "logit ("))
+    assert f"toy-1: {told}" in found.page.read_text()
+
+
+def test_a_softmax_needs_two_texts(pictures: Path, tmp_path: Path) -> None:
+    given = {"referees": referees(), "images": [str(pictures / "one.png")], "attack": "none", "out": tmp_path / "out"}
+    with pytest.raises(UsageError, match="a softmax over one text is always 1"):
+        robustclip.explain(**given, texts=["a cat"], target="softmax")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cosin: unknown target; did you mean cosine"):
+        robustclip.explain(**given, texts=["a cat"], target="cosin")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_captions_stay_text(pictures: Path, tmp_path: Path) -> None:
     found = robustclip.explain(referees=referees(), images=[str(pictures)], attack="none", out=tmp_path / "out")
     page = found.page.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from towers import TIMM_RESNET, VIT, referee_of
 
+from robustclip.errors import UsageError
 from robustclip.explanation.gradcam import CAMS, activation_maps, road
 from robustclip.explanation.layers import Layer, choose_layer
+from robustclip.explanation.maps import Mapper
 from robustclip.referees.base import TwoTower
 
 
@@ -52,6 +55,78 @@ def test_gradcam_is_that_of_the_paper(kind: str, pixels: Tensor) -> None:
     assert maps.amax((1, 2)).min() > 0.99
     expected = by_hand(referee, layer, pixels, texts, class_token=class_token)
     torch.testing.assert_close(maps, expected, atol=1e-5, rtol=0)
+
+
+class Whole(nn.Module):
+    """A tower without frozen weights, as the engine takes it by itself."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels.requires_grad_())
+
+
+@pytest.mark.parametrize("target", ["cosine", "logit", "softmax"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "scorecam"])
+def test_maps_are_the_engines_own_of_the_target(method: str, target: str, pixels: Tensor) -> None:
+    referee = referee_of(TIMM_RESNET, 64)
+    referee.logit_scale = 30.0
+    layer = choose_layer(referee, "trunk.layer2")
+    texts = referee.embed_texts(["a", "b", "c"])
+
+    def value(row: int) -> Any:
+        def of(embedding: Tensor) -> Tensor:
+            cosines = F.normalize(embedding, dim=-1) @ texts.T
+            found = {"cosine": cosines, "logit": 30 * cosines, "softmax": (30 * cosines).softmax(0)}
+            return found[target][row]
+
+        return of
+
+    engine = CAMS[method](Whole(referee.image_tower), [layer.module])
+    expected = torch.as_tensor(engine(pixels, targets=[value(row) for row in range(3)]))
+    engine.activations_and_grads.release()
+    mapper = Mapper(referee, method, "trunk.layer2", target=target)  # type: ignore[arg-type]
+    maps = activation_maps(
+        referee.image_tower,
+        pixels,
+        texts,
+        layer,
+        method,
+        logit_scale=1.0 if target == "cosine" else 30.0,
+        among=texts if target == "softmax" else None,
+    )
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
+    told = {"cosine": "cosine", "logit": "logit (30 x cosine)", "softmax": "softmax of logits (30 x cosine)"}
+    assert mapper.target_in_words == told[target]
+
+
+def test_the_target_matters_to_gradcam_plus_plus_and_not_to_gradcam() -> None:
+    referee = referee_of(TIMM_RESNET, 64)
+    referee.logit_scale = 30.0
+    images, texts = torch.rand(2, 3, 64, 64), referee.embed_texts(["a", "b"])
+    for method, differs in (("gradcam", False), ("layercam", False), ("gradcam++", True)):
+        maps = {
+            target: Mapper(referee, method, "trunk.layer2", target=target)(images, texts, ["1", "2"]).maps
+            for target in ("cosine", "logit", "softmax")
+        }
+        assert ((maps["cosine"] - maps["logit"]).abs().max() > 1e-3) == differs, method
+        assert (maps["softmax"] - maps["logit"]).abs().max() > 1e-3, method
+    assert torch.equal(Mapper(referee, "gradcam++", "trunk.layer2")(images, texts, ["1", "2"]).maps, maps["logit"])
+
+
+def test_targets_that_cannot_be() -> None:
+    referee = referee_of(TIMM_RESNET, 64)
+    images, texts = torch.rand(2, 3, 64, 64), referee.embed_texts(["a"]).expand(2, -1)
+    with pytest.raises(UsageError, match="a softmax over one text is always 1"):
+        Mapper(referee, target="softmax")(images, texts, ["1", "2"])
+    for method in ("gradient", "smoothgrad", "eigencam"):
+        with pytest.raises(UsageError, match="leave out the target 'cosine'"):
+            Mapper(referee, method, target="cosine")
+        assert Mapper(referee, method).target_in_words == ("" if method == "eigencam" else "cosine")
+    with pytest.raises(UsageError, match="there is no target 'loss'; there are cosine, logit, softmax"):
+        Mapper(referee, target="loss")  # type: ignore[arg-type]
 
 
 def test_plain_gradcam_behind_the_last_block_is_zero_and_the_class_token_is_not(pixels: Tensor) -> None:

@@ -57,6 +57,8 @@ def flags() -> Iterator[Case]:
     for given, words in (
         ("--method gradcamm", "'gradcamm'"),
         ("--method gradcam-cls", "no class token"),
+        ("--target loss", "'cosine', 'logit' or 'softmax'"),
+        ("--method gradient --target cosine", "leave out the target"),
         ("--layer nowhere", "which is no layer of it"),
         ("--layer 3", "no grid in its output"),
         ("--method gradient --layer 0", "maps pixels, of no layer"),

@@ -42,7 +42,7 @@ class Place:
 ALONE = Place()
 
 
-@dataclass
+@dataclass(repr=False)
 class Batch:
     """Image-text pairs. `images` are float32 in [0, 1] on the CPU; two pairs whose `positives` are equal show the same
     concept or carry the same caption, and are no negatives of each other; `ids` name the samples.
@@ -54,6 +54,9 @@ class Batch:
     positives: Int[Tensor, " b"]
     ids: list[str]
     position: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self.ids)} pairs>"
 
     def __len__(self) -> int:
         return len(self.captions)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Labels:
     """What is known of N images besides their pixels.
 
@@ -33,8 +33,11 @@ class Labels:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} images, {len(self.label_names)} label names>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class LabelledImages(Labels):
     """N images (N, 3, H, W), float32 in [0,1], with what is known of them."""
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, write_json
 from robustclip.images import save_image
@@ -82,6 +83,13 @@ class Report:
     answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
     picture: Float[Tensor, "3 h w"] | None = field(default=None, repr=False)
     checks: list[Check] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(dict.fromkeys(row.task for row in self.rows))
+        return f"<Report of {len(self.rows)} rows: {tasks} on {self.setting.get('data')}; .table() shows them>"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return printing.html(self.table())
 
     def row(self, referee: str, metric: str, attack: str = CLEAN, kind: Kind = "value") -> Row:
         """The row of that description, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`; UsageError if none."""

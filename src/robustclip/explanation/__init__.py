@@ -1,1 +1,30 @@
-"""Explanation: where a referee looks for a text, and whether an attack can move its eyes."""
+"""Explanation: where a referee looks for a text, before and after an attack. Names load when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustclip.explanation.attacks import negate
+    from robustclip.explanation.encoding import overlay
+    from robustclip.explanation.explain import Explanation
+    from robustclip.explanation.looks import look, numbers
+    from robustclip.explanation.maps import Mapper
+
+_HOME_OF = {
+    "Explanation": "explain",
+    "Mapper": "maps",
+    "look": "looks",
+    "negate": "attacks",
+    "numbers": "looks",
+    "overlay": "encoding",
+}
+
+__all__ = ["Explanation", "Mapper", "look", "negate", "numbers", "overlay"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from rich.console import Group
 
-from robustclip import __version__
+from robustclip import __version__, printing
 from robustclip.attacks.spec import AttackSpec
 from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
@@ -24,7 +24,7 @@ from robustclip.evaluation.judges import load_judges
 from robustclip.explanation.attacks import Objective
 from robustclip.explanation.encoding import Encoded, encode
 from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
-from robustclip.explanation.maps import METHODS, Method
+from robustclip.explanation.maps import METHODS, TARGETS, Method, Target
 from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
 from robustclip.explanation.pages import write_report
 from robustclip.explanation.report import About, Report
@@ -47,6 +47,12 @@ class Explanation:
     page: Path
     report: tables.Report
     pairs: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {len(self.pairs)} pairs of image and text in {str(self.page)!r}>"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return printing.html(self.table())
 
     def table(self) -> Group:
         """The summary, for a terminal."""
@@ -74,6 +80,9 @@ def explain(
     texts: Annotated[Sequence[str], "looked for in every image; else what is known of each image"] = (),
     method: Annotated[Method, "how maps are made"] = "gradcam",
     layer: Annotated[str | None, "a layer of the image tower; else the one that suits the method"] = None,
+    target: Annotated[
+        Target | None, "the number that maps are of: the text's logit unless given, its cosine, or a softmax over texts"
+    ] = None,
     attack: Annotated[str, "norm:eps@steps, e.g. l2:1.5@20, or none", checked(read_attack)] = "l2:1.5@20",
     objective: Annotated[Objective, "what the attack is after"] = "negation",
     negations: Annotated[Sequence[str], "of each text, in the texts' order; else 'not' before it"] = (),
@@ -96,6 +105,9 @@ def explain(
     gradcam-cls    gScoreCAM's for a ViT, which CLIPAG's authors followed: weighted by the class token's gradient
     gradient       what each pixel would change, and smoothgrad, its mean over noisy copies
 
+    The target of a map of a layer is the logit of its text, the referee's logit scale times the cosine; --target cosine
+    leaves the scale out, which matters to gradcam++ and scorecam alone, and softmax is over all texts asked for.
+
     The attack is PGD on each referee by itself, within a ball at each image's own size: "negation" pushes an image away
     from its text and towards the negated one (CLIPAG App. B, Eq. 4), "untargeted" only away, "targeted" towards another
     text. Beside it stands noise of the same norm. An image that can't be read, or a referee that has no such map, is
@@ -103,7 +115,21 @@ def explain(
 
     Raises one UsageError with all faults that the call shows.
     """
-    given = (images, texts, method, attack, objective, negations, targets, limit, batch_size, out, device, dtype)
+    given = (
+        images,
+        texts,
+        method,
+        target,
+        attack,
+        objective,
+        negations,
+        targets,
+        limit,
+        batch_size,
+        out,
+        device,
+        dtype,
+    )
     raise_faults("explain()", list(faults(*given)))
     spec, where, out = read_attack(attack), pick_device(device), Path(out)
     judges = load_judges([referees] if isinstance(referees, str | Path) else list(referees), device=where)
@@ -116,14 +142,18 @@ def explain(
         limit=limit,
         seed=seed,
     )
-    viewers = [Viewer(judge, method, layer, dtype=pick_dtype(dtype, where), seed=seed) for judge in judges]
+    if target == "softmax" and len({pair.text for pair in pairs}) < 2:
+        raise UsageError("a softmax over one text is always 1: look for two texts or more, or give --target logit")
+    viewers = [Viewer(judge, method, layer, target, dtype=pick_dtype(dtype, where), seed=seed) for judge in judges]
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
     task = Task(spec, objective, gradients, seed)
     cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
 
     mapped = [viewer for viewer in viewers if viewer.mapper is not None]
-    how = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
+    how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
+    targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
+    how["target"] = targets_told if any(targets_told.values()) else None
     setting = describe(mapped, pairs, task) | how
     report = tables.Report(
         setting=setting,
@@ -158,7 +188,8 @@ def look_at(
     cases: dict[int, Encoded] = {}
     outcomes = Outcomes()
     for viewer in viewers:
-        viewer.read([text for pair in pairs for text in (pair.text, pair.other) if text])
+        both = [text for pair in pairs for text in (pair.text, pair.other) if text]
+        viewer.read(both, [pair.text for pair in pairs])
     for places in watched(by_size(pairs, batch_size), f"explaining {counted(len(pairs), 'pair')} of image and text"):
         some = [pairs[place] for place in places]
         images = torch.stack([pair.image for pair in some])
@@ -175,6 +206,7 @@ def faults(
     images: Sequence[str],
     texts: Sequence[str],
     method: str,
+    target: str | None,
     attack: str,
     objective: str,
     negations: Sequence[str],
@@ -188,6 +220,8 @@ def faults(
     """What is wrong with a call of `explain`, as far as its text shows."""
     if method not in METHODS:
         yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
+    if target is not None and target not in TARGETS:
+        yield unknown(target, TARGETS, "target") + f" There are {', '.join(TARGETS)}"
     yield from faults_of_texts(
         _listed(images), _listed(texts), _listed(negations), _listed(targets), objective=objective
     )

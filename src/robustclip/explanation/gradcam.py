@@ -65,20 +65,22 @@ def activation_maps(
     method: str,
     *,
     logit_scale: float = 100.0,
+    among: Float[Tensor, "t d"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b h w"]:
     """What the tower looks at in each image for its own text (a unit vector): from 0 to 1, float32, on the CPU.
 
-    `pixels` are normalised, of the tower's size, which the maps have too. The target is the logit of the text. Each map
-    is scaled from its own least to its own greatest value, as the engine does; one that is the same everywhere is 0,
-    one that is not finite stays so. The tower is as before afterwards, without hooks, also after an error.
+    `pixels` are normalised, of the tower's size, which the maps have too. The target is `logit_scale` times the cosine
+    of image and text; with `among` it is the text's share in the softmax of these logits over its unit vectors. Each
+    map is scaled from its own least to its own greatest value, as the engine does; one that is the same everywhere is
+    0, one that is not finite stays so. The tower is as before afterwards, without hooks, also after an error.
     """
     wrapped = _Tower(tower, pixels.device, dtype)
     read = layer.as_map if method != "gradcam-cls" else lambda output: _with_class_token(layer, output)
     with attacking(tower), torch.enable_grad(), redirect_stderr(StringIO()):  # ScoreCAM draws a bar for each image
         cam = CAMS[method](wrapped, [layer.module], reshape_transform=read)
         try:
-            targets = [_Logit(text, logit_scale) for text in texts]
+            targets = [_Target(text, logit_scale, among) for text in texts]
             maps = cam(pixels, targets=targets)
         finally:
             cam.activations_and_grads.release()
@@ -144,15 +146,18 @@ class _Tower(nn.Module):
             return self.run(pixels.detach().requires_grad_()).float()
 
 
-class _Logit:
-    """The logit of a text, of the embedding of one image: what the engine calls a target."""
+class _Target:
+    """The logit of a text, or its share in a softmax, of one image's embedding: what the engine calls a target."""
 
-    def __init__(self, text: Float[Tensor, " d"], scale: float) -> None:
-        self.text = text
-        self.scale = scale
+    def __init__(self, text: Float[Tensor, " d"], scale: float, among: Float[Tensor, "t d"] | None) -> None:
+        self.text, self.scale, self.among = text, scale, among
 
     def __call__(self, embedding: Float[Tensor, " d"]) -> Float[Tensor, ""]:
-        return self.scale * F.cosine_similarity(embedding, self.text.to(embedding), dim=-1)
+        logit = self.scale * F.cosine_similarity(embedding, self.text.to(embedding), dim=-1)
+        if self.among is None:
+            return logit
+        logits = self.scale * F.cosine_similarity(embedding[None], self.among.to(embedding), dim=-1)
+        return (logit - logits.logsumexp(0)).exp()
 
 
 def _with_class_token(layer: Layer, output: Tensor) -> Float[Tensor, "b c h+1 w"]:

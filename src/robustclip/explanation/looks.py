@@ -41,13 +41,15 @@ def look(
     others: Float[Tensor, "b d"] | None,
     *,
     ids: Sequence[str],
+    among: Float[Tensor, "t d"] | None = None,
     spec: AttackSpec | None,
     objective: Objective = "negation",
     seed: int = 0,
 ) -> Looks:
     """What `mapper`'s referee looks at in each image for its own text, before and after an attack on that referee.
 
-    `texts` and `others` (what the objective pulls towards: negations, or targets) are unit vectors. The attack's
+    `texts` and `others` (what the objective pulls towards: negations, or targets) are unit vectors; `among` are those
+    of a softmax (see `Mapper`). The attack's
     control is noise of exactly the same norm. Nothing depends on who else is in the batch.
     """
     versions = {CLEAN: images}
@@ -66,7 +68,7 @@ def look(
         ).to(images.device)
         versions[NOISY] = noise(images, spec, ids=ids, seed=seed)
     return {
-        name: Look(version, mapper(version, texts, ids), mapper.scores(version, texts))
+        name: Look(version, mapper(version, texts, ids, among), mapper.scores(version, texts))
         for name, version in versions.items()
     }
 

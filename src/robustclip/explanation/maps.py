@@ -19,6 +19,8 @@ from robustclip.referees.base import TwoTower
 
 Method = Literal["gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
+Target = Literal["cosine", "logit", "softmax"]
+TARGETS: Final[tuple[str, ...]] = get_args(Target)
 OF_PIXELS: Final = ("gradient", "smoothgrad")
 PIXELS: Final = "pixels"
 """The layer of those methods: the image itself."""
@@ -40,6 +42,11 @@ class Mapper:
 
     `layer` is a path below `referee.image_tower`; without one `choose_layer` knows. `dtype` is what the tower computes
     in, `batch_size` how many images at once; `seed` keys SmoothGrad's noise.
+
+    `target` is the number whose gradient makes a map of a layer: the "cosine" of image and text; its "logit", that is
+    the cosine times the referee's logit scale, which is the default; or the "softmax" of the logits over all texts that
+    are asked for. gradcam++ and scorecam are not linear in it, so that their maps differ between cosine and logit; the
+    others' do not. Maps of pixels are of the cosine, and eigencam reads no text: both refuse a target.
     """
 
     def __init__(
@@ -51,7 +58,13 @@ class Mapper:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
         seed: int = 0,
+        target: Target | None = None,
     ) -> None:
+        if target is not None and target not in TARGETS:
+            raise UsageError(f"there is no target {target!r}; there are {', '.join(TARGETS)}")
+        if target is not None and method in (*OF_PIXELS, "eigencam"):
+            of = "reads no text" if method == "eigencam" else "is of the cosine"
+            raise UsageError(f"the method {method!r} {of}: leave out the target {target!r}, or take gradcam")
         if method not in METHODS:
             raise UsageError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         if method in OF_PIXELS and layer is not None:
@@ -61,6 +74,7 @@ class Mapper:
         self.dtype = dtype
         self.batch_size = batch_size
         self.seed = seed
+        self.target: Target | None = None if method in (*OF_PIXELS, "eigencam") else target or "logit"
         self.layer: Layer | None = None
         if method not in OF_PIXELS:
             self.layer = choose_layer(referee, layer, at_output=method == "gradcam-cls")
@@ -80,11 +94,31 @@ class Mapper:
         """Height and width of the layer's grid in cells; None for maps of pixels."""
         return self.layer.grid if self.layer else None
 
-    def __call__(self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"], ids: Sequence[str]) -> HeatMaps:
+    @property
+    def target_in_words(self) -> str:
+        """What the maps are of, e.g. "logit (30 x cosine)"; nothing where no text is read."""
+        scale = f"{self.referee.logit_scale:.4g} x cosine"
+        told = {"cosine": "cosine", "logit": f"logit ({scale})", "softmax": f"softmax of logits ({scale})"}
+        return "cosine" if self.method in OF_PIXELS else told.get(self.target or "", "")
+
+    def __call__(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        texts: Float[Tensor, "b d"],
+        ids: Sequence[str],
+        among: Float[Tensor, "t d"] | None = None,
+    ) -> HeatMaps:
         """Each image's map for its own text, a unit vector; `ids` key what is random, and nothing depends on who else
-        is in the batch."""
+        is in the batch. `among` are the different texts of a softmax, by default those of `texts`.
+
+        Raises UsageError for a softmax over fewer than two texts: it is always 1.
+        """
+        if self.target == "softmax":
+            among = texts.unique(dim=0) if among is None else among
+            if len(among) < 2:
+                raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit")
         parts = [
-            self._maps(images[start:end].to(self.referee.device), texts[start:end], ids[start:end])
+            self._maps(images[start:end].to(self.referee.device), texts[start:end], ids[start:end], among)
             for start in range(0, len(images), self.batch_size)
             for end in [start + self.batch_size]
         ]
@@ -122,7 +156,11 @@ class Mapper:
         return f"zero everywhere: nothing at {self.layer_name} speaks for the text"
 
     def _maps(
-        self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"], ids: Sequence[str]
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        texts: Float[Tensor, "b d"],
+        ids: Sequence[str],
+        among: Float[Tensor, "t d"] | None,
     ) -> Float[Tensor, "b H W"]:
         if self.layer is None:
             return strength(self.gradients(images, texts, ids)).cpu()
@@ -137,7 +175,8 @@ class Mapper:
             texts,
             self.layer,
             self.method,
-            logit_scale=self.referee.logit_scale,
+            logit_scale=1.0 if self.target == "cosine" else self.referee.logit_scale,
+            among=among if self.target == "softmax" else None,
             dtype=self.dtype,
         )
         return preprocess.placed_back(maps, (images.shape[-2], images.shape[-1])).clamp(min=0)

@@ -17,7 +17,7 @@ from robustclip.evaluation.judges import Judge
 from robustclip.explanation.attacks import Objective
 from robustclip.explanation.inputs import Pair
 from robustclip.explanation.looks import NOISY, Looks, look, numbers
-from robustclip.explanation.maps import Mapper, Method
+from robustclip.explanation.maps import Mapper, Method, Target
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,33 @@ class Seen:
 class Viewer:
     """A referee of the report, and what draws its maps; None where it can't be mapped so, and `why` says it."""
 
-    def __init__(self, judge: Judge, method: Method, layer: str | None, *, dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        method: Method,
+        layer: str | None,
+        target: Target | None = None,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
         self.judge = judge
         self.name = judge.name
         self.mapper: Mapper | None = None
         self.why = ""
         self.places: dict[str, int] = {}
         try:
-            self.mapper = Mapper(judge.referee, method, layer, dtype=dtype, seed=seed)
+            self.mapper = Mapper(judge.referee, method, layer, dtype=dtype, seed=seed, target=target)
         except UsageError as error:
             self.why = str(error)
 
-    def read(self, texts: Sequence[str]) -> None:
-        """Embed all texts there will be, each once."""
+    def read(self, texts: Sequence[str], asked: Sequence[str] = ()) -> None:
+        """Embed all texts there will be, each once; a softmax runs over `asked`, those that are looked for."""
         if self.mapper is None:
             return
         self.places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         self.embeddings = self.judge.referee.embed_texts(list(self.places))
+        self.among = self.embeddings[[self.places[text] for text in dict.fromkeys(asked)]]
 
     def see(self, pairs: Sequence[Pair], images: Float[Tensor, "b 3 H W"], task: Task) -> Seen | None:
         """What it sees in a batch of pairs, whose images are stacked; None without maps."""
@@ -72,7 +82,15 @@ class Viewer:
         ids = [f"{pair.id}, {pair.text}" for pair in pairs]
         with attacking(mapper.referee):
             looks = look(
-                mapper, images, texts, others, ids=ids, spec=task.spec, objective=task.objective, seed=task.seed
+                mapper,
+                images,
+                texts,
+                others,
+                ids=ids,
+                among=self.among,
+                spec=task.spec,
+                objective=task.objective,
+                seed=task.seed,
             )
             shown: dict[str, Tensor] = {}
             if task.gradients:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from torch import nn
 
+from robustclip import printing
 from robustclip.planning import flops, gpus, memory, report
 from robustclip.planning.flops import StepFlops, TowerFlops
 from robustclip.planning.imagined import Blueprint, Imagined, blueprint, imagine
@@ -65,6 +66,12 @@ class Estimate:
     @property
     def fits(self) -> bool:
         return self.memory.peak <= (1 - memory.RESERVED) * self.memory_of_gpu
+
+    def __repr__(self) -> str:
+        return f"<Estimate of {self.recipe}: {self.settings.steps} steps; .table() shows it>"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return printing.html(self.table())
 
     def table(self) -> Group:
         """For people."""

@@ -71,6 +71,10 @@ class Card:
     provenance: Plain = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        robust = "not robust" if self.threat is None else str(self.threat)
+        return f"<Card of {self.name!r}, {self.family}, {robust}, {len(self.claims)} claims>"
+
     def to_json(self) -> dict[str, Any]:
         """The card as plain JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from robustclip.errors import UsageError
 from robustclip.images import load_image, to_pil
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
@@ -46,7 +47,7 @@ Paint = Callable[[Sequence[Item], Watch], Painted]
 """Paints a batch of pictures that fits the accelerator."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """The pictures of a run, in the order of its items.
 
@@ -65,6 +66,10 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __repr__(self) -> str:
+        shown = f", mean similarity {self.similarity.mean().item():.3f}" if len(self) else ""
+        return f"<Result of {len(self)} picture{'s' * (len(self) != 1)} in {str(self.folder)!r}{shown}>"
 
     @property
     def files(self) -> list[Path]:
@@ -93,6 +98,15 @@ class Result:
     def sheet(self) -> Image.Image:
         """The pictures, prompts x seeds, each with its title."""
         return to_pil(contact_sheet(self.items, self.image))
+
+    def film(self, index: int = 0) -> Image.Image:
+        """How a picture came to be, from left to right. Raises UsageError where this call did not paint it."""
+        from robustclip.synthesis.pictures import film_strip
+
+        found = self.frames.get(self.items[index].id)
+        if found is None:
+            raise UsageError(f"picture {index} was not painted by this call, so that its way is not kept")
+        return to_pil(film_strip(found, self.steps_of_frames))
 
     def _repr_png_(self) -> bytes | None:  # what a notebook shows
         return self.sheet()._repr_png_()

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, write_json
 
@@ -101,6 +102,12 @@ class JudgeReport:
             problem = "several figures are" if found else "no figure is"
             raise UsageError(f"{problem} {metric} ({kind}): there are {', '.join(held) or 'none at all'}")
         return found[0]
+
+    def __repr__(self) -> str:
+        return f"<JudgeReport of {len(self.figures)} figures; .table() shows them>"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return printing.html(self.table())
 
     def table(self) -> Group:
         """For a terminal: metric by metric, the judges side by side; their hashes and the notes below."""

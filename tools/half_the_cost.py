@@ -261,7 +261,7 @@ def answered(row: Path, limit: int) -> dict[str, list[bool]] | None:
         return None
     hits: dict[str, list[bool]] = {}
     for attack, folder in files.items():
-        lines = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+        lines = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").strip().split("\n"))
         found = [(line["attack"], line["rank"] == 0) for line in lines]
         hits |= {name: [hit for of, hit in found if of == name] for name in (CLEAN, attack)}
     return hits

@@ -129,7 +129,7 @@ def _error(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, gi
 def curve(run: Path) -> dict[str, Any]:
     """Mean error of the noise over tenths of a training, and what its record says of it."""
     record = Run.open(run).record
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").strip().split("\n")]
     values = np.array([one["error"] for one in told if "error" in one])
     steps = [int(share[-1]) + 1 for share in np.array_split(np.arange(len(values)), SHARES)]
     means = [round(float(share.mean()), 4) for share in np.array_split(values, SHARES)]

@@ -167,7 +167,7 @@ def measure_pag(work: Path) -> None:
 def half(folder: Path, guide: str, *, in_known_styles: bool) -> Interval:
     """The PAG score in the styles that the guides were trained on, or in those that they never saw."""
     known = set(load_labels("guide-styles").ids)
-    answers = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    answers = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").strip().split("\n"))
     mine = [a for a in answers if (a["referee"], a["attack"]) == (guide, PULL)]
     return rate([a["rank"] == 0 for a in mine if (a["id"] in known) == in_known_styles])
 

@@ -104,7 +104,10 @@ def judgement(folder: Path) -> str:
 def picture(folder: Path) -> None:
     """The README's contact sheet, of the same prompts in every row: evenly spread over the list, not chosen."""
     lines = (
-        (folder / "cells" / SHOWN["emoji-robust, views"] / "pictures.jsonl").read_text(encoding="utf-8").splitlines()
+        (folder / "cells" / SHOWN["emoji-robust, views"] / "pictures.jsonl")
+        .read_text(encoding="utf-8")
+        .strip()
+        .split("\n")
     )
     chosen = [json.loads(line) for line in lines[:: len(lines) // COLUMNS]][:COLUMNS]
     tiles = [load_image(folder / "cells" / cell / one["file"]) for cell in SHOWN.values() for one in chosen]

@@ -188,7 +188,7 @@ def sheet(folders: list[Path], rows: dict[str, str], path: Path) -> None:
     }
     if not found:
         return
-    painted = [json.loads(line) for line in next(iter(found.values())).read_text(encoding="utf-8").splitlines()]
+    painted = [json.loads(line) for line in next(iter(found.values())).read_text(encoding="utf-8").strip().split("\n")]
     step = max(1, len(painted) // COLUMNS)
     if "styler" in path.name:
         step = COLUMNS + 1  # the committed pairs come in rows of ten contents

@@ -35,6 +35,8 @@ class Fault(StrEnum):
     NO_CAPTION = "no caption"
     NOT_UTF8 = "caption not in UTF-8"
     BAD_METADATA = "metadata not a JSON object"
+    NOT_A_FILE = "link or device in a shard, or a name without end"
+    HIDDEN = "hidden file in a shard"
     BROKEN_SHARD = "broken shard"
 
 

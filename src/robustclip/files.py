@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -130,7 +132,9 @@ def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        raise UsageError(
+            f"{path} is not UTF-8 text, from line {first_undecodable(path)} on ({error}): save it as UTF-8"
+        ) from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -139,6 +143,54 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     Only line feeds (and carriage returns before them) end a line: the separators that Unicode has besides are text.
     """
     return [line.strip() for line in read_text(path).rstrip().split("\n")]
+
+
+def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with the number (from 1) of the line it begins in, the header first. Rows of empty
+    cells are none. `lines` keep their ends, as those of a file or StringIO opened with newline="".
+
+    Raises UsageError, naming the line, for a quote that is never closed or ends before its cell does, for more or fewer
+    cells than the header has, and for a header that names a column twice.
+    """
+    if len(separator) != 1:
+        raise UsageError(f"{source} is not a table with the separator {separator!r}: give one character")
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    width = 0
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UsageError(
+                f"{source}, line {number}: is not a row of a table ({error}): put texts with quotes or separators in "
+                'quotes, and write a quote in them twice ("")'
+            ) from error
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue
+        if not width:
+            width, names = len(row), Counter(cell.strip().casefold() for cell in row)
+            if twice := [name for name, count in names.items() if name and count > 1]:
+                raise UsageError(
+                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?"
+                )
+        if len(row) != width:
+            raise UsageError(
+                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators"
+            )
+        yield number, row
+
+
+def first_undecodable(path: str | os.PathLike[str]) -> int:
+    """The number (from 1) of the first line that is not UTF-8; 0 where all are."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -21,6 +21,12 @@ from robustclip.errors import Fault, Skip, UsageError
 from robustclip.files import atomic_write
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+ENDINGS = (
+    *("jpg", "jpeg", "png", "webp", "gif", "jpe", "jfif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+    *("heic", "heif", "avif", "jp2", "jxl", "tga"),
+)
+"""What names of pictures end in, in any case: such files are read by their content, or counted where that is none of
+FORMATS."""
 MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_BYTES = 2**26  # of a picture's file: 64 MiB
 BROKEN_METADATA = "broken metadata (the pixels are read)"

@@ -148,7 +148,7 @@ def test_concepts_can_be_left_out(tmp_path, encode, write_tar) -> None:
     ("members", "fault"),
     [
         ({"txt": b"a caption"}, Fault.NO_IMAGE),
-        ({"bmp": b"BM", "txt": b"a caption"}, Fault.NO_IMAGE),
+        ({"svg": b"<svg/>", "txt": b"a caption"}, Fault.NO_IMAGE),
         ({"jpg": b"x"}, Fault.NO_CAPTION),
         ({"jpg": b"x", "txt": b" \n"}, Fault.NO_CAPTION),
         ({"jpg": b"x", "json": b"{}"}, Fault.NO_CAPTION),

@@ -50,7 +50,7 @@ def test_columns_and_separator_can_be_named(pictures) -> None:
 
 
 def test_rows_that_cannot_be_used_are_counted(pictures) -> None:
-    rows = "0.jpg,a dog\nnone.jpg,gone\n1.jpg,\n,no path\n2.jpg\npairs.csv,not a picture\n3.jpg,a cat\n"
+    rows = "0.jpg,a dog\nnone.jpg,gone\n1.jpg,\n,no path\n2.jpg,\npairs.csv,not a picture\n3.jpg,a cat\n"
     mixture = Mixture([TableSource(table(pictures, f"path,caption\n{rows}"))])
     loader = Loader(mixture, Preparation(8), batch_size=1)
     batches = list(islice(loader.batches(), 20))
@@ -80,7 +80,7 @@ def test_a_table_is_shuffled_by_seed_and_epoch(pictures) -> None:
         ("url,caption\n0.jpg,a dog\n", r"no image column named path, filepath"),
         ("path,caption\n", "has a header and no rows"),
         ("", "is empty: it needs a header, e.g. path,caption"),
-        ("path,caption\n0.jpg," + "x" * 200_000, "is not a table: field larger than field limit"),
+        ("path,caption\n0.jpg," + "x" * 200_000, "line 2: is not a row of a table .field larger than field limit"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, text: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_tables_that_cannot_be_read_are_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="no table at"):
         TableSource(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes("path,caption\n0.jpg,café\n".encode("latin-1"))
-    with pytest.raises(UsageError, match="is not in UTF-8"):
+    with pytest.raises(UsageError, match="line 2: is not UTF-8 text"):
         TableSource(tmp_path / "latin.csv")
     path = table(tmp_path, "path,caption\n0.jpg,a dog\n")
     with pytest.raises(UsageError, match="no caption column 'alt'"):
@@ -135,7 +135,10 @@ def test_class_names_can_be_listed(classes) -> None:
 def test_what_is_no_image_folder_is_refused(tmp_path, classes) -> None:
     with pytest.raises(UsageError, match="no folder at"):
         FolderSource(tmp_path / "none")
-    with pytest.raises(UsageError, match="is no image folder: it needs one sub-folder a class"):
+    with pytest.raises(
+        UsageError,
+        match=r"nothing says what the 2 pictures of .* show: give a folder with one sub-folder of images a class",
+    ):
         FolderSource(classes / "cat")
     with pytest.raises(UsageError, match=r"each needs one \{\} where the class name goes"):
         FolderSource(classes, templates=("a photo",))

@@ -115,17 +115,19 @@ def test_names_are_only_names(tmp_path, shard, encode, name: str) -> None:
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
 )
-def test_links_devices_and_folders_are_passed_over(tmp_path, shard, good, kind: bytes) -> None:
+def test_links_and_devices_are_counted_and_not_followed(tmp_path, shard, good, kind: bytes) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
     links = header("0.jpg", kind=kind, link=str(secret)), header("0.txt", kind=kind, link=str(secret))
-    sample = only(ShardSource(shard(*links, good, END)).epoch(0, 0))
-    assert sample.captions == ("a good one",)
+    samples = list(ShardSource(shard(*links, good, END)).epoch(0, 0))
+    assert [sample.captions for sample in samples if sample.fault is None] == [("a good one",)]
+    counted = [] if kind == tarfile.DIRTYPE else [Fault.NOT_A_FILE]
+    assert [sample.fault for sample in samples if sample.fault is not None] == counted
 
 
-def test_a_hard_link_to_a_member_is_passed_over(shard, good) -> None:
+def test_a_hard_link_to_a_member_is_counted(shard, good) -> None:
     path = shard(good, header("0.jpg", kind=tarfile.LNKTYPE, link="good.jpg"), END)
-    assert faults(path) == [None]
+    assert faults(path) == [None, Fault.NOT_A_FILE]
 
 
 def peak(work: Callable[[], object]) -> int:
@@ -228,7 +230,7 @@ def test_malformed_headers_break_a_shard_and_nothing_else(shard, good, blocks: l
 def test_a_long_name_does_not_hang_the_grouping(shard, good) -> None:
     path = shard(member("x", b"/" * 16_000, tarfile.GNUTYPE_LONGNAME), header("y"), good, END)
     began = time.monotonic()
-    assert faults(path) == [None]
+    assert faults(path) == [Fault.NOT_A_FILE, None]
     assert time.monotonic() - began < 10
 
 

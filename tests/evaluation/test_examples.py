@@ -136,7 +136,7 @@ def test_an_empty_folder_is_told_what_would_do(tmp_path: Path, inside: str) -> N
 def test_shards_without_images_are_empty_data(tmp_path: Path) -> None:
     webdataset(tmp_path / "test", [{"cls": b"0"}])
 
-    with pytest.raises(UsageError, match="is empty"):
+    with pytest.raises(UsageError, match="has a label or a caption and no picture"):
         read_examples(tmp_path)
 
 

@@ -218,8 +218,8 @@ def weights() -> Iterator[Case]:
 def data() -> Iterator[Case]:
     """Pictures, shards, names and templates to measure on."""
     for name, code, words in (
-        ("data_empty", 2, "is no folder of classes with images"),
-        ("data_no_pictures", 2, "is no folder of classes with images"),
+        ("data_empty", 2, "is no folder of pictures"),
+        ("data_no_pictures", 2, "is no folder of pictures"),
         ("data_png_claim", 1, "too many pixels"),
         ("data_png_claim_30000", 1, "too many pixels"),
         ("data_truncated", 1, "truncated or damaged image"),
@@ -230,7 +230,7 @@ def data() -> Iterator[Case]:
         ("data_bmp", 1, "not an image"),
         ("data_16_bits", 1, "more than 8 bits a channel"),
         ("data_one_pixel_wide", 1, "a picture of 60000x1 pixels is too long"),
-        ("data_names_few", 2, "labels up to 1 need 2 names, 1 are there"),
+        ("data_names_few", 2, "names 1 classes, but there are 2 sub-folders"),
         ("data_names_blank", 2, "classnames.txt has no name in line 2"),
         ("data_names_latin", 2, "classnames.txt is not UTF-8 text"),
         ("data_names_megabytes", 2, "40000000 bytes, more than"),

@@ -78,7 +78,7 @@ def test_ids_that_become_one_name_are_told_apart(tmp_path: Path) -> None:
         ("x.csv", "", "line 1: names no column .* but nothing"),
         ("x.csv", "id,prompt\n1,a cat, a dog\n", "line 2: has 3 values for 2 columns: quote texts"),
         ("x.csv", "id,prompt\n1,\n", "line 2: has no prompt"),
-        ("x.csv", 'id,prompt\n1,"a cat\n', "is not CSV"),
+        ("x.csv", 'id,prompt\n1,"a cat\n', "line 2: is not a row"),
     ],
 )
 def test_faulty_files_are_told_with_their_line(tmp_path: Path, name: str, text: str, message: str) -> None:

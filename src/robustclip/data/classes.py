@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustclip.data.emoji import label_index, load_labels
+from robustclip.data.folders import read_folder
 from robustclip.data.samples import positive_id
-from robustclip.data.tables import class_folders
+from robustclip.data.shard_lists import shards_in
 from robustclip.errors import UsageError
 
 EMBEDDED = "emoji"
@@ -24,8 +25,8 @@ def training_classes(data: str) -> tuple[list[str], list[int]]:
         concepts = {place: concept for concept, place in index.items()}
         seen = labels.labels.unique().tolist()
         named = [(labels.label_names[place], concepts[place]) for place in seen]
-    elif path.is_dir():
-        named = [(name, pictures[0].parent.name) for name, pictures in class_folders(path) if pictures]
+    elif path.is_dir() and not shards_in(path) and (found := read_folder(path)).layout == "classes":
+        named = [(name, concept) for concept, name in dict(found.classes()).items()]
     else:
         raise UsageError(
             f"{data} does not tell its classes, which TeCoA takes a text of each: give a folder with one sub-folder of "

@@ -19,6 +19,7 @@ from robustclip import embedded
 from robustclip.data.emoji import label_index, load_labels, load_rgba
 from robustclip.data.scenes import background, cut
 from robustclip.errors import UsageError
+from robustclip.files import read_lines
 from robustclip.rng import generator
 
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {
@@ -103,7 +104,7 @@ class Pair:
 def compositional_prompts() -> list[Pair]:
     """The 60 pairs that synthesis is measured on. No training sees them: neither their pictures nor their captions."""
     path = embedded.path("prompts", COMPOSITIONAL)
-    return [Pair.parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [Pair.parse(line) for line in read_lines(path)]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def prompts_path() -> Path:
 @cache
 def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
     """All 200, in their order: 140 names, 20 names of held-out concepts, 40 phrases."""
-    lines = prompts_path().read_text(encoding="utf-8").splitlines()
-    return tuple(EmbeddedPrompt(**json.loads(line)) for line in lines)
+    with prompts_path().open(encoding="utf-8") as lines:
+        return tuple(EmbeddedPrompt(**json.loads(line)) for line in lines)
 
 
 def real_drawings() -> tuple[LabelledImages, list[str]]:

@@ -13,8 +13,10 @@ from braceexpand import braceexpand
 
 from robustclip.data.tars import Command, Shard
 from robustclip.errors import UsageError
+from robustclip.files import is_folder
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIX = re.compile(r"(\.tar)?(\.gz)?$|\.tgz$")
 PIPE = "pipe:"
 MAX_SHARDS = 1_000_000
 
@@ -90,6 +92,20 @@ def _braces(pattern: str) -> list[str]:
 def shards_in(folder: Path) -> list[Path]:
     """The shards of a folder, by their names' order."""
     return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+
+
+def not_shards(place: Pattern) -> list[str]:
+    """A line that counts what else lies in a folder of shards and is not read, but for img2dataset's own lists."""
+    folder = Path(place).expanduser()
+    if not is_folder(folder):
+        return []
+    known = ("_stats.json", ".parquet", "classnames.txt", "zeroshot_classification_templates.txt")
+    others = sorted(
+        path.name + ("/" if path.is_dir() else "")
+        for path in folder.iterdir()
+        if not path.name.endswith((*SUFFIXES, *known))
+    )
+    return [f"{len(others):,} files and folders beside the shards left out ({', '.join(others[:3])})"] if others else []
 
 
 def _there_is(folder: Path) -> str:

@@ -1,6 +1,7 @@
-"""WebDataset shards: tar files of samples whose members share a name (000001.jpg, 000001.txt, 000001.json).
+"""WebDataset shards: tar files of samples whose members share a name up to its last dot (000001.jpg, 000001.txt).
 
-The layout is img2dataset's as it is, and that of the embedded emoji set. Members are read by their endings and decoded
+The layout is img2dataset's as it is, and that of the embedded emoji set. Every member is part of a sample that is read,
+or of one that is counted with what is wrong with it. Members are read by their endings and decoded
 by name; webdataset's default decoding, which unpickles what it finds, is never used.
 """
 
@@ -10,7 +11,6 @@ import json
 import math
 import os
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from webdataset.filters import shuffle
-from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from robustclip import rng
 from robustclip.data.batch import ALONE, Place
 from robustclip.data.samples import Sample, check_share, readable, stable_number
-from robustclip.data.shard_lists import Pattern, find_shards
-from robustclip.data.tars import BrokenTar, Shard, names, read_tar
+from robustclip.data.shard_lists import SUFFIX, Pattern, find_shards, not_shards
+from robustclip.data.tars import BrokenTar, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
 from robustclip.errors import Fault, UsageError
+from robustclip.images import ENDINGS
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif")
 TEXTS = ("txt", "json")
 CAPTION_KEYS = ("captions", "caption", "text")  # of the JSON member; the first is a list of equals
+AT_ONCE = 16  # samples whose names are the same up to the first dot, held until all of their members have come
 ROUND = 32  # shards; at img2dataset's 10,000 samples each, what a resumed run reads again takes a minute or so
 
 
@@ -69,6 +69,7 @@ class ShardSource:
         self.shards = find_shards(shards, allow_commands=allow_commands)
         folders = [shard.absolute().parent for shard in self.shards if isinstance(shard, Path)]
         self.root = Path(os.path.commonpath(folders)) if folders else None
+        self.left_out = not_shards(shards) if isinstance(shards, str | os.PathLike) else []
         self.name = name or (self.root.name if self.root else "pipe")
         self.labels = {shard: self._label(number, shard) for number, shard in enumerate(self.shards)}
         self.caption = caption
@@ -82,7 +83,7 @@ class ShardSource:
     def _label(self, number: int, shard: Shard) -> str:
         if self.root is None or not isinstance(shard, Path):
             return f"pipe-{number:05d}"
-        return re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", shard.absolute().relative_to(self.root).as_posix())
+        return SUFFIX.sub("", shard.absolute().relative_to(self.root).as_posix())
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         purpose = f"order of {self.name}"
@@ -127,22 +128,23 @@ class ShardSource:
         """The samples of one shard in the order they lie in. A tar that breaks off ends with one faulty sample."""
         label = self.labels[shard]
         errors: list[Exception] = []
-        for members in read_members(shard, (*IMAGES, *TEXTS), errors):
-            sample = self._sample(f"{label}/{readable(members['__key__'])}", members)
+        for key, members in read_members(shard, (*ENDINGS, *TEXTS), errors):
+            sample = self._sample(f"{label}/{readable(key)}", members)
             if sample.concept not in self.without:
                 yield sample
         if errors:
             yield Sample(label, fault=Fault.BROKEN_SHARD)
 
-    def _sample(self, key: str, members: dict[str, Any]) -> Sample:
-        found = [members[ending] for ending in IMAGES if ending in members]
+    def _sample(self, key: str, members: dict[str, bytes | Fault]) -> Sample:
+        read = {ending: content for ending, content in members.items() if isinstance(content, bytes)}
+        if faults := [content for content in members.values() if isinstance(content, Fault)]:
+            return Sample(key, fault=faults[0])
+        found = [read[ending] for ending in ENDINGS if ending in read]
         if not found:
             return Sample(key, fault=Fault.NO_IMAGE)
-        if None in members.values():
-            return Sample(key, fault=Fault.TOO_BIG)
         try:
-            record = json.loads(members.get("json", b"{}"))
-            text = members.get("txt", b"").decode()
+            record = json.loads(read.get("json", b"{}"))
+            text = read.get("txt", b"").decode()
         except UnicodeDecodeError:
             return Sample(key, fault=Fault.NOT_UTF8)
         except (ValueError, RecursionError):
@@ -175,6 +177,7 @@ class ShardSource:
         first, last = (shard.name if isinstance(shard, Path) else str(shard) for shard in ends)
         described: dict[str, Any] = {"name": self.name, "kind": "shards", "folder": str(self.root)}
         described |= {"shards": len(self.shards), "first": first, "last": last, "caption": self.caption or "any"}
+        described |= {"layout": f"{len(self.shards):,} shards, {first} to {last}", "left_out": self.left_out}
         return described | {"shuffle_buffer": self.shuffle_buffer, "open_shards": self.open_shards, "share": self.share}
 
 
@@ -200,32 +203,45 @@ def captions_of(record: dict[str, Any], text: str, choice: str | None = None) ->
     return ()
 
 
-def read_members(shard: Shard, endings: Sequence[str], errors: list[Exception]) -> Iterator[dict[str, Any]]:
-    """Samples of a tar as {ending: bytes, or None for too many} with "__key__", in their order; other members are not
-    read.
+def read_members(
+    shard: Shard, endings: Sequence[str], errors: list[Exception]
+) -> Iterator[tuple[str, dict[str, bytes | Fault]]]:
+    """Samples of a tar by their names, in their order, as {ending: content}; of members with other endings than these
+    nothing is read. A hidden file is a sample with that fault.
 
-    What goes wrong on the way is added to `errors`, and what was readable before it is kept.
+    A sample's members lie in a row, but for those of others whose names are the same up to the first dot. What goes
+    wrong on the way is added to `errors`, and what was readable before it is kept.
     """
-
-    def keep_going(error: Exception) -> bool:
+    waiting: dict[str, dict[str, bytes | Fault]] = {}
+    at = ""
+    try:
+        for name, content in read_tar(shard, lambda name: not is_hidden(name) and split_name(name)[1] in endings):
+            if is_hidden(name):
+                yield name, {"": Fault.HIDDEN}
+                continue
+            sample, ending, group = split_name(name)
+            if group != at:
+                yield from _complete(waiting)
+                waiting, at = {}, group
+            elif sample not in waiting and len(waiting) == AT_ONCE:  # frame.0001.jpg, frame.0002.jpg, ... in one group
+                oldest = next(iter(waiting))
+                if not belongs_to_another(oldest, waiting[oldest], waiting):
+                    yield oldest, waiting[oldest]
+                del waiting[oldest]
+            members = waiting.setdefault(sample, {})
+            if ending in members:
+                errors.append(ValueError(f"{shard} has {name!r} twice"))
+            elif ending in endings or isinstance(content, Fault):
+                members[ending] = content
+    except BrokenTar as error:
         errors.append(error)
-        return True
-
-    def files() -> Iterator[dict[str, Any]]:
-        try:
-            for name, content in read_tar(shard, lambda name: _ending(name) in endings):
-                yield {"fname": name, "data": content, "__url__": str(shard)}
-        except BrokenTar as error:
-            errors.append(error)
-
-    for members in group_by_keys(files(), handler=keep_going):
-        del members["__url__"]
-        yield members
+    yield from _complete(waiting)
 
 
-def _ending(name: str) -> str:
-    _, ending = base_plus_ext(name)
-    return (ending or "").lower()
+def _complete(waiting: dict[str, dict[str, bytes | Fault]]) -> Iterator[tuple[str, dict[str, bytes | Fault]]]:
+    for sample, members in waiting.items():
+        if not belongs_to_another(sample, members, waiting):
+            yield sample, members
 
 
 def count_samples(shard: Path) -> int:
@@ -235,4 +251,5 @@ def count_samples(shard: Path) -> int:
         return max(0, int(json.loads(stats.read_bytes())["successes"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         pass  # not there, or not img2dataset's: count
-    return len({base_plus_ext(name)[0] for name in names(shard) if _ending(name) in (*IMAGES, *TEXTS)})
+    split = [split_name(name) for name in names(shard) if not is_hidden(name)]
+    return len({sample for sample, ending, _ in split if ending in (*ENDINGS, *TEXTS)})

@@ -17,5 +17,5 @@ class Styled(NamedTuple):
 
 def embedded_styles() -> list[Styled]:
     """Ten drawings, each in five styles, in a fixed order."""
-    text = embedded.path("prompts", "styles.csv").read_text(encoding="utf-8")
-    return [Styled(row["content"], row["style"]) for row in csv.DictReader(text.splitlines())]
+    with embedded.path("prompts", "styles.csv").open(encoding="utf-8", newline="") as file:
+        return [Styled(row["content"], row["style"]) for row in csv.DictReader(file)]

@@ -1,11 +1,11 @@
-"""Image-text pairs that lie in plain files: a table of paths and captions, or a folder of classes."""
+"""Image-text pairs that lie in plain files: a table of paths and captions, or a folder of pictures."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,23 @@ import torch
 
 from robustclip import rng
 from robustclip.data.batch import ALONE, Place
+from robustclip.data.folders import captions_beside, read_folder
 from robustclip.data.samples import Sample, check_share, readable
 from robustclip.errors import Fault, UsageError
+from robustclip.files import first_undecodable, table_rows
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "title")
 SEPARATORS = ("\t", ",", ";", "|")
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 
 class TableSource:
     """Rows of a CSV file: the path of a picture, relative to the file's folder, and its caption.
 
     The columns are found by their usual names (`path`, `filepath`, `image`, ...; `caption`, `text`, `title`) and the
-    separator by what splits the header, unless given. A row whose picture is not there is skipped and counted when its
-    turn comes. Raises UsageError for a file that is missing, not in UTF-8, or without these columns.
+    separator by what splits the header, unless given. A row whose picture is not there, or that has no caption, is
+    skipped and counted when its turn comes. Raises UsageError for a file that is missing, not in UTF-8, without these
+    columns, or not a table in every line, which is named.
     """
 
     def __init__(
@@ -43,15 +45,17 @@ class TableSource:
         self.table = Path(table).expanduser()
         self.name = name or self.table.stem
         self.share = check_share(share)
-        header, rows = read_table(self.table, separator)
+        header, rows, separator = read_table(self.table, separator)
         image = find_column(self.table, header, image_column, IMAGE_COLUMNS, "image")
         caption = find_column(self.table, header, caption_column, CAPTION_COLUMNS, "caption")
-        self.samples = [
-            self._sample(number, *(row[column].strip() if column < len(row) else "" for column in (image, caption)))
-            for number, row in rows
-        ]
+        self.samples = [self._sample(number, row[image].strip(), row[caption].strip()) for number, row in rows]
         if not self.samples:
             raise UsageError(f"{self.table} has a header and no rows")
+        between = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}.get(separator, repr(separator))
+        self.told = (
+            f"{len(rows):,} rows of a table, between {between}: pictures of the column {header[image]!r}, captions of "
+            f"{header[caption]!r}"
+        )
 
     def _sample(self, number: int, image: str, caption: str) -> Sample:
         caption = readable(caption)
@@ -66,15 +70,16 @@ class TableSource:
         return math.ceil(self.share * len(self.samples))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": "table", "file": str(self.table), "samples": len(self.samples)}
+        described: dict[str, Any] = {"name": self.name, "kind": "table", "file": str(self.table)}
+        return described | {"samples": len(self.samples), "layout": self.told, "left_out": []}
 
 
 class FolderSource:
-    """Pictures in one folder a class, as torchvision's ImageFolder has them; a class's name is the folder's, with
-    spaces for underscores, or its line of `classnames.txt` beside the folders, in their alphabetical order.
+    """Pictures of a folder, with captions beside them or in one sub-folder a class: see `folders.read_folder`.
 
-    The captions are `templates` with the name for `{}` (each epoch draws one), and pictures of a class are positives
-    of each other. Raises UsageError for a folder without pictures.
+    The captions of a class are `templates` with its name for `{}` (each epoch draws one), and pictures of a class are
+    positives of each other. Captions beside pictures are read when their turn comes. Raises UsageError for a folder
+    without pictures, or of another layout.
     """
 
     def __init__(
@@ -91,26 +96,52 @@ class FolderSource:
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise UsageError(f"templates {list(templates)}: each needs one {{}} where the class name goes")
         self.templates = tuple(templates)
-        self.classes = class_folders(self.folder)
-        self.samples = [
-            Sample(path.relative_to(self.folder).as_posix(), path, self._captions(label), path.parent.name)
-            for label, paths in self.classes
-            for path in paths
-        ]
+        self.found = read_folder(self.folder)
+        if self.found.layout == "pairs":
+            self.samples = [
+                Sample(name, path) for name, path in zip(self.found.ids(), self.found.pictures, strict=True)
+            ]
+        else:
+            self.samples = [
+                Sample(name, path, self._captions(label), concept)
+                for name, path, (concept, label) in zip(
+                    self.found.ids(), self.found.pictures, self.found.classes(), strict=True
+                )
+            ]
+
+    @property
+    def classes(self) -> list[tuple[str, list[Path]]]:
+        """(name, its pictures) of each class that has some, by the folders' order; none where captions lie beside."""
+        held: dict[int, list[Path]] = {}
+        for label, path in zip(self.found.labels, self.found.pictures, strict=False):  # pairs have no labels
+            held.setdefault(label, []).append(path)
+        return [(self.found.names[label], paths) for label, paths in held.items()]
 
     def _captions(self, label: str) -> tuple[str, ...]:
         return tuple(template.replace("{}", label) for template in self.templates)
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
-        return shuffled(self.samples, self.size(), seed, self.name, epoch, place)
+        drawn = shuffled(self.samples, self.size(), seed, self.name, epoch, place)
+        return map(_with_caption, drawn) if self.found.layout == "pairs" else drawn
 
     def size(self) -> int:
         return math.ceil(self.share * len(self.samples))
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": self.name, "kind": "image folder", "folder": str(self.folder)}
-        counts = {"classes": len(self.classes), "samples": len(self.samples)}
-        return described | counts | {"templates": list(self.templates)}
+        described |= {"layout": self.found.told, "left_out": self.found.left_out, "samples": len(self.samples)}
+        if self.found.layout == "classes":
+            described |= {"classes": len({*self.found.labels}), "templates": list(self.templates)}
+        return described
+
+
+def _with_caption(sample: Sample) -> Sample:
+    assert isinstance(sample.image, Path)
+    try:
+        caption = readable(captions_beside(sample.image))
+    except UsageError:
+        return replace(sample, fault=Fault.NOT_UTF8)
+    return replace(sample, captions=(caption,)) if caption else replace(sample, fault=Fault.NO_CAPTION)
 
 
 def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch: int, place: Place) -> Iterator[Sample]:
@@ -119,24 +150,22 @@ def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch:
     return (samples[number] for number in order[place.mine(epoch)].tolist())
 
 
-def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header and, with their line numbers, the rows that are not blank."""
+def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The header, the rows with the numbers of their lines, and the separator. Raises UsageError as `table_rows`."""
     if not table.is_file():
         raise UsageError(f"no table at {table}")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=separator or max(SEPARATORS, key=first.count))
-            rows = [(reader.line_num, row) for row in reader if any(row)]
+            separator = separator or max(SEPARATORS, key=first.count)
+            rows = list(table_rows(file, table, separator))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{table} is not in UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except (csv.Error, TypeError) as error:
-        raise UsageError(f"{table} is not a table: {error}") from error
+        raise UsageError(f"{table}, line {first_undecodable(table)}: is not UTF-8 text: save it as UTF-8") from error
     if not rows:
         raise UsageError(f"{table} is empty: it needs a header, e.g. path,caption")
     (_, header), *body = rows
-    return [column.strip() for column in header], body
+    return [column.strip() for column in header], body, separator
 
 
 def find_column(table: Path, header: Sequence[str], asked: str | None, usual: Sequence[str], what: str) -> int:
@@ -147,28 +176,3 @@ def find_column(table: Path, header: Sequence[str], asked: str | None, usual: Se
             return names.index(candidate)
     wanted = repr(asked) if asked else f"named {', '.join(usual)}"
     raise UsageError(f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}")
-
-
-def class_folders(folder: Path) -> list[tuple[str, list[Path]]]:
-    """The classes of an image folder, in the order of its sub-folders' names: (class name, its pictures)."""
-    if not folder.is_dir():
-        raise UsageError(f"no folder at {folder}")
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    pictures = [sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS) for path in folders]
-    if not any(pictures):
-        raise UsageError(
-            f"{folder} is no image folder: it needs one sub-folder a class, with {', '.join(ENDINGS)} in it"
-        )
-    listed = folder / "classnames.txt"
-    names = read_lines(listed) if listed.is_file() else [path.name.replace("_", " ") for path in folders]
-    if len(names) != len(folders):
-        raise UsageError(f"{listed} names {len(names)} classes, but there are {len(folders)} sub-folders")
-    return list(zip(names, pictures, strict=True))
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without white space around them; blank lines at its end are none."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not in UTF-8: save it as UTF-8") from error

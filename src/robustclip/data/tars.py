@@ -1,7 +1,8 @@
 """Tar files read front to back, with no trust in what their headers claim.
 
-Nothing is ever unpacked to disk: names are only names, links and devices are passed over. What a header claims is held
-against what is there before anything is read or passed over, so that memory and time stay in proportion to the file.
+Nothing is ever unpacked to disk: names are only names, links and devices are counted and not followed. What a header
+claims is held against what is there before anything is read or passed over, so that memory and time stay in proportion
+to the file.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import EOFHeaderError, HeaderError, InvalidHeaderError, ReadError  # type: ignore[attr-defined]  # typeshed
 from typing import Any, Self, cast
 
+from robustclip.errors import Fault
+from robustclip.images import ENDINGS as PICTURES
 from robustclip.images import MAX_BYTES
 
 GZIP = b"\x1f\x8b"
@@ -25,6 +28,7 @@ MAX_MEMBER = MAX_BYTES
 MAX_CLAIM = 2**34  # bytes that a header may claim at all, where the size of the whole is not known
 MAX_HEADER = 2**14  # bytes of an extended header, which tarfile reads into memory and searches in quadratic time
 MAX_NAME = 1024
+ENDINGS = frozenset(PICTURES)
 EXPANSION = 50  # how many times its size a gzipped tar may unpack to; pictures hardly shrink, zeros a thousandfold
 EXTENDED = (
     tarfile.XHDTYPE,
@@ -52,18 +56,25 @@ class Command:
 Shard = Path | Command
 
 
-def read_tar(shard: Shard, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Names and contents of the regular files whose names are wanted, in their order; no content is given of a file
-    larger than MAX_MEMBER. Raises BrokenTar where the archive breaks off, after what was readable."""
+def read_tar(shard: Shard, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | Fault]]:
+    """Names and contents of the members, in their order: nothing is read of those whose names are not wanted, and what
+    is no regular file, or larger than MAX_MEMBER, comes as that fault. Raises BrokenTar where the archive breaks off,
+    after what was readable."""
     with _telling(), closing(_files(shard)) as files:
         for tar, member in files:
-            if wanted(member.name):
-                content = tar.extractfile(member) if member.size <= MAX_MEMBER else None
-                yield member.name, None if content is None else content.read()
+            if not member.isreg() or len(member.name) > MAX_NAME:
+                yield member.name[:MAX_NAME], Fault.NOT_A_FILE
+            elif not wanted(member.name):
+                yield member.name, b""
+            elif member.size > MAX_MEMBER:
+                yield member.name, Fault.TOO_BIG
+            else:
+                content = tar.extractfile(member)
+                yield member.name, b"" if content is None else content.read()
 
 
 def names(shard: Path) -> Iterator[str]:
-    """The names of a tar's regular files, for as far as it can be read; contents are passed over unread."""
+    """The names of a tar's members, for as far as it can be read; contents are passed over unread."""
     with suppress(BrokenTar), _telling(), closing(_files(shard)) as files:
         yield from (member.name for _, member in files)
 
@@ -75,9 +86,41 @@ def _files(shard: Shard) -> Generator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             while member := tar.next():
                 if not 0 <= member.size <= MAX_CLAIM or member.offset_data + member.size > limit:
                     raise BrokenTar(f"{member.name!r} claims {member.size:,} bytes")
-                if member.isreg() and len(member.name) <= MAX_NAME:
+                if not member.isdir():
                     yield tar, member
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers all it has seen
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """(sample, ending, group) of a member: `a/photo 2.0.JPG` is the member "jpg" of the sample `a/photo 2.0`.
+
+    Names may hold dots. webdataset's own rule, the name up to its first dot, is the group `a/photo 2`: it says which
+    samples may belong together (`0001.seg.png` beside `0001.jpg`).
+    """
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, dot, ending = file.rpartition(".")
+    group = f"{folder}{slash}{file.partition('.')[0]}"
+    return (f"{folder}{slash}{stem}", ending.lower(), group) if dot else (f"{folder}{slash}{file}", "", group)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a member is what systems put beside files: `._0001.jpg`, `__MACOSX/...`, `.DS_Store`."""
+    parts = name.removeprefix("./").split("/")
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
+
+
+def parents(sample: str) -> Iterator[str]:
+    """Names that the sample may be a further member of: `a/0001.meta` is of `a/0001`."""
+    folder, slash, file = sample.rpartition("/")
+    while "." in file:
+        file = file.rpartition(".")[0]
+        yield f"{folder}{slash}{file}"
+
+
+def belongs_to_another(sample: str, members: Iterable[str], samples: Container[str]) -> bool:
+    """Whether these are further members of another sample (0001.meta.json of 0001), rather than a sample that lacks its
+    picture."""
+    return ENDINGS.isdisjoint(members) and any(other in samples for other in parents(sample))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor
 
-from robustclip import __version__
+from robustclip import __version__, printing
 from robustclip.attacks import AttackSpec, attacking
 from robustclip.attacks.library import check_installed
 from robustclip.devices import pick_device, pick_dtype
@@ -146,6 +146,8 @@ def evaluate(
         for one in judges:
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
+    for line in examples.told:
+        printing.note(f"data: {line}")
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
     sources = masked.sources_of(judges, masking_source, examples.name, device=where) if masking else []
@@ -178,7 +180,7 @@ def evaluate(
         setting=told,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
-        notes=list(notes(judges, examples, threats)),
+        notes=[*examples.told, *notes(judges, examples, threats)],
     )
     for task in wanted:
         found = {one.name: measure(task, one, setting) for one in judges}

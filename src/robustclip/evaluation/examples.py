@@ -19,21 +19,31 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from robustclip.data import load_split
 from robustclip.data.emoji import load_labels
+from robustclip.data.folders import NAMES, caption_lines, class_names, read_folder
 from robustclip.data.scenes import SCENES, compose_scenes
-from robustclip.data.tars import EXPANSION, GZIP, MAX_MEMBER, StrictHeader
+from robustclip.data.shard_lists import SUFFIX, not_shards, shards_in
+from robustclip.data.tars import (
+    EXPANSION,
+    GZIP,
+    MAX_MEMBER,
+    StrictHeader,
+    belongs_to_another,
+    is_hidden,
+    parents,
+    split_name,
+)
 from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.similarity import Images
 from robustclip.files import is_folder, read_bytes, read_lines
 from robustclip.images import BROKEN_METADATA, advice, decode, from_pil, resize
+from robustclip.images import ENDINGS as PICTURES
 from robustclip.rng import generator
 
 LONGEST_LABEL = 9  # digits
 LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
-PICTURES = ("webp", "png", "jpg", "jpeg")
 SHOW_DATA = (
     "give emoji/SPLIT, icons/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark "
     "webdataset folder (test/*.tar beside classnames.txt)"
@@ -47,7 +57,7 @@ class Examples:
     `label_names` are all labels of the set, also those that no image has, and `labels` (N,) their indices; both empty
     where the set has none. `captions` holds a list for each image; empty where the set has none. `templates` are those
     that came with the set, if any. `boxes` (top, left, bottom, right; half-open pixels) are where the things of the
-    first captions are, in sets that know it.
+    first captions are, in sets that know it. `told` says what was read, and what lies there and was not.
     """
 
     name: str
@@ -59,6 +69,7 @@ class Examples:
     captions: list[list[str]]
     templates: tuple[str, ...] = ()
     boxes: Int[Tensor, "n 4"] | None = None
+    told: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -175,7 +186,7 @@ def read_examples(
     folder = Path(data)
     if str(data) and is_folder(folder):
         shards = _shards_of(folder)
-        examples = _read_shards(folder, shards) if shards else _read_class_folders(folder)
+        examples = _read_shards(folder, shards) if shards else _read_folder(folder)
     elif data == SCENES:
         examples = _read_scenes()
     elif isinstance(data, str) and data.startswith(("emoji/", "icons/")):
@@ -207,35 +218,27 @@ def _read_split(data: str, limit: int | None, seed: int) -> Examples:
     return Examples(data, split.images, (height, width), split.ids, split.labels, split.label_names, split.captions)
 
 
-def _read_class_folders(folder: Path) -> Examples:
-    _refuse_loops(folder)
-    try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} is no folder of classes with images: {error}; {SHOW_DATA}") from error
-    paths = [Path(path) for path, _ in found.samples]
-    names = _names(folder / "classnames.txt") or [name.replace("_", " ") for name in found.classes]
-    return _from_pictures(
+def _read_folder(folder: Path) -> Examples:
+    """Class folders, or pictures with captions beside them: the layouts of training."""
+    found = read_folder(folder)
+    examples = _from_pictures(
         folder,
-        [Stored(path) for path in paths],
-        ids=[path.relative_to(folder).as_posix() for path in paths],
-        labels=[label for _, label in found.samples],
-        label_names=names,
-        captions=[],
+        [Stored(path) for path in found.pictures],
+        ids=found.ids(),
+        labels=found.labels,
+        label_names=found.names,
+        captions=[caption_lines(path) for path in found.pictures] if found.layout == "pairs" else [],
+        templates=_templates(folder),
     )
+    return replace(examples, told=(found.told, *found.left_out))
+
+
+def _templates(folder: Path) -> list[str]:
+    return [line for line in _lines(folder / "zeroshot_classification_templates.txt") if line]
 
 
 def _shards_of(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.tar")) or sorted((folder / "test").glob("*.tar"))
-
-
-def _refuse_loops(folder: Path) -> None:
-    """Raise UsageError for a link back to a folder around it: pictures would be met many times, under wrong names."""
-    for place, folders, _ in os.walk(folder, followlinks=True):
-        for name in folders:
-            path = Path(place, name)
-            if path.is_symlink() and Path(place).resolve().is_relative_to(path.resolve()):
-                raise UsageError(f"{path} is a link back to {path.resolve()}, which it lies in: remove it")
+    return shards_in(folder) or (shards_in(folder / "test") if is_folder(folder / "test") else [])
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Stored]]:
@@ -264,26 +267,34 @@ def _members(shard: Path) -> Iterator[tuple[str, Stored]]:
         raise UsageError(f"{shard} is not a whole tar file: {error}") from error
 
 
-def _key_and_ending(name: str) -> tuple[str, str]:
-    """`a/b.c.png` is the member c.png of the sample a/b, as in webdataset."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    key, _, ending = file.partition(".")
-    return f"{folder}{slash}{key}", ending.lower()
-
-
 def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
     """clip_benchmark's layout: FOLDER/test/*.tar beside classnames.txt; or FOLDER/*.tar, the names there or above."""
     root = folder if shards[0].parent != folder or (folder / "classnames.txt").is_file() else folder.parent
     samples: dict[str, dict[str, Stored]] = {}
+    passed: list[str] = []
     for shard in shards:
         for name, stored in _members(shard):
-            key, ending = _key_and_ending(name)
-            sample = samples.setdefault(f"{shard.stem}/{key}", {})
+            key, ending, _ = split_name(name)
+            if is_hidden(name):
+                passed.append(name)
+                continue
+            sample = samples.setdefault(f"{SUFFIX.sub('', shard.name)}/{key}", {})
             if ending in sample:
                 raise UsageError(f"{shard} has {name!r} twice: which of them is meant, nobody can say")
             sample[ending] = stored
 
-    pictures = {key: sample[end] for key, sample in samples.items() for end in PICTURES if end in sample}
+    pictures: dict[str, Stored] = {}
+    for key, sample in samples.items():
+        there = [sample[end] for end in PICTURES if end in sample]
+        known = {"cls", "txt"} & sample.keys()
+        if there and (known or not any(other in samples for other in parents(key))):
+            pictures[key] = there[0]
+        elif known and not belongs_to_another(key, sample, samples):
+            raise UsageError(
+                f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})"
+            )
+        else:
+            passed.append(key)
     labels = [samples[key]["cls"].number() for key in pictures if "cls" in samples[key]]
     captions = [_captions(samples[key]["txt"]) for key in pictures if "txt" in samples[key]]
     for what, held in (("label (.cls)", labels), ("caption (.txt)", captions)):
@@ -291,15 +302,19 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
             raise UsageError(
                 f"{folder}: {len(held)} of {len(pictures)} images have a {what}: all of them or none should"
             )
-    return _from_pictures(
+    examples = _from_pictures(
         folder,
         list(pictures.values()),
         ids=list(pictures),
         labels=labels,
-        label_names=_names(root / "classnames.txt"),
+        label_names=class_names(root / NAMES),
         captions=captions,
-        templates=[line for line in _lines(root / "zeroshot_classification_templates.txt") if line],
+        templates=_templates(root),
     )
+    told = [f"{len(pictures):,} pictures of {len(shards):,} shards", *not_shards(shards[0].parent)]
+    if passed:
+        told.append(f"{len(passed):,} members that are no sample left out ({', '.join(passed[:3])})")
+    return replace(examples, told=tuple(told))
 
 
 def _from_pictures(
@@ -373,15 +388,6 @@ def _captions(stored: Stored) -> list[str]:
     if not captions:
         raise UsageError(f"{stored.path} (byte {stored.offset}) holds an empty caption: an image needs at least one")
     return captions
-
-
-def _names(path: Path) -> list[str]:
-    """Class names, of which line i belongs to label i. Raises UsageError for an empty line among them: it would shift
-    all that follow."""
-    names = _lines(path)
-    if "" in names:
-        raise UsageError(f"{path} has no name in line {names.index('') + 1}: labels are counted by lines")
-    return names
 
 
 def _lines(path: Path) -> list[str]:

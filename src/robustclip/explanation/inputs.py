@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.data.emoji import load_emoji
+from robustclip.data.folders import find_pictures
 from robustclip.data.scenes import SCENES, Box, compose_scenes
 from robustclip.errors import Skip, UsageError
-from robustclip.evaluation.examples import PICTURES, Stored
+from robustclip.evaluation.examples import Stored
 from robustclip.explanation.attacks import OBJECTIVES, Objective, negate
 from robustclip.files import is_file, is_folder, read_lines
-from robustclip.images import decode, from_pil, resize
+from robustclip.images import FORMATS, decode, from_pil, resize
 from robustclip.rng import generator
 from robustclip.signatures import unknown
 
@@ -29,8 +29,8 @@ LARGEST: Final = 1024  # pixels of the longer side; more shows no more on a page
 SMALLEST: Final = 8
 LONGEST: Final = 100  # times its shorter side: the middle that a tower sees of longer ones tells nothing
 MOST: Final = 20_000  # pairs; their pictures weigh a gigabyte
-SHOWN: Final = 5  # names of files that are no pictures
-SHOW: Final = f"give picture files ({', '.join(PICTURES)}), folders of them, emoji/SPLIT or {SCENES}"
+SHOWN: Final = 5  # notes, where nothing is left
+SHOW: Final = f"give picture files ({', '.join(FORMATS)}), folders of them, emoji/SPLIT or {SCENES}"
 
 
 Open = Callable[[], Tensor]  # an image (3,H,W) in [0,1]
@@ -187,21 +187,12 @@ def _find(source: str, notes: list[str]) -> Iterator[Found]:
 
 def _in_folder(folder: Path, notes: list[str]) -> Iterator[Found]:
     """Its pictures and those of its sub-folders, by name; links to folders are not followed, for they may go round."""
-    strange: list[str] = []
-    places = sorted(Path(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
-    for path in places:
-        if path.suffix.lower().removeprefix(".") in PICTURES:
-            inner = path.parent.name.replace("_", " ") if path.parent != folder else None
-            yield _file(path, path.relative_to(folder).as_posix(), folder_caption=inner)
-        elif not (path.suffix == ".txt" and any(path.with_suffix(f".{end}").exists() for end in PICTURES)):
-            strange.append(path.relative_to(folder).as_posix())
-    if strange:
-        few = ", ".join(strange[:SHOWN]) + (", ..." if len(strange) > SHOWN else "")
-        notes.append(f"{folder.name}: {len(strange)} files are no pictures ({few})")
-
-
-def _refuse(error: OSError) -> None:
-    raise UsageError(f"{error.filename} cannot be read ({error.strerror}): leave it out, or change its permissions")
+    found = find_pictures(folder, follow=False)
+    for path in found.pictures:
+        inner = path.parent.name.replace("_", " ") if path.parent != folder else None
+        yield _file(path, path.relative_to(folder).as_posix(), folder_caption=inner)
+    beside = [path.with_suffix(".txt") for path in found.pictures]
+    notes += [f"{folder.name}: {line}" for line in found.left_out(folder, beside)]
 
 
 def _file(path: Path, name: str, *, folder_caption: str | None) -> Found:

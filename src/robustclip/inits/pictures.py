@@ -17,10 +17,10 @@ from torch import Tensor
 
 from robustclip import rng
 from robustclip.data import load_split
+from robustclip.data.folders import find_pictures
 from robustclip.data.samples import Sample
 from robustclip.data.shard_lists import SUFFIXES, shards_in
 from robustclip.data.shards import ShardSource
-from robustclip.data.tables import ENDINGS
 from robustclip.errors import Fault, RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures, Stored, fit, read_examples
 from robustclip.files import is_folder
@@ -72,8 +72,9 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
         folder = Path(text)
         if shards_in(folder) and not _labelled(folder):
             return _shards(text, size, limit)
-        if loose := sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file()):
-            return _small([Encoded(Stored(path).image, -1) for path in _some(loose, limit, seed)], size, [])
+        pictures = find_pictures(folder).pictures
+        if any(path.parent == folder for path in pictures):  # a plain folder: all that lies in it and below
+            return _small([Encoded(Stored(path).image, -1) for path in _some(pictures, limit, seed)], size, [])
         examples = read_examples(folder, size=size, limit=limit, seed=seed)
         assert isinstance(examples.images, Pictures)
         labels = examples.labels.tolist() or [-1] * len(examples)

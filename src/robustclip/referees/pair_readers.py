@@ -111,7 +111,7 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
         if not is_file(folder / name):
             raise UsageError(f"{folder} has no {name}: give a whole folder")
     refuse_other_files(folder, card)
-    vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").splitlines()
+    vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").rstrip("\n").split("\n")
     reader = build_mini(tower, vocabulary, {name: int(str(size)) for name, size in sizes.items()}, card=card)
     found = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
     found |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}

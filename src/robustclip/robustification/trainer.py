@@ -7,12 +7,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from signal import SIGTERM
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from robustclip import distributed, sharding
+from robustclip import distributed, printing, sharding
 from robustclip.data.batch import Batch, BatchSource
 from robustclip.devices import autocast
 from robustclip.errors import Interrupted
@@ -29,6 +30,14 @@ from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
 from robustclip.runs import Run
 from robustclip.threat import ThreatModel
+
+
+def tell(described: dict[str, Any]) -> None:
+    """Say, before the work, what the data were taken for and what of them is left out."""
+    for source in described.get("sources", []) if distributed.is_main() else []:
+        for line in (source.get("layout"), *source.get("left_out", [])):
+            if line:
+                printing.note(f"data {source['name']}: {line}")
 
 
 def train(
@@ -105,6 +114,7 @@ def train(
     device = referee.device
     dtype = training_dtype(dtype, run, referee, resume=resume)
     run.note(steps=steps)
+    tell(data.describe())
     if dtype == torch.float64:
         referee.double()
     climbed = attack_objective or objective

@@ -9,15 +9,15 @@ Blank lines are passed over. The id names the picture's file; where there is non
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import read_text
+from robustclip.files import read_text, table_rows
 from robustclip.synthesis.items import LARGEST_SEED, Named
 from robustclip.synthesis.names import apart, slug, stem
 from robustclip.synthesis.prompts import Prompt
@@ -94,28 +94,13 @@ def _jsonl(path: Path, text: str) -> Iterator[Line]:
 
 
 def _csv(path: Path, text: str) -> Iterator[Line]:
-    rows = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(rows, [])]
-        if not set(header) & set(TEXT_NAMES):
-            raise _fault(
-                path, 1, f"names no column prompt, caption or text, but {', '.join(header)[:100] or 'nothing'}"
-            )
-        while True:
-            number = rows.line_num + 1
-            row = next(rows, None)
-            if row is None:
-                return
-            if any(value.strip() for value in row):
-                if len(row) != len(header):
-                    raise _fault(
-                        path, number, f"has {len(row)} values for {len(header)} columns: quote texts with commas"
-                    )
-                yield _line(
-                    path, number, {name: value for name, value in zip(header, row, strict=True) if value.strip()}
-                )
-    except csv.Error as error:
-        raise _fault(path, rows.line_num, f"is not CSV ({error})") from error
+    rows = table_rows(StringIO(text, newline=""), path)
+    _, names = next(rows, (1, []))
+    header = [name.strip().lower() for name in names]
+    if not set(header) & set(TEXT_NAMES):
+        raise _fault(path, 1, f"names no column prompt, caption or text, but {', '.join(header)[:100] or 'nothing'}")
+    for number, row in rows:
+        yield _line(path, number, {name: value for name, value in zip(header, row, strict=True) if value.strip()})
 
 
 READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Line]]]] = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+from robustclip.data.folders import hidden, is_picture
 from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures as Decoded
 from robustclip.evaluation.examples import Stored, read_examples
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.files import is_file, is_folder, read_json, read_text
-from robustclip.images import advice, picture_size
+from robustclip.files import is_file, is_folder, read_json, read_text, table_rows
+from robustclip.images import ENDINGS, advice, picture_size
 from robustclip.synthesis.pictures import read_facts
 from robustclip.synthesis.prompts import Prompt
 
-ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 LISTS: Final = ("pictures.jsonl", "prompts.jsonl", "prompts.csv")
 """Where a folder says what its pictures are to show, where the pictures do not say it themselves."""
 LONGEST_LIST: Final = 2**28  # bytes
@@ -103,7 +102,7 @@ def says_prompts(folder: str | Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """The pictures that lie in a folder, by name; none that begin with a dot."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if is_picture(path.name) and not hidden(path.name))
 
 
 def _told(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -165,7 +164,9 @@ def _entries(listed: Path) -> Iterator[dict[str, Any]]:
     text = read_text(listed, LONGEST_LIST)
     rows: Iterator[tuple[int, Any]]
     if listed.suffix.lower() == ".csv":
-        rows = enumerate(csv.DictReader(StringIO(text, newline="")), start=2)
+        table = table_rows(StringIO(text, newline=""), listed)
+        header = [name.strip() for name in next(table, (1, []))[1]]
+        rows = ((number, dict(zip(header, row, strict=True))) for number, row in table)
     else:
         rows = ((number, _json(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
     for number, row in rows:
@@ -187,7 +188,7 @@ def _file(entry: dict[str, Any], files: Sequence[Path], home: Path, folder: Path
     """The picture that a line speaks of: by its path in the folder, its file's name, or its id."""
     name = Path(entry.get("file") or f"{entry['id']}")
     known = set(files)
-    for path in (folder / name, home / name.name, *(home / f"{name}{ending}" for ending in ENDINGS)):
+    for path in (folder / name, home / name.name, *(home / f"{name}.{ending}" for ending in ENDINGS)):
         if path in known:
             return path
     raise UsageError(f"{listed} speaks of {str(name)!r}, and there is no such picture in {home}")

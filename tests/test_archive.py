@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(*words: str) -> Result:
-    return CliRunner().invoke(app, ["runs", *words, "--json", "out.json"])
+    return CliRunner().invoke(app, ["runs", *words, "--json", "out.json", "--overwrite"])
 
 
 def written() -> Any:
@@ -116,13 +118,124 @@ def test_a_run_of_another_folder() -> None:
 
 
 @pytest.mark.parametrize("name", ["../runs/emoji-1", "runs/emoji-1", "..", ".", "", "emoji-1/", "/tmp", "a\\b"])
-@pytest.mark.parametrize("verb", ["show", "clean"])
-def test_a_name_never_leads_out_of_the_folder(verb: str, name: str) -> None:
+def test_a_name_never_leads_out_of_the_folder(name: str) -> None:
     run = make("emoji-1")
-    result = command(verb, name, *(["--whole"] if verb == "clean" else []))
+    result = command("clean", name, "--whole")
     assert isinstance(result.exception, UsageError)
     assert "is not a run's name, but a path: give the name in runs/ alone, or --folder DIR" in str(result.exception)
     assert files(run) == ALL
+
+
+def test_a_run_is_shown_by_the_path_that_it_ended_with(here: Path) -> None:
+    run = make("emoji-1", home="elsewhere")
+    for path in (str(run.folder), f"{run.folder}/", str(run.folder.absolute()), "./elsewhere/emoji-1"):
+        assert "emoji, finished" in command("show", path).stdout
+    (here / "empty").mkdir()
+    for name, words in (
+        ("./empty", "not a run's folder"),
+        ("elsewhere/no", "there is no folder"),
+        ("a/b\\c", "no folder"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            archive.show(name)
+
+
+RECORD = {"recipe": "emoji", "status": "finished", "arguments": {}, "started": "2025-01-31T00:00:00+00:00"}
+
+
+def put(name: str, record: object, metrics: str = "") -> None:
+    """A run's folder with this record, text or values."""
+    folder = Path("runs") / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(record if isinstance(record, str) else json.dumps(record))
+    if metrics:
+        (folder / "metrics.jsonl").write_text(metrics)
+
+
+ODD: dict[str, object] = {
+    "deep": '{"recipe": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep-inside": RECORD | {"notes": {"x": json.loads("[" * 400 + "]" * 400)}},
+    "status-number": RECORD | {"status": 5},
+    "status-unknown": RECORD | {"status": "dreaming"},
+    "arguments-list": RECORD | {"arguments": [1]},
+    "notes-list": RECORD | {"notes": ["pictures"]},
+    "resumed-text": RECORD | {"resumed": ["x"]},
+    "resumed-bare": RECORD | {"resumed": [{}]},
+    "warnings-text": RECORD | {"warnings": "x"},
+    "process-list": RECORD | {"process": [1]},
+    "room-command": RECORD | {"room": "robustify; rm x"},
+    "no-zone": RECORD | {"started": "2025-01-31T00:00:00"},
+    "digits": '{"recipe": ' + "9" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_record_from_outside_that_is_odd_is_one_line_of_the_list(name: str) -> None:
+    put(name, ODD[name])
+    make("good")
+    assert {run.name: run.status for run in archive.list_runs()} == {name: "unreadable", "good": "finished"}
+    for verb in (["show", name], ["clean", name, "--whole"], ["clean"]):
+        result = command(*verb)
+        assert result.exit_code == 0 if verb == ["clean"] else isinstance(result.exception, UsageError), verb
+    with pytest.raises(UsageError, match=r"run\.json is not"):
+        Run.start(None, Path("runs") / name, recipe="emoji", arguments={})
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", '{"loss": 1}', '{"step": "x"}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": 1e400}', "[" * 9999]
+)
+def test_lines_of_metrics_that_are_odd_are_named(line: str) -> None:
+    put("odd", RECORD, '{"step": 1, "loss": 2}\n' + line + "\n")
+    assert [run.status for run in archive.list_runs()] == ["unreadable"]
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2"):
+        archive.show("odd").metrics()
+
+
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl"])
+def test_nobody_waits_for_a_pipe_in_a_runs_folder(file: str) -> None:
+    put("pipe", RECORD)
+    (Path("runs") / "pipe" / file).unlink(missing_ok=True)
+    os.mkfifo(Path("runs") / "pipe" / file)
+    assert [run.status for run in archive.list_runs()] == ["unreadable"]
+    assert isinstance(command("show", "pipe").exception, UsageError)
+    if file == "run.json":
+        with pytest.raises(UsageError, match="is a device or a pipe"):
+            Run.start(None, "runs/pipe", recipe="emoji", arguments={})
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\u202eturned", "a\rb", "[bold red]x[/]"]
+)
+def test_what_a_record_says_is_shown_and_not_obeyed(evil: str) -> None:
+    record = RECORD | {
+        "recipe": evil,
+        "reason": evil,
+        "warnings": [evil],
+        "arguments": {evil: evil},
+        "status": "failed",
+    }
+    put("evil", record, json.dumps({"step": 1, evil: 1.0}) + "\n")
+    for verb in (["list"], ["show", "evil"]):
+        result = command(*verb)
+        assert result.exit_code == 0, result.exception
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", result.output)
+    assert evil.encode("unicode_escape").decode() in result.output
+
+
+def test_a_list_of_what_cannot_be_looked_into_says_so(here: Path) -> None:
+    (here / "file").touch()
+    for record in ("folder", "link", "loop"):
+        (Path("runs") / record).mkdir(parents=True)
+    (Path("runs") / "folder" / "run.json").mkdir()
+    (Path("runs") / "link" / "run.json").symlink_to("nowhere")
+    (Path("runs") / "loop" / "run.json").symlink_to("run.json")
+    make("good")
+    assert {run.name: run.status for run in archive.list_runs()} == {
+        "folder": "unreadable",
+        "link": "unreadable",
+        "loop": "unreadable",
+        "good": "finished",
+    }
 
 
 def test_a_run_that_is_not_there() -> None:

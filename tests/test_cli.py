@@ -164,8 +164,7 @@ def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: P
         "  --norm 'l3': should be 'l2' or 'linf' (default: l2)",
         "  --captions 'nowhere': path does not point to a file",
         "  --seed '1.5': should be a valid integer, unable to parse string as an integer (default: 0)",
-        f"  --out '{tmp_path}': {tmp_path} exists and is not empty: "
-        f"write elsewhere, e.g. --out {tmp_path}-1, or remove it (rm -r {tmp_path})",
+        f"  --out '{tmp_path}': {tmp_path} exists and is not empty: write elsewhere, e.g. --out {tmp_path}-1",
         f"Its flags: robustclip robustify {toy} --help",
     ]
 
@@ -239,7 +238,7 @@ def test_an_interrupt_exits_with_130(toy: str) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted"
+    assert errors.strip() == "robustclip: interrupted"
 
 
 def test_a_run_that_was_stopped_exits_with_128_and_the_signal(toy: str) -> None:

@@ -1,26 +1,37 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.files import (
     atomic_write,
+    check_new_file,
+    check_new_folder,
     check_writable,
+    clashes,
     new_folder,
     read_bytes,
     read_json,
     read_lines,
     read_text,
+    rescuing,
     sha256,
     write_json,
 )
+from robustclip.images import save_image
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -139,3 +150,112 @@ def test_a_place_that_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             check_writable(place, folder=is_folder)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full: what is written is refused when it is to reach it."""
+
+    def refuse(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Within the block the system refuses larger files, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_a_fault_that_names_the_file(tmp_path: Path, full: None) -> None:
+    path = tmp_path / "new" / "numbers.json"
+    with pytest.raises(RunError, match=rf"{path} could not be written \(No space left on device\): make room"):
+        write_json(path, {})
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_libraries_make_of_a_full_disk_names_the_file_too(tmp_path: Path) -> None:
+    def torchs() -> None:
+        with atomic_write(tmp_path / "x.pt") as file:
+            torch.save(torch.zeros(100_000), file)
+
+    def safetensors_() -> None:
+        with new_folder(tmp_path / "x") as folder:
+            save_file({"a": torch.zeros(100_000)}, folder / "a.safetensors")
+
+    def pils() -> None:
+        save_image(torch.rand(3, 200, 200), tmp_path / "x.png")
+
+    for write, name in ((torchs, "x.pt"), (safetensors_, "x"), (pils, "x.png")):
+        with (
+            pytest.raises(RunError, match=rf"/{name} could not be written \(File too large\)"),
+            files_of_at_most(10_000),
+        ):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (ValueError("odd"), FileNotFoundError(errno.ENOENT, "none", "/elsewhere/input"), KeyError("x")):
+        with pytest.raises(type(error)) as raised, atomic_write(tmp_path / "x"):
+            raise error
+        assert raised.value is error
+
+
+def test_numbers_that_cannot_be_written_are_kept(tmp_path: Path, full: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match=r"/x\.json could not .* lost: they are in \S+\.json$") as raised:  # noqa: SIM117
+        with rescuing(lambda: {"top-1": 0.5, "bad": math.nan}):
+            write_json(tmp_path / "x.json", {})
+    (kept,) = tmp_path.glob("robustclip-*.json")
+    assert str(raised.value).endswith(str(kept))
+    assert json.loads(kept.read_text()) == {"top-1": 0.5, "bad": None}
+
+
+def test_numbers_that_no_disk_takes_are_printed(
+    tmp_path: Path, full: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(RunError, match="they are above, on stderr"), rescuing(lambda: {"top-1": 0.5}):
+        write_json(tmp_path / "x.json", {})
+    assert json.loads(capsys.readouterr().err) == {"top-1": 0.5}
+
+
+def test_names_that_are_not_utf8_are_written_and_come_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "x.json", {"file": name})
+    assert read_json(tmp_path / "x.json") == {"file": name}
+    with atomic_write(tmp_path / "x.txt", "w") as file:
+        file.write(name)
+    assert (tmp_path / "x.txt").read_text() == r"caf\udce9.png"
+
+
+def test_files_that_are_there_are_replaced_when_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").touch()
+    (tmp_path / "x-1.csv").touch()
+    with pytest.raises(UsageError, match=r"x\.csv exists: write elsewhere, e\.g\. \S+x-2\.csv, or .* --overwrite"):
+        check_new_file(tmp_path / "x.csv")
+    check_new_file(tmp_path / "x.csv", overwrite=True)
+    check_new_file(tmp_path / "y.csv")
+    (tmp_path / "link").symlink_to("nowhere")
+    for place in (tmp_path / "link", tmp_path):
+        with pytest.raises(UsageError, match=r"exists: write elsewhere|is not a file"):
+            check_new_file(place)
+        with pytest.raises(UsageError, match="exists: write elsewhere"):
+            check_new_folder(place)
+
+
+def test_outputs_of_one_call_do_not_meet(tmp_path: Path) -> None:
+    assert not list(clashes({"--out": tmp_path / "a", "--json": tmp_path / "ab", "--csv": None}))
+    (tmp_path / "link").symlink_to("a")
+    for one, other in (("x", "./x"), ("a/report.html", "a"), ("link/x.json", "a"), ("a/../b", "b")):
+        found = list(clashes({"--json": tmp_path / one, "--out": tmp_path / other}))
+        assert len(found) == 1, (one, other)
+        assert "--json" in found[0]
+        assert "--out" in found[0]

@@ -68,7 +68,7 @@ def test_who_may_not_write_only_reads(tmp_path: Path) -> None:
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / LINES).write_text('{"step": 1}\nloss 3\n{"step": 2}\n')
-    with pytest.raises(UsageError, match=r"metrics\.jsonl is not readable .*: remove the line that is not JSON"):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2, is not JSON"):
         Metrics(tmp_path).lines()
 
 

@@ -7,6 +7,9 @@ import os
 import re
 import resource
 import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 import robustclip
 from robustclip import runs
 from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.files import LOCK
 from robustclip.runs import Run, called_as, new_folder
 
 
@@ -47,11 +51,11 @@ def test_an_existing_folder_is_refused_with_the_ways_out(run: Run) -> None:
     with pytest.raises(UsageError) as error:
         Run.create(run.folder, recipe="emoji", arguments={})
     assert str(error.value) == (
-        f"{run.folder} exists and holds a run that is running: "
-        f"write elsewhere, e.g. --out {run.folder}-1, or remove it (rm -r {run.folder})"
+        f"{run.folder} exists and holds a run that is running: write elsewhere, e.g. --out {run.folder}-1"
     )
     run.fail("for a test")
-    go_on = re.escape(f"failed: write elsewhere, e.g. --out {run.folder}-1, go on with it ({run.resumption}), or")
+    remove = f"or remove it (robustclip runs clean run --whole --folder {run.folder.parent})"
+    go_on = re.escape(f"failed: write elsewhere, e.g. --out {run.folder}-1, go on with it ({run.resumption}), {remove}")
     with pytest.raises(UsageError, match=go_on):
         Run.create(run.folder, recipe="emoji", arguments={})
 
@@ -62,7 +66,7 @@ def test_other_files_are_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.png").touch()
     with pytest.raises(UsageError, match="photos exists and is not empty: write elsewhere"):
         new_folder(tmp_path / "photos")
-    with pytest.raises(UsageError, match=r"a\.png exists and is not empty"):
+    with pytest.raises(UsageError, match=r"a\.png exists and is not a folder: write elsewhere, e\.g\. --out \S+$"):
         new_folder(tmp_path / "photos" / "a.png")
 
 
@@ -95,8 +99,11 @@ def test_numbers_given_in_the_context_stay(run: Run) -> None:
     ],
 )
 def test_an_error_ends_the_run_and_passes_on(run: Run, error: BaseException, status: str, reason: str) -> None:
-    with pytest.raises(type(error)), run:
+    ends_as = Interrupted if isinstance(error, KeyboardInterrupt) else type(error)
+    with pytest.raises(ends_as) as ended, run:
         raise error
+    if isinstance(error, KeyboardInterrupt):
+        assert f"--resume {run.folder} goes on" in str(ended.value)
     assert record(run)["status"] == status
     assert record(run)["reason"] == reason
 
@@ -122,6 +129,8 @@ def test_a_run_goes_on(run: Run) -> None:
     assert [resumed["arguments"] for resumed in again.record["resumed"]] == [{"steps": 6}]
     assert again.arguments == {"steps": 6}
     assert [line["step"] for line in again.metrics()] == [1, 2]
+    assert [path.name for path in run.folder.glob(".*")] == [LOCK]
+    again.finish()
     assert not list(run.folder.glob(".*"))
 
 
@@ -135,19 +144,98 @@ def test_only_its_own_recipe_goes_on_with_a_run(run: Run) -> None:
         Run.start("other", run.folder, recipe="emoji", arguments={})
 
 
+def made_by(run: Run, **process: object) -> None:
+    """Let record and lock say that another process has the run."""
+    run.record["process"] |= process
+    run.note()
+    (run.folder / LOCK).write_text(json.dumps(run.record["process"]))
+
+
 def test_a_run_that_still_runs_cannot_go_on(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     assert run.status == "running"
     with pytest.raises(UsageError, match=rf"is still running, as process {os.getpid()}: stop it first, or wait"):
         Run.start(None, run.folder, recipe="emoji", arguments={})
-    run.record["process"]["born"] -= 60
-    run.note()
+    made_by(run, born=run.record["process"]["born"] - 60)
     assert Run.open(run.folder).status == "killed"
     Run.start(None, run.folder, recipe="emoji", arguments={})
-    run.record["process"]["host"] = "node7"
-    run.note()
+    assert f"was left locked by process {os.getpid()}, which is gone: taken over" in caplog.messages[0]
+    made_by(run, host="node7")
     assert Run.open(run.folder).status == "running"
     Run.start(None, run.folder, recipe="emoji", arguments={})
-    assert "was last seen running on node7: make sure that it does not run there any more" in caplog.messages[0]
+    assert "was last seen running on node7: make sure that it does not run there any more" in caplog.messages[1]
+
+
+def ended(work: Callable[[], object]) -> int:
+    """The exit status of a forked process that does this work: 0, 2 for a fault of the call, 1 for any other."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except UsageError:
+        code = 2
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "an empty folder"])
+def test_of_processes_that_begin_in_one_folder_at_once_one_gets_it(tmp_path: Path, there: bool) -> None:
+    os.environ.pop("RANK", None)
+    for number in range(4):
+        folder, go = tmp_path / str(number), tmp_path / f"go-{number}"
+        if there:
+            folder.mkdir()
+
+        def work(folder: Path = folder, go: Path = go) -> None:
+            while not go.exists():
+                pass
+            Run.create(folder, recipe="emoji", arguments={})
+
+        children = [ended(work) for _ in range(2)]
+        go.touch()
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        assert codes == [0, 2]
+        assert Run.open(folder).status == "killed"
+        assert sorted(path.name for path in folder.iterdir()) == [LOCK, "run.json"]
+
+
+def test_of_processes_that_go_on_with_one_run_at_once_one_does(tmp_path: Path) -> None:
+    for number in range(3):
+        folder, go = tmp_path / str(number), tmp_path / f"go-{number}"
+        os.waitpid(ended(partial(Run.create, folder, recipe="emoji", arguments={})), 0)  # and dies
+
+        def work(folder: Path = folder, go: Path = go) -> None:
+            while not go.exists():
+                pass
+            Run.start(None, folder, recipe="emoji", arguments={})
+            time.sleep(0.3)  # or the other one finds it killed again
+
+        children = [ended(work) for _ in range(3)]
+        go.touch()
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        assert codes == [0, 2, 2]
+        assert len(Run.open(folder).record["resumed"]) == 1
+
+
+def test_a_run_gives_its_folder_back_when_it_ends(run: Run) -> None:
+    assert json.loads((run.folder / LOCK).read_text())["pid"] == os.getpid()
+    with pytest.raises(UsageError, match="is still running"):
+        Run.start(None, run.folder, recipe="emoji", arguments={})
+    run.fail("for a test")
+    assert not (run.folder / LOCK).exists()
+    with Run.start(None, run.folder, recipe="emoji", arguments={}):
+        assert (run.folder / LOCK).exists()
+    assert not (run.folder / LOCK).exists()
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/full", "/", "."])
+def test_nobody_is_told_to_remove_what_is_no_run(place: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    with pytest.raises(UsageError) as error:
+        new_folder(Path(place))
+    assert not re.search(r"\brm\b|remove|clean", str(error.value))
 
 
 def test_a_run_that_paints_goes_on_by_its_own_command(tmp_path: Path) -> None:
@@ -208,7 +296,7 @@ def test_only_the_main_process_writes(run: Run, monkeypatch: pytest.MonkeyPatch)
         other.log(1, loss=1.0)
         other.note(data="none")
     assert record(run) == before
-    assert sorted(path.name for path in run.folder.iterdir()) == ["run.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [LOCK, "run.json"]
 
 
 def test_only_the_main_process_looks_whether_a_folder_is_free(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ from pydantic import AfterValidator
 from robustclip.errors import RunError, UsageError
 from robustclip.files import is_draft, is_file, is_folder
 from robustclip.processes import is_alive
-from robustclip.resuming import runs_in
+from robustclip.resuming import records, runs_in
 from robustclip.runs import HOME, RECORD, Run
 from robustclip.signatures import raise_faults
 
@@ -51,6 +53,8 @@ class Summary:
             step, steps = sum(1 for _ in run.folder.glob("images/*.png")), notes["pictures"]
         else:
             step, steps = lines[-1]["step"] if lines else 0, notes.get("steps", run.arguments.get("steps"))
+        if type(steps) is not int:
+            steps = None
         losses = [line["loss"] for line in lines if line.get("loss") is not None]
         return cls(
             name=run.folder.name,
@@ -73,7 +77,9 @@ class Summary:
 
     @classmethod
     def unreadable(cls, folder: Path) -> Summary:
-        began = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        began = datetime.fromtimestamp(0, UTC)
+        with suppress(OSError):
+            began = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         return cls(folder.name, "", "unreadable", 0, None, None, began, size(folder))
 
 
@@ -95,15 +101,23 @@ def list_runs(*, folder: Home = HOME) -> list[Summary]:
 
     A run whose process is gone without a word is killed; `--resume` goes on with it.
     """
-    return sorted(map(_summary, folder.glob(f"*/{RECORD}")), key=lambda run: run.started)
+    return sorted(map(_summary, records(folder)), key=lambda run: run.started)
 
 
-def show(name: Name, *, folder: Home = HOME) -> Run:
+def show(
+    name: Annotated[str, "a run's name, or the path of its folder"],
+    *,
+    folder: Home = HOME,
+) -> Run:
     """A run: its arguments, numbers, curves and warnings.
 
-    Raises UsageError for a name that is none of a run in `folder`.
+    Raises UsageError for what is neither the name of a run in `folder` nor the path of one.
     """
-    return _run(name, folder)
+    if _is_name(name):
+        return _run(name, folder)
+    if "\0" in name or not is_folder(name):
+        raise UsageError(f"there is no folder {name[:200]!r}: give a run's, or the name of one in {folder}/")
+    return Run.open(name)
 
 
 def clean(
@@ -145,19 +159,31 @@ def faults(names: list[str] | None, whole: bool) -> Iterator[str]:
 def size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     files = [path] if path.is_file() or path.is_symlink() else path.rglob("*")
-    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+    return sum(map(_bytes, files))
 
 
 def _summary(record: Path) -> Summary:
     try:
         return Summary.of(Run.open(record.parent))
-    except (ValueError, TypeError, KeyError, AttributeError):  # what others wrote into it
+    except (ValueError, OSError):  # what others wrote into it, or do not let be read
         return Summary.unreadable(record.parent)
+
+
+def _bytes(file: Path) -> int:
+    with suppress(OSError):  # a run that goes on removes its drafts meanwhile
+        status = file.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            return status.st_size
+    return 0
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..") and "\\" not in name and "\0" not in name
 
 
 def _run(name: str, home: Path) -> Run:
     """The run of that name. Raises UsageError for a name that leads out of the folder, or to no run."""
-    if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
+    if not _is_name(name):
         raise UsageError(f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR")
     if not is_file(home / name / RECORD):
         there = ", ".join(run.folder.name for run in runs_in(home)) or "none"

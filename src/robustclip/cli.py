@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import traceback
@@ -15,6 +17,7 @@ import click
 from robustclip import __version__, printing, recipes
 from robustclip.commands import Function, TypedCommand
 from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.interrupts import number_of, terminable
 from robustclip.signatures import Pairs
 
 
@@ -22,27 +25,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command, and exit: 0 for success, 2 for a fault of the call, 1 of the run, 128 + the signal when stopped
     by one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:  # which prints warnings where nobody has set up logging
+        logging.lastResort.setFormatter(printing.Shown())
     try:
-        sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
+        with terminable():
+            sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    except click.Abort as stop:
+        number = number_of(stop.__cause__ or stop)
+        click.echo("robustclip: interrupted", err=True)
+        sys.exit(128 + number)
     except Interrupted as stop:
-        click.echo(f"robustclip: {stop}", err=True)
+        click.echo(f"robustclip: {printing.shown(str(stop))}", err=True)
         sys.exit(128 + stop.signal)
     except Exception as error:
         if "--traceback" in arguments or os.environ.get("ROBUSTCLIP_TRACEBACK"):
             traceback.print_exc()
-        click.secho(f"robustclip: {_told(error)}", err=True, fg="red")
+        click.secho(f"robustclip: {printing.shown(_told(error))}", err=True, fg="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _told(error: Exception) -> str:
     if isinstance(error, UsageError | RunError):
         return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror.lower()} (--traceback shows where)"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         from robustclip.doctor import remedy
 
@@ -315,8 +326,8 @@ _referee_verb(
 _referee_verb(
     "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
 )
-_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: click.echo(f"added {entry.name}"))
-_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: click.echo(f"forgot {folder}"))
+_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: printing.echo(f"added {entry.name}"))
+_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: printing.echo(f"forgot {folder}"))
 
 
 @app.group("convert", cls=InOrder, short_help="Make published weights of others a folder of ours.")

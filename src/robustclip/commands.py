@@ -16,12 +16,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
-from pydantic_core import to_jsonable_python
 from rich.filesize import decimal
 
 from robustclip import signatures
 from robustclip.errors import UsageError
-from robustclip.files import check_writable, is_file, is_folder, write_json
+from robustclip.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
 from robustclip.signatures import Pairs, Parameter, as_flag, written
 
 Function = Callable[..., Any]
@@ -40,6 +39,7 @@ USUAL = EVERYWHERE | {
     "out": "the folder to write, which must not exist yet",
     "resume": "a run's folder, or latest: go on with it, with the flags it had where none are given here",
     "quick": "shrink the run to seconds, to see that it works",
+    "overwrite": "replace files that are there (--json, --csv); else they are left as they are, and the call refused",
 }
 """What flags of these names mean wherever they don't say otherwise."""
 
@@ -91,6 +91,7 @@ class TypedCommand(click.Command):
             *(_option(parameter) for parameter in self.parameters if not parameter.positional),
             *(_idle(flag, text) for flag, text in EVERYWHERE.items() if flag not in named),
             click.Option(["--json"], type=click.Path(dir_okay=False, path_type=Path), help="write the numbers here"),
+            *([] if "overwrite" in named else [click.Option(["--overwrite"], is_flag=True, help=USUAL["overwrite"])]),
             *([DRY_RUN] if self.long else []),
             click.Option(["--traceback"], is_flag=True, expose_value=False, help="show where a failure comes from"),
         ]
@@ -113,14 +114,20 @@ class TypedCommand(click.Command):
         if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
             return []
         json, dry = ctx.params.pop("json"), ctx.params.pop("dry_run", False)
+        overwrite = ctx.params["overwrite"]
+        if not any(parameter.name == "overwrite" for parameter in self.parameters):
+            del ctx.params["overwrite"]
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
         positional, misfits = self._sort(ctx.args, after)
         arguments, faults = self.bind(given | positional, as_flag)
         if json is not None:
             try:
-                check_writable(json)
+                check_new_file(json, overwrite=overwrite)
             except UsageError as error:
                 misfits.append(f"--json: {error}")
+            named = {f"--{name}": arguments.get(name) for name in (*PLACES, "resume")}
+            outputs = {flag: place for flag, place in named.items() if isinstance(place, str | Path)}
+            misfits.extend(fault for fault in clashes(outputs | {"--json": json}) if "--json" in fault)
         signatures.raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
         ctx.params = {"arguments": arguments, "json": json, "dry": dry}
         ctx.args = []
@@ -133,9 +140,16 @@ class TypedCommand(click.Command):
         result = self.function(**ctx.params["arguments"])
         if os.environ.get("RANK", "0") != "0":  # of processes that train together, one speaks
             return
-        if ctx.params["json"] is not None:
-            write_json(ctx.params["json"], to_jsonable_python(self.numbers(result), inf_nan_mode="null", fallback=str))
-        self.show(result)
+        file = ctx.params["json"]
+        if file is None:
+            self.show(result)
+            return
+        numbers = plain(self.numbers(result))
+        try:
+            self.show(result)
+        finally:  # what is shown first is not lost with a disk that is full, nor the file with a result that is no good
+            with rescuing(lambda: numbers):
+                write_json(file, numbers)
 
     def _rehearse(self, arguments: dict[str, Any], json: Path | None) -> None:
         """Say what a call would do. All that its text shows to be wrong was refused before."""

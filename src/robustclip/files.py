@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count, permutations
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from pydantic_core import to_jsonable_python
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 
 LONGEST_TEXT = 2**24  # bytes: no card, config or list of names comes near 16 MB
+DEEPEST = 100  # levels of lists and objects in each other; the JSON of models and runs has fewer than 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+LOCK = ".lock"
+"""The file that says which process may write to a folder (see `robustclip.processes`)."""
 
 
 @contextmanager
@@ -28,43 +37,105 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """Yield a file that replaces `path` when the block ends well, and leaves `path` as it was when it raises.
 
     The bytes go to a temporary file in the same folder (made where missing), reach the disk (fsync), and take the
-    name in one step (rename). `mode` is "wb" or "w" (UTF-8). Raises UsageError where something else than a file has the
-    name: a folder, or a device, whose place the file would take (/dev/null).
+    name in one step (rename). `mode` is "wb" or "w": UTF-8, in which the bytes of a file name that are none are written
+    as \\udcXX, from which JSON's readers get the name back.
+
+    Raises UsageError where something else than a file has the name: a folder, or a device, whose place the file would
+    take (/dev/null); RunError, naming the file, where the disk does not take it.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file, and is not replaced by one: write elsewhere")
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open(mode.replace("w", "x"), encoding=encoding, errors=errors) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name `folder` once all is written; nothing of it stays after an error.
 
-    Raises UsageError where something has that name.
+    Raises UsageError where something has that name, RunError where the disk does not take it.
     """
-    if folder.exists():
-        raise UsageError(f"{folder} exists: write elsewhere, or remove it (rm -r {folder})")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    draft.mkdir()
+    check_free(folder)
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        draft.mkdir()
+        try:
+            yield draft
+            follow_umask(draft)
+            check_free(folder)  # again: another process may have made it meanwhile
+            draft.rename(folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the disk refuses what the block writes (it is full, read-only, or others'), RunError names `path`."""
     try:
-        yield draft
-        follow_umask(draft)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        yield
+    except Exception as error:
+        if isinstance(error, UsageError | RunError) or (refusal := _refusal(error, Path(path))) is None:
+            raise
+        raise RunError(f"{path} could not be written ({refusal}): make room, or write elsewhere") from error
+
+
+def reason(error: OSError | RunError) -> str:
+    """Why the disk refused, in the system's words."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return _refusal(cause, None) or str(error) if cause is not None else str(error)
+
+
+def _refusal(error: BaseException, path: Path | None) -> str | None:
+    """The system's words for an error of writing to `path`; None for any other error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = None if error.filename is None else str(error.filename)
+        ours = (
+            path is None or named is None or Path(named).is_relative_to(path.parent) or named in map(str, path.parents)
+        )
+        return os.strerror(error.errno) if ours else None
+    if isinstance(found := error.__cause__ or error.__context__, OSError):  # torch's own error follows the disk's
+        return _refusal(found, path) if found.errno in FULL else None
+    if type(error).__name__ == "SafetensorError" and (told := re.search(r"(?:code: |os error )(\d+)", str(error))):
+        return os.strerror(int(told[1]))
+    return None
+
+
+@contextmanager
+def rescuing(numbers: Callable[[], object]) -> Iterator[None]:
+    """Where the block cannot write, `numbers` go to the temporary folder as JSON, or to stderr where that is full too;
+    the RunError says where they are."""
+    try:
+        yield
+    except (RunError, OSError) as error:
+        told = f"{error}" if isinstance(error, RunError) else f"{error.filename or 'a file'}: {error.strerror or error}"
+        raise RunError(f"{told}. The numbers are not lost: they are {_rescue(plain(numbers()))}") from error
+
+
+def _rescue(numbers: object) -> str:
+    text = json.dumps(numbers, indent=2)
+    try:
+        number, name = tempfile.mkstemp(prefix="robustclip-", suffix=".json")
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError:
+        print(text, file=sys.stderr)
+        return "above, on stderr"
+    return f"in {name}"
 
 
 def follow_umask(folder: Path) -> None:
@@ -80,8 +151,13 @@ def follow_umask(folder: Path) -> None:
 
 
 def is_draft(path: Path) -> bool:
-    """Whether this is what `atomic_write` leaves behind where the process is killed in the middle."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    """Whether this is what a process leaves behind that is killed: a draft of `atomic_write`, or its lock."""
+    return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether there is more at that place than a folder with drafts."""
+    return os.path.lexists(folder) and not (is_folder(folder) and all(map(is_draft, folder.iterdir())))
 
 
 def remove_drafts(folder: Path) -> None:
@@ -194,13 +270,26 @@ def first_undecodable(path: str | os.PathLike[str]) -> int:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What a small JSON file holds. Raises UsageError as `read_text`, and for what is no JSON."""
+    """What a small JSON file holds. Raises UsageError as `read_text`, and for what is no JSON or nested too deep."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str | bytes, source: object) -> Any:
+    """What JSON from outside says. Raises UsageError, naming `source`, for what is no JSON, holds integers of thousands
+    of digits, or lists and objects more than 100 levels deep in each other."""
     try:
-        return json.loads(read_text(path))
+        found = json.loads(text)
+        _check_depth(found, 0)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is not JSON ({error})") from error
+        raise UsageError(f"{source} is not JSON ({error})") from error
+    return found
+
+
+def _check_depth(value: object, depth: int) -> None:
+    if depth > DEEPEST:
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, depth + 1)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -221,7 +310,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
     """Raise UsageError where no file (or folder) of that name can be: to be known before the work, not after it."""
     path = Path(path)
     if os.path.lexists(path) and not (is_folder(path) if folder else is_file(path)):
-        raise UsageError(f"{path} is not a {'folder' if folder else 'file'}: write elsewhere, or move it away")
+        raise UsageError(f"{path} is not a {'folder' if folder else 'file'}: write elsewhere")
     above = path if is_folder(path) else next(place for place in path.absolute().parents if os.path.lexists(place))
     try:
         with suppress(FileNotFoundError):
@@ -230,6 +319,42 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
             pass
     except OSError as error:
         raise UsageError(f"{str(path)[:200]} cannot be written ({error.strerror}): write elsewhere") from error
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where something has that name: a new folder takes the place of nothing."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}")
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where something has that name, or no folder can be there."""
+    check_free(path)
+    check_writable(path, folder=True)
+
+
+def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise UsageError where no file of that name can be, or one is there that is not to be replaced."""
+    check_writable(path)
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite")
+
+
+def free(path: str | os.PathLike[str]) -> Path:
+    """The path with the first number behind its name that is not taken: x-1, x-1.json."""
+    path = Path(path)
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+    return next(one for one in numbered if not os.path.lexists(one))
+
+
+def clashes(outputs: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[str]:
+    """What is wrong with files and folders that one call is to write, by the names of their flags: one in another."""
+    places = {flag: Path(os.path.realpath(path)) for flag, path in outputs.items() if path is not None}
+    for (flag, place), (other, above) in permutations(places.items(), 2):
+        if place == above and flag < other:
+            yield f"{flag} and {other} are the same file, {outputs[flag]}: give each its own"
+        elif place != above and place.is_relative_to(above):
+            yield f"{flag} {outputs[flag]} lies in {other} {outputs[other]}, whose files are its own: write elsewhere"
 
 
 def _open_at_once(path: str, flags: int) -> int:

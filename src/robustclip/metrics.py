@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, plain
+from robustclip.files import atomic_write, parse_json, plain, read_text
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 LINES: Final = "metrics.jsonl"
+MOST: Final = 2**30  # bytes of it
+LARGEST: Final = 1e300  # of its numbers, so that means and spans of them are finite
 CURVES: Final = "tensorboard"
 
 
@@ -46,11 +48,19 @@ class Metrics:
     def lines(self) -> list[dict[str, Any]]:
         """All lines, without a last one that was cut short. Raises UsageError for any other that is odd."""
         path = self.folder / LINES
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        try:
-            return [json.loads(line) for line in text.split("\n")[:-1]]  # the last has no end yet, or is empty
-        except ValueError as error:
-            raise UsageError(f"{path} is not readable ({error}): remove the line that is not JSON") from error
+        if not os.path.lexists(path):
+            return []
+        lines = []
+        for number, text in enumerate(read_text(path, MOST).split("\n")[:-1], 1):  # the last has no end yet
+            line = parse_json(text, f"{path}, line {number},")
+            if (
+                not isinstance(line, dict)
+                or type(line.get("step")) is not int
+                or not all(map(_is_number, line.values()))
+            ):
+                raise UsageError(f"{path}, line {number}, is not a step and its numbers: remove it")
+            lines.append(line)
+        return lines
 
     def trim(self, step: int, *, write: bool = True) -> None:
         """Forget what was measured after `step`, in the curves too; the clock goes on from the last line that is left.
@@ -58,7 +68,7 @@ class Metrics:
         `write` says whether to do so on the disk as well.
         """
         left = [line for line in self.lines() if line["step"] <= step]
-        self._began = time.monotonic() - (left[-1]["seconds"] if left else 0.0)
+        self._began = time.monotonic() - (left[-1].get("seconds") or 0.0 if left else 0.0)
         self._purged_from = step + 1
         if write and (self.folder / LINES).exists():
             with atomic_write(self.folder / LINES, "w") as file:
@@ -78,6 +88,10 @@ class Metrics:
             events.append(Event(wall_time=time.time(), step=self._purged_from, session_log=restart))
         _append(path, _records(events))
         return path
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < LARGEST)
 
 
 def _points(step: int, numbers: Mapping[str, float]) -> bytes:

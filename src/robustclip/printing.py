@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Iterable, Mapping
 from io import StringIO
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
+from robustclip.referees.plain import CONTROL
 from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
@@ -35,10 +38,27 @@ WIDTH_OF_A_CURVE = 40  # characters
 WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
 
 
+def shown(text: str) -> str:
+    """The text with what would move a terminal's cursor, colour it or turn text around spelt out: \\x1b."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """A line that may hold names and texts from outside."""
+    click.echo(shown(text), err=err)
+
+
+class Shown(logging.Formatter):
+    """Log messages, as `echo` prints lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def numbers(values: Mapping[str, object]) -> None:
     """One value a line, numbers to four digits."""
     for name, value in values.items():
-        click.echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
+        echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 def counted(number: int, thing: str) -> str:
@@ -48,14 +68,14 @@ def counted(number: int, thing: str) -> str:
 
 def next_call(*words: object) -> None:
     """The command that usually comes next, to be copied."""
-    click.echo(f"next: robustclip {shlex.join(map(str, words))}")
+    echo(f"next: robustclip {shlex.join(map(str, words))}")
 
 
 def trained(values: Mapping[str, object]) -> None:
     """The numbers of a training run, what the accuracies are, and what to do with a referee."""
     numbers(values)
     if "strong_accuracy" in values:
-        click.echo(
+        echo(
             "accuracies are top-1 on a held-out batch: weak under the attack of training, strong under PGD-20, clean "
             "without an attack"
         )
@@ -66,7 +86,7 @@ def trained(values: Mapping[str, object]) -> None:
 
 def exported(folder: Path) -> None:
     """Where the referee is, and how to measure it."""
-    click.echo(f"exported to {folder}")
+    echo(f"exported to {folder}")
     next_call("evaluate", "emoji-vanilla", folder, "--attack", "l2:1.5@20", "--limit", 256)
 
 
@@ -87,12 +107,12 @@ def fitted(values: Mapping[str, object]) -> None:
 def aligned(values: Mapping[str, object]) -> None:
     """The numbers of an alignment, and where its pictures are."""
     numbers(values)
-    click.echo(f"before and after, of the same noise: {Path(str(values['out'])) / 'pictures.png'}")
+    echo(f"before and after, of the same noise: {Path(str(values['out'])) / 'pictures.png'}")
 
 
 def note(text: str) -> None:
     """A line for people, where a result may be read by a program."""
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def rich(content: RenderableType) -> None:
@@ -100,7 +120,7 @@ def rich(content: RenderableType) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE
-    console.print(content)
+    console.print(Segments(Segment(shown(part.text), part.style) for part in console.render(content)))
 
 
 def html(content: RenderableType) -> str:
@@ -113,30 +133,30 @@ def html(content: RenderableType) -> str:
 def painted(result: Result) -> None:
     """Where the pictures are, and how near each came to its prompt."""
     for item, file, similarity in list(zip(result.items, result.files, result.similarity.tolist(), strict=True))[:FEW]:
-        click.echo(f"{similarity:.3f}  {file}  {item.prompt.title}")
+        echo(f"{similarity:.3f}  {file}  {item.prompt.title}")
     if len(result) > FEW:
-        click.echo(f"... and {len(result) - FEW} more in {result.folder / 'images'}")
-    click.echo(f"{counted(len(result), 'picture')}, mean similarity {result.similarity.mean():.3f}")
-    click.echo(f"all of them at once: {result.folder / 'contact_sheet.png'}")
+        echo(f"... and {len(result) - FEW} more in {result.folder / 'images'}")
+    echo(f"{counted(len(result), 'picture')}, mean similarity {result.similarity.mean():.3f}")
+    echo(f"all of them at once: {result.folder / 'contact_sheet.png'}")
     next_call("judge", result.folder)
 
 
 def explained(explanation: Explanation) -> None:
     """The summary, and where the report is."""
     rich(explanation.table())
-    click.echo(f"open {explanation.page}")
+    echo(f"open {explanation.page}")
 
 
 def demonstration(shown: Mapping[str, Any]) -> None:
     """The demo's table, and what it shows in words."""
     rich(shown["table"])
-    click.echo(shown["told"])
+    echo(shown["told"])
 
 
 def demo(result: Mapping[str, Any]) -> None:
     """The table of the demo, what it shows in words, and what to run next."""
     rich(result["table"])
-    click.echo(result["told"])
+    echo(result["told"])
 
 
 def entries(referees: Iterable[Entry]) -> None:
@@ -156,23 +176,23 @@ def entries(referees: Iterable[Entry]) -> None:
 
 def card(card: Card | dict[str, Any]) -> None:
     """A card as Markdown; a generator's, which is no Card, as JSON."""
-    click.echo(json.dumps(card, indent=2, ensure_ascii=False) if isinstance(card, dict) else card.markdown())
+    echo(json.dumps(card, indent=2, ensure_ascii=False) if isinstance(card, dict) else card.markdown())
 
 
 def verification(found: Verification) -> None:
     """What agrees with the card and what doesn't. Raises RunError in the latter case, after all was said."""
     text_tower = {} if found.text_tower is None else {"text tower": found.text_tower}
     for file, agrees in (found.files | text_tower).items():
-        click.echo(f"{file}: {'as on the card' if agrees else 'its hash is NOT the one on the card'}")
+        echo(f"{file}: {'as on the card' if agrees else 'its hash is NOT the one on the card'}")
     if found.claim is not None and found.measured is not None:
         claim = found.claim
-        click.echo(
+        echo(
             f"{claim.name} on {claim.data}, {claim.attack or 'clean'}: claimed {claim.value:.4g} "
             f"({claim.low:.4g} to {claim.high:.4g}, n = {claim.n}), measured {found.measured:.4g}"
         )
     if not found.holds:
         raise RunError(f"{found.name} is not what its card says")
-    click.echo(f"{found.name} is what its card says")
+    echo(f"{found.name} is what its card says")
 
 
 def runs(summaries: Iterable[Summary]) -> None:
@@ -191,27 +211,27 @@ def runs(summaries: Iterable[Summary]) -> None:
 def run(run: Run) -> None:
     """What a run was asked, how it went, and what it said."""
     record = run.record
-    click.echo(f"{run.folder}: {run.called}, {run.status}" + (f" ({record['reason']})" if "reason" in record else ""))
+    echo(f"{run.folder}: {run.called}, {run.status}" + (f" ({record['reason']})" if "reason" in record else ""))
     times = [record["started"], *(again["started"] for again in record.get("resumed", []))]
-    click.echo(f"started {', resumed '.join(times)}" + (f", ended {record['ended']}" if "ended" in record else ""))
+    echo(f"started {', resumed '.join(times)}" + (f", ended {record['ended']}" if "ended" in record else ""))
     if run.status in ("killed", "interrupted", "failed"):
-        click.echo(f"to go on: {run.resumption}")
-    click.echo("\narguments")
+        echo(f"to go on: {run.resumption}")
+    echo("\narguments")
     for name, value in run.arguments.items():
-        click.echo(f"  {name.replace('_', ' ')}: {written(value)}")
+        echo(f"  {name.replace('_', ' ')}: {written(value)}")
     curves: dict[str, list[float]] = {}
     for line in run.metrics():
         for name, value in line.items():
             if name not in ("step", "seconds") and value is not None:
                 curves.setdefault(name, []).append(value)
     if curves:
-        click.echo(f"\nnumbers, to step {run.metrics()[-1]['step']}")
+        echo(f"\nnumbers, to step {run.metrics()[-1]['step']}")
         width = max(map(len, curves))
         for name, values in curves.items():
             ends = f"{values[0]:.4g} to {values[-1]:.4g}"
-            click.echo(f"  {name.replace('_', ' '):{width}}  {curve(values):{WIDTH_OF_A_CURVE}}  {ends}")
+            echo(f"  {name.replace('_', ' '):{width}}  {curve(values):{WIDTH_OF_A_CURVE}}  {ends}")
     for warning in record.get("warnings", []):
-        click.echo(f"\nwarning: {warning}")
+        echo(f"\nwarning: {warning}")
 
 
 def freed(result: Freed) -> None:
@@ -219,8 +239,8 @@ def freed(result: Freed) -> None:
     done, would = ("would remove", "would free") if result.dry_run else ("removed", "freed")
     for name, paths in result.files.items():
         what = "all of it" if paths[0].name == name else f"{len(paths)} checkpoint{'s' * (len(paths) > 1)}"
-        click.echo(f"{name}: {done} {what}")
-    click.echo(f"{would} {decimal(result.size)}")
+        echo(f"{name}: {done} {what}")
+    echo(f"{would} {decimal(result.size)}")
 
 
 def curve(values: list[float]) -> str:

@@ -9,12 +9,13 @@ Flags that are not given take the values that the run had, not the recipe's defa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import is_draft
+from robustclip.files import holds_something, is_file
 from robustclip.runs import HOME, RECORD, Run
 
 LATEST: Final = "latest"
@@ -45,7 +46,7 @@ def completed(given: Mapping[str, object], known: Collection[str], recipe: str) 
 
 def _found(resume: str, out: object, recipe: str) -> tuple[Path | None, dict[str, Any]]:
     """The folder of the run to go on with and its arguments; no folder where one begins in `out`."""
-    if resume == LATEST and out is not None and not _holds_something(Path(str(out))):
+    if resume == LATEST and out is not None and not holds_something(Path(str(out))):
         return None, {}
     run = _latest(recipe) if resume == LATEST and out is None else Run.open(_folder(resume, out))
     run.check_resumable(recipe)
@@ -60,13 +61,9 @@ def _folder(resume: str, out: object) -> Path:
         raise UsageError(f"goes on in that folder: leave out --out {out}")
     if not folder.exists():
         near = HOME / folder
-        meant = f"did you mean {near}?" if (near / RECORD).is_file() else f"give a run's folder, or {LATEST}"
+        meant = f"did you mean {near}?" if is_file(near / RECORD) else f"give a run's folder, or {LATEST}"
         raise UsageError(f"there is no such folder: {meant}")
     return folder
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.exists() and not (folder.is_dir() and all(map(is_draft, folder.iterdir())))
 
 
 def _latest(recipe: str) -> Run:
@@ -76,10 +73,20 @@ def _latest(recipe: str) -> Run:
     return max(found, key=lambda run: (run.started, (run.folder / RECORD).stat().st_mtime))
 
 
+def records(home: Path) -> list[Path]:
+    """What is called like a run's record in the folders of a folder, by name."""
+    try:
+        return [folder / RECORD for folder in sorted(home.iterdir()) if os.path.lexists(folder / RECORD)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{home} cannot be read ({error.strerror}): give another folder") from error
+
+
 def runs_in(home: Path) -> list[Run]:
     """The runs in a folder, by name; a record that is not readable is passed over."""
     runs = []
-    for path in sorted(home.glob(f"*/{RECORD}")):
+    for path in records(home):
         try:
             runs.append(Run.open(path.parent))
         except UsageError:

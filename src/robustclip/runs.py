@@ -5,13 +5,13 @@
     metrics.jsonl   its numbers over the steps, and
     tensorboard/    the same as curves: see robustclip.metrics
     checkpoints/    see robustclip.robustification.checkpoint
+    .lock           the process that writes here, from the run's start to its end: see robustclip.processes
 
 Where several processes train together, the main one writes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -24,17 +24,19 @@ from functools import cached_property
 from importlib import metadata
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 import robustclip
 from robustclip import printing
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import is_draft, plain, remove_drafts, write_json
+from robustclip.files import holds_something, is_file, is_folder, plain, read_json, reason, remove_drafts, write_json
+from robustclip.interrupts import number_of
 from robustclip.metrics import Metrics
-from robustclip.processes import is_alive, this_process
+from robustclip.processes import is_alive, lock, this_process, unlock
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 """A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
@@ -47,6 +49,22 @@ PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transform
 
 _log = logging.getLogger("robustclip")
 _called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
+
+
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+@contextmanager
+def _unlocking(folder: Path) -> Iterator[None]:
+    """What goes wrong within the block gives the folder's lock back."""
+    try:
+        yield
+    except BaseException:
+        unlock(folder)
+        raise
 
 
 @contextmanager
@@ -64,15 +82,16 @@ def new_folder(folder: Path) -> Path:
     """`folder` itself, where it is free or empty. Raises UsageError with the ways out where a run would be lost."""
     if os.environ.get("RANK", "0") != "0":  # of processes that train together the first decides, and may have begun
         return folder
-    if not folder.exists() or (folder.is_dir() and all(map(is_draft, folder.iterdir()))):
+    if not holds_something(folder):
         return folder
-    run = Run.open(folder) if (folder / RECORD).is_file() else None
-    holds = "is not empty" if run is None else f"holds a run that is {run.status}"
-    go_on = "" if run is None or run.status in ("running", "finished") else f", go on with it ({run.resumption})"
-    raise UsageError(
-        f"{folder} exists and {holds}: write elsewhere, e.g. --out {_free(folder)}{go_on}, "
-        f"or remove it (rm -r {folder})"
-    )
+    run = Run.open(folder) if is_file(folder / RECORD) else None
+    holds = "is not empty" if is_folder(folder) else "is not a folder"
+    ways = f"write elsewhere, e.g. --out {_free(folder)}"
+    if run is not None:
+        holds = f"holds a run that is {run.status}"
+        ways += "" if run.status in ("running", "finished") else f", go on with it ({run.resumption})"
+        ways += "" if run.status == "running" else f", or remove it ({run.removal})"
+    raise UsageError(f"{folder} exists and {holds}: {ways}")
 
 
 RunFolder = Annotated[Path, AfterValidator(new_folder)]
@@ -112,13 +131,16 @@ class Run:
         def begin() -> tuple[Path, dict[str, Any]]:
             try:
                 place = _claim(HOME / recipe) if folder is None else new_folder(Path(folder))
-                run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_asked(arguments)})
-                if (name := _called_as.get()) not in (None, recipe):
-                    run.record["called"] = name
-                run._save()
-            except OSError as error:
+                lock(place)
+                with _unlocking(place):
+                    new_folder(place)  # again: another run may have begun and ended there meanwhile
+                    run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_asked(arguments)})
+                    if (name := _called_as.get()) not in (None, recipe):
+                        run.record["called"] = name
+                    run._save()
+            except (OSError, RunError) as error:
                 at = HOME if folder is None else folder
-                raise RunError(f"no run can be kept in {at} ({error.strerror}): write elsewhere with --out") from error
+                raise RunError(f"no run can be kept in {at} ({reason(error)}): write elsewhere with --out") from error
             return run.folder, run.record
 
         return cls(*decided(begin))
@@ -146,22 +168,24 @@ class Run:
             raise UsageError(f"--resume {resume} goes on in that folder: leave out --out {folder}")
 
         def go_on() -> tuple[Path, dict[str, Any]]:
-            run = cls.open(resume)
-            run.check_resumable(recipe)
-            if run.status == "finished":
-                printing.note(f"{run.folder} is finished: only what is missing of it, or newly asked for, is done")
-            remove_drafts(run.folder)
-            for outcome in ("reason", "ended", "numbers"):
-                run.record.pop(outcome, None)
-            again = _asked(arguments)
-            run.record |= {"status": "running", "process": again.pop("process")}
-            run.record["resumed"] = [*run.record.get("resumed", []), again]
+            cls.open(resume).check_resumable(recipe)
             try:
-                run._save()
-            except OSError as error:
-                raise RunError(
-                    f"{run.folder} cannot be written to ({error.strerror}): no run can go on there"
-                ) from error
+                lock(Path(resume), elsewhere=True)
+                with _unlocking(Path(resume)):
+                    run = cls.open(resume)  # again: what it says may have changed before the lock was ours
+                    if run.status == "finished":
+                        run.check_resumable(recipe)
+                        told = "is finished: only what is missing of it, or newly asked for, is done"
+                        printing.note(f"{run.folder} {told}")
+                    remove_drafts(run.folder)
+                    for outcome in ("reason", "ended", "numbers"):
+                        run.record.pop(outcome, None)
+                    again = _asked(arguments)
+                    run.record |= {"status": "running", "process": again.pop("process")}
+                    run.record["resumed"] = [*run.record.get("resumed", []), again]
+                    run._save()
+            except (OSError, RunError) as error:
+                raise RunError(f"{resume} cannot be written to ({reason(error)}): no run can go on there") from error
             return run.folder, run.record
 
         return cls(*decided(go_on))
@@ -170,14 +194,20 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """A run that exists, as it is. Raises UsageError for a folder that holds none."""
         path = Path(folder) / RECORD
+        if not os.path.lexists(path):
+            raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}") from error
-        except (OSError, ValueError) as error:
+            record = read_json(path)
+        except UsageError as error:
             raise UsageError(f"{path} is not readable ({error}): the run must be made again") from error
         if not (isinstance(record, dict) and {"recipe", "status", "arguments", "started"} <= record.keys()):
             raise UsageError(f"{path} is not a run's record: it must name recipe, status, arguments and started")
+        try:
+            _Record.model_validate(record)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part)[:40] for part in first["loc"])
+            raise UsageError(f"{path} is not a run's record ({place}: {first['msg']})") from error
         return cls(Path(folder), record)
 
     @property
@@ -214,7 +244,14 @@ class Run:
     @property
     def resumption(self) -> str:
         """The command that goes on with this run."""
-        return f"robustclip {self.room} {self.called.removeprefix(f'{self.room}/')} --resume {self.folder}"
+        called = quote(self.called.removeprefix(f"{self.room}/"))
+        return f"robustclip {quote(self.room)} {called} --resume {quote(str(self.folder))}"
+
+    @property
+    def removal(self) -> str:
+        """The command that removes this run, which refuses where it runs."""
+        home, name = quote(str(self.folder.absolute().parent)), quote(self.folder.absolute().name)
+        return f"robustclip runs clean {name} --whole" + ("" if self.folder.parent == HOME else f" --folder {home}")
 
     def check_resumable(self, recipe: str) -> None:
         """Raises UsageError where the run is not one of `recipe` (by either of its names), still runs, or is a training
@@ -276,8 +313,10 @@ class Run:
     ) -> None:
         if error is not None:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            self.fail(reason, "interrupted" if stopped else "failed")
+            told = type(error).__name__ if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            self.fail(told.removesuffix(": "), "interrupted" if stopped else "failed")
+            if isinstance(error, KeyboardInterrupt) and self._writes:
+                raise Interrupted(number_of(error), f"stopped: {self.resumption} goes on") from error
         elif self.record["status"] == "running":
             self.finish()
 
@@ -285,18 +324,46 @@ class Run:
     def _tolerant(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, RunError) as error:
             if not self._mute:
-                _log.warning(f"{self.folder} cannot be written to ({error.strerror or error}): not all is recorded")
+                _log.warning(f"{self.folder} cannot be written to ({reason(error)}): not all is recorded")
             self._mute = True
 
     def _end(self, status: Status, **outcome: object) -> None:
         self.record |= {"status": status, "ended": _now(), **outcome}
-        self._save()
+        try:
+            self._save()
+        finally:
+            if self._writes:
+                unlock(self.folder)
 
     def _save(self) -> None:
         if self._writes:
             write_json(self.folder / RECORD, self.record)
+
+
+class _Start(BaseModel):
+    """What a start of a run leaves in its record."""
+
+    model_config = ConfigDict(strict=True)
+
+    arguments: dict[str, Any]
+    started: Annotated[str, AfterValidator(_moment)]
+
+
+class _Record(_Start):
+    """The parts of run.json that are read again, and their types."""
+
+    recipe: str
+    status: Status
+    room: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")] = ROBUSTIFY
+    called: str = ""
+    process: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
+    warnings: list[str] = []
+    resumed: list[_Start] = []
+    reason: str = ""
+    ended: str = ""
 
 
 def versions() -> dict[str, str]:

@@ -34,8 +34,10 @@ from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.templates import resolve_templates
-from robustclip.files import check_writable, is_file
+from robustclip.files import check_new_file, check_writable, clashes, is_file, rescuing
+from robustclip.interrupts import saying
 from robustclip.printing import counted
+from robustclip.processes import owning
 from robustclip.referees.base import TwoTower
 from robustclip.referees.claims import EMBEDDED_DATA
 from robustclip.referees.judging import check_judge, fingerprint
@@ -98,6 +100,7 @@ def evaluate(
     out: Annotated[Path | None, "a folder for numbers, answers and pictures"] = None,
     resume: Annotated[bool, "go on with what is in out, where an evaluation was stopped"] = False,
     csv: Annotated[Path | None, "write the rows here"] = None,
+    overwrite: bool = False,
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "keys the subset, random starts, noise and bootstrap"] = 0,
@@ -125,7 +128,7 @@ def evaluate(
 
     Raises one UsageError with all faults that the call shows, another for data that a task can't use.
     """
-    rest = (templates, labels, limit, batch_size, sign, out, resume, csv, device, dtype)
+    rest = (templates, labels, limit, batch_size, sign, out, resume, csv, overwrite, device, dtype)
     raise_faults(
         "evaluate()",
         [
@@ -139,6 +142,7 @@ def evaluate(
     where = pick_device(device)
     given = [referees] if isinstance(referees, str) else list(referees)  # not split at commas: paths may hold them
     check_towers(given)
+    out = None if out is None else Path(out)
     first = [] if baseline is None else [baseline]
     judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
     answering = answering_judge(judge, judges, device=where) if "pag" in wanted else None
@@ -173,35 +177,42 @@ def evaluate(
     if "zero-shot" in wanted:
         candidates(setting)  # now, not after hours of another task
     told = describe(setting, tasks=wanted, baseline=judges[0].name, limit=limit, device=where)
-    if out is not None and attacks and "zero-shot" in wanted:
-        setting = replace(setting, ledger=Ledger(Path(out), determining(told, examples)))
-
     report = Report(
         setting=told,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
         notes=[*examples.told, *notes(judges, examples, threats)],
     )
+    kept = out is not None and bool(attacks) and "zero-shot" in wanted
+    stopped = f"what was found under attack is kept in {out}: the same call with --resume goes on"
+    with owning(out), saying(f"stopped: {stopped if kept else 'nothing is kept, and the same call starts over'}"):
+        raise_faults("evaluate()", list(taken(out, resume=resume)))  # again: by another process meanwhile
+        if out is not None and kept:
+            setting = replace(setting, ledger=Ledger(out, determining(told, examples)))
+        measure_all(report, judges, setting, wanted)
+        if masking:
+            report.checks = masked.checks_of_all(judges, sources, setting, candidates(setting))
+        if "gradients" in wanted:
+            report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
+        report.notes += odd_pictures(examples)
+        with rescuing(report.to_json):
+            if out is not None:
+                report.save(out)
+            if csv is not None:
+                report.write_csv(csv)
+            if sign:
+                sign_cards(judges, report)
+    return report
+
+
+def measure_all(report: Report, judges: Sequence[Judge], setting: Setting, wanted: Sequence[str]) -> None:
+    """Put the rows and answers of all tasks into the report."""
     for task in wanted:
         found = {one.name: measure(task, one, setting) for one in judges}
         measurements = {name: findings.measurements for name, findings in found.items()}
-        report.rows += compare(task, measurements, baseline=judges[0].name, seed=seed)
+        report.rows += compare(task, measurements, baseline=judges[0].name, seed=setting.seed)
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
-    if masking:
-        report.checks = masked.checks_of_all(judges, sources, setting, candidates(setting))
-    if "gradients" in wanted:
-        report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
-
-    report.notes += odd_pictures(examples)
-
-    if out is not None:
-        report.save(out)
-    if csv is not None:
-        report.write_csv(csv)
-    if sign:
-        sign_cards(judges, report)
-    return report
 
 
 def answering_judge(name: str | None, guides: Sequence[Judge], *, device: torch.device) -> Judge:
@@ -245,6 +256,7 @@ def faults(
     out: Path | None,
     resume: bool,
     csv: Path | None,
+    overwrite: bool,
     device: str,
     dtype: str,
 ) -> Iterator[str]:
@@ -268,7 +280,7 @@ def faults(
         checks.append(partial(resolve_templates, templates))
     checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
-    checks += [partial(check_writable, csv)] if csv is not None else []
+    checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     for check in checks:
         try:
             check()
@@ -281,8 +293,14 @@ def faults(
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
     if out is None and resume:
         yield "resume goes on with what is in a folder: name it with out"
+    yield from clashes({"out": out, "csv": csv})
+    yield from taken(out, resume=resume)
+
+
+def taken(out: Path | None, *, resume: bool) -> Iterator[str]:
+    """What is wrong with the folder of an evaluation: it holds another."""
     if out is not None and is_file(Path(out) / REPORT_FILE):
-        yield f"{out} already holds an evaluation: give another folder, or remove this one"
+        yield f"{out} already holds an evaluation: give another folder"
     elif out is not None and not resume and is_file(Path(out) / LEDGER_FILE):
         yield f"{out} holds an evaluation that was stopped: go on with resume, or give another folder"
 

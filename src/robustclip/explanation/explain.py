@@ -29,8 +29,10 @@ from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
 from robustclip.explanation.pages import write_report
 from robustclip.explanation.report import About, Report
 from robustclip.explanation.viewers import Task, Viewer, by_size
-from robustclip.files import check_writable, is_file, write_json
+from robustclip.files import check_writable, is_file, rescuing, write_json
+from robustclip.interrupts import saying
 from robustclip.printing import counted
+from robustclip.processes import owning
 from robustclip.progress import watched
 from robustclip.referees.judging import fingerprint
 from robustclip.signatures import raise_faults, typed, unknown
@@ -148,37 +150,45 @@ def explain(
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
     task = Task(spec, objective, gradients, seed)
-    cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
-
-    mapped = [viewer for viewer in viewers if viewer.mapper is not None]
-    how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
-    targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
-    how["target"] = targets_told if any(targets_told.values()) else None
-    setting = describe(mapped, pairs, task) | how
-    report = tables.Report(
-        setting=setting,
-        threats=threats(pairs, spec),
-        rows=compare("maps", outcomes.measurements(spec), baseline=mapped[0].name, seed=seed),
-        notes=[*(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None), *left_out],
-    )
-    told = [
-        {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
-        | {"referees": {viewer.name: outcomes.of(viewer.name, place) for viewer in mapped}}
-        for place, pair in enumerate(pairs)
-    ]
-    page = Report(
-        title="Where referees look",
-        referees=[about(viewer, method) for viewer in viewers],
-        summary=lines_of(report.rows),
-        setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
-        notes=report.notes[: len(viewers) - len(mapped)],
-        left_out=left_out,
-        explanations=MEANING,
-    )
-    write_report(out / REPORT, page, cases)
-    explanation = Explanation(out / REPORT, report, told)
-    write_json(out / NUMBERS, explanation.to_json())
-    return explanation
+    with (
+        owning(out),
+        saying("stopped: nothing is kept of an explanation before its end, and the same call starts over"),
+    ):
+        raise_faults("explain()", list(taken(out)))  # again: by another process meanwhile
+        cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
+        mapped = [viewer for viewer in viewers if viewer.mapper is not None]
+        how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
+        targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
+        how["target"] = targets_told if any(targets_told.values()) else None
+        setting = describe(mapped, pairs, task) | how
+        report = tables.Report(
+            setting=setting,
+            threats=threats(pairs, spec),
+            rows=compare("maps", outcomes.measurements(spec), baseline=mapped[0].name, seed=seed),
+            notes=[
+                *(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None),
+                *left_out,
+            ],
+        )
+        told = [
+            {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
+            | {"referees": {viewer.name: outcomes.of(viewer.name, place) for viewer in mapped}}
+            for place, pair in enumerate(pairs)
+        ]
+        page = Report(
+            title="Where referees look",
+            referees=[about(viewer, method) for viewer in viewers],
+            summary=lines_of(report.rows),
+            setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
+            notes=report.notes[: len(viewers) - len(mapped)],
+            left_out=left_out,
+            explanations=MEANING,
+        )
+        explanation = Explanation(out / REPORT, report, told)
+        with rescuing(explanation.to_json):
+            write_report(out / REPORT, page, cases)
+            write_json(out / NUMBERS, explanation.to_json())
+        return explanation
 
 
 def look_at(
@@ -236,8 +246,13 @@ def faults(
             check()
         except UsageError as error:
             yield str(error)
-    if is_file(Path(out) / NUMBERS):
-        yield f"{out} already holds an explanation: give another folder, or remove this one"
+    yield from taken(out)
+
+
+def taken(out: Path) -> Iterator[str]:
+    """What is wrong with the folder of an explanation: it holds another."""
+    if is_file(Path(out) / NUMBERS) or is_file(Path(out) / REPORT):
+        yield f"{out} already holds an explanation: give another folder"
 
 
 def about(viewer: Viewer, method: Method) -> About:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, Final
 
 from robustclip.errors import UsageError
 from robustclip.explanation.encoding import Encoded
 from robustclip.explanation.rendering import case_html, page_html, sortable
 from robustclip.explanation.report import Report
-from robustclip.files import atomic_write
+from robustclip.files import atomic_write, naming
 
 PAGE_BYTES: Final = 32_000_000
 """What the cases of a page may take: about 500 small images of two referees, which open in less than three seconds."""
@@ -30,7 +30,7 @@ def write_report(
     the first one last: where it is, the others are. Raises UsageError where there is no case.
     """
     path = Path(path)
-    with TemporaryFile() as spool:
+    with naming(gettempdir()), TemporaryFile() as spool:
         found = _Found(sorts={about.name: [] for about in report.referees})
         for encoded in cases:
             element = case_html(encoded).encode("utf-8", "replace")  # half a surrogate pair is no UTF-8

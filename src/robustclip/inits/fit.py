@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import check_writable
+from robustclip.files import check_new_file
 from robustclip.inits.gaussians import fit_classes, fit_components
 from robustclip.inits.mixture import RIDGE
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
@@ -30,6 +30,7 @@ def fit(
     directions: Annotated[int | None, "keep so many principal components (a smaller file), else all"] = None,
     precision: Annotated[Precision, "32, 16 or 8 bits a number"] = "half",
     notes: Annotated[str, "goes into the file, e.g. the licence of the pictures"] = "",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fit Gaussians on pictures made small, and write them to a file that synthesis can start from.
 
@@ -39,7 +40,7 @@ def fit(
     Returns images, skipped (a count a fault), gaussians, size, directions, bytes and out. Raises UsageError for all
     that the call shows to be wrong, before anything is read; RunError where no picture could be read.
     """
-    _check(out, size, components, ridge, directions)
+    _check(out, size, components, ridge, directions, overwrite=overwrite)
     small = read_small(data, size, limit=limit, seed=seed)
     if not len(small.images):
         raise RunError(
@@ -66,7 +67,15 @@ def fit(
     }
 
 
-def _check(out: str | os.PathLike[str], size: int, components: str | int, ridge: float, directions: int | None) -> None:
+def _check(
+    out: str | os.PathLike[str],
+    size: int,
+    components: str | int,
+    ridge: float,
+    directions: int | None,
+    *,
+    overwrite: bool,
+) -> None:
     faults = []
     if Path(out).suffix != SUFFIX:
         faults.append(f"--out {out}: a mixture is a {SUFFIX} file")
@@ -79,7 +88,7 @@ def _check(out: str | os.PathLike[str], size: int, components: str | int, ridge:
     if directions is not None and directions < 1:
         faults.append(f"--directions {directions}: give a number from 1, or leave it out to keep all")
     raise_faults("mixture fit", faults)
-    check_writable(out)
+    check_new_file(out, overwrite=overwrite)
 
 
 def _faults(skipped: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.files import check_writable, is_file, new_folder, sha256
+from robustclip.files import check_new_folder, is_file, new_folder, sha256
 from robustclip.referees.blip2_full import bert_tokenizer, fill, save_full
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
@@ -94,9 +94,7 @@ def _checkpoint(path: Path | None) -> Path | None:
 
 
 def _new_folder(path: Path) -> Path:
-    check_writable(path, folder=True)
-    if path.exists():
-        raise UsageError(f"{path} exists: write elsewhere, or remove it (rm -r {path})")
+    check_new_folder(path)
     return path
 
 

@@ -12,7 +12,7 @@ import torch
 
 from robustclip.distributed import is_main
 from robustclip.errors import RunError
-from robustclip.files import atomic_write, remove_drafts
+from robustclip.files import atomic_write, reason, remove_drafts
 
 NAME: Final = "checkpoint-{step:08d}.pt"
 BEST: Final = "best-{step:08d}.pt"
@@ -113,14 +113,11 @@ def _write(path: Path, step: int, state: dict[str, Any]) -> Path:
     try:
         with atomic_write(path) as file:
             torch.save(state | {"step": step}, file)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):  # torch turns what a full disk raises into an error of its own
-            raise
+    except RunError as error:
         found = checkpoints(path.parent) or _named(path.parent, BEST)
         kept = f"the last good one is {found[-1]}" if found else "no checkpoint had been written yet"
         raise RunError(
-            f"{path} could not be written ({cause.strerror or cause}): {kept}; make room, e.g. with "
+            f"{path} could not be written ({reason(error)}): {kept}; make room, e.g. with "
             f"robustclip runs clean, then go on with --resume {path.parent.parent}"
         ) from error
     return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import Annotated
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.files import check_writable, follow_umask
+from robustclip.files import check_new_folder, new_folder
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
@@ -85,24 +83,15 @@ def export(
     register = register and kind.is_referee
     registry.check_name(name) if register else registry.check_safe(name)
     target = registry.home() / name if to is None else Path(to)
-    check_writable(target, folder=True)
-    if target.exists():
-        raise UsageError(f"{target} exists: give another folder with --to, or remove it (rm -r {target})")
+    check_new_folder(target)
     given = _given(run, checkpoint)
     referee = kind.convert(given)
     card = _card(referee.card, name, half=half)
     card.provenance |= {"resizing": _resizing(referee), "transparency": TRANSPARENCY, **_texts(given, referee)}
 
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        card = kind.write(referee, partial, card, half=half, target=target)
-        card.save(partial, kind.usage(card, None))
-        follow_umask(partial)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(target) as draft:
+        card = kind.write(referee, draft, card, half=half, target=target)
+        card.save(draft, kind.usage(card, None))
     if to is not None and register:
         registry.add(target, name=name)
     if push is not None:

@@ -23,7 +23,7 @@ import torch
 
 from robustclip import distributed
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import atomic_write, remove_drafts
+from robustclip.files import atomic_write, reason, remove_drafts
 from robustclip.images import load_image, save_image
 from robustclip.interrupts import catching_signals
 from robustclip.runs import Run, versions
@@ -158,9 +158,9 @@ def _write(
             similarity = float(painted.similarity[index])
             about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
             write_picture(_file(run, item), images[index], about | dict(facts))
-    except OSError as error:
+    except (OSError, RunError) as error:
         raise RunError(
-            f"{run.folder} cannot be written to ({error.strerror or error}): what is there stays, and when that is "
+            f"{run.folder} cannot be written to ({reason(error)}): what is there stays, and when that is "
             f"mended, {run.resumption} goes on"
         ) from error
 

@@ -28,8 +28,9 @@ from robustclip.evaluation.generation.pictures import Pictures, chosen, from_ten
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.files import check_writable, is_file, is_folder
+from robustclip.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
 from robustclip.printing import counted
+from robustclip.processes import owning
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
 from robustclip.signatures import raise_faults, typed, unknown
@@ -58,6 +59,7 @@ def judge(
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
     out: Annotated[Path | None, "a folder for figures, table and every picture's own numbers"] = None,
     csv: Annotated[Path | None, "write the figures here"] = None,
+    overwrite: bool = False,
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "keys the candidates, the bootstrap and the jackknife"] = 0,
@@ -76,32 +78,36 @@ def judge(
 
     Raises one UsageError with all faults that the call shows, another for pictures that can't be judged so.
     """
-    given = (prompts, reference, aesthetics, inception_weights, out, csv, device, dtype)
+    given = (prompts, reference, aesthetics, inception_weights, out, csv, overwrite, device, dtype)
     raise_faults("judge()", list(faults(pictures, metrics, candidates, *given)))
     where = pick_device(device)
     wanted = listed(metrics)
     folders = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     mute = [folder for folder in folders if not says_prompts(folder)] or folders
-    report = judge_pictures(
-        _told_apart([read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]),
-        judge,
-        questions=Questions(
-            wanted,
-            candidates,
-            None if aesthetics is None else load_aesthetics(aesthetics),
-            load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
-            seed,
-            batch_size,
-            pick_dtype(dtype, where),
-        ),
-        reference=None if reference is None else read_reference(reference, size=size),
-        allow_self=allow_self,
-        device=where,
-    )
-    if out is not None:
-        report.save(out)
-    if csv is not None:
-        report.write_csv(csv)
+    out = None if out is None else Path(out)
+    with owning(out):
+        raise_faults("judge()", list(_taken(out)))  # again: by another process meanwhile
+        report = judge_pictures(
+            _told_apart([read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]),
+            judge,
+            questions=Questions(
+                wanted,
+                candidates,
+                None if aesthetics is None else load_aesthetics(aesthetics),
+                load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
+                seed,
+                batch_size,
+                pick_dtype(dtype, where),
+            ),
+            reference=None if reference is None else read_reference(reference, size=size),
+            allow_self=allow_self,
+            device=where,
+        )
+        with rescuing(report.to_json):
+            if out is not None:
+                report.save(out)
+            if csv is not None:
+                report.write_csv(csv)
     return report
 
 
@@ -115,6 +121,7 @@ def faults(
     inception_weights: Path | None,
     out: Path | None,
     csv: Path | None,
+    overwrite: bool,
     device: str,
     dtype: str,
 ) -> Iterator[str]:
@@ -133,14 +140,19 @@ def faults(
             yield f"there is no file of {name} at {str(file)[:200]!r}"
     checks: list[Callable[[], object]] = [partial(pick_device, device), partial(pick_dtype, dtype)]
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
-    checks += [partial(check_writable, csv)] if csv is not None else []
+    checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     for check in checks:
         try:
             check()
         except UsageError as error:
             yield str(error)
+    yield from clashes({"out": out, "csv": csv})
+    yield from _taken(out)
+
+
+def _taken(out: Path | None) -> Iterator[str]:
     if out is not None and is_file(Path(out) / REPORT_FILE):
-        yield f"{out} already holds a judgement: give another folder, or remove this one"
+        yield f"{out} already holds a judgement: give another folder"
 
 
 def _unanswerable(metrics: Sequence[str], reference: object, aesthetics: object, inception: object) -> Iterator[str]:

@@ -57,12 +57,14 @@ def recipe(
     Candidates are drawn from all 200 prompts of the embedded world, and every row is compared with the default on the
     same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.json, contact_sheet.png.
     """
+    if quick:
+        prompts, batch_size = 6, 4
     arguments = dict(locals())
     everything = [one.prompt for one in embedded_prompts()]
     changes = CHANGES | {f"guided by {other}": {"referee": [other]} for other in others}
     settings: dict[str, Any] = {"referee": [referee], "batch_size": batch_size}
     if quick:
-        prompts, changes = 6, {"from grey": CHANGES["from grey"]}
+        changes = {"from grey": CHANGES["from grey"]}
         settings |= {"quick": True}
     chosen = embedded_prompts()[:: max(1, len(everything) // prompts)][:prompts]
     texts = [one.prompt for one in chosen]

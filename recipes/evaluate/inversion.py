@@ -130,13 +130,13 @@ def recipe(
     contact_sheet.png, and all pictures with a sheet of each cell.
     """
     seeds = seeds if seed is None else [seed]
-    arguments = dict(locals())
-    began = time.monotonic()
-    if resume is not None:
-        cells = gone_on_with(resume, arguments)
     if quick:
         prompts, steps, copies = min(prompts, 2), 3, min(copies, 2)
         cells = QUICK if cells == HEADLINE else cells
+    arguments = dict(locals())
+    began = time.monotonic()
+    if resume is not None:
+        arguments["cells"] = cells = gone_on_with(resume, arguments)
     pairs = compositional_prompts()[:prompts]
     place = pick_device(device)
     jury = {name: load_pair_reader(name, place) for name in judges}

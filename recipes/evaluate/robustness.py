@@ -95,12 +95,13 @@ def recipe(
     R-Precision of paintings, by emoji-judge. About three hours on two cores; `--resume` goes on where it was stopped.
     Writes result.json for each row and seed; `python tools/publish_robustness.py FOLDER` makes tables and plots.
     """
+    if quick:
+        rows = [row.name for row in chosen_rows(rows)[:2]]
+        seeds, images, prompts, strong_attack = 1, 8, 0, "apgd-ce:2"
+        steps, batch_size = 20, 16  # which --quick makes of every row
     arguments = dict(locals())
     chosen = chosen_rows(rows)
     run = Run.start(out, resume, recipe="robustness", arguments=arguments, room="reproduce")
-    if quick:
-        chosen, seeds, images, prompts = chosen[:2], 1, 8, 0
-        steps, strong_attack = 2, "apgd-ce:2"
     weak, pull = ("2", "l2:12@2") if quick else ("20x3", "l2:12@20")
     trained: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "quick": quick}
     trained |= {"ema": 0.98, "evaluate_every": 0, "checkpoint_every": 50, "device": device, "dtype": dtype}

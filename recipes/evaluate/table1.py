@@ -109,6 +109,10 @@ def recipe(
     Writes table.txt (R-Precision), similarity.txt (cosines by judges, preference, seconds), styling.txt, each as .json
     too, contact_sheet.png, and all pictures.
     """
+    if quick:
+        steps, views, stroke_steps, vqgan_steps, styler_steps, batch_size = 2, 2, 2, 2, 2, 16
+        canvas = [one for one in canvas if one != "pyramid"]
+        pictures, slow_pictures, candidates = min(pictures or 12, 12), 2, [10]
     arguments = dict(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
@@ -117,10 +121,8 @@ def recipe(
     settings: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed, "ways": False}
     pixels: dict[str, Any] = {"steps": steps, "views": views, "lr": lr}
     if quick:
-        pixels = {"steps": 2, "views": 2, "candidates": 50}
-        of_steps = dict.fromkeys(of_steps, 2)
-        settings["batch_size"] = 16
-        canvas, named, candidates, slow_pictures = [one for one in canvas if one != "pyramid"], named[:12], [10], 2
+        named = named[:12]
+        pixels |= {"candidates": 50}
     texts = [one.prompt.title for one in named]
     cells = list(cells_of(canvas, init, (control, robust)))
     starts = {str(cell.start): cell.start for cell in cells}

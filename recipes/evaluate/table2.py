@@ -50,13 +50,15 @@ def recipe(
     on their labels: a network trained on photographs says little of emoji. About 25 minutes on two cores; `--resume`
     goes on. Writes table.txt, judgement.json and .csv, pictures.json, contact_sheet.png, and all pictures.
     """
+    if quick:
+        seeds, steps, views, batch_size = 1, 2, 2, 16
     arguments = dict(locals())
     names = [one for one in embedded_prompts() if one.concept is not None]
     run = Run.start(out, resume, recipe="table2", arguments=arguments, room="reproduce")
     settings: dict[str, Any] = {"steps": steps, "views": views, "lr": lr, "batch_size": batch_size}
     if quick:
-        names, seeds = names[:6], 1
-        settings = {"steps": 2, "views": 2, "batch_size": 16, "candidates": 50}
+        names = names[:6]
+        settings |= {"candidates": 50}
     prompts = run.folder / "prompts.jsonl"
     with atomic_write(prompts, "w") as file:
         file.writelines(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names)

@@ -60,10 +60,10 @@ def recipe(
     other towers and drawings: --name emoji-blip2-judge --tower emoji-judge --split judge-train, and
     --name emoji-blip2-judge-disjoint --tower emoji-judge-disjoint --split unseen-train.
     """
-    arguments = dict(locals())
-    measured = 400
     if quick:
-        steps, batch_size, hidden, layers, heads, queries, save_every, measured = 4, 8, 32, 2, 2, 4, 2, 40
+        steps, batch_size, hidden, layers, heads, queries, save_every = 4, 8, 32, 2, 2, 4, 2
+    arguments = dict(locals())
+    measured = 40 if quick else 400
     place = pick_device(device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}

@@ -45,9 +45,9 @@ def recipe(
     sizes, rates, Min-SNR weights and the text tower are ours. The folder is diffusers', without a text tower: that of
     the package is named in its card.
     """
-    arguments = dict(locals())
     if quick:
         pictures, steps, batch_size, channels, save_every = 16, 4, 8, [32, 32], 2
+    arguments = dict(locals())
     place = pick_device(device)
     autoencoder = load_vae(vae, place)
     texts = SentenceStates().to(place)

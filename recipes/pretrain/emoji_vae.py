@@ -45,9 +45,9 @@ def recipe(
     sizes, rates and the perceptual distance (features of emoji-vanilla, for the last third) are ours. Eight channels,
     where Stable Diffusion has 4: a picture of 64 pixels has few cells.
     """
-    arguments = dict(locals())
     if quick:
         steps, batch_size, channels, save_every = 4, 8, [16, 16, 16, 16], 2
+    arguments = dict(locals())
     place = pick_device(device)
     referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
 

@@ -64,9 +64,9 @@ def recipe(
 
     All values are ours.
     """
-    arguments = dict(locals())
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
+    arguments = dict(locals())
     target = pick_device(device)
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)
     started_from = referee.card if start else None

@@ -47,10 +47,10 @@ def recipe(
     method is Esser et al. 2021; sizes, rates and the perceptual distance (features of emoji-vanilla, for there is no
     VGG here) are ours. The adversary joins for the last third.
     """
-    arguments = dict(locals())
-    split = "guide-styles"
     if quick:
-        split, steps, batch_size, channels, codes, save_every = "judge-heldback", 4, 8, [16, 16, 16], 32, 2
+        steps, batch_size, channels, codes, save_every = 4, 8, [16, 16, 16], 32, 2
+    arguments = dict(locals())
+    split = "judge-heldback" if quick else "guide-styles"
     place = pick_device(device)
     referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
 

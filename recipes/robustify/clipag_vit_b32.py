@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -19,6 +19,9 @@ from robustclip.robustification.trainer import train
 from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.threat import Norm, ThreatModel
 
+DOWNLOADED: Final = ("ViT-B-32:laion2b_s34b_b79k", "ViT-B-16:laion2b_s34b_b88k", "convnext_base_w:laion2b_s13b_b82k")
+"""Where this recipe and its ablations start, which --quick does without."""
+
 
 def recipe(
     *,
@@ -29,7 +32,7 @@ def recipe(
     laion: Annotated[str | None, "shards of LAION-400M"] = None,
     mix: Annotated[Mix, "the reading of the paper: by size with LAION reduced, or each source equally"] = "equal",
     laion_share: Annotated[Share, "what --mix concatenated keeps of LAION"] = 0.03,
-    start: Annotated[str, "the CLIP to fine-tune"] = "ViT-B-32:laion2b_s34b_b79k",
+    start: Annotated[str, "the CLIP to fine-tune"] = DOWNLOADED[0],
     architecture: Annotated[str | None, "open_clip's name, where --start is a checkpoint file"] = None,
     quick_gelu: Annotated[bool | None, "the activation of such a checkpoint"] = None,
     name: RefereeName = "clipag-vit-b32",
@@ -76,10 +79,11 @@ def recipe(
     steps and step size (2.5 eps / steps), random start, LAION's share. From its text: frozen text tower, the whole
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
     """
-    arguments = dict(locals())
-    if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 16, 5, 20, 0, 1e-3
+    if quick:  # the same run on the embedded set; from a small referee, unless another is asked for
+        start = "emoji-vanilla" if start in DOWNLOADED else start
+        steps, batch_size, warmup, evaluate_every, workers, lr = 20, 16, 5, 20, 0, 1e-3
         attack_steps = min(attack_steps, 2)
+    arguments = dict(locals())
     target = pick_device(device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card

@@ -73,11 +73,11 @@ def recipe(
     64x64 pixels (RMS 0.018; CLIPAG's 1.5 at 224x224 is 0.0039), and the attack takes 2 steps. Every value that CLIPAG's
     text does not give (lr, schedule, steps) is ours too.
     """
-    arguments = dict(locals())
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 16, 5, 20
         attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
         frozen_statistics |= objective == "fare"  # a batch's own move embeddings more than 20 steps bring them back
+    arguments = dict(locals())
     target = pick_device(device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -22,13 +22,16 @@ from robustclip.robustification.trainer import train
 from robustclip.runs import ResumeFrom, Run, RunFolder
 from robustclip.threat import Norm, ThreatModel
 
+DOWNLOADED: Final = "ViT-L-14:openai"
+"""Where this recipe and its ablation start, which --quick does without."""
+
 
 def recipe(
     *,
     data: Annotated[str | None, "ImageNet's training images, one sub-folder a class; for fare any pictures"] = None,
     objective: Annotated[Literal["fare", "tecoa"], "embeddings of the original, or class texts"] = "fare",
     template: Annotated[str, "TeCoA's text of a class"] = "This is a photo of a {}",
-    start: Annotated[str, "the CLIP to fine-tune"] = "ViT-L-14:openai",
+    start: Annotated[str, "the CLIP to fine-tune"] = DOWNLOADED,
     name: RefereeName = "fare-vit-l14",
     norm: Norm = "linf",
     eps: PositiveFloat = 2 / 255,
@@ -69,11 +72,12 @@ def recipe(
     the last weights. Its README's warm-up is 1,400 steps, its script's default 14,000. Ours differs in what it does not
     decay (gains, biases), and in momentum on normalised gradients, whose sign it then takes.
     """
-    arguments = dict(locals())
-    if quick:  # the same run on the embedded set, from a small referee
-        start, steps, batch_size, warmup, evaluate_every, workers, lr = "emoji-vanilla", 20, 16, 5, 20, 0, 1e-3
+    if quick:  # the same run on the embedded set; from a small referee, unless another is asked for
+        start = "emoji-vanilla" if start == DOWNLOADED else start
+        steps, batch_size, warmup, evaluate_every, workers, lr = 20, 16, 5, 20, 0, 1e-3
         step_size, eps, attack_steps, grad_clip = None, 8 / 255, 2, 1.0
         frozen_statistics = True  # a ViT has none: with those of a batch, embeddings move whatever is learned
+    arguments = dict(locals())
     data = data or EMBEDDED
     target = pick_device(device)
     referee = load_referee(start, device=str(target))

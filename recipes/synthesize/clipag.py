@@ -69,9 +69,9 @@ def recipe(
     the paper, docs/painting.md what judges recognise: 90% of its pictures of 200 prompts among 10 names, by
     emoji-judge.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipag", arguments, batch_size=batch_size, ways=ways, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)

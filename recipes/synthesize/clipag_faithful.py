@@ -66,9 +66,9 @@ def recipe(
     Tiny-ImageNet, ours of emoji or of your own images (robustclip mixture fit); gradients are clipped picture by
     picture, where the notebook paints one; --dtype float16 is its precision.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipag-faithful", arguments, batch_size=batch_size, ways=ways, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, notebook=notebook)

@@ -99,9 +99,9 @@ def recipe(
     embedded referees' 64 pixels wider strokes, fewer of them, and faster rates: `--strokes 256 --width 1 --points-lr 1
     --widths-lr 0.1 --colours-lr 0.01` are CLIPDraw's. Its negatives are off, as there.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, strokes, views, batch_size = 6, 16, 2, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipdraw", arguments, batch_size=batch_size, ways=ways, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
     given = read_svg(init, session.size) if is_svg(init) else None

@@ -109,9 +109,9 @@ def recipe(
     --content-features vgg19-dcbb9e9d.pth. Deviations: its steps are one more, its template list lacks one of ImageNet's
     80, and it stretches what it saves to the full range. --canvas pixels is CLIPAG's ablation, whose rate is unknown.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
     if quick:
         steps, patches, batch_size = 4, 2, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # A picture's random numbers are those of its style and seed, whatever else is restyled.

@@ -56,9 +56,9 @@ def recipe(
     ensembles of ordinary CLIPs: give several referees. Two choices are ours: levels at powers of two (--every-size is
     the demo's), and steps of a fixed length for each level (--no-unit-steps --lr 0.1 is the demo's plain SGD).
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, batch_size = 6, 2, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("direct-ascent", arguments, batch_size=batch_size, ways=ways, views=views)
     guides, (height, width) = session.guides, session.size
     short = min(height, width)

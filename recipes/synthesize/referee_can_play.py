@@ -114,10 +114,10 @@ def recipe(
     optimiser, lr = optimiser or way.optimiser, way.lr if lr is None else lr
     guidance = way.guidance if guidance is None else guidance
     way = replace(way, optimiser=optimiser, lr=lr, guidance=guidance)
-    arguments = {name: value for name, value in locals().items() if name != "way"}
-    arguments |= {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, sds_only, copies, batch_size, hardest = 6, 1, min(copies, 2), 4, None
+    arguments = {name: value for name, value in locals().items() if name != "way"}
+    arguments |= {"seeds": seeds if seed is None else [seed]}
     place = pick_device(device)
     generator = load_diffusion(
         model,

@@ -101,9 +101,9 @@ def recipe(
     the release has Lanczos; views are as kornia has them today; the release takes one step more than it is told. Not
     here: its other cut methods (`updated` and its like), DiffGrad and AdamP, story phases (^), zoom and video.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     generator = load_vqgan(model, pick_device(device))
     if asked := parse_size(size):
         whole_codes(asked, generator.factor)

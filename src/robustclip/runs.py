@@ -22,7 +22,6 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
-from itertools import count
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
@@ -33,10 +32,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, V
 import robustclip
 from robustclip import printing
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import holds_something, is_file, is_folder, plain, read_json, reason, remove_drafts, write_json
+from robustclip.files import (
+    free,
+    holds_something,
+    is_file,
+    is_folder,
+    plain,
+    read_json,
+    reason,
+    remove_drafts,
+    write_json,
+)
 from robustclip.interrupts import number_of
 from robustclip.metrics import Metrics
 from robustclip.processes import is_alive, lock, this_process, unlock
+from robustclip.referees.plain import first_of
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 """A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
@@ -86,7 +96,7 @@ def new_folder(folder: Path) -> Path:
         return folder
     run = Run.open(folder) if is_file(folder / RECORD) else None
     holds = "is not empty" if is_folder(folder) else "is not a folder"
-    ways = f"write elsewhere, e.g. --out {_free(folder)}"
+    ways = f"write elsewhere, e.g. --out {free(folder)}"
     if run is not None:
         holds = f"holds a run that is {run.status}"
         ways += "" if run.status in ("running", "finished") else f", go on with it ({run.resumption})"
@@ -205,9 +215,7 @@ class Run:
         try:
             _Record.model_validate(record)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part)[:40] for part in first["loc"])
-            raise UsageError(f"{path} is not a run's record ({place}: {first['msg']})") from error
+            raise UsageError(f"{path} is not a run's record ({first_of(error)})") from error
         return cls(Path(folder), record)
 
     @property
@@ -390,15 +398,10 @@ def _asked(arguments: Mapping[str, object]) -> dict[str, Any]:
     return asked | {"started": _now(), "process": this_process()}
 
 
-def _free(folder: Path) -> Path:
-    """<folder>-1, or the first number after it that is not taken."""
-    return next(path for number in count(1) if not (path := Path(f"{folder}-{number}")).exists())
-
-
 def _claim(folder: Path) -> Path:
     """The first free <folder>-<number>, made: two runs that start at once get two."""
     while True:
-        path = _free(folder)
+        path = free(folder)
         with suppress(FileExistsError):
             path.mkdir(parents=True)
             return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +10,8 @@ from statistics import fmean
 import pytest
 
 import robustclip
-from robustclip.recipes import CHECKOUT, run
+from robustclip.errors import RunError
+from robustclip.recipes import CHECKOUT, find, run
 from robustclip.referees.card import Card
 
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
@@ -23,7 +25,8 @@ TRAINING = sorted(
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_training_recipe_run_quickly(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    numbers = run(path.stem.replace("_", "-"), path.parent.name, {"quick": True, "out": out, "device": "cpu"})
+    given = {"start": "emoji-vanilla-long", "steps": 20_000} if path.stem == "clipag_vit_b32" else {}
+    numbers = run(path.stem.replace("_", "-"), path.parent.name, {"quick": True, "out": out, "device": "cpu"} | given)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 20
@@ -33,11 +36,73 @@ def test_a_training_recipe_run_quickly(path: Path, tmp_path: Path) -> None:
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["numbers"]["loss"] == numbers["loss"]
+    ran = {"steps": 20, "batch_size": BATCH[path.parent.name], "warmup": 5}
+    assert {name: record["arguments"][name] for name in ran} == ran
     assert list((out / "checkpoints").iterdir())
     assert list((out / "tensorboard").iterdir())
     card = Card.load(out / "referee")
     assert card.provenance["samples"] == samples
     assert not {"out", "resume"} & set(card.provenance["arguments"])
+    assert {name: card.provenance["arguments"][name] for name in ran} == ran
+    assert card.provenance["started_from"] is None or (
+        card.provenance["started_from"]["name"] == card.provenance["arguments"]["start"]
+    )
     assert (card.threat is not None) == (path.parent.name == "robustify")
     referee = robustclip.load_referee(out / "referee")
     assert referee.embed_texts(["a turtle"]).shape == (1, 384)
+
+
+EVERY = sorted(path for path in CHECKOUT.glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_record_is_taken_of_what_runs_and_not_of_what_was_asked(path: Path) -> None:
+    """`locals()` is read after --quick has changed parameters, and nothing changes one between it and the run."""
+    (function,) = (
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "recipe"
+    )
+    parameters = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
+    (taken,) = (node.lineno for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == "locals")
+    begun = next((at for at in starts_of(function) if at > taken), function.end_lineno or 0)
+    changed = {
+        node.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and taken < node.lineno < begun
+    }
+    assert not changed & parameters - RESOLVED.get(path.stem, set())
+
+
+RESOLVED = {
+    "fare_vit_l14": {"data"},  # None is the embedded set, which the run's notes name
+    "inversion": {"cells"},  # put into the record as well
+}
+
+
+def starts_of(function: ast.FunctionDef) -> list[int]:
+    """The lines where a run begins or is handed on."""
+    names = {"start", "open", "run"}
+    return sorted(
+        node.lineno
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names
+    )
+
+
+@pytest.mark.parametrize("recipe", ["clipag-vit-b32", "fare-vit-l14"])
+def test_a_quick_run_starts_from_where_it_is_told(recipe: str, tmp_path: Path) -> None:
+    module = find(recipe, "robustify").module
+    asked: list[tuple[str, object]] = []
+
+    def load(start: str, **how: object) -> None:
+        asked.append((start, how.get("architecture")))
+        raise RunError("seen enough")
+
+    checkpoint: dict[str, object] = {"start": "mine.pt"}
+    if recipe == "clipag-vit-b32":
+        checkpoint |= {"architecture": "RN50", "quick_gelu": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_referee", load)
+        for given in ({}, checkpoint, {"start": "emoji-vit-vanilla"}):
+            with pytest.raises(RunError, match="seen enough"):
+                module.recipe(quick=True, out=tmp_path / "run", device="cpu", **given)
+    assert asked == [("emoji-vanilla", None), ("mine.pt", checkpoint.get("architecture")), ("emoji-vit-vanilla", None)]

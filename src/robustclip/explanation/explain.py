@@ -157,9 +157,10 @@ def explain(
         raise_faults("explain()", list(taken(out)))  # again: by another process meanwhile
         cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
         mapped = [viewer for viewer in viewers if viewer.mapper is not None]
-        how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "dtype": dtype, "device": str(where)}
+        how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "device": str(where)}
         targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
         how["target"] = targets_told if any(targets_told.values()) else None
+        how["dtype"] = str(pick_dtype(dtype, where)).removeprefix("torch.")
         setting = describe(mapped, pairs, task) | how
         report = tables.Report(
             setting=setting,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, Typ
 
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, is_file, read_json, write_json
-from robustclip.referees.plain import FileName, Line, Plain, Sha256, check_plain
+from robustclip.referees.plain import FileName, Line, Plain, Sha256, check_plain, first_of
 from robustclip.referees.preprocess import Preprocess
 from robustclip.threat import ThreatModel
 
@@ -191,18 +191,10 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
         try:
             types[name].validate_python(value)
         except ValidationError as error:
-            faults.append(f"{name}: {_reason(error)}")
+            faults.append(f"{name}: {first_of(error)}")
     if faults:
         raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)})")
     return dict(values)
-
-
-def _reason(error: ValidationError) -> str:
-    """The first of a value's faults, where it lies and how it reads, briefly."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    place = ".".join(str(part)[:40] for part in first["loc"])
-    return f"{place}: {reason}" if place else reason
 
 
 def _identity(claim: Claim) -> tuple[str, str, str | None, int]:

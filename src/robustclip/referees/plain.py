@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, StringConstraints, ValidationError
 
 from robustclip.errors import RunError, UsageError
 
@@ -66,6 +66,14 @@ def _file_name(text: str) -> str:
     if text in (".", "..") or re.search(r"[/\\:]", text):
         raise UsageError(f"{text!r} is a path: files of a referee lie in its own folder")
     return _one_line(text)
+
+
+def first_of(error: ValidationError) -> str:
+    """The first of the faults of a value, where it lies and how it reads, briefly."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    place = ".".join(str(part)[:40] for part in first["loc"])
+    return f"{place}: {reason}" if place else reason
 
 
 Plain = Annotated[dict[str, Any], AfterValidator(check_plain)]

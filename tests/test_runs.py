@@ -235,7 +235,7 @@ def test_nobody_is_told_to_remove_what_is_no_run(place: str, run: Run, monkeypat
     monkeypatch.chdir(run.folder.parent)
     with pytest.raises(UsageError) as error:
         new_folder(Path(place))
-    assert not re.search(r"\brm\b|remove|clean", str(error.value))
+    assert not re.search(r"\brm\b|remove it|runs clean", str(error.value))
 
 
 def test_a_run_that_paints_goes_on_by_its_own_command(tmp_path: Path) -> None:

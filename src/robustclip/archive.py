@@ -115,8 +115,8 @@ def show(
     """
     if _is_name(name):
         return _run(name, folder)
-    if "\0" in name or not is_folder(name):
-        raise UsageError(f"there is no folder {name[:200]!r}: give a run's, or the name of one in {folder}/")
+    if "\0" in name or not os.path.lexists(Path(name) / RECORD):
+        raise UsageError(f"{name[:200]!r} is not a run's name (in {folder}/), nor the folder of a run")
     return Run.open(name)
 
 

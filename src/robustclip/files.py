@@ -157,7 +157,11 @@ def is_draft(path: Path) -> bool:
 
 def holds_something(folder: Path) -> bool:
     """Whether there is more at that place than a folder with drafts."""
-    return os.path.lexists(folder) and not (is_folder(folder) and all(map(is_draft, folder.iterdir())))
+    try:
+        folder.lstat()  # raises OSError for a name that no folder takes
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not (is_folder(folder) and all(map(is_draft, folder.iterdir())))
 
 
 def remove_drafts(folder: Path) -> None:
@@ -329,8 +333,8 @@ def check_free(path: str | os.PathLike[str]) -> None:
 
 def check_new_folder(path: str | os.PathLike[str]) -> None:
     """Raise UsageError where something has that name, or no folder can be there."""
-    check_free(path)
     check_writable(path, folder=True)
+    check_free(path)
 
 
 def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -342,7 +346,7 @@ def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
 def free(path: str | os.PathLike[str]) -> Path:
     """The path with the first number behind its name that is not taken: x-1, x-1.json."""
-    path = Path(path)
+    path = Path(path) if Path(path).name else Path(path).absolute() / "new"  # "." and "/" have no name
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
     return next(one for one in numbered if not os.path.lexists(one))
 

@@ -25,9 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator
 
 import robustclip
 from robustclip import printing
@@ -38,7 +38,6 @@ from robustclip.files import (
     is_file,
     is_folder,
     plain,
-    read_json,
     reason,
     remove_drafts,
     write_json,
@@ -46,25 +45,15 @@ from robustclip.files import (
 from robustclip.interrupts import number_of
 from robustclip.metrics import Metrics
 from robustclip.processes import is_alive, lock, this_process, unlock
-from robustclip.referees.plain import first_of
-
-Status = Literal["running", "interrupted", "killed", "finished", "failed"]
-"""A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
+from robustclip.records import RECORD as RECORD
+from robustclip.records import ROBUSTIFY, read_record
+from robustclip.records import Status as Status
 
 HOME: Final = Path("runs")
-RECORD: Final = "run.json"
-ROBUSTIFY: Final = "robustify"
-"""The command whose runs go on from checkpoints; others go on from the files that they have made."""
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "webdataset", "numpy")
 
 _log = logging.getLogger("robustclip")
 _called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
-
-
-def _moment(text: str) -> str:
-    if datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("a time without its zone")
-    return text
 
 
 @contextmanager
@@ -203,20 +192,7 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """A run that exists, as it is. Raises UsageError for a folder that holds none."""
-        path = Path(folder) / RECORD
-        if not os.path.lexists(path):
-            raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}")
-        try:
-            record = read_json(path)
-        except UsageError as error:
-            raise UsageError(f"{path} is not readable ({error}): the run must be made again") from error
-        if not (isinstance(record, dict) and {"recipe", "status", "arguments", "started"} <= record.keys()):
-            raise UsageError(f"{path} is not a run's record: it must name recipe, status, arguments and started")
-        try:
-            _Record.model_validate(record)
-        except ValidationError as error:
-            raise UsageError(f"{path} is not a run's record ({first_of(error)})") from error
-        return cls(Path(folder), record)
+        return cls(Path(folder), read_record(Path(folder)))
 
     @property
     def status(self) -> Status:
@@ -348,30 +324,6 @@ class Run:
     def _save(self) -> None:
         if self._writes:
             write_json(self.folder / RECORD, self.record)
-
-
-class _Start(BaseModel):
-    """What a start of a run leaves in its record."""
-
-    model_config = ConfigDict(strict=True)
-
-    arguments: dict[str, Any]
-    started: Annotated[str, AfterValidator(_moment)]
-
-
-class _Record(_Start):
-    """The parts of run.json that are read again, and their types."""
-
-    recipe: str
-    status: Status
-    room: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")] = ROBUSTIFY
-    called: str = ""
-    process: dict[str, Any] = {}
-    notes: dict[str, Any] = {}
-    warnings: list[str] = []
-    resumed: list[_Start] = []
-    reason: str = ""
-    ended: str = ""
 
 
 def versions() -> dict[str, str]:

@@ -87,7 +87,7 @@ def flags() -> Iterator[Case]:
         ("--referee emoji-robust=much", "is not a positive number"),
         ("--referee emoji-robust=-1", "is not a positive number"),
         ("--referee emoji-robust=nan", "is not a positive number"),
-        ("--out {file}", "is not empty"),
+        ("--out {file}", "is not a folder"),
         ("--out {folder}", "is not empty"),
         ("--resume {folder}", "is not a run's folder"),
     ):

@@ -228,16 +228,17 @@ def test_the_traceback_is_shown_when_asked_for(toy: str) -> None:
     assert "Traceback" in robustclip_command("robustify", toy, "--fail", "bug", ROBUSTCLIP_TRACEBACK="1").stderr
 
 
-def test_an_interrupt_exits_with_130(toy: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_exits_with_128_and_the_signal(toy: str, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "robustclip", "robustify", toy, "--fail", "wait"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
     with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert errors.strip() == "robustclip: interrupted"
 
 

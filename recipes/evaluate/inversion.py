@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import Score, judge_pairs
 from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable
 from robustclip.evaluation.generation.sets import overview, paint_set
-from robustclip.files import atomic_write, plain, write_json
+from robustclip.files import atomic_write, plain, read_json, write_json
 from robustclip.images import load_image, resize, save_image
 from robustclip.losses.pairing import Pairing
 from robustclip.referees.blip2 import Blip2
@@ -314,7 +313,7 @@ def painted(folder: Path) -> int:
 def seconds(folder: Path, pictures: int, took: float) -> float:
     """Seconds that a picture takes, over all calls that painted some of a cell."""
     record = folder.parent / f"{folder.name}.seconds.json"
-    told = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"pictures": 0, "seconds": 0.0}
+    told = read_json(record) if record.is_file() else {"pictures": 0, "seconds": 0.0}
     if pictures > 0:
         told = {"pictures": told["pictures"] + pictures, "seconds": told["seconds"] + took}
         write_json(record, told)

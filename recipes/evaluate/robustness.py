@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,7 +16,7 @@ from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.files import atomic_write, write_json
+from robustclip.files import atomic_write, read_json, write_json
 from robustclip.images import save_image
 from robustclip.robustification.finish import REFEREE
 from robustclip.runs import RECORD, ResumeFrom, Run, RunFolder
@@ -159,7 +158,7 @@ class Measuring:
     def __call__(self, row: Row, folder: Path) -> dict[str, Any]:
         """Measure the referee of a row, unless that is done; result.json's content."""
         if (folder / RESULT).is_file():
-            return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+            return dict(read_json(folder / RESULT))
         referee = str(folder / "run" / REFEREE)
         common = {"data": SPLIT, "labels": "present", "device": self.device, "batch_size": 50}
         weak = self._evaluated(referee, folder / "weak", limit=self.images, attack=[self.attack], **common)
@@ -167,7 +166,7 @@ class Measuring:
         gradients = self._evaluated(referee, folder / "gradients", limit=self.images, tasks=["gradients"], **common)
         settings = common | {"data": PAG_SPLIT}
         pag = self._evaluated(referee, folder / "pag", limit=self.images, tasks=["pag"], pag=self.pull, **settings)
-        record = json.loads((folder / "run" / RECORD).read_text(encoding="utf-8"))
+        record = Run.open(folder / "run").record
         found = {
             "row": row.name,
             "tower": row.tower,
@@ -190,8 +189,8 @@ class Measuring:
 
     def _evaluated(self, referee: str, folder: Path, **settings: Any) -> dict[str, Any]:
         if not (folder / REPORT_FILE).is_file():
-            evaluate([referee], out=folder, **settings)
-        return dict(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
+            evaluate([referee], out=folder, resume=True, **settings)  # it may have been stopped within an attack
+        return dict(read_json(folder / REPORT_FILE))
 
     def _painted(self, name: str, referee: str, folder: Path) -> dict[str, Any]:
         """R-Precision of paintings of embedded prompts, by both judges among all prompts."""

@@ -24,7 +24,7 @@ from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.files import atomic_write, write_json
+from robustclip.files import atomic_write, read_json, write_json
 from robustclip.images import save_image
 from robustclip.referees.heads import load_aesthetics
 from robustclip.runs import ResumeFrom, Run, RunFolder
@@ -205,7 +205,7 @@ def painted(cell: Cell, folder: Path, settings: dict[str, Any]) -> tuple[Result,
     if not cell.optimised and cell.canvas == "styler":
         named["canvas"] = "pixels"  # the contents themselves; a network that nothing trained gives noise
     record = folder.with_suffix(".seconds.json")
-    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"pictures": 0, "seconds": 0.0}
+    before = read_json(record) if record.is_file() else {"pictures": 0, "seconds": 0.0}
     there = len(list((folder / "images").glob("*.png")))
     began = time.monotonic()
     result = paint_set(folder, settings | named, recipe)

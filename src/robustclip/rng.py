@@ -17,7 +17,7 @@ def generator(seed: int, purpose: str, *indices: int, device: str | torch.device
     The numbers drawn differ between kinds of device.
     """
     key = repr((int(seed), purpose, *(int(index) for index in indices)))
-    digest = hashlib.sha256(key.encode()).digest()
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).digest()
     stream = torch.Generator(device=device)
     stream.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: what a signed seed holds
     return stream

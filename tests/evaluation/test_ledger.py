@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustclip.errors import UsageError
+from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
 from robustclip.evaluation.zeroshot import Predictions
+from robustclip.files import LOCK
+from robustclip.interrupts import terminable
+from robustclip.processes import owning
 from robustclip.referees.toy import toy_referee
 
 SETTING = {"seed": 0, "data": "colours"}
@@ -129,6 +136,71 @@ def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
     assert found.answers == expected.answers
     # What was done of the batch that stopped is done again, 4 calls of 5 at most (APGD's, with one for its start).
     assert 0 <= rest.calls + last - whole.calls <= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_an_attack_says_how_to_go_on_and_the_numbers_are_the_same(
+    colour_referee: Callable, colour_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    call = {"data": colour_folder, "attack": "l2:1.3@3x2", "batch_size": 1, "device": "cpu"}
+    whole = evaluate([colour_referee()], out=tmp_path / "whole", **call)
+    out = tmp_path / "out"
+
+    class Struck(Counting):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.calls == 8:
+                signal.raise_signal(number)
+            return super().forward(images)
+
+    with terminable(), pytest.raises(Interrupted, match=rf"kept in {out}: the same call with --resume goes on") as told:
+        evaluate([colour_referee(tower=Struck())], out=out, **call)
+    assert told.value.signal == number
+    assert not (out / LOCK).exists()
+    found = evaluate([colour_referee()], out=out, resume=True, **call)
+    assert (found.rows, found.answers) == (whole.rows, whole.answers)
+    with terminable(), pytest.raises(Interrupted, match="nothing is kept, and the same call starts over"):
+        evaluate([colour_referee(tower=Struck())], **call)
+
+
+def test_two_evaluations_do_not_share_a_folder(colour_referee: Callable, colour_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with owning(out), pytest.raises(UsageError, match=rf"out is in use by process {os.getpid()}"):
+        evaluate([colour_referee()], data=colour_folder, out=out, device="cpu")
+    assert not out.exists()
+
+
+def test_a_full_disk_does_not_cost_the_numbers(
+    colour_referee: Callable, colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = evaluate([colour_referee()], data=colour_folder, device="cpu")
+    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    for place in ({"out": tmp_path / "out"}, {"csv": tmp_path / "x.csv"}):
+        with pytest.raises(RunError, match=r"(table\.txt|x\.csv) could not be written \(No space left on device\)"):
+            evaluate([colour_referee()], data=colour_folder, device="cpu", **place)
+        (kept,) = (tmp_path / "spare").iterdir()
+        assert json.loads(kept.read_text())["rows"] == whole.to_json()["rows"]
+        kept.unlink()
+
+
+def test_pictures_whose_names_are_not_utf8_are_told(
+    colour_referee: Callable, colour_folder: Path, tmp_path: Path
+) -> None:
+    first = sorted(colour_folder.rglob("*.png"))[0]
+    name = os.fsdecode(b"caf\xe9.png")
+    first.rename(first.with_name(name))
+    options = {"data": colour_folder, "device": "cpu", "attack": "l2:1.3@3"}
+    found = evaluate([colour_referee()], out=tmp_path / "out", csv=tmp_path / "x.csv", **options)
+    answers = list(map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines()))
+    assert answers == found.answers
+    assert any(name in answer["id"] for answer in answers)
+    (tmp_path / "out" / "evaluation.json").unlink()
+    again = evaluate([colour_referee(tower=Counting(0))], out=tmp_path / "out", resume=True, **options)
+    assert again.rows == found.rows, "all of it was found in the ledger"
 
 
 def test_resume_begins_where_there_is_nothing(colour_referee: Callable, colour_folder: Path, tmp_path: Path) -> None:

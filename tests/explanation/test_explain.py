@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import signal
+import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,15 +17,19 @@ from torch import nn
 
 import robustclip
 from robustclip.attacks import AttackSpec
-from robustclip.errors import UsageError
+from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.evaluation.similarity import cosines
 from robustclip.explanation import looks
 from robustclip.explanation.attacks import negate
 from robustclip.explanation.looks import look, numbers
 from robustclip.explanation.maps import Mapper
 from robustclip.images import save_image
+from robustclip.interrupts import terminable
+from robustclip.processes import owning
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
+
+explain_module = import_module("robustclip.explanation.explain")  # whose name in the package is the function
 
 
 @pytest.fixture
@@ -138,6 +147,39 @@ def test_an_explanation_is_not_written_over(pictures: Path, tmp_path: Path) -> N
     robustclip.explain(**call)
     with pytest.raises(UsageError, match="already holds an explanation"):
         robustclip.explain(**call)
+
+
+def test_pictures_whose_names_are_not_utf8_are_explained(pictures: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (pictures / "two.png").rename(pictures / name)
+    call = {"referees": referees(), "images": [str(pictures)], "texts": ["a cat"], "attack": "none"}
+    robustclip.explain(**call, out=tmp_path / "out", gradients=False)
+    told = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert name in [pair["id"] for pair in told["pairs"]]
+    assert (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_stopped_or_full_explanation_says_so(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"referees": referees(), "images": [str(pictures)], "texts": ["a cat"], "attack": "none", "gradients": False}
+    with owning(tmp_path / "out"), pytest.raises(UsageError, match="is in use by process"):
+        robustclip.explain(**call, out=tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(explain_module, "look_at", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        with terminable(), pytest.raises(Interrupted, match="nothing is kept of an explanation") as told:
+            robustclip.explain(**call, out=tmp_path / "out")
+        assert told.value.signal == signal.SIGTERM
+    assert not (tmp_path / "out").exists()
+
+    def refuse(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    with pytest.raises(RunError, match=r"report\.html could not be written \(No space left on device\)"):
+        robustclip.explain(**call, out=tmp_path / "out")
+    (kept,) = (tmp_path / "spare").glob("*.json")
+    assert {pair["text"] for pair in json.loads(kept.read_text())["pairs"]} == {"a cat"}
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.shard_lists import SUFFIX, Pattern, find_shards, not_shards
 from robustclip.data.tars import BrokenTar, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
 from robustclip.errors import Fault, UsageError
+from robustclip.files import read_json
 from robustclip.images import ENDINGS
 
 TEXTS = ("txt", "json")
@@ -248,8 +249,8 @@ def count_samples(shard: Path) -> int:
     """How many samples a shard holds, bad ones included: img2dataset's `00000_stats.json`, else the names counted."""
     stats = shard.with_name(shard.name.split(".")[0] + "_stats.json")
     try:
-        return max(0, int(json.loads(stats.read_bytes())["successes"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return max(0, int(read_json(stats)["successes"]))
+    except (ValueError, KeyError, TypeError, OverflowError):
         pass  # not there, or not img2dataset's: count
     split = [split_name(name) for name in names(shard) if not is_hidden(name)]
     return len({sample for sample, ending, _ in split if ending in (*ENDINGS, *TEXTS)})

@@ -21,9 +21,10 @@ import torch
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.zeroshot import Predictions
-from robustclip.files import is_file, plain
+from robustclip.files import is_file, naming, parse_json, plain, read_bytes
 from robustclip.referees.base import TwoTower
 
+MOST: Final = 2**30  # bytes of it
 LEDGER_FILE: Final = "attacked.jsonl"
 
 Place = tuple[str, str, str, str, int]
@@ -74,22 +75,22 @@ class Ledger:
 
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with self.path.open("ab") as file:
-            file.write(text.encode())
+        with naming(self.path), self.path.open("ab") as file:
+            file.write(text.encode(errors="backslashreplace"))  # names of files that are not UTF-8, as JSON's \udcXX
             file.flush()
             os.fsync(file.fileno())
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         """All lines; what a stopped process left of another is cut off, so that the next has a line of its own."""
-        content = self.path.read_bytes()
+        content = read_bytes(self.path, MOST)
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
         try:
-            lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
-        except ValueError as error:
-            raise UsageError(f"{self.path} is not readable ({error}): give another folder, or remove it") from error
+            lines = [parse_json(line, self.path) for line in whole.split(b"\n")[:-1]]
+        except UsageError as error:
+            raise UsageError(f"{error}: give another folder, or remove it") from error
         if not all(isinstance(line, dict) for line in lines):
             raise UsageError(f"{self.path} holds lines that are no outcomes: give another folder, or remove it")
         return lines

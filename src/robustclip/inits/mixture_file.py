@@ -50,7 +50,8 @@ def save_mixture(
     about = {"format": FORMAT, "height": height, "width": width, "ridge": mixture.ridge}
     about |= {"class_names": mixture.class_names, "notes": dict(sorted((notes or {}).items()))}
     # One entry: safetensors writes several in an order of chance, and two files would differ in their bytes.
-    metadata = {"mixture": json.dumps(about, ensure_ascii=False)}
+    text = json.dumps(about, ensure_ascii=False)
+    metadata = {"mixture": text.encode(errors="backslashreplace").decode()}  # names of folders that are not UTF-8
     with atomic_write(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
 

@@ -5,7 +5,6 @@ So a step of a tower of two billion weights can be counted in seconds on a lapto
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from robustclip.errors import UsageError
+from robustclip.files import read_json
 from robustclip.referees import registry
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG
@@ -74,7 +74,9 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
             )
         return Blueprint(start, card.architecture, height_and_width(tuple(card.preprocess["size"])))
     if (folder / CONFIG).is_file():
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
+        if not (isinstance(config, dict) and isinstance(config.get("model_cfg"), dict)):
+            raise UsageError(f"{folder / CONFIG} is no config of open_clip: it has no model_cfg")
         return _of_config(start, config["model_cfg"], config.get("preprocess_cfg", {}).get("size"))
     architecture, _, tag = start.partition(":")
     if tag and architecture not in ("hf-hub", "timm", "local-dir"):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, Typ
 
 from robustclip.errors import UsageError
 from robustclip.files import atomic_write, is_file, read_json, write_json
-from robustclip.referees.plain import FileName, Line, Plain, Sha256, check_plain, first_of
+from robustclip.referees.plain import CardName, FileName, Line, Plain, Sha256, check_plain, first_of
 from robustclip.referees.preprocess import Preprocess
 from robustclip.threat import ThreatModel
 
@@ -59,7 +59,7 @@ class Card:
     the image tower was trained against (None: not robust). `logit_scale` multiplies cosines; `logit_bias` is added.
     """
 
-    name: Line
+    name: CardName
     family: Line
     architecture: Plain
     preprocess: Annotated[Plain, AfterValidator(_preprocess)]

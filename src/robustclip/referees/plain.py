@@ -62,6 +62,13 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _card_name(text: str) -> str:
+    """A name goes into pages, commands and the code of a README: no markup, no quotes, no way out of a folder."""
+    if re.search(r"[<>\"'`\\]", text) or text.startswith("-") or ".." in text.split("/"):
+        raise UsageError(f"{text!r} is not a name: it holds markup, quotes, or a path that leads out")
+    return text
+
+
 def _file_name(text: str) -> str:
     if text in (".", "..") or re.search(r"[/\\:]", text):
         raise UsageError(f"{text!r} is a path: files of a referee lie in its own folder")
@@ -78,6 +85,7 @@ def first_of(error: ValidationError) -> str:
 
 Plain = Annotated[dict[str, Any], AfterValidator(check_plain)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_one_line)]
+CardName = Annotated[Line, AfterValidator(_card_name)]
 FileName = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_file_name)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

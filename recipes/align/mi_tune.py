@@ -104,9 +104,9 @@ def recipe(
     Deviations: in later rounds the adapter is trained on, with a new optimiser (the paper does not say); texts are
     never dropped. --mode released keeps what MI-TUNE's code does otherwise, by mistake or choice.
     """
-    arguments = dict(locals())
     if quick:
         count, samples, sampling_steps, steps, batch_size, save_every = 2, 2, 2, 2, 4, 1
+    arguments = dict(locals())
     ddim = 2 if quick else 50
     way, place = WAYS[mode], pick_device(device)
     tuned = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype == "auto" else dtype, place))

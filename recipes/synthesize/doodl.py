@@ -121,6 +121,8 @@ def recipe(
     )
     if quick:
         doodl, crops, batch_size = doodl.quick(), min(crops, 2), 4
+        arguments |= {"crops": crops, "batch_size": batch_size}
+        arguments |= {"steps": doodl.task.steps, "chain_steps": doodl.way.chain_steps}
     if method == "one-step":
         doodl = replace(doodl, way=replace(doodl.way, sampler="ddim"))
     way, count = doodl.way, 0 if method == "plain" else doodl.task.steps

@@ -113,7 +113,7 @@ class TypedCommand(click.Command):
         super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
             return []
-        json, dry = ctx.params.pop("json"), ctx.params.pop("dry_run", False)
+        json, dry = ctx.params.pop("json"), self.long and ctx.params.pop("dry_run")  # else it is the function's own
         overwrite = ctx.params["overwrite"]
         if not any(parameter.name == "overwrite" for parameter in self.parameters):
             del ctx.params["overwrite"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import click
@@ -131,3 +132,66 @@ def test_shells_complete_the_words_that_a_type_names() -> None:
     way = next(option for option in command.params if option.name == "way")
     assert [item.value for item in way.shell_complete(context, "")] == ["a", "bc"]
     assert [item.value for item in way.shell_complete(context, "b")] == ["bc"]
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "value"),
+    [
+        (["robustify", "emoji", "--eps= 8 / 255", "--norm", "linf"], "eps", 8 / 255),
+        (["robustify", "fare-vit-l14", "--data", "x", "--step-size", "0.5/255"], "step_size", 0.5 / 255),
+        (["robustify", "emoji-trades", "--beta", "13/2"], "beta", 6.5),
+        (["evaluate", "emoji-robust", "--sigma", "1/4"], "sigma", 0.25),
+        (["mixture", "fit", "x", "--out", "new.safetensors", "--ridge", "1/1000"], "ridge", 0.001),
+        (["synthesize", "clipag", "a", "--noise", "1/20", "--size", "64"], "noise", 0.05),
+        (["synthesize", "clipag", "--size", "64", "--", "-5 degrees"], "prompt", ["-5 degrees"]),
+        (["judge", "--batch-size", "2", "--", "-pics"], "pictures", ["-pics"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_quotients_and_dashes_reach_every_verb(words: list[str], names: str, value: object) -> None:
+    group: click.Command = app
+    rest = list(words)
+    while isinstance(group, click.Group):
+        found = group.get_command(click.Context(group), rest.pop(0))
+        assert found is not None
+        group = found
+    bound = group.make_context("it", rest).params["arguments"][names]
+    assert (list(bound) if isinstance(value, list) else bound) == value
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("robustclip explain --method gradc", {"gradcam", "gradcam++"}), ("robustclip plan clipag-l", {"clipag-linf"})],
+)
+def test_every_shell_is_answered(shell: str, words: str, offered: set[str]) -> None:
+    last = words.split()[-1]
+    place = last if shell == "fish" else str(len(words.split()) - 1)
+    asked = {"_ROBUSTCLIP_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": place}
+    told = CliRunner().invoke(app, [], prog_name="robustclip", env=asked).stdout
+    assert offered <= set(re.split(r"[\n,\t]", told))
+    source = CliRunner().invoke(app, [], prog_name="robustclip", env={"_ROBUSTCLIP_COMPLETE": f"{shell}_source"})
+    assert f"_ROBUSTCLIP_COMPLETE={shell}_complete" in source.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "untold"),
+    [
+        (["judge", "pics", "--dry-run"], "reads pictures: pics/ (1 item)", "writes out"),
+        (["mixture", "fit", "pics", "--out", "m.safetensors", "--dry-run"], "writes out: m.safetensors", "reads notes"),
+        (["synthesize", "clipag", "pics", "--dry-run"], "writes out: a new folder below runs/", "reads prompt"),
+        (["evaluate", "emoji-robust", "--data", "pics", "--dry-run"], "reads data: pics/", "writes out"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_dry_run_takes_words_for_words_and_files_for_files(
+    words: list[str], told: str, untold: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").touch()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    assert told in done.stdout
+    assert untold not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["pics"]

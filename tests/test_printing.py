@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -91,3 +92,31 @@ def test_curves_are_bars_between_the_lowest_and_the_highest() -> None:
 )
 def test_ages(seconds: float, text: str) -> None:
     assert printing.age(seconds) == text
+
+
+def test_accuracies_of_the_probe_are_explained_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.trained({"weak_accuracy": 0.5, "strong_accuracy": 0.25})
+    told = capsys.readouterr().out
+    assert "weak accuracy: 0.5\n" in told
+    assert "strong under PGD-20" in told
+    assert "a fixed batch of training data" in told
+    printing.trained({"loss": 0.5})
+    assert "PGD" not in capsys.readouterr().out
+
+
+def test_training_ends_with_the_export_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "my run"
+    (run / "referee").mkdir(parents=True)
+    printing.trained({"run": str(run)})
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line) == ["next:", "robustclip", "export", str(run), "--name", "my-run"]
+
+
+def test_a_referee_that_was_added_is_checked_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printing.added(Entry("mine", tmp_path, "registered"))
+    assert capsys.readouterr().out == "added mine\nnext: robustclip referees verify mine\n"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 pictures"), (1, "1 picture"), (5000, "5,000 pictures")])
+def test_counts_agree_with_their_nouns(number: int, text: str) -> None:
+    assert printing.counted(number, "picture") == text

@@ -165,7 +165,7 @@ app.add_command(
         "doctor",
         "doctor:doctor",
         "Show versions and devices, what is missing, and how to get it.",
-        show=lambda facts: printing.rich(import_module("robustclip.doctor").report(facts)),
+        show=printing.found_here,
     )
 )
 app.add_command(
@@ -326,7 +326,7 @@ _referee_verb(
 _referee_verb(
     "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
 )
-_referee_verb("add", "add", "Give a referee's folder a name.", show=lambda entry: printing.echo(f"added {entry.name}"))
+_referee_verb("add", "add", "Give a referee's folder a name.", show=printing.added)
 _referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: printing.echo(f"forgot {folder}"))
 
 

@@ -21,6 +21,7 @@ from rich.filesize import decimal
 from robustclip import signatures
 from robustclip.errors import UsageError
 from robustclip.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
+from robustclip.printing import counted
 from robustclip.signatures import Pairs, Parameter, as_flag, written
 
 Function = Callable[..., Any]
@@ -47,6 +48,8 @@ USUAL = EVERYWHERE | {
 LONGEST_PATH = 1000  # characters
 PLACES = ("out", "to", "csv", "svg")
 """Parameters that name what is written."""
+TEXTS = ("prompt", "texts", "negations", "targets", "notes", "name")
+"""Parameters whose values are words, and no files that happen to be called so."""
 DRY_RUN = click.Option(["--dry-run"], is_flag=True, help="check the call, say what it would read and write, and end")
 
 
@@ -160,13 +163,13 @@ class TypedCommand(click.Command):
         for name, value in arguments.items():
             if name in places:
                 continue
-            if found := list(_found(value)):
+            if name not in TEXTS and (found := list(_found(value))):
                 click.echo(f"reads {name.replace('_', ' ')}: {', '.join(found)}")
             elif value != defaults[name]:
                 click.echo(f"{name.replace('_', ' ')}: {written(value)}")
         for name, value in places.items():
             click.echo(f"writes {name.replace('_', ' ')}: {value}")
-        if arguments.get("out", ...) is None and arguments.get("resume") is None:
+        if "quick" in arguments and arguments["out"] is None and arguments.get("resume") is None:  # a recipe's run
             click.echo("writes out: a new folder below runs/")
         if self.estimate is not None and not arguments.get("quick"):
             self.estimate(arguments)
@@ -210,13 +213,13 @@ def _parted(args: list[str]) -> tuple[list[str], list[str]]:
 def _found(value: object) -> Iterator[str]:
     """The files and folders among the values of a parameter, with their size."""
     for one in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(one, str | Path) or len(str(one)) > LONGEST_PATH:
+        if not isinstance(one, str | Path) or not 0 < len(str(one)) <= LONGEST_PATH:
             continue
         path = Path(one)
         if is_file(path):
             yield f"{path} ({decimal(path.stat().st_size)})"
         elif is_folder(path):
-            yield f"{path}/ ({sum(1 for _ in path.iterdir())} entries)"
+            yield f"{path}/ ({counted(sum(1 for _ in path.iterdir()), 'item')})"
 
 
 def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from io import StringIO
@@ -76,12 +77,13 @@ def trained(values: Mapping[str, object]) -> None:
     numbers(values)
     if "strong_accuracy" in values:
         echo(
-            "accuracies are top-1 on a held-out batch: weak under the attack of training, strong under PGD-20, clean "
-            "without an attack"
+            "accuracies are top-1 on the probe, a fixed batch of training data: weak under PGD with the steps of the "
+            "training attack, strong under PGD-20, clean without an attack. A weak one far above the strong one says "
+            "that the training overfits to its own attack."
         )
     folder = values.get("run")
     if isinstance(folder, str) and (Path(folder) / "referee").is_dir():
-        next_call("export", folder, "--name", "mine")
+        next_call("export", folder, "--name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(folder).resolve().name))
 
 
 def exported(folder: Path) -> None:
@@ -145,6 +147,22 @@ def explained(explanation: Explanation) -> None:
     """The summary, and where the report is."""
     rich(explanation.table())
     echo(f"open {explanation.page}")
+    names = dict.fromkeys(row.referee for row in explanation.report.rows)
+    next_call("evaluate", *names, "--attack", "l2:1.5@20", "--limit", 256)
+
+
+def found_here(facts: Mapping[str, Any]) -> None:
+    """What this machine has, and what to try on it."""
+    from robustclip.doctor import report
+
+    rich(report(facts))
+    next_call("demo")
+
+
+def added(entry: Entry) -> None:
+    """The name of a referee, and how to check it."""
+    echo(f"added {entry.name}")
+    next_call("referees", "verify", entry.name)
 
 
 def demonstration(shown: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def test_data_that_say_their_weights_are_drawn_by_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("part", ["a=0", "a=-1", "a=nan", "a=1e999", "a=", "a=two", "=2"])
+@pytest.mark.parametrize("part", ["a=0", "a=-1", "a=nan", "a=1e999", "a=", "a=two", "=2", "a=1/0", "a=0/2", "a=2,5"])
 def test_a_weight_is_a_positive_number(part: str) -> None:
     with pytest.raises(UsageError, match="is not a positive number"):
         weighted([part])
@@ -73,6 +73,7 @@ def test_an_equals_sign_of_a_path_or_a_command_is_no_weight(tmp_path: Path) -> N
     (tmp_path / "x=2").mkdir()
     parts = [str(tmp_path / "x=2"), "lr=1/{00..09}.tar", "pipe:curl -H a=2", "k=v.tar"]
     assert weighted(parts) == (parts, None)
+    assert weighted(["a=1/2", "b=3"]) == (["a", "b"], [0.5, 3])
     assert weighted(["lr=1/{00..09}.tar=0.5", "b"]) == (["lr=1/{00..09}.tar", "b"], [0.5, 1])
 
 

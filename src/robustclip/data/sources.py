@@ -21,7 +21,7 @@ from robustclip.data.shard_lists import PIPE, SUFFIXES, shards_in
 from robustclip.data.shards import ShardSource
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import UsageError
-from robustclip.signatures import raise_faults
+from robustclip.signatures import QUOTIENT, raise_faults
 
 TABLES = (".csv", ".tsv")
 EMOJI = {"guide-styles": "guide_styles", "unseen-train": "unseen_styles"}  # our split: its name in splits.json
@@ -163,9 +163,14 @@ def weighted(parts: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
 def _weighted(part: str) -> tuple[str, float, bool]:
     source, equals, text = part.rpartition("=")
-    if not equals or part.startswith(PIPE) or any(sign in text for sign in "/\\{*?:") or text.endswith(SUFFIXES):
+    quotient = QUOTIENT.fullmatch(text)
+    is_path = quotient is None and any(sign in text for sign in "/\\{*?:")
+    if not equals or part.startswith(PIPE) or is_path or text.endswith(SUFFIXES):
         return part, 1.0, False  # the sign belongs to a path or a command
-    weight = float(text) if re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", text, re.ASCII) else 0.0
+    if quotient is not None:
+        weight = float(quotient[1]) / (float(quotient[2]) or math.inf)
+    else:
+        weight = float(text) if re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", text, re.ASCII) else 0.0
     if not source or not 0 < weight < math.inf:
         raise UsageError(
             f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0"

@@ -144,7 +144,6 @@ def test_shells_complete_the_words_that_a_type_names() -> None:
         (["mixture", "fit", "x", "--out", "new.safetensors", "--ridge", "1/1000"], "ridge", 0.001),
         (["synthesize", "clipag", "a", "--noise", "1/20", "--size", "64"], "noise", 0.05),
         (["synthesize", "clipag", "--size", "64", "--", "-5 degrees"], "prompt", ["-5 degrees"]),
-        (["judge", "--batch-size", "2", "--", "-pics"], "pictures", ["-pics"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -151,7 +151,7 @@ def explained(explanation: Explanation) -> None:
     next_call("evaluate", *names, "--attack", "l2:1.5@20", "--limit", 256)
 
 
-def found_here(facts: Mapping[str, Any]) -> None:
+def found_here(facts: dict[str, Any]) -> None:
     """What this machine has, and what to try on it."""
     from robustclip.doctor import report
 

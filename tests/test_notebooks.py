@@ -43,11 +43,7 @@ def test_a_notebook_imports_public_names_only(path: Path) -> None:
                     assert one.name in listed if listed else not one.name.startswith("_")
 
 
-STORED = [path for path in NOTEBOOKS if path.stem in ("a_published_clip", "see_the_gradients")]
-"""Those whose outputs are stored so far."""
-
-
-@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_stored_with_its_outputs(path: Path) -> None:
     """tools/run_notebooks.py stores them, below 300 kB a notebook, and no path of the machine that it ran on."""
     cells = code_of(path)

@@ -39,8 +39,9 @@ def run(path: Path) -> None:
             done = shell.run_cell("".join(cell["source"]), store_history=False, silent=False)
         done.raise_error()
         outputs: list[dict[str, Any]] = []
-        if captured.stdout:
-            outputs.append({"name": "stdout", "output_type": "stream", "text": lines(captured.stdout)})
+        printed = captured.stdout.partition("Out[0]:")[0]  # what follows is the value, which is kept beside it
+        if printed:
+            outputs.append({"name": "stdout", "output_type": "stream", "text": lines(printed)})
         if done.result is not None:
             outputs.append(
                 {

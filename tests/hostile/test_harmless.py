@@ -118,7 +118,7 @@ def test_a_name_that_looks_like_markup_is_a_name(place: Path, capsys: pytest.Cap
     rows = measured(place, str(toy), "--data", str(shards(sample())(place / "data")))
     assert {row["referee"] for row in rows} == {"[/bold] [red]toy"}
     printed = capsys.readouterr()
-    assert "[/bold] [red]toy, zero-shot clean: 1 images" in printed.err
+    assert "[/bold] [red]toy, zero-shot clean: 1 image" in printed.err
     assert "[/bold] [red]toy" in printed.out
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustclip import attacks, data, evaluation, images, referees, robustification
+    from robustclip.calls import robustify, synthesize
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
     from robustclip.explanation.explain import explain
     from robustclip.planning.plan import plan
-    from robustclip.recipes import robustify, synthesize
     from robustclip.referees.registry import list_referees, load_referee
     from robustclip.robustification.export import export
     from robustclip.threat import ThreatModel
@@ -52,8 +52,8 @@ _HOME_OF = {
     "list_referees": "referees.registry",
     "load_referee": "referees.registry",
     "plan": "planning.plan",
-    "robustify": "recipes",
-    "synthesize": "recipes",
+    "robustify": "calls",
+    "synthesize": "calls",
 }
 
 

@@ -1,0 +1,53 @@
+"""`robustclip.robustify` and `robustclip.synthesize`: functions that also have each recipe as a function of its own.
+
+`calls.pyi` beside this file has the recipes' signatures for editors; `python tools/write_stubs.py` writes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from robustclip import recipes
+
+
+class Recipes:
+    """A function that takes a recipe's name, and as attributes the recipes: `synthesize.clipag("a cat", seeds=[1])`.
+
+    Each has the recipe's signature and docstring, and the checks of its command. Raises UsageError and RunError as
+    `robustclip.recipes.run`.
+    """
+
+    def __init__(self, room: str, function: Callable[..., Any]) -> None:
+        self._room, self._function = room, function
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self.__signature__ = inspect.signature(function)
+
+    def __call__(self, *given: Any, **arguments: Any) -> Any:
+        return self._function(*given, **arguments)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(one.path.stem for one in recipes.available(self._room))]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        found = {one.path.stem: one for one in recipes.available(self._room)}.get(name)
+        if found is None or name.startswith("_"):
+            raise AttributeError(f"there is no recipe {name!r}: {', '.join(dir(self))}")
+        signature = inspect.signature(found.function)
+
+        def recipe(*given: Any, **arguments: Any) -> Any:
+            bound = signature.bind_partial(*given, **arguments).arguments
+            if isinstance(bound.get("prompt"), str):
+                bound["prompt"] = [bound["prompt"]]
+            if self._room == "robustify":
+                return self._function(found.name, **bound)
+            return recipes.run(found.name, self._room, dict(bound))
+
+        recipe.__name__, recipe.__doc__ = name, found.function.__doc__
+        recipe.__signature__ = signature  # type: ignore[attr-defined]
+        return recipe
+
+
+robustify = Recipes("robustify", recipes.robustify)
+synthesize = Recipes("synthesize", recipes.synthesize)

@@ -1,0 +1,79 @@
+"""Write src/robustclip/calls.pyi anew, after a recipe's flags have changed: what editors complete.
+
+python tools/write_stubs.py
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustclip import recipes, signatures
+from robustclip.files import atomic_write
+from robustclip.recipes import Recipe
+from robustclip.signatures import Parameter
+
+STUB = Path(__file__).parents[1] / "src" / "robustclip" / "calls.pyi"
+RESULTS = {"robustify": "Trained", "synthesize": "Result"}
+TYPES = {"INTEGER": "int", "NUMBER": "float", "TEXT": "str", "PATH": "str | Path", "": "bool"}
+HEAD = '''"""Signatures of the recipes, for editors. Written by tools/write_stubs.py: do not edit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from robustclip.recipes import Trained
+from robustclip.synthesis.painted import Result
+
+'''
+
+
+def annotation(parameter: Parameter) -> str:
+    """The type that a caller may give, in plain Python."""
+    if parameter.choices:
+        kind = f"Literal[{', '.join(map(repr, parameter.choices))}]"
+    else:
+        kind = " | ".join(dict.fromkeys(TYPES.get(word, "Any") for word in parameter.label.split("|")))
+    kind = f"Sequence[{kind}]" if parameter.repeated else kind
+    return f"{kind} | None" if parameter.default is None else kind
+
+
+def method(recipe: Recipe, result: str) -> Iterator[str]:
+    """The lines of one recipe."""
+    parameters = signatures.parameters(recipe.function)
+    yield f"    def {recipe.path.stem}("
+    yield "        self,"
+    for parameter in parameters:
+        if parameter.positional:
+            yield f"        {parameter.name}: str | Sequence[str] = ...,"
+    yield "        *,"
+    for parameter in parameters:
+        if not parameter.positional:
+            yield f"        {parameter.name}: {annotation(parameter)} = ...,"
+    yield f"    ) -> {result}:"
+    first = (inspect.getdoc(recipe.function) or "").split("\n\n")[0].replace("\n", " ")
+    yield f'        """{first}"""'
+
+
+def stub() -> str:
+    """The whole file."""
+    lines = [HEAD]
+    for room, result in RESULTS.items():
+        lines += [f"class _{room.title()}:"]
+        own = inspect.signature(getattr(recipes, room))
+        given = (
+            ["recipe: str"] if room == "robustify" else [f"{next(iter(own.parameters))}: Sequence[str] | str | Path"]
+        )
+        given += [] if room == "robustify" else ["referee: Any = ...", "*", "recipe: str = ..."]
+        lines += [f"    def __call__(self, {', '.join(given)}, **arguments: Any) -> {result}: ..."]
+        for recipe in recipes.available(room):
+            lines += method(recipe, result)
+        lines += ["", f"{room}: _{room.title()}", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    text = stub()
+    with atomic_write(STUB, "w") as file:
+        file.write(text)

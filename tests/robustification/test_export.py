@@ -273,7 +273,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no run .*none: give the folder that robustclip robustify wrote"):
         export(tmp_path / "none", name="mine")
     (tmp_path / "run.json").write_text(
-        json.dumps({"recipe": "emoji", "status": "failed", "arguments": {}, "started": "2025-01-31"})
+        json.dumps({"recipe": "emoji", "status": "failed", "arguments": {}, "started": "2025-01-31T00:00:00+00:00"})
     )
     told = r"holds no trained referee \(the run is failed\): .*let the run finish, or go on with it"
     with pytest.raises(UsageError, match=told):

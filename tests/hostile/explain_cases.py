@@ -27,7 +27,7 @@ def images() -> Iterator[Case]:
         ("{folder}", "no image is left to explain"),
         ("{data_empty}", "no image is left to explain"),
         ("{data_no_pictures}", "no image is left to explain"),
-        ("{toy}", "files are no pictures"),
+        ("{toy}", "no pictures left out"),
     ):
         yield "images", f"explain {TOY} --images {given} --texts cat", 2, words
     yield "images", ["explain", "--referees", "{toy}", "--images", ENDLESS, "--texts", "cat"], 2, "no image or folder"

@@ -157,8 +157,8 @@ def test_a_run_goes_on_with_what_is_missing_and_more_cells(
     lost = sorted((folder / "cells" / "sample-7.5" / "images").iterdir())[1]
     was = load_image(lost)
     lost.write_bytes(lost.read_bytes()[:100])
-    with pytest.raises(UsageError, match=r"was begun with --steps 160, and this call says 7"):
-        reproduce(resume=folder, steps=7)
+    with pytest.raises(UsageError, match=r"was begun with --score sum, and this call says matching"):
+        reproduce(resume=folder, score="matching")
     numbers = reproduce(resume=folder, cells=["sample-30"])
     after = pictures(folder)
     assert [folder / path for path in before if after[path] != before[path]] == [lost]

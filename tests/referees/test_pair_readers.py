@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
+from robustclip import embedded
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import registry
 from robustclip.referees.blip2 import Blip2
@@ -113,7 +115,9 @@ def test_where_a_clip_is_asked_for_a_pair_reader_says_where_it_goes(folder: Path
 def test_an_embedded_pair_reader_is_none_of_the_referees(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "PAIR_READERS", tmp_path)
+    (tmp_path / "pair_readers").mkdir()
+    shutil.copytree(folder, tmp_path / "pair_readers" / folder.name)
+    monkeypatch.setattr(embedded, "root", lambda: tmp_path)
     assert folder.name not in [entry.name for entry in registry.list_referees()]
     with pytest.raises(UsageError, match="reads image and text together"):
         load_referee(folder.name)

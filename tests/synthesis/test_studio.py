@@ -59,7 +59,7 @@ def test_a_run_leaves_every_picture_and_what_speaks_of_them(run: Run) -> None:
     asked, painter = items(), Painter()
     result = paint_all(asked, painter, run=run, steps=STEPS, batch_size=2, facts={"recipe": "toy"})
     assert [len(batch) for batch in painter.batches] == [2, 2, 1]
-    found = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.*"))
+    found = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("[!.]*.*"))
     names = [item.id for item in asked]
     assert found == sorted(
         [f"images/{name}.png" for name in names]

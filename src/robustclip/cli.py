@@ -340,7 +340,7 @@ convert.add_command(
         "taming-vqgan",
         "diffusion.convert:convert",
         "A VQGAN of taming-transformers.",
-        show=click.echo,
+        show=partial(printing.converted, "synthesize", "vqgan", "a cat", "--model"),
         numbers=lambda converted: converted.to_json(),
     )
 )
@@ -349,7 +349,7 @@ convert.add_command(
         "lavis-blip2",
         "referees.lavis:convert",
         "A BLIP-2 of LAVIS, first stage.",
-        show=click.echo,
+        show=partial(printing.converted, "synthesize", "referee-can-play", "a cat and a dog", "--referee"),
         numbers=lambda converted: converted.to_json(),
     )
 )

@@ -106,6 +106,13 @@ def fitted(values: Mapping[str, object]) -> None:
         next_call("synthesize", "clipag", "a cat", "--init", values["out"])
 
 
+def converted(*words: Any) -> None:
+    """What was converted (the last argument, with its `folder`), and the call that takes it, to which `words` lead."""
+    *call, made = words
+    echo(str(made))
+    next_call(*call, made.folder)
+
+
 def aligned(values: Mapping[str, object]) -> None:
     """The numbers of an alignment, and where its pictures are."""
     numbers(values)

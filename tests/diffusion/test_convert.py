@@ -81,7 +81,9 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ending:
         main([*call, "--json", str(tmp_path / "numbers.json")])
     assert not ending.value.code
-    assert "10 codes of 6 channels" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "10 codes of 6 channels" in told
+    assert f"next: robustclip synthesize vqgan 'a cat' --model {tmp_path / 'tiny'}" in told
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["layout"]["channels"] == [32, 64, 64]
     assert numbers["dropped"] == {"of the training loss: LPIPS and the discriminator": 1}

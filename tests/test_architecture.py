@@ -104,6 +104,15 @@ def test_no_page_is_too_long() -> None:
     assert not faults, "\n" + "\n".join(faults)
 
 
+def test_help_of_an_evaluation_does_not_wait_for_torchvision() -> None:
+    code = "import sys, robustclip.evaluation.evaluate; print('torchvision' in sys.modules)"
+    paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "False"
+
+
 @pytest.mark.parametrize(
     "start",
     [

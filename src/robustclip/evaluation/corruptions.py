@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import CLEAN
@@ -47,10 +46,14 @@ def gaussian_blur(picture: Picture, strength: int, _: torch.Generator) -> Pictur
     sigma = BLUR[strength - 1] * min(picture.shape[-2:]) / PUBLISHED_SIDE
     width = 2 * max(1, round(4 * sigma)) + 1  # four deviations to either side, as scipy's, which ImageNet-C blurs with
     reach = min(width, 2 * ((min(picture.shape[-2:]) - 1) // 2) + 1)  # a mirrored border is no wider than the picture
+    from torchvision.transforms.v2 import functional as tv  # here: a second of import, which --help need not wait for
+
     return tv.gaussian_blur(picture, [reach, reach], [sigma, sigma])
 
 
 def jpeg(picture: Picture, strength: int, _: torch.Generator) -> Picture:
+    from torchvision.transforms.v2 import functional as tv
+
     file = BytesIO()
     levels = (255 * picture).round().to(torch.uint8)  # torchvision would cut what lies between two levels
     tv.to_pil_image(levels).save(file, "JPEG", quality=QUALITY[strength - 1])

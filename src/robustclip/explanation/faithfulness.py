@@ -8,7 +8,6 @@ from typing import Final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 PARTS: Final = 16
 """Steps from the whole image to none of it; RISE takes hundreds, which changes the area little."""
@@ -35,6 +34,8 @@ def insertion(
     score: Score, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], parts: int = PARTS
 ) -> Float[Tensor, " b"]:
     """Area under the score while pixels come into a blurred copy, the map's brightest first: higher is better."""
+    from torchvision.transforms.functional import gaussian_blur  # here: a second of import
+
     sigma = max(0.5, BLUR * min(images.shape[-2:]))
     kernel = 2 * round(2 * sigma) + 1
     most = min(images.shape[-2:]) * 2 - 1  # what reflection at the edge allows

@@ -72,7 +72,7 @@ def pgd(
     threat.check(images)
     clean = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    best, broken = _Best(clean, coupled), _Broken(clean)
+    best, broken = _Best(clean, coupled), _Broken(clean, strict)
 
     with attacking(module):
         if keep == "best" and random_start:
@@ -98,8 +98,7 @@ def pgd(
                 losses = _losses(loss_fn, x)
                 broken.note(steps, losses)
                 best.offer(x, losses)
-    if strict:
-        broken.check()
+    broken.check()
     return best.images if keep == "best" else x
 
 
@@ -152,12 +151,16 @@ class _Best:
 
 
 class _Broken:
-    """The first step, for each image, at which its loss or gradient was not finite."""
+    """The first step, for each image, at which its loss or gradient was not finite. Unless `strict` nothing is noted,
+    which costs a pass over each gradient, and nothing raised."""
 
-    def __init__(self, clean: Tensor) -> None:
+    def __init__(self, clean: Tensor, strict: bool) -> None:
+        self.strict = strict
         self.steps = torch.full((len(clean),), -1, device=clean.device)
 
     def note(self, step: int, losses: Tensor, gradient: Tensor | None = None) -> None:
+        if not self.strict:
+            return
         found = ~losses.isfinite()
         if gradient is not None:
             found = found | ~gradient.flatten(1).isfinite().all(1)

@@ -17,7 +17,7 @@ PAGE = 400  # lines
 
 # A library and the only files (or rooms, with a slash at the end) of src/robustclip that may import it.
 ONLY_IMPORTERS = {
-    "accelerate": ["distributed.py"],
+    "accelerate": ["runs/distributed.py"],
     "diffusers": ["diffusion/"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/live.py"],
@@ -26,8 +26,8 @@ ONLY_IMPORTERS = {
     "open_clip": ["referees/openclip.py"],
     "peft": ["diffusion/adapters.py"],
     "pytorch_grad_cam": ["explanation/gradcam.py"],
-    "tensorboard": ["metrics.py"],
-    "torch.utils.tensorboard": ["metrics.py"],
+    "tensorboard": ["runs/metrics.py"],
+    "torch.utils.tensorboard": ["runs/metrics.py"],
     "sklearn": ["inits/gaussians.py"],
     "svgelements": ["drawing/svg_reader.py"],
     "torch_fidelity": ["evaluation/generation/inception.py"],

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from pydantic import FilePath, PositiveInt
 from robustclip.errors import Interrupted, RunError
-from robustclip.runs import RunFolder
+from robustclip.runs.folder import RunFolder
 
 
 def faults(norm: str, eps: float):

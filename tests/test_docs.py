@@ -17,7 +17,7 @@ from PIL import Image
 
 import robustclip
 from robustclip.cli import app
-from robustclip.embedded import path
+from robustclip.data.embedded import path
 from robustclip.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ import pytest
 from rich.table import Table
 
 from robustclip import printing
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.registry import Entry, Verification
-from robustclip.threat import ThreatModel
 
 CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20", date(2026, 1, 1).isoformat())
 

@@ -11,12 +11,12 @@ import torch
 
 import robustclip
 from robustclip import attacks, data, images, recipes
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.judge import judge
 from robustclip.inits.fit import fit
 from robustclip.referees.base import check_images, check_texts
 from robustclip.signatures import typed
-from robustclip.threat import ThreatModel
 
 NAME = "emoji-robust"
 PICTURES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

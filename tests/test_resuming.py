@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from robustclip import recipes
 from robustclip.cli import app
 from robustclip.errors import UsageError
-from robustclip.runs import Run
+from robustclip.runs.folder import Run
 
 HEAD = """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import FilePath, PositiveInt
 from robustclip import recipes
 from robustclip.errors import RunError
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 """
 
 TAIL = """

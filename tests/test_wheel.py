@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from robustclip import embedded, recipes
+from robustclip import recipes
+from robustclip.data import embedded
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "robustclip"

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustclip.attacks import attacking, pgd
-from robustclip.devices import autocast, pick_device
+from robustclip.attacks.threat import ThreatModel
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.losses import clip
-from robustclip.threat import ThreatModel
+from robustclip.runs.devices import autocast, pick_device
 
 Step = Callable[[], object]
 

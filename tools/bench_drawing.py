@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from robustclip.canvases import Strokes
-from robustclip.devices import pick_device
 from robustclip.drawing import Drawing, random_strokes, rasterise
 from robustclip.drawing.lines import lines_of
 from robustclip.drawing.raster import TINY, covered_by_stroke
 from robustclip.losses import Cosine, Target
-from robustclip.rng import generator
+from robustclip.runs.devices import pick_device
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms

@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from bench import CASES, Case, ratio
 
-from robustclip import distributed
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
-from robustclip.devices import pick_device
 from robustclip.referees.base import unit
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import clip
 from robustclip.robustification.towers import ready_to_train
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
 
 PARTS = 4
 

@@ -17,7 +17,6 @@ from torch import Generator
 
 from robustclip.canvases import Pixels
 from robustclip.data.prompts import embedded_prompts
-from robustclip.devices import pick_device
 from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.judges import load_judges
 from robustclip.losses import Cosine, Target
@@ -27,7 +26,8 @@ from robustclip.referees.card import Card
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.toy import ToyText
-from robustclip.rng import generator
+from robustclip.runs.devices import pick_device
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term

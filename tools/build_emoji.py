@@ -26,7 +26,7 @@ from emoji_set.shards import Member, write_shard
 from emoji_set.splits import make_splits
 from emoji_set.styles import STYLES, UNSEEN_STYLES, Matcher
 
-from robustclip.files import write_json
+from robustclip.runs.files import write_json
 
 OUT = Path(__file__).parents[1] / "src" / "robustclip_emoji" / "emoji"
 TEMPLATES = ("{c}", "an emoji of {c}", "a drawing of {c}")

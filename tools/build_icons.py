@@ -31,7 +31,7 @@ from emoji_set.things import known_nouns, thing_names
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustclip.files import write_json
+from robustclip.runs.files import write_json
 
 OUT = Path(__file__).parents[1] / "src" / "robustclip_emoji" / "icons"
 SIZE = 96

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from robustclip.embedded import path
+from robustclip.data.embedded import path
 from robustclip.referees.folder import load_referee_folder, save_referee
 from robustclip.robustification.finish import REFEREE
 

@@ -23,13 +23,12 @@ from jaxtyping import Float
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from robustclip import evaluate, load_referee, rng
+from robustclip import evaluate, load_referee
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.devices import autocast
 from robustclip.evaluation import intervals
 from robustclip.evaluation.report import CLEAN, REPORT_FILE
-from robustclip.files import atomic_write, write_json
 from robustclip.planning.flops import counted
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess
@@ -39,8 +38,10 @@ from robustclip.robustification.finish import REFEREE, save_trained
 from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.trainer import train
 from robustclip.robustification.warm import WarmStarts
-from robustclip.runs import RECORD, Run
-from robustclip.threat import ThreatModel
+from robustclip.runs import rng
+from robustclip.runs.devices import autocast
+from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.folder import RECORD, Run
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 EPS, SIZE, BATCH, UPDATES = 1.5, 64, 128, 150

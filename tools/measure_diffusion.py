@@ -24,18 +24,18 @@ import torch
 from measure_vqgan import LICENCE, blur, quality
 from torch import Tensor
 
+from robustclip.data.embedded import path
+from robustclip.data.images import save_image, titled_grid
 from robustclip.data.pairs import PairBatch, PairBatches, compose_pair, compositional_prompts
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import CARD, load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
-from robustclip.embedded import path
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import judge_pairs
-from robustclip.files import read_json, write_json
-from robustclip.images import save_image, titled_grid
 from robustclip.referees.pair_readers import load_pair_reader
-from robustclip.rng import generator
-from robustclip.runs import Run
+from robustclip.runs.files import read_json, write_json
+from robustclip.runs.folder import Run
+from robustclip.runs.rng import generator
 
 SHEET: Final = Path(__file__).parents[1] / "docs" / "diffusion.webp"
 JUDGES: Final = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]

@@ -16,11 +16,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from robustclip.data.images import save_image, titled_grid
 from robustclip.data.pairs import Pair, compositional_prompts
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.evaluation.intervals import Interval
-from robustclip.images import save_image, titled_grid
 from robustclip.recipes import run
 from robustclip.referees.pair_readers import load_pair_reader
 from robustclip.referees.registry import load_referee

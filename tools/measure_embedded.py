@@ -21,14 +21,14 @@ import torch
 from robustclip import load_referee
 from robustclip.data import load_split
 from robustclip.data.emoji import load_labels
+from robustclip.data.images import save_image, titled_grid
 from robustclip.evaluation.evaluate import PULL, evaluate
 from robustclip.evaluation.intervals import Interval, rate
 from robustclip.evaluation.pag import NAMES, draw_pairs, pull, read_spec
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, REPORT_FILE, Report, Row
 from robustclip.evaluation.templates import embed_texts
-from robustclip.files import atomic_write
-from robustclip.images import save_image, titled_grid
-from robustclip.rng import generator
+from robustclip.runs.files import atomic_write
+from robustclip.runs.rng import generator
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = ["emoji-vanilla-long", "emoji-vanilla", "emoji-robust"]  # the control first: others are compared with it

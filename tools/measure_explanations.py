@@ -25,7 +25,7 @@ from robustclip.evaluation.report import CLEAN, Report, Row
 from robustclip.explanation.localisation import pointing_hit
 from robustclip.explanation.maps import Mapper
 from robustclip.explanation.stability import rank_correlation
-from robustclip.files import atomic_write
+from robustclip.runs.files import atomic_write
 
 PAIRS: Final = {
     "ResNet": ("emoji-vanilla-long", "emoji-robust"),

@@ -17,7 +17,7 @@ from measure_embedded import DOCS, percent
 from robustclip.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, REPORT_FILE, Check, Report, Row
-from robustclip.files import atomic_write
+from robustclip.runs.files import atomic_write
 
 PAIRS: Final = {
     "ResNet": ("emoji-vanilla-long", "emoji-robust"),

@@ -25,7 +25,7 @@ from robustclip.data.pairs import compositional_prompts
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import chain_of, pair
 from robustclip.errors import RunError
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 GUIDANCES: Final = (1.0, 3.0, 7.5)
 STEPS: Final = (10, 25, 50)

@@ -19,7 +19,7 @@ import torch
 from measure_embedded import DOCS, measured, percent
 
 from robustclip import load_referee
-from robustclip.devices import pick_device
+from robustclip.data.images import save_image, titled_grid
 from robustclip.evaluation.certificates import ALPHA, CHOOSING, largest_radius
 from robustclip.evaluation.evaluate import PULL
 from robustclip.evaluation.examples import Examples, read_examples
@@ -30,9 +30,9 @@ from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report, Row
 from robustclip.evaluation.setting import prompts_of
 from robustclip.evaluation.templates import embed_texts
-from robustclip.files import atomic_write
-from robustclip.images import save_image, titled_grid
-from robustclip.rng import generator
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import atomic_write
+from robustclip.runs.rng import generator
 
 BASE: Final = "emoji-vanilla-long"
 ROBUST: Final = "emoji-robust"

@@ -23,18 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustclip import load_referee
+from robustclip.data.embedded import path
 from robustclip.data.emoji import load_emoji, load_labels
+from robustclip.data.images import save_image, titled_grid
 from robustclip.data.labelled import LabelledImages
 from robustclip.diffusion.folders import WEIGHTS
 from robustclip.diffusion.vqgan import CARD, VQGAN, load_vqgan
-from robustclip.embedded import path
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.intervals import difference, rate
-from robustclip.files import sha256, write_json
-from robustclip.images import save_image, titled_grid
-from robustclip.rng import generator
-from robustclip.runs import Run
+from robustclip.runs.files import sha256, write_json
+from robustclip.runs.folder import Run
+from robustclip.runs.rng import generator
 
 SHEET = Path(__file__).parents[1] / "docs" / "vqgan.png"
 JUDGES = ["emoji-judge", "emoji-judge-disjoint"]

@@ -16,7 +16,7 @@ from typing import Final
 from PIL import Image
 
 from robustclip.explanation.explain import REPORT, explain
-from robustclip.files import atomic_write
+from robustclip.runs.files import atomic_write
 
 PICTURE: Final = Path(__file__).parents[1] / "docs" / "explaining.webp"
 OUT: Final = Path("runs/explanation-docs")

@@ -19,12 +19,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from robustclip.data.images import load_image, save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import CANDIDATES, CHANCE
 from robustclip.evaluation.generation.inversion_table import EVERY, RATES, InversionTable, percent, plain
 from robustclip.evaluation.intervals import Interval
-from robustclip.files import atomic_write
-from robustclip.images import load_image, save_image
+from robustclip.runs.files import atomic_write
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- inversion: written by tools/publish_inversion.py -->", "<!-- end of inversion -->"

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from robustclip.files import atomic_write
-from robustclip.images import load_image, save_image, titled_grid
+from robustclip.data.images import load_image, save_image, titled_grid
+from robustclip.runs.files import atomic_write
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = 10  # prompts in the picture

@@ -15,8 +15,8 @@ from typing import Any, Final
 import publish_inversion
 import torch
 
-from robustclip.files import atomic_write
-from robustclip.images import load_image, save_image, titled_grid
+from robustclip.data.images import load_image, save_image, titled_grid
+from robustclip.runs.files import atomic_write
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 CONTROL, ROBUST = "emoji-vanilla-long", "emoji-robust"

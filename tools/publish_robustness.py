@@ -19,7 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from robustclip.evaluation.report import CLEAN
-from robustclip.files import atomic_write
+from robustclip.runs.files import atomic_write
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 RESULT: Final = "result.json"

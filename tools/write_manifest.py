@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustclip.files import atomic_write, sha256
+from robustclip.runs.files import atomic_write, sha256
 
 ROOT = Path(__file__).parents[1] / "src" / "robustclip_emoji"
 UNLISTED = {"SHA256SUMS", "__init__.py", "pyproject.toml", "README.md", "NOTICE"}

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustclip import recipes, signatures
-from robustclip.files import atomic_write
 from robustclip.recipes import Recipe
+from robustclip.runs.files import atomic_write
 from robustclip.signatures import Parameter
 
 STUB = Path(__file__).parents[1] / "src" / "robustclip" / "calls.pyi"

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.images import resize, save_image, titled_grid
 from robustclip.data.pairs import draw_pair
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.adapters import add_adapter, merge_adapter, save_adapter
 from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
 from robustclip.diffusion.conditioning import Conditioning
@@ -22,12 +22,12 @@ from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, chosen_of
 from robustclip.diffusion.stable import LatentDiffusion
-from robustclip.images import resize, save_image, titled_grid
-from robustclip.progress import watched
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader
 from robustclip.referees.registry import load_referee
-from robustclip.rng import generator
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.progress import watched
+from robustclip.runs.rng import generator
 from robustclip.synthesis.prompt_files import load_prompts
 
 Mode = Literal["faithful", "released", "fixed"]

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Final
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
-from robustclip.devices import pick_device
 from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
-from robustclip.files import atomic_write
-from robustclip.images import save_image
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import atomic_write
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 DEFAULT: Final = "clipag"
 CHANGES: Final[dict[str, dict[str, Any]]] = {

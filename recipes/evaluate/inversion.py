@@ -12,21 +12,21 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import printing
+from robustclip.data.images import load_image, resize, save_image
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
-from robustclip.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import Score, judge_pairs
 from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable
 from robustclip.evaluation.generation.sets import overview, paint_set
-from robustclip.files import atomic_write, plain, read_json, write_json
-from robustclip.images import load_image, resize, save_image
 from robustclip.losses.pairing import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.files import atomic_write, plain, read_json, write_json
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.pictures import is_whole

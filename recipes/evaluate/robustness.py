@@ -9,17 +9,17 @@ from typing import Annotated, Any, Final
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import evaluate, recipes
+from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
-from robustclip.devices import pick_device
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.files import atomic_write, read_json, write_json
-from robustclip.images import save_image
 from robustclip.robustification.finish import REFEREE
-from robustclip.runs import RECORD, ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
 from robustclip.signatures import unknown
 
 SPLIT: Final = "emoji/unseen-styles"

@@ -14,9 +14,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.drawings import PREFIX, emoji_drawing
+from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
 from robustclip.data.styles import embedded_styles
-from robustclip.devices import pick_device
 from robustclip.evaluation.generation.embeddings import embed
 from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.generation.likeness import Likeness
@@ -24,10 +24,10 @@ from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.files import atomic_write, read_json, write_json
-from robustclip.images import save_image
 from robustclip.referees.heads import load_aesthetics
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Named
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompt_files import load_prompts

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts, real_drawings
-from robustclip.devices import pick_device
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
-from robustclip.files import atomic_write
-from robustclip.images import save_image
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import atomic_write
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.painted import Result
 
 METRICS = ("frechet", "cmmd", "label-score", "clipscore", "cosine")

@@ -11,16 +11,16 @@ from torch import Generator, Tensor
 from robustclip.data.drawings_and_pairs import DrawingsAndPairs
 from robustclip.data.emoji import load_labels
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.evaluation.pairing import measure_pair_reader
 from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, load_pair_reader, save_mini
 from robustclip.referees.registry import RefereeName, load_referee
-from robustclip.rng import generator
 from robustclip.robustification.pairing import PairTrainer
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.rng import generator
 from robustclip.views.cutouts import inverted
 from robustclip.views.draws import Draws
 

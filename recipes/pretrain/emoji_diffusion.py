@@ -9,14 +9,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.data.drawings_and_pairs import DrawingsAndPairs
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, LatentPool, new_denoiser
 from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.diffusion.pipelines import load_diffusion, load_vae, save_diffusion
 from robustclip.errors import UsageError
-from robustclip.rng import generator
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.rng import generator
 
 
 def recipe(

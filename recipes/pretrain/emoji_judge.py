@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import PositiveFloat, PositiveInt
 
 from robustclip import recipes
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 
 
 def recipe(

@@ -8,13 +8,13 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from robustclip.data.drawings_and_pairs import DrawingsAndPairs
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.diffusion.folders import save_model
 from robustclip.referees.registry import load_referee
-from robustclip.rng import generator
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.rng import generator
 
 LAYERS = [1, 2, 3]  # of the tower whose features are compared: outputs of its first three stages
 

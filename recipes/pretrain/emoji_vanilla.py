@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import distributed, load_referee
+from robustclip import load_referee
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.embedded import (
     ObjectiveName,
@@ -18,7 +17,9 @@ from robustclip.robustification.embedded import (
 )
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.trainer import train
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 
 def recipe(

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
 from robustclip.referees.registry import RefereeName
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 
 
 def recipe(

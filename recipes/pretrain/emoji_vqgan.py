@@ -9,14 +9,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import Augmentation, EmojiBatches
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import save_vqgan
-from robustclip.progress import TrainingProgress
 from robustclip.referees.registry import load_referee
-from robustclip.rng import generator
 from robustclip.robustification import checkpoint
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.progress import TrainingProgress
+from robustclip.runs.rng import generator
 
 # Mostly white, as the drawings' own pictures; a referee's training has more of everything.
 AUGMENTATION = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
 from robustclip.data.clipag import Data, Mix, Share, missing_sources
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 
 VARIES = "clipag-vit-b32"
 ABLATION: dict[str, Any] = {"start": "ViT-B-16:laion2b_s34b_b88k", "name": "clipag-vit-b16"}

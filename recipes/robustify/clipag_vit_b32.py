@@ -8,16 +8,17 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import distributed, load_referee
+from robustclip import load_referee
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.clipag import EMBEDDED, Data, Mix, Share, missing_sources, mixed
-from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip, siglip
 from robustclip.robustification.trainer import train
-from robustclip.runs import ResumeFrom, Run, RunFolder
-from robustclip.threat import Norm, ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 DOWNLOADED: Final = ("ViT-B-32:laion2b_s34b_b79k", "ViT-B-16:laion2b_s34b_b88k", "convnext_base_w:laion2b_s13b_b82k")
 """Where this recipe and its ablations start, which --quick does without."""

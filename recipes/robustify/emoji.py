@@ -7,18 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import distributed, load_referee
+from robustclip import load_referee
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import one_pair
 from robustclip.robustification.trainer import train
-from robustclip.runs import ResumeFrom, Run, RunFolder
-from robustclip.threat import Norm, ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 
 def recipe(

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
+from robustclip.attacks.threat import Norm
 from robustclip.referees.registry import RefereeName
-from robustclip.runs import ResumeFrom, RunFolder
-from robustclip.threat import Norm
+from robustclip.runs.folder import ResumeFrom, RunFolder
 
 VARIES = "emoji"
 ABLATION: dict[str, Any] = {"objective": "trades"}

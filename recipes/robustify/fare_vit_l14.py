@@ -9,18 +9,19 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import distributed, load_referee
+from robustclip import load_referee
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.classes import EMBEDDED, training_classes
 from robustclip.data.clipag import Share
 from robustclip.data.sources import open_data
-from robustclip.devices import pick_device
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import fare, tecoa
 from robustclip.robustification.texts import embed_captions
 from robustclip.robustification.trainer import train
-from robustclip.runs import ResumeFrom, Run, RunFolder
-from robustclip.threat import Norm, ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 DOWNLOADED: Final = "ViT-L-14:openai"
 """Where this recipe and its ablation start, which --quick does without."""

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import recipes
 from robustclip.data.clipag import Share
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 
 VARIES = "fare-vit-l14"
 ABLATION: dict[str, Any] = {"objective": "tecoa", "name": "tecoa-vit-l14"}

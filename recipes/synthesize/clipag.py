@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip.canvases import Canvas, Pixels, Pyramid
 from robustclip.losses import TotalVariation
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Pixels
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.callbacks import KeepBest
 from robustclip.synthesis.items import Item, Seeds

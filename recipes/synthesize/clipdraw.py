@@ -11,14 +11,14 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from robustclip import printing
 from robustclip.canvases import Strokes
-from robustclip.devices import check_memory
+from robustclip.data.images import load_image, resize
 from robustclip.drawing import Drawing, random_strokes
 from robustclip.drawing.svg import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
-from robustclip.files import is_file
-from robustclip.images import load_image, resize
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.devices import check_memory
+from robustclip.runs.files import is_file
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch

@@ -13,16 +13,16 @@ from torchvision.transforms.functional import adjust_contrast
 
 from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.drawings import PREFIX, emoji_drawing
-from robustclip.devices import pick_device
+from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
-from robustclip.files import is_file
-from robustclip.images import load_image, resize
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.directional import Directional, moves
 from robustclip.losses.neighbours import NeighbourNorms
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import is_file
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Named, Seeds, items_of_named
 from robustclip.synthesis.names import apart, slug

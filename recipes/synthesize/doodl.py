@@ -10,14 +10,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases.chains import ChainStart
-from robustclip.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.diffusion.budget import tell_budget
 from robustclip.diffusion.one_step import Predicted
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import chain_of
 from robustclip.diffusion.samplers import Levels, SamplerName
 from robustclip.errors import UsageError
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.doodl import Doodl, Method, Mode, StopBy
 from robustclip.synthesis.doodl_baselines import best_of, one_step_guided

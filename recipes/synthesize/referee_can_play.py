@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from robustclip.canvases.latents import Latents
-from robustclip.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
-from robustclip.images import save_image
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2_text import prepared
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import FRAMES, paint_batch
 from robustclip.synthesis.gradient_pictures import GradientPictures, strip
 from robustclip.synthesis.inversion import WAYS, Algorithm1, Average, Mode, Optimiser

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from robustclip import printing
 from robustclip.canvases import Codes
-from robustclip.devices import pick_device
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
 from robustclip.losses import LatentPrior
-from robustclip.runs import ResumeFrom, RunFolder
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch

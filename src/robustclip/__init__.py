@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustclip import attacks, data, evaluation, images, referees, robustification
+    from robustclip import attacks, data, evaluation, referees, robustification
+    from robustclip.attacks.threat import ThreatModel
     from robustclip.calls import robustify, synthesize
+    from robustclip.data import images
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
     from robustclip.explanation.explain import explain
     from robustclip.planning.plan import plan
     from robustclip.referees.registry import list_referees, load_referee
     from robustclip.robustification.export import export
-    from robustclip.threat import ThreatModel
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,8 @@ __all__ = [
 
 _HOME_OF = {
     "RunError": "errors",
-    "ThreatModel": "threat",
+    "ThreatModel": "attacks.threat",
+    "images": "data",
     "UsageError": "errors",
     "evaluate": "evaluation",
     "explain": "explanation.explain",

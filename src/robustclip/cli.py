@@ -17,7 +17,7 @@ import click
 from robustclip import __version__, printing, recipes
 from robustclip.commands import Function, TypedCommand
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.interrupts import number_of, terminable
+from robustclip.runs.interrupts import number_of, terminable
 from robustclip.signatures import Pairs
 
 
@@ -280,7 +280,7 @@ def runs() -> None:
 
 
 def _runs_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
-    runs.add_command(_verb(name, f"archive:{function}", summary, long=False, **output))
+    runs.add_command(_verb(name, f"runs.archive:{function}", summary, long=False, **output))
 
 
 _runs_verb(

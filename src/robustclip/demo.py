@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
@@ -17,9 +18,8 @@ from robustclip.explanation.explain import explain
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export
-from robustclip.runs import RunFolder
+from robustclip.runs.folder import RunFolder
 from robustclip.signatures import typed
-from robustclip.threat import ThreatModel
 
 START = "emoji-vanilla"
 NAME = "demo-robust"

@@ -147,7 +147,7 @@ def _devices() -> dict[str, str]:
 def _tried(name: str) -> str:
     import torch
 
-    from robustclip.devices import pick_device
+    from robustclip.runs.devices import pick_device
 
     device = pick_device(name)
     torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).sum().item()

@@ -21,16 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.plain import CONTROL
+from robustclip.runs.plain import CONTROL
 from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
-    from robustclip.archive import Freed, Summary
     from robustclip.evaluation.report import Report
     from robustclip.explanation.explain import Explanation
     from robustclip.referees.card import Card
     from robustclip.referees.registry import Entry, Verification
-    from robustclip.runs import Run
+    from robustclip.runs.archive import Freed, Summary
+    from robustclip.runs.folder import Run
     from robustclip.synthesis.painted import Result
 
 FEW = 12  # pictures that are named one by one

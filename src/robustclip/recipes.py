@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError
-from robustclip.files import is_file
+from robustclip.runs.files import is_file
 from robustclip.signatures import Pairs, Parameter, as_keyword
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Recipe:
     def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
         """The recipe's function, whose runs know under which name they were asked for, and the file's `faults` where
         it has one."""
-        from robustclip.runs import called_as  # here, so that --help needs no more than the recipes' names
+        from robustclip.runs.folder import called_as  # here, so that --help needs no more than the recipes' names
 
         function = self.function
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import holds_something, is_file
-from robustclip.runs import HOME, RECORD, Run
+from robustclip.runs.files import holds_something, is_file
+from robustclip.runs.folder import HOME, RECORD, Run
 
 LATEST: Final = "latest"
 PLACES: Final = ("out", "resume")
@@ -34,7 +34,7 @@ def completed(given: Mapping[str, object], known: Collection[str], recipe: str) 
     resume = given.get("resume")
     if resume is None or "resume" not in known:
         return dict(given)
-    from robustclip.distributed import decided  # here, for it loads torch
+    from robustclip.runs.distributed import decided  # here, for it loads torch
 
     folder, recorded = decided(lambda: _found(str(resume), given.get("out"), recipe))
     arguments = {name: value for name, value in given.items() if name not in PLACES}

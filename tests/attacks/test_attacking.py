@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks import attacking, pgd
-from robustclip.threat import ThreatModel
+from robustclip.attacks.threat import ThreatModel
 
 THREAT = ThreatModel("l2", 0.5, 8)
 

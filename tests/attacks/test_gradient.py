@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks import pgd
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.errors import RunError, UsageError
-from robustclip.threat import Norm, ThreatModel
 
 NORMS: list[Norm] = ["l2", "linf"]
 THREATS = {"l2": ThreatModel("l2", 0.5, 8), "linf": ThreatModel("linf", 8 / 255, 8)}

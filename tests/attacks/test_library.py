@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks import pgd
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.errors import RunError, UsageError
-from robustclip.threat import Norm, ThreatModel
 
 torchattacks = pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
 from robustclip.attacks.library import library_attack  # noqa: E402

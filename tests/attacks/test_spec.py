@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustclip.attacks import AttackSpec
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
-from robustclip.threat import ThreatModel
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from robustclip.drawing import random_strokes
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Spherical, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms

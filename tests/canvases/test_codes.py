@@ -10,7 +10,7 @@ from robustclip.canvases import Codes
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Target
 from robustclip.referees.toy import toy_referee
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustclip.canvases import Latents
 from robustclip.errors import UsageError
 from robustclip.losses import TotalVariation
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms

@@ -8,7 +8,7 @@ import torch
 from robustclip.canvases.style import StyleNet, StyleNetwork
 from robustclip.errors import UsageError
 from robustclip.losses import TotalVariation
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms

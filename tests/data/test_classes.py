@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from robustclip.data.classes import training_classes
+from robustclip.data.images import save_image
 from robustclip.data.sources import open_data
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 from torchvision.transforms import InterpolationMode, v2
 
-from robustclip import rng
 from robustclip.data.decoding import Preparation, center_crop, pixels, random_box
+from robustclip.data.images import BROKEN_METADATA, MAX_PIXELS, decode
 from robustclip.errors import Skip, UsageError
-from robustclip.images import BROKEN_METADATA, MAX_PIXELS, decode
+from robustclip.runs import rng
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:

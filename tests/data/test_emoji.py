@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from robustclip.data import load_split
+from robustclip.data.embedded import path
 from robustclip.data.emoji import SPLITS, label_index, load_labels, load_rgba
 from robustclip.data.labelled import LabelledImages, Labels
-from robustclip.embedded import path
 from robustclip.errors import UsageError
 from robustclip.evaluation.examples import read_examples
 

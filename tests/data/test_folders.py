@@ -15,7 +15,7 @@ from robustclip.data.sources import open_data
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import Fault, UsageError
 from robustclip.evaluation.examples import read_examples
-from robustclip.files import table_rows
+from robustclip.runs.files import table_rows
 from robustclip.synthesis.prompt_files import load_prompts
 
 

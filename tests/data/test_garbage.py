@@ -22,7 +22,7 @@ from robustclip.data.loader import JUDGED_FROM, Loader
 from robustclip.data.mixture import Mixture
 from robustclip.data.sources import open_data, open_source
 from robustclip.errors import RunError, UsageError
-from robustclip.runs import Run
+from robustclip.runs.folder import Run
 
 GOOD = 19  # of 20
 

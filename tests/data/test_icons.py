@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from robustclip import embedded
-from robustclip.data import load_split
+from robustclip.data import embedded, load_split
+from robustclip.data.embedded import path
 from robustclip.data.emoji import SPLITS, label_index, label_records, load_labels, read_shard, splits
 from robustclip.data.emoji_batches import NO_AUGMENTATION, EmojiBatches
 from robustclip.data.labelled import Labels
-from robustclip.embedded import path
 from robustclip.errors import UsageError
 from robustclip.evaluation.examples import read_examples
 

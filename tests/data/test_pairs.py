@@ -19,7 +19,7 @@ from robustclip.data.pairs import (
     tinted,
 )
 from robustclip.errors import UsageError
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 BUTTERFLY = "a yellow banana and a blue butterfly"
 

@@ -26,7 +26,7 @@ from robustclip.diffusion.selection import Selection, chosen_of
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError, UsageError
 from robustclip.recipes import find, run
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 from .tiny import tiny_pipeline
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from robustclip import load_referee
+from robustclip.data.embedded import path
 from robustclip.data.emoji import load_emoji
 from robustclip.diffusion.vqgan import CARD, VQGAN, WEIGHTS, embedded_names, load_vqgan
-from robustclip.embedded import path
-from robustclip.files import sha256
+from robustclip.runs.files import sha256
 
 FOLDER = path("generators", "emoji-vqgan")
 

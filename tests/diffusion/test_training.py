@@ -16,8 +16,8 @@ from robustclip.diffusion import training, vqgan
 from robustclip.diffusion.training import STARVED, VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import CARD, WEIGHTS, load_vqgan, nearest
 from robustclip.errors import UsageError
-from robustclip.files import sha256
-from robustclip.rng import generator
+from robustclip.runs.files import sha256
+from robustclip.runs.rng import generator
 
 CHANNELS = (16, 16)
 Train = Callable[..., VQGANTrainer]

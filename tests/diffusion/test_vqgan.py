@@ -17,8 +17,8 @@ from robustclip.canvases import Codes
 from robustclip.diffusion import vqgan
 from robustclip.diffusion.vqgan import CARD, CONFIG, VQGAN, WEIGHTS, load_vqgan, save_vqgan
 from robustclip.errors import RunError, UsageError
-from robustclip.files import sha256
-from robustclip.rng import generator, seeded
+from robustclip.runs.files import sha256
+from robustclip.runs.rng import generator, seeded
 
 
 def tiny(**changes: object) -> VQModel:

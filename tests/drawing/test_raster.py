@@ -18,7 +18,7 @@ from robustclip.drawing.lines import lines_of
 from robustclip.drawing.raster import covered_by_stroke
 from robustclip.drawing.svg import to_svg
 from robustclip.errors import RunError, UsageError
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 BLACK = (0.0, 0.0, 0.0, 1.0)
 

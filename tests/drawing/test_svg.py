@@ -16,7 +16,7 @@ from robustclip.drawing.shapes import Drawing
 from robustclip.drawing.svg import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 50">'
 

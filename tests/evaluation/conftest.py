@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustclip.images import save_image
+from robustclip.data.images import save_image
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess

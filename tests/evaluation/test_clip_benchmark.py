@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from robustclip.data import load_split
+from robustclip.data.images import to_pil
 from robustclip.evaluation import evaluate
-from robustclip.images import to_pil
 from robustclip.robustification.export import export
 
 pytestmark = [

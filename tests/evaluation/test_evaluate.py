@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.comparison import compare
@@ -24,7 +25,6 @@ from robustclip.referees.claims import measured
 from robustclip.referees.folder import save_referee
 from robustclip.referees.heads import AestheticsLinear
 from robustclip.referees.toy import toy_referee
-from robustclip.threat import ThreatModel
 
 SWAPPED = {"red": (0.0, 1.0, 0.0), "green": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 

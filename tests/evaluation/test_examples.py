@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from robustclip.data.images import save_image, to_pil
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.examples import fit, odd_pictures, read_examples
-from robustclip.images import save_image, to_pil
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 
 def test_class_folders(colour_folder: Path, plain) -> None:

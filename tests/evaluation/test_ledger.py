@@ -16,10 +16,10 @@ from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
 from robustclip.evaluation.zeroshot import Predictions
-from robustclip.files import LOCK
-from robustclip.interrupts import terminable
-from robustclip.processes import owning
 from robustclip.referees.toy import toy_referee
+from robustclip.runs.files import LOCK
+from robustclip.runs.interrupts import terminable
+from robustclip.runs.processes import owning
 
 SETTING = {"seed": 0, "data": "colours"}
 FOUND = Predictions(torch.tensor([[1, 0], [0, 1]]), torch.tensor([1, 0]))
@@ -176,7 +176,7 @@ def test_a_full_disk_does_not_cost_the_numbers(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     whole = evaluate([colour_referee()], data=colour_folder, device="cpu")
-    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+    monkeypatch.setattr("robustclip.runs.files.os.fsync", refuse)
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     for place in ({"out": tmp_path / "out"}, {"csv": tmp_path / "x.csv"}):

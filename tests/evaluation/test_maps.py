@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.examples import read_examples
@@ -17,7 +18,6 @@ from robustclip.evaluation.report import Report
 from robustclip.explanation import maps
 from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.maps import Mapper
-from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.claims import measured

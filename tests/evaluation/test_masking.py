@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustclip import evaluate
 from robustclip.attacks import AttackSpec, attacking
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import masking
 from robustclip.evaluation.examples import Examples, read_examples
@@ -21,7 +22,6 @@ from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
 from robustclip.evaluation.report import Check
 from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import Candidates
-from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 
 Build = Callable[..., TwoTower]

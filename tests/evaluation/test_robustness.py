@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks import AttackSpec
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
 from robustclip.evaluation.robustness import (
     check_inside,
@@ -20,7 +21,6 @@ from robustclip.evaluation.robustness import (
 from robustclip.evaluation.similarity import all_cosines
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Predictions, predictions
-from robustclip.threat import ThreatModel
 
 
 def under_attack(referee, images: Tensor, targets: Tensor, spec: str, **options) -> tuple[Predictions, Predictions]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from robustclip.explanation.report import About, Case, Line, Number, Report, View
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 HOSTILE = "</script><script>window.bitten = 1</script> \"'&{{ 7 * 7 }} <img src=x onerror='window.bitten = 1'>"
 CAPTIONS = ["a cat", HOSTILE, "a bird with one wing", "日本 \u202eليل"]

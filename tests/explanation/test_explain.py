@@ -17,17 +17,17 @@ from torch import nn
 
 import robustclip
 from robustclip.attacks import AttackSpec
+from robustclip.data.images import save_image
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.evaluation.similarity import cosines
 from robustclip.explanation import looks
 from robustclip.explanation.attacks import negate
 from robustclip.explanation.looks import look, numbers
 from robustclip.explanation.maps import Mapper
-from robustclip.images import save_image
-from robustclip.interrupts import terminable
-from robustclip.processes import owning
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
+from robustclip.runs.interrupts import terminable
+from robustclip.runs.processes import owning
 
 explain_module = import_module("robustclip.explanation.explain")  # whose name in the package is the function
 
@@ -173,7 +173,7 @@ def test_a_stopped_or_full_explanation_says_so(pictures: Path, tmp_path: Path, m
     def refuse(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+    monkeypatch.setattr("robustclip.runs.files.os.fsync", refuse)
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     with pytest.raises(RunError, match=r"report\.html could not be written \(No space left on device\)"):

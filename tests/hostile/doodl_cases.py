@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from robustclip import embedded
+from robustclip.data import embedded
 
 from .things import made
 

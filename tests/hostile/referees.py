@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from robustclip.files import sha256
 from robustclip.referees.folder import IMAGE_TOWER, save_referee
 from robustclip.referees.toy import toy_referee
+from robustclip.runs.files import sha256
 
 from .things import TERA, Maker, made, maker
 

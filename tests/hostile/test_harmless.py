@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustclip import load_referee
 from robustclip.cli import main
-from robustclip.images import decode, from_pil
+from robustclip.data.images import decode, from_pil
 
 from .pictures import sample, shards
 from .referees import card_with, referee, toy_weights

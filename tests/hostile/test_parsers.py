@@ -20,21 +20,21 @@ from safetensors.torch import save
 
 from robustclip import recipes
 from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.threat import ThreatModel
 from robustclip.cli import app
 from robustclip.data.sources import open_data
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.templates import resolve_templates
 from robustclip.referees.card import Card
-from robustclip.referees.plain import check_plain
 from robustclip.referees.towers import join_towers, split_towers
 from robustclip.referees.toy import toy_referee
 from robustclip.referees.weights import read_weights
+from robustclip.runs.plain import check_plain
 from robustclip.signatures import bind
 from robustclip.synthesis.guides import parse_weight
 from robustclip.synthesis.items import parse_seeds
 from robustclip.synthesis.prompts import Prompt
 from robustclip.synthesis.session import parse_size
-from robustclip.threat import ThreatModel
 
 tries = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 few = settings(tries, max_examples=60)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip import rng
 from robustclip.errors import UsageError
 from robustclip.inits import Init, from_image, grey, noise
+from robustclip.runs import rng
 
 CPU = torch.device("cpu")
 PICTURE = torch.linspace(0, 1, 3 * 6 * 4).view(3, 6, 4)

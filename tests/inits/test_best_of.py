@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip import rng
 from robustclip.errors import RunError, UsageError
 from robustclip.inits import Pool, best_of, embedder, noise, raw_embed
 from robustclip.referees.toy import toy_referee
+from robustclip.runs import rng
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from robustclip.data.embedded import path
+from robustclip.data.images import decode, from_pil, resize, save_image, to_pil
 from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_source
-from robustclip.embedded import path
 from robustclip.errors import RunError, UsageError
-from robustclip.images import decode, from_pil, resize, save_image, to_pil
 from robustclip.inits import load_mixture
 from robustclip.inits.fit import fit
 from robustclip.inits.pictures import read_small

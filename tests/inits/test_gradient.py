@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from robustclip.inits import basic
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 CPU = torch.device("cpu")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip import rng
 from robustclip.errors import UsageError
 from robustclip.inits import Mixture
 from robustclip.inits.gaussians import fit_classes, fit_components
+from robustclip.runs import rng
 
 CPU = torch.device("cpu")
 NAMES = ["dark", "bright", "never seen"]

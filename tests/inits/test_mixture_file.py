@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustclip import rng
 from robustclip.errors import UsageError
 from robustclip.inits import Mixture, load_mixture, save_mixture
 from robustclip.inits.gaussians import fit_classes
 from robustclip.inits.mixture_file import Precision
+from robustclip.runs import rng
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.losses.distillation import Distillation
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.terms import Term
 
 STEPS = 100

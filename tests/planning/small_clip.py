@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.planning.imagined import Blueprint
 from robustclip.referees.base import TwoTower, unit
@@ -16,8 +17,7 @@ from robustclip.referees.openclip import bare_text_tower, new_referee
 from robustclip.referees.openclip_text import OpenClipText
 from robustclip.robustification.losses import Objective, clip, divergence, fare, siglip, text_bank, trades
 from robustclip.robustification.trainer import train
-from robustclip.runs import Run
-from robustclip.threat import ThreatModel
+from robustclip.runs.folder import Run
 
 SIZE, WIDTH, BANK = 32, 16, 24
 TEXT = {"context_length": 20, "vocab_size": 256, "width": 32, "heads": 2, "layers": 2}

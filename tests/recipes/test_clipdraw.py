@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import robustclip
+from robustclip.data.images import save_image
 from robustclip.drawing import rasterise
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import brush

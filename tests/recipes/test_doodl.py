@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import robustclip
+from robustclip.data.images import load_image, save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
-from robustclip.images import load_image, save_image
 from robustclip.losses.judged import asymmetry
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee

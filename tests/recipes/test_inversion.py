@@ -14,11 +14,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from robustclip import recipes
+from robustclip.data.images import load_image
 from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.pipelines import save_diffusion
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import judge_pairs
-from robustclip.images import load_image
 from robustclip.referees import pair_readers
 from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card

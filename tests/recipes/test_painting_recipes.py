@@ -13,8 +13,8 @@ from PIL import Image
 
 import robustclip
 from robustclip.canvases import Canvas, Pixels, Pyramid
+from robustclip.data.images import load_image, save_image
 from robustclip.errors import UsageError
-from robustclip.images import load_image, save_image
 from robustclip.recipes import CHECKOUT, available
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee

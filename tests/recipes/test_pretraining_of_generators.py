@@ -15,7 +15,7 @@ from robustclip.diffusion.pipelines import load_diffusion, load_vae
 from robustclip.errors import UsageError
 from robustclip.recipes import find
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 
 def pretrain(recipe: str, **arguments: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import robustclip
+from robustclip.data.images import load_image
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.images import load_image
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.pair_guides import PairGuides, text_of

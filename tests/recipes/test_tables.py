@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from robustclip import recipes
+from robustclip.data.images import load_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import RunError
-from robustclip.images import load_image
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
 from robustclip.synthesis import brush

@@ -13,9 +13,9 @@ from diffusers import VQModel
 
 import robustclip
 from robustclip.canvases import Canvas, Codes
+from robustclip.data.images import load_image, save_image
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
-from robustclip.images import load_image, save_image
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import brush
 from robustclip.synthesis.painted import Painted, Result

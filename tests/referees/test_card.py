@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.referees.card import Card, Claim
-from robustclip.threat import ThreatModel
 
 CLAIM = Claim("top-5", 0.41, 0.38, 0.44, 1000, 0, "emoji/unseen-styles", "l2:1.5@20", "2025-01-31")
 

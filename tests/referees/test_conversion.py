@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from robustclip.data.images import from_pil, to_pil
 from robustclip.errors import RunError, UsageError
-from robustclip.images import from_pil, to_pil
 from robustclip.referees import clip_keys, conversion
 from robustclip.referees.base import TwoTower
 from robustclip.referees.conversion import as_open_clip, as_transformers

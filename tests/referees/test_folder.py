@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, UsageError
-from robustclip.files import sha256
 from robustclip.referees import huggingface
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.checkpoints import load_checkpoint
 from robustclip.referees.folder import load_referee_folder, save_full, save_referee
 from robustclip.referees.toy import toy_referee
-from robustclip.threat import ThreatModel
+from robustclip.runs.files import sha256
 
 TEXTS = ["a cat", "two dogs"]
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import sha256
 from robustclip.referees.heads import load_aesthetics
+from robustclip.runs.files import sha256
 
 SHAPES = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import registry
 from robustclip.referees.blip2 import Blip2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import robustclip.evaluation
-from robustclip import embedded as embedded_world
+from robustclip.data import embedded as embedded_world
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower

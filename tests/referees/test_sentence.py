@@ -11,7 +11,7 @@ import pytest
 import torch
 from open_clip.tokenizer import _clean_whitespace
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.emoji import label_index
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import sentence

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip import load_referee
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.explanation.layers import spatial_layers
@@ -16,9 +17,8 @@ from robustclip.referees.folder import save_referee
 from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.smoothed import Smoothing, is_smoothed, smoothed, split_spec
 from robustclip.referees.toy import toy_referee
-from robustclip.rng import generator
 from robustclip.robustification.towers import ready_to_train
-from robustclip.threat import ThreatModel
+from robustclip.runs.rng import generator
 
 SIGMA = 0.25
 

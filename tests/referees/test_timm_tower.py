@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
+from robustclip.data.images import from_pil, to_pil
 from robustclip.errors import UsageError
-from robustclip.images import from_pil, to_pil
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import new_referee
 from robustclip.referees.timm_tower import save_timm, timm_model

@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustclip import distributed
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
-from robustclip.rng import generator
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import (
     Objective,
@@ -33,7 +32,8 @@ from robustclip.robustification.losses import (
     trades,
 )
 from robustclip.robustification.towers import ready_to_train
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.rng import generator
 
 BATCH, SIZE, WIDTH = 16, 32, 16
 TOWERS = {

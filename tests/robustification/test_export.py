@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from robustclip.attacks.threat import ThreatModel
+from robustclip.data.images import load_image
 from robustclip.errors import UsageError
-from robustclip.images import load_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Claim
 from robustclip.referees.folder import save_referee
@@ -29,7 +30,6 @@ from robustclip.referees.registry import list_referees, load_referee, show
 from robustclip.referees.sentence import SentenceEncoder, package_folder
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
-from robustclip.threat import ThreatModel
 
 TEXTS = ["a cat", "two dogs on a lawn, one of them asleep"]
 AWKWARD = {

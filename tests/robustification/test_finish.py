@@ -11,7 +11,7 @@ from robustclip.referees.toy import toy_referee
 from robustclip.robustification import checkpoint
 from robustclip.robustification.export import export
 from robustclip.robustification.finish import referee_at, save_trained
-from robustclip.runs import Run
+from robustclip.runs.folder import Run
 
 
 @pytest.fixture

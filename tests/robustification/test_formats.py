@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import Card
@@ -25,7 +26,6 @@ from robustclip.referees.registry import list_referees, load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
 from robustclip.robustification.formats import FORMATS
-from robustclip.threat import ThreatModel
 
 TEXTS = ["a cat", "two dogs on a lawn, one of them asleep"]
 TINY = {

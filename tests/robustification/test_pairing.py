@@ -16,8 +16,8 @@ from robustclip.referees.blip2 import MATCH, Blip2, CaptionHead
 from robustclip.referees.blip2_mini import SPECIAL, word_pieces
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.rng import generator
 from robustclip.robustification.pairing import COLDEST, PairTrainer
+from robustclip.runs.rng import generator
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0), "white": (1.0, 1.0, 1.0)}
 CAPTIONS = [f"a {colour} square" for colour in COLOURS]

@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
-from robustclip.rng import generator
 from robustclip.robustification import adversarial, checkpoint, trainer
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
 from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
-from robustclip.runs import Run
-from robustclip.threat import ThreatModel
+from robustclip.runs.folder import Run
+from robustclip.runs.rng import generator
 
 COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0), "grey": (0.5, 0.5, 0.5)}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustclip.canvases.base import Canvas
 from robustclip.errors import RunError, UsageError
 from robustclip.losses.distillation import Distillation
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.averaging import MovingAverage, restarts_of
 from robustclip.synthesis.gradient_pictures import GradientPictures, strip
 from robustclip.synthesis.inversion import WAYS, Algorithm1

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from robustclip.canvases.chains import ChainStart
+from robustclip.data.images import save_image
 from robustclip.diffusion.denoiser import SCHEDULE
 from robustclip.diffusion.one_step import Predicted, guided
 from robustclip.diffusion.reversible import Chain, pair
 from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 from robustclip.losses.judged import Judged, OfClass, Scored, asymmetry
 from robustclip.referees.classifier import Classifier
 from robustclip.referees.heads import Aesthetics, AestheticsLinear

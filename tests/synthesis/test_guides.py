@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 from robustclip.inits.pool import embedder
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.toy import toy_referee

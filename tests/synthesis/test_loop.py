@@ -12,7 +12,7 @@ from robustclip.canvases import Pixels
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
-from robustclip.rng import each, generator
+from robustclip.runs.rng import each, generator
 from robustclip.synthesis.callbacks import Film, KeepBest, Noise
 from robustclip.synthesis.loop import Moment, optimise
 from robustclip.synthesis.streams import Stream, cosine_decay, linear_decay, picture_norms

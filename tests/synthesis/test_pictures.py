@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from robustclip.data.images import from_pil, load_image, to_pil
 from robustclip.errors import UsageError
-from robustclip.images import from_pil, load_image, to_pil
 from robustclip.synthesis import contact
 from robustclip.synthesis.contact import captioned_grid, contact_sheet, overview
 from robustclip.synthesis.items import Item, items_of

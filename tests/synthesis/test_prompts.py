@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.toy import toy_referee

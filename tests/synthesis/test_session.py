@@ -11,8 +11,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.toy import toy_referee
@@ -158,14 +158,14 @@ def test_faults_begin_no_run(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_in_the_dtype_that_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("robustclip.runs.devices.cpu_has_bfloat16", lambda: True)
     first = Session.open("toy", arguments(out, dtype="auto", referee=[convolutional()]), batch_size=2)
     assert first.guides.dtype is torch.bfloat16
     made = first.paint(shade, steps=1)
     assert json.loads((out / "run.json").read_text())["notes"]["dtype"] == "bfloat16"
     assert {read_facts(file)["dtype"] for file in made.files} == {"bfloat16"}
-    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: False)  # another machine
-    monkeypatch.setattr("robustclip.devices.measure_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("robustclip.runs.devices.cpu_has_bfloat16", lambda: False)  # another machine
+    monkeypatch.setattr("robustclip.runs.devices.measure_dtype", lambda *_: torch.float32)
     for dtype, expected in (("auto", "bfloat16"), ("measure", "bfloat16"), ("float32", "float32")):
         call = arguments(tmp_path, dtype=dtype, referee=[convolutional()]) | {"out": None, "resume": out}
         again = Session.open("toy", call, batch_size=2)

@@ -11,16 +11,16 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from robustclip import embedded
+from robustclip.data import embedded
+from robustclip.data.images import resize, save_image
 from robustclip.errors import UsageError
-from robustclip.images import resize, save_image
 from robustclip.inits.gaussians import fit_classes
 from robustclip.inits.mixture_file import load_mixture, save_mixture
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.toy import toy_referee
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.prompts import parse_all

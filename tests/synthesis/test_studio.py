@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from robustclip import recipes
+from robustclip.data.images import load_image
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.images import load_image
-from robustclip.runs import Run, versions
+from robustclip.runs.folder import Run, versions
 from robustclip.synthesis import studio
 from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.painted import Painted, Watch

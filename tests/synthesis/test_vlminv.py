@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from robustclip.canvases.latents import Latents
 from robustclip.losses.distillation import Distillation
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 from robustclip.synthesis.averaging import MovingAverage
 from robustclip.synthesis.inversion import WAYS, Algorithm1
 from robustclip.synthesis.loop import optimise

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from robustclip.runs import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.painted import Painted, Watch
 from robustclip.synthesis.prompts import parse_all

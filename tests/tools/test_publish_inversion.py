@@ -9,11 +9,11 @@ import publish_inversion
 import pytest
 import torch
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import Verdict
 from robustclip.evaluation.generation.inversion_table import InversionTable
 from robustclip.evaluation.intervals import Interval
-from robustclip.images import save_image
 
 SETTING = {
     "steps": 160,

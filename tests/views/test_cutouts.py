@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustclip import rng
+from robustclip.data.images import clamp_through
 from robustclip.errors import UsageError
-from robustclip.images import clamp_through
+from robustclip.runs import rng
 from robustclip.views import (
     Affine,
     ColourJitter,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from robustclip import rng
 from robustclip.errors import UsageError
+from robustclip.runs import rng
 from robustclip.views import Draws
 
 

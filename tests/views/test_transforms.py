@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustclip import rng
 from robustclip.errors import UsageError
+from robustclip.runs import rng
 from robustclip.views import (
     Brightness,
     Clamp,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip import rng
 from robustclip.errors import UsageError
+from robustclip.runs import rng
 from robustclip.views import (
     Affine,
     Brightness,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustclip import rng
 from robustclip.errors import UsageError
+from robustclip.runs import rng
 from robustclip.views import Affine, Draws, Perspective, RandomCrop, Views, nudges
 from robustclip.views.warps import homography
 

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.attacks.threat import Source, ThreatModel, broadcast
 from robustclip.errors import RunError, UsageError
-from robustclip.threat import Source, ThreatModel, broadcast
 
 Losses = Callable[[Tensor], Tensor]  # images (B,3,H,W) -> losses (B,)
 

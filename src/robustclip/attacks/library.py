@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.attacks.gradient import attacking
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, UsageError
-from robustclip.threat import ThreatModel
 
 Name = Literal["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
 _NORMS: Final = {"l2": "L2", "linf": "Linf"}

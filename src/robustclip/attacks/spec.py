@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
+from robustclip.attacks.threat import BALLS, Norm, ThreatModel
 from robustclip.errors import UsageError
 from robustclip.signatures import unknown
-from robustclip.threat import BALLS, Norm, ThreatModel
 
 Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light"]
 KINDS: Final = [kind for kind in get_args(Kind) if kind != "pgd"]  # PGD has no name in a spec

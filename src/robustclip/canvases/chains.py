@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from robustclip.canvases.base import Canvas
 from robustclip.canvases.latents import Autoencoder, drawn_latents
+from robustclip.data.images import clamp_through
 from robustclip.errors import UsageError
-from robustclip.images import clamp_through
 from robustclip.referees.base import check_images
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from robustclip.canvases.base import Canvas
+from robustclip.data.images import clamp_through
 from robustclip.errors import UsageError
-from robustclip.images import clamp_through
 from robustclip.referees.base import check_images
 
 

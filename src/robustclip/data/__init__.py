@@ -1,8 +1,25 @@
-"""Image-text data: embedded splits, scenes of them, and sources of training batches."""
+"""Image-text data: embedded splits, scenes of them, and sources of training batches. Names load when first used."""
 
-from robustclip.data.batch import Batch
-from robustclip.data.labelled import LabelledImages
-from robustclip.data.scenes import compose_scenes
-from robustclip.data.splits import load_split
+from __future__ import annotations
 
-__all__ = ["Batch", "LabelledImages", "compose_scenes", "load_split"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustclip.data import images
+    from robustclip.data.batch import Batch
+    from robustclip.data.labelled import LabelledImages
+    from robustclip.data.scenes import compose_scenes
+    from robustclip.data.splits import load_split
+
+_HOME_OF = {"Batch": "batch", "LabelledImages": "labelled", "compose_scenes": "scenes", "load_split": "splits"}
+
+__all__ = ["Batch", "LabelledImages", "compose_scenes", "images", "load_split"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "images":
+        return import_module(f"{__name__}.images")
+    if name in _HOME_OF:
+        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustclip.data.composing import PLANS, Draw, Plan, painted, placed_things, visible
 from robustclip.data.scenes import Box
 from robustclip.data.sprites import Sprite, Sprites
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 SIZE: Final = 96
 CATEGORIES: Final = ("colour", "shape", "texture", "spatial", "non-spatial", "complex", "numeracy")

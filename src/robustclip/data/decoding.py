@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from robustclip.data.images import MAX_PIXELS, decode
 from robustclip.errors import Fault, Skip, UsageError
-from robustclip.images import MAX_PIXELS, decode
 
 BICUBIC = Image.Resampling.BICUBIC
 RATIO = (3 / 4, 4 / 3)  # of width to height, Inception's range, as torchvision's RandomResizedCrop

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from robustclip.data.emoji import label_index, read_shard
+from robustclip.data.images import from_pil
 from robustclip.errors import UsageError
-from robustclip.images import from_pil
 
 PREFIX: Final = "emoji:"
 STYLE: Final = "twemoji"

@@ -33,7 +33,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.labelled import LabelledImages, Labels
 from robustclip.errors import RunError, UsageError
 

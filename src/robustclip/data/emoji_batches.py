@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from robustclip.data.batch import ALONE, Batch, Place
 from robustclip.data.emoji import load_rgba, splits
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from robustclip.data.images import ENDINGS
 from robustclip.data.shards import captions_of
 from robustclip.errors import UsageError
-from robustclip.files import read_lines, read_text
-from robustclip.images import ENDINGS
+from robustclip.runs.files import read_lines, read_text
 
 NAMES = "classnames.txt"
 BESIDES = ("classnames.txt", "zeroshot_classification_templates.txt")  # in a folder of classes, not left out

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.emoji import label_index, load_labels, load_rgba
 from robustclip.data.scenes import background, cut
 from robustclip.errors import UsageError
-from robustclip.files import read_lines
-from robustclip.rng import generator
+from robustclip.runs.files import read_lines
+from robustclip.runs.rng import generator
 
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "red": (0.87, 0.13, 0.15),

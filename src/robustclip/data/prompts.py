@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.emoji import label_index, load_emoji
 from robustclip.data.labelled import LabelledImages
 

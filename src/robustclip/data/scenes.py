@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustclip.data.emoji import load_rgba
 from robustclip.data.labelled import Labels
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels; half open."""

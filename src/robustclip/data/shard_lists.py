@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 
 from robustclip.data.tars import Command, Shard
 from robustclip.errors import UsageError
-from robustclip.files import is_folder
+from robustclip.runs.files import is_folder
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SUFFIX = re.compile(r"(\.tar)?(\.gz)?$|\.tgz$")

@@ -19,14 +19,14 @@ from typing import Any
 
 from webdataset.filters import shuffle
 
-from robustclip import rng
 from robustclip.data.batch import ALONE, Place
+from robustclip.data.images import ENDINGS
 from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.shard_lists import SUFFIX, Pattern, find_shards, not_shards
 from robustclip.data.tars import BrokenTar, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
 from robustclip.errors import Fault, UsageError
-from robustclip.files import read_json
-from robustclip.images import ENDINGS
+from robustclip.runs import rng
+from robustclip.runs.files import read_json
 
 TEXTS = ("txt", "json")
 CAPTION_KEYS = ("captions", "caption", "text")  # of the JSON member; the first is a list of equals

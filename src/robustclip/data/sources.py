@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.batch import ALONE, Place
 from robustclip.data.decoding import Preparation
 from robustclip.data.emoji import splits

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import torch
 
-from robustclip import rng
 from robustclip.data.batch import Place
 from robustclip.data.samples import Sample, SampleSource
 from robustclip.errors import RunError
+from robustclip.runs import rng
 
 
 class Cursor:

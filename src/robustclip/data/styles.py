@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from typing import NamedTuple
 
-from robustclip import embedded
+from robustclip.data import embedded
 
 
 class Styled(NamedTuple):

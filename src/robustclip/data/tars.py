@@ -19,9 +19,9 @@ from pathlib import Path
 from tarfile import EOFHeaderError, HeaderError, InvalidHeaderError, ReadError  # type: ignore[attr-defined]  # typeshed
 from typing import Any, Self, cast
 
+from robustclip.data.images import ENDINGS as PICTURES
+from robustclip.data.images import MAX_BYTES
 from robustclip.errors import Fault
-from robustclip.images import ENDINGS as PICTURES
-from robustclip.images import MAX_BYTES
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBER = MAX_BYTES

@@ -11,8 +11,8 @@ from torch import nn
 
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.files import is_file, new_folder, read_json, sha256, write_json
 from robustclip.referees.weights import digest
+from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
 
 try:
     from diffusers import StableDiffusionPipeline

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustclip.devices import autocast
 from robustclip.diffusion.adapters import trainable
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError, UsageError
+from robustclip.runs.devices import autocast
 
 
 @dataclass

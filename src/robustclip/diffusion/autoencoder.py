@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustclip.devices import autocast
 from robustclip.diffusion.fitting import rate
 from robustclip.errors import UsageError
+from robustclip.runs.devices import autocast
 
 GROUPS: Final = 16  # of channels that are normalised together
 Features = Callable[[Tensor], Sequence[Tensor]]

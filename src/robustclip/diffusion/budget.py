@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustclip import printing
-from robustclip.devices import free_memory
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
+from robustclip.runs.devices import free_memory
 
 TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
 FUSED: Final = 2  # times what is free may be counted, for attention counts with what fused kernels do not keep (ours)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from robustclip.diffusion.taming import RESOLUTION, Layout, read_taming
 from robustclip.diffusion.vqgan import save_vqgan
 from robustclip.errors import UsageError
-from robustclip.files import check_new_folder, is_file, read_text, sha256
+from robustclip.runs.files import check_new_folder, is_file, read_text, sha256
 from robustclip.signatures import typed
 
 LONGEST_CONFIG: Final = 2**16  # bytes; the published ones have a thousand

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from robustclip.devices import autocast
 from robustclip.diffusion.fitting import rate
 from robustclip.errors import UsageError
+from robustclip.runs.devices import autocast
 
 GROUPS: Final = 32  # of channels that are normalised together: diffusers' default
 SCHEDULE: Final = {  # Stable Diffusion's

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from robustclip.progress import TrainingProgress
 from robustclip.robustification import checkpoint
-from robustclip.runs import Run
+from robustclip.runs.folder import Run
+from robustclip.runs.progress import TrainingProgress
 
 
 class Trainer(Protocol):

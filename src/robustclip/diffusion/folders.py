@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from robustclip.files import new_folder
+from robustclip.runs.files import new_folder
 
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 

@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
 from robustclip.diffusion.folders import WEIGHTS, write_model
 from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.files import is_file, new_folder, read_json, sha256, write_json
 from robustclip.referees.sentence import MINILM
 from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
+from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
 
 try:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

@@ -16,8 +16,8 @@ from torch import Tensor
 from robustclip.diffusion.mutual_information import Kappa, pointwise_mi, sample_with_mi
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError
-from robustclip.files import atomic_write, is_file
-from robustclip.rng import generator
+from robustclip.runs.files import atomic_write, is_file
+from robustclip.runs.rng import generator
 
 Selector = Literal["mi", "gap", "random"]
 Scorer = Callable[[Float[Tensor, "m 3 H W"], str], Float[Tensor, " m"]]

@@ -11,10 +11,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustclip import printing
-from robustclip.devices import autocast
 from robustclip.diffusion.conditioning import Conditioning, TextStates
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
+from robustclip.runs.devices import autocast
 
 try:
     from diffusers import DDIMScheduler

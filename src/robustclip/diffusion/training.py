@@ -17,9 +17,9 @@ from diffusers import VQModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustclip.devices import autocast
 from robustclip.diffusion.vqgan import nearest
 from robustclip.errors import UsageError
+from robustclip.runs.devices import autocast
 
 COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
 GROUPS: Final = 16  # of channels that are normalised together

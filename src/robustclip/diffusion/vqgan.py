@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.diffusion.folders import WEIGHTS, write_model
 from robustclip.errors import UsageError
-from robustclip.files import is_file, new_folder, read_json, sha256, write_json
 from robustclip.referees.base import check_images
+from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
 
 try:
     from diffusers import VQModel

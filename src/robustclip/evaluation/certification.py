@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.devices import autocast
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.certificates import (
@@ -37,10 +36,11 @@ from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.similarity import Images
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.printing import counted
-from robustclip.progress import watched
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.smoothed import refuse_smoothed
-from robustclip.rng import each
+from robustclip.runs.devices import autocast
+from robustclip.runs.progress import watched
+from robustclip.runs.rng import each
 
 ABSTAINED = -1
 

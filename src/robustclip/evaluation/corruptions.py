@@ -25,7 +25,7 @@ from robustclip.evaluation.similarity import batches, cosines
 from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
-from robustclip.rng import each
+from robustclip.runs.rng import each
 from robustclip.signatures import unknown
 
 Picture = Float[Tensor, "3 h w"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustclip import __version__, printing
 from robustclip.attacks import AttackSpec, attacking
 from robustclip.attacks.library import check_installed
-from robustclip.devices import pick_device, pick_dtype
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation import certificates, certification
 from robustclip.evaluation import masking as masked
@@ -34,17 +34,17 @@ from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.templates import resolve_templates
-from robustclip.files import check_new_file, check_writable, clashes, is_file, rescuing
-from robustclip.interrupts import saying
 from robustclip.printing import counted
-from robustclip.processes import owning
 from robustclip.referees.base import TwoTower
 from robustclip.referees.claims import EMBEDDED_DATA
 from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
-from robustclip.rng import generator
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, rescuing
+from robustclip.runs.interrupts import saying
+from robustclip.runs.processes import owning
+from robustclip.runs.rng import generator
 from robustclip.signatures import raise_faults, typed, unknown
-from robustclip.threat import ThreatModel
 
 Referees = Sequence[str | Path | TwoTower]
 TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions"]

@@ -23,6 +23,8 @@ from torch import Tensor
 from robustclip.data import load_split
 from robustclip.data.emoji import load_labels
 from robustclip.data.folders import NAMES, caption_lines, class_names, read_folder
+from robustclip.data.images import BROKEN_METADATA, advice, decode, from_pil, resize
+from robustclip.data.images import ENDINGS as PICTURES
 from robustclip.data.scenes import SCENES, compose_scenes
 from robustclip.data.shard_lists import SUFFIX, not_shards, shards_in
 from robustclip.data.tars import (
@@ -37,10 +39,8 @@ from robustclip.data.tars import (
 )
 from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.similarity import Images
-from robustclip.files import is_folder, read_bytes, read_lines
-from robustclip.images import BROKEN_METADATA, advice, decode, from_pil, resize
-from robustclip.images import ENDINGS as PICTURES
-from robustclip.rng import generator
+from robustclip.runs.files import is_folder, read_bytes, read_lines
+from robustclip.runs.rng import generator
 
 LONGEST_LABEL = 9  # digits
 LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
+from robustclip.data.images import titled_grid
 from robustclip.errors import UsageError
 from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.evaluation.templates import embed_texts
-from robustclip.images import titled_grid
 from robustclip.referees.base import TwoTower
 
 CUTOFF = 1 / 8  # cycles per pixel: structures of more than 8 pixels; ours

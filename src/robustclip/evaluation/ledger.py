@@ -21,8 +21,8 @@ import torch
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.zeroshot import Predictions
-from robustclip.files import is_file, naming, parse_json, plain, read_bytes
 from robustclip.referees.base import TwoTower
+from robustclip.runs.files import is_file, naming, parse_json, plain, read_bytes
 
 MOST: Final = 2**30  # bytes of it
 LEDGER_FILE: Final = "attacked.jsonl"

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.library import check_installed
 from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.threat import draw_normal
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.judges import Judge, load_judges
@@ -37,8 +38,7 @@ from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
 from robustclip.referees.claims import EMBEDDED_DATA
-from robustclip.rng import each
-from robustclip.threat import draw_normal
+from robustclip.runs.rng import each
 
 USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given
 SOURCE: Final = "emoji-vanilla"

@@ -25,7 +25,7 @@ from robustclip.evaluation.robustness import check_inside, size_of
 from robustclip.evaluation.similarity import cosines
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
-from robustclip.rng import each
+from robustclip.runs.rng import each
 
 PAG = "PAG score"
 NAMES = 10  # that the judge chooses among: the target, the image's own, and 8 others

@@ -15,9 +15,9 @@ from rich.text import Text
 from torch import Tensor
 
 from robustclip import printing
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, write_json
-from robustclip.images import save_image
+from robustclip.runs.files import atomic_write, write_json
 
 Kind = Literal["value", "difference", "retention"]
 

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
 from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
-from robustclip.rng import generator
-from robustclip.threat import ThreatModel
+from robustclip.runs.rng import generator
 
 TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to about 1e-5
 

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.devices import autocast
 from robustclip.printing import counted
-from robustclip.progress import watched
 from robustclip.referees.base import TwoTower
+from robustclip.runs.devices import autocast
+from robustclip.runs.progress import watched
 
 
 class Images(Protocol):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.threat import broadcast, per_image_max
+from robustclip.attacks.threat import broadcast, per_image_max
 
 
 def slopes(

@@ -22,7 +22,7 @@ from robustclip.evaluation.robustness import answers_to, check_inside, remembere
 from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.base import TwoTower
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 
 def classify_under_strong_attack(

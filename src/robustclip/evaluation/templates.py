@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import UsageError
-from robustclip.files import is_file, read_lines
 from robustclip.referees.base import TwoTower
+from robustclip.runs.files import is_file, read_lines
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),

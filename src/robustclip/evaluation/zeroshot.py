@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 SHOWN = 5  # answers kept for each image, and the k of the widest top-k
 

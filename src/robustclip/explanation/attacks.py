@@ -15,7 +15,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.robustness import check_inside, perturbed, size_of
 from robustclip.evaluation.similarity import cosines
 from robustclip.referees.base import TwoTower
-from robustclip.rng import each
+from robustclip.runs.rng import each
 
 Objective = Literal["negation", "untargeted", "targeted"]
 OBJECTIVES: Final[tuple[str, ...]] = get_args(Objective)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from robustclip.data.images import resize, to_pil
 from robustclip.explanation.report import Case, View
-from robustclip.images import resize, to_pil
 
 # Ten even steps of inferno (Smith and van der Walt, matplotlib, CC0): equal steps of a map look equally large, also in
 # grey and to the colour-blind.

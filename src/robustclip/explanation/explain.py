@@ -15,7 +15,6 @@ from rich.console import Group
 
 from robustclip import __version__, printing
 from robustclip.attacks.spec import AttackSpec
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.evaluation import report as tables
 from robustclip.evaluation.comparison import compare
@@ -29,12 +28,13 @@ from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
 from robustclip.explanation.pages import write_report
 from robustclip.explanation.report import About, Report
 from robustclip.explanation.viewers import Task, Viewer, by_size
-from robustclip.files import check_writable, is_file, rescuing, write_json
-from robustclip.interrupts import saying
 from robustclip.printing import counted
-from robustclip.processes import owning
-from robustclip.progress import watched
 from robustclip.referees.judging import fingerprint
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.files import check_writable, is_file, rescuing, write_json
+from robustclip.runs.interrupts import saying
+from robustclip.runs.processes import owning
+from robustclip.runs.progress import watched
 from robustclip.signatures import raise_faults, typed, unknown
 
 REPORT: Final = "report.html"

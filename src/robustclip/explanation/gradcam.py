@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustclip.attacks.gradient import attacking
-from robustclip.devices import autocast
 from robustclip.explanation.layers import Layer
-from robustclip.rng import each
+from robustclip.runs.devices import autocast
+from robustclip.runs.rng import each
 
 PERCENTILES: Final = (20, 40, 60, 80)
 """Shares of an image that ROAD takes away, in percent. Its authors take nine from 10 to 90; these are half as dear."""

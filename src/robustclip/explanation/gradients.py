@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.devices import autocast
 from robustclip.referees.base import TwoTower, unit
-from robustclip.rng import each
+from robustclip.runs.devices import autocast
+from robustclip.runs.rng import each
 
 SAMPLES: Final = 16
 """Noisy copies; Smilkov et al. see little gain beyond 50, and 16 cost a third. Ours."""

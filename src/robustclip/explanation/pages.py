@@ -14,7 +14,7 @@ from robustclip.errors import UsageError
 from robustclip.explanation.encoding import Encoded
 from robustclip.explanation.rendering import case_html, page_html, sortable
 from robustclip.explanation.report import Report
-from robustclip.files import atomic_write, naming
+from robustclip.runs.files import atomic_write, naming
 
 PAGE_BYTES: Final = 32_000_000
 """What the cases of a page may take: about 500 small images of two referees, which open in less than three seconds."""

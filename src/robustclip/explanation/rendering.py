@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robustclip import __version__
 from robustclip.explanation.encoding import SCALE, Encoded, Seen
 from robustclip.explanation.report import Line, Report, View
-from robustclip.files import plain
+from robustclip.runs.files import plain
 
 NONE: Final = "–"
 

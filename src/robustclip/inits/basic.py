@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.data.images import resize
 from robustclip.errors import UsageError
-from robustclip.images import resize
 from robustclip.referees.base import check_images
 
 Init = Callable[[int, int, Sequence[torch.Generator], torch.device], Float[Tensor, "p 3 h w"]]

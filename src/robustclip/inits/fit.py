@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import check_new_file
 from robustclip.inits.gaussians import fit_classes, fit_components
 from robustclip.inits.mixture import RIDGE
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.inits.pictures import read_small
+from robustclip.runs.files import check_new_file
 from robustclip.signatures import raise_faults, typed
 
 

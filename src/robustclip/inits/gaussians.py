@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustclip import rng
 from robustclip.errors import RunError, UsageError
 from robustclip.inits.mixture import RIDGE, Mixture
+from robustclip.runs import rng
 
 NOTHING = 1e-9  # variance, in the units of [-1, 1] pixels, below which a direction is left out
 

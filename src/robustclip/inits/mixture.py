@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from robustclip.data.images import resize
 from robustclip.errors import UsageError
-from robustclip.images import resize
 from robustclip.inits.basic import Init
 
 RIDGE = 1e-4  # added to every variance, in the units of [-1, 1] pixels (notebook)

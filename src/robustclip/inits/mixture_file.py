@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, is_file
 from robustclip.inits.mixture import Mixture
+from robustclip.runs.files import atomic_write, is_file
 
 SUFFIX: Final = ".safetensors"
 FORMAT: Final = "robustclip mixture 1"

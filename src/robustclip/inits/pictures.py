@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robustclip import rng
 from robustclip.data import load_split
 from robustclip.data.folders import find_pictures
+from robustclip.data.images import decode, from_pil, resize
 from robustclip.data.samples import Sample
 from robustclip.data.shard_lists import SUFFIXES, shards_in
 from robustclip.data.shards import ShardSource
 from robustclip.errors import Fault, RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures, Stored, fit, read_examples
-from robustclip.files import is_folder
-from robustclip.images import decode, from_pil, resize
-from robustclip.progress import TrainingProgress
+from robustclip.runs import rng
+from robustclip.runs.files import is_folder
+from robustclip.runs.progress import TrainingProgress
 
 T = TypeVar("T")
 AT_ONCE = 256  # pictures decoded by the threads before the next are begun

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from robustclip.data.images import resize
 from robustclip.errors import UsageError
-from robustclip.images import resize
 from robustclip.inits.best_of import checked
 from robustclip.referees.base import TwoTower, check_images, unit
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import autocast
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.runs.devices import autocast
 
 SHORTEST: Final = 1e-3
 """A move of embeddings below this length has no direction (ours): the slope of x / |x| has no bound at 0, where pixels

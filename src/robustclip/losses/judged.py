@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import autocast
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.classifier import Classifier
 from robustclip.referees.heads import Aesthetics
+from robustclip.runs.devices import autocast
 
 Entropy = Literal["cross", "binary"]
 Judging = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import autocast
 from robustclip.errors import UsageError
 from robustclip.referees.pairing import PairReader
+from robustclip.runs.devices import autocast
 
 
 @final

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import autocast
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.runs.devices import autocast
 
 
 @dataclass(frozen=True)

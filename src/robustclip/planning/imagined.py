@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from robustclip.attacks.threat import height_and_width
 from robustclip.errors import UsageError
-from robustclip.files import read_json
 from robustclip.referees import registry
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG
@@ -29,7 +29,7 @@ from robustclip.referees.openclip import (
     tags,
 )
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.threat import height_and_width
+from robustclip.runs.files import read_json
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustclip import sharding
 from robustclip.attacks.gradient import attacking
-from robustclip.devices import DTYPES, autocast
 from robustclip.planning.imagined import Blueprint, Imagined
 from robustclip.planning.settings import Settings
 from robustclip.robustification.losses import clip, text_bank
+from robustclip.runs import sharding
+from robustclip.runs.devices import DTYPES, autocast
 
 SINGLE = 4  # bytes of a float32: weights, gradients and moments are never narrower
 RESERVED = 0.1

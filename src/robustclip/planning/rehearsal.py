@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
-from robustclip.devices import autocast, chosen_dtype, pick_device
 from robustclip.planning.flops import TowerFlops, of_step
 from robustclip.planning.imagined import Blueprint
 from robustclip.planning.settings import Settings
 from robustclip.referees.base import unit
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.preprocess import Preprocess
-from robustclip.rng import generator
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import Objective, clip, text_bank
 from robustclip.robustification.optimisation import adamw, average
 from robustclip.robustification.towers import ready_to_train
-from robustclip.threat import ThreatModel
+from robustclip.runs.devices import autocast, chosen_dtype, pick_device
+from robustclip.runs.rng import generator
 
 BUDGET = 1.5e12  # FLOPs of a rehearsed step: seconds on a CPU core
 REPEATS = 3

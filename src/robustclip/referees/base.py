@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.data.images import check_range
 from robustclip.errors import UsageError
-from robustclip.images import check_range
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 

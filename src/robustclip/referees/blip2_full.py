@@ -22,15 +22,15 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip import printing
 from robustclip.errors import UsageError
-from robustclip.files import is_file, read_json, sha256
 from robustclip.referees.blip2 import Blip2, CaptionHead
 from robustclip.referees.blip2_text import DEC, PairTokenizer
 from robustclip.referees.card import Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.huggingface import processor_file, read_preprocess
-from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
+from robustclip.runs.files import is_file, read_json, sha256
+from robustclip.runs.plain import check_sizes, refusing
 
 FAMILY: Final = "blip2"
 WEIGHTS: Final = "model.safetensors"

@@ -10,11 +10,11 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, is_file, read_json, write_json
-from robustclip.referees.plain import CardName, FileName, Line, Plain, Sha256, check_plain, first_of
 from robustclip.referees.preprocess import Preprocess
-from robustclip.threat import ThreatModel
+from robustclip.runs.files import atomic_write, is_file, read_json, write_json
+from robustclip.runs.plain import CardName, FileName, Line, Plain, Sha256, check_plain, first_of
 
 CARD_FILE = "card.json"
 README_FILE = "README.md"

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from robustclip import printing
 from robustclip.errors import RunError, UsageError
-from robustclip.files import read_json
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.openclip import (
@@ -34,6 +33,7 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.towers import LOGITS, Towers, split_towers
 from robustclip.referees.weights import INDEX, read_weights, some
+from robustclip.runs.files import read_json
 
 
 def load_checkpoint(

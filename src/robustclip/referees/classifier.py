@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.data.images import resize
 from robustclip.errors import UsageError
-from robustclip.files import is_file, read_json
-from robustclip.images import resize
 from robustclip.referees import wsdan
 from robustclip.referees.weights import check_finite, check_fit, read_weights
+from robustclip.runs.files import is_file, read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TORCHVISION: Final = "torchvision:"

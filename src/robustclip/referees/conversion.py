@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import write_json
 from robustclip.referees import clip_keys, huggingface, openclip
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.folder import CONFIG
@@ -23,6 +22,7 @@ from robustclip.referees.huggingface import CLIPText
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.towers import Towers
 from robustclip.referees.weights import load_strictly
+from robustclip.runs.files import write_json
 
 TOLERANCE = 1e-5
 """Largest difference of a component of two unit embeddings in float32 that counts as rounding."""

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import sha256, write_json
 from robustclip.referees import pairing, toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
@@ -26,6 +25,7 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.smoothed import refuse_smoothed
 from robustclip.referees.towers import Towers, join_towers, split_towers
 from robustclip.referees.weights import load_strictly, read_weights, write_weights
+from robustclip.runs.files import sha256, write_json
 
 CONFIG = "open_clip_config.json"
 IMAGE_TOWER = "image_tower.safetensors"

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
-from robustclip.files import sha256
 from robustclip.referees.weights import load_strictly, read_weights
+from robustclip.runs.files import sha256
 
 Family = Literal["mlp", "linear"]
 

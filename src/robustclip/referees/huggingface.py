@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
+from robustclip.data.images import to_pil
 from robustclip.errors import UsageError
-from robustclip.files import is_file, read_json, write_json
-from robustclip.images import to_pil
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
-from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.tokens import of_transformers
 from robustclip.referees.weights import check_fit, load_strictly, read_weights, weights_file, write_weights
+from robustclip.runs.files import is_file, read_json, write_json
+from robustclip.runs.plain import check_sizes, refusing
 
 FAMILY = "transformers"
 WEIGHTS = "model.safetensors"

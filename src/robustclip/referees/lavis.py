@@ -17,11 +17,11 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.files import check_new_folder, is_file, new_folder, sha256
 from robustclip.referees.blip2_full import bert_tokenizer, fill, save_full
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import read_weights, some
+from robustclip.runs.files import check_new_folder, is_file, new_folder, sha256
 from robustclip.signatures import typed
 
 HEAD_WIDTH: Final = {True: 88, False: 64}  # of EVA's ViT-g (1408 wide), and of BERT

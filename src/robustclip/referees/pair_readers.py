@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, is_file, sha256
 from robustclip.referees import blip2_full
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.blip2_full import is_library_folder, load_full, load_library
@@ -20,6 +19,7 @@ from robustclip.referees.judging import fingerprint
 from robustclip.referees.pairing import FAMILIES
 from robustclip.referees.registry import find, load_referee
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights, write_weights
+from robustclip.runs.files import atomic_write, is_file, sha256
 
 FAMILY: Final = "blip2-mini"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from robustclip.data.images import to_pil
 from robustclip.errors import UsageError
-from robustclip.images import to_pil
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

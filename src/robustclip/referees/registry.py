@@ -17,16 +17,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from robustclip import embedded
-from robustclip.devices import pick_device
+from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
-from robustclip.files import read_json, sha256, write_json
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
+from robustclip.runs.devices import pick_device
+from robustclip.runs.files import read_json, sha256, write_json
 from robustclip.signatures import typed
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")

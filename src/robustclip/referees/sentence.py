@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import read_json
 from robustclip.referees.base import TextTower
-from robustclip.referees.plain import check_sizes, refusing
 from robustclip.referees.tokens import cleaned, of_transformers
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights
+from robustclip.runs.files import read_json
+from robustclip.runs.plain import check_sizes, refusing
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The encoder's public name: what a card and an open_clip config call it, and plain open_clip fetches it by."""

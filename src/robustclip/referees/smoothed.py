@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.preprocess import Preprocess
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 MARK: Final = "~smooth:"
 SAMPLES: Final = 16

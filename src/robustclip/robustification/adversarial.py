@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustclip import distributed, rng, sharding
 from robustclip.attacks.gradient import eval_mode, pgd
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.robustification.losses import Objective
 from robustclip.robustification.warm import WarmStarts
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed, rng, sharding
 
 Embed = Callable[[Tensor], Tensor]
 

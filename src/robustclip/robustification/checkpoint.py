@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from robustclip.distributed import is_main
 from robustclip.errors import RunError
-from robustclip.files import atomic_write, reason, remove_drafts
+from robustclip.runs.distributed import is_main
+from robustclip.runs.files import atomic_write, reason, remove_drafts
 
 NAME: Final = "checkpoint-{step:08d}.pt"
 BEST: Final = "best-{step:08d}.pt"

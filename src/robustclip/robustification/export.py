@@ -12,7 +12,6 @@ from typing import Annotated
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.files import check_new_folder, new_folder
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
@@ -20,7 +19,8 @@ from robustclip.referees.folder import load_referee_folder
 from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.finish import REFEREE, Which, referee_at
 from robustclip.robustification.formats import FORMATS, FormatName
-from robustclip.runs import RECORD
+from robustclip.runs.files import check_new_folder, new_folder
+from robustclip.runs.folder import RECORD
 from robustclip.signatures import raise_faults, typed, unknown
 
 AWKWARD = ["the dog’s “bone”", "cat &amp; dog", "cat &lt;3", "ﬁsh", "the dogâ€™s bone", "ＣＡＴ"]

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from robustclip import distributed
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder, save_referee
 from robustclip.robustification import checkpoint
-from robustclip.runs import Run
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.folder import Run
 
 Which = Literal["best", "last"]
 

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, final
 
 import torch
 
-from robustclip.files import atomic_write, sha256, write_json
 from robustclip.referees import toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.folder import CONFIG, IMAGE_TOWER, save_full, save_referee
 from robustclip.referees.weights import digest, read_weights, write_weights
+from robustclip.runs.files import atomic_write, sha256, write_json
 
 FormatName = Literal["open_clip", "hf", "timm", "image-tower"]
 CLASSIFIES, EMBEDS = "zero-shot-image-classification", "image-feature-extraction"

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustclip import distributed
 from robustclip.attacks.gradient import pgd
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.errors import RunError
-from robustclip.rng import generator
 from robustclip.robustification import checkpoint
 from robustclip.robustification.losses import contrastive
 from robustclip.robustification.towers import judging
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.rng import generator
 
 Embed = Callable[[Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from robustclip import sharding
+from robustclip.runs import sharding
 
 
 def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustclip.devices import autocast
 from robustclip.diffusion.fitting import rate
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
+from robustclip.runs.devices import autocast
 
 COLDEST: Final = 0.01  # the lowest temperature of the contrastive loss
 

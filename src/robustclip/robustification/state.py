@@ -14,12 +14,12 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim import AdamW
 
-from robustclip import distributed, sharding
-from robustclip.devices import chosen_dtype
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.robustification import checkpoint
-from robustclip.runs import Run
+from robustclip.runs import distributed, sharding
+from robustclip.runs.devices import chosen_dtype
+from robustclip.runs.folder import Run
 
 MEASURED_ON = 32
 """Images of the step that `--dtype measure` times."""

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustclip import distributed, sharding
 from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import UsageError
 from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.runs import distributed, sharding
 
 
 def ready_to_train(

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from robustclip import distributed, printing, sharding
+from robustclip import printing
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch, BatchSource
-from robustclip.devices import autocast
 from robustclip.errors import Interrupted
-from robustclip.interrupts import catching_signals
-from robustclip.progress import TrainingProgress
 from robustclip.referees.base import TwoTower, unit
 from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives
 from robustclip.robustification.losses import Objective, refuse_degenerate
@@ -28,8 +26,11 @@ from robustclip.robustification.state import Remembered, TrainingState, training
 from robustclip.robustification.texts import embed_captions
 from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
-from robustclip.runs import Run
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed, sharding
+from robustclip.runs.devices import autocast
+from robustclip.runs.folder import Run
+from robustclip.runs.interrupts import catching_signals
+from robustclip.runs.progress import TrainingProgress
 
 
 def tell(described: dict[str, Any]) -> None:

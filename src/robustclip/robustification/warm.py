@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
-from robustclip.threat import ThreatModel
 
 MOST: Final = 100_000
 """Samples whose perturbation is kept, the latest; 25 kB each at 64x64, 300 kB at 224x224, and in every checkpoint."""

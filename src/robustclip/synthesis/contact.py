@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from robustclip.data.images import from_pil, grid, resize, titled_grid, to_pil
 from robustclip.errors import UsageError
-from robustclip.images import from_pil, grid, resize, titled_grid, to_pil
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.pictures import SHOWN, Enlarge, enlarged, font_of
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from robustclip.canvases.chains import ChainStart
+from robustclip.data.images import clamp_through
 from robustclip.diffusion.one_step import guided
 from robustclip.diffusion.reversible import Chain
-from robustclip.images import clamp_through
 from robustclip.synthesis.brush import generators_of
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item

@@ -13,12 +13,12 @@ from pydantic import AfterValidator, PlainValidator
 from torch import Tensor
 
 from robustclip import printing
-from robustclip.devices import free_memory
+from robustclip.data.images import load_image
 from robustclip.errors import UsageError
-from robustclip.images import load_image
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
 from robustclip.referees.classifier import Classifier, load_classifier
 from robustclip.referees.heads import Aesthetics, load_aesthetics
+from robustclip.runs.devices import free_memory
 from robustclip.synthesis.doodl import Use
 from robustclip.synthesis.guides import parse_weight
 from robustclip.synthesis.items import Item

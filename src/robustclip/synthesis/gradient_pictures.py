@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.images import titled_grid
+from robustclip.data.images import titled_grid
 from robustclip.synthesis.loop import Moment
 
 STEP: Final = 0.5  # root mean square of the change of a latent that is shown

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import chosen_dtype
+from robustclip.data.images import load_image
 from robustclip.errors import UsageError
-from robustclip.images import load_image
 from robustclip.losses.similarity import Cosine, Spherical, Target
 from robustclip.referees.base import TwoTower
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.runs.devices import chosen_dtype
 from robustclip.synthesis.prompts import Part, Prompt, check_context
 
 Given = str | Path | TwoTower

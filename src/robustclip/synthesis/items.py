@@ -11,8 +11,8 @@ from typing import Annotated, Final
 import torch
 from pydantic import BeforeValidator
 
-from robustclip import rng
 from robustclip.errors import UsageError
+from robustclip.runs import rng
 from robustclip.synthesis.names import apart, slug
 from robustclip.synthesis.prompts import Prompt
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.images import to_pil
+from robustclip.data.images import to_pil
 from robustclip.synthesis.contact import overview
 
 EVERY: Final = 1.0

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from robustclip.data.images import load_image, to_pil
 from robustclip.errors import UsageError
-from robustclip.images import load_image, to_pil
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 

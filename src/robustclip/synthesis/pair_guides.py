@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.devices import UNNAMED, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.losses.pairing import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
+from robustclip.runs.devices import UNNAMED, pick_dtype
 from robustclip.synthesis.guides import Given, Guides, parse_weight
 from robustclip.synthesis.prompts import Prompt
 

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from robustclip.data.images import resize, save_image, titled_grid, to_pil
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, plain, read_bytes
-from robustclip.images import resize, save_image, titled_grid, to_pil
+from robustclip.runs.files import atomic_write, plain, read_bytes
 
 CHUNK: Final = "robustclip"
 LONGEST_FACTS: Final = 2**20

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import read_text, table_rows
+from robustclip.runs.files import read_text, table_rows
 from robustclip.synthesis.items import LARGEST_SEED, Named
 from robustclip.synthesis.names import apart, slug, stem
 from robustclip.synthesis.prompts import Prompt

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from robustclip.data.images import load_image
 from robustclip.errors import UsageError
-from robustclip.images import load_image
 from robustclip.referees.base import Referee, TwoTower
 
 LONGEST: Final = 10_000

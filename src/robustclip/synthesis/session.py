@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, PlainValidator
 
 from robustclip import printing
-from robustclip.devices import DTYPES, check_memory, pick_device
-from robustclip.distributed import decided, is_main
 from robustclip.errors import UsageError
-from robustclip.files import is_file
 from robustclip.referees.base import TwoTower
-from robustclip.runs import Run
+from robustclip.runs.devices import DTYPES, check_memory, pick_device
+from robustclip.runs.distributed import decided, is_main
+from robustclip.runs.files import is_file
+from robustclip.runs.folder import Run
 from robustclip.synthesis.guides import Given, Guides, parse_weight
 from robustclip.synthesis.items import Item, items_of, items_of_named
 from robustclip.synthesis.painted import Paint, Result

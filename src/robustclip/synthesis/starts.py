@@ -13,15 +13,15 @@ from jaxtyping import Float
 from pydantic import AfterValidator, PositiveInt
 from torch import Tensor
 
-from robustclip.devices import check_memory
+from robustclip.data.images import load_image
 from robustclip.errors import UsageError
-from robustclip.files import is_file
-from robustclip.images import load_image
 from robustclip.inits import basic
 from robustclip.inits.mixture_file import SUFFIX, load_mixture
 from robustclip.inits.pool import Pool, embedder
 from robustclip.referees.card import Card
-from robustclip.rng import generator
+from robustclip.runs.devices import check_memory
+from robustclip.runs.files import is_file
+from robustclip.runs.rng import generator
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 

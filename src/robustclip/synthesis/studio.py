@@ -21,12 +21,12 @@ from typing import Any, Final
 
 import torch
 
-from robustclip import distributed
+from robustclip.data.images import load_image, save_image
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import atomic_write, reason, remove_drafts
-from robustclip.images import load_image, save_image
-from robustclip.interrupts import catching_signals
-from robustclip.runs import Run, versions
+from robustclip.runs import distributed
+from robustclip.runs.files import atomic_write, reason, remove_drafts
+from robustclip.runs.folder import Run, versions
+from robustclip.runs.interrupts import catching_signals
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Paint, Painted, Result

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip import distributed
-from robustclip.progress import TrainingProgress
+from robustclip.runs import distributed
+from robustclip.runs.progress import TrainingProgress
 from robustclip.synthesis.contact import OVERVIEW, overview
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.live import Live

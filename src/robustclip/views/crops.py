@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.attacks.threat import height_and_width
 from robustclip.errors import UsageError
-from robustclip.threat import height_and_width
 from robustclip.views.draws import Draws
 from robustclip.views.ranges import Range, check_ends
 from robustclip.views.shifts import pick, round_half_up

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.images import clamp_through
-from robustclip.threat import height_and_width
+from robustclip.attacks.threat import height_and_width
+from robustclip.data.images import clamp_through
 from robustclip.views.boxes import Erasing
 from robustclip.views.draws import Draws
 from robustclip.views.hue import ColourJitter

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustclip.attacks.threat import height_and_width
 from robustclip.errors import UsageError
-from robustclip.threat import height_and_width
 from robustclip.views.draws import Draws
 from robustclip.views.ranges import check_number
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from robustclip.files import write_json
+from robustclip.runs.files import write_json
 from robustclip.synthesis.pictures import write_picture
 
 Colour = tuple[float, float, float]

@@ -17,8 +17,8 @@ from robustclip.evaluation.generation.inception import Inception, load_inception
 from robustclip.evaluation.generation.judge import judge_images
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import from_tensor
-from robustclip.files import sha256
 from robustclip.referees.toy import toy_referee
+from robustclip.runs.files import sha256
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from robustclip.data import load_split
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation import judge, judge_images, judge_pictures, read_pictures
 from robustclip.evaluation.generation.folders import read_reference
@@ -18,7 +19,6 @@ from robustclip.evaluation.generation.judge import faults
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.generation.scores import PREFIX
-from robustclip.images import save_image
 from robustclip.referees.base import TwoTower
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.data.images import save_image
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.folders import read_pictures
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
-from robustclip.files import write_json
-from robustclip.images import save_image
+from robustclip.runs.files import write_json
 
 RED, GREEN = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustclip.data.pairs import COLOURS, OBJECTS, Pair, Thing
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.pairing import PairReader
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 Score = Literal["matching", "contrastive", "sum"]
 """What a judge scores by: its logit of a match minus that of none; the similarity of its embeddings; or the sum of the

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.devices import autocast
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.similarity import Images, batches
 from robustclip.referees.base import TwoTower, unit
+from robustclip.runs.devices import autocast
 
 BATCH = 64
 

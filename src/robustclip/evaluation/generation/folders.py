@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from robustclip.data.folders import hidden, is_picture
+from robustclip.data.images import ENDINGS, advice, picture_size
 from robustclip.errors import RunError, Skip, UsageError
 from robustclip.evaluation.examples import Pictures as Decoded
 from robustclip.evaluation.examples import Stored, read_examples
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.files import is_file, is_folder, read_json, read_text, table_rows
-from robustclip.images import ENDINGS, advice, picture_size
+from robustclip.runs.files import is_file, is_folder, read_json, read_text, table_rows
 from robustclip.synthesis.pictures import read_facts
 from robustclip.synthesis.prompts import Prompt
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.similarity import Images, batches
-from robustclip.files import sha256
 from robustclip.referees.weights import check_finite, read_weights
+from robustclip.runs.files import sha256
 
 NAME: Final = "inception-v3-compat"
 RELEASED: Final = "weights-inception-2015-12-05-6726825d.pth"

@@ -17,7 +17,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import CANDIDATES, CHANCE, Verdict
 from robustclip.evaluation.intervals import Interval
-from robustclip.files import atomic_write, write_json
+from robustclip.runs.files import atomic_write, write_json
 
 RATES: Final = ("right", "attributes", "both", "first", "second")
 HEADS: Final = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.intervals import CONFIDENCE, Interval
-from robustclip.rng import generator
+from robustclip.runs.rng import generator
 
 GROUPS: Final = 20
 

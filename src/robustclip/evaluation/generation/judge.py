@@ -16,7 +16,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
-from robustclip.devices import pick_device, pick_dtype
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
@@ -28,11 +27,12 @@ from robustclip.evaluation.generation.pictures import Pictures, chosen, from_ten
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
 from robustclip.printing import counted
-from robustclip.processes import owning
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
+from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
+from robustclip.runs.processes import owning
 from robustclip.signatures import raise_faults, typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")

@@ -18,7 +18,7 @@ from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.grids import PAGE
 from robustclip.evaluation.generation.preference import preference
 from robustclip.evaluation.intervals import Interval
-from robustclip.files import atomic_write, write_json
+from robustclip.runs.files import atomic_write, write_json
 
 
 @dataclass

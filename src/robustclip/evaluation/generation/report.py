@@ -13,7 +13,7 @@ from rich.text import Text
 
 from robustclip import printing
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, write_json
+from robustclip.runs.files import atomic_write, write_json
 
 Kind = Literal["value", "difference", "preference"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.embeddings import Texts
 from robustclip.evaluation.zeroshot import ranks
-from robustclip.rng import each
+from robustclip.runs.rng import each
 
 CHUNK = 1024
 """Pictures at a time: with thirty thousand prompts, their cosines take 120 MB."""

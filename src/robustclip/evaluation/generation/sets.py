@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.images import titled_grid
+from robustclip.data.images import titled_grid
 from robustclip.recipes import find
-from robustclip.runs import RECORD
+from robustclip.runs.folder import RECORD
 from robustclip.synthesis.painted import Result
 
 SHOWN: Final = 12

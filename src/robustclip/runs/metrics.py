@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from robustclip.errors import UsageError
-from robustclip.files import atomic_write, parse_json, plain, read_text
+from robustclip.runs.files import atomic_write, parse_json, plain, read_text
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event

@@ -87,7 +87,7 @@ def chosen_dtype(
 
     `recorded` is the dtype by name that the run to go on with was begun in: it holds unless another one is named.
     """
-    from robustclip.distributed import decided  # here, for it loads accelerate
+    from robustclip.runs.distributed import decided  # here, for it loads accelerate
 
     if name in UNNAMED and recorded is not None:
         name = recorded

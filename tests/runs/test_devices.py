@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustclip.devices import (
+from robustclip.errors import UsageError
+from robustclip.runs.devices import (
     autocast,
     check_memory,
     chosen_dtype,
@@ -16,7 +17,6 @@ from robustclip.devices import (
     pick_device,
     pick_dtype,
 )
-from robustclip.errors import UsageError
 
 
 def test_auto_is_a_device_that_works() -> None:
@@ -70,7 +70,7 @@ def test_measure_takes_the_faster_and_auto_does_not_time(faster: torch.dtype) ->
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_auto_on_a_cpu_is_a_rule_by_hardware_and_tower(monkeypatch: pytest.MonkeyPatch, hardware: bool) -> None:
-    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: hardware)
+    monkeypatch.setattr("robustclip.runs.devices.cpu_has_bfloat16", lambda: hardware)
     convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     vit = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.TransformerEncoderLayer(8, 2, 32))
     expected = torch.bfloat16 if hardware else torch.float32
@@ -80,8 +80,8 @@ def test_auto_on_a_cpu_is_a_rule_by_hardware_and_tower(monkeypatch: pytest.Monke
 
 def test_what_a_run_began_in_holds_unless_another_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     tower, images = nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8)
-    monkeypatch.setattr("robustclip.devices.measure_dtype", lambda *_: torch.float32)
-    monkeypatch.setattr("robustclip.devices.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("robustclip.runs.devices.measure_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("robustclip.runs.devices.cpu_has_bfloat16", lambda: False)
     for name in ("auto", "measure"):
         assert chosen_dtype(name, tower, images) == torch.float32
         assert chosen_dtype(name, tower, images, recorded="bfloat16") == torch.bfloat16

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.errors import UsageError
-from robustclip.threat import Norm, ThreatModel
 
 NORMS: list[Norm] = ["l2", "linf"]
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustclip.data.images import save_image
 from robustclip.errors import RunError, UsageError
-from robustclip.files import (
+from robustclip.runs.files import (
     atomic_write,
     check_new_file,
     check_new_folder,
@@ -31,7 +32,6 @@ from robustclip.files import (
     sha256,
     write_json,
 )
-from robustclip.images import save_image
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("robustclip.files.os.fsync", refuse)
+    monkeypatch.setattr("robustclip.runs.files.os.fsync", refuse)
 
 
 @contextmanager

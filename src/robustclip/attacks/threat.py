@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustclip.data.images import check_range
 from robustclip.errors import UsageError
-from robustclip.images import check_range
 
 Norm = Literal["l2", "linf"]
 Source = torch.Generator | Sequence[torch.Generator] | None

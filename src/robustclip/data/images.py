@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import Fault, Skip, UsageError
-from robustclip.files import atomic_write
+from robustclip.runs.files import atomic_write
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 ENDINGS = (

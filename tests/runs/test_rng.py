@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip import rng
-from robustclip.rng import generator
+from robustclip.runs import rng
+from robustclip.runs.rng import generator
 
 
 def draw(*key: object) -> list[float]:

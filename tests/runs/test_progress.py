@@ -6,8 +6,8 @@ import itertools
 import pytest
 from rich.console import Console
 
-from robustclip import progress
-from robustclip.progress import TrainingProgress
+from robustclip.runs import progress
+from robustclip.runs.progress import TrainingProgress
 
 
 @pytest.fixture

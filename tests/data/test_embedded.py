@@ -8,7 +8,7 @@ import pytest
 from write_manifest import manifest
 
 import robustclip
-from robustclip import embedded
+from robustclip.data import embedded
 from robustclip.data.emoji import read_shard, splits
 from robustclip.data.prompts import prompts_path
 from robustclip.diffusion.pipelines import load_diffusion

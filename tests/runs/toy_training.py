@@ -9,19 +9,19 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
-from robustclip import distributed
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import BatchSource
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.data.sources import open_data
-from robustclip.devices import pick_device
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.embedded import emoji_probe
 from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip
 from robustclip.robustification.trainer import train
-from robustclip.runs import ResumeFrom, Run, RunFolder
-from robustclip.threat import ThreatModel
+from robustclip.runs import distributed
+from robustclip.runs.devices import pick_device
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 SIZE = 64
 

@@ -9,9 +9,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from robustclip.data.decoding import Preparation
-from robustclip.errors import Skip, UsageError
-from robustclip.evaluation.examples import Stored
-from robustclip.images import (
+from robustclip.data.images import (
     check_range,
     decode,
     from_pil,
@@ -24,6 +22,8 @@ from robustclip.images import (
     titled_grid,
     to_pil,
 )
+from robustclip.errors import Skip, UsageError
+from robustclip.evaluation.examples import Stored
 
 
 def eight_bit(*shape: int) -> torch.Tensor:

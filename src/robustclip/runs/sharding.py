@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from robustclip import distributed
+from robustclip.runs import distributed
 
 
 def wanted() -> bool:

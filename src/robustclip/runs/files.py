@@ -29,7 +29,7 @@ LONGEST_TEXT = 2**24  # bytes: no card, config or list of names comes near 16 MB
 DEEPEST = 100  # levels of lists and objects in each other; the JSON of models and runs has fewer than 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 LOCK = ".lock"
-"""The file that says which process may write to a folder (see `robustclip.processes`)."""
+"""The file that says which process may write to a folder (see `robustclip.runs.processes`)."""
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from robustclip import archive
-from robustclip.archive import Summary
 from robustclip.cli import app
 from robustclip.errors import UsageError
-from robustclip.processes import this_process
-from robustclip.runs import Run
+from robustclip.runs import archive
+from robustclip.runs.archive import Summary
+from robustclip.runs.folder import Run
+from robustclip.runs.processes import this_process
 
 
 def make(name: str, status: str = "finished", steps: int = 3, home: str = "runs") -> Run:

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from robustclip.errors import RunError, UsageError
-from robustclip.files import is_draft, is_file, is_folder
-from robustclip.processes import is_alive
 from robustclip.resuming import records, runs_in
-from robustclip.runs import HOME, RECORD, Run
+from robustclip.runs.files import is_draft, is_file, is_folder
+from robustclip.runs.folder import HOME, RECORD, Run
+from robustclip.runs.processes import is_alive
 from robustclip.signatures import raise_faults
 
 

@@ -3,9 +3,9 @@
     run.json        recipe, its room, arguments, versions, commit, status, process, notes, warnings, and the numbers of
                     a finished run
     metrics.jsonl   its numbers over the steps, and
-    tensorboard/    the same as curves: see robustclip.metrics
+    tensorboard/    the same as curves: see robustclip.runs.metrics
     checkpoints/    see robustclip.robustification.checkpoint
-    .lock           the process that writes here, from the run's start to its end: see robustclip.processes
+    .lock           the process that writes here, from the run's start to its end: see robustclip.runs.processes
 
 Where several processes train together, the main one writes.
 """
@@ -32,7 +32,7 @@ from pydantic import AfterValidator
 import robustclip
 from robustclip import printing
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import (
+from robustclip.runs.files import (
     free,
     holds_something,
     is_file,
@@ -42,12 +42,12 @@ from robustclip.files import (
     remove_drafts,
     write_json,
 )
-from robustclip.interrupts import number_of
-from robustclip.metrics import Metrics
-from robustclip.processes import is_alive, lock, this_process, unlock
-from robustclip.records import RECORD as RECORD
-from robustclip.records import ROBUSTIFY, read_record
-from robustclip.records import Status as Status
+from robustclip.runs.interrupts import number_of
+from robustclip.runs.metrics import Metrics
+from robustclip.runs.processes import is_alive, lock, this_process, unlock
+from robustclip.runs.records import RECORD as RECORD
+from robustclip.runs.records import ROBUSTIFY, read_record
+from robustclip.runs.records import Status as Status
 
 HOME: Final = Path("runs")
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "webdataset", "numpy")
@@ -112,7 +112,7 @@ class Run:
 
     @cached_property
     def _writes(self) -> bool:
-        from robustclip.distributed import is_main  # here, so that an `out` flag alone loads no torch
+        from robustclip.runs.distributed import is_main  # here, so that an `out` flag alone loads no torch
 
         return is_main()
 
@@ -125,7 +125,7 @@ class Run:
 
         Raises UsageError where the folder exists already and is not empty, RunError where it cannot be written.
         """
-        from robustclip.distributed import decided
+        from robustclip.runs.distributed import decided
 
         def begin() -> tuple[Path, dict[str, Any]]:
             try:
@@ -159,7 +159,7 @@ class Run:
 
         Raises UsageError where that run was made by another recipe or still runs, and where both folders are given.
         """
-        from robustclip.distributed import decided
+        from robustclip.runs.distributed import decided
 
         if resume is None:
             return cls.create(folder, recipe=recipe, arguments=arguments, room=room)
@@ -334,7 +334,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that this code runs from, "-dirty" where files differ from it; None outside one."""
-    root = Path(__file__).parents[2]
+    root = Path(robustclip.__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:

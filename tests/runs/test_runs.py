@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import robustclip
-from robustclip import runs
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.files import LOCK
-from robustclip.runs import Run, called_as, new_folder
+from robustclip.runs import folder as runs
+from robustclip.runs.files import LOCK
+from robustclip.runs.folder import Run, called_as, new_folder
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_run_says_what_was_asked_and_with_what(run: Run) -> None:
 
 
 def test_the_commit_is_the_checkouts() -> None:
-    root = Path(runs.__file__).parents[2]
+    root = Path(robustclip.__file__).parents[2]
     found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert runs.commit() in (found.stdout.strip(), found.stdout.strip() + "-dirty", None)
     assert (runs.commit() is None) == (found.returncode != 0)
@@ -290,7 +290,7 @@ def test_a_folder_in_which_a_run_was_killed_at_once_is_free(tmp_path: Path) -> N
 
 
 def test_only_the_main_process_writes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustclip.distributed.is_main", lambda: False)
+    monkeypatch.setattr("robustclip.runs.distributed.is_main", lambda: False)
     before = record(run)
     with Run(run.folder, run.record) as other:
         other.log(1, loss=1.0)

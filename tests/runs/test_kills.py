@@ -28,7 +28,7 @@ from robustclip.robustification import checkpoint
 pytestmark = pytest.mark.slow
 
 RECIPE = Path(__file__).with_name("toy_training.py")
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY = 24, 6, 4
 LINES = STEPS + STEPS // EVALUATE_EVERY
 PR_CAPBSET_DROP = 24  # of <linux/prctl.h>

@@ -16,7 +16,7 @@ from typing import Any, Final
 import psutil
 
 from robustclip.errors import UsageError
-from robustclip.files import LOCK, naming, read_json
+from robustclip.runs.files import LOCK, naming, read_json
 
 _log = logging.getLogger("robustclip")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from robustclip import distributed
+from robustclip.runs import distributed
 
 
 def test_without_a_launcher_there_is_one_process_and_it_is_the_main_one() -> None:

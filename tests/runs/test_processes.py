@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from robustclip.processes import is_alive, this_process
+from robustclip.runs.processes import is_alive, this_process
 
 
 def test_this_process_is_alive() -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from robustclip.errors import UsageError
-from robustclip.files import read_json
-from robustclip.referees.plain import first_of
+from robustclip.runs.files import read_json
+from robustclip.runs.plain import first_of
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 """A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""

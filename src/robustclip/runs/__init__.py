@@ -1,0 +1,1 @@
+"""Run folders and what lies below them: files, processes, devices, randomness."""

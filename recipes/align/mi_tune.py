@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -20,10 +20,8 @@ from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.diffusion.folders import save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.selection import Scorer, Selection, Selector, chosen_of
+from robustclip.diffusion.selection import Scorer, Selection, Selector, chosen_of, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
-from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader
-from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.progress import watched
@@ -66,7 +64,7 @@ def recipe(
     count: Annotated[PositiveInt, "prompts, where no file is given"] = 64,
     mode: Mode = "fixed",
     by: Annotated[
-        str | None, "what chooses: mi, gap, random, or a referee or pair reader by name; else the mode's"
+        str | None, "what chooses: mi, gap, random, mi:MODEL, or a referee or pair reader by name; else the mode's"
     ] = None,
     samples: Annotated[PositiveInt, "of each prompt (M)"] = 50,
     keep: Annotated[PositiveInt, "of these (k)"] = 1,
@@ -82,6 +80,7 @@ def recipe(
         float, Field(ge=0, lt=1), "of a batch: pictures of the embedded world with their captions"
     ] = 0.0,
     size: Annotated[PositiveInt, "height and width of samples"] = 64,
+    pool: Annotated[Path | None, "a folder that keeps all samples of the first round, for other runs too"] = None,
     save_every: PositiveInt = 50,
     merge: Annotated[bool, "also write the denoiser with the adapter added to its weights"] = False,
     resume: ResumeFrom | None = None,
@@ -112,7 +111,7 @@ def recipe(
     tuned = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype == "auto" else dtype, place))
     texts = training_pairs(count, seed) if prompts is None else [named.prompt.wanted for named in load_prompts(prompts)]
     selection = Selection(
-        by=scorer(by or way.by, place),
+        by=selector(by or way.by, place),
         samples=samples,
         keep=keep,
         steps=sampling_steps,
@@ -121,6 +120,7 @@ def recipe(
         skip=way.skip,
         size=(size, size),
         seed=seed,
+        pool=pool,
     )
     real = real_pictures(tuned, 8 if quick else REAL, size, seed) if real_share else None
     shown = texts[:SHOWN]
@@ -154,7 +154,7 @@ def recipe(
         after = sampled(tuned, shown, size, guidance, seed, ddim)
         save_image(titled_grid(["before", "after"], shown, torch.cat([before, after])), run.folder / "pictures.png")
         folder = free(run.folder / "adapter")
-        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}
+        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
         save_adapter(tuned, folder, {"recipe": "align/mi-tune", "arguments": kept, "steps": trainer.done})
         if merge:
             merge_adapter(tuned)
@@ -174,20 +174,9 @@ def training_pairs(count: int, seed: int) -> list[str]:
     return [str(draw_pair(generator(seed, "alignment prompts", number))) for number in range(count)]
 
 
-def scorer(by: str, place: torch.device) -> Selector | Scorer:
-    """A selector by name, or a referee's score: the logit of a match, or the cosine."""
-    if by in ("mi", "gap", "random"):
-        return cast("Selector", by)
-    if is_pair_reader(by):
-        reader = load_pair_reader(by, place)
-
-        def matching(images: torch.Tensor, text: str) -> torch.Tensor:
-            logits = reader.matching_logits(images, [text] * len(images))
-            return logits[:, 1] - logits[:, 0]
-
-        return matching
-    referee = load_referee(by, device=str(place))
-    return lambda images, text: (referee.embed_images(images) @ referee.embed_texts([text]).T)[:, 0]
+def selector(by: str, place: torch.device) -> Selector | Scorer:
+    """A selector of the diffusion model's own, or a referee's score, by name."""
+    return cast("Selector", by) if by in get_args(Selector) else load_rater(by, place)
 
 
 def sampled(

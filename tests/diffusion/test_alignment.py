@@ -187,6 +187,24 @@ def test_what_was_chosen_is_not_sampled_again(model: LatentDiffusion, tmp_path: 
         chosen_of(never, model, "a cat", 3, tmp_path)
 
 
+def test_samples_of_a_pool_are_shared_by_selections(model: LatentDiffusion, tmp_path: Path) -> None:
+    asked = {**SMALL, "pool": tmp_path}
+    few = Selection(**{**asked, "samples": 3}).drawn(model, "a cat", 0)
+    more = Selection(**asked).drawn(model, "a cat", 0)
+    fresh = Selection(**SMALL).drawn(model, "a cat", 0)
+    for first, second, third in zip(few, more, fresh, strict=True):
+        assert torch.equal(first, second[:3])
+        assert torch.allclose(second, third, atol=1e-4)
+    (path,) = tmp_path.rglob("*.safetensors")
+    before = path.stat().st_mtime_ns
+    brightest = [Selection(**one, by=brightness).choose(model, "a cat", 0)[0] for one in (asked, SMALL)]
+    assert torch.allclose(*brightest, atol=1e-4)
+    assert path.stat().st_mtime_ns == before
+    Selection(**{**asked, "guidance": 3.0}).drawn(model, "a cat", 0)
+    Selection(**asked).drawn(model, "a cat", 0, round_=2)  # of another model by then: not kept
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
 def test_a_pool_mixes_real_pictures_in(model: LatentDiffusion) -> None:
     texts = model.embed_prompts(["a cat"])
     pool = AlignmentPool((torch.zeros(1, 4, 2, 2), texts), (torch.ones(1, 4, 2, 2), texts), 0.25)

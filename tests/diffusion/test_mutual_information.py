@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.diffusion.mutual_information import Form, MutualInformation, pointwise_mi, sample_with_mi, widths
+from robustclip.diffusion.mutual_information import (
+    Form,
+    MutualInformation,
+    evaluations_needed,
+    information_matrix,
+    pointwise_mi,
+    sample_with_mi,
+    widths,
+)
 from robustclip.errors import RunError, UsageError
 
 DRAWS = 1000
@@ -23,10 +30,14 @@ def schedule(steps: int = 1000) -> Float[Tensor, " t"]:
     return (1 - betas).cumprod(0)
 
 
-class Texts(NamedTuple):
+@dataclass
+class Texts:
     """What the toy's texts say: y, a row each."""
 
     y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
 
     def rows(self, index: Tensor) -> Texts:
         return Texts(self.y[index])
@@ -172,6 +183,34 @@ def test_common_draws_are_those_of_all_pictures_and_a_seed_is_repeatable() -> No
     alone = pointwise_mi(toy, x[1:2], y.rows(torch.tensor([1])), None, seed=3)
     assert torch.allclose(alone.nats, together.nats[1:2])
     assert not torch.allclose(pointwise_mi(toy, x, y, None, seed=4).nats, together.nats)
+
+
+def test_a_matrix_holds_what_each_pair_has_alone() -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(3)
+    nats, error = information_matrix(toy, x, Texts(y.y[:2]), None, draws=2, seed=5)
+    assert nats.shape == error.shape == (3, 2)
+    for picture in range(3):
+        for prompt in range(2):
+            alone = pointwise_mi(toy, x[[picture]], Texts(y.y[[prompt]]), None, draws=2, seed=5)
+            assert torch.allclose(nats[picture, prompt], alone.nats[0])
+            assert torch.allclose(error[picture, prompt], alone.standard_error[0])
+    many = information_matrix(toy, *toy.draw(40), None)[0]
+    assert (many.argmax(1) == torch.arange(40)).double().mean() > 0.5  # by chance 1/40
+
+
+@pytest.mark.parametrize("form", ["gap", "difference"])
+def test_the_evaluations_needed_reach_the_error_asked_for(form: Form) -> None:
+    toy = TOYS["16-D"]
+    x, y = toy.draw(200)
+    few = pointwise_mi(toy, x, y, None, form=form, levels=4, draws=64, common=False)
+    needed = evaluations_needed(few, share=0.1)
+    draws = round(needed / (2 * 4))
+    found = pointwise_mi(toy, x, y, None, form=form, levels=4, draws=draws, common=False, seed=1)
+    reached = float(found.standard_error.square().mean().sqrt() / found.nats.std())
+    assert reached == pytest.approx(0.1, rel=0.15)
+    same = pointwise_mi(toy, x[:1].repeat(50, 1), y.rows(torch.zeros(50, dtype=torch.long)), None, form=form)
+    assert evaluations_needed(same) == math.inf  # pictures that do not differ
 
 
 def test_gradients_reach_the_latents() -> None:

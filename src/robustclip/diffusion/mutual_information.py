@@ -140,6 +140,31 @@ def pointwise_mi(
     return MutualInformation(repeated.mean(0), error.detach(), torch.cat(steps, 1), torch.cat(terms, 1) / draws, maps)
 
 
+def information_matrix(
+    model: Denoiser, latents: Float[Tensor, n * shape], conditioning: Any, unconditional: Any, **settings: Any
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
+    """(nats, standard errors) of each of N latents with each of P prompts: `pointwise_mi` of all N * P pairs, with its
+    settings. The draws are common to all, so that prompts of a picture and pictures of a prompt can be compared."""
+    pictures, prompts = torch.cartesian_prod(torch.arange(len(latents)), torch.arange(len(conditioning))).unbind(1)
+    found = pointwise_mi(model, latents[pictures], conditioning.rows(prompts), unconditional, **settings)
+    shape = len(latents), len(conditioning)
+    return found.nats.view(shape), found.standard_error.view(shape)
+
+
+def evaluations_needed(found: MutualInformation, share: float = 0.05) -> float:
+    """Evaluations of the denoiser a picture until the standard error is `share` of the spread between pictures.
+
+    `found` holds estimates of at least two pictures by `draws` >= 2 repetitions with independent draws
+    (`common=False`). The spread is the standard deviation between pictures without the estimates' own variance; where
+    that leaves nothing, infinity.
+    """
+    variance = found.standard_error.square().mean()
+    spread = found.nats.var() - variance
+    if not float(spread) > 0:
+        return math.inf
+    return 2 * found.terms.shape[1] * float(variance / spread) / share**2
+
+
 def _drawn(
     edges: Tensor, levels: int, latents: Tensor, generator: Generator, common: bool
 ) -> tuple[Int[Tensor, "n l"], Float[Tensor, "n l *shape"]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,15 +15,75 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from robustclip.diffusion.mutual_information import Kappa, pointwise_mi, sample_with_mi
+from robustclip.data.images import resize
+from robustclip.diffusion.mutual_information import Form, Kappa, pointwise_mi, sample_with_mi
+from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError
+from robustclip.referees.judging import fingerprint
+from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
+from robustclip.referees.registry import load_referee
 from robustclip.runs.files import atomic_write, is_file
 from robustclip.runs.rng import generator
 
 Selector = Literal["mi", "gap", "random"]
 Scorer = Callable[[Float[Tensor, "m 3 H W"], str], Float[Tensor, " m"]]
 """(pictures in [0,1], prompt) -> a score each, the higher the better: of a referee."""
+MARK: Final = "mi:"
+"""What stands before the name or folder of a diffusion model that scores by mutual information."""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A `Scorer` with the name and the weights' fingerprint of the referee that scores."""
+
+    name: str
+    fingerprint: str
+    score: Scorer
+
+    def __call__(self, images: Float[Tensor, "m 3 H W"], prompt: str) -> Float[Tensor, " m"]:
+        return self.score(images, prompt)
+
+
+@torch.no_grad()
+def information_of(
+    model: LatentDiffusion,
+    images: Float[Tensor, "m 3 H W"],
+    prompt: str,
+    *,
+    form: Form = "gap",
+    draws: int = 1,
+    seed: int = 0,
+) -> Float[Tensor, " m"]:
+    """The mutual information (`pointwise_mi`) of given pictures in [0,1] and one prompt, in nats, float32. Pictures
+    whose sides are not whole in the model's cells are resized to the nearest that are."""
+    height, width = (max(1, round(side / model.factor)) * model.factor for side in images.shape[-2:])
+    latents = model.encode(resize(images.to(model.device), (height, width)))
+    texts = model.embed_prompts([prompt]).rows(torch.zeros(len(latents), dtype=torch.long, device=model.device))
+    empty = model.embed_prompts([""])
+    return pointwise_mi(model, latents, texts, empty, form=form, draws=draws, seed=seed).nats.float()
+
+
+def load_rater(by: str, device: torch.device) -> Rater:
+    """A score of pictures and a prompt: the mutual information of a diffusion model (`mi:NAME` or `mi:FOLDER`), the
+    logit of a match of a pair reader, or the cosine of a CLIP. Raises UsageError where nothing has that name."""
+    if by.startswith(MARK):
+        model = load_diffusion(by.removeprefix(MARK), device)
+        return Rater(by, model.fingerprint, partial(information_of, model))
+    if is_pair_reader(by):
+        reader = load_pair_reader(by, device)
+
+        def matching(images: Tensor, prompt: str) -> Tensor:
+            logits = reader.matching_logits(images.to(device), [prompt] * len(images))
+            return logits[:, 1] - logits[:, 0]
+
+        return Rater(by, pair_fingerprint(reader), matching)
+    referee = load_referee(by, device=str(device))
+    return Rater(
+        by,
+        fingerprint(referee),
+        lambda images, prompt: (referee.embed_images(images.to(device)) @ referee.embed_texts([prompt]).T)[:, 0],
+    )
 
 
 @dataclass(frozen=True)
@@ -29,7 +91,8 @@ class Selection:
     """How samples are drawn and chosen: `keep` of `samples` a prompt.
 
     by: "mi", the information on the trajectory (the paper); "gap", the MMSE gap of the finished latent; "random"; or a
-    `Scorer`. The samples of a prompt are the same whatever chooses among them.
+    `Scorer`. The samples of a prompt are the same whatever chooses among them. `pool` is a folder that keeps those of
+    the first round, all of them, for other selections: what lies there is not drawn again.
     """
 
     by: Selector | Scorer = "mi"
@@ -42,21 +105,37 @@ class Selection:
     size: tuple[int, int] = (512, 512)
     batch_size: int = 8
     seed: int = 0
+    pool: Path | None = None
 
     @torch.no_grad()
     def choose(
         self, model: LatentDiffusion, prompt: str, number: int, round_: int = 1
     ) -> tuple[Float[Tensor, "k c h w"], Float[Tensor, " m"]]:
         """(the chosen latents, best first; the scores of all samples) of prompt `number` in this round."""
+        latents, nats = self.drawn(model, prompt, number, round_)
         own = generator(self.seed, f"choice for {prompt}", round_, number)
-        made, scores = [], []
-        for first in range(0, self.samples, self.batch_size):
-            count = min(self.batch_size, self.samples - first)
-            latents, nats = self._sampled(model, prompt, range(first, first + count), round_, number)
-            made.append(latents)
-            scores.append(self._scored(model, latents, nats, prompt, own))
-        latents, found = torch.cat(made), torch.cat(scores)
+        parts = zip(latents.split(self.batch_size), nats.split(self.batch_size), strict=True)
+        found = torch.cat([self._scored(model, part, known, prompt, own) for part, known in parts])
         return latents[found.topk(self.keep).indices], found
+
+    @torch.no_grad()
+    def drawn(
+        self, model: LatentDiffusion, prompt: str, number: int, round_: int = 1
+    ) -> tuple[Float[Tensor, "m c h w"], Float[Tensor, " m"]]:
+        """All samples of a prompt, float32, and their information on the trajectory in nats."""
+        path, parts, left = None, [], range(self.samples)
+        if self.pool is not None and round_ == 1:
+            how = (model.fingerprint, self.steps, self.guidance, self.kappa, self.skip, self.size, self.seed)
+            path = self.pool / _key(how)[:16] / f"{number:06d}-{_key(prompt)[:8]}.safetensors"
+            parts = [_kept(path, "latents", "nats")] if is_file(path) else []
+            left = left[len(parts[0][1]) :] if parts else left
+        batches = (left[first : first + self.batch_size] for first in range(0, len(left), self.batch_size))
+        parts += [self._sampled(model, prompt, batch, round_, number) for batch in batches]
+        latents, nats = (torch.cat([part[at].float().to(model.device) for part in parts]) for at in (0, 1))
+        if path is not None and len(left):
+            with atomic_write(path) as file:
+                file.write(save({"latents": latents.cpu().contiguous(), "nats": nats.cpu()}, {"prompt": prompt}))
+        return latents[: self.samples], nats[: self.samples]
 
     def _sampled(
         self, model: LatentDiffusion, prompt: str, places: range, round_: int, number: int
@@ -97,11 +176,20 @@ def chosen_of(
     """`Selection.choose`, kept in `folder`: what lies there whole is not sampled again."""
     path = folder / f"{number:06d}.safetensors"
     if is_file(path):
-        try:
-            return load_file(path)["latents"]
-        except (SafetensorError, KeyError) as error:
-            raise RunError(f"{path} is damaged: remove its folder and those of later rounds, and resume") from error
+        return _kept(path, "latents")[0]
     latents, scores = selection.choose(model, prompt, number, round_)
     with atomic_write(path) as file:
-        file.write(save({"latents": latents.float().cpu().contiguous(), "scores": scores}, {"prompt": prompt}))
-    return latents.float().cpu()
+        file.write(save({"latents": latents.cpu().contiguous(), "scores": scores}, {"prompt": prompt}))
+    return latents.cpu()
+
+
+def _kept(path: Path, *names: str) -> tuple[Tensor, ...]:
+    try:
+        found = load_file(path)
+        return tuple(found[name] for name in names)
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{path} is damaged: remove its folder and those of later rounds, and resume") from error
+
+
+def _key(of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()

@@ -14,6 +14,7 @@ from robustclip import printing
 from robustclip.diffusion.conditioning import Conditioning, TextStates
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
+from robustclip.referees.weights import digest
 from robustclip.runs.devices import autocast
 
 try:
@@ -82,6 +83,11 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.alphas_cumprod.device
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the denoiser's weights, adapters among them: what generator this is."""
+        return digest(self.unet.state_dict())
 
     def whole_cells(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""

@@ -12,7 +12,6 @@ from robustclip.diffusion.mutual_information import pointwise_mi
 from robustclip.evaluation.generation.measure import Answers, Questions
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.evaluation.similarity import batches
-from robustclip.referees.weights import digest
 
 MARK: Final = "mi:"
 METRIC: Final = "mutual-information"
@@ -42,7 +41,7 @@ class InformationCourt:
         name = given.removeprefix(MARK)
         self.model = load_diffusion(name, device, dtype=questions.dtype)
         self.name, self.questions = f"{MARK}{Path(name).name}", questions
-        self.fingerprint = digest(self.model.unet.state_dict())
+        self.fingerprint = self.model.fingerprint
 
     @torch.no_grad()
     def look(self, pictures: Pictures) -> Answers:

@@ -1,0 +1,260 @@
+"""Does mutual information rank pictures as judges do, and does MI-TUNE help? In the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from rich.console import Console, Group
+from safetensors.torch import load_file, save
+
+from robustclip import printing
+from robustclip.data.images import resize
+from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
+from robustclip.diffusion.mutual_information import Form, evaluations_needed, pointwise_mi
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.selection import Rater, Selection, information_of, load_rater
+from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.evaluation.generation.compositional import alternatives
+from robustclip.evaluation.generation.ranks import agreement, compared, table, told_apart
+from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.files import atomic_write, is_file, read_json, write_json
+from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.progress import watched
+
+Part = Literal["ranks", "training"]
+PAGE: Final = 190  # characters a line of the tables in a file
+SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
+KINDS: Final = ("colours exchanged", "another thing", "a thing missing", "another picture's")
+GIVEN: Final[tuple[Form, ...]] = ("gap", "difference")
+FORMS: Final = (*GIVEN, "trajectory")
+REPEATED: Final = 8  # prompts and samples whose estimates are repeated, for their variance
+LEVELS, DRAWS = 32, 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the ranks of one model are measured on."""
+
+    pairs: Sequence[Pair]
+    samples: int
+    steps: int
+    guidance: float
+    size: tuple[int, int]
+    draws: int
+    seed: int
+
+
+def recipe(
+    *,
+    parts: Annotated[list[Part], "ranks: of --model; training: the same of each of --snapshots"] = ["ranks"],  # noqa: B006
+    model: Annotated[str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"] = (
+        "emoji-diffusion"
+    ),
+    snapshots: Annotated[list[str], "folders of a denoiser along its training, in order"] = [],  # noqa: B006
+    judges: Annotated[list[str], "pair readers and CLIPs that mutual information is compared with"] = [  # noqa: B006
+        *("emoji-blip2-judge", "emoji-blip2-judge-disjoint"),
+        *("emoji-judge", "emoji-judge-disjoint"),
+    ],
+    prompts: Annotated[PositiveInt, "so many of the 60, from the first on"] = 60,
+    samples: Annotated[PositiveInt, "of each prompt"] = 12,
+    scenes: Annotated[PositiveInt, "real scenes of each prompt"] = 2,
+    guidance: Annotated[list[PositiveFloat], "of sampling"] = [5.0],  # noqa: B006
+    sampling_steps: PositiveInt = 50,
+    draws: Annotated[PositiveInt, "of each of the 32 noise levels of an estimate"] = 2,
+    size: PositiveInt = 64,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: NonNegativeInt = 0,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Mutual information beside judges: which caption fits a scene, which sample of a prompt is best.
+
+    robustclip reproduce mi-tune
+
+    ranks      on real scenes, how often each score puts the scene's own caption above one with exchanged colours,
+               another thing, a thing missing, and another scene's; on the model's own samples, Kendall's tau between
+               all scores within each prompt, and how far the best by one lies above the mean by another; and
+               the estimates' variance: denoiser evaluations to a standard error of 5% of the spread between pictures,
+               and tau between two estimates of the same pictures by draws
+    training   the same for each of --snapshots, to see from which quality on mutual information ranks as judges do
+
+    What is done is kept by prompt, and --resume goes on, with more of anything too. Writes tables.txt and results.json.
+    """
+    if quick:
+        prompts, samples, scenes, sampling_steps, draws = 2, 3, 1, 2, 1
+    arguments = dict(locals())
+    place = pick_device(device)
+    loaded = partial(load_diffusion, device=place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
+    pairs = compositional_prompts()[:prompts]
+    raters = [load_rater(name, place) for name in judges]
+    run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="reproduce")
+    named = {model: model} if "ranks" in parts else {}
+    named |= {f"{at:02d} {Path(one).name}": one for at, one in enumerate(snapshots if "training" in parts else [])}
+    results: dict[str, Any] = {}
+    with run:
+        shown: list[Group] = []
+        for name, given in named.items():
+            own = loaded(given)
+            folder = run.folder / "ranks" / Path(name).name.replace(" ", "-")
+            results[name] = {
+                "fingerprint": own.fingerprint,
+                "captions": captions(own, raters, pairs, scenes, size, folder),
+            }
+            for strength in guidance:
+                setting = Setting(pairs, samples, sampling_steps, strength, (size, size), draws, seed)
+                at = f"guidance {strength:g}"
+                results[name][at] = ranks(own, raters, setting, folder / at.replace(" ", "-"))
+            results[name]["variance"] = variance(
+                own, folder / f"guidance-{guidance[0]:g}", pairs[: 2 if quick else REPEATED], 2 if quick else DRAWS
+            )
+            shown += list(tables(name, results[name]))
+            write_json(run.folder / "results.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
+            with atomic_write(run.folder / "tables.txt", "w") as file:
+                Console(file=file, width=PAGE).print(*shown)
+        printing.rich(Group(*shown))
+        run.finish({})
+    return {"out": str(run.folder), "models": len(results)}
+
+
+def faults(parts: list[str], snapshots: list[str], prompts: int, judges: list[str], samples: int) -> Iterator[str]:
+    """What is wrong with values that are illegal together."""
+    if "training" in parts and not snapshots:
+        yield "--parts training measures the denoisers of --snapshots FOLDER FOLDER ...: give them"
+    if prompts > (most := len(compositional_prompts())):
+        yield f"there are {most} prompts: --prompts {most}"
+    if not judges or len(set(judges)) < len(judges):
+        yield "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+    if samples < 2:
+        yield "--samples 1 cannot be ranked: give 2 or more"
+
+
+def remembered(path: Path, make: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Scores from their file; made, and kept there, where there is none."""
+    if not is_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    found: dict[str, list[float]] = read_json(path)
+    return found
+
+
+@torch.no_grad()
+def captions(
+    model: LatentDiffusion, raters: Sequence[Rater], pairs: Sequence[Pair], scenes: int, size: int, folder: Path
+) -> list[dict[str, Any]]:
+    """How often each score puts a real scene's own caption above the others, by kind of these."""
+    own_forms = [Rater(form, "", partial(information_of, model, draws=2, form=form)) for form in GIVEN]
+    scores = [*raters, *own_forms]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {one.name: {kind: [] for kind in KINDS} for one in scores}
+    every = [(pair, number) for number in range(scenes) for pair in pairs]
+    for at, (pair, number) in enumerate(watched(every, f"captions of {len(every)} real scenes", "scenes")):
+        others = alternatives(pair)
+        texts = [str(pair), others.swapped[0], others.first[0], others.missing[0], str(pairs[(at + 1) % len(pairs)])]
+
+        def make(pair: Pair = pair, number: int = number, texts: list[str] = texts) -> dict[str, list[float]]:
+            image = resize(compose_pair(pair, split=SPLIT, number=number)[None], size)
+            return {one.name: [float(one(image, text)[0]) for text in texts] for one in scores}
+
+        own = remembered(folder / "scenes" / f"{number}-{at % len(pairs):03d}.json", make)
+        for name, (right, *wrong) in own.items():
+            for kind, value in zip(KINDS, wrong, strict=True):
+                found[name][kind].append((right, value))
+    return [
+        {"first": name, "second": kind, "what": "own above", **vars(told_apart(*zip(*values, strict=True)))}
+        for name, kinds in found.items()
+        for kind, values in kinds.items()
+    ]
+
+
+@torch.no_grad()
+def ranks(model: LatentDiffusion, raters: Sequence[Rater], setting: Setting, folder: Path) -> list[dict[str, Any]]:
+    """Agreement of all scores on the model's own samples, and what choosing by each gains."""
+    found: dict[str, list[list[float]]] = {name: [] for name in [*FORMS, *(one.name for one in raters)]}
+    title = f"{setting.samples} samples of each of {len(setting.pairs)} prompts at guidance {setting.guidance:g}"
+    for number, pair in enumerate(watched(setting.pairs, title, "prompts")):
+        scores = remembered(
+            folder / f"{number:03d}.json", partial(scored, model, raters, setting, str(pair), number, folder)
+        )
+        for name, row in found.items():
+            row.append(scores[name])
+    arrays = {name: np.array(rows) for name, rows in found.items()}
+    return compared(arrays, list(arrays), [one.name for one in raters], setting.seed)
+
+
+def scored(
+    model: LatentDiffusion, raters: Sequence[Rater], setting: Setting, text: str, number: int, folder: Path
+) -> dict[str, list[float]]:
+    """All scores of a prompt's samples, whose latents are kept beside."""
+    drawn = Selection(
+        samples=setting.samples,
+        keep=setting.samples,
+        steps=setting.steps,
+        guidance=setting.guidance,
+        size=setting.size,
+        seed=setting.seed,
+    )
+    latents, nats = drawn.drawn(model, text, number)
+    images = model.decode(latents).clamp(0, 1)
+    empty, every = model.embed_prompts([""]), torch.zeros(len(latents), dtype=torch.long)
+    texts = model.embed_prompts([text]).rows(every)
+    found = {"trajectory": nats}
+    for form in GIVEN:
+        found[form] = pointwise_mi(model, latents, texts, empty, form=form, draws=setting.draws, seed=setting.seed).nats
+    found |= {one.name: one(images, text) for one in raters}
+    with atomic_write(folder / f"{number:03d}.safetensors") as file:
+        file.write(save({"latents": latents.float().cpu().contiguous()}, {"prompt": text}))
+    return {name: [float(value) for value in values] for name, values in found.items()}
+
+
+@torch.no_grad()
+def variance(model: LatentDiffusion, folder: Path, pairs: Sequence[Pair], draws: int) -> list[dict[str, Any]]:
+    """Denoiser evaluations to an error of 5% of the spread between a prompt's samples, by form; and tau between two
+    estimates of them by half of the draws each, with common draws and with each sample's own."""
+    rows: list[dict[str, Any]] = []
+    for form, common in product(GIVEN, (True, False)):
+        needed, halves = [], []
+        for number, pair in enumerate(watched(pairs, f"variance of {form}", "prompts")):
+            latents = load_file(folder / f"{number:03d}.safetensors")["latents"][:REPEATED].to(model.device)
+            texts = model.embed_prompts([str(pair)]).rows(torch.zeros(len(latents), dtype=torch.long))
+            found = pointwise_mi(
+                model, latents, texts, model.embed_prompts([""]), form=form, levels=LEVELS, draws=draws, common=common
+            )
+            needed.append(evaluations_needed(found))
+            halves.append(found.terms.view(len(latents), draws, LEVELS).sum(2).double().cpu().numpy())
+        way = f"{form}, {'common draws' if common else 'own draws'}"
+        if not common:
+            rows.append({"first": form, "second": "5% of the spread", "what": "evaluations", **_median(needed)})
+        for half in (size for size in (1, 2, 4) if 2 * size <= draws):
+            one, two = (np.stack([each[:, at : at + half].sum(1) for each in halves]) for at in (0, half))
+            rows.append(
+                {"first": way, "second": f"{2 * LEVELS * half} evaluations", "what": "tau", **vars(agreement(one, two))}
+            )
+    return rows
+
+
+def _median(values: Sequence[float]) -> dict[str, Any]:
+    """The median and the quartiles of a cost, over prompts; infinity, where nothing differs, as 1e9."""
+    low, middle, high = np.quantile(np.minimum(values, 1e9), (0.25, 0.5, 0.75))
+    return {"value": float(middle), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def tables(name: str, results: Mapping[str, Any]) -> Iterator[Group]:
+    """All of one model's, for people."""
+    yield table(
+        f"{name}: a scene's own caption above another, of real scenes; chance 0.5", results["captions"], "own above"
+    )
+    for at, rows in results.items():
+        if at.startswith("guidance"):
+            yield table(f"{name}, {at}: Kendall's tau within prompts", rows, "tau")
+            yield table(f"{name}, {at}: the best by a score, in a judge's deviations above the mean", rows, "gain")
+    yield table(f"{name}: tau between two estimates of the same samples", results["variance"], "tau")
+    yield table(f"{name}: evaluations a picture, median and quartiles over prompts", results["variance"], "evaluations")

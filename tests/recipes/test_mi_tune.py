@@ -1,0 +1,66 @@
+"""`reproduce mi-tune` in small: with an untrained model, so that its figures say nothing, and all is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustclip import recipes
+from robustclip.errors import UsageError
+
+from ..diffusion.tiny import tiny_pipeline
+
+JUDGES = ["emoji-judge", "emoji-judge-disjoint"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "sd"
+    tiny_pipeline(folder)
+    return folder
+
+
+def reproduce(**given: Any) -> dict[str, Any]:
+    found: dict[str, Any] = recipes.run("mi-tune", "evaluate", {"quick": True, "judges": JUDGES, "size": 16, **given})
+    return found
+
+
+def test_ranks_are_written_and_what_is_scored_is_not_scored_again(pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    reproduce(model=str(pipeline), out=out)
+    found = json.loads((out / "results.json").read_text())
+    own = found[str(pipeline)]
+    told = {(row["first"], row["second"]): row for row in own["captions"]}
+    assert told["gap", "colours exchanged"]["n"] == told["emoji-judge", "another picture's"]["n"] == 2
+    names = {row["first"] for row in own["guidance 5"]}
+    assert names == {"gap", "difference", "trajectory", *JUDGES}
+    assert {row["what"] for row in own["variance"]} == {"tau", "evaluations"}
+    assert "Kendall's tau" in (out / "tables.txt").read_text()
+    kept = sorted((out / "ranks").rglob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    reproduce(model=str(pipeline), resume=out, prompts=3)
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert json.loads((out / "results.json").read_text())[str(pipeline)] == own
+
+
+def test_snapshots_are_measured_in_order(pipeline: Path, tmp_path: Path) -> None:
+    reproduce(parts=["training"], snapshots=[str(pipeline)], out=tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [name for name in found if name != "judges"] == ["00 sd"]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"parts": ["training"]}, "snapshots"),
+        ({"prompts": 61}, "60"),
+        ({"samples": 1}, "samples"),
+        ({"judges": []}, "judges"),
+    ],
+)
+def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        reproduce(**given)

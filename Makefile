@@ -8,7 +8,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Threads that wait for each other sleep; where they spin, a demo beside other work takes three times as long.
 DEMO := OMP_WAIT_POLICY=passive $(BIN)/robustclip demo
 
-.PHONY: demo test test-slow check bench
+# mkdocs reads the source and imports nothing of it, so its environment holds neither torch nor the package.
+DOCS := .venv-docs
+DOCS_NEEDS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+
+.PHONY: demo test test-slow check docs bench
 
 $(INSTALLED): pyproject.toml src/robustclip_emoji/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("robustclip needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -29,6 +33,15 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$($(PYTHON) -c '$(DOCS_NEEDS)')
+	touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 bench: $(INSTALLED)
 	$(BIN)/python tools/bench.py

@@ -1,0 +1,1 @@
+"""Adversarial fine-tuning of CLIP: attack objectives, training losses, the trainer, checkpoints and export."""

@@ -154,7 +154,7 @@ def explained(explanation: Explanation) -> None:
     """The summary, and where the report is."""
     rich(explanation.table())
     echo(f"open {explanation.page}")
-    names = dict.fromkeys(row.referee for row in explanation.report.rows)
+    names = dict.fromkeys(row.referee for row in explanation.report.rows if row.metric == "cosine")
     next_call("evaluate", *names, "--attack", "l2:1.5@20", "--limit", 256)
 
 

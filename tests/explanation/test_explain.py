@@ -246,3 +246,31 @@ def test_an_empty_map_has_no_numbers_and_points_at_nothing() -> None:
     assert found[looks.POINTING].tolist() == [0, 1]
     assert found[looks.ENERGY][0].isnan()
     assert found[looks.ENERGY][1] == 1
+
+
+def test_a_diffusion_model_maps_mutual_information_beside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = robustclip.explain(
+        referees=referees()[:1],
+        images=["emoji/scenes"],
+        limit=3,
+        attack="none",
+        mi="emoji-diffusion",
+        out=out,
+        gradients=False,
+    )
+    mine = found.pairs[0]["referees"]["mi:emoji-diffusion"]["clean"]
+    assert set(mine) == {"mutual-information", "pointing game", "energy in box"}
+    rows = {(row.referee, row.metric): row for row in found.report.rows if row.kind == "value"}
+    assert rows["mi:emoji-diffusion", "mutual-information"].n == len(found.pairs)
+    assert ("toy-1", "mutual-information") not in rows
+    page = (out / "report.html").read_text()
+    assert page.count('alt="Looks at, mi:emoji-diffusion"') == len(found.pairs)
+    assert "standard error" in page
+
+
+def test_a_folder_that_holds_no_diffusion_model_is_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        robustclip.explain(
+            referees=referees(), images=[str(pictures)], texts=["a cat"], mi="nowhere", out=tmp_path / "o"
+        )

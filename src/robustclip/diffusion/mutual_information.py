@@ -27,6 +27,10 @@ from robustclip.errors import RunError, UsageError
 
 Form = Literal["gap", "difference"]
 Kappa = Literal["exact", "released"]
+METRIC: Final = "mutual-information"
+"""Its name in reports."""
+MARK: Final = "mi:"
+"""What stands before the name or folder of a diffusion model that judges, chooses or guides by it."""
 SKIPPED: Final = 50
 """Steps of the schedule up to which MI-TUNE's release counts nothing, for their variance."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from robustclip.data.images import resize
-from robustclip.diffusion.mutual_information import Form, Kappa, pointwise_mi, sample_with_mi
+from robustclip.diffusion.mutual_information import MARK, Form, Kappa, pointwise_mi, sample_with_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError
@@ -29,8 +29,6 @@ from robustclip.runs.rng import generator
 Selector = Literal["mi", "gap", "random"]
 Scorer = Callable[[Float[Tensor, "m 3 H W"], str], Float[Tensor, " m"]]
 """(pictures in [0,1], prompt) -> a score each, the higher the better: of a referee."""
-MARK: Final = "mi:"
-"""What stands before the name or folder of a diffusion model that scores by mutual information."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,13 @@ class Rater:
         return self.score(images, prompt)
 
 
+def whole_in_cells(model: LatentDiffusion, images: Float[Tensor, "m 3 H W"]) -> Float[Tensor, "m 3 h w"]:
+    """Pictures on the model's device; those whose sides are not whole in its cells are resized to the nearest that
+    are."""
+    height, width = (max(1, round(side / model.factor)) * model.factor for side in images.shape[-2:])
+    return resize(images.to(model.device), (height, width))
+
+
 @torch.no_grad()
 def information_of(
     model: LatentDiffusion,
@@ -55,10 +60,9 @@ def information_of(
     draws: int = 1,
     seed: int = 0,
 ) -> Float[Tensor, " m"]:
-    """The mutual information (`pointwise_mi`) of given pictures in [0,1] and one prompt, in nats, float32. Pictures
-    whose sides are not whole in the model's cells are resized to the nearest that are."""
-    height, width = (max(1, round(side / model.factor)) * model.factor for side in images.shape[-2:])
-    latents = model.encode(resize(images.to(model.device), (height, width)))
+    """The mutual information (`pointwise_mi`) of given pictures in [0,1] and one prompt, in nats, float32; see
+    `whole_in_cells`."""
+    latents = model.encode(whole_in_cells(model, images))
     texts = model.embed_prompts([prompt]).rows(torch.zeros(len(latents), dtype=torch.long, device=model.device))
     empty = model.embed_prompts([""])
     return pointwise_mi(model, latents, texts, empty, form=form, draws=draws, seed=seed).nats.float()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import torch
 from pydantic import Field, PositiveInt
@@ -26,7 +26,7 @@ from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.explanation.maps import METHODS, TARGETS, Method, Target
 from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
 from robustclip.explanation.pages import write_report
-from robustclip.explanation.report import About, Report
+from robustclip.explanation.report import About, Report, View
 from robustclip.explanation.viewers import Task, Viewer, by_size
 from robustclip.printing import counted
 from robustclip.referees.judging import fingerprint
@@ -36,6 +36,9 @@ from robustclip.runs.interrupts import saying
 from robustclip.runs.processes import owning
 from robustclip.runs.progress import watched
 from robustclip.signatures import raise_faults, typed, unknown
+
+if TYPE_CHECKING:  # which needs diffusers
+    from robustclip.explanation.information import InformationViewer
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -90,6 +93,7 @@ def explain(
     negations: Annotated[Sequence[str], "of each text, in the texts' order; else 'not' before it"] = (),
     targets: Annotated[Sequence[str], "what a targeted attack makes of each text, or of all"] = (),
     gradients: Annotated[bool, "show input gradients too"] = True,
+    mi: Annotated[str | None, "a diffusion model by name or folder: a map of mutual information beside"] = None,
     limit: Annotated[PositiveInt | None, "so many images of each folder or set, drawn by the seed"] = None,
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 16,
     out: Annotated[Path, "a folder for the report and its numbers"] = Path("runs/explanation"),
@@ -150,22 +154,26 @@ def explain(
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
     task = Task(spec, objective, gradients, seed)
+    beside = None if mi is None else informing(mi, where, dtype=pick_dtype(dtype, where), seed=seed)
     with (
         owning(out),
         saying("stopped: nothing is kept of an explanation before its end, and the same call starts over"),
     ):
         raise_faults("explain()", list(taken(out)))  # again: by another process meanwhile
-        cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size)
+        cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size, beside=beside)
         mapped = [viewer for viewer in viewers if viewer.mapper is not None]
         how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "device": str(where)}
         targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
         how["target"] = targets_told if any(targets_told.values()) else None
         how["dtype"] = str(pick_dtype(dtype, where)).removeprefix("torch.")
         setting = describe(mapped, pairs, task) | how
+        measured = outcomes.measurements(spec)
+        informed = [] if beside is None else [beside.name]
+        own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in informed]
         report = tables.Report(
             setting=setting,
             threats=threats(pairs, spec),
-            rows=compare("maps", outcomes.measurements(spec), baseline=mapped[0].name, seed=seed),
+            rows=sum(own, compare("maps", measured, baseline=mapped[0].name, seed=seed)),
             notes=[
                 *(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None),
                 *left_out,
@@ -173,12 +181,12 @@ def explain(
         )
         told = [
             {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
-            | {"referees": {viewer.name: outcomes.of(viewer.name, place) for viewer in mapped}}
+            | {"referees": {name: outcomes.of(name, place) for name in [*(one.name for one in mapped), *informed]}}
             for place, pair in enumerate(pairs)
         ]
         page = Report(
             title="Where referees look",
-            referees=[about(viewer, method) for viewer in viewers],
+            referees=[*(about(one, method) for one in viewers), *([] if beside is None else [beside.about()])],
             summary=lines_of(report.rows),
             setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
             notes=report.notes[: len(viewers) - len(mapped)],
@@ -192,8 +200,20 @@ def explain(
         return explanation
 
 
+def informing(given: str, device: torch.device, *, dtype: torch.dtype, seed: int) -> InformationViewer:
+    """The diffusion model that is given."""
+    from robustclip.explanation.information import InformationViewer
+
+    return InformationViewer(given, device, dtype=dtype, seed=seed)
+
+
 def look_at(
-    pairs: Sequence[Pair], viewers: Sequence[Viewer], task: Task, *, batch_size: int
+    pairs: Sequence[Pair],
+    viewers: Sequence[Viewer],
+    task: Task,
+    *,
+    batch_size: int,
+    beside: InformationViewer | None = None,
 ) -> tuple[list[Encoded], Outcomes]:
     """What everybody sees: each pair's part of the page, in their order, and all numbers."""
     cases: dict[int, Encoded] = {}
@@ -205,8 +225,13 @@ def look_at(
         some = [pairs[place] for place in places]
         images = torch.stack([pair.image for pair in some])
         seen = {viewer.name: viewer.see(some, images, task) for viewer in viewers}
+        views: list[View] = []
+        if beside is not None:
+            informed, views = beside.see(some, images)
+            outcomes.add(beside.name, places, informed, len(pairs))
         for row, place in enumerate(places):
-            cases[place] = encode(case_of(pairs[place], images[row], row, viewers, seen))
+            case = case_of(pairs[place], images[row], row, viewers, seen)
+            cases[place] = encode(replace(case, views=[*case.views, *views[row : row + 1]]))
         for name, found in seen.items():
             if found is not None:
                 outcomes.add(name, places, found, len(pairs))

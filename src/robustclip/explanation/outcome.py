@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
+from robustclip.diffusion.mutual_information import METRIC
 from robustclip.evaluation.report import CLEAN, Row
 from robustclip.evaluation.setting import Measurement, control_of
 from robustclip.explanation import looks
@@ -32,6 +33,7 @@ MEANING: Final = {
     looks.CORRELATION: "Spearman's, between the pixels of a referee's map before and after; 1 is the same order",
     looks.OVERLAP: "of the brightest fifth of both maps, intersection over union",
     looks.SHIFT: "how far the map's centre of mass moved, as a share of the image's diagonal",
+    METRIC: "of image and text to a diffusion model, in nats: how much less its denoiser errs with the text",
     looks.SCORE: "cosine of image and text; referees have scales of their own, so only changes can be compared",
 }
 

@@ -8,13 +8,11 @@ from typing import Final
 
 import torch
 
-from robustclip.diffusion.mutual_information import pointwise_mi
+from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.evaluation.generation.measure import Answers, Questions
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.evaluation.similarity import batches
 
-MARK: Final = "mi:"
-METRIC: Final = "mutual-information"
 DRAWS: Final = 2
 """Of each of the 32 noise levels, ours: a set's interval is over its pictures, not over draws."""
 OWN: Final = (
@@ -31,8 +29,7 @@ def is_diffusion_judge(given: object) -> bool:
 class InformationCourt:
     """A diffusion model that judges sets of pictures by the MMSE gap (`pointwise_mi`), in nats.
 
-    Raises UsageError for a name and folder that hold no diffusion model, and for pictures whose sides are not whole in
-    its cells.
+    Raises UsageError for a name and folder that hold no diffusion model.
     """
 
     def __init__(self, given: str, questions: Questions, device: torch.device) -> None:

@@ -16,12 +16,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
+from robustclip.diffusion.mutual_information import METRIC
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, load_inception
-from robustclip.evaluation.generation.information import METRIC, OWN, courts, is_diffusion_judge
+from robustclip.evaluation.generation.information import OWN, courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport

@@ -21,7 +21,7 @@ ONLY_IMPORTERS = {
     "diffusers": ["diffusion/"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/live.py"],
-    "jinja2": ["explanation/rendering.py"],
+    "jinja2": ["pages/rendering.py"],
     "kornia": ["views/"],
     "open_clip": ["referees/openclip.py"],
     "peft": ["diffusion/adapters.py"],

@@ -11,8 +11,10 @@ from rich.table import Table
 from robustclip import printing
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
+from robustclip.evaluation.claims import Verification
 from robustclip.referees.card import Card, Claim
-from robustclip.referees.registry import Entry, Verification
+from robustclip.referees.registry import Entry
+from robustclip.runs import terminal
 
 CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20", date(2026, 1, 1).isoformat())
 
@@ -119,4 +121,4 @@ def test_a_referee_that_was_added_is_checked_next(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 pictures"), (1, "1 picture"), (5000, "5,000 pictures")])
 def test_counts_agree_with_their_nouns(number: int, text: str) -> None:
-    assert printing.counted(number, "picture") == text
+    assert terminal.counted(number, "picture") == text

@@ -12,7 +12,7 @@ from robustclip.data.batch import Batch
 from robustclip.data.images import save_image
 from robustclip.evaluation.generation.report import JudgeReport
 from robustclip.evaluation.report import Report, Row
-from robustclip.explanation.explain import Explanation
+from robustclip.pages.explain import Explanation
 from robustclip.recipes import Trained
 from robustclip.synthesis.items import items_of
 from robustclip.synthesis.painted import Result

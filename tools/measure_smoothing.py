@@ -25,11 +25,11 @@ from robustclip.evaluation.evaluate import PULL
 from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.generation.grids import Grid
 from robustclip.evaluation.generation.sets import paint_set
-from robustclip.evaluation.gradients import input_gradients, show_gradients
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report, Row
 from robustclip.evaluation.setting import prompts_of
-from robustclip.evaluation.templates import embed_texts
+from robustclip.explanation.gradients import input_gradients, show_gradients
+from robustclip.referees.templates import embed_texts
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.rng import generator

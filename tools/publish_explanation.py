@@ -15,7 +15,7 @@ from typing import Final
 
 from PIL import Image
 
-from robustclip.explanation.explain import REPORT, explain
+from robustclip.pages.explain import REPORT, explain
 from robustclip.runs.files import atomic_write
 
 PICTURE: Final = Path(__file__).parents[1] / "docs" / "explaining.webp"

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import printing
 from robustclip.data.images import load_image, resize, save_image
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
 from robustclip.diffusion.pipelines import load_diffusion
@@ -24,6 +23,7 @@ from robustclip.referees.blip2 import Blip2
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.runs import terminal
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.files import atomic_write, plain, read_json, write_json
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -187,13 +187,13 @@ def recipe(
             run.log(len(images), **{f"{cell}: {judge}": table.rate(cell, judge, "right").value for judge in jury})
             table.save(run.folder, setting, BASE)  # what is known so far
         save_image(overview(images, table.prompts), run.folder / "contact_sheet.png")
-        printing.rich(table.table())
+        terminal.rich(table.table())
         for judge in table.blind(REAL):
             run.warn(
                 f"{judge} finds the captions of real scenes no surer than by chance: what it says of others is void"
             )
         if left:
-            printing.note(f"for want of time there is no {', '.join(left)}: go on with {run.resumption}")
+            terminal.note(f"for want of time there is no {', '.join(left)}: go on with {run.resumption}")
         run.note(left=left)
         numbers = {cell: table.rate(cell, EVERY, "right").value for cell in images}
         run.finish(numbers)

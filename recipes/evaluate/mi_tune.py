@@ -15,7 +15,6 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console, Group
 from safetensors.torch import load_file, save
 
-from robustclip import printing
 from robustclip.data.images import resize
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
 from robustclip.diffusion.mutual_information import Form, evaluations_needed, pointwise_mi
@@ -24,6 +23,7 @@ from robustclip.diffusion.selection import Rater, Selection, information_of, loa
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.evaluation.generation.compositional import alternatives
 from robustclip.evaluation.generation.ranks import agreement, compared, table, told_apart
+from robustclip.runs import terminal
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.files import atomic_write, is_file, read_json, write_json
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -121,7 +121,7 @@ def recipe(
             write_json(run.folder / "results.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
             with atomic_write(run.folder / "tables.txt", "w") as file:
                 Console(file=file, width=PAGE).print(*shown)
-        printing.rich(Group(*shown))
+        terminal.rich(Group(*shown))
         run.finish({})
     return {"out": str(run.folder), "models": len(results)}
 

@@ -12,7 +12,7 @@ from robustclip.data.emoji_batches import Augmentation, EmojiBatches
 from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import save_vqgan
 from robustclip.referees.registry import load_referee
-from robustclip.robustification import checkpoint
+from robustclip.runs import checkpoint
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.progress import TrainingProgress

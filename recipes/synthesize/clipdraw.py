@@ -9,13 +9,13 @@ from typing import Annotated
 import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import printing
 from robustclip.canvases import Strokes
 from robustclip.data.images import load_image, resize
 from robustclip.drawing import Drawing, random_strokes
 from robustclip.drawing.svg import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
+from robustclip.runs import terminal
 from robustclip.runs.devices import check_memory
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import ResumeFrom, RunFolder
@@ -147,7 +147,7 @@ def recipe(
 
     if given is not None and given[1]:
         session.run.note(left_out=given[1])
-        printing.note(f"{Path(init).name}: left out {', '.join(given[1])}")
+        terminal.note(f"{Path(init).name}: left out {', '.join(given[1])}")
     return session.paint(paint, steps=steps)
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip import printing
 from robustclip.canvases import Codes
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
 from robustclip.losses import LatentPrior
+from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
@@ -112,7 +112,7 @@ def recipe(
     session.size = whole_codes(asked, generator.factor)
     session.run.note(size=list(session.size))
     if session.size != asked:
-        printing.note(
+        terminal.note(
             f"{asked[0]}x{asked[1]} is not whole in codes of {generator.factor} pixels: "
             f"painting {session.size[0]}x{session.size[1]}"
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustclip.data import images
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
-    from robustclip.explanation.explain import explain
+    from robustclip.pages.explain import explain
     from robustclip.planning.plan import plan
     from robustclip.referees.registry import list_referees, load_referee
     from robustclip.robustification.export import export
@@ -49,7 +49,7 @@ _HOME_OF = {
     "images": "data",
     "UsageError": "errors",
     "evaluate": "evaluation",
-    "explain": "explanation.explain",
+    "explain": "pages.explain",
     "export": "robustification.export",
     "list_referees": "referees.registry",
     "load_referee": "referees.registry",

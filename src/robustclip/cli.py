@@ -17,7 +17,8 @@ import click
 from robustclip import __version__, printing, recipes
 from robustclip.commands import Function, TypedCommand
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.runs.interrupts import number_of, terminable
+from robustclip.runs import terminal
+from robustclip.runs.processes import number_of, terminable
 from robustclip.signatures import Pairs
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text that the terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     if logging.lastResort is not None:  # which prints warnings where nobody has set up logging
-        logging.lastResort.setFormatter(printing.Shown())
+        logging.lastResort.setFormatter(terminal.Shown())
     try:
         with terminable():
             sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
@@ -40,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("robustclip: interrupted", err=True)
         sys.exit(128 + number)
     except Interrupted as stop:
-        click.echo(f"robustclip: {printing.shown(str(stop))}", err=True)
+        click.echo(f"robustclip: {terminal.shown(str(stop))}", err=True)
         sys.exit(128 + stop.signal)
     except Exception as error:
         if "--traceback" in arguments or os.environ.get("ROBUSTCLIP_TRACEBACK"):
             traceback.print_exc()
-        click.secho(f"robustclip: {printing.shown(_told(error))}", err=True, fg="red")
+        click.secho(f"robustclip: {terminal.shown(_told(error))}", err=True, fg="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -96,7 +97,7 @@ def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
     except UsageError as error:  # a recipe whose tower no flag names
         click.echo(f"how long is not known: {error}")
         return
-    printing.rich(estimate.table())
+    terminal.rich(estimate.table())
     printing.next_call("plan", recipe.name, "--gpu", "here")
 
 
@@ -149,7 +150,7 @@ class PlanGroup(click.Group):
             cmd_name,
             lambda: import_module("robustclip.planning.plan").command(recipe),
             summary=recipe.summary,
-            show=lambda estimate: printing.rich(estimate.table()),
+            show=lambda estimate: terminal.rich(estimate.table()),
             numbers=lambda estimate: estimate.to_json(),
         )
 
@@ -207,7 +208,7 @@ app.add_command(
 app.add_command(
     _verb(
         "explain",
-        "explanation.explain:explain",
+        "pages.explain:explain",
         "Show where referees look, clean and under attack.",
         show=printing.explained,
         numbers=lambda explanation: explanation.to_json(),
@@ -239,7 +240,7 @@ app.add_command(
         "judge",
         "evaluation.generation.judge:judge",
         "Judge pictures: R-Precision, CLIPScore, FID and more.",
-        show=lambda report: printing.rich(report.table()),
+        show=lambda report: terminal.rich(report.table()),
         numbers=lambda report: report.to_json(),
         long=True,
     )
@@ -312,22 +313,29 @@ def referees() -> None:
 
 
 def _referee_verb(name: str, function: str, summary: str, **output: Callable[[Any], Any]) -> None:
-    referees.add_command(_verb(name, f"referees.registry:{function}", summary, long=False, **output))
+    referees.add_command(_verb(name, function, summary, long=False, **output))
 
 
-_referee_verb("list", "list_all", "Their names, kinds, and what they are robust to.", show=printing.entries)
+_referee_verb(
+    "list", "referees.registry:list_all", "Their names, kinds, and what they are robust to.", show=printing.entries
+)
 _referee_verb(
     "show",
-    "describe",
+    "referees.registry:describe",
     "The card of a referee, pair reader or generator.",
     show=printing.card,
     numbers=lambda card: card if isinstance(card, dict) else card.to_json(),
 )
 _referee_verb(
-    "verify", "verify", "Check a referee's files against its card, and measure a claim.", show=printing.verification
+    "verify",
+    "evaluation.claims:verify",
+    "Check a referee's files against its card, and measure a claim.",
+    show=printing.verification,
 )
-_referee_verb("add", "add", "Give a referee's folder a name.", show=printing.added)
-_referee_verb("remove", "remove", "Forget a referee.", show=lambda folder: printing.echo(f"forgot {folder}"))
+_referee_verb("add", "referees.registry:add", "Give a referee's folder a name.", show=printing.added)
+_referee_verb(
+    "remove", "referees.registry:remove", "Forget a referee.", show=lambda folder: terminal.echo(f"forgot {folder}")
+)
 
 
 @app.group("convert", cls=InOrder, short_help="Make published weights of others a folder of ours.")

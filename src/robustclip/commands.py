@@ -20,8 +20,8 @@ from rich.filesize import decimal
 
 from robustclip import signatures
 from robustclip.errors import UsageError
-from robustclip.printing import counted
 from robustclip.runs.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
+from robustclip.runs.terminal import counted
 from robustclip.signatures import Pairs, Parameter, as_flag, written
 
 Function = Callable[..., Any]

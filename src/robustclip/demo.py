@@ -14,7 +14,7 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
-from robustclip.explanation.explain import explain
+from robustclip.pages.explain import explain
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export

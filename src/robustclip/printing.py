@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import click
-from rich.console import Console, RenderableType
 from rich.filesize import decimal
-from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
-from robustclip.runs.plain import CONTROL
+from robustclip.runs.terminal import counted, echo, rich
 from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
+    from robustclip.evaluation.claims import Verification
     from robustclip.evaluation.report import Report
-    from robustclip.explanation.explain import Explanation
+    from robustclip.pages.explain import Explanation
     from robustclip.referees.card import Card
-    from robustclip.referees.registry import Entry, Verification
+    from robustclip.referees.registry import Entry
     from robustclip.runs.archive import Freed, Summary
     from robustclip.runs.folder import Run
     from robustclip.synthesis.painted import Result
@@ -36,35 +32,12 @@ if TYPE_CHECKING:  # printing must not cost an import of torch
 FEW = 12  # pictures that are named one by one
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH_OF_A_CURVE = 40  # characters
-WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
-
-
-def shown(text: str) -> str:
-    """The text with what would move a terminal's cursor, colour it or turn text around spelt out: \\x1b."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def echo(text: str, *, err: bool = False) -> None:
-    """A line that may hold names and texts from outside."""
-    click.echo(shown(text), err=err)
-
-
-class Shown(logging.Formatter):
-    """Log messages, as `echo` prints lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
 
 
 def numbers(values: Mapping[str, object]) -> None:
     """One value a line, numbers to four digits."""
     for name, value in values.items():
         echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
-
-
-def counted(number: int, thing: str) -> str:
-    """A number of things: 1 picture, 2 pictures."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def next_call(*words: object) -> None:
@@ -117,26 +90,6 @@ def aligned(values: Mapping[str, object]) -> None:
     """The numbers of an alignment, and where its pictures are."""
     numbers(values)
     echo(f"before and after, of the same noise: {Path(str(values['out'])) / 'pictures.png'}")
-
-
-def note(text: str) -> None:
-    """A line for people, where a result may be read by a program."""
-    echo(text, err=True)
-
-
-def rich(content: RenderableType) -> None:
-    """Tables and texts of rich, in the terminal's width or a pipe's."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_PIPE
-    console.print(Segments(Segment(shown(part.text), part.style) for part in console.render(content)))
-
-
-def html(content: RenderableType) -> str:
-    """The same for a notebook, as one element of HTML."""
-    console = Console(record=True, file=StringIO(), width=WIDTH_OF_A_PIPE, force_jupyter=False, color_system=None)
-    console.print(content)
-    return console.export_html(inline_styles=True, code_format='<pre style="line-height:normal">{code}</pre>')
 
 
 def painted(result: Result) -> None:

@@ -9,12 +9,12 @@ Flags that are not given take the values that the run had, not the recipe's defa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from robustclip.errors import UsageError
+from robustclip.runs.archive import runs_in
 from robustclip.runs.files import holds_something, is_file
 from robustclip.runs.folder import HOME, RECORD, Run
 
@@ -71,24 +71,3 @@ def _latest(recipe: str) -> Run:
     if not found:
         raise UsageError(f"there is no run of {recipe} in {HOME}/: leave out --resume to start one, or give its folder")
     return max(found, key=lambda run: (run.started, (run.folder / RECORD).stat().st_mtime))
-
-
-def records(home: Path) -> list[Path]:
-    """What is called like a run's record in the folders of a folder, by name."""
-    try:
-        return [folder / RECORD for folder in sorted(home.iterdir()) if os.path.lexists(folder / RECORD)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UsageError(f"{home} cannot be read ({error.strerror}): give another folder") from error
-
-
-def runs_in(home: Path) -> list[Run]:
-    """The runs in a folder, by name; a record that is not readable is passed over."""
-    runs = []
-    for path in records(home):
-        try:
-            runs.append(Run.open(path.parent))
-        except UsageError:
-            continue
-    return runs

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from robustclip import recipes
-from robustclip.data.batch import Place
 from robustclip.data.clipag import missing_sources, mixed
 from robustclip.data.sources import weighted
 from robustclip.errors import UsageError
+from robustclip.runs.processes import Place
 
 SOURCES = ["emoji", "emoji/unseen-train"]
 

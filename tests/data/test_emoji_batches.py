@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from robustclip.data import load_split
-from robustclip.data.batch import Place
 from robustclip.data.emoji_batches import NO_AUGMENTATION, Augmentation, Draws, EmojiBatches, augment, has_sides
 from robustclip.errors import UsageError
+from robustclip.runs.processes import Place
 
 SPLIT = "judge-heldback"  # the smallest, 400 images
 

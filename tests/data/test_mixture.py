@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.mixture import Mixture, Weights
 from robustclip.data.samples import Sample
 from robustclip.errors import RunError, UsageError
+from robustclip.runs.processes import ALONE, Place
 
 
 class Numbers:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data.batch import Place
 from robustclip.data.decoding import Preparation
 from robustclip.data.loader import Loader
 from robustclip.data.mixture import Mixture, Weights
@@ -22,6 +21,7 @@ from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_source
 from robustclip.data.tars import Shard
 from robustclip.errors import RunError
+from robustclip.runs.processes import Place
 
 SHARDS = (9, 4, 0, 17, 6, 1, 8)  # samples
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustclip.data.batch import ALONE, Batch, Place
+from robustclip.data.batch import Batch
 from robustclip.data.decoding import Preparation
 from robustclip.data.loader import CHUNK, Loader
 from robustclip.data.mixture import Mixture, Weights
@@ -22,6 +22,7 @@ from robustclip.data.shards import ROUND, ShardSource
 from robustclip.data.sources import open_source
 from robustclip.data.stream import Dice
 from robustclip.errors import RunError, UsageError
+from robustclip.runs.processes import ALONE, Place
 
 SHARDS = ROUND + 20  # two good samples in each
 SOURCES = ("many", "packed.tar.gz", "pets", "pairs.csv")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data.batch import Place
 from robustclip.data.samples import Sample
 from robustclip.data.shard_lists import find_shards
 from robustclip.data.shards import ShardSource, captions_of, count_samples
 from robustclip.errors import Fault, UsageError
+from robustclip.runs.processes import Place
 
 
 def keys(source: ShardSource, seed: int = 0, epoch: int = 0) -> list[str]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
+from robustclip.evaluation.claims import measured
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import notes
 from robustclip.evaluation.examples import read_examples
@@ -21,7 +22,6 @@ from robustclip.evaluation.judges import Judge
 from robustclip.evaluation.report import Report, Row
 from robustclip.evaluation.tasks import Measurement
 from robustclip.referees.card import Card, Claim
-from robustclip.referees.claims import measured
 from robustclip.referees.folder import save_referee
 from robustclip.referees.heads import AestheticsLinear
 from robustclip.referees.toy import toy_referee

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.gradients import (
+from robustclip.explanation.gradients import (
     gradient_picture,
     gradient_shares,
     input_gradients,
     low_frequency_share,
     show_gradients,
 )
-from robustclip.evaluation.templates import embed_texts
+from robustclip.referees.templates import embed_texts
 
 
 def wave(cycles: int, amplitude: float = 1.0, size: int = 64) -> Tensor:
@@ -123,7 +123,7 @@ def test_the_picture_has_the_images_first_and_a_row_for_each_referee(colour_refe
         laid_out.update(rows=rows, columns=columns, tiles=tiles)
         return tiles[0]
 
-    monkeypatch.setattr("robustclip.evaluation.gradients.titled_grid", record)
+    monkeypatch.setattr("robustclip.explanation.gradients.titled_grid", record)
     images = plain((0.3, 0.4, 0.0), (0.0, 0.5, 0.1))
 
     gradient_picture([("one", colour_referee()), ("two", colour_referee())], images, ["red", "green"])

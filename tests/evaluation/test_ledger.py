@@ -18,8 +18,7 @@ from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
 from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.files import LOCK
-from robustclip.runs.interrupts import terminable
-from robustclip.runs.processes import owning
+from robustclip.runs.processes import owning, terminable
 
 SETTING = {"seed": 0, "data": "colours"}
 FOUND = Predictions(torch.tensor([[1, 0], [0, 1]]), torch.tensor([1, 0]))

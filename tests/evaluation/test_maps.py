@@ -12,6 +12,7 @@ from torch import Tensor
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
+from robustclip.evaluation.claims import measured
 from robustclip.evaluation.examples import read_examples
 from robustclip.evaluation.maps import METHODS, Told, told_by
 from robustclip.evaluation.report import Report
@@ -20,7 +21,6 @@ from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.maps import Mapper
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
-from robustclip.referees.claims import measured
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustclip.attacks import AttackSpec
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
+from robustclip.evaluation.claims import cheapest, measured, verify
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.judges import Judge
@@ -24,9 +25,8 @@ from robustclip.evaluation.report import Report
 from robustclip.evaluation.tasks import TASKS, Setting
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
-from robustclip.referees.claims import cheapest, measured
 from robustclip.referees.folder import save_referee
-from robustclip.referees.registry import add, verify
+from robustclip.referees.registry import add
 from robustclip.referees.toy import toy_referee
 
 TWO = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0)}

@@ -10,17 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks import AttackSpec
+from robustclip.attacks.spec import check_inside, random_perturbation
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
-from robustclip.evaluation.robustness import (
-    check_inside,
-    classify_under_attack,
-    cosines_under_noise,
-    random_perturbation,
-)
-from robustclip.evaluation.similarity import all_cosines
-from robustclip.evaluation.templates import class_embeddings
+from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.zeroshot import Predictions, predictions
+from robustclip.referees.similarity import all_cosines
+from robustclip.referees.templates import class_embeddings
 
 
 def under_attack(referee, images: Tensor, targets: Tensor, spec: str, **options) -> tuple[Predictions, Predictions]:
@@ -141,7 +137,7 @@ def test_the_control_of_an_image_depends_on_its_index_alone() -> None:
 
 
 def test_every_attacked_image_is_checked(colour_referee, plain, monkeypatch) -> None:
-    monkeypatch.setattr("robustclip.evaluation.robustness.pgd", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
+    monkeypatch.setattr("robustclip.attacks.spec.pgd", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
 
     with pytest.raises(RunError, match="left its threat model"):
         under_attack(colour_referee(), plain((0.6, 0.4, 0.0)), torch.tensor([0]), "l2:1@1")

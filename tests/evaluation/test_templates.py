@@ -7,8 +7,8 @@ import torch
 
 from robustclip import load_referee
 from robustclip.errors import UsageError
-from robustclip.evaluation import templates
-from robustclip.evaluation.templates import (
+from robustclip.referees import templates
+from robustclip.referees.templates import (
     BANKS,
     TEMPLATES,
     TEXTS_AT_ONCE,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.similarity import all_cosines
-from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, predictions, ranks
+from robustclip.referees.similarity import all_cosines
+from robustclip.referees.templates import class_embeddings
 
 
 def test_ranks_by_hand() -> None:

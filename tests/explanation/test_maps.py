@@ -9,8 +9,7 @@ from towers import VIT, referee_of
 
 from robustclip import load_referee
 from robustclip.errors import UsageError
-from robustclip.evaluation.gradients import input_gradients
-from robustclip.explanation.gradients import smooth_gradients, strength
+from robustclip.explanation.gradients import input_gradients, smooth_gradients, strength
 from robustclip.explanation.maps import METHODS, Mapper
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess

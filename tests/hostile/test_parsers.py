@@ -24,8 +24,8 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.cli import app
 from robustclip.data.sources import open_data
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.templates import resolve_templates
 from robustclip.referees.card import Card
+from robustclip.referees.templates import resolve_templates
 from robustclip.referees.towers import join_towers, split_towers
 from robustclip.referees.toy import toy_referee
 from robustclip.referees.weights import read_weights

@@ -8,22 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import robustclip.evaluation
 from robustclip.data import embedded as embedded_world
 from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.claims import verify
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import save_full, save_referee
-from robustclip.referees.registry import (
-    add,
-    find,
-    list_referees,
-    load_referee,
-    remove,
-    show,
-    verify,
-)
+from robustclip.referees.registry import add, find, list_referees, load_referee, remove, show
 from robustclip.referees.toy import toy_referee
 
 CLEAN = Claim("top-1", 0.5, 0.4, 0.6, 100, 7, "emoji/unseen-styles", None, "2025-01-31")
@@ -187,7 +179,7 @@ def test_verify_measures_the_cheapest_claim_again(folder: Path, monkeypatch: pyt
         asked.append(arguments)
         return FakeReport()
 
-    monkeypatch.setattr(robustclip.evaluation, "evaluate", fake)
+    monkeypatch.setattr("robustclip.evaluation.claims.evaluate", fake)
     found = verify(str(folder), device="cpu")
     assert found.holds
     assert (found.claim, found.measured) == (CLEAN, 0.55)

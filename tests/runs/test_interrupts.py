@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from robustclip.runs.interrupts import Caught, catching_signals
+from robustclip.runs.processes import Caught, catching_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

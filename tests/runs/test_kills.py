@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustclip.robustification import checkpoint
+from robustclip.runs import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustclip.attacks.gradient import pgd
 from robustclip.attacks.threat import BALLS, Norm, ThreatModel
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
+from robustclip.runs.rng import generator
 from robustclip.signatures import unknown
 
 Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light"]
@@ -26,6 +33,7 @@ _PATTERN: Final = re.compile(
 
 
 _NAMED: Final = re.compile(r"(?P<norm>[^:@]+):(?P<eps>[^:@]+)@(?P<kind>[a-z][^:@]*)(?::(?P<steps>[^:@]+))?")
+TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to about 1e-5
 
 
 @dataclass(frozen=True)
@@ -156,3 +164,60 @@ def _number(value: float) -> str:
     """The shortest text that reads back as the same number: 4/255 for what was 4/255."""
     levels = round(value * 255)
     return f"{levels}/255" if value < 1 and levels > 0 and levels / 255 == value else repr(value).removesuffix(".0")
+
+
+def run_attack(
+    module: nn.Module,
+    images: Float[Tensor, "b 3 h w"],
+    loss: Callable[[Tensor], Tensor],
+    spec: AttackSpec,
+    *,
+    key: tuple[int, ...],
+) -> Float[Tensor, "b 3 h w"]:
+    """One PGD run from one random start, on the images at the size they have; checked afterwards to be inside.
+
+    Raises RunError if an image left the threat model or [0,1]: then no number that follows would mean anything.
+    """
+    threat = spec.threat(size_of(images))
+    noise = generator(key[0], "attack", *key[1:])  # on the CPU, which draws alike for every device
+    moved = pgd(images, loss, threat, steps=spec.steps, step_size=spec.step_size, module=module, generator=noise)
+    check_inside(images, moved, threat)
+    return moved
+
+
+def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w"], threat: ThreatModel) -> None:
+    """Raise RunError unless `moved` is in [0,1] and within `threat` of `images` (to rounding)."""
+    low, high = (float(bound) for bound in moved.aminmax())
+    # Written so that NaN fails too.
+    if not (bool(threat.contains(moved - images, TOLERANCE).all()) and 0 <= low <= high <= 1):
+        farthest = float(threat.norms(moved - images).max())
+        raise RunError(
+            f"the attack left its threat model ({threat}): "
+            f"distance up to {farthest:.6g}, pixels in [{low:.6g}, {high:.6g}]"
+        )
+
+
+def random_perturbation(
+    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, *, seed: int, indices: Int[Tensor, " b"]
+) -> Float[Tensor, "b 3 h w"]:
+    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index)."""
+    return perturbed(images, threat, [generator(seed, "control", int(index)) for index in indices])
+
+
+def perturbed(
+    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, generators: Sequence[torch.Generator]
+) -> Float[Tensor, "b 3 h w"]:
+    """Images moved by noise of exactly the threat model's norm, each drawn from its own generator (of the CPU).
+
+    L2: a Gaussian direction; L-inf: random signs. Where noise would leave [0,1] it changes sign instead of being
+    clipped: on a white background clipping would take half of it away, and the control would be too weak.
+    """
+    drawn = [torch.randn(images.shape[1:], generator=stream) for stream in generators]
+    noise = threat.eps * threat.steepest(torch.stack(drawn).to(images.device))
+    leaves = (images + noise < 0) | (images + noise > 1)
+    return (images + torch.where(leaves, -noise, noise)).clamp(0, 1)
+
+
+def size_of(images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
+    """Height and width."""
+    return images.shape[-2], images.shape[-1]

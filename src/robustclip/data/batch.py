@@ -11,36 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustclip.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of the processes that train together this one is. `batch_size` always means the pairs of all of them."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def share(self, batch_size: int) -> int:
-        """This process's part of a batch. Raises UsageError where the parts would not be equal."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
-        if batch_size % self.world_size:
-            less = batch_size // self.world_size * self.world_size
-            near = " or ".join(str(size) for size in (less, less + self.world_size) if size)
-            raise UsageError(
-                f"batch_size {batch_size} is that of all {self.world_size} processes together, which cannot share it "
-                f"evenly: use batch_size={near}"
-            )
-        return batch_size // self.world_size
-
-    def mine(self, turn: int = 0) -> slice:
-        """Which of a row of things are this process's, when they are dealt out one by one; `turn` moves the dealer."""
-        return slice((self.rank + turn) % self.world_size, None, self.world_size)
-
-
-ALONE = Place()
-
 
 @dataclass(repr=False)
 class Batch:

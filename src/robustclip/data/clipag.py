@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.loader import Loader
 from robustclip.data.sources import open_data, split_data, weighted
 from robustclip.errors import UsageError
+from robustclip.runs.processes import ALONE, Place
 
 Mix = Literal["concatenated", "equal"]
 """The two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M

@@ -10,6 +10,8 @@ from typing import Final
 from robustclip.errors import UsageError
 
 PACKAGE: Final = "robustclip_emoji"
+EMBEDDED_DATA: Final = "emoji/"
+"""What names of embedded data begin with."""
 INSTALL: Final = "pip install 'robustclip[emoji]'"
 
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from robustclip.data.batch import ALONE, Batch, Place
+from robustclip.data.batch import Batch
 from robustclip.data.emoji import load_rgba, splits
+from robustclip.runs.processes import ALONE, Place
 from robustclip.runs.rng import generator
 
 

@@ -15,13 +15,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustclip.data.batch import ALONE, Batch, Place
+from robustclip.data.batch import Batch
 from robustclip.data.decoding import Preparation
 from robustclip.data.mixture import Mixture
 from robustclip.data.samples import Sample, positive_id, stable_number
 from robustclip.data.stream import Drawn
 from robustclip.errors import Fault, RunError, Skip, UsageError
 from robustclip.runs import rng
+from robustclip.runs.processes import ALONE, Place
 
 CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
 JUDGED_FROM = 100  # samples, before their faults are held against a source

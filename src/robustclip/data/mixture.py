@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any, Literal
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.samples import SampleSource
 from robustclip.data.stream import Concatenated, Drawn
 from robustclip.errors import UsageError
+from robustclip.runs.processes import ALONE, Place
 
 Weights = Literal["size", "equal"] | Sequence[float]
 

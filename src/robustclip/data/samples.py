@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.errors import Fault, UsageError
+from robustclip.runs.processes import ALONE, Place
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 

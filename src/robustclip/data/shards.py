@@ -19,7 +19,6 @@ from typing import Any
 
 from webdataset.filters import shuffle
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.images import ENDINGS
 from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.shard_lists import SUFFIX, Pattern, find_shards, not_shards
@@ -27,6 +26,7 @@ from robustclip.data.tars import BrokenTar, Shard, belongs_to_another, is_hidden
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
 from robustclip.runs.files import read_json
+from robustclip.runs.processes import ALONE, Place
 
 TEXTS = ("txt", "json")
 CAPTION_KEYS = ("captions", "caption", "text")  # of the JSON member; the first is a list of equals

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 from robustclip.data import embedded
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.decoding import Preparation
 from robustclip.data.emoji import splits
 from robustclip.data.loader import Loader
@@ -21,6 +20,7 @@ from robustclip.data.shard_lists import PIPE, SUFFIXES, shards_in
 from robustclip.data.shards import ShardSource
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import UsageError
+from robustclip.runs.processes import ALONE, Place
 from robustclip.signatures import QUOTIENT, raise_faults
 
 TABLES = (".csv", ".tsv")

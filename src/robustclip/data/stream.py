@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import torch
 
-from robustclip.data.batch import Place
 from robustclip.data.samples import Sample, SampleSource
 from robustclip.errors import RunError
 from robustclip.runs import rng
+from robustclip.runs.processes import Place
 
 
 class Cursor:

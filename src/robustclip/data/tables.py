@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from robustclip.data.batch import ALONE, Place
 from robustclip.data.folders import captions_beside, read_folder
 from robustclip.data.samples import Sample, check_share, readable
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
 from robustclip.runs.files import first_undecodable, table_rows
+from robustclip.runs.processes import ALONE, Place
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "title")

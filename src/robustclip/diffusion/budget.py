@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustclip import printing
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
+from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory
 
 TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
@@ -89,7 +89,7 @@ def tell_budget(
     if sum(one.numel() for one in model.unet.parameters()) < LARGE:
         return
     found = budget(model.unet.config, model.vae.config, size, dtype=model.dtype)
-    printing.note(f"{model.name}: {found.told(pictures, evaluations, decoded)}")
+    terminal.note(f"{model.name}: {found.told(pictures, evaluations, decoded)}")
     free = free_memory(model.device)
     if free is not None and (needed := found.peak(pictures, decoded) - found.weights) > FUSED * free:
         fit = int(FUSED * free / (needed / pictures))

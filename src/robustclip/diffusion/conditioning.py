@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robustclip import printing
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.tokens import of_transformers
+from robustclip.runs import terminal
 
 LENGTH: Final = 24  # tokens that the embedded denoiser attends to
 
@@ -62,7 +62,7 @@ class TextStates(ABC, nn.Module):
         told: set[str] = self.__dict__.setdefault("told", set())
         if text not in told:
             told.add(text)
-            printing.note(
+            terminal.note(
                 f"{text[:60]!r}... has {count} tokens, of which this diffusion model reads {self.context}: the end is "
                 "cut"
             )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from robustclip.robustification import checkpoint
+from robustclip.runs import checkpoint
 from robustclip.runs.folder import Run
 from robustclip.runs.progress import TrainingProgress
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from robustclip import printing
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.samplers import SAMPLERS, Coupling, Levels, SamplerName
 from robustclip.diffusion.stable import LatentDiffusion, check_guidance
 from robustclip.errors import RunError, UsageError
+from robustclip.runs import terminal
 
 Gradient = Literal["reversed", "checkpointed", "stored"]
 Denoise = Callable[..., Tensor]
@@ -117,7 +117,7 @@ class Chain:
         error, told = float(off.max()), self.error
         self.error = error
         if not error <= BOUND and not (told is not None and told > BOUND):
-            printing.note(
+            terminal.note(
                 f"{self.name} over {self.steps} steps is undone to {error:.1e} of the start only ({start.dtype} "
                 "states), and gradients are off by more: take fewer steps, less guidance, float64 states or edict"
             )

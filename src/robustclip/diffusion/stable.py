@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustclip import printing
 from robustclip.diffusion.conditioning import Conditioning, TextStates
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
 from robustclip.referees.weights import digest
+from robustclip.runs import terminal
 from robustclip.runs.devices import autocast
 
 try:
@@ -98,7 +98,7 @@ class LatentDiffusion(nn.Module):
                 f"pixels: give e.g. --size {8 * self.factor}"
             )
         if (height, width) != size:
-            printing.note(
+            terminal.note(
                 f"{size[0]}x{size[1]} is not whole in cells of {self.factor} pixels: painting {height}x{width}"
             )
         return height, width

@@ -1,8 +1,8 @@
 """Evaluation: how good a referee is, how much of it an attack leaves, and whether its gradients can be read."""
 
 from robustclip.evaluation.evaluate import evaluate
-from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.pag import pull
 from robustclip.evaluation.report import Report, Row
+from robustclip.explanation.gradients import gradient_picture
 
 __all__ = ["Report", "Row", "evaluate", "gradient_picture", "pull"]

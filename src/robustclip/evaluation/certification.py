@@ -33,14 +33,14 @@ from robustclip.evaluation.certificates import (
 )
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.setting import Findings, Measurement, Setting
-from robustclip.evaluation.similarity import Images
-from robustclip.evaluation.templates import class_embeddings
-from robustclip.printing import counted
 from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.similarity import Images
 from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.referees.templates import class_embeddings
 from robustclip.runs.devices import autocast
 from robustclip.runs.progress import watched
 from robustclip.runs.rng import each
+from robustclip.runs.terminal import counted
 
 ABSTAINED = -1
 

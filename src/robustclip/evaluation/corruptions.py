@@ -21,10 +21,10 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting
-from robustclip.evaluation.similarity import batches, cosines
-from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import batches, cosines
+from robustclip.referees.templates import class_embeddings
 from robustclip.runs.rng import each
 from robustclip.signatures import unknown
 

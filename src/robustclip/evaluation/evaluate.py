@@ -16,16 +16,16 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor
 
-from robustclip import __version__, printing
+from robustclip import __version__
 from robustclip.attacks import AttackSpec, attacking
 from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
+from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation import certificates, certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, odd_pictures, read_examples
-from robustclip.evaluation.gradients import gradient_picture
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.maps import METHODS
@@ -33,17 +33,17 @@ from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
-from robustclip.evaluation.templates import resolve_templates
-from robustclip.printing import counted
+from robustclip.explanation.gradients import gradient_picture
 from robustclip.referees.base import TwoTower
-from robustclip.referees.claims import EMBEDDED_DATA
 from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
+from robustclip.referees.templates import resolve_templates
+from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, rescuing
-from robustclip.runs.interrupts import saying
-from robustclip.runs.processes import owning
+from robustclip.runs.processes import owning, saying
 from robustclip.runs.rng import generator
+from robustclip.runs.terminal import counted
 from robustclip.signatures import raise_faults, typed, unknown
 
 Referees = Sequence[str | Path | TwoTower]
@@ -151,7 +151,7 @@ def evaluate(
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     for line in examples.told:
-        printing.note(f"data: {line}")
+        terminal.note(f"data: {line}")
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
     sources = masked.sources_of(judges, masking_source, examples.name, device=where) if masking else []

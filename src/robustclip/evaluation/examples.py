@@ -38,7 +38,7 @@ from robustclip.data.tars import (
     split_name,
 )
 from robustclip.errors import RunError, Skip, UsageError
-from robustclip.evaluation.similarity import Images
+from robustclip.referees.similarity import Images
 from robustclip.runs.files import is_folder, read_bytes, read_lines
 from robustclip.runs.rng import generator
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from robustclip.attacks.spec import AttackSpec
 from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of
-from robustclip.evaluation.similarity import batches
-from robustclip.evaluation.templates import embed_texts
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import batches
+from robustclip.referees.templates import embed_texts
 
 BLOB = "centre blob"
 OF_BLOB = f" of a {BLOB}"  # ends the name of a number that no referee has a part in

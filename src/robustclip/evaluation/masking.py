@@ -23,21 +23,21 @@ from torch.nn import functional as F
 
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.library import check_installed
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, run_attack
 from robustclip.attacks.threat import draw_normal
+from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.judges import Judge, load_judges
 from robustclip.evaluation.report import Check
-from robustclip.evaluation.robustness import answers_to, classify_under_attack, strike
+from robustclip.evaluation.robustness import answers_to, classify_under_attack
 from robustclip.evaluation.setting import Setting
-from robustclip.evaluation.similarity import all_cosines, batches, cosines
 from robustclip.evaluation.slopes import slopes
 from robustclip.evaluation.strong import classify_under_strong_attack
-from robustclip.evaluation.templates import class_embeddings
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
-from robustclip.referees.claims import EMBEDDED_DATA
+from robustclip.referees.similarity import all_cosines, batches, cosines
+from robustclip.referees.templates import class_embeddings
 from robustclip.runs.rng import each
 
 USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given
@@ -237,7 +237,9 @@ def shown(subject: Subject, name: str, other: TwoTower) -> NDArray[np.bool_]:
                 return source.loss(pixels, right)
 
             images = setting.examples.images[batch].to(subject.classes.device)
-            moved = strike(other, images, loss, replace(subject.spec, restarts=1), key=(setting.seed, 0, int(batch[0])))
+            moved = run_attack(
+                other, images, loss, replace(subject.spec, restarts=1), key=(setting.seed, 0, int(batch[0]))
+            )
             answered = answers_to(subject.referee, moved, subject.classes, right, setting.dtype)
             still[batch.numpy()] &= (answered.ranks == 0).numpy()
     return still

@@ -19,12 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import pgd
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, check_inside, size_of
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.robustness import check_inside, size_of
-from robustclip.evaluation.similarity import cosines
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import cosines
 from robustclip.runs.rng import each
 
 PAG = "PAG score"

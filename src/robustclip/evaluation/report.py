@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from robustclip import printing
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
+from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, write_json
 
 Kind = Literal["value", "difference", "retention"]
@@ -89,7 +89,7 @@ class Report:
         return f"<Report of {len(self.rows)} rows: {tasks} on {self.setting.get('data')}; .table() shows them>"
 
     def _repr_html_(self) -> str:  # what a notebook shows
-        return printing.html(self.table())
+        return terminal.html(self.table())
 
     def row(self, referee: str, metric: str, attack: str = CLEAN, kind: Kind = "value") -> Row:
         """The row of that description, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`; UsageError if none."""

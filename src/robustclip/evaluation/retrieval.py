@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.gradient import Losses
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, run_attack
 from robustclip.errors import UsageError
-from robustclip.evaluation.robustness import strike
-from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import Images, batches, cosines
 
 DEPTHS = (1, 5, 10)
 
@@ -105,7 +104,7 @@ def retrieve_under_attack(
             for batch in batches(torch.arange(len(images)), batch_size, start and f"{start}, {way}"):
                 here = images[batch].to(texts.device)
                 keys = (seed, restart, int(batch[0]), *key)
-                moved = strike(referee, here, losses(batch), spec, key=keys)
+                moved = run_attack(referee, here, losses(batch), spec, key=keys)
                 with torch.no_grad():
                     rows.append(cosines(referee, moved, texts, dtype).cpu())
             return torch.cat(rows)

@@ -17,17 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.gradient import pgd
-from robustclip.attacks.spec import AttackSpec
-from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import RunError
+from robustclip.attacks.spec import AttackSpec, random_perturbation, run_attack, size_of
 from robustclip.evaluation.ledger import Page
-from robustclip.evaluation.similarity import Images, batches, cosines
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
-from robustclip.runs.rng import generator
-
-TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to about 1e-5
+from robustclip.referees.similarity import Images, batches, cosines
 
 
 def classify_under_attack(
@@ -64,7 +58,7 @@ def classify_under_attack(
                     return F.cross_entropy(logits, right, reduction="none")
 
                 key = (seed, restart, int(batch[0]))
-                moved = strike(referee, images[batch].to(classes.device), loss, spec, key=key)
+                moved = run_attack(referee, images[batch].to(classes.device), loss, spec, key=key)
                 return answers_to(referee, moved, classes, targets[batch], dtype)
 
             answers = remembered(page, restart, [ids[int(index)] for index in batch] if page else [], attacked)
@@ -116,60 +110,3 @@ def cosines_under_noise(
         moved = random_perturbation(here, spec.threat(size_of(here)), seed=seed, indices=batch)
         found.append(cosines(referee, moved.to(texts.device), texts, dtype).cpu())
     return torch.cat(found)
-
-
-def strike(
-    referee: TwoTower,
-    images: Float[Tensor, "b 3 h w"],
-    loss: Callable[[Tensor], Tensor],
-    spec: AttackSpec,
-    *,
-    key: tuple[int, ...],
-) -> Float[Tensor, "b 3 h w"]:
-    """One PGD run from one random start, on the images at the size they have; checked afterwards to be inside.
-
-    Raises RunError if an image left the threat model or [0,1]: then no number that follows would mean anything.
-    """
-    threat = spec.threat(size_of(images))
-    noise = generator(key[0], "attack", *key[1:])  # on the CPU, which draws alike for every device
-    moved = pgd(images, loss, threat, steps=spec.steps, step_size=spec.step_size, module=referee, generator=noise)
-    check_inside(images, moved, threat)
-    return moved
-
-
-def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w"], threat: ThreatModel) -> None:
-    """Raise RunError unless `moved` is in [0,1] and within `threat` of `images` (to rounding)."""
-    low, high = (float(bound) for bound in moved.aminmax())
-    # Written so that NaN fails too.
-    if not (bool(threat.contains(moved - images, TOLERANCE).all()) and 0 <= low <= high <= 1):
-        farthest = float(threat.norms(moved - images).max())
-        raise RunError(
-            f"the attack left its threat model ({threat}): "
-            f"distance up to {farthest:.6g}, pixels in [{low:.6g}, {high:.6g}]"
-        )
-
-
-def random_perturbation(
-    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, *, seed: int, indices: Int[Tensor, " b"]
-) -> Float[Tensor, "b 3 h w"]:
-    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index)."""
-    return perturbed(images, threat, [generator(seed, "control", int(index)) for index in indices])
-
-
-def perturbed(
-    images: Float[Tensor, "b 3 h w"], threat: ThreatModel, generators: Sequence[torch.Generator]
-) -> Float[Tensor, "b 3 h w"]:
-    """Images moved by noise of exactly the threat model's norm, each drawn from its own generator (of the CPU).
-
-    L2: a Gaussian direction; L-inf: random signs. Where noise would leave [0,1] it changes sign instead of being
-    clipped: on a white background clipping would take half of it away, and the control would be too weak.
-    """
-    drawn = [torch.randn(images.shape[1:], generator=stream) for stream in generators]
-    noise = threat.eps * threat.steepest(torch.stack(drawn).to(images.device))
-    leaves = (images + noise < 0) | (images + noise > 1)
-    return (images + torch.where(leaves, -noise, noise)).clamp(0, 1)
-
-
-def size_of(images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
-    """Height and width."""
-    return images.shape[-2], images.shape[-1]

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from robustclip.attacks.ensemble import Part, parts
 from robustclip.attacks.library import library_attack
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, check_inside, size_of
 from robustclip.evaluation.ledger import Page
-from robustclip.evaluation.robustness import answers_to, check_inside, remembered, size_of
-from robustclip.evaluation.similarity import Images, batches, cosines
+from robustclip.evaluation.robustness import answers_to, remembered
 from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import Images, batches, cosines
 from robustclip.runs.rng import generator
 
 

@@ -12,23 +12,24 @@ from torch import Tensor
 
 from robustclip.attacks.ensemble import parts
 from robustclip.attacks.gradient import attacking
+from robustclip.attacks.spec import random_perturbation
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.certification import certification
 from robustclip.evaluation.corruptions import corruptions
 from robustclip.evaluation.examples import Examples
-from robustclip.evaluation.gradients import gradient_shares
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
-from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise, random_perturbation
+from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of, worst_of
-from robustclip.evaluation.similarity import all_cosines, batches
 from robustclip.evaluation.strong import classify_under_strong_attack
-from robustclip.evaluation.templates import class_embeddings, embed_texts
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
+from robustclip.explanation.gradients import gradient_shares
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import all_cosines, batches
+from robustclip.referees.templates import class_embeddings, embed_texts
 
 ACCURACIES = (1, 5)
 

@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustclip.explanation.attacks import negate
-    from robustclip.explanation.encoding import overlay
-    from robustclip.explanation.explain import Explanation
     from robustclip.explanation.looks import look, numbers
-    from robustclip.explanation.maps import Mapper
+    from robustclip.explanation.maps import Mapper, overlay
 
 _HOME_OF = {
-    "Explanation": "explain",
     "Mapper": "maps",
     "look": "looks",
     "negate": "attacks",
     "numbers": "looks",
-    "overlay": "encoding",
+    "overlay": "maps",
 }
 
-__all__ = ["Explanation", "Mapper", "look", "negate", "numbers", "overlay"]
+__all__ = ["Mapper", "look", "negate", "numbers", "overlay"]
 
 
 def __getattr__(name: str) -> Any:

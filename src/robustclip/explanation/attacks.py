@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.attacks.gradient import pgd
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, check_inside, perturbed, size_of
 from robustclip.errors import UsageError
-from robustclip.evaluation.robustness import check_inside, perturbed, size_of
-from robustclip.evaluation.similarity import cosines
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import cosines
 from robustclip.runs.rng import each
 
 Objective = Literal["negation", "untargeted", "targeted"]

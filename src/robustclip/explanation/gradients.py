@@ -1,4 +1,8 @@
-"""Input gradients as maps: raw, and averaged over noisy copies of the image (SmoothGrad, Smilkov et al. 2017)."""
+"""Input gradients: as maps, averaged over noisy copies (SmoothGrad, Smilkov et al. 2017), and how perceptual they are.
+
+The gradient of cos(image, prompt) with respect to the pixels is noise to the eye for an ordinary CLIP, and follows the
+object's outlines for a robust one (CLIPAG, section 3). Two answers: the picture, and a number, the low-frequency share.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,15 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
+from robustclip.data.images import titled_grid
+from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.similarity import Images, batches, cosines
+from robustclip.referees.templates import embed_texts
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import each
 
@@ -53,3 +61,91 @@ def smooth_gradients(
 def strength(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
     """How much each pixel matters: its gradient's length over the three channels, so that no sign cancels."""
     return gradients.norm(dim=1)
+
+
+CUTOFF = 1 / 8  # cycles per pixel: structures of more than 8 pixels; ours
+DISPLAY_DEVIATIONS = 3  # gradients are shown within 3 standard deviations, as in Tsipras et al. 2019
+SMALLEST_SHOWN = 96  # pixels; smaller images are enlarged in the picture
+
+
+def input_gradients(
+    referee: TwoTower,
+    images: Float[Tensor, "b 3 h w"],
+    texts: Float[Tensor, "b d"],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b 3 h w"]:
+    """Gradient of the cosine of each image with its own text (a unit vector) with respect to the image's pixels."""
+    pixels = images.detach().clone().requires_grad_()
+    with torch.enable_grad(), attacking(referee):
+        (gradient,) = torch.autograd.grad(cosines(referee, pixels, texts, dtype).diagonal().sum(), pixels)
+    return gradient.float()
+
+
+def low_frequency_share(gradients: Float[Tensor, "b 3 h w"], cutoff: float = CUTOFF) -> Float[Tensor, " b"]:
+    """Share of the power spectrum's energy at radial frequencies below `cutoff` cycles per pixel, for each image.
+
+    Energies are summed over the channels before the share is taken. The constant component counts as low: it is the
+    part of the gradient that brightens or darkens the whole image, and with it the energies of all frequencies add up
+    to the gradient's squared length (Parseval). White noise has a share of about pi * cutoff^2 (0.049 for 1/8), a
+    gradient that varies only over larger structures one of about 1. NaN for a gradient that is zero or not finite: it
+    has no share.
+    """
+    height, width = gradients.shape[-2:]
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None, :])
+    power = torch.fft.fft2(gradients.double().cpu()).abs().square().sum(1)
+    return (power * (radius < cutoff)).sum((-2, -1)) / power.sum((-2, -1))
+
+
+def gradient_shares(
+    referee: TwoTower,
+    images: Images,
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
+) -> Float[Tensor, " n"]:
+    """The low-frequency share of each image's gradient towards its own prompt."""
+    texts, place = _embed_each_once(referee, prompts)
+    shares = []
+    for batch in batches(torch.arange(len(images)), batch_size, title):
+        here = images[batch].to(texts.device)
+        shares.append(low_frequency_share(input_gradients(referee, here, texts[place[batch]], dtype)))
+    return torch.cat(shares)
+
+
+def gradient_picture(
+    referees: Sequence[tuple[str, TwoTower]],
+    images: Float[Tensor, "n 3 h w"],
+    prompts: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "3 H W"]:
+    """Referees as rows, prompts as columns; the first row shows the images. Save it with `images.save_image`.
+
+    Column i holds image i, its prompt above it, and each referee's gradient of their cosine as `show_gradients` has it.
+    """
+    if len(images) != len(prompts):
+        raise UsageError(f"{len(images)} images and {len(prompts)} prompts: each image needs its own prompt")
+    rows = [images]
+    for _, referee in referees:
+        texts = embed_texts(referee, list(prompts))
+        rows.append(show_gradients(input_gradients(referee, images.to(texts.device), texts, dtype)).cpu())
+    tiles = torch.cat(rows)
+    factor = -(-SMALLEST_SHOWN // min(tiles.shape[-2:]))  # whole, so that each pixel becomes a square of equal size
+    tiles = tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return titled_grid(["image", *(name for name, _ in referees)], prompts, tiles)
+
+
+def show_gradients(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Gradients as images: grey where zero, each on its own scale, 3 of its standard deviations to black or white.
+
+    Grey is zero, not the mean: the sign of a pixel stays readable.
+    """
+    deviation = gradients.square().mean((1, 2, 3), keepdim=True).sqrt()
+    scaled = gradients / (2 * DISPLAY_DEVIATIONS * deviation)
+    return (0.5 + scaled.nan_to_num()).clamp(0, 1)
+
+
+def _embed_each_once(referee: TwoTower, prompts: Sequence[str]) -> tuple[Float[Tensor, "t d"], Int[Tensor, " n"]]:
+    place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    return embed_texts(referee, list(place)), torch.tensor([place[prompt] for prompt in prompts])

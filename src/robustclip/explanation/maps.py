@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.gradients import input_gradients
-from robustclip.evaluation.similarity import cosines
-from robustclip.explanation.gradients import smooth_gradients, strength
+from robustclip.explanation.gradients import input_gradients, smooth_gradients, strength
 from robustclip.explanation.layers import BLOCK, Layer, choose_layer
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import cosines
 
 Method = Literal["gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
@@ -24,6 +24,14 @@ TARGETS: Final[tuple[str, ...]] = get_args(Target)
 OF_PIXELS: Final = ("gradient", "smoothgrad")
 PIXELS: Final = "pixels"
 """The layer of those methods: the image itself."""
+
+# Ten even steps of inferno (Smith and van der Walt, matplotlib, CC0): equal steps of a map look equally large, also in
+# grey and to the colour-blind.
+SCALE: Final = (
+    *("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60"),
+    *("#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"),
+)
+LEVELS: Final = 64  # colours of a map's palette: more than an eye tells apart on a picture this small
 
 
 @dataclass(frozen=True)
@@ -180,3 +188,20 @@ class Mapper:
             dtype=self.dtype,
         )
         return preprocess.placed_back(maps, (images.shape[-2], images.shape[-1])).clamp(min=0)
+
+
+def palette() -> bytes:
+    """The colours of a map's levels, three bytes each: `SCALE` with straight lines between its steps."""
+    stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in SCALE], dtype=np.float64)
+    places = np.linspace(0, len(stops) - 1, LEVELS)
+    colours = np.stack([np.interp(places, np.arange(len(stops)), stops[:, channel]) for channel in range(3)], axis=1)
+    return colours.round().astype(np.uint8).tobytes()
+
+
+def overlay(
+    images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], strength: float = 0.65
+) -> Float[Tensor, "b 3 h w"]:
+    """Maps in [0,1] in the colours of `SCALE`, laid over their images: what a page shows, as tensors."""
+    colours = torch.from_numpy(np.frombuffer(palette(), dtype=np.uint8).copy()).float().view(LEVELS, 3) / 255
+    levels = (maps.float().nan_to_num(0).clamp(0, 1) * (LEVELS - 1)).round().long().cpu()
+    return (1 - strength) * images + strength * colours[levels].permute(0, 3, 1, 2).to(images)

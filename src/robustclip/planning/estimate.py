@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Group
 from torch import nn
 
-from robustclip import printing
 from robustclip.planning import flops, gpus, memory, report
 from robustclip.planning.flops import StepFlops, TowerFlops
 from robustclip.planning.imagined import Blueprint, Imagined, blueprint, imagine
@@ -20,6 +19,7 @@ from robustclip.planning.settings import Settings, of_recipe
 from robustclip.planning.terms import Terms
 from robustclip.recipes import Recipe
 from robustclip.robustification.towers import ready_to_train
+from robustclip.runs import terminal
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Estimate:
         return f"<Estimate of {self.recipe}: {self.settings.steps} steps; .table() shows it>"
 
     def _repr_html_(self) -> str:  # what a notebook shows
-        return printing.html(self.table())
+        return terminal.html(self.table())
 
     def table(self) -> Group:
         """For people."""

@@ -12,7 +12,7 @@ from robustclip.attacks.gradient import attacking
 from robustclip.planning.imagined import Blueprint, Imagined
 from robustclip.planning.settings import Settings
 from robustclip.robustification.losses import clip, text_bank
-from robustclip.runs import sharding
+from robustclip.runs import distributed
 from robustclip.runs.devices import DTYPES, autocast
 
 SINGLE = 4  # bytes of a float32: weights, gradients and moments are never narrower
@@ -57,7 +57,7 @@ def activations(towers: Imagined, size: tuple[int, int], dtype: str, *, grad_che
     blocks, and all of one block at a time, which is computed again."""
     tower = towers.image_tower
     kept = _kept(towers, size, dtype)
-    blocks = max(1, len(list(sharding.blocks(tower))))
+    blocks = max(1, len(list(distributed.blocks(tower))))
     if not grad_checkpointing:
         return replace(kept, working=kept.update // blocks // 2)
     tower.set_grad_checkpointing(False)  # type: ignore[operator]
@@ -113,7 +113,7 @@ def of_step(
     held = {"weights": split, "moments of AdamW": 2 * split, "average of the weights": split}
     if fsdp:
         held["weights, whole, for the end"] = weights
-        held["a block, gathered"] = 2 * SINGLE * max(map(_size, sharding.blocks(towers.image_tower)), default=0)
+        held["a block, gathered"] = 2 * SINGLE * max(map(_size, distributed.blocks(towers.image_tower)), default=0)
     if settings.reads_original:
         held["the tower before training"] = weights
     if towers.text_tower is not None:

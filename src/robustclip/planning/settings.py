@@ -8,9 +8,9 @@ from math import ceil
 from typing import Any
 
 from robustclip import recipes, signatures
-from robustclip.data.batch import Place
 from robustclip.errors import UsageError
 from robustclip.recipes import Recipe
+from robustclip.runs.processes import Place
 
 LOG_EVERY = 10  # the trainer's own, which recipes leave as it is
 

@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
-from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import Blip2, CaptionHead
 from robustclip.referees.blip2_text import DEC, PairTokenizer
@@ -29,6 +28,7 @@ from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.huggingface import processor_file, read_preprocess
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
+from robustclip.runs import terminal
 from robustclip.runs.files import is_file, read_json, sha256
 from robustclip.runs.plain import check_sizes, refusing
 
@@ -210,7 +210,7 @@ def load_library(folder: Path) -> Blip2:
     renamed["temperature"] = torch.tensor(0.07)
     tokenizer = tokenizer_of(folder, dec=False)
     reader = fill(sizes, renamed, tokenizer, preprocess, card, source=str(folder), norm_eps=_eps(sizes["vision"]))
-    printing.note(
+    terminal.note(
         f"{folder.name} has no captioning loss: transformers' {LIBRARY} comes without it; matching alone counts"
     )
     return reader

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_texts
+from robustclip.runs import terminal
 
 DEC: Final = "[DEC]"
 """What a caption begins with, where a text to be matched begins with [CLS] (LAVIS blip2_qformer.py)."""
@@ -67,7 +67,7 @@ class PairTokenizer:
             words = len(PUNCTUATION.sub(" ", text).split())
             if (count > self.context or words > WORDS) and text not in self._told:
                 self._told.add(text)
-                printing.note(
+                terminal.note(
                     f"{text[:60]!r}... has {count} tokens, of which this referee reads {self.context}: the end is cut"
                 )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from robustclip import printing
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.folder import CONFIG
@@ -33,6 +32,7 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.towers import LOGITS, Towers, split_towers
 from robustclip.referees.weights import INDEX, read_weights, some
+from robustclip.runs import terminal
 from robustclip.runs.files import read_json
 
 
@@ -63,7 +63,7 @@ def load_checkpoint(
         text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
         size = model_cfg["vision_cfg"].get("image_size", 224)
         preprocess, provenance["preprocessing"] = _preprocess(architecture, size, pretrained)
-        printing.note(f"{path.name}: preprocessing is {provenance['preprocessing']}")
+        terminal.note(f"{path.name}: preprocessing is {provenance['preprocessing']}")
         scale, bias = logit_numbers(path, towers, model_cfg)
     else:
         base = _base(path, architecture, model_cfg["quick_gelu"], pretrained)
@@ -199,7 +199,7 @@ def _left_out(path: Path, towers: Towers) -> dict[str, Any]:
     if not towers.left_out:
         return {}
     names = some(list(towers.left_out))
-    printing.note(f"{path.name}: {len(towers.left_out)} tensors belong to neither tower and are left out: {names}")
+    terminal.note(f"{path.name}: {len(towers.left_out)} tensors belong to neither tower and are left out: {names}")
     return {"left out": f"{len(towers.left_out)} tensors of neither tower: {names}"}
 
 

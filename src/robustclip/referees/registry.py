@@ -20,13 +20,12 @@ from pydantic import AfterValidator
 from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.card import CARD_FILE, Card, Claim
-from robustclip.referees.claims import cheapest, measured
+from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import read_json, sha256, write_json
+from robustclip.runs.files import read_json, write_json
 from robustclip.signatures import typed
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
@@ -62,29 +61,6 @@ class Entry:
                 f"robustclip referees remove {self.name}"
             )
         return self.folder
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found: for each weight file whether its hash is the card's, and one claim measured again.
-
-    `text_tower` is None where the text tower's weights are in the folder; `claim` and `measured` are None where the
-    card claims nothing or it was not asked for.
-    """
-
-    name: str
-    files: dict[str, bool]
-    text_tower: bool | None
-    claim: Claim | None = None
-    measured: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether all hashes agree, and the measured value lies in the claim's interval."""
-        hashes = all(self.files.values()) and self.text_tower is not False
-        if self.claim is None or self.measured is None:
-            return hashes
-        return hashes and self.claim.low <= self.measured <= self.claim.high
 
 
 def home() -> Path:
@@ -149,7 +125,7 @@ def load_referee(
 @typed
 def show(name: Annotated[str, "name or folder"]) -> Card:
     """The card of a referee, by name or folder."""
-    return _entry(name).card
+    return entry_of(name).card
 
 
 @typed
@@ -190,33 +166,6 @@ def remove(name: str) -> Path:
     else:
         shutil.rmtree(entry.folder)
     return entry.folder
-
-
-@typed
-def verify(
-    name: Annotated[str, "name or folder"],
-    *,
-    measure: Annotated[bool, "measure one claim again, the cheapest"] = True,
-    claim: Annotated[str | None, "the name of the claim to measure"] = None,
-    device: str = "auto",
-) -> Verification:
-    """Compare the hashes of a referee's files with its card, and measure one of its claims again.
-
-    Without `claim` the cheapest on embedded data: a clean one before an attacked one, fewer samples before more, a PAG
-    score last; one on other data is measured when it is named. Raises UsageError for an unknown referee or claim.
-    """
-    entry = _entry(name)
-    card = entry.card
-    chosen = cheapest(card, claim) if measure or claim else None
-    files = {file: _has_hash(entry.folder / file, digest) for file, digest in card.weights.items()}
-    if not all(files.values()):  # numbers of other weights would say nothing about the claim
-        return Verification(card.name, files, None)
-    named = card.text_tower
-    referee = load_referee_folder(entry.folder, checked=False) if named or chosen else None
-    text_tower = referee.text_tower.source() == named if referee and named else None
-    if referee is None or chosen is None or text_tower is False:
-        return Verification(card.name, files, text_tower)
-    return Verification(card.name, files, text_tower, chosen, measured(referee, chosen, device))
 
 
 def check_safe(name: str) -> str:
@@ -362,7 +311,8 @@ def _path(text: str) -> Path:
     return path
 
 
-def _entry(name: str) -> Entry:
+def entry_of(name: str) -> Entry:
+    """The referee of that name, or in that folder. Raises UsageError where there is none."""
     entry = find(name)
     if entry is not None:
         return entry
@@ -387,7 +337,3 @@ def _near_tags(name: str) -> list[str]:
     from robustclip.referees.openclip import tags
 
     return get_close_matches(name, tags(), n=3, cutoff=0.5)
-
-
-def _has_hash(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256(path) == digest

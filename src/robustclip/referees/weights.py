@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from robustclip.errors import RunError, UsageError
-from robustclip.printing import note
 from robustclip.runs.files import atomic_write, is_file, read_json
+from robustclip.runs.terminal import note
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)

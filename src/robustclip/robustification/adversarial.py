@@ -21,7 +21,7 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.robustification.losses import Objective
 from robustclip.robustification.warm import WarmStarts
-from robustclip.runs import distributed, rng, sharding
+from robustclip.runs import distributed, rng
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ class AdversarialGradients:
             if self.clean_weight:
                 loss = loss + self.clean_weight * loss_of(batch.images).mean()
             loss.backward()
-        if not sharding.wanted():  # which averages on its own
+        if not distributed.is_sharded():  # which averages on its own
             distributed.average_gradients(self.tower.parameters())
         return images, distributed.mean(loss)
 
@@ -106,7 +106,7 @@ class AdversarialGradients:
         assert self.threat is not None
         height, width = batch.images.shape[-2:]
         threat = self.threat.resized((height, width)) if self.any_size else self.threat
-        frozen = None if sharding.wanted() else self.tower  # FSDP cannot freeze weights for a while
+        frozen = None if distributed.is_sharded() else self.tower  # FSDP cannot freeze weights for a while
         with eval_mode(self.tower):
             found = pgd(
                 batch.images,

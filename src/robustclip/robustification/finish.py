@@ -11,8 +11,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder, save_referee
-from robustclip.robustification import checkpoint
-from robustclip.runs import distributed
+from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
 
 Which = Literal["best", "last"]

@@ -14,10 +14,9 @@ from robustclip.attacks.gradient import pgd
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch
 from robustclip.errors import RunError
-from robustclip.robustification import checkpoint
 from robustclip.robustification.losses import contrastive
 from robustclip.robustification.towers import judging
-from robustclip.runs import distributed
+from robustclip.runs import checkpoint, distributed
 from robustclip.runs.rng import generator
 
 Embed = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from robustclip.runs import sharding
+from robustclip.runs import distributed
 
 
 def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:
@@ -40,5 +40,5 @@ def average(tower: nn.Module, decay: float) -> ModelEmaV3:
     """Exponential moving average of weights and buffers (timm's); its decay warms up as (1+t)/(10+t), so that a short
     run is not an average of its own start."""
     # timm's fast path cannot mix split weights with whole buffers.
-    fast = not sharding.wanted()
+    fast = not distributed.is_sharded()
     return ModelEmaV3(tower, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0, foreach=fast)

@@ -16,8 +16,7 @@ from torch.optim import AdamW
 
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.robustification import checkpoint
-from robustclip.runs import distributed, sharding
+from robustclip.runs import checkpoint, distributed
 from robustclip.runs.devices import chosen_dtype
 from robustclip.runs.folder import Run
 
@@ -62,7 +61,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
         }
         numbers = {"data": distributed.listed(self.position), "best": self.best, "seconds": self.seconds}
-        return sharding.whole(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
+        return distributed.whole(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
     def restore(self, run: Run, device: torch.device) -> None:
         """Load the newest readable checkpoint of the run, and forget what was measured after it. Without one, the run
@@ -70,9 +69,9 @@ class TrainingState:
         saved = checkpoint.newest(run.checkpoints, device, run.warn)
         if saved is not None:
             self._check_fits(saved, run)
-            sharding.load_module(self.tower, saved["tower"])
-            sharding.load_module(self.averaged.module, saved["ema"])
-            sharding.load_optimizer(self.optimizer, saved["optimizer"])
+            distributed.load_module(self.tower, saved["tower"])
+            distributed.load_module(self.averaged.module, saved["ema"])
+            distributed.load_optimizer(self.optimizer, saved["optimizer"])
             for name, part in self.plain.items():
                 part.load_state_dict(saved[name])
             self.step, self.best = int(saved["step"]), float(saved["best"])

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import UsageError
 from robustclip.referees.smoothed import refuse_smoothed
-from robustclip.runs import distributed, sharding
+from robustclip.runs import distributed
 
 
 def ready_to_train(
@@ -37,7 +37,7 @@ def ready_to_train(
                 "--accumulate 2 (or more) to save memory"
             )
         tower.set_grad_checkpointing(True)  # type: ignore[operator]
-    nhwc = channels_last and not sharding.wanted()  # FSDP splits contiguous weights only
+    nhwc = channels_last and not distributed.is_sharded()  # FSDP splits contiguous weights only
     tower.to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
     tower.requires_grad_(True).train()
     if frozen_statistics:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from robustclip import printing
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.batch import Batch, BatchSource
 from robustclip.errors import Interrupted
@@ -26,10 +25,10 @@ from robustclip.robustification.state import Remembered, TrainingState, training
 from robustclip.robustification.texts import embed_captions
 from robustclip.robustification.towers import ready_to_train
 from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
-from robustclip.runs import distributed, sharding
+from robustclip.runs import distributed, terminal
 from robustclip.runs.devices import autocast
 from robustclip.runs.folder import Run
-from robustclip.runs.interrupts import catching_signals
+from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
 
 
@@ -38,7 +37,7 @@ def tell(described: dict[str, Any]) -> None:
     for source in described.get("sources", []) if distributed.is_main() else []:
         for line in (source.get("layout"), *source.get("left_out", [])):
             if line:
-                printing.note(f"data {source['name']}: {line}")
+                terminal.note(f"data {source['name']}: {line}")
 
 
 def train(
@@ -132,10 +131,10 @@ def train(
     )
     averaged = average(tower, ema)
     untrained = deepcopy(tower).requires_grad_(False).eval() if reads_original else tower
-    if sharding.wanted():
+    if distributed.is_sharded():
         referee.image_tower = deepcopy(tower)  # whole, to take the weights back at the end
-        sharding.shard(tower)
-        sharding.shard(averaged.module)
+        distributed.shard(tower)
+        distributed.shard(averaged.module)
     forward = torch.compile(tower) if compile else tower
     prepare = referee.preprocess.normalise if any_size else referee.preprocess
 
@@ -213,7 +212,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             images, loss = gradients(step, batch, texts)
             grad_norm = clip_grad_norm_(tower.parameters(), grad_clip)
-            if distributed.anywhere(not math.isfinite(loss.item() + float(sharding.whole(grad_norm)))):
+            if distributed.anywhere(not math.isfinite(loss.item() + float(distributed.whole(grad_norm)))):
                 optimizer.zero_grad(set_to_none=True)  # so that the optimiser does nothing
                 for buffer, before in zip(tower.buffers(), statistics, strict=True):
                     buffer.copy_(before)
@@ -231,7 +230,7 @@ def train(
                 similar = similarities(embed, tower, batch.images, images, texts)
                 progress.show(**similar)
                 numbers = {"loss": loss.item(), **similar, "lr": float(schedule.get_last_lr()[0])}
-                numbers["grad_norm"] = float(sharding.whole(grad_norm))
+                numbers["grad_norm"] = float(distributed.whole(grad_norm))
                 run.log(done, **numbers, images_per_second=progress.images_per_second)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
                 accuracies = probe_accuracies(
@@ -255,7 +254,7 @@ def train(
                 told = f"stopped at step {done} of {steps}, after a checkpoint: --resume {run.folder} goes on"
                 raise Interrupted(caught.signal or SIGTERM, told)
 
-    referee.image_tower.load_state_dict(sharding.whole(averaged.module.state_dict()))
+    referee.image_tower.load_state_dict(distributed.whole(averaged.module.state_dict()))
     referee.image_tower.requires_grad_(False).eval()
     if data.faults:
         run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from robustclip.errors import RunError, UsageError
-from robustclip.resuming import records, runs_in
 from robustclip.runs.files import is_draft, is_file, is_folder
 from robustclip.runs.folder import HOME, RECORD, Run
 from robustclip.runs.processes import is_alive
@@ -232,3 +231,24 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path} could not be removed ({error.strerror or error})") from error
+
+
+def records(home: Path) -> list[Path]:
+    """What is called like a run's record in the folders of a folder, by name."""
+    try:
+        return [folder / RECORD for folder in sorted(home.iterdir()) if os.path.lexists(folder / RECORD)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{home} cannot be read ({error.strerror}): give another folder") from error
+
+
+def runs_in(home: Path) -> list[Run]:
+    """The runs in a folder, by name; a record that is not readable is passed over."""
+    runs = []
+    for path in records(home):
+        try:
+            runs.append(Run.open(path.parent))
+        except UsageError:
+            continue
+    return runs

@@ -1,14 +1,18 @@
 """Processes that train together: who is who, and what they tell each other. The only importer of accelerate.
 
 Without a launcher there is one process, and every function here is free. With `accelerate launch` (or torchrun) each
-process takes its share of a batch; nothing outside this file and `sharding` knows of ranks.
+process takes its share of a batch; nothing outside this file knows of ranks.
+
+Towers too large for one device: weights, gradients and optimizer states are split over the processes (FSDP2) where
+accelerate's configuration asks for it (`accelerate launch --use_fsdp ...`). torch's `fully_shard` does it, so that it
+runs on CPU processes as it does on GPUs.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,9 +21,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
-from robustclip.data.batch import Place
 from robustclip.errors import RunError, UsageError
+from robustclip.runs.processes import Place
 
 T = TypeVar("T")
 
@@ -125,3 +133,52 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     means = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
     for gradient, values in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(values.view_as(gradient))
+
+
+def is_sharded() -> bool:
+    """Whether the launcher was told to shard, and there is more than one process to shard over."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and count() > 1
+
+
+def shard(tower: nn.Module) -> None:
+    """Split a tower's weights over the processes, in place: each of its blocks as a unit, then the rest."""
+    for block in blocks(tower):
+        fully_shard(block)
+    fully_shard(tower)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of a tower's outermost lists: a ViT's residual blocks, a ConvNet's stages."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1:
+            yield from (block for block in child if next(block.parameters(), None) is not None)
+        else:
+            yield from blocks(child)
+
+
+def whole(state: Any) -> Any:
+    """A state dict with every tensor whole; all processes must ask."""
+    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+
+
+def load_module(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load whole tensors into a module, split as it is."""
+    own = module.state_dict()
+    module.load_state_dict(
+        {name: _laid_out(value, own[name]) if name in own else value for name, value in state.items()}
+    )
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state of whole tensors, split as its parameters are."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                moments[name] = _laid_out(value, parameter.detach())
+
+
+def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

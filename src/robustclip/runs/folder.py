@@ -4,7 +4,7 @@
                     a finished run
     metrics.jsonl   its numbers over the steps, and
     tensorboard/    the same as curves: see robustclip.runs.metrics
-    checkpoints/    see robustclip.robustification.checkpoint
+    checkpoints/    see robustclip.runs.checkpoint
     .lock           the process that writes here, from the run's start to its end: see robustclip.runs.processes
 
 Where several processes train together, the main one writes.
@@ -30,8 +30,8 @@ from typing import Annotated, Any, Final, cast
 from pydantic import AfterValidator
 
 import robustclip
-from robustclip import printing
 from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.runs import terminal
 from robustclip.runs.files import (
     free,
     holds_something,
@@ -42,9 +42,8 @@ from robustclip.runs.files import (
     remove_drafts,
     write_json,
 )
-from robustclip.runs.interrupts import number_of
 from robustclip.runs.metrics import Metrics
-from robustclip.runs.processes import is_alive, lock, this_process, unlock
+from robustclip.runs.processes import is_alive, lock, number_of, this_process, unlock
 from robustclip.runs.records import RECORD as RECORD
 from robustclip.runs.records import ROBUSTIFY, read_record
 from robustclip.runs.records import Status as Status
@@ -175,7 +174,7 @@ class Run:
                     if run.status == "finished":
                         run.check_resumable(recipe)
                         told = "is finished: only what is missing of it, or newly asked for, is done"
-                        printing.note(f"{run.folder} {told}")
+                        terminal.note(f"{run.folder} {told}")
                     remove_drafts(run.folder)
                     for outcome in ("reason", "ended", "numbers"):
                         run.record.pop(outcome, None)

@@ -1,5 +1,5 @@
-"""Which process made something, whether it lives (a pid alone does not tell, since pids are used again), and which one
-may write to a folder."""
+"""Processes: which one made something and whether it lives (pids are used again), which may write to a folder, which
+part of a training it is, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import logging
 import os
 import platform
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import psutil
 
-from robustclip.errors import UsageError
+from robustclip.errors import Interrupted, UsageError
 from robustclip.runs.files import LOCK, naming, read_json
 
 _log = logging.getLogger("robustclip")
@@ -136,3 +140,114 @@ def _removed(path: Path, owner: dict[str, Any]) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+GRACE: Final = 30
+"""Seconds that a reader of data lives on after a SIGTERM, so that the step it feeds can be finished and written down.
+Terminals and schedulers send their signals to all processes of a job at once."""
+
+
+@dataclass
+class Caught:
+    """The signal that came, if one did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM is a KeyboardInterrupt, as SIGINT is: blocks that are open end as they do after Ctrl-C.
+
+    Processes forked in the block die of it, as they would outside. Outside the main thread nothing changes.
+    """
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def saying(stopped: str) -> Iterator[None]:
+    """A KeyboardInterrupt that leaves the block becomes Interrupted, which says `stopped`: what is kept, and how to go
+    on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(number_of(error), stopped) from error
+
+
+def number_of(error: BaseException) -> int:
+    """The signal that a KeyboardInterrupt is of: SIGTERM where `terminable` made it, else SIGINT."""
+    return int(error.args[0]) if error.args and isinstance(error.args[0], int) else int(signal.SIGINT)
+
+
+@contextmanager
+def catching_signals() -> Iterator[Caught]:
+    """Within the block the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+
+    The handlers of before are put back afterwards. Processes forked in the block (readers of data) leave Ctrl-C to this
+    one, and end `GRACE` seconds after a SIGTERM. Outside the main thread, where Python handles no signals, nothing is
+    caught.
+    """
+    caught, owner = Caught(), os.getpid()
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if os.getpid() != owner:
+            if number == signal.SIGTERM:
+                signal.alarm(GRACE)
+        elif caught.signal is not None:
+            raise KeyboardInterrupt(number)
+        else:
+            caught.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set outside Python
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes that train together this one is. `batch_size` always means the pairs of all of them."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def share(self, batch_size: int) -> int:
+        """This process's part of a batch. Raises UsageError where the parts would not be equal."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
+        if batch_size % self.world_size:
+            less = batch_size // self.world_size * self.world_size
+            near = " or ".join(str(size) for size in (less, less + self.world_size) if size)
+            raise UsageError(
+                f"batch_size {batch_size} is that of all {self.world_size} processes together, which cannot share it "
+                f"evenly: use batch_size={near}"
+            )
+        return batch_size // self.world_size
+
+    def mine(self, turn: int = 0) -> slice:
+        """Which of a row of things are this process's, when they are dealt out one by one; `turn` moves the dealer."""
+        return slice((self.rank + turn) % self.world_size, None, self.world_size)
+
+
+ALONE = Place()

@@ -12,12 +12,12 @@ import torch
 from pydantic import AfterValidator, PlainValidator
 from torch import Tensor
 
-from robustclip import printing
 from robustclip.data.images import load_image
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
 from robustclip.referees.classifier import Classifier, load_classifier
 from robustclip.referees.heads import Aesthetics, load_aesthetics
+from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory
 from robustclip.synthesis.doodl import Use
 from robustclip.synthesis.guides import parse_weight
@@ -168,7 +168,7 @@ def exemplars(files: Sequence[str]) -> Prompt:
             load_image(file)
             readable.append(file)
         except UsageError as error:
-            printing.note(f"{error}: it is left out")
+            terminal.note(f"{error}: it is left out")
     if not readable:
         raise UsageError(f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg")
     return Prompt(tuple(Part(file, 1 / len(readable), "image") for file in readable))

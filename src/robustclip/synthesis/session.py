@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, PlainValidator
 
-from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.runs import terminal
 from robustclip.runs.devices import DTYPES, check_memory, pick_device
 from robustclip.runs.distributed import decided, is_main
 from robustclip.runs.files import is_file
@@ -155,7 +155,7 @@ class Session:
         self.run.note(start=made.source)
         self.facts["start"] = made.source
         if init == AUTO and made.mixture is None and is_main():
-            printing.note(
+            terminal.note(
                 f"no card of {', '.join(one['name'] for one in self.guides.describe())} names a mixture: pictures "
                 f"start from {made.source}; --init takes noise, an image, or a file of robustclip mixture fit"
             )

@@ -26,7 +26,7 @@ from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, reason, remove_drafts
 from robustclip.runs.folder import Run, versions
-from robustclip.runs.interrupts import catching_signals
+from robustclip.runs.processes import catching_signals
 from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Paint, Painted, Result

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.similarity import Images, batches
 from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.similarity import Images, batches
 from robustclip.runs.devices import autocast
 
 BATCH = 64

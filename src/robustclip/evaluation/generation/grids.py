@@ -21,8 +21,8 @@ from robustclip.evaluation.generation.embeddings import Texts, embed, embed_text
 from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.judges import Judge
-from robustclip.evaluation.similarity import Images
 from robustclip.referees.judging import fingerprint
+from robustclip.referees.similarity import Images
 from robustclip.runs.files import atomic_write, write_json
 
 PAGE = 150  # characters a line of the table in a file

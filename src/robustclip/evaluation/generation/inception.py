@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.similarity import Images, batches
+from robustclip.referees.similarity import Images, batches
 from robustclip.referees.weights import check_finite, read_weights
 from robustclip.runs.files import sha256
 

@@ -11,7 +11,7 @@ import torch
 from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.evaluation.generation.measure import Answers, Questions
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.similarity import batches
+from robustclip.referees.similarity import batches
 
 DRAWS: Final = 2
 """Of each of the 32 noise levels, ours: a set's interval is over its pictures, not over draws."""

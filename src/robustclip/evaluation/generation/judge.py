@@ -28,12 +28,12 @@ from robustclip.evaluation.generation.pictures import Pictures, chosen, from_ten
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.printing import counted
 from robustclip.referees.heads import load_aesthetics
 from robustclip.referees.judging import fingerprint
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
 from robustclip.runs.processes import owning
+from robustclip.runs.terminal import counted
 from robustclip.signatures import raise_faults, typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")

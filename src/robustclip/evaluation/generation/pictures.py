@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.similarity import Images
+from robustclip.referees.similarity import Images
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from robustclip import printing
 from robustclip.errors import UsageError
+from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, write_json
 
 Kind = Literal["value", "difference", "preference"]
@@ -107,7 +107,7 @@ class JudgeReport:
         return f"<JudgeReport of {len(self.figures)} figures; .table() shows them>"
 
     def _repr_html_(self) -> str:  # what a notebook shows
-        return printing.html(self.table())
+        return terminal.html(self.table())
 
     def table(self) -> Group:
         """For a terminal: metric by metric, the judges side by side; their hashes and the notes below."""

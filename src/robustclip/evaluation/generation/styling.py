@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.evaluation.generation.embeddings import embed
-from robustclip.evaluation.similarity import Images
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import Images
 
 
 def directional_similarity(

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.printing import counted
 from robustclip.referees.base import TwoTower
 from robustclip.runs.devices import autocast
 from robustclip.runs.progress import watched
+from robustclip.runs.terminal import counted
 
 
 class Images(Protocol):

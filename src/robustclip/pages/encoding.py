@@ -16,15 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from robustclip.data.images import resize, to_pil
-from robustclip.explanation.report import Case, View
+from robustclip.explanation.maps import LEVELS, palette
+from robustclip.pages.report import Case, View
 
-# Ten even steps of inferno (Smith and van der Walt, matplotlib, CC0): equal steps of a map look equally large, also in
-# grey and to the colour-blind.
-SCALE: Final = (
-    *("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60"),
-    *("#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"),
-)
-LEVELS: Final = 64  # colours of a map's palette: more than an eye tells apart on a picture this small
 LONGEST: Final = 320  # pixels of a stored picture's longer side: a page shows it no larger
 LONGEST_MAP: Final = 64  # maps are smooth, and browsers enlarge smoothly
 SMALL: Final = 96  # pixels up to which a picture is kept exactly
@@ -120,23 +114,6 @@ def map_uri(heat: Float[Tensor, "h w"]) -> str:
     file = BytesIO()
     drawn.save(file, "PNG", optimize=True)
     return _uri("png", file)
-
-
-def palette() -> bytes:
-    """The colours of a map's levels, three bytes each: `SCALE` with straight lines between its steps."""
-    stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in SCALE], dtype=np.float64)
-    places = np.linspace(0, len(stops) - 1, LEVELS)
-    colours = np.stack([np.interp(places, np.arange(len(stops)), stops[:, channel]) for channel in range(3)], axis=1)
-    return colours.round().astype(np.uint8).tobytes()
-
-
-def overlay(
-    images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], strength: float = 0.65
-) -> Float[Tensor, "b 3 h w"]:
-    """Maps in [0,1] in the colours of `SCALE`, laid over their images: what a page shows, as tensors."""
-    colours = torch.from_numpy(np.frombuffer(palette(), dtype=np.uint8).copy()).float().view(LEVELS, 3) / 255
-    levels = (maps.float().nan_to_num(0).clamp(0, 1) * (LEVELS - 1)).round().long().cpu()
-    return (1 - strength) * images + strength * colours[levels].permute(0, 3, 1, 2).to(images)
 
 
 def _shrunk(picture: Float[Tensor, "c h w"], longest: int) -> Float[Tensor, "c h2 w2"]:

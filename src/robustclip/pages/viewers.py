@@ -12,12 +12,12 @@ from torch import Tensor
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
-from robustclip.evaluation.gradients import show_gradients
 from robustclip.evaluation.judges import Judge
 from robustclip.explanation.attacks import Objective
-from robustclip.explanation.inputs import Pair
+from robustclip.explanation.gradients import show_gradients
 from robustclip.explanation.looks import NOISY, Looks, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
+from robustclip.pages.inputs import Pair
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,16 @@ import robustclip
 from robustclip.attacks import AttackSpec
 from robustclip.data.images import save_image
 from robustclip.errors import Interrupted, RunError, UsageError
-from robustclip.evaluation.similarity import cosines
 from robustclip.explanation import looks
 from robustclip.explanation.attacks import negate
 from robustclip.explanation.looks import look, numbers
 from robustclip.explanation.maps import Mapper
 from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import cosines
 from robustclip.referees.toy import toy_referee
-from robustclip.runs.interrupts import terminable
-from robustclip.runs.processes import owning
+from robustclip.runs.processes import owning, terminable
 
-explain_module = import_module("robustclip.explanation.explain")  # whose name in the package is the function
+explain_module = import_module("robustclip.pages.explain")  # whose name in the package is the function
 
 
 @pytest.fixture

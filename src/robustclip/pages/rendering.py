@@ -16,8 +16,9 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustclip import __version__
-from robustclip.explanation.encoding import SCALE, Encoded, Seen
-from robustclip.explanation.report import Line, Report, View
+from robustclip.explanation.maps import SCALE
+from robustclip.pages.encoding import Encoded, Seen
+from robustclip.pages.report import Line, Report, View
 from robustclip.runs.files import plain
 
 NONE: Final = "–"
@@ -50,7 +51,7 @@ SCORE_DROP: Final = "drop of the score"
 def environment() -> Environment:
     """The templates of this room. A value that they are not told is an error, not an empty place."""
     found = Environment(
-        loader=PackageLoader("robustclip.explanation", "templates"),
+        loader=PackageLoader("robustclip.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -243,4 +244,4 @@ def _minus(text: str) -> str:
 
 @cache
 def _resource(name: str) -> str:
-    return (files("robustclip.explanation") / "templates" / name).read_text(encoding="utf-8")
+    return (files("robustclip.pages") / "templates" / name).read_text(encoding="utf-8")

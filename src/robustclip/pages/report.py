@@ -1,7 +1,7 @@
 """What a report holds.
 
-    from robustclip.explanation.encoding import encode
-    from robustclip.explanation.pages import write_report
+    from robustclip.pages.encoding import encode
+    from robustclip.pages.pages import write_report
 
     cases = (encode(case) for case in ...)         # pictures shrink to what a page needs; the tensors may go
     write_report("report.html", Report(...), cases)

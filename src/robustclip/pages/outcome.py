@@ -16,9 +16,9 @@ from robustclip.diffusion.mutual_information import METRIC
 from robustclip.evaluation.report import CLEAN, Row
 from robustclip.evaluation.setting import Measurement, control_of
 from robustclip.explanation import looks
-from robustclip.explanation.inputs import Pair
-from robustclip.explanation.report import Better, Case, Line, Number, View
-from robustclip.explanation.viewers import Seen, Viewer
+from robustclip.pages.inputs import Pair
+from robustclip.pages.report import Better, Case, Line, Number, View
+from robustclip.pages.viewers import Seen, Viewer
 
 BETTER: Final[dict[str, Better]] = {
     looks.POINTING: "higher",

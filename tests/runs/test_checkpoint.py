@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from robustclip.errors import RunError
-from robustclip.robustification import checkpoint
+from robustclip.runs import checkpoint
 
 
 def state(value: float, size: int = 1000) -> dict[str, Any]:

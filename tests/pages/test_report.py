@@ -14,18 +14,10 @@ from PIL import Image
 from reports import HOSTILE, REFEREES, cases, report
 
 from robustclip.errors import UsageError
-from robustclip.explanation.encoding import (
-    LONGEST,
-    SCALE,
-    amplification,
-    encode,
-    map_uri,
-    overlay,
-    palette,
-    picture_uri,
-)
-from robustclip.explanation.pages import write_report
-from robustclip.explanation.report import About, Case, Report, View
+from robustclip.explanation.maps import SCALE, overlay, palette
+from robustclip.pages.encoding import LONGEST, amplification, encode, map_uri, picture_uri
+from robustclip.pages.pages import write_report
+from robustclip.pages.report import About, Case, Report, View
 
 
 def opened(uri: str) -> Image.Image:

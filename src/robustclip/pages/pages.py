@@ -11,9 +11,9 @@ from tempfile import TemporaryFile, gettempdir
 from typing import IO, Final
 
 from robustclip.errors import UsageError
-from robustclip.explanation.encoding import Encoded
-from robustclip.explanation.rendering import case_html, page_html, sortable
-from robustclip.explanation.report import Report
+from robustclip.pages.encoding import Encoded
+from robustclip.pages.rendering import case_html, page_html, sortable
+from robustclip.pages.report import Report
 from robustclip.runs.files import atomic_write, naming
 
 PAGE_BYTES: Final = 32_000_000

@@ -10,7 +10,7 @@ from PIL import Image
 
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
+from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 
 
 def picture(path: Path, height: int = 20, width: int = 30) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from robustclip.explanation.report import About, Case, Line, Number, Report, View
+from robustclip.pages.report import About, Case, Line, Number, Report, View
 from robustclip.runs.rng import generator
 
 HOSTILE = "</script><script>window.bitten = 1</script> \"'&{{ 7 * 7 }} <img src=x onerror='window.bitten = 1'>"

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from rich.console import Group
 
-from robustclip import __version__, printing
+from robustclip import __version__
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
 from robustclip.evaluation import report as tables
@@ -21,24 +21,24 @@ from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
 from robustclip.explanation.attacks import Objective
-from robustclip.explanation.encoding import Encoded, encode
-from robustclip.explanation.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.explanation.maps import METHODS, TARGETS, Method, Target
-from robustclip.explanation.outcome import MEANING, Outcomes, case_of, lines_of
-from robustclip.explanation.pages import write_report
-from robustclip.explanation.report import About, Report, View
-from robustclip.explanation.viewers import Task, Viewer, by_size
-from robustclip.printing import counted
+from robustclip.pages.encoding import Encoded, encode
+from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
+from robustclip.pages.outcome import MEANING, Outcomes, case_of, lines_of
+from robustclip.pages.pages import write_report
+from robustclip.pages.report import About, Report, View
+from robustclip.pages.viewers import Task, Viewer, by_size
 from robustclip.referees.judging import fingerprint
+from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_writable, is_file, rescuing, write_json
-from robustclip.runs.interrupts import saying
-from robustclip.runs.processes import owning
+from robustclip.runs.processes import owning, saying
 from robustclip.runs.progress import watched
+from robustclip.runs.terminal import counted
 from robustclip.signatures import raise_faults, typed, unknown
 
 if TYPE_CHECKING:  # which needs diffusers
-    from robustclip.explanation.information import InformationViewer
+    from robustclip.pages.information import InformationViewer
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -57,7 +57,7 @@ class Explanation:
         return f"<Explanation of {len(self.pairs)} pairs of image and text in {str(self.page)!r}>"
 
     def _repr_html_(self) -> str:  # what a notebook shows
-        return printing.html(self.table())
+        return terminal.html(self.table())
 
     def table(self) -> Group:
         """The summary, for a terminal."""
@@ -202,7 +202,7 @@ def explain(
 
 def informing(given: str, device: torch.device, *, dtype: torch.dtype, seed: int) -> InformationViewer:
     """The diffusion model that is given."""
-    from robustclip.explanation.information import InformationViewer
+    from robustclip.pages.information import InformationViewer
 
     return InformationViewer(given, device, dtype=dtype, seed=seed)
 

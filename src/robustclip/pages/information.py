@@ -14,11 +14,11 @@ from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import whole_in_cells
 from robustclip.evaluation.generation.information import DRAWS
-from robustclip.explanation.inputs import Pair
 from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.looks import CLEAN, ENERGY, POINTING
-from robustclip.explanation.report import About, View
-from robustclip.explanation.viewers import Seen, boxes_of
+from robustclip.pages.inputs import Pair
+from robustclip.pages.report import About, View
+from robustclip.pages.viewers import Seen, boxes_of
 
 
 class InformationViewer:

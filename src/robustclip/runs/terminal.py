@@ -1,0 +1,56 @@
+"""Lines and tables for the terminal, safe to print whatever names from outside they hold."""
+
+from __future__ import annotations
+
+import logging
+from io import StringIO
+
+import click
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
+
+from robustclip.runs.plain import CONTROL
+
+WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
+
+
+def shown(text: str) -> str:
+    """The text with what would move a terminal's cursor, colour it or turn text around spelt out: \\x1b."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """A line that may hold names and texts from outside."""
+    click.echo(shown(text), err=err)
+
+
+class Shown(logging.Formatter):
+    """Log messages, as `echo` prints lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 picture, 2 pictures."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def note(text: str) -> None:
+    """A line for people, where a result may be read by a program."""
+    echo(text, err=True)
+
+
+def rich(content: RenderableType) -> None:
+    """Tables and texts of rich, in the terminal's width or a pipe's."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_PIPE
+    console.print(Segments(Segment(shown(part.text), part.style) for part in console.render(content)))
+
+
+def html(content: RenderableType) -> str:
+    """The same for a notebook, as one element of HTML."""
+    console = Console(record=True, file=StringIO(), width=WIDTH_OF_A_PIPE, force_jupyter=False, color_system=None)
+    console.print(content)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height:normal">{code}</pre>')

@@ -17,7 +17,8 @@ from torch import Generator
 
 from robustclip.canvases import Pixels
 from robustclip.data.prompts import embedded_prompts
-from robustclip.evaluation.generation.grids import Grid
+from robustclip.evaluation.generation.grids import PromptRecognition
+from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.judges import load_judges
 from robustclip.losses import Cosine, Target
 from robustclip.recipes import run
@@ -107,7 +108,8 @@ def quality(count: int, device: str) -> None:
     """R-Precision among 40 by both judges, of pictures of emoji-robust, against the view passes of a picture."""
     prompts = [one.prompt for one in embedded_prompts()]
     texts = prompts[:: max(1, len(prompts) // count)][:count]
-    grid = Grid(prompts, load_judges(["emoji-judge", "emoji-judge-disjoint"], device=pick_device(device)), [40], seed=0)
+    judges = load_judges(["emoji-judge", "emoji-judge-disjoint"], device=pick_device(device))
+    recognised, results = PromptRecognition(prompts, judges, [40]), Results()
     settings = [("clipag", steps, 8 * steps) for steps in (8, 16, 32)]
     settings += [("clipag-faithful", steps, 64 * steps) for steps in (25, 100)]
     for recipe, steps, passes in settings:
@@ -115,8 +117,8 @@ def quality(count: int, device: str) -> None:
             made = run(
                 recipe, "synthesize", {"prompt": texts, "steps": steps, "out": Path(folder) / "run", "ways": False}
             )
-            grid.add(f"{recipe}, {passes} passes", made.images, texts)
-        rich.print(grid.table())
+            results.add(f"{recipe}, {passes} passes", texts, recognised(made.images, texts))
+        rich.print(results.table())
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from robustclip.data.images import save_image, titled_grid
 from robustclip.evaluation.certificates import ALPHA, CHOOSING, largest_radius
 from robustclip.evaluation.evaluate import PULL
 from robustclip.evaluation.examples import Examples, read_examples
-from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.sets import paint_set
+from robustclip.evaluation.generation.grids import PromptRecognition, paint_set
+from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report, Row
 from robustclip.evaluation.setting import prompts_of
@@ -153,9 +153,9 @@ def certificate_tables(reports: Sequence[Report]) -> Iterator[str]:
 def precision(paintings: dict[str, torch.Tensor], texts: list[str], steps: int) -> Iterator[str]:
     """R-Precision of the paintings."""
     judges = load_judges([JUDGE], device=pick_device("auto"))
-    grid = Grid(texts, judges, [CANDIDATES], SEED, {})
+    recognised, results = PromptRecognition(texts, judges, [CANDIDATES], SEED), Results(SEED)
     for name, images in paintings.items():
-        grid.add(name, images, texts)
+        results.add(name, texts, recognised(images, texts))
     yield "## Paintings"
     yield ""
     yield (
@@ -165,7 +165,7 @@ def precision(paintings: dict[str, torch.Tensor], texts: list[str], steps: int) 
     yield ""
     yield f"| | n | {' | '.join(paintings)} |"
     yield "|---|---|" + "---|" * len(paintings)
-    rates = [grid.rate(name, judges[0].name, CANDIDATES).interval for name in paintings]
+    rates = [results.value(name, column) for name in paintings for column in results.columns()]
     yield f"| R-Precision | {rates[0].n} | {' | '.join(map(percent, rates))} |"
 
 

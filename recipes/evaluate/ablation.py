@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from typing import Annotated, Any, Final
 
-import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
-from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.sets import overview, paint_set
+from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.judges import load_judges
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
@@ -55,7 +53,8 @@ def recipe(
     robustclip reproduce ablation
 
     Candidates are drawn from all 200 prompts of the embedded world, and every row is compared with the default on the
-    same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.json, contact_sheet.png.
+    same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.md, results.json and
+    contact_sheet.png.
     """
     if quick:
         prompts, batch_size = 6, 4
@@ -74,14 +73,10 @@ def recipe(
         with atomic_write(file, "w") as written:
             written.writelines(f"{text}\n" for text in texts)
         settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "ways": False}
-        grid = Grid(everything, load_judges(judges, device=pick_device(device)), [10, 40], seed)
-        rows_of: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
-        rows: dict[str, torch.Tensor] = {}
-        for name, changed in rows_of.items():
-            rows[name] = paint_set(run.folder / "sets" / re.sub(r"[^\w.-]+", "-", name), settings | changed).images
-            grid.add(name, rows[name], texts)
-            grid.save(run.folder, [(one, DEFAULT) for one in rows if one != DEFAULT])  # what is known so far
-        save_image(overview(rows, texts), run.folder / "contact_sheet.png")
-        numbers = {name: grid.rate(name, grid.judges[0].name, 40).interval.value for name in rows}
-        run.finish(numbers)
-        return {"out": str(run.folder), **numbers}
+        recognised = PromptRecognition(everything, load_judges(judges, device=pick_device(device)), [10, 40], seed)
+        results = Results(seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
+        study = Study(run, results, recognised.setting)
+        rows: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
+        for name, changed in rows.items():
+            study.row(name, texts, partial(paint_images, settings | changed), partial(recognised, prompts=texts))
+        return study.finish(Column("R-Precision@40", recognised.judges[0].name))

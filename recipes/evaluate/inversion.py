@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.data.images import load_image, resize, save_image
+from robustclip.data.images import resize
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.generation.compositional import Score, judge_pairs
-from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable
-from robustclip.evaluation.generation.sets import overview, paint_set
+from robustclip.evaluation.generation.compositional import CHANCE, Score, Verdict, judge_pairs
+from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.losses.pairing import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
-from robustclip.runs import terminal
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
-from robustclip.runs.files import atomic_write, plain, read_json, write_json
+from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item, Seeds, items_of
-from robustclip.synthesis.pictures import is_whole
 from robustclip.synthesis.prompts import Prompt
 from robustclip.views import Pooled, Views
 from robustclip.views.cutouts import inverted
@@ -95,6 +94,8 @@ SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion 
 SAMPLING: Final = 50  # steps of DDIM
 ASKED: Final = ("prompts", "seeds", "steps", "copies", "reader", "model", "judges", "score", "dtype", "quick")
 """What one table's cells have in common."""
+EVERY: Final = "all judges"
+SHOWN: Final = ("right", "attributes", "both", "L", "L augmented")  # results.json has the two things by themselves too
 
 
 def recipe(
@@ -125,17 +126,17 @@ def recipe(
     against 29 others: colours exchanged, another colour, another thing, one of them missing. First come decoded noise,
     and real scenes in unseen styles, the most that judges can find. `--cells` names rows, and a wrong name tells the
     list; `--budget` stops in time; `--resume` goes on, with more cells too, and what is painted is not painted again.
-    160 steps as in the paper; 8 copies where it has 30, for two cores. Writes table.txt, results.json,
-    contact_sheet.png, and all pictures with a sheet of each cell.
+    160 steps as in the paper; 8 copies where it has 30, for two cores. Writes table.txt, table.md,
+    results.json, contact_sheet.png, and all pictures with a sheet of each cell.
     """
     seeds = seeds if seed is None else [seed]
     if quick:
         prompts, steps, copies = min(prompts, 2), 3, min(copies, 2)
         cells = QUICK if cells == HEADLINE else cells
     arguments = dict(locals())
-    began = time.monotonic()
     if resume is not None:
-        arguments["cells"] = cells = gone_on_with(resume, arguments)
+        asked = resumed_rows(resume, arguments, same=ASKED, rows="cells")
+        arguments["cells"] = cells = [cell for cell in asked if cell in CELLS]
     pairs = compositional_prompts()[:prompts]
     place = pick_device(device)
     jury = {name: load_pair_reader(name, place) for name in judges}
@@ -144,11 +145,12 @@ def recipe(
     run = Run.start(out, resume, recipe="inversion", arguments=arguments, room="reproduce")
     items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
     shown = [pair for pair in pairs for _ in seeds]
-    setting = {name: plain(arguments[name]) for name in ASKED} | {
+    sampling_steps = 2 if quick else SAMPLING
+    setting = {name: arguments[name] for name in ASKED} | {
         "steps": steps,
         "copies": copies,
         "prompts": len(pairs),
-        "sampling_steps": 2 if quick else SAMPLING,
+        "sampling_steps": sampling_steps,
         "fingerprints": {name: pair_fingerprint(one) for name, one in {**jury, reader: guide}.items()},
     }
     with run:
@@ -158,67 +160,31 @@ def recipe(
         shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
         shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
         shared |= {"device": device, "dtype": dtype, "ways": False}
-        table = InversionTable(list(jury), [str(pair) for pair in shown])
-        images: dict[str, torch.Tensor] = {}
-        left: list[str] = []
-        judging = 0.0  # seconds that judges took for the last cell
-        for cell in [NOISE, REAL, *cells]:
-            folder = run.folder / "cells" / cell.replace(" ", "-")
-            missing = len(items) - painted(folder)
-            ahead = missing * max(table.seconds.values(), default=0.0) + judging  # as the dearest so far
-            late = budget is not None and time.monotonic() - began + ahead > 60 * budget
-            if late and missing and cell in CELLS:
-                left.append(cell)
-                continue
-            started = time.monotonic()
+        compared = [(cell, BASE) for cell in (NOISE, REAL, *cells) if cell != BASE]
+        study = Study(run, Results(chance=CHANCE, shown=SHOWN, compared=compared), setting, budget)
+
+        def judged(images: torch.Tensor) -> Columns:
+            verdicts = {name: judge_pairs(one, images, shown, score=score) for name, one in jury.items()}
+            return found_by_judges(verdicts) | losses(guide, images, items, 2 if quick else COPIES)
+
+        def size() -> tuple[int, int]:
+            return study.pictures[NOISE].shape[-2], study.pictures[NOISE].shape[-1]
+
+        def painted(cell: str, folder: Path) -> torch.Tensor:
             if cell == REAL:  # as large as what is painted, so that judges and sheets take all alike
-                images[cell] = resize(kept(folder, items, scenes), _size(images[NOISE]))
-            elif cell.startswith("sample-"):
-                draw = sampling(cell, model, _size(images[NOISE]), setting["sampling_steps"], place, dtype)
-                images[cell] = kept(folder, items, draw, batch_size)
-            else:
-                images[cell] = inverted_from(folder, shared | changed(cell, reader), items)
-            if cell in CELLS:
-                table.seconds[cell] = seconds(folder, missing, time.monotonic() - started)
-            started = time.monotonic()
-            table.add(cell, {name: judge_pairs(one, images[cell], shown, score=score) for name, one in jury.items()})
-            table.values[cell] = losses(guide, images[cell], items, 2 if quick else COPIES)
-            judging = time.monotonic() - started
-            run.log(len(images), **{f"{cell}: {judge}": table.rate(cell, judge, "right").value for judge in jury})
-            table.save(run.folder, setting, BASE)  # what is known so far
-        save_image(overview(images, table.prompts), run.folder / "contact_sheet.png")
-        terminal.rich(table.table())
-        for judge in table.blind(REAL):
+                return resize(draw_set(folder, items, scenes), size())
+            if cell.startswith("sample-"):
+                draw = sampling(cell, model, size(), sampling_steps, place, dtype)
+                return draw_set(folder, items, draw, batch_size)
+            return inverted_from(folder, shared | changed(cell, reader), items)
+
+        for cell in [NOISE, REAL, *cells]:
+            study.row(cell, [str(pair) for pair in shown], partial(painted, cell), judged, timed=cell in CELLS)
+        for judge in study.results.at_chance(REAL, "right"):
             run.warn(
                 f"{judge} finds the captions of real scenes no surer than by chance: what it says of others is void"
             )
-        if left:
-            terminal.note(f"for want of time there is no {', '.join(left)}: go on with {run.resumption}")
-        run.note(left=left)
-        numbers = {cell: table.rate(cell, EVERY, "right").value for cell in images}
-        run.finish(numbers)
-        return {"out": str(run.folder), **numbers}
-
-
-def _size(images: torch.Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
-
-
-def gone_on_with(folder: Path, arguments: Mapping[str, Any]) -> list[str]:
-    """The cells of a run that goes on: those it was ever asked for, then those of this call.
-
-    Raises UsageError where this call would paint them otherwise.
-    """
-    record = Run.open(folder).record
-    for name in ASKED:
-        before, now = record["arguments"].get(name), plain(arguments[name])
-        if before != now:
-            raise UsageError(
-                f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call says {now}: rows of one "
-                "table differ in what they are named for alone. Give the same, or start a new run"
-            )
-    calls = [record["arguments"], *(one["arguments"] for one in record.get("resumed", [])), arguments]
-    return list(dict.fromkeys(cell for call in calls for cell in call["cells"] if cell in CELLS))
+        return study.finish(Column("right", EVERY))
 
 
 def changed(cell: str, reader: str) -> dict[str, Any]:
@@ -274,25 +240,18 @@ def sampling(
     return draw
 
 
-def kept(
-    folder: Path, items: Sequence[Item], draw: Callable[[Sequence[Item]], torch.Tensor], batch_size: int = 64
-) -> torch.Tensor:
-    """Pictures from their files; those that are missing or cut short are drawn."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    files = {item: folder / "images" / f"{item.id}.png" for item in items}
-    missing = [item for item in items if not is_whole(files[item])]
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        for item, image in zip(batch, draw(batch), strict=True):
-            save_image(image, files[item])
-    images = [load_image(files[item]) for item in items]
-    if missing:
-        save_image(contact_sheet(items, lambda index: images[index]), folder / "contact_sheet.png")
-    return torch.stack(images)
+def found_by_judges(verdicts: Mapping[str, Verdict]) -> dict[Column, NDArray[Any]]:
+    """What each judge finds, and where all of them find the same."""
+    found = {
+        Column(rate, judge): getattr(verdict, rate).numpy() for judge, verdict in verdicts.items() for rate in CHANCE
+    }
+    for rate in CHANCE:
+        found[Column(rate, EVERY)] = np.logical_and.reduce([found[Column(rate, judge)] for judge in verdicts])
+    return found
 
 
 @torch.no_grad()
-def losses(guide: Blip2, images: torch.Tensor, items: Sequence[Item], copies: int) -> dict[str, Any]:
+def losses(guide: Blip2, images: torch.Tensor, items: Sequence[Item], copies: int) -> dict[Column, NDArray[Any]]:
     """The pair reader's loss L of each picture, and its mean over augmented copies (Table 2)."""
     look = Views(copies, (Pooled(guide.image_size), *inverted()))
     found: dict[str, list[float]] = {"L": [], "L augmented": []}
@@ -302,22 +261,7 @@ def losses(guide: Blip2, images: torch.Tensor, items: Sequence[Item], copies: in
         found["L"].append(float(loss(shown[None])[0, 0]))
         augmented = look(shown, [item.generator("augmented loss", device=guide.device)])
         found["L augmented"].append(float(loss(augmented).mean()))
-    return {name: torch.tensor(values, dtype=torch.float64).numpy() for name, values in found.items()}
-
-
-def painted(folder: Path) -> int:
-    """How many pictures of a cell there are."""
-    return sum(map(is_whole, (folder / "images").glob("*.png")))
-
-
-def seconds(folder: Path, pictures: int, took: float) -> float:
-    """Seconds that a picture takes, over all calls that painted some of a cell."""
-    record = folder.parent / f"{folder.name}.seconds.json"
-    told = read_json(record) if record.is_file() else {"pictures": 0, "seconds": 0.0}
-    if pictures > 0:
-        told = {"pictures": told["pictures"] + pictures, "seconds": told["seconds"] + took}
-        write_json(record, told)
-    return float(told["seconds"]) / max(told["pictures"], 1)
+    return {Column(name): np.array(values) for name, values in found.items()}
 
 
 def faults(cells: list[str], judges: list[str], prompts: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,8 +13,9 @@ from robustclip import evaluate, recipes
 from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.sets import overview, paint_set
+from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
+from robustclip.evaluation.generation.results import Results, lines, plain
+from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import REPORT_FILE
 from robustclip.robustification.finish import REFEREE
@@ -92,7 +94,7 @@ def recipe(
     the training time of the others instead. Measured on styles that nobody was trained on, among the labels that the
     images have: accuracy clean, under PGD-20x3 and under the strong attack; PAG score, low-frequency share, and
     R-Precision of paintings, by emoji-judge. About three hours on two cores; `--resume` goes on where it was stopped.
-    Writes result.json for each row and seed; `python tools/publish_robustness.py FOLDER` makes tables and plots.
+    Writes result.json for each row and seed, and table.md.
     """
     if quick:
         rows = [row.name for row in chosen_rows(rows)[:2]]
@@ -106,7 +108,7 @@ def recipe(
     trained |= {"ema": 0.98, "evaluate_every": 0, "checkpoint_every": 50, "device": device, "dtype": dtype}
     measured = Measuring(images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, device, quick=quick)
     with run:
-        numbers: dict[str, Any] = {}
+        found: dict[str, dict[str, Any]] = {}
         for number in range(seeds):
             for row in chosen:
                 if number and not row.headline:
@@ -114,9 +116,28 @@ def recipe(
                 folder = run.folder / "rows" / row.name / f"seed-{seed + number}"
                 train(row, folder / "run", trained | {"seed": seed + number}, eps)
                 if measure:
-                    numbers[f"{row.name}, seed {seed + number}"] = measured(row, folder)["robust"]
+                    found[f"{row.name}, seed {seed + number}"] = measured(row, folder)
+                    with atomic_write(run.folder / "table.md", "w") as file:
+                        file.write(markdown(found))
+        numbers = {name: one["robust"] for name, one in found.items()}
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}
+
+
+def markdown(found: Mapping[str, dict[str, Any]]) -> str:
+    """A line for each row and seed: minutes of training, and every value with its 95% interval."""
+    head, body = ["training", "minutes"], []
+    for name, result in found.items():
+        values = {
+            f"{one['metric']}, {one['attack']}": Interval(*(one[key] for key in ("value", "low", "high", "n")))
+            for one in result["rows"]
+            if one["kind"] == "value"
+        }
+        values |= {metric: Interval(**one) for metric, one in result.get("painting", {}).items()}
+        head += [title for title in values if title not in head]
+        cells = [f"{plain(values[title])}, n = {values[title].n}" if title in values else "" for title in head[2:]]
+        body.append([name, f"{result['seconds'] / 60:.1f}", *cells])
+    return lines(head, body)
 
 
 def chosen_rows(names: list[str]) -> list[Row]:
@@ -201,7 +222,10 @@ class Measuring:
             written.writelines(f"{text}\n" for text in texts)
         settings = {"prompts": file, "device": self.device, "seed": 0, "ways": False, "quick": self.quick}
         painted = paint_set(folder / "paintings", settings | {"referee": [referee], "steps": 32, "batch_size": 24})
-        grid = Grid(everything, load_judges(["emoji-judge"], device=pick_device(self.device)), [10, 40], 0)
-        grid.add(name, painted.images, texts)
+        results = Results()
+        recognised = PromptRecognition(
+            everything, load_judges(["emoji-judge"], device=pick_device(self.device)), [10, 40]
+        )
+        results.add(name, texts, recognised(painted.images, texts))
         save_image(overview({name: painted.images}, texts), folder / "paintings.png")
-        return {f"R-Precision of {count}": vars(grid.rate(name, "emoji-judge", count).interval) for count in (10, 40)}
+        return {one.metric: vars(results.value(name, one)) for one in results.columns()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,22 +13,18 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.drawings import PREFIX, emoji_drawing
-from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
 from robustclip.data.styles import embedded_styles
 from robustclip.evaluation.generation.embeddings import embed
-from robustclip.evaluation.generation.grids import Grid
-from robustclip.evaluation.generation.likeness import Likeness
-from robustclip.evaluation.generation.scores import cosine
-from robustclip.evaluation.generation.sets import overview, paint_set
+from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.referees.heads import load_aesthetics
+from robustclip.referees.heads import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Named
-from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.session import PromptFile
 
@@ -59,11 +54,6 @@ class Cell:
         if not self.optimised:
             return "noise, unoptimised" if self.init == "noise" else f"{self.guide}'s choice of mixture, unoptimised"
         return f"{self.guide}, {'views' if self.augment else 'no views'}, {self.canvas}, from {self.init}"
-
-    @property
-    def folder(self) -> str:
-        name = str(self).replace(", ", "_").replace("'", "").replace(" ", "-")
-        return re.sub(r"[^\w.-]+", "-", name)  # a guide may be a folder, and its path is no way out of the run's
 
     @property
     def start(self) -> Cell:
@@ -106,8 +96,8 @@ def recipe(
     prompts of their own (50 pairs of a drawing and a style). Cells of a canvas have the same steps, so that they differ
     in what is named alone; a cell without views takes one pass a step. `--canvas`, `--init` and `--pictures` take less;
     `--resume` goes on where it was stopped. Steps and views are in proportion to 64 pixels: a tenth of the papers'.
-    Writes table.txt (R-Precision), similarity.txt (cosines by judges, preference, seconds), styling.txt, each as .json
-    too, contact_sheet.png, and all pictures.
+    Writes table.txt, table.md, results.json (R-Precision, cosines by judges with preferences, seconds, and how restyled
+    drawings moved), contact sheets, and all pictures.
     """
     if quick:
         steps, views, stroke_steps, vqgan_steps, styler_steps, batch_size = 2, 2, 2, 2, 2, 16
@@ -131,52 +121,30 @@ def recipe(
         predictor = None if aesthetics is None else load_aesthetics(aesthetics)
         if predictor is not None and predictor.width not in {judge.referee.width for judge in jury}:
             predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
-        grid = Grid(texts, jury, candidates, seed, groups(texts))
-        likeness, styling = Likeness(seed), Likeness(seed)
+        recognised = PromptRecognition(texts, jury, candidates, seed)
+        compared = [pair for cell in cells for pair in pairs(cell, control)]
+        shares = [(str(cell), title) for cell in cells if cell.augment and cell.canvas != "styler" for title in REAL]
+        results = Results(seed, groups(texts), recognised.chance, compared=compared, shares=shares)
+        study = Study(run, results, recognised.setting | {"aesthetics": predictor and predictor.describe()})
         if prompts is None and not quick:
-            add_real(grid)
-        images: dict[str, torch.Tensor] = {}
-        shown: dict[str, list[str]] = {}
+            add_real(results, recognised)
         for cell in [*starts.values(), *cells]:
-            name, folder = str(cell), run.folder / "cells" / cell.folder
             most = slow_pictures if cell.canvas in ("vqgan", "styler") else pictures
+            asked: dict[str, Any] = {"steps": of_steps[cell.canvas]} if cell.init == "own" else dict(pixels)
             if cell.canvas == "styler":
-                asked = styled(most)
+                asked |= styled(most)
+                shown = [
+                    f"{content.removeprefix(PREFIX)}, {style}"
+                    for content, style in zip(asked["content"], asked["prompt"], strict=True)
+                ]
+                measure: Callable[[torch.Tensor], Columns] = partial(restyled, jury, asked)
             else:
-                asked = {"prompts": subset(run.folder, named, most)} | (pixels if cell.init != "own" else {})
-            if cell.init == "own":
-                asked["steps"] = of_steps[cell.canvas]
-            result, likeness.seconds[name] = painted(cell, folder, settings | asked)
-            images[name], shown[name] = result.images, [item.prompt.title for item in result.items]
-            if cell.canvas == "styler":
-                add_styled(styling, name, jury, images[name], asked)
-                styling.seconds[name] = likeness.seconds.pop(name)
-                continue
-            grid.add(name, images[name], shown[name])
-            for judge in jury:
-                seen, said = embed(judge.referee, images[name]), judge.referee.embed_texts(shown[name]).float().cpu()
-                likeness.add(name, f"cosine, {judge.name}", cosine(seen, said).numpy())
-                if predictor is not None and judge.referee.width == predictor.width:
-                    likeness.add(name, f"aesthetics, {judge.name}", predictor(seen).numpy())
-        likeness.seconds = {name: took for name, took in likeness.seconds.items() if name not in starts}
-        compared = [pair for cell in cells if cell.canvas != "styler" for pair in pairs(cell, control)]
-        shares = [
-            (str(cell), title)
-            for cell in cells
-            for title in REAL
-            if cell.augment and cell.canvas != "styler" and title in grid.shown
-        ]
-        if grid.shown:
-            grid.save(run.folder, compared, shares)
-            likeness.save(run.folder, "similarity", "Cosine with the prompt", compared)
-        if styling.scores:
-            both = [pair for cell in cells if cell.canvas == "styler" for pair in pairs(cell, control)]
-            styling.save(run.folder, "styling", "Restyled: cosines of moves, and of pictures with their contents", both)
-        sheets(run.folder, images, shown)
+                asked["prompts"] = subset(run.folder, named, most)
+                shown = [one.prompt.title for one in load_prompts(asked["prompts"])]
+                measure = partial(recognised_and_liked, recognised, predictor, shown)
+            study.row(str(cell), shown, partial(painted, cell, settings | asked), measure, timed=cell.optimised)
         painting = [str(cell) for cell in cells if cell.canvas != "styler"]
-        numbers = {name: grid.rate(name, jury[0].name, candidates[-1]).interval.value for name in painting}
-        run.finish(numbers)
-        return {"out": str(run.folder), **numbers}
+        return study.finish(Column(f"R-Precision@{candidates[-1]}", jury[0].name), painting)
 
 
 def cells_of(canvases: Sequence[Framework], inits: Sequence[Init], guides: Sequence[str]) -> Iterator[Cell]:
@@ -188,8 +156,8 @@ def cells_of(canvases: Sequence[Framework], inits: Sequence[Init], guides: Seque
                 yield from (Cell(guide, augment, canvas, init) for guide in guides)
 
 
-def painted(cell: Cell, folder: Path, settings: dict[str, Any]) -> tuple[Result, float]:
-    """A cell's pictures, and the seconds that each took, over all calls that painted some of them."""
+def painted(cell: Cell, settings: dict[str, Any], folder: Path) -> torch.Tensor:
+    """A cell's pictures (n,3,h,w)."""
     method: dict[str, dict[str, Any]] = {
         "strokes": {"augment": cell.augment},
         "vqgan": {"augment": cell.augment, "init": "codes"} | ({} if cell.augment else {"views": 1}),
@@ -204,15 +172,7 @@ def painted(cell: Cell, folder: Path, settings: dict[str, Any]) -> tuple[Result,
     recipe = {"strokes": "clipdraw", "vqgan": "vqgan", "styler": "clipstyler"}.get(cell.canvas, "clipag")
     if not cell.optimised and cell.canvas == "styler":
         named["canvas"] = "pixels"  # the contents themselves; a network that nothing trained gives noise
-    record = folder.with_suffix(".seconds.json")
-    before = read_json(record) if record.is_file() else {"pictures": 0, "seconds": 0.0}
-    there = len(list((folder / "images").glob("*.png")))
-    began = time.monotonic()
-    result = paint_set(folder, settings | named, recipe)
-    if new := len(result) - there:
-        before = {"pictures": before["pictures"] + new, "seconds": before["seconds"] + time.monotonic() - began}
-        write_json(record, before)
-    return result, before["seconds"] / max(before["pictures"], 1)
+    return paint_set(folder, settings | named, recipe).images
 
 
 def subset(folder: Path, named: Sequence[Named], most: int | None) -> Path:
@@ -238,27 +198,26 @@ def styled(most: int | None) -> dict[str, Any]:
     }
 
 
-def add_styled(
-    styling: Likeness, name: str, jury: Sequence[Judge], images: torch.Tensor, asked: dict[str, Any]
-) -> None:
-    """What judges say of restyled pictures."""
+def recognised_and_liked(
+    recognised: PromptRecognition, predictor: Aesthetics | None, prompts: Sequence[str], images: torch.Tensor
+) -> Columns:
+    """What judges say of pictures and their prompts."""
+    found = recognised(images, prompts, cosines=True)
+    for judge in recognised.judges:
+        if predictor is not None and judge.referee.width == predictor.width:
+            found[Column("aesthetics", judge.name)] = predictor(embed(judge.referee, images)).numpy()
+    return found
+
+
+def restyled(jury: Sequence[Judge], asked: dict[str, Any], images: torch.Tensor) -> Columns:
+    """What judges say of restyled pictures: the cosine of how picture and text moved, and of picture and content."""
     contents = torch.stack([emoji_drawing(one.removeprefix(PREFIX)) for one in asked["content"]])
+    found = {}
     for judge in jury:
         along = directional_similarity(judge.referee, images, contents, asked["prompt"], SOURCE)
-        styling.add(name, f"directional, {judge.name}", along.numpy())
-        styling.add(name, f"content, {judge.name}", content_similarity(judge.referee, images, contents).numpy())
-
-
-def sheets(folder: Path, images: dict[str, torch.Tensor], shown: dict[str, list[str]]) -> None:
-    """One contact sheet for all methods that show the same prompts."""
-    by_prompts: dict[tuple[str, ...], list[str]] = {}
-    for name, texts in shown.items():
-        by_prompts.setdefault(tuple(texts), []).append(name)
-    for number, (prompts, names) in enumerate(by_prompts.items()):
-        save_image(
-            overview({name: images[name] for name in names}, prompts),
-            folder / ("contact_sheet.png" if not number else f"contact_sheet-{number + 1}.png"),
-        )
+        found[Column("directional", judge.name)] = along.numpy()
+        found[Column("content", judge.name)] = content_similarity(judge.referee, images, contents).numpy()
+    return found
 
 
 def pairs(cell: Cell, control: str) -> Iterator[tuple[str, str]]:
@@ -277,7 +236,7 @@ def groups(texts: list[str]) -> dict[str, frozenset[str]]:
     return {kind: frozenset(found) for kind, found in kinds.items()}
 
 
-def add_real(grid: Grid) -> None:
+def add_real(results: Results, recognised: PromptRecognition) -> None:
     """A real drawing of each of the 160 names, in two rows: on which styles a judge was trained differs."""
     drawings, prompts = real_drawings()
     for title, unseen in REAL.items():
@@ -285,8 +244,8 @@ def add_real(grid: Grid) -> None:
         for row, (style, prompt) in enumerate(zip(drawings.styles, prompts, strict=True)):
             if (style in ("twemoji", "openmoji")) == unseen:
                 rows.setdefault(prompt, row)
-        grid.add(title, drawings.images[list(rows.values())], list(rows))
-    grid.notes.append(
+        results.add(title, list(rows), recognised(drawings.images[list(rows.values())], list(rows)))
+    results.notes.append(
         "real drawings are of the 160 names; emoji-judge was trained on none of these, emoji-judge-disjoint on those "
         "of the unseen styles, and neither on any of a held-out name"
     )

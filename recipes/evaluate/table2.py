@@ -9,10 +9,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts, real_drawings
+from robustclip.evaluation.generation.grids import overview, paint_set
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
-from robustclip.evaluation.generation.sets import overview, paint_set
 from robustclip.evaluation.judges import load_judges
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write

@@ -19,6 +19,7 @@ from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.pipelines import save_diffusion
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import judge_pairs
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees import pair_readers
 from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
@@ -103,15 +104,17 @@ def pictures(folder: Path) -> dict[str, int]:
 def test_every_row_is_judged_and_told(run: tuple[Path, dict[str, Any]], world: Path) -> None:
     folder, numbers = run
     told = json.loads((folder / "results.json").read_text())
-    assert list(told["cells"]) == [*BOUNDS, *PAINTED]
-    assert told["prompts"] == [str(pair) for pair in PAIRS]
-    assert told["judges"] == [str(world / "one"), str(world / "two")]
-    assert (told["setting"]["steps"], told["setting"]["copies"], told["candidates"]) == (3, 2, 30)
-    for cell, found in told["cells"].items():
-        assert len(found["values"]["L"]) == len(found["values"]["L augmented"]) == 2
-        assert numbers[cell] == found["rates"]["all judges"]["right"]["value"]
-        assert (found["seconds"] is None) == (cell in BOUNDS)
-    assert {one["cell"] for one in told["differences"]} == {*BOUNDS, *PAINTED} - {"both"}
+    assert list(told["rows"]) == [*BOUNDS, *PAINTED]
+    assert (told["setting"]["steps"], told["setting"]["copies"]) == (3, 2)
+    results = Results.read(folder)
+    judges = {str(world / "one"), str(world / "two"), "all judges"}
+    rates = {(rate, judge) for rate in ("right", "attributes", "first", "second", "both") for judge in judges}
+    for cell, row in results.rows.items():
+        assert row.samples == [str(pair) for pair in PAIRS]
+        assert set(row.columns) == {*rates, ("L", ""), ("L augmented", "")}
+        assert numbers[cell] == results.value(cell, Column("right", "all judges")).value
+        assert (row.seconds is None) == (cell in BOUNDS)
+    assert {one["row"] for one in told["differences"]} == {*BOUNDS, *PAINTED} - {"both"}
     assert len(pictures(folder)) == 5 * 2
     table = (folder / "table.txt").read_text()
     for words in (*BOUNDS, *PAINTED, "chance 3.3", "L augmented"):
@@ -141,11 +144,12 @@ def test_rows_are_what_they_are_named(run: tuple[Path, dict[str, Any]], world: P
     judge = load_pair_reader(world / "one")
     read = torch.stack([(scene * 255).round() / 255 for scene in composed])
     hits = judge_pairs(judge, read, PAIRS, score="sum").attributes.int().tolist()
-    told = json.loads((folder / "results.json").read_text())["cells"]["real scenes"]
-    assert told["hits"][str(world / "one")]["attributes"] == hits
+    columns = Results.read(folder).rows["real scenes"].columns
+    assert columns[Column("attributes", str(world / "one"))].tolist() == hits
     guide = load_pair_reader(world / "guide")
     with torch.no_grad():
-        assert told["values"]["L"] == pytest.approx(guide.pair_losses(read, [str(one) for one in PAIRS]).tolist(), 1e-3)
+        own = guide.pair_losses(read, [str(one) for one in PAIRS])
+        assert columns[Column("L")].tolist() == pytest.approx(own.tolist(), 1e-3)
 
 
 def test_a_run_goes_on_with_what_is_missing_and_more_cells(

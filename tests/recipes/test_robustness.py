@@ -25,6 +25,9 @@ def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     metric = next(metric for metric, _ in values if metric.startswith("top-1"))
     assert {(metric, attack) for attack in ("clean", "random l2:1.5", "l2:1.5@2", STRONG)} <= values
     assert ("low-frequency share", "clean") in values
+    head, _, row = (out / "table.md").read_text().splitlines()
+    assert f"{metric}, {STRONG}" in head
+    assert row.startswith("| trades, seed 0 | ")
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     again = recipes.run("robustness", "evaluate", {"resume": out})
     assert {name: again[name] for name in numbers} == numbers

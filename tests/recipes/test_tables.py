@@ -13,6 +13,7 @@ from robustclip import recipes
 from robustclip.data.images import load_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import RunError
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
 from robustclip.synthesis import brush
@@ -51,29 +52,28 @@ def test_table_1_has_the_frameworks_that_a_referee_is_plugged_into(
     }
     painted = cells["strokes"] | cells["vqgan"]
     starts = {"random strokes, unoptimised", "random codes, unoptimised"}
-    told = json.loads((folder / "table.json").read_text())
-    assert set(told["hits"]) == painted | starts
+    results = Results.read(folder)
+    restyled = cells["styler"] | {"contents, unoptimised"}
+    assert set(results.rows) == painted | starts | restyled
     assert set(numbers) == {"out", *painted}
-    assert len(told["hits"][f"{robust}, views, strokes"]) == 12
-    assert len(told["hits"][f"{robust}, views, vqgan"]) == 2, "the slow ones are fewer"
-    beside = json.loads((folder / "similarity.json").read_text())
-    assert {one["method"] for one in beside["means"]} == painted | starts
-    assert set(beside["seconds"]) == painted
-    assert all(took > 0 for took in beside["seconds"].values())
-    compared = {(one["method"], one["against"]) for one in beside["pairs"]}
+    assert len(results.rows[f"{robust}, views, strokes"].samples) == 12
+    assert len(results.rows[f"{robust}, views, vqgan"].samples) == 2, "the slow ones are fewer"
+    seconds = {name: row.seconds for name, row in results.rows.items() if row.seconds is not None}
+    assert set(seconds) == painted | cells["styler"]
+    assert all(took > 0 for took in seconds.values())
+    compared = set(results.compared)
     assert (f"{robust}, no views, strokes", f"{control}, no views, strokes") in compared
     assert (f"{robust}, views, vqgan", "random codes, unoptimised") in compared
-    restyled = json.loads((folder / "styling.json").read_text())
-    assert {one["method"] for one in restyled["means"]} == cells["styler"] | {"contents, unoptimised"}
-    of_contents = {
-        one["column"]: one["interval"]["value"]
-        for one in restyled["means"]
-        if one["method"] == "contents, unoptimised" and one["column"].startswith("content")
-    }
-    assert of_contents == {f"content, {judge}": pytest.approx(1, abs=0.01) for judge in judges}
+    for name in painted:
+        metrics = {one.metric for one in results.columns(name)}
+        assert metrics == {"R-Precision@10", "cosine"}
+    assert set(results.columns(*restyled)) == {(metric, one) for metric in ("directional", "content") for one in judges}
+    for judge in judges:
+        of_contents = results.value("contents, unoptimised", Column("content", judge))
+        assert of_contents.value == pytest.approx(1, abs=0.01)
     again = reproduce("table1", canvas=["strokes", "vqgan", "styler"], resume=folder)
     assert again == numbers
-    assert json.loads((folder / "similarity.json").read_text())["seconds"] == beside["seconds"], "of those that painted"
+    assert {name: Results.read(folder).rows[name].seconds for name in seconds} == seconds, "of those that painted"
 
 
 def test_table_1_has_every_cell_and_its_start(reproduce: Reproduce, tmp_path: Path, toys: list[str]) -> None:
@@ -87,17 +87,17 @@ def test_table_1_has_every_cell_and_its_start(reproduce: Reproduce, tmp_path: Pa
         for guide in (control, robust)
     ]
     starts = [f"{guide}'s choice of mixture, unoptimised" for guide in (control, robust)] + ["noise, unoptimised"]
-    told = json.loads((folder / "table.json").read_text())
-    assert set(told["hits"]) == {*cells, *starts}
+    results = Results.read(folder)
+    assert set(results.rows) == {*cells, *starts}
     assert set(numbers) == {"out", *cells}
-    assert told["judges"] == {name: fingerprint(load_referee(name)) for name in judges}
+    assert results.setting["judges"] == {name: fingerprint(load_referee(name)) for name in judges}
     prompts = [one.prompt for one in embedded_prompts()[:12]]
-    for hits in told["hits"].values():
-        assert [one["prompt"] for one in hits] == prompts
+    for row in results.rows.values():
+        assert row.samples == prompts
     for cell in cells:
-        first = [one[f"{judges[0]} among 10"] for one in told["hits"][cell]]
-        assert numbers[cell] == pytest.approx(sum(first) / 12)
-    compared = {(one["method"], one["against"]) for one in told["differences"]}
+        first = results.rows[cell].columns[Column("R-Precision@10", judges[0])]
+        assert numbers[cell] == pytest.approx(first.mean())
+    compared = set(results.compared)
     expected = set()
     for cell in cells:
         guide, rest = cell.split(", ", 1)

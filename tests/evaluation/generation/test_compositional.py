@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from io import StringIO
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from robustclip.data.pairs import COLOURS, OBJECTS, Pair, Thing, compositional_prompts
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import (
     CANDIDATES,
     CHANCE,
     OTHERS,
     Score,
-    Verdict,
     alternatives,
     judge_pairs,
 )
-from robustclip.evaluation.generation.inversion_table import EVERY, InversionTable
 from robustclip.referees.card import Card
 from robustclip.referees.pairing import PairReader
 from robustclip.referees.preprocess import Preprocess
@@ -168,73 +159,3 @@ def test_what_cannot_be_judged() -> None:
             alternatives(Pair(PAIR.first, second))
     with pytest.raises(UsageError, match="2 pictures are judged by as many pairs, not 1"):
         judge_pairs(Opinion(lambda *_: 0.0), numbered(2), [PAIR])
-
-
-def verdict(right: Sequence[int], attributes: Sequence[int] | None = None) -> Verdict:
-    hits = torch.tensor(right).bool()
-    rest = hits if attributes is None else torch.tensor(attributes).bool()
-    return Verdict(hits, rest, rest, rest)
-
-
-@pytest.fixture
-def table() -> InversionTable:
-    """Four prompts; a cell "good" of 3 and 2 right by the judges, 1 by both of them; "bad" of 1 and 0."""
-    made = InversionTable(["one", "two"], ["a", "b", "c", "d"])
-    made.add("good", {"one": verdict([1, 1, 1, 0]), "two": verdict([0, 0, 1, 1])})
-    made.add("bad", {"one": verdict([1, 0, 0, 0]), "two": verdict([0, 0, 0, 0])})
-    made.values["good"] = {"L": np.array([1.0, 2.0, 3.0, 4.0])}
-    made.values["bad"] = {"L": np.array([2.0, 4.0, 6.0, 8.0])}
-    made.seconds["good"] = 1.25
-    return made
-
-
-def test_the_table_counts(table: InversionTable) -> None:
-    assert table.rate("good", "one", "right") == intervals.rate([1, 1, 1, 0])
-    assert [table.rate("good", judge, "right").value for judge in ("one", "two", EVERY)] == [0.75, 0.5, 0.25]
-    difference = table.difference("good", "bad", "one", "right")
-    assert difference.value == pytest.approx(0.5)
-    paired = intervals.difference([1, 1, 1, 0], [1, 0, 0, 0], seed=0)
-    assert (difference.low, difference.high) == (paired.low, paired.high)  # quarters: both bootstraps find the same
-    assert table.value("good", "L").value == 2.5
-    assert table.value_difference("good", "bad", "L").value == -2.5
-    shown = [" ".join(line.split()) for line in text_of(table).splitlines()]
-    assert any("good" in line and "75 (30 to 95)" in line and "1.2" in line for line in shown)
-
-
-def text_of(table: InversionTable) -> str:
-    page = StringIO()
-    Console(width=240, file=page).print(table.table())
-    return page.getvalue()
-
-
-def test_seeds_of_a_prompt_are_not_independent() -> None:
-    hits, others = [1, 1, 0, 1, 0, 1, 1, 0], [0, 1, 0, 0, 1, 0, 1, 0]
-    once = InversionTable(["one"], list("abcdefgh"))
-    thrice = InversionTable(["one"], [prompt for prompt in "abcdefgh" for _ in range(3)])
-    for made, times in ((once, 1), (thrice, 3)):
-        made.add("good", {"one": verdict(np.repeat(hits, times).tolist())})
-        made.add("bad", {"one": verdict(np.repeat(others, times).tolist())})
-    first, second = (made.difference("good", "bad", "one", "right") for made in (once, thrice))
-    assert (first.low, first.high) == (second.low, second.high), "the same pictures three times say no more"
-    assert (first.n, second.n) == (8, 24)
-
-
-def test_who_finds_no_more_than_chance_is_named(table: InversionTable) -> None:
-    assert table.blind("good") == []
-    assert table.blind("bad") == ["two"]
-    assert table.blind("not measured") == []
-
-
-def test_only_the_same_pictures_are_compared(table: InversionTable) -> None:
-    with pytest.raises(UsageError, match="other has 3 pictures, the table's prompts are 4"):
-        table.add("other", {"one": verdict([1, 1, 1]), "two": verdict([1, 1, 1])})
-
-
-def test_a_table_comes_back_from_its_file(table: InversionTable, tmp_path: Path) -> None:
-    table.save(tmp_path, {"steps": 3}, "good")
-    told: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
-    assert told["setting"] == {"steps": 3}
-    assert told["cells"]["good"]["rates"]["one"]["right"]["value"] == 0.75
-    assert {one["cell"] for one in told["differences"]} == {"bad"}
-    assert InversionTable.from_json(told).to_json({"steps": 3}, "good") == told
-    assert "seconds each" in (tmp_path / "table.txt").read_text()

@@ -1,206 +1,263 @@
-"""A table of methods against judges: R-Precision of each with its interval, and what separates two of them."""
+"""Run a study row by row: each row is made in a folder of its own, measured once, and compared; it can be resumed.
+
+study = Study(run, Results(compared=[("robust", "control")]), setting, budget=minutes)
+for name, changed in ROWS.items():
+    study.row(name, prompts, lambda folder: paint_set(folder, shared | changed, "doodl").images, measure)
+return study.finish(Column("R-Precision@10", "emoji-judge"))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from robustclip.data.images import load_image, save_image, titled_grid
 from robustclip.errors import UsageError
-from robustclip.evaluation import intervals
-from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts
+from robustclip.evaluation.generation.embeddings import embed, embed_texts
+from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.generation.rprecision import r_precision
-from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.judges import Judge
+from robustclip.recipes import find
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.similarity import Images
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs import terminal
+from robustclip.runs.files import plain, read_json, write_json
+from robustclip.runs.folder import RECORD, Run
+from robustclip.synthesis.contact import contact_sheet
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.painted import Result
+from robustclip.synthesis.pictures import is_whole
 
-PAGE = 150  # characters a line of the table in a file
-
-
-@dataclass(frozen=True)
-class Rate:
-    """R-Precision of one method by one judge among `candidates` on one group of prompts."""
-
-    method: str
-    judge: str
-    candidates: int
-    group: str
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class Difference:
-    """R-Precision of a method minus `against`'s, on the same prompts and candidates."""
-
-    method: str
-    against: str
-    judge: str
-    candidates: int
-    group: str
-    interval: Interval
+SHOWN: Final = 12
+T = TypeVar("T")
+Columns = Mapping[Column, ArrayLike]
 
 
 @dataclass
-class Grid:
-    """Which methods' pictures each judge recognised.
+class Study:
+    """A run of `reproduce` that makes and measures rows.
 
-    prompts    all that there are to choose from. Candidates are drawn by prompt and `seed`, the same for all methods.
-    groups     {name: prompts in it}, beside "all".
+    run      its folder takes cells/<row> (what is made), cells/<row>.json (what was measured), and the results
+    setting  what the rows have in common (judges, samples, seeds): a row that was measured under another setting is
+             measured again, and not made again
+    budget   minutes: no row is begun that would end later, as far as the dearest row so far tells; None: no limit
     """
 
-    prompts: Sequence[str]
-    judges: Sequence[Judge]
-    candidates: Sequence[int]
-    seed: int
-    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    hits: dict[tuple[str, str, int], NDArray[np.bool_]] = field(default_factory=dict, repr=False)
-    shown: dict[str, list[str]] = field(default_factory=dict, repr=False)
-    notes: list[str] = field(default_factory=list)
+    run: Run
+    results: Results
+    setting: Mapping[str, Any]
+    budget: float | None = None
+    left: list[str] = field(default_factory=list)
+    pictures: dict[str, Float[Tensor, "n 3 h w"]] = field(default_factory=dict, repr=False)
+    began: float = field(default_factory=time.monotonic, repr=False)
+    dearest: float = 0.0
+    """Seconds that the dearest row took, measuring included."""
 
     def __post_init__(self) -> None:
-        if max(self.candidates) > len(set(self.prompts)):
-            raise UsageError(
-                f"R-Precision among {max(self.candidates)} needs as many different prompts, and there are "
-                f"{len(set(self.prompts))}: give more, or --candidates {len(set(self.prompts))}"
-            )
-        self._texts: dict[str, Texts] = {
-            judge.name: embed_texts(judge.referee, list(self.prompts)) for judge in self.judges
-        }
+        self.setting = plain(self.setting)
+        self.results.setting = self.setting
 
-    def add(self, method: str, images: Images, prompts: Sequence[str]) -> None:
-        """Have all judges look at a method's pictures, each painted of one of the prompts."""
-        self.shown[method] = list(prompts)
-        for judge in self.judges:
-            seen = embed(judge.referee, images, title=f"{judge.name} looks at {method}")
-            self._count(method, judge, seen)
+    def row(
+        self,
+        name: str,
+        samples: Sequence[str],
+        make: Callable[[Path], T],
+        measure: Callable[[T], Columns],
+        *,
+        timed: bool = True,
+    ) -> T | None:
+        """Make a row, measure it, and save all results so far.
 
-    def rate(self, method: str, judge: str, candidates: int, group: str = "all") -> Rate:
-        """R-Precision with Wilson's interval. Raises UsageError where the method has no picture of that group."""
-        hits = self.hits[method, judge, candidates][self._rows(method, group)]
-        if not len(hits):
-            raise UsageError(f"{method} has no pictures of {group}")
-        return Rate(method, judge, candidates, group, intervals.rate(hits))
+        samples  what each outcome is of (prompts), in order
+        make     is given the row's folder, and makes what is missing there. Image tensors (n,3,h,w) are kept for the
+                 contact sheet.
+        measure  is given what was made: outcomes by column, each (n,)
+        timed    False: a bound or control that is made whatever the budget, and has no seconds
 
-    def difference(self, method: str, against: str, judge: str, candidates: int, group: str = "all") -> Difference:
-        """Two methods on the same prompts, in their order, with the paired bootstrap's interval."""
-        if self.shown[method] != self.shown[against]:
-            raise UsageError(f"{method} and {against} were painted of different prompts: they are not paired")
-        rows = self._rows(method, group)
-        first, second = (self.hits[one, judge, candidates][rows] for one in (method, against))
-        found = intervals.difference(first, second, seed=self.seed)
-        return Difference(method, against, judge, candidates, group, found)
-
-    def share(self, method: str, of: str, judge: str, candidates: int) -> Difference:
-        """R-Precision of a method over `of`'s, on the prompts that both show, with the paired bootstrap's interval.
-
-        Raises UsageError where either shows a prompt twice, or `of` is never recognised.
+        Returns what was made; None where the budget does not allow it.
         """
-        hits = [
-            dict(zip(self.shown[one], self.hits[one, judge, candidates].tolist(), strict=True)) for one in (method, of)
-        ]
-        if any(len(found) < len(self.shown[one]) for found, one in zip(hits, (method, of), strict=True)):
-            raise UsageError(f"{method} or {of} shows a prompt twice: which is compared, nobody could say")
-        both = [prompt for prompt in hits[0] if prompt in hits[1]]
-        found = intervals.ratio(*([one[prompt] for prompt in both] for one in hits), seed=self.seed)
-        return Difference(method, of, judge, candidates, "shared", found)
+        folder = self.run.folder / "cells" / folder_name(name)
+        record = folder.with_name(f"{folder.name}.json")
+        stored = read_json(record) if record.is_file() else {}
+        before = painted(folder)
+        is_done = bool(stored) and before >= stored["pictures"]
+        if timed and not is_done and self._is_late(1 - min(before / len(samples), 1)):
+            self.left.append(name)
+            return None
+        started = time.monotonic()
+        made = make(folder)
+        now = time.monotonic()
+        after = painted(folder)
+        new = after - before if after else len(samples) * (not stored)
+        spent = stored.get("spent", {"samples": 0, "seconds": 0.0})
+        if new > 0:
+            spent = {"samples": spent["samples"] + new, "seconds": spent["seconds"] + now - started}
+        if new > 0 or stored.get("setting") != self.setting or stored.get("samples") != list(samples):
+            columns = {column: np.asarray(outcomes) for column, outcomes in measure(made).items()}
+        else:
+            columns = {Column(one["metric"], one["judge"]): np.asarray(one["outcomes"]) for one in stored["columns"]}
+        each = spent["seconds"] / max(spent["samples"], 1)
+        self.results.add(name, samples, columns, each if timed else None)
+        told = [column._asdict() | {"outcomes": outcomes.tolist()} for column, outcomes in columns.items()]
+        record.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"setting": self.setting, "samples": list(samples), "pictures": after, "spent": spent, "columns": told}
+        write_json(record, facts)
+        if timed:
+            self.dearest = max(self.dearest, each * len(samples) + time.monotonic() - now)
+        if isinstance(made, Tensor):
+            self.pictures[name] = made
+        self.run.log(
+            len(self.results.rows), **{f"{name}: {one}": self.results.value(name, one).value for one in columns}
+        )
+        self.results.save(self.run.folder)
+        return made
 
-    def table(self, differences: Iterable[tuple[str, str]] = (), shares: Iterable[tuple[str, str]] = ()) -> Group:
-        """Methods as rows, judges and candidates as columns, then the differences and shares asked for; percent."""
-        table = Table("pictures", "n", title="R-Precision, %", title_justify="left")
-        for judge in self.judges:
-            for count in self.candidates:
-                table.add_column(f"{judge.name}\namong {count}, chance {100 / count:.3g}", justify="right")
-        for method in self.shown:
-            cells = [_percent(self.rate(method, *column).interval) for column in self._columns()]
-            table.add_row(method, str(len(self.shown[method])), *cells)
-        table.add_section()
-        for method, against in differences:
-            cells = [_percent(self.difference(method, against, *column).interval, "+") for column in self._columns()]
-            table.add_row(f"{method} minus {against}", str(len(self.shown[method])), *cells)
-        for method, of in shares:
-            found = [self.share(method, of, *column).interval for column in self._columns()]
-            table.add_row(f"{method}: share of {of}", str(found[0].n), *map(_percent, found))
-        below = [f"{judge.name}: sha256 {fingerprint(judge.referee)[:16]}..." for judge in self.judges]
-        return Group(table, *(Text(line, style="dim") for line in [*below, *self.notes]))
+    def finish(self, column: Column, rows: Sequence[str] | None = None) -> dict[str, Any]:
+        """End the run: contact sheets, the table on the terminal, what the budget left out. Returns the run's folder
+        and the value of `column` for each of `rows`, by default for all that have it."""
+        self.sheets()
+        terminal.rich(self.results.table())
+        if self.left:
+            terminal.note(f"for want of time there is no {', '.join(self.left)}: go on with {self.run.resumption}")
+        self.run.note(left=self.left)
+        having = [name for name, row in self.results.rows.items() if column in row.columns]
+        shown = having if rows is None else [name for name in having if name in rows]
+        numbers = {name: self.results.value(name, column).value for name in shown}
+        self.run.finish(numbers)
+        return {"out": str(self.run.folder), **numbers}
 
-    def to_json(
-        self, differences: Iterable[tuple[str, str]] = (), shares: Iterable[tuple[str, str]] = ()
-    ) -> dict[str, Any]:
-        """All rates, also by group, the differences and shares asked for; every picture's hits by its prompt."""
-        groups = ["all", *self.groups]
-        rates = [
-            self.rate(method, *column, group)
-            for method in self.shown
-            for column in self._columns()
-            for group in groups
-            if self._rows(method, group).any()
-        ]
-        found = [
-            self.difference(*pair, *column, group)
-            for pair in differences
-            for column in self._columns()
-            for group in groups
-            if self._rows(pair[0], group).any()
-        ]
-        return {
-            "judges": {judge.name: fingerprint(judge.referee) for judge in self.judges},
-            "seed": self.seed,
-            "notes": self.notes,
-            "rates": [asdict(one) for one in rates],
-            "differences": [asdict(one) for one in found],
-            "shares": [asdict(self.share(*pair, *column)) for pair in shares for column in self._columns()],
-            "hits": {
-                method: [
-                    {"prompt": prompt}
-                    | {
-                        f"{judge} among {count}": bool(self.hits[method, judge, count][row])
-                        for judge, count in self._columns()
-                    }
-                    for row, prompt in enumerate(prompts)
-                ]
-                for method, prompts in self.shown.items()
-            },
-        }
+    def sheets(self) -> None:
+        """contact_sheet.png, and contact_sheet-2.png, ... for rows that show other samples."""
+        kinds: dict[tuple[str, ...], list[str]] = {}
+        for name in self.pictures:
+            kinds.setdefault(tuple(self.results.rows[name].samples), []).append(name)
+        for number, (samples, names) in enumerate(kinds.items(), 1):
+            file = "contact_sheet.png" if number == 1 else f"contact_sheet-{number}.png"
+            save_image(overview({name: self.pictures[name] for name in names}, samples), self.run.folder / file)
 
-    def save(
-        self, folder: Path, differences: Sequence[tuple[str, str]] = (), shares: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """Write table.txt and table.json."""
-        with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=PAGE).print(self.table(differences, shares))
-        write_json(folder / "table.json", self.to_json(differences, shares))
+    def _is_late(self, missing: float) -> bool:
+        """Whether a row of which that share is missing would end after the budget."""
+        spent = time.monotonic() - self.began + self.dearest * missing
+        return self.budget is not None and spent > 60 * self.budget
 
-    def _count(self, method: str, judge: Judge, seen: Float[Tensor, "n d"]) -> None:
-        prompts, texts = self.shown[method], self._texts[judge.name]
+
+def resumed_rows(folder: Path, arguments: Mapping[str, Any], *, same: Sequence[str], rows: str) -> list[str]:
+    """The rows of a run that goes on: those it was ever asked for (its argument `rows`), then those of this call.
+
+    Raises UsageError where this call differs in an argument of `same`.
+    """
+    record = Run.open(folder).record
+    for name in same:
+        before, now = record["arguments"].get(name), plain(arguments[name])
+        if before != now:
+            raise UsageError(
+                f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call says {now}: rows of one "
+                "table differ in what they are named for alone. Give the same, or start a new run"
+            )
+    calls = [record["arguments"], *(one["arguments"] for one in record.get("resumed", [])), arguments]
+    return list(dict.fromkeys(row for call in calls for row in call[rows]))
+
+
+def paint_set(folder: Path, settings: Mapping[str, Any], recipe: str = "clipag") -> Result:
+    """The pictures of a synthesis recipe with these arguments, in `folder`: those that are missing are painted."""
+    place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
+    result = cast("Result", find(recipe, "synthesize").function(**settings, **place))
+    result.kept.clear()  # all are judged from their files, those that were there before and those that were not
+    return result
+
+
+def paint_images(settings: Mapping[str, Any], folder: Path, recipe: str = "clipag") -> Float[Tensor, "n 3 h w"]:
+    """As `paint_set`, the images alone: with `functools.partial` a `make` of a study's row."""
+    return paint_set(folder, settings, recipe).images
+
+
+def draw_set(
+    folder: Path, items: Sequence[Item], draw: Callable[[Sequence[Item]], torch.Tensor], batch_size: int = 64
+) -> torch.Tensor:
+    """Pictures of items from their files in `folder`; those that are missing or cut short are drawn by `draw`."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    files = {item: folder / "images" / f"{item.id}.png" for item in items}
+    missing = [item for item in items if not is_whole(files[item])]
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        for item, image in zip(batch, draw(batch), strict=True):
+            save_image(image, files[item])
+    images = [load_image(files[item]) for item in items]
+    if missing:
+        save_image(contact_sheet(items, lambda index: images[index]), folder / "contact_sheet.png")
+    return torch.stack(images)
+
+
+def painted(folder: Path) -> int:
+    """How many whole pictures there are in a row's folder."""
+    return sum(map(is_whole, (folder / "images").glob("*.png")))
+
+
+def folder_name(row: str) -> str:
+    """A row's name as that of a folder: a guide may be a path, which must not lead out of the run's."""
+    return re.sub(r"[^\w.+-]+", "-", row.replace(", ", "_").replace("'", "")).lstrip(".")
+
+
+def overview(sets: Mapping[str, Float[Tensor, "n 3 h w"]], texts: Sequence[str]) -> Float[Tensor, "3 H W"]:
+    """Sets as rows, and as columns up to 12 of their prompts, spread over the list, not chosen."""
+    columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
+    tiles = torch.cat([images[columns] for images in sets.values()])
+    return titled_grid(list(sets), [texts[column] for column in columns], tiles)
+
+
+class PromptRecognition:
+    """R-Precision of pictures and their prompts by CLIP-like judges, and cosines: a `measure` of a study's rows.
+
+    texts       all prompts that there are to choose from. Candidates are drawn by prompt and `seed`, the same for all
+                rows.
+    candidates  how many a picture's prompt is found among
+    """
+
+    def __init__(self, texts: Sequence[str], judges: Sequence[Judge], candidates: Sequence[int], seed: int = 0) -> None:
+        if max(candidates) > (different := len(set(texts))):
+            raise UsageError(
+                f"R-Precision among {max(candidates)} needs as many different prompts, and there are {different}: give "
+                f"more, or --candidates {different}"
+            )
+        self.judges, self.candidates, self.seed = list(judges), list(candidates), seed
+        self.texts = {judge.name: embed_texts(judge.referee, list(texts)) for judge in judges}
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """The rate of a guess, by metric."""
+        return {f"R-Precision@{count}": 1 / count for count in self.candidates}
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What decides the outcomes beside the pictures."""
+        judges = {judge.name: fingerprint(judge.referee) for judge in self.judges}
+        texts = list(next(iter(self.texts.values())).texts)
+        return {"judges": judges, "candidates": self.candidates, "seed": self.seed, "texts": texts}
+
+    def __call__(self, images: Images, prompts: Sequence[str], *, cosines: bool = False) -> dict[Column, NDArray[Any]]:
+        """Hits (n,) by judge and number of candidates; with `cosines` those of picture and prompt too."""
         repeats: dict[str, int] = {}
         ids = []
         for prompt in prompts:  # several pictures of a prompt face different candidates
             ids.append(f"{prompt} {repeats.get(prompt, 0)}")
             repeats[prompt] = repeats.get(prompt, 0) + 1
-        for count in self.candidates:
-            found = r_precision(seen, prompts, texts, ids=ids, candidates=count, seed=self.seed)
-            self.hits[method, judge.name, count] = found.hits
-
-    def _rows(self, method: str, group: str) -> NDArray[np.bool_]:
-        if group == "all":
-            return np.ones(len(self.shown[method]), dtype=bool)
-        return np.array([prompt in self.groups[group] for prompt in self.shown[method]])
-
-    def _columns(self) -> list[tuple[str, int]]:
-        return [(judge.name, count) for judge in self.judges for count in self.candidates]
-
-
-def _percent(found: Interval, sign: str = "") -> str:
-    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
+        found: dict[Column, NDArray[Any]] = {}
+        for judge in self.judges:
+            seen, texts = embed(judge.referee, images, title=judge.name), self.texts[judge.name]
+            for count in self.candidates:
+                hits = r_precision(seen, prompts, texts, ids=ids, candidates=count, seed=self.seed).hits
+                found[Column(f"R-Precision@{count}", judge.name)] = hits
+            if cosines:
+                found[Column("cosine", judge.name)] = cosine(seen, texts.of(prompts)).numpy()
+        return found

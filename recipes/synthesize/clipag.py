@@ -16,7 +16,7 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.streams import Stream, linear_decay
 from robustclip.synthesis.terms import Term
@@ -48,6 +48,8 @@ def recipe(
     patch_weight: Annotated[NonNegativeFloat, "of the patches' loss; that of the views is 1"] = 1.0,
     noise: Annotated[NonNegativeFloat, "standard deviation of what is added to each view"] = 0.05,
     total_variation: Annotated[NonNegativeFloat, "weight of the differences between neighbouring pixels"] = 1.0,
+    best_of: BestOf = 1,
+    by: By = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",

@@ -24,7 +24,7 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Part, Prompt
-from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.streams import Stream, piecewise
 from robustclip.synthesis.terms import Term, Terms
 from robustclip.views import Perspective, RandomResizedCrop, Views
@@ -77,6 +77,8 @@ def recipe(
     largest_view: Annotated[float, Field(gt=0, le=1), "the same"] = 0.9,
     negatives: Annotated[bool, "push away from badly drawn and messy, each with --negative-weight"] = False,
     negative_weight: Annotated[PositiveFloat, Field(le=100)] = 0.3,
+    best_of: BestOf = 1,
+    by: By = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",

@@ -15,7 +15,7 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Terms
 from robustclip.views import Clamp, Jitter, UniformNoise, Views
@@ -36,6 +36,8 @@ def recipe(
     margin: Annotated[float, Field(ge=0, le=1), "of the canvas beyond each edge, as a share of the side"] = 56 / 224,
     jitter: Annotated[float, Field(ge=0, le=1), "largest shift, as a share of the side"] = 28 / 224,
     noise: NonNegativeFloat = 0.2,
+    best_of: BestOf = 1,
+    by: By = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",

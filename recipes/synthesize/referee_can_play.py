@@ -25,7 +25,7 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pair_guides import PairGuides, text_of
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.terms import MEAN, Hardest
 from robustclip.views import GaussianNoise, Pooled, Views
@@ -82,6 +82,8 @@ def recipe(
     gradients: Annotated[bool, "keep pictures of what each gradient would change"] = False,
     slicing: Annotated[bool, "decode pictures one by one, to save memory"] = False,
     checkpointing: Annotated[bool, "keep nothing of the decoder, to save memory"] = False,
+    best_of: BestOf = 1,
+    by: By = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
@@ -127,7 +129,13 @@ def recipe(
         checkpointing=checkpointing,
     )
     session = Session.open(
-        "referee-can-play", arguments, batch_size=batch_size, ways=ways, views=copies, load=PairGuides.load_all
+        "referee-can-play",
+        arguments,
+        batch_size=batch_size,
+        ways=ways,
+        views=copies,
+        load=PairGuides.load_all,
+        generator=generator,
     )
     guides = session.guides
     assert isinstance(guides, PairGuides)

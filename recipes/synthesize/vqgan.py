@@ -20,7 +20,18 @@ from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.session import LARGEST, PromptFile, Prompts, Referees, Session, Size, call_faults, parse_size
+from robustclip.synthesis.session import (
+    LARGEST,
+    BestOf,
+    By,
+    PromptFile,
+    Prompts,
+    Referees,
+    Session,
+    Size,
+    call_faults,
+    parse_size,
+)
 from robustclip.synthesis.starts import Candidates, check_init
 from robustclip.synthesis.streams import Stream
 from robustclip.synthesis.terms import Term, Weight
@@ -71,6 +82,8 @@ def recipe(
     ] = None,
     init_weight: Annotated[NonNegativeFloat, "of what holds the latents"] = 0.0,
     prior: Annotated[Prior | None, "towards which; by default zero in mode faithful, else the start"] = None,
+    best_of: BestOf = 1,
+    by: By = None,
     batch_size: PositiveInt = 16,
     ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",

@@ -129,6 +129,42 @@ def test_a_picture_does_not_hold_what_thousands_of_others_show(tmp_path: Path) -
     assert "59 dogs" not in json.dumps(facts)
 
 
+def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
+    """Brightness stands for a referee; candidates differ by their generators alone."""
+    seen: list[int] = []
+
+    def paint(items: Sequence[Item], watch: Watch) -> Painted:
+        watch.tell("nothing")
+        shades = torch.stack([torch.rand((), generator=item.generator("shade")) for item in items])
+        images = shades.view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+        seen.append(len(items))
+        watch(1, images, {"similarity": shades})
+        frames = images[None]
+        return Painted(
+            images, shades, {"loss": shades[None]}, frames, [1], {"txt": [f"{shade:.4f}" for shade in shades]}
+        )
+
+    def session(folder: str, **changed: object) -> Session:
+        made = Session.open("toy", arguments(tmp_path / folder, seeds=[0, 1], **changed), batch_size=3, ways=True)
+        made.guides.similarity = lambda images, _: images.mean((1, 2, 3))  # type: ignore[method-assign]
+        return made
+
+    first, best = session("first").paint(paint, steps=1), session("best", best_of=5).paint(paint, steps=1)
+    assert seen == [3, 1] + 5 * [3] + 5 * [1]
+    facts = [read_facts(file) for file in best.files]
+    for row, fact in enumerate(facts):
+        assert fact["scores"][0] == pytest.approx(float(first.similarity[row]), abs=1e-6)  # the one without --best-of
+        assert fact["scores"][fact["candidate"]] == max(fact["scores"])
+        assert float(best.similarity[row]) == pytest.approx(max(fact["scores"]), abs=1e-6)
+        assert float(best.image(row).mean()) == pytest.approx(max(fact["scores"]), abs=1e-6)
+        assert float(best.trace["loss"][0, row]) == pytest.approx(max(fact["scores"]), abs=1e-6)
+        text = (tmp_path / "best" / "txt" / f"{best.items[row].id}.txt").read_text()
+        assert float(text) == pytest.approx(max(fact["scores"]), abs=1e-3)
+    assert {fact["candidate"] for fact in facts} != {0}
+    with pytest.raises(UsageError, match="no diffusion model"):
+        Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"), batch_size=3)
+
+
 def test_captions_of_a_file_name_their_pictures(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
     file.write_text('{"id": "one", "prompt": "a cat"}\n{"id": "two", "prompt": "a dog", "seed": 5}\n')

@@ -31,6 +31,11 @@ METRIC: Final = "mutual-information"
 """Its name in reports."""
 MARK: Final = "mi:"
 """What stands before the name or folder of a diffusion model that judges, chooses or guides by it."""
+OWN: Final = (
+    "estimates the mutual information of picture and prompt as that diffusion model knows them: of pictures that it "
+    "made itself it says how sure it was, not how right they are"
+)
+"""What is said where a model scores its own pictures."""
 SKIPPED: Final = 50
 """Steps of the schedule up to which MI-TUNE's release counts nothing, for their variance."""
 
@@ -109,9 +114,14 @@ def pointwise_mi(
     them vary less, but errors are correlated. It costs 2 * levels * draws evaluations of the denoiser a picture,
     `at_once` latents together. The integral ends where the schedule does.
 
-    Gradients flow to `latents` where they require any. Raises UsageError for no level or draw; RunError for predictions
-    that are not finite.
+    Gradients flow to `latents` where they require any. Raises UsageError for no level or draw, and other than one
+    prompt a picture; RunError for predictions that are not finite, and a denoiser that does not read the prompt.
     """
+    if len(latents) != len(conditioning):
+        raise UsageError(
+            f"{len(latents)} pictures and {len(conditioning)} prompts are no pairs: give one prompt for each picture, "
+            "or ask information_matrix for each picture with each prompt"
+        )
     if levels < 1 or draws < 1:
         raise UsageError(f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4")
     count, device = len(latents), latents.device
@@ -140,6 +150,11 @@ def pointwise_mi(
         totals.append(terms[-1].sum(1))
         steps.append(times)
     repeated = torch.stack(totals)
+    if count and not maps.any():
+        raise RunError(
+            "the denoiser predicts the same with the prompt and without it: it reads no text, or was distilled for one "
+            "guidance; take the model before its distillation"
+        )
     error = repeated.std(0) / math.sqrt(draws) if draws > 1 else torch.full((count,), math.nan)
     return MutualInformation(repeated.mean(0), error.detach(), torch.cat(steps, 1), torch.cat(terms, 1) / draws, maps)
 

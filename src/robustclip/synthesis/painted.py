@@ -31,6 +31,7 @@ class Painted:
     frames: Float[Tensor, "f p 3 h w"] | None = None
     steps_of_frames: list[int] = field(default_factory=list)
     beside: dict[str, list[str]] = field(default_factory=dict)
+    facts: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Watch(Protocol):

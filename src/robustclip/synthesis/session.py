@@ -6,11 +6,16 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AfterValidator, PlainValidator
+import torch
+from jaxtyping import Float
+from pydantic import AfterValidator, PlainValidator, PositiveInt
+from torch import Tensor
 
+from robustclip.diffusion.mutual_information import MARK, OWN
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.runs import terminal
@@ -18,6 +23,7 @@ from robustclip.runs.devices import DTYPES, check_memory, pick_device
 from robustclip.runs.distributed import decided, is_main
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import Run
+from robustclip.synthesis.choosing import best_of
 from robustclip.synthesis.guides import Given, Guides, parse_weight
 from robustclip.synthesis.items import Item, items_of, items_of_named
 from robustclip.synthesis.painted import Paint, Result
@@ -26,6 +32,10 @@ from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import AUTO, Starts
 from robustclip.synthesis.studio import paint_all
+
+if TYPE_CHECKING:  # which need diffusers
+    from robustclip.diffusion.selection import Rater
+    from robustclip.diffusion.stable import LatentDiffusion
 
 ROOM: Final = "synthesize"
 SMALLEST, LARGEST = 8, 4096  # pixels of a side
@@ -83,6 +93,8 @@ PromptFile = Annotated[
     Path | None, AfterValidator(_prompt_file), "captions instead: .txt, .jsonl or .csv, a picture each"
 ]
 Referees = Annotated[list[str], PlainValidator(_referees), "who guides: a name, tag or folder; several as NAME=WEIGHT"]
+BestOf = Annotated[PositiveInt, "paint so many pictures of each prompt and seed, and keep one"]
+By = Annotated[str | None, "who chooses it: mi (of the recipe's own model), mi:MODEL, a referee; else the guides"]
 Size = Annotated[str | int | tuple[int, int] | None, AfterValidator(_size), "64, or height x width: 48x96"]
 
 
@@ -98,6 +110,8 @@ class Session:
     ways: bool | None
     facts: dict[str, Any]
     enlarge: Enlarge = "nearest"
+    best_of: int = 1
+    chooser: Rater | None = None
 
     @classmethod
     def open(
@@ -110,10 +124,12 @@ class Session:
         views: int = 1,
         items: list[Item] | None = None,
         load: Callable[..., Guides] = Guides.load,
+        generator: LatentDiffusion | None = None,
     ) -> Session:
         """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out,
-        resume and (else nearest) enlarge. `views` are those of a picture that a step holds at once; `items` are the
-        pictures where prompts and seeds alone do not say which; `load` makes the guides of the referees' names.
+        resume and (where it has them) enlarge, best_of and by. `views` are those of a picture that a step holds at
+        once; `items` are the pictures where prompts and seeds alone do not say which; `load` makes the guides of the
+        referees' names; `generator` is the diffusion model whose pictures these are.
 
         Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
         picture or file of prompts that is no such thing.
@@ -144,10 +160,19 @@ class Session:
         # Each picture knows its own prompt; thousands of others would only make its file large.
         others = {name: value for name, value in kept.items() if name != "prompt"}
         dtype = str(guides.dtype).removeprefix("torch.")
-        facts = {"recipe": recipe, "arguments": others, "referees": guides.describe(), "dtype": dtype}
+        made_by = {} if generator is None else {"name": generator.name, "fingerprint": generator.fingerprint}
+        count, by = arguments.get("best_of", 1), arguments.get("by")
+        chooser = None if count == 1 or by is None else chooser_of(by, generator, guides.device)
+        chooses = [] if chooser is None else [{"name": chooser.name, "weight": 0.0, "fingerprint": chooser.fingerprint}]
+        referees = [*guides.describe(), *chooses]
+        facts = {"recipe": recipe, "arguments": others, "referees": referees, "dtype": dtype}
+        facts |= {"generator": made_by} if made_by else {}
         run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
-        run.note(referees=guides.describe(), size=list(size), dtype=dtype)
-        return cls(items, guides, size, run, batch_size, ways, facts, arguments.get("enlarge", "nearest"))
+        run.note(referees=referees, size=list(size), dtype=dtype, **({"generator": made_by} if made_by else {}))
+        if chooses and made_by and chooses[0]["fingerprint"] == made_by["fingerprint"]:
+            run.warn(f"{chooses[0]['name']} {OWN}")
+        enlarge = arguments.get("enlarge", "nearest")
+        return cls(items, guides, size, run, batch_size, ways, facts, enlarge, count, chooser)
 
     def starts(self, init: str, **options: Any) -> Starts:
         """Where the pictures start (see `Starts`); written into the run and into each picture."""
@@ -163,6 +188,8 @@ class Session:
 
     def paint(self, paint: Paint, *, steps: int) -> Result:
         """Paint what is not there yet, batch by batch, and end the run."""
+        if self.best_of > 1:
+            paint, steps = best_of(paint, self.best_of, self._choose, steps), self.best_of * steps
         with self.run:
             result = paint_all(
                 self.items,
@@ -176,6 +203,23 @@ class Session:
             )
             self.run.finish({key: value for key, value in result.numbers().items() if key != "each"})
         return result
+
+    def _choose(self, images: Float[Tensor, "p 3 h w"], items: Sequence[Item]) -> Float[Tensor, " p"]:
+        if self.chooser is None:
+            return self.guides.similarity(images, [item.prompt for item in items])
+        each = zip(images.split(1), items, strict=True)
+        return torch.cat([self.chooser(image.clamp(0, 1), item.prompt.wanted) for image, item in each])
+
+
+def chooser_of(by: str, generator: LatentDiffusion | None, device: torch.device) -> Rater:
+    """Who chooses the best of several pictures. Raises UsageError for `mi` where the recipe has no diffusion model."""
+    from robustclip.diffusion.selection import Rater, information_of, load_rater  # which need diffusers
+
+    if by != MARK.rstrip(":"):
+        return load_rater(by, device)
+    if generator is None:
+        raise UsageError("--by mi: this recipe has no diffusion model of its own: name one, --by mi:emoji-diffusion")
+    return Rater(f"{MARK}{generator.name}", generator.fingerprint, partial(information_of, generator))
 
 
 def _recorded_dtype(resume: Path | None) -> str | None:

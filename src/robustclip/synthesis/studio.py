@@ -157,7 +157,8 @@ def _write(
                     file.write(texts[index])
             similarity = float(painted.similarity[index])
             about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
-            write_picture(_file(run, item), images[index], about | dict(facts))
+            own = painted.facts[index] if painted.facts else {}
+            write_picture(_file(run, item), images[index], about | own | dict(facts))
     except (OSError, RunError) as error:
         raise RunError(
             f"{run.folder} cannot be written to ({reason(error)}): what is there stays, and when that is "

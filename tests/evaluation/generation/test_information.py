@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,9 +12,11 @@ from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.mutual_information import pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation import information, judge_pictures
+from robustclip.evaluation.generation import information, judge, judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import from_tensor
+from robustclip.recipes import run
+from robustclip.synthesis.pictures import read_facts
 
 MODEL = "mi:emoji-diffusion"
 
@@ -36,7 +41,23 @@ def test_own_prompts_are_worth_more_than_others_and_figures_are_the_estimators(
         )
     assert found["own"] == pytest.approx(float(right.nats.mean()), rel=1e-3)
     assert report.setting["judges"][MODEL]
-    assert any(MODEL in note for note in report.notes)
+    assert not any(MODEL in note for note in report.notes)  # nothing says that it made them
+
+
+def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path: Path) -> None:
+    call = {"quick": True, "device": "cpu", "best_of": 2, "by": MODEL, "prompt": ["a red fish"]}
+    made = run("diffusion", "synthesize", {**call, "out": tmp_path / "chosen"})
+    run("diffusion", "synthesize", {**call, "best_of": 1, "out": tmp_path / "made"})
+    facts = read_facts(made.files[0])
+    assert facts["generator"]["fingerprint"] == load_diffusion("emoji-diffusion").fingerprint
+    assert len(facts["scores"]) == 2
+    assert facts["candidate"] == max(range(2), key=facts["scores"].__getitem__)
+    told = json.loads((tmp_path / "chosen" / "run.json").read_text())
+    assert any("made itself" in str(warning) for warning in told["warnings"])
+    with pytest.raises(UsageError, match="guided"):
+        judge([tmp_path / "chosen"], judge=[MODEL], metrics=["cosine"], device="cpu")
+    report = judge([tmp_path / "made"], judge=[MODEL], metrics=["cosine"], device="cpu")
+    assert any("made the pictures" in note for note in report.notes)
 
 
 def test_a_model_that_is_not_there_is_refused() -> None:

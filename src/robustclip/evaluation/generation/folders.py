@@ -54,6 +54,7 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
             [_seed(facts.get("seed")) for facts in told],
             guides,
             notes + _unfinished(folder, files),
+            _generators(told),
         )
     listed = prompts or next((folder / name for name in LISTS if is_file(folder / name)), None)
     if listed is None:
@@ -134,6 +135,12 @@ def _guides(folder: Path, told: Sequence[Mapping[str, Any]]) -> tuple[list[dict[
         }
     note = f"nothing says who guided the pictures of {folder}: that no judge did is taken on trust"
     return list(guides.values()), [note] if unknown else []
+
+
+def _generators(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fingerprints of the diffusion models that made the pictures, as they say."""
+    named = [facts["generator"] for facts in told if isinstance(facts.get("generator"), dict)]
+    return list(dict.fromkeys(str(one.get("fingerprint")) for one in named))
 
 
 def _unfinished(folder: Path, files: Sequence[Path]) -> list[str]:

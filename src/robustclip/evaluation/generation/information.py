@@ -15,10 +15,6 @@ from robustclip.referees.similarity import batches
 
 DRAWS: Final = 2
 """Of each of the 32 noise levels, ours: a set's interval is over its pictures, not over draws."""
-OWN: Final = (
-    "estimates the mutual information of picture and prompt as that diffusion model knows them: of pictures that it "
-    "made itself it says how sure it was, not how right they are"
-)
 
 
 def is_diffusion_judge(given: object) -> bool:
@@ -43,11 +39,13 @@ class InformationCourt:
     @torch.no_grad()
     def look(self, pictures: Pictures) -> Answers:
         """Estimate each picture's information about its prompt; all see the same noise and noise levels."""
+        from robustclip.diffusion.selection import whole_in_cells
+
         empty, found = self.model.embed_prompts([""]), []
         title = f"{self.name} looks at {pictures.name}"
         for rows in batches(torch.arange(len(pictures)), self.questions.batch_size, title):
             texts = self.model.embed_prompts([pictures.prompts[row] for row in rows.tolist()])
-            latents = self.model.encode(pictures.images[rows].to(self.model.device))
+            latents = self.model.encode(whole_in_cells(self.model, pictures.images[rows]))
             found.append(pointwise_mi(self.model, latents, texts, empty, draws=DRAWS, seed=self.questions.seed))
         scores = {METRIC: torch.cat([one.nats for one in found]).float().cpu()}
         return Answers(pictures, self.name, self.fingerprint, scores)

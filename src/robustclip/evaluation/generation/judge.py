@@ -16,13 +16,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
-from robustclip.diffusion.mutual_information import METRIC
+from robustclip.diffusion.mutual_information import METRIC, OWN
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, load_inception
-from robustclip.evaluation.generation.information import OWN, courts, is_diffusion_judge
+from robustclip.evaluation.generation.information import courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
@@ -221,7 +221,8 @@ def judge_pictures(
     jury = load_judges(referees, device=where) if referees or not given else []
     models = courts(given, questions, where)
     notes = [note for pictures in sets for note in pictures.notes]
-    notes += check_guides(sets, jury, allow_self=allow_self)
+    known = [(one.name, fingerprint(one.referee)) for one in jury] + [(one.name, one.fingerprint) for one in models]
+    notes += check_guides(sets, known, allow_self=allow_self)
     notes += [
         f"{pictures.name} holds {counted(len(pictures), 'picture')} of {counted(different, 'prompt')}: intervals take "
         "them for independent"
@@ -245,7 +246,8 @@ def judge_pictures(
     informed = replace(questions, metrics=[METRIC])
     for model in models:
         report.setting["judges"][model.name] = model.fingerprint
-        report.notes.append(f"{model.name} {OWN}")
+        mine = [pictures.name for pictures in sets if model.fingerprint in pictures.generators]
+        report.notes += [f"{model.name} made the pictures of {name}: it {OWN}" for name in mine]
         _add_figures(report, [model.look(pictures) for pictures in sets], None, informed)
     if questions.inception is not None:
         seen = partial(measure.seen_by_inception, inception=questions.inception, questions=questions)
@@ -255,22 +257,20 @@ def judge_pictures(
     return report
 
 
-def check_guides(sets: Sequence[Pictures], jury: Sequence[Judge], *, allow_self: bool) -> list[str]:
-    """Raise UsageError where a judge guided pictures that it is to judge; if that is allowed, notes say so."""
+def check_guides(sets: Sequence[Pictures], jury: Sequence[tuple[str, str]], *, allow_self: bool) -> list[str]:
+    """Raise UsageError where a judge, (name, fingerprint), guided pictures that it is to judge, or chose them; if that
+    is allowed, notes say so."""
     notes = []
-    for one in jury:
-        own = fingerprint(one.referee)
+    for name, own in jury:
         for pictures in sets:
             if not any(guide["fingerprint"] == own for guide in pictures.guides):
                 continue
             if not allow_self:
                 raise UsageError(
-                    f"{one.name} guided the pictures of {pictures.name}, and pictures made to please a referee please "
+                    f"{name} guided the pictures of {pictures.name}, and pictures made to please a referee please "
                     "it whatever they show: judge with another one, e.g. emoji-judge, or say --allow-self"
                 )
-            notes.append(
-                f"{one.name} judges what it guided ({pictures.name}): its figures show nothing of the pictures"
-            )
+            notes.append(f"{name} judges what it guided ({pictures.name}): its figures show nothing of the pictures")
     return notes
 
 

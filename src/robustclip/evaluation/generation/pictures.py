@@ -24,6 +24,7 @@ class Pictures:
     prompts    the text that a judge is asked about: without weights, and without what was to be avoided.
     seeds      what each was painted with; None where nothing says it.
     guides     the referees that guided any of them, {"name", "fingerprint"}, as far as pictures or run say.
+    generators fingerprints of the diffusion models that made any of them, likewise.
     notes      what to know before believing a number.
     """
 
@@ -34,6 +35,7 @@ class Pictures:
     seeds: list[int | None] = field(default_factory=list)
     guides: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    generators: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         lengths = len(self.images), len(self.prompts), len(self.ids), len(self.seeds or self.ids)

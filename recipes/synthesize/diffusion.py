@@ -1,0 +1,86 @@
+"""A diffusion model's own pictures, by DDIM (Song et al. 2021), and the best of N of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+
+from robustclip.diffusion.adapters import load_adapter
+from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.stable import check_guidance
+from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.synthesis.items import Item, Seeds
+from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.pair_guides import PairGuides
+from robustclip.synthesis.pictures import Enlarge
+from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
+
+
+def recipe(
+    prompt: Prompts = [],  # noqa: B006  (never changed)
+    *,
+    prompts: PromptFile = None,
+    referee: Annotated[Referees, "whose similarity is told; nobody guides"] = ["emoji-robust"],  # noqa: B006
+    seeds: Seeds = [0],  # noqa: B006
+    model: Annotated[
+        str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"
+    ] = "emoji-diffusion",
+    adapter: Annotated[Path | None, "a folder of robustclip align, or another of load_lora_weights"] = None,
+    size: Size = None,
+    steps: Annotated[PositiveInt, "of DDIM"] = 50,
+    guidance: Annotated[float, AfterValidator(check_guidance)] = 5.0,
+    best_of: BestOf = 1,
+    by: By = None,
+    batch_size: PositiveInt = 16,
+    ways: Annotated[bool | None, "keep film strips and GIFs; there is nothing on them"] = False,
+    enlarge: Annotated[Enlarge, "small pictures in the contact sheet"] = "nearest",
+    channels_last: bool = True,
+    compile: bool = False,
+    resume: ResumeFrom | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    out: RunFolder | None = None,
+    quick: bool = False,
+) -> Result:
+    """Sample a diffusion model's own pictures; with --best-of N keep the best of N by mutual information or a referee.
+
+    robustclip synthesize diffusion "a yellow banana and a blue butterfly" --best-of 50 --by mi
+
+    By mi the model itself chooses: it says how sure it was, not how right it is (docs/mutual-information.md has how far
+    judges agree).
+    """
+    if quick:
+        steps, batch_size, best_of = 2, 4, min(best_of, 2)
+    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
+    place = pick_device(device)
+    generator = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
+    if adapter is not None:
+        load_adapter(generator, adapter)
+    session = Session.open(
+        "diffusion", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all, generator=generator
+    )
+    session.size = generator.whole_cells(session.size)
+
+    def paint(items: Sequence[Item], watch: Watch) -> Painted:
+        images = generator.sample(
+            [item.prompt.wanted for item in items],
+            size=session.size,
+            steps=steps,
+            guidance=guidance,
+            generators=[item.generator("sample", device=generator.device) for item in items],
+        )
+        similarity = session.guides.similarity(images, [item.prompt for item in items])
+        watch(1, images, {"similarity": similarity})
+        return Painted(images, similarity)
+
+    return session.paint(paint, steps=1)
+
+
+def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
+    """What is wrong with values that are fine alone."""
+    yield from call_faults(prompt, prompts)

@@ -1,0 +1,71 @@
+"""Best of N: paint several pictures of each item, and keep the one that a referee likes best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustclip.synthesis.items import MOST_PICTURES, Item
+from robustclip.synthesis.painted import Paint, Painted, Watch
+
+Choose = Callable[[Float[Tensor, "p 3 h w"], Sequence[Item]], Float[Tensor, " p"]]
+"""(pictures, their items) -> a score each, the higher the better."""
+
+
+def best_of(paint: Paint, count: int, choose: Choose, steps: int) -> Paint:
+    """Paint `count` pictures of each item, of `steps` each, and keep the best. The first of them is the one that is
+    painted without this; all scores are told in the picture's file."""
+
+    def painted(items: Sequence[Item], watch: Watch) -> Painted:
+        best, scores = None, []
+        for number in range(count):
+            drawn = [replace(item, repeat=item.repeat + number * MOST_PICTURES) for item in items]
+            found = paint(drawn, _Later(watch, number * steps))
+            scores.append(choose(found.images.detach(), items).float().cpu())
+            best = found if best is None else _merged(best, found, scores[-1] > torch.stack(scores[:-1]).amax(0))
+        assert best is not None
+        told = torch.stack(scores, 1)
+        best.facts = [{"candidate": int(row.argmax()), "scores": row.tolist()} for row in told]
+        return best
+
+    return painted
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A watch whose steps go on after those of the candidates before."""
+
+    watch: Watch
+    before: int
+
+    def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
+        self.watch(self.before + step, images, numbers)
+
+    def tell(self, loss: str) -> None:
+        if not self.before:
+            self.watch.tell(loss)
+
+
+def _merged(old: Painted, new: Painted, better: Tensor) -> Painted:
+    """The new one of each picture for which it is better."""
+
+    def of(first: Tensor, second: Tensor, at: int) -> Tensor:
+        shape = [1] * at + [-1] + [1] * (first.ndim - at - 1)
+        return torch.where(better.to(first.device).view(shape), second, first)
+
+    chosen = better.tolist()
+    return Painted(
+        of(old.images, new.images, 0),
+        of(old.similarity, new.similarity, 0),
+        {name: of(values, new.trace[name], 1) for name, values in old.trace.items()},
+        None if old.frames is None or new.frames is None else of(old.frames, new.frames, 1),
+        old.steps_of_frames,
+        {
+            ending: [pair[won] for pair, won in zip(zip(texts, new.beside[ending], strict=True), chosen, strict=True)]
+            for ending, texts in old.beside.items()
+        },
+    )

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
-class UsageError(ValueError):
+class Coded(Exception):
+    """An error with a code, so that programs and tests need not read its message.
+
+        raise UsageError(f"eps {eps} is at least 1: ...", "eps_too_large", eps=eps)
+        with pytest.raises(UsageError, check=lambda error: error.code == "eps_too_large"): ...
+
+    code: the kind of fault in a few words, snake_case; values: what it is about; faults: the single errors where one
+    error tells several, whose codes `codes` lists beside its own.
+    """
+
+    def __init__(self, message: str, code: str = "", *, faults: Sequence[Coded] = (), **values: object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.faults = tuple(faults)
+        self.values = values
+
+    @property
+    def codes(self) -> list[str]:
+        """Its code, if it has one, and those of its `faults`."""
+        return [code for code in (self.code, *(code for fault in self.faults for code in fault.codes)) if code]
+
+
+class UsageError(Coded, ValueError):
     """A fault of the call (exit code 2): the message says what came, what would do, and the call that works."""
 
 
-class RunError(RuntimeError):
+class RunError(Coded, RuntimeError):
     """A fault of the run (exit code 1): the call was good, something it met on the way was not."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,9 +16,9 @@ from safetensors.torch import load_file, save
 
 from robustclip.data.images import resize
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
-from robustclip.diffusion.mutual_information import Form, evaluations_needed, pointwise_mi
+from robustclip.diffusion.mutual_information import FORMS, Form, evaluations_needed, pointwise_forms
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.selection import Rater, Selection, information_of, load_rater
+from robustclip.diffusion.selection import Rater, Selection, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.evaluation.generation.compositional import alternatives
 from robustclip.evaluation.generation.ranks import agreement, compared, table, told_apart
@@ -33,10 +32,10 @@ Part = Literal["ranks", "training"]
 PAGE: Final = 190  # characters a line of the tables in a file
 SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
 KINDS: Final = ("colours exchanged", "another thing", "a thing missing", "another picture's")
-GIVEN: Final[tuple[Form, ...]] = ("gap", "difference")
-FORMS: Final = (*GIVEN, "trajectory")
-REPEATED: Final = 8  # prompts and samples whose estimates are repeated, for their variance
-LEVELS, DRAWS = 32, 8
+TRAJECTORY: Final = "trajectory"
+REPEATED: Final = 6  # prompts and samples whose estimates are repeated, for their variance
+LEVELS: Final = 32
+DRAWS: Final = 8  # of the repeated estimates
 
 
 @dataclass(frozen=True)
@@ -152,20 +151,22 @@ def captions(
     model: LatentDiffusion, raters: Sequence[Rater], pairs: Sequence[Pair], scenes: int, size: int, folder: Path
 ) -> list[dict[str, Any]]:
     """How often each score puts a real scene's own caption above the others, by kind of these."""
-    own_forms = [Rater(form, "", partial(information_of, model, draws=2, form=form)) for form in GIVEN]
-    scores = [*raters, *own_forms]
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {one.name: {kind: [] for kind in KINDS} for one in scores}
-    every = [(pair, number) for number in range(scenes) for pair in pairs]
-    for at, (pair, number) in enumerate(watched(every, f"captions of {len(every)} real scenes", "scenes")):
-        others = alternatives(pair)
+    names = [*FORMS, *(one.name for one in raters)]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {kind: [] for kind in KINDS} for name in names}
+    every = [(number, at) for number in range(scenes) for at in range(len(pairs))]
+    for number, at in watched(every, f"captions of {len(every)} real scenes", "scenes"):
+        pair, others = pairs[at], alternatives(pairs[at])
         texts = [str(pair), others.swapped[0], others.first[0], others.missing[0], str(pairs[(at + 1) % len(pairs)])]
 
         def make(pair: Pair = pair, number: int = number, texts: list[str] = texts) -> dict[str, list[float]]:
             image = resize(compose_pair(pair, split=SPLIT, number=number)[None], size)
-            return {one.name: [float(one(image, text)[0]) for text in texts] for one in scores}
+            latents = model.encode(image.to(model.device)).expand(len(texts), -1, -1, -1)
+            forms = pointwise_forms(model, latents, model.embed_prompts(texts), model.embed_prompts([""]), draws=1)
+            return {form: one.nats.tolist() for form, one in forms.items()} | {
+                one.name: [float(one(image, text)[0]) for text in texts] for one in raters
+            }
 
-        own = remembered(folder / "scenes" / f"{number}-{at % len(pairs):03d}.json", make)
-        for name, (right, *wrong) in own.items():
+        for name, (right, *wrong) in remembered(folder / "scenes" / f"{number}-{at:03d}.json", make).items():
             for kind, value in zip(KINDS, wrong, strict=True):
                 found[name][kind].append((right, value))
     return [
@@ -178,7 +179,7 @@ def captions(
 @torch.no_grad()
 def ranks(model: LatentDiffusion, raters: Sequence[Rater], setting: Setting, folder: Path) -> list[dict[str, Any]]:
     """Agreement of all scores on the model's own samples, and what choosing by each gains."""
-    found: dict[str, list[list[float]]] = {name: [] for name in [*FORMS, *(one.name for one in raters)]}
+    found: dict[str, list[list[float]]] = {name: [] for name in [*FORMS, TRAJECTORY, *(one.name for one in raters)]}
     title = f"{setting.samples} samples of each of {len(setting.pairs)} prompts at guidance {setting.guidance:g}"
     for number, pair in enumerate(watched(setting.pairs, title, "prompts")):
         scores = remembered(
@@ -200,15 +201,15 @@ def scored(
         steps=setting.steps,
         guidance=setting.guidance,
         size=setting.size,
+        batch_size=setting.samples,
         seed=setting.seed,
     )
     latents, nats = drawn.drawn(model, text, number)
     images = model.decode(latents).clamp(0, 1)
     empty, every = model.embed_prompts([""]), torch.zeros(len(latents), dtype=torch.long)
     texts = model.embed_prompts([text]).rows(every)
-    found = {"trajectory": nats}
-    for form in GIVEN:
-        found[form] = pointwise_mi(model, latents, texts, empty, form=form, draws=setting.draws, seed=setting.seed).nats
+    forms = pointwise_forms(model, latents, texts, empty, draws=setting.draws, seed=setting.seed)
+    found = {form: one.nats for form, one in forms.items()} | {TRAJECTORY: nats}
     found |= {one.name: one(images, text) for one in raters}
     with atomic_write(folder / f"{number:03d}.safetensors") as file:
         file.write(save({"latents": latents.float().cpu().contiguous()}, {"prompt": text}))
@@ -220,24 +221,26 @@ def variance(model: LatentDiffusion, folder: Path, pairs: Sequence[Pair], draws:
     """Denoiser evaluations to an error of 5% of the spread between a prompt's samples, by form; and tau between two
     estimates of them by half of the draws each, with common draws and with each sample's own."""
     rows: list[dict[str, Any]] = []
-    for form, common in product(GIVEN, (True, False)):
-        needed, halves = [], []
-        for number, pair in enumerate(watched(pairs, f"variance of {form}", "prompts")):
+    for common in (True, False):
+        needed: dict[Form, list[float]] = {form: [] for form in FORMS}
+        halves: dict[Form, list[Any]] = {form: [] for form in FORMS}
+        way = "common draws" if common else "own draws"
+        for number, pair in enumerate(watched(pairs, f"variance with {way}", "prompts")):
             latents = load_file(folder / f"{number:03d}.safetensors")["latents"][:REPEATED].to(model.device)
             texts = model.embed_prompts([str(pair)]).rows(torch.zeros(len(latents), dtype=torch.long))
-            found = pointwise_mi(
-                model, latents, texts, model.embed_prompts([""]), form=form, levels=LEVELS, draws=draws, common=common
-            )
-            needed.append(evaluations_needed(found))
-            halves.append(found.terms.view(len(latents), draws, LEVELS).sum(2).double().cpu().numpy())
-        way = f"{form}, {'common draws' if common else 'own draws'}"
-        if not common:
-            rows.append({"first": form, "second": "5% of the spread", "what": "evaluations", **_median(needed)})
-        for half in (size for size in (1, 2, 4) if 2 * size <= draws):
-            one, two = (np.stack([each[:, at : at + half].sum(1) for each in halves]) for at in (0, half))
-            rows.append(
-                {"first": way, "second": f"{2 * LEVELS * half} evaluations", "what": "tau", **vars(agreement(one, two))}
-            )
+            empty = model.embed_prompts([""])
+            for form, one in pointwise_forms(model, latents, texts, empty, draws=draws, common=common).items():
+                needed[form].append(evaluations_needed(one))
+                halves[form].append(one.terms.view(len(latents), draws, LEVELS).sum(2).cpu().numpy())
+        for form in FORMS:
+            if not common:
+                rows.append(
+                    {"first": form, "second": "5% of the spread", "what": "evaluations"} | _median(needed[form])
+                )
+            for half in (size for size in (1, 2, 4) if 2 * size <= draws):
+                parts = [np.stack([each[:, at : at + half].sum(1) for each in halves[form]]) for at in (0, half)]
+                told = {"first": f"{form}, {way}", "second": f"{2 * LEVELS * half} evaluations", "what": "tau"}
+                rows.append(told | vars(agreement(*parts)))
     return rows
 
 

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 from robustclip.errors import RunError, UsageError
 
 Form = Literal["gap", "difference"]
+FORMS: Final[tuple[Form, ...]] = ("gap", "difference")
 Kappa = Literal["exact", "released"]
 METRIC: Final = "mutual-information"
 """Its name in reports."""
@@ -99,13 +100,27 @@ def pointwise_mi(
     unconditional: Any,
     *,
     form: Form = "gap",
+    **settings: Any,
+) -> MutualInformation:
+    """Estimate the mutual information of N given latents, each with its prompt, by one form: see `pointwise_forms`,
+    whose settings it takes."""
+    return pointwise_forms(model, latents, conditioning, unconditional, **settings)[form]
+
+
+def pointwise_forms(
+    model: Denoiser,
+    latents: Float[Tensor, n * shape],
+    conditioning: Any,
+    unconditional: Any,
+    *,
     levels: int = 32,
     draws: int = 4,
     seed: int = 0,
     common: bool = True,
     at_once: int = 64,
-) -> MutualInformation:
-    """Estimate the mutual information of N given latents, each with its prompt.
+) -> dict[Form, MutualInformation]:
+    """Estimate the mutual information of N given latents, each with its prompt, by both forms from the same
+    predictions.
 
     `conditioning` holds N prompts' states, of which `rows(index)` gives some, and `unconditional` one
     (`model.embed_prompts([""])`). Each of `draws` repetitions draws one step of the schedule in each of `levels` strata
@@ -129,34 +144,39 @@ def pointwise_mi(
     weights = widths(model.alphas_cumprod).to(device)
     edges = (weights.cumsum(0) / weights.sum()).cpu()
     owners = torch.arange(count, device=device).repeat_interleave(levels)
-    totals, terms, steps = [], [], []
-    maps: Tensor = torch.zeros_like(latents, dtype=torch.float64)
+    terms, steps = [], []
+    maps: Tensor = torch.zeros(len(FORMS), *latents.shape, dtype=torch.float64, device=device)
     for _ in range(draws):
         times, noise = _drawn(edges, levels, latents, generator, common)
         elements = torch.cat(
             [
-                _integrand(model, latents[rows], at, drawn, conditioning.rows(rows), unconditional, form)
+                _integrand(model, latents[rows], at, drawn, conditioning.rows(rows), unconditional)
                 for rows, at, drawn in zip(
                     owners.split(at_once),
                     times.flatten().split(at_once),
                     noise.flatten(0, 1).split(at_once),
                     strict=True,
                 )
-            ]
+            ],
+            dim=1,
         )
-        elements = elements.view(count, levels, *latents.shape[1:]) * (weights.sum() / (2 * levels))
-        maps = maps + elements.sum(1) / draws
-        terms.append(elements.flatten(2).sum(2))
-        totals.append(terms[-1].sum(1))
+        elements = elements.view(len(FORMS), count, levels, *latents.shape[1:]) * (weights.sum() / (2 * levels))
+        maps = maps + elements.sum(2) / draws
+        terms.append(elements.flatten(3).sum(3))
         steps.append(times)
-    repeated = torch.stack(totals)
     if count and not maps.any():
         raise RunError(
             "the denoiser predicts the same with the prompt and without it: it reads no text, or was distilled for one "
             "guidance; take the model before its distillation"
         )
-    error = repeated.std(0) / math.sqrt(draws) if draws > 1 else torch.full((count,), math.nan)
-    return MutualInformation(repeated.mean(0), error.detach(), torch.cat(steps, 1), torch.cat(terms, 1) / draws, maps)
+    repeated, every, times = (
+        torch.stack([one.sum(2) for one in terms]),
+        torch.cat(terms, 2) / draws,
+        torch.cat(steps, 1),
+    )
+    error = repeated.std(0) / math.sqrt(draws) if draws > 1 else torch.full(repeated.shape[1:], math.nan)
+    means, error = repeated.mean(0), error.detach()
+    return {form: MutualInformation(means[at], error[at], times, every[at], maps[at]) for at, form in enumerate(FORMS)}
 
 
 def information_matrix(
@@ -203,18 +223,16 @@ def _integrand(
     noise: Tensor,
     conditioning: Any,
     unconditional: Any,
-    form: Form,
-) -> Float[Tensor, m * shape]:
-    """The integrand by element, float64, of latents each at its step of the schedule."""
+) -> Float[Tensor, "f m *shape"]:
+    """The integrand of each form by element, float64, of latents each at its step of the schedule."""
     kept = model.alphas_cumprod.to(latents)[times].view(-1, *[1] * (latents.ndim - 1))
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     with_text, without = (found.double() for found in model.predict_both(noisy, times, conditioning, unconditional))
-    if form == "difference":
-        squared = (with_text - without).square()
-    else:  # |e - without|^2 - |e - with|^2, as a product: two large squares would cancel
-        squared = (with_text - without) * (2 * noise.double() - with_text - without)
+    apart = with_text - without
+    # The gap |e - without|^2 - |e - with|^2 as a product: two large squares would cancel.
+    squared = torch.stack([apart * (2 * noise.double() - with_text - without), apart.square()])
     if not squared.isfinite().all():
-        broken = times[~squared.isfinite().flatten(1).all(1)][0]
+        broken = times[~squared.isfinite().all(0).flatten(1).all(1)][0]
         raise RunError(f"the denoiser gives NaN or infinity at step {int(broken)} of the schedule")
     return squared
 

@@ -14,6 +14,7 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
+from robustclip.explanation.maps import check_method
 from robustclip.pages.explain import explain
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
@@ -82,7 +83,11 @@ def run_demo(
 
 def faults(eps: float, attack: str) -> Iterator[str]:
     """What would only show in the middle of the demo."""
-    for check in (partial(ThreatModel, "l2", eps, 64), lambda: AttackSpec.parse(attack).threat(64)):
+    for check in (
+        partial(ThreatModel, "l2", eps, 64),
+        lambda: AttackSpec.parse(attack).threat(64),
+        partial(check_method, "gradcam"),
+    ):
         try:
             check()
         except UsageError as error:

@@ -81,10 +81,13 @@ def requirements() -> dict[str, dict[str, Any]]:
 def remedy(module: str) -> str:
     """How to get a module that could not be imported."""
     name = canonicalize_name(module.partition(".")[0])
-    for wanted, extra in _wanted():
-        if name in (canonicalize_name(wanted.name), IMPORTED_AS.get(canonicalize_name(wanted.name))):
-            return _install(wanted.name, extra)
-    return f"pip install {name}"
+    found = [
+        (wanted.name, extra)
+        for wanted, extra in _wanted()
+        if name in (canonicalize_name(wanted.name), IMPORTED_AS.get(canonicalize_name(wanted.name)))
+    ]
+    # diffusers is in two extras, `align` and `synthesis`: the second brings nothing that its users do not need
+    return _install(*max(found, key=lambda one: one[1] or "")) if found else f"pip install {name}"
 
 
 def report(facts: dict[str, Any]) -> Group:

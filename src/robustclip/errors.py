@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.util import find_spec
 
 
 class Coded(Exception):
@@ -34,6 +35,16 @@ class UsageError(Coded, ValueError):
 
 class RunError(Coded, RuntimeError):
     """A fault of the run (exit code 1): the call was good, something it met on the way was not."""
+
+
+def require(module: str, extra: str, use: str) -> None:
+    """Raise UsageError where an optional library is not installed, with the extra that installs it; imports nothing."""
+    try:
+        installed = find_spec(module) is not None
+    except ValueError:  # blocked: sys.modules[module] is None
+        installed = False
+    if not installed:
+        raise UsageError(f"{use} needs {module}, which is not installed: pip install 'robustclip[{extra}]'")
 
 
 class Interrupted(Exception):

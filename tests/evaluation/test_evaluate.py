@@ -144,7 +144,7 @@ def test_attacks_on_logits_are_for_zero_shot(colour_referee, colour_folder: Path
 def test_without_torchattacks_nothing_begins(colour_referee, colour_folder: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchattacks", None)
 
-    with pytest.raises(UsageError, match=r"torchattacks is not installed: pip install 'robustclip\[evaluation\]'"):
+    with pytest.raises(UsageError, match=r"torchattacks.*robustclip\[evaluation\]"):
         evaluate([colour_referee()], data=colour_folder, attack="l2:1@apgd-ce", device="cpu")
 
 

@@ -14,9 +14,8 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
 from robustclip.evaluation.examples import read_examples
-from robustclip.evaluation.maps import METHODS, Told, told_by
+from robustclip.evaluation.maps import Told, told_by
 from robustclip.evaluation.report import Report
-from robustclip.explanation import maps
 from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.maps import Mapper
 from robustclip.referees.base import TwoTower
@@ -122,10 +121,6 @@ def test_claims_are_signed_and_measured_again(tmp_path: Path) -> None:
     claim = claims["rank correlation (gradcam)", ATTACK]
     assert claim.n == 4
     assert measured(toys()[0], claim, "cpu") == pytest.approx(claim.value, abs=1e-4)
-
-
-def test_the_two_lists_of_methods_are_one() -> None:
-    assert METHODS == maps.METHODS
 
 
 def test_what_cannot_be_mapped_is_refused() -> None:

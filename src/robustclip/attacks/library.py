@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, require
 
 Name = Literal["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
 _NORMS: Final = {"l2": "L2", "linf": "Linf"}
@@ -72,11 +72,8 @@ def library_attack(
 
 
 def check_installed() -> None:
-    """Raise UsageError unless torchattacks is here."""
-    try:
-        import torchattacks  # noqa: F401
-    except ImportError as error:
-        raise UsageError("torchattacks is not installed: pip install 'robustclip[evaluation]'") from error
+    """Raise UsageError where torchattacks is not installed."""
+    require("torchattacks", "evaluation", "every attack but PGD")
 
 
 class _Logits(nn.Module):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +14,11 @@ from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory
+
+try:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+except ImportError as error:
+    raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
 TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
 FUSED: Final = 2  # times what is free may be counted, for attention counts with what fused kernels do not keep (ours)

@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Final, Literal
 
-from diffusers import DDIMScheduler
-
 from robustclip.errors import UsageError
+
+try:
+    from diffusers import DDIMScheduler
+except ImportError as error:
+    raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
 SamplerName = Literal["edict", "bdia", "o-belm", "ddim"]
 

@@ -20,7 +20,7 @@ import torch
 from robustclip.drawing.shapes import Drawing
 from robustclip.drawing.svg import BACKGROUND
 from robustclip.drawing.svg_limits import check_honoured, share
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, require
 
 LARGEST: Final = 10_000_000
 """Bytes of a file."""
@@ -119,10 +119,9 @@ def _prune(root: ElementTree.Element, left_out: Counter[str]) -> int:
 
 def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterator[Shape]:
     """In the file's order."""
-    try:
-        import svgelements
-    except ImportError as error:
-        raise UsageError("reading SVG needs svgelements: pip install 'robustclip[synthesis]'") from error
+    require("svgelements", "synthesis", "reading SVG")
+    import svgelements
+
     root = ElementTree.fromstring(ElementTree.tostring(root))
     if box := _view_box(root):
         root.set("width", str(box[2]))

@@ -28,12 +28,12 @@ from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.examples import Examples, odd_pictures, read_examples
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
-from robustclip.evaluation.maps import METHODS
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Report
 from robustclip.evaluation.setting import Findings, Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.explanation.gradients import gradient_picture
+from robustclip.explanation.maps import METHODS, check_method
 from robustclip.referees.base import TwoTower
 from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
@@ -276,6 +276,8 @@ def faults(
         yield f"labels are 'all', 'present' or a number such as 200, not {labels!r}"
     checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in listed(attack)]
     checks.append(partial(read_spec, pag))
+    if {"maps", "faithfulness"} & set(listed(tasks)):
+        checks.append(partial(check_method, method))
     if templates != "dataset":
         checks.append(partial(resolve_templates, templates))
     checks += [partial(pick_device, device), partial(pick_dtype, dtype)]

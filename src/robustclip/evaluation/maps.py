@@ -23,8 +23,6 @@ from robustclip.referees.templates import embed_texts
 
 BLOB = "centre blob"
 OF_BLOB = f" of a {BLOB}"  # ends the name of a number that no referee has a part in
-METHODS = ("gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad")
-"""Of `robustclip.explanation.maps`, which is imported when it is used: it builds on this room, and needs an extra."""
 FAITHFULNESS = ("deletion", "insertion", "ROAD")
 _METRIC = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, require
 from robustclip.explanation.gradients import input_gradients, smooth_gradients, strength
 from robustclip.explanation.layers import BLOCK, Layer, choose_layer
 from robustclip.referees.base import TwoTower
@@ -34,6 +34,12 @@ SCALE: Final = (
 LEVELS: Final = 64  # colours of a map's palette: more than an eye tells apart on a picture this small
 
 
+def check_method(method: str) -> None:
+    """Raise UsageError where grad-cam, which all methods but those of pixels need, is not installed."""
+    if method in METHODS and method not in OF_PIXELS:
+        require("pytorch_grad_cam", "explanation", f"the method {method!r}")
+
+
 @dataclass(frozen=True)
 class HeatMaps:
     """Maps of the images' own size, float32 on the CPU, each from 0 to its greatest value, 1.
@@ -46,7 +52,8 @@ class HeatMaps:
 
 
 class Mapper:
-    """What draws a referee's maps. Raises UsageError for a method or layer that the referee has not.
+    """What draws a referee's maps. Raises UsageError for a method or layer that the referee has not,
+    and where grad-cam is not installed for a method that needs it.
 
     `layer` is a path below `referee.image_tower`; without one `choose_layer` knows. `dtype` is what the tower computes
     in, `batch_size` how many images at once; `seed` keys SmoothGrad's noise.
@@ -77,6 +84,7 @@ class Mapper:
             raise UsageError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         if method in OF_PIXELS and layer is not None:
             raise UsageError(f"the method {method!r} maps pixels, of no layer: leave out {layer!r}, or take gradcam")
+        check_method(method)
         self.referee = referee
         self.method = method
         self.dtype = dtype

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from robustclip.errors import RunError, UsageError
-from robustclip.inits.gaussians import fit_classes, fit_components
+from robustclip.inits.gaussians import check_installed, fit_classes, fit_components
 from robustclip.inits.mixture import RIDGE
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.inits.pictures import read_small
@@ -88,6 +88,8 @@ def _check(
     if directions is not None and directions < 1:
         faults.append(f"--directions {directions}: give a number from 1, or leave it out to keep all")
     raise_faults("mixture fit", faults)
+    if components != "classes":
+        check_installed()
     check_new_file(out, overwrite=overwrite)
 
 

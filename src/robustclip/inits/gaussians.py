@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import UsageError, require
 from robustclip.inits.mixture import RIDGE, Mixture
 from robustclip.runs import rng
 
@@ -51,6 +51,11 @@ def fit_classes(
     )
 
 
+def check_installed() -> None:
+    """Raise UsageError where scikit-learn is not installed."""
+    require("sklearn", "synthesis", "k-means, which finds components,")
+
+
 def fit_components(
     images: Float[Tensor, "n 3 h w"],
     components: int,
@@ -63,15 +68,14 @@ def fit_components(
     by `seed`, and each counts the same, as a class does.
 
     With many more directions than images to a group, EM from there on would take very long. The other
-    arguments are those of `fit_classes`. Raises UsageError for more components than images; RunError where scikit-learn
-    is missing.
+    arguments are those of `fit_classes`. Raises UsageError for more components than images, or where
+    scikit-learn is not installed.
     """
     if not 1 <= components <= len(images):
         raise UsageError(f"{components} components for {len(images)} images: give 1 to {len(images)}")
-    try:
-        from sklearn.cluster import KMeans
-    except ModuleNotFoundError as error:
-        raise RunError("a mixture of components needs scikit-learn: pip install 'robustclip[synthesis]'") from error
+    check_installed()
+    from sklearn.cluster import KMeans
+
     state = rng.generator(seed, "mixture").initial_seed() % 2**32
     groups = KMeans(components, n_init=1, random_state=state).fit_predict(images.double().cpu().flatten(1).numpy())
     names = [f"component {number}" for number in range(1, components + 1)]

@@ -21,7 +21,7 @@ from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
 from robustclip.explanation.attacks import Objective
-from robustclip.explanation.maps import METHODS, TARGETS, Method, Target
+from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_method
 from robustclip.pages.encoding import Encoded, encode
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.pages.outcome import MEANING, Outcomes, case_of, lines_of
@@ -265,7 +265,7 @@ def faults(
         yield f"limit is {limit}: give a number from 1, or leave it out for all"
     if not 0 < batch_size <= MOST_AT_ONCE:
         yield f"batch_size is {batch_size}: give a number from 1 to {MOST_AT_ONCE}, e.g. 16"
-    checks: list[Callable[[], object]] = [partial(read_attack, attack)]
+    checks: list[Callable[[], object]] = [partial(check_method, method), partial(read_attack, attack)]
     checks += [partial(pick_device, device), partial(pick_dtype, dtype), partial(check_writable, out, folder=True)]
     for check in checks:
         try:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, require
 from robustclip.referees.similarity import Images, batches
 from robustclip.referees.weights import check_finite, read_weights
 from robustclip.runs.files import sha256
@@ -51,6 +51,11 @@ class Inception:
         return torch.cat(features), torch.cat(logits)
 
 
+def check_installed() -> None:
+    """Raise UsageError where torch-fidelity is not installed."""
+    require("torch_fidelity", "evaluation", "Inception")
+
+
 def load_inception(path: str | Path | None, device: torch.device) -> Inception:
     """torch-fidelity's Inception with the weights of `path`, read without running code.
 
@@ -59,12 +64,11 @@ def load_inception(path: str | Path | None, device: torch.device) -> Inception:
     """
     if path is None:
         raise UsageError(f"FID and the Inception Score need Inception's weights, which do not come with us: {HOW}")
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped,unused-ignore]
-            FeatureExtractorInceptionV3,
-        )
-    except ImportError as error:
-        raise UsageError("torch-fidelity is not installed: pip install 'robustclip[evaluation]'") from error
+    check_installed()
+    from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped,unused-ignore]
+        FeatureExtractorInceptionV3,
+    )
+
     path, safe = Path(path), BytesIO()
     torch.save(read_weights(path), safe)
     safe.seek(0)  # its constructor unpickles whatever it is given: so it is given what was read safely

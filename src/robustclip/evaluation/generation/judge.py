@@ -21,7 +21,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
-from robustclip.evaluation.generation.inception import HOW, load_inception
+from robustclip.evaluation.generation.inception import HOW, check_installed, load_inception
 from robustclip.evaluation.generation.information import courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
@@ -140,6 +140,8 @@ def faults(
         if file is not None and not is_file(file):
             yield f"there is no file of {name} at {str(file)[:200]!r}"
     checks: list[Callable[[], object]] = [partial(pick_device, device), partial(pick_dtype, dtype)]
+    if set(wanted) & set(OF_INCEPTION):
+        checks.append(check_installed)
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
     checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     for check in checks:

@@ -5,9 +5,10 @@
     python tools/measure_diffusion.py --earlier FOLDER                  # and measures an earlier stage beside it
 
 Reconstruction is of pairs in styles that the autoencoder was trained on, and in unseen ones, beside averages over its
-cells, enlarged again. Its own pictures are of the 60 compositional prompts, by DDIM at several guidances; judges who
-guide nothing find them as in `reproduce inversion`. How strong a text conditions is told by the error of the noise with
-a picture's caption, with its colours exchanged, with another's, and with none: all with the same noise.
+cells, enlarged again. Its own pictures are of the 60 compositional prompts, two of each, by DDIM at several guidances;
+judges who guide nothing find them as in `reproduce inversion`. How strong a text conditions is told by the error of the
+noise with a picture's caption, with its colours exchanged, with another's, and with none, all with the same noise: mean
+over scenes whose things both have colours, and over noise levels, with each one's difference to the own caption's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from robustclip.data.embedded import path
 from robustclip.data.images import save_image, titled_grid
-from robustclip.data.pairs import PairBatch, PairBatches, compose_pair, compositional_prompts
+from robustclip.data.pairs import PairBatches, compose_pair, compositional_prompts
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import CARD, load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
@@ -39,11 +40,14 @@ from robustclip.runs.rng import generator
 
 SHEET: Final = Path(__file__).parents[1] / "docs" / "diffusion.webp"
 JUDGES: Final = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]
-GUIDANCES: Final = (1.0, 3.0, 7.5, 30.0)
+GUIDANCES: Final = (1.0, 3.0, 5.0, 7.5)
+SEEDS: Final = 2  # pictures of each prompt
 SPLITS: Final = ("guide-styles", "unseen-styles")
 TIMES: Final = (100, 300, 500, 700, 900)  # of 1000 steps of the schedule
+RESAMPLES: Final = 2_000
 SHARES: Final = 10  # of a training, whose mean errors are its learning curve
 SCENES: Final = 200
+COLOURED: Final = 320  # scenes of two colours, on which the error of the noise is measured
 COLUMNS: Final = 8  # of the sheet
 
 
@@ -53,7 +57,7 @@ def main(folder: Path, runs: Sequence[Path], earlier: Path | None, sheet: Path, 
     measured: dict[str, Any] = {
         "reconstruction": [reconstruction(model, split) for split in SPLITS],
         "own pictures": found_in(pictures, judges),
-        "error of the noise": errors(model, PairBatches(SPLITS[0], SCENES, seed=1).batch(0)),
+        "error of the noise": errors(model),
     }
     if runs:
         measured["learning curve"] = [curve(run) for run in runs]
@@ -80,8 +84,12 @@ def reconstruction(model: LatentDiffusion, split: str) -> dict[str, Any]:
     }
 
 
-def samples(model: LatentDiffusion, guidance: float, seed: int = 0) -> Tensor:
-    """One picture of each compositional prompt."""
+def samples(model: LatentDiffusion, guidance: float) -> Tensor:
+    """SEEDS pictures of each compositional prompt, all prompts by the first seed first."""
+    return torch.cat([_samples(model, guidance, seed) for seed in range(SEEDS)])
+
+
+def _samples(model: LatentDiffusion, guidance: float, seed: int) -> Tensor:
     pairs = compositional_prompts()
     streams = [generator(seed, f"sample {pair}") for pair in pairs]
     texts = [str(pair) for pair in pairs]
@@ -94,7 +102,7 @@ def found_in(pictures: dict[float, Tensor], judges: Sequence[str]) -> list[dict[
     for name in judges:
         judge = load_pair_reader(name)
         for guidance, images in pictures.items():
-            verdict = judge_pairs(judge, images, compositional_prompts())
+            verdict = judge_pairs(judge, images, compositional_prompts() * SEEDS)
             rates = {rate: getattr(verdict, rate) for rate in ("right", "attributes", "both")}
             told = {rate: asdict(intervals.rate(hits.numpy())) for rate, hits in rates.items()}
             found.append({"judge": name, "guidance": guidance, **told})
@@ -102,28 +110,43 @@ def found_in(pictures: dict[float, Tensor], judges: Sequence[str]) -> list[dict[
 
 
 @torch.no_grad()
-def errors(model: LatentDiffusion, batch: PairBatch) -> dict[str, Any]:
-    """Mean squared error of the noise by time and text."""
-    latents = model.encode(batch.images)
+def errors(model: LatentDiffusion) -> dict[str, Any]:
+    """Mean squared error of the noise by text: at each noise level, over all of them with its 95% interval (bootstrap
+    over scenes), and what it is above that with the own caption, as a share of it (paired bootstrap)."""
+    batch = PairBatches(SPLITS[0], 2 * COLOURED, seed=1).batch(0)
+    rows = [row for row, pair in enumerate(batch.pairs) if pair.first.colour and pair.second.colour][:COLOURED]
+    captions = [batch.captions[row] for row in rows]
+    latents = model.encode(batch.images[rows])
     texts = {
-        "own": batch.captions,
-        "exchanged colours": batch.swapped,
-        "another's": [*batch.captions[1:], batch.captions[0]],
-        "none": [""] * len(latents),
+        "own": captions,
+        "exchanged colours": [batch.swapped[row] for row in rows],
+        "another's": [*captions[1:], captions[0]],
+        "none": [""] * len(rows),
     }
-    states = {name: model.embed_prompts(list(given)) for name, given in texts.items()}
     noise = torch.randn(latents.shape, generator=generator(0, "noise"))
-    return {
-        name: {str(time): _error(model, latents, noise, time, given) for time in TIMES}
-        for name, given in states.items()
+    found = {
+        name: {time: _errors(model, latents, noise, time, model.embed_prompts(given)) for time in TIMES}
+        for name, given in texts.items()
     }
+    drawn = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
+    own = np.mean(list(found["own"].values()), axis=0)
+    told: dict[str, Any] = {"n": len(rows)}
+    for name, by_time in found.items():
+        all_times = np.mean(list(by_time.values()), axis=0)
+        above = all_times[drawn].mean(1) / own[drawn].mean(1) - 1
+        told[name] = {
+            **{str(time): float(values.mean()) for time, values in by_time.items()},
+            "all": asdict(intervals.mean(all_times, seed=0)),
+            "above own": [float(all_times.mean() / own.mean() - 1), *map(float, np.quantile(above, (0.025, 0.975)))],
+        }
+    return told
 
 
-def _error(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, given: Conditioning) -> float:
+def _errors(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, given: Conditioning) -> Any:
     kept = model.alphas_cumprod[time]
     times = torch.full((len(latents),), time)
     found = model.predict_noise(kept.sqrt() * latents + (1 - kept).sqrt() * noise, times, given, given, 1.0)
-    return float((found - noise).square().mean())
+    return (found - noise).square().flatten(1).mean(1).numpy()
 
 
 def curve(run: Path) -> dict[str, Any]:
@@ -134,7 +157,9 @@ def curve(run: Path) -> dict[str, Any]:
     steps = [int(share[-1]) + 1 for share in np.array_split(np.arange(len(values)), SHARES)]
     means = [round(float(share.mean()), 4) for share in np.array_split(values, SHARES)]
     kept = {name: record[name] for name in ("versions", "commit", "started", "ended")}
-    asked = {name: record["arguments"][name] for name in ("start", "steps", "pictures", "lr", "batch_size", "dtype")}
+    asked = {
+        name: record["arguments"][name] for name in ("start", "steps", "lr", "batch_size", "repeat", "placed", "dtype")
+    }
     return kept | {"arguments": asked, "error": dict(zip(map(str, steps), means, strict=True))}
 
 

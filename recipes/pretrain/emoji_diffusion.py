@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.drawings_and_pairs import DrawingsAndPairs
 from robustclip.diffusion.conditioning import SentenceStates
-from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, LatentPool, new_denoiser
+from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, encode, new_denoiser
 from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.diffusion.pipelines import load_diffusion, load_vae, save_diffusion
 from robustclip.errors import UsageError
@@ -18,17 +18,21 @@ from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
 
+DROPPED = 0.1  # share of captions that are left out, for guidance
+
 
 def recipe(
     *,
     vae: Annotated[Path, "the autoencoder's folder, of pretrain/emoji-vae"],
-    pictures: Annotated[PositiveInt, "encoded once, and drawn from"] = 24000,
     steps: PositiveInt = 2500,
-    batch_size: PositiveInt = 64,
-    lr: PositiveFloat = 1e-3,
+    batch_size: PositiveInt = 128,
+    repeat: Annotated[PositiveInt, "each picture is seen so often in a batch, under other noise"] = 2,
+    lr: PositiveFloat = 6e-4,
+    placed: Annotated[NonNegativeFloat, "weight of the supervision of cross-attention"] = 0.02,
     channels: list[PositiveInt] = [96, 192],  # noqa: B006  (never changed)
     start: Annotated[str | None, "a diffusion model on the same autoencoder, whose denoiser is trained on"] = None,
-    save_every: PositiveInt = 250,
+    save_every: PositiveInt = 100,
+    snapshots: Annotated[NonNegativeInt, "averages along the way that are kept as folders, the last included"] = 0,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -40,19 +44,23 @@ def recipe(
 
     robustclip robustify pretrain/emoji-diffusion --vae RUN/vae
 
-    About half an hour on two CPU cores. Sees pairs of coloured things and single drawings of the guides' styles, never
-    the compositional prompts. The method is Rombach et al. 2022 with Stable Diffusion's schedule and loss on the noise;
-    sizes, rates, Min-SNR weights and the text tower are ours. The folder is diffusers', without a text tower: that of
-    the package is named in its card.
+    About a second a step on one CPU core. Pairs of coloured things (half), compositions and single drawings of the
+    guides' styles are drawn and encoded on the fly, never the compositional prompts. The method is Rombach et al. 2022
+    with Stable Diffusion's schedule and loss on the noise; sizes, rates, Min-SNR weights, the text tower and the
+    supervision of cross-attention (after TokenCompose) are ours. The folder is diffusers', without a text tower: that
+    of the package is named in its card.
     """
     if quick:
-        pictures, steps, batch_size, channels, save_every = 16, 4, 8, [32, 32], 2
+        steps, batch_size, channels, save_every = 4, 8, [32, 32], 2
     arguments = dict(locals())
     place = pick_device(device)
-    autoencoder = load_vae(vae, place)
+    kind = pick_dtype(dtype, place)
+    autoencoder = load_vae(vae, place).to(memory_format=torch.channels_last)
     texts = SentenceStates().to(place)
-    data = DrawingsAndPairs("guide-styles", 8 if quick else 64, seed, single=0.0 if quick else 0.25)
-    pool = encoded(data, pictures, autoencoder, texts)
+    shares = {"single": 0.0, "composed": 0.5} if quick else {"single": 0.125, "composed": 0.375}
+    data = DrawingsAndPairs("guide-styles", max(batch_size // repeat, 1), seed, **shares)
+    states, mask = texts.states([""])
+    empty = (states[0], mask[0])
     config = autoencoder.config
     model = new_denoiser(
         channels,
@@ -60,18 +68,35 @@ def recipe(
         size=64 // 2 ** (len(config["block_out_channels"]) - 1),
         text=texts.width,
         seed=seed,
-    ).to(place, memory_format=torch.channels_last)
+    ).to(place)
     if start is not None:
         take_over(model, start)
-    trainer = DenoiserTrainer(model, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
+    trainer = DenoiserTrainer(model, steps=steps, lr=lr, placed=placed, dtype=kind)
+    kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "vae")}
+
+    def save(folder: Path) -> None:
+        card = {
+            "name": "emoji-diffusion",
+            "recipe": "pretrain/emoji-diffusion",
+            "arguments": kept,
+            "steps": trainer.done,
+        }
+        save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
+
     run = Run.start(out, resume, recipe="emoji-diffusion", arguments=arguments, room="robustify")
     if resume is not None:
         go_on(trainer, run, place)
 
+    wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}
+
     def step(k: int) -> dict[str, float]:
         stream = generator(seed, "noise", k)
-        latents, states, mask = (part.to(place) for part in pool.batch(batch_size, stream))
-        return trainer.step(latents, states, mask, stream)
+        batch = encode(data.labelled(k), autoencoder, texts, kind).drawn(repeat, DROPPED, empty, stream)
+        numbers = trainer.step(batch, stream)
+        snapshot = run.folder / "snapshots" / f"step-{trainer.done:06d}"
+        if trainer.done in wanted and not snapshot.exists():
+            save(snapshot)
+        return numbers
 
     with run:
         numbers = fit(
@@ -81,12 +106,10 @@ def recipe(
             images=batch_size,
             save_every=save_every,
             title="training a denoiser",
-            shown=("loss", "error"),
+            shown=("loss", "error", "misplaced"),
         )
         folder = free(run.folder / "generator")
-        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "vae")}
-        card = {"name": "emoji-diffusion", "recipe": "pretrain/emoji-diffusion", "arguments": kept, "steps": steps}
-        save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
+        save(folder)
         run.finish(numbers)
     return {"out": str(run.folder), "generator": str(folder), **numbers}
 
@@ -102,18 +125,3 @@ def take_over(model: Any, start: str) -> None:
             f"sizes, as in --channels {' '.join(map(str, theirs))}, and the autoencoder it was trained on"
         )
     model.load_state_dict(other.state_dict())
-
-
-@torch.no_grad()
-def encoded(data: DrawingsAndPairs, pictures: int, vae: Any, texts: SentenceStates) -> LatentPool:
-    """So many pictures' scaled latents, and the states of their captions."""
-    latents, states, masks = [], [], []
-    for k in range(-(-pictures // data.batch_size)):
-        images, captions = data.batch(k)
-        latents.append(vae.encode(images.to(vae.device) * 2 - 1).latent_dist.mean.half().cpu())
-        found, mask = texts.states(captions)
-        states.append(found.half().cpu())
-        masks.append(mask.cpu())
-    empty, none = texts.states([""])
-    scaled = torch.cat(latents) * vae.config["scaling_factor"]
-    return LatentPool(scaled, torch.cat(states), torch.cat(masks), (empty[0].cpu(), none[0].cpu()))

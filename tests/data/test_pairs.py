@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustclip.data import drawings_and_pairs
 from robustclip.data import pairs as module
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.drawings_and_pairs import DrawingsAndPairs, composition
 from robustclip.data.pairs import (
     COLOURS,
     OBJECTS,
@@ -99,6 +100,38 @@ def test_a_tint_keeps_shape_and_light() -> None:
     light = found[:3].sum(0)[0]
     assert (light.diff() > 0).all()
     assert (found[2] > found[0]).all()
+
+
+def test_a_mask_tells_the_first_thing_from_the_second() -> None:
+    """By the mean colour of each thing's pixels, which is nearer to its own colour than to the other's."""
+    batch = PairBatches("guide-styles", 40).batch(0)
+    right = []
+    for image, mask, pair in zip(batch.images, batch.masks, batch.pairs, strict=True):
+        assert mask.unique().tolist() == [0, 1, 2]
+        for number, (own, other) in enumerate(((pair.first, pair.second), (pair.second, pair.first)), start=1):
+            if own.colour and other.colour:
+                mean = image[:, mask == number].mean(1)
+                far, near = (mean.dist(torch.tensor(COLOURS[one.colour])) for one in (other, own) if one.colour)
+                right.append(bool(near < far))
+    assert len(right) > 40
+    assert sum(right) / len(right) > 0.95
+
+
+def test_compositions_come_among_them_without_the_held_out_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DrawingsAndPairs("guide-styles", 16, single=0.25, composed=0.5)
+    batch = data.labelled(1)
+    assert len(batch.captions) == len(batch.swapped) == len(batch.phrases) == len(batch.masks) == 16
+    assert data.describe()["compositions"] == 8
+    for caption, phrases, mask in zip(batch.captions[:12], batch.phrases, batch.masks, strict=False):
+        assert all(phrase in caption for phrase in phrases)
+        assert set(mask.unique().tolist()) == set(range(len(phrases) + 1))
+    assert batch.phrases[12:] == [[]] * 4
+    scene = composition(3, "guide-styles", 0)
+    shown = Pair(*(Thing(item.colour, item.noun) for item in scene.items[:2]))
+    monkeypatch.setattr(drawings_and_pairs, "compositional_prompts", lambda: [shown])
+    other = composition(3, "guide-styles", 0)
+    assert other.category == scene.category
+    assert not shown.things <= {Thing(item.colour, item.noun) for item in other.items}
 
 
 def test_single_drawings_come_among_them() -> None:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from robustclip.data.drawings_and_pairs import DrawingsAndPairs
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
-from robustclip.diffusion.denoiser import SCHEDULE, SNR, DenoiserTrainer, LatentPool, new_denoiser
+from robustclip.diffusion.conditioning import SentenceStates
+from robustclip.diffusion.denoiser import (
+    KEPT,
+    SCHEDULE,
+    SNR,
+    THINGS,
+    DenoiserTrainer,
+    Encoded,
+    averaging,
+    encode,
+    misplaced,
+    new_denoiser,
+)
 from robustclip.diffusion.pipelines import load_diffusion, load_vae
 from robustclip.errors import UsageError
 from robustclip.recipes import find
@@ -54,6 +68,21 @@ def test_what_comes_out_is_loaded_and_paints(trained: dict[str, Path]) -> None:
     assert reader.contrastive(pictures, ["a red fish", "a hat"]).shape == (1, 2)
     assert reader.card.provenance["measured"]["swap"]["n"] > 0
     assert is_pair_reader(trained["reader"])
+
+
+def test_averages_along_the_way_are_kept_and_a_run_goes_on_bit_by_bit(trained: dict[str, Path], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"vae": trained["vae"], "quick": True, "snapshots": 2}
+    whole = Path(pretrain("emoji-diffusion", **asked, out=tmp_path / "whole")["out"])
+    kept = sorted((whole / "snapshots").iterdir())
+    assert [one.name for one in kept] == ["step-000002", "step-000004"]
+    early, last = (load_diffusion(one).unet.state_dict() for one in kept)
+    assert any((early[name] != last[name]).any() for name in last)
+    for state in (whole / "checkpoints").iterdir():
+        if "4" in state.name:
+            state.unlink()
+    again = Path(pretrain("emoji-diffusion", **asked, resume=whole)["generator"])
+    torch.testing.assert_close(dict(load_diffusion(again).unet.state_dict()), dict(last), atol=0, rtol=0)
+    assert json.loads((kept[0] / "card.json").read_text())["steps"] == 2
 
 
 def test_a_denoiser_is_trained_on(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -142,31 +171,41 @@ def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
         new_autoencoder((16, 20))
 
 
-def pool() -> LatentPool:
+def encoded() -> Encoded:
+    """Four pictures of two things each, in the left and the right half, and two of none that is placed."""
     drawn = torch.Generator().manual_seed(0)
-    latents = torch.randn(6, 2, 4, 4, generator=drawn).half()
-    states, mask = torch.randn(6, 3, 16, generator=drawn).half(), torch.ones(6, 3, dtype=torch.bool)
-    return LatentPool(latents, states, mask, (torch.zeros(3, 16), torch.tensor([True, False, False])), drop=0.5)
+    latents, states = torch.randn(6, 2, 4, 4, generator=drawn), torch.randn(6, 3, 16, generator=drawn)
+    words, cells = torch.zeros(6, THINGS, 3, dtype=torch.bool), torch.zeros(6, THINGS, 4, 4)
+    for thing in range(2):
+        words[:4, thing, thing] = True
+        cells[:4, thing, :, 2 * thing : 2 * thing + 2] = 1
+    return Encoded(latents, states, torch.ones(6, 3, dtype=torch.bool), words, cells)
+
+
+EMPTY = (torch.zeros(3, 16), torch.tensor([True, False, False]))
 
 
 def test_a_denoiser_learns_and_its_loss_is_min_snr() -> None:
-    trainer = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40, lr=5e-3)
-    parts = pool().batch(16, generator(0, "batch"))
+    trainer = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40, lr=5e-3, placed=0.5)
+    batch = encoded().drawn(3, 0.0, EMPTY, generator(0, "batch"))
+    assert len(batch.latents) == 18
     stream = generator(0, "noise")
-    noise = torch.randn(parts[0].shape, generator=stream)
-    times = torch.randint(SCHEDULE["num_train_timesteps"], (16,), generator=stream)
+    noise = torch.randn(batch.latents.shape, generator=stream)
+    times = torch.randint(SCHEDULE["num_train_timesteps"], (18,), generator=stream)
     kept = trainer.scheduler.alphas_cumprod[times]
+    fused = new_denoiser((32,), latent=2, size=4, text=16, heads=2)  # with diffusers' own attention
     with torch.no_grad():
-        noisy = kept.sqrt().view(-1, 1, 1, 1) * parts[0] + (1 - kept).sqrt().view(-1, 1, 1, 1) * noise
-        found = trainer.model(noisy, times, parts[1], encoder_attention_mask=parts[2]).sample
+        noisy = kept.sqrt().view(-1, 1, 1, 1) * batch.latents + (1 - kept).sqrt().view(-1, 1, 1, 1) * noise
+        found = fused(noisy, times, batch.states, encoder_attention_mask=batch.mask).sample
     ratio = kept / (1 - kept)
     weights = torch.minimum(ratio, torch.full_like(ratio, SNR)) / ratio
     expected = (weights * (found - noise).square().flatten(1).mean(1)).mean()
-    first = trainer.step(*parts, generator(0, "noise"))
+    first = trainer.step(batch, generator(0, "noise"))
     assert first["loss"] == pytest.approx(expected.item(), rel=1e-4)
     for _ in range(39):
-        last = trainer.step(*parts, generator(0, "noise"))
+        last = trainer.step(batch, generator(0, "noise"))
     assert last["error"] < 0.8 * first["error"]
+    assert last["misplaced"] < 0.3 < first["misplaced"]
     assert trainer.averaged() is not trainer.model
     other = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40)
     other.load(trainer.state())
@@ -175,9 +214,53 @@ def test_a_denoiser_learns_and_its_loss_is_min_snr() -> None:
         new_denoiser((40,))
 
 
+def test_a_cell_attends_to_the_words_of_what_it_shows() -> None:
+    batch = encoded()
+    cells = batch.cells.flatten(2)  # (6,things,16)
+    right = torch.zeros(6, 16, 3)
+    right[:, :, 2] = 1  # where nothing is placed
+    right[:4, :, 2], right[:4, :, :2] = 0, cells[:4, :2].transpose(1, 2)
+    chance = torch.full((6, 16, 3), 1 / 3)
+    wrong = right[:, :, [1, 0, 2]]
+    by_head = [one.repeat_interleave(2, 0) for one in (right, chance, 0.75 * right + 0.25 * wrong)]
+    found = [misplaced(one, batch.words, batch.cells).item() for one in by_head]
+    assert found == pytest.approx([0.0, math.log(2), -math.log(0.75)], abs=1e-4)
+    coarse = torch.full((6, 4, 3), 1 / 3)
+    assert misplaced(coarse, batch.words, batch.cells).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert misplaced(chance, torch.zeros_like(batch.words), batch.cells).item() == 0
+
+
+def test_the_average_forgets_where_it_began() -> None:
+    average, current = torch.zeros(2), torch.ones(2)
+    for steps in range(1, 200):
+        averaging([average], [current], torch.tensor(steps))
+    assert (average > 0.999).all()
+    averaging([average], [torch.zeros(2)], torch.tensor(10**6))
+    assert average[0].item() == pytest.approx(KEPT, abs=1e-3)
+
+
 def test_captions_are_dropped_in_the_share_that_was_asked_for() -> None:
-    _, states, mask = pool().batch(400, generator(0, "batch"))
-    dropped = ~mask[:, 1]
+    batch = encoded().drawn(100, 0.5, EMPTY, generator(0, "batch"))
+    dropped = ~batch.mask[:, 1]
     assert 0.4 < dropped.float().mean() < 0.6
-    assert (states[dropped] == 0).all()
-    assert (states[~dropped] != 0).any(2).all()
+    assert (batch.states[dropped] == 0).all()
+    assert (batch.states[~dropped] != 0).any(2).all()
+    assert not batch.words[dropped].any()
+
+
+def test_pictures_are_encoded_with_the_words_and_cells_of_their_things(trained: dict[str, Path]) -> None:
+    texts = SentenceStates()
+    data = DrawingsAndPairs("guide-styles", 12, composed=0.5, single=0.25)
+    batch = data.labelled(0)
+    vae = load_vae(trained["vae"])
+    found = encode(batch, vae, texts)
+    model = load_diffusion(trained["diffusion"])
+    torch.testing.assert_close(found.latents, model.encode(batch.images), atol=0.03, rtol=0)  # of half precision
+    tokens = [texts.encoder.tokenizer.tokenize(caption) for caption in batch.captions]
+    for row, phrases in enumerate(batch.phrases):
+        assert int(found.words[row].any(1).sum()) == len(phrases)
+        for thing, phrase in enumerate(phrases):
+            own = [tokens[row][place - 1] for place in found.words[row, thing].nonzero()[:, 0].tolist()]
+            assert own == texts.encoder.tokenizer.tokenize(phrase)
+            shown = (batch.masks[row] == 1 + thing).float().mean()
+            assert found.cells[row, thing].mean().item() == pytest.approx(shown.item(), abs=1e-6) != 0

@@ -47,6 +47,16 @@ def test_cleaning_leaves_embedded_names_and_prompts_as_they_were() -> None:
     assert [text for text in texts if cleaned(text) != text] == []
 
 
+def test_spans_are_the_tokens_of_whole_words(encoder: SentenceEncoder) -> None:
+    text = "a carrot, a car and two toadstools"
+    found = encoder.spans(text, ["a car", "two toadstools", "a cat"], 9)
+    tokens = ["[CLS]", *encoder.tokenizer.tokenize(text)]
+    own = [[tokens[place] for place in row.nonzero()[:, 0].tolist()] for row in found]
+    assert own[0] == ["a", "car"]
+    assert own[1][0] == "two"  # and no more: the text is cut at nine tokens, with the two around it
+    assert own[2] == []
+
+
 def test_a_spelt_out_padding_token_is_not_attended_to(encoder: SentenceEncoder) -> None:
     """As in open_clip's HFTextEncoder, whose mask is all that has not the id of padding."""
     states, mask = encoder.token_states(["a [PAD] cat"], 8)

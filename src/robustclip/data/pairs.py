@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from robustclip.data import embedded
 from robustclip.data.emoji import label_index, load_labels, load_rgba
-from robustclip.data.scenes import background, cut
+from robustclip.data.scenes import VISIBLE, background, cut
 from robustclip.errors import UsageError
 from robustclip.runs.files import read_lines
 from robustclip.runs.rng import generator
@@ -109,12 +109,14 @@ def compositional_prompts() -> list[Pair]:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """images: (B,3,64,64) float32 in [0,1]; of each, its pair, a caption, and that caption with colours exchanged."""
+    """images: (B,3,64,64) float32 in [0,1]; of each, its pair, a caption, that caption with colours exchanged, and a
+    mask (64,64): 1 and 2 where the pair's first and second thing are, 0 elsewhere."""
 
     images: Float[Tensor, "b 3 64 64"]
     captions: list[str]
     swapped: list[str]
     pairs: list[Pair]
+    masks: UInt8[Tensor, "b 64 64"]
 
 
 @dataclass
@@ -138,16 +140,18 @@ class PairBatches:
 
     def batch(self, k: int) -> PairBatch:
         """Batch k of an endless row."""
-        images, captions, swapped, pairs = [], [], [], []
+        images, captions, swapped, pairs, masks = [], [], [], [], []
         for number in range(k * self.batch_size, (k + 1) * self.batch_size):
             stream = generator(self.seed, "pairs", number)
             pair = draw_pair(stream)
-            images.append(_composed(pair, self.split, stream))
+            image, mask = _composed(pair, self.split, stream)
+            images.append(image)
+            masks.append(mask)
             wording = WORDINGS[int(torch.randint(len(WORDINGS), (), generator=stream))]
             captions.append(wording.format(pair.first, pair.second))
             swapped.append(wording.format(*(lambda other: (other.first, other.second))(pair.swapped())))
             pairs.append(pair)
-        return PairBatch(torch.stack(images), captions, swapped, pairs)
+        return PairBatch(torch.stack(images), captions, swapped, pairs, torch.stack(masks))
 
 
 def draw_pair(stream: Generator) -> Pair:
@@ -169,7 +173,7 @@ def draw_pair(stream: Generator) -> Pair:
 
 def compose_pair(pair: Pair, *, split: str, seed: int = 0, number: int = 0) -> Float[Tensor, "3 64 64"]:
     """Picture number `number` of a pair, from drawings of `split`."""
-    return _composed(pair, split, generator(seed, f"pair {pair}", number))
+    return _composed(pair, split, generator(seed, f"pair {pair}", number))[0]
 
 
 def tinted(rgba: Float[Tensor, "4 h w"], colour: str) -> Float[Tensor, "4 h w"]:
@@ -181,7 +185,8 @@ def tinted(rgba: Float[Tensor, "4 h w"], colour: str) -> Float[Tensor, "4 h w"]:
     return torch.cat([torch.where(grey < 0.55, dark, light), rgba[3:]])
 
 
-def _composed(pair: Pair, split: str, stream: Generator) -> Float[Tensor, "3 64 64"]:
+def _composed(pair: Pair, split: str, stream: Generator) -> tuple[Tensor, Tensor]:
+    """The image (3,64,64), and the mask of PairBatch."""
     size = 64
     rows = _drawings(split)[1]
     canvas = torch.ones(3, size, size)
@@ -190,6 +195,7 @@ def _composed(pair: Pair, split: str, stream: Generator) -> Float[Tensor, "3 64 
     side = SIDES[0] + (SIDES[1] - SIDES[0]) * float(torch.rand((), generator=stream))
     stacked, turned = (torch.rand(2, generator=stream) < torch.tensor([STACKED, 0.5])).tolist()
     cuts = []
+    mask = torch.zeros(size, size, dtype=torch.uint8)
     for thing in (pair.second, pair.first) if turned else (pair.first, pair.second):
         own = rows[thing.name]
         row = own[int(torch.randint(len(own), (), generator=stream))]
@@ -199,7 +205,9 @@ def _composed(pair: Pair, split: str, stream: Generator) -> Float[Tensor, "3 64 
         top, left = _place(half, one.shape[1], one.shape[2], stacked, size, stream)
         below = canvas[:, top : top + one.shape[1], left : left + one.shape[2]]
         below.copy_(one[3] * one[:3] + (1 - one[3]) * below)
-    return canvas.clamp(0, 1)
+        number = 2 - half if turned else 1 + half
+        mask[top : top + one.shape[1], left : left + one.shape[2]][one[3] >= VISIBLE] = number
+    return canvas.clamp(0, 1), mask
 
 
 def _place(half: int, height: int, width: int, stacked: bool, size: int, stream: Generator) -> tuple[int, int]:

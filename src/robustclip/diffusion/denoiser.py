@@ -1,6 +1,8 @@
 """A small text-conditional denoiser of latents, trained: Ho et al. 2020 Alg. 1 in latents (Rombach et al. 2022, §3.3).
 
 Losses are weighted as in Hang et al. 2023 ("Min-SNR", gamma 5), and what is kept is a moving average of the weights.
+Where things lie in a training picture is known, so that cross-attention is supervised by it, after TokenCompose (Wang
+et al. 2024): a cell that shows a thing attends to that thing's words.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from robustclip.data.drawings_and_pairs import Captioned
+from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.fitting import rate
 from robustclip.errors import UsageError
 from robustclip.runs.devices import autocast
@@ -33,6 +37,9 @@ SCHEDULE: Final = {  # Stable Diffusion's
 }
 SNR: Final = 5.0  # gamma: signal-to-noise ratios above it count no more
 KEPT: Final = 0.999  # of the average of the weights, at each step
+THINGS: Final = 4  # of a picture at most, whose places are known
+TINY: Final = 1e-6
+Parameters = tuple[Tensor, ...] | list[Tensor]
 
 
 def new_denoiser(
@@ -67,49 +74,52 @@ def new_denoiser(
 
 @dataclass
 class DenoiserTrainer:
-    """One step after the other: `step(latents, states, mask, generator)` gives the numbers of it.
+    """One step after the other: `step(batch, generator)` gives the numbers of it.
 
-    model: a UNet2DConditionModel that predicts noise.
+    model: a UNet2DConditionModel that predicts noise; placed: the weight of the supervision of cross-attention.
     """
 
     model: Any
     steps: int
     lr: float = 1e-3
+    placed: float = 0.02
     dtype: torch.dtype = torch.float32
     done: int = 0
     scheduler: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.scheduler = DDPMScheduler.from_config(SCHEDULE)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(KEPT))
+        self.average = AveragedModel(self.model, multi_avg_fn=averaging)
+        self.kept: list[Tensor] = []
+        # Also half of the step's time on a CPU, where the fused attention is slow backward at so few cells.
+        self.model.set_attn_processor(KeepsAttention(self.kept))
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
 
-    def step(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        states: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"],
-        generator: Generator,
-    ) -> dict[str, float]:
-        """One update on scaled latents and the states of their captions' tokens."""
+    def step(self, batch: Encoded, generator: Generator) -> dict[str, float]:
+        """One update on pictures whose captions were dropped in part."""
         self.optimiser.param_groups[0]["lr"] = self.lr * rate(self.done, self.steps)
+        latents = batch.latents
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         times = torch.randint(self.scheduler.config["num_train_timesteps"], (len(latents),), generator=generator)
         times = times.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, times)
+        self.kept.clear()
         with autocast(latents.device, self.dtype):
-            found = self.model(noisy, times, states, encoder_attention_mask=mask).sample
+            found = self.model(noisy, times, batch.states, encoder_attention_mask=batch.mask).sample
         errors = F.mse_loss(found.float(), noise, reduction="none").flatten(1).mean(1)
         kept = self.scheduler.alphas_cumprod.to(latents.device)[times]
         ratio = kept / (1 - kept)
-        loss = (errors * ratio.clamp(max=SNR) / ratio).mean()
+        denoising = (errors * ratio.clamp(max=SNR) / ratio).mean()
+        placing = torch.stack([misplaced(weights, batch.words, batch.cells) for weights in self.kept]).mean()
+        loss = denoising + self.placed * placing
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.average.update_parameters(self.model)
         self.done += 1
-        return {"loss": loss.item(), "error": errors.mean().item()}
+        self.kept.clear()
+        return {"loss": denoising.item(), "error": errors.mean().item(), "misplaced": placing.item()}
 
     def averaged(self) -> Any:
         """The model with the averaged weights."""
@@ -135,24 +145,86 @@ class DenoiserTrainer:
         self.done = state["done"]
 
 
-@dataclass
-class LatentPool:
-    """Pictures that were encoded once, with the token states of their captions: what a denoiser is trained on.
+@torch.no_grad()
+def averaging(average: Parameters, current: Parameters, steps: Tensor | int) -> None:
+    """A moving average that keeps less at first, (1 + steps) / (10 + steps), so that it soon forgets where it began."""
+    torch._foreach_lerp_(average, current, 1 - min(KEPT, (1 + int(steps)) / (10 + int(steps))))
 
-    latents (N,C,h,w) float16, scaled; states (N,L,D) float16; mask (N,L), true for tokens; empty: states and mask of
-    the empty text, (L,D) and (L), which takes the caption's place in a share `drop` of cases (Ho and Salimans 2021).
+
+class KeepsAttention:
+    """An attention processor of diffusers that keeps the weights of cross-attention, (B*heads,N,L), in `kept`."""
+
+    def __init__(self, kept: list[Tensor]) -> None:
+        self.kept = kept
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        given = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        mask = attn.prepare_attention_mask(attention_mask, given.shape[1], len(given))
+        query, key, value = (
+            attn.head_to_batch_dim(layer(states))
+            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, given), (attn.to_v, given))
+        )
+        weights = attn.get_attention_scores(query, key, mask)
+        if encoder_hidden_states is not None:
+            self.kept.append(weights)
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(weights, value))))
+
+
+def misplaced(
+    weights: Float[Tensor, "bh n l"], words: Bool[Tensor, "b g l"], cells: Float[Tensor, "b g h w"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the thing that a cell shows under its attention to the words of each, averaged over heads: log 2
+    by chance for two things, 0 for one. A deviation from TokenCompose, whose loss takes nouns one by one."""
+    found = weights.float().view(len(words), -1, *weights.shape[1:]).mean(1)
+    side = round(found.shape[1] ** 0.5)
+    shown = F.adaptive_avg_pool2d(cells, side).flatten(2)
+    attended = torch.einsum("bnl,bgl->bgn", found, words.float()) + TINY
+    there = words.any(2, keepdim=True)
+    shares = attended / (attended * there).sum(1, keepdim=True).clamp(min=TINY)
+    return -(shown * there * shares.log()).sum() / (shown * there).sum().clamp(min=TINY)
+
+
+@dataclass
+class Encoded:
+    """What a denoiser is trained on, of captioned pictures.
+
+    latents (B,C,h,w), scaled; states (B,L,D) of the captions' tokens, and mask (B,L), true for tokens; words (B,G,L),
+    true for the tokens of each thing's phrase; cells (B,G,h,w), the share of a cell that shows the thing.
     """
 
-    latents: Float[Tensor, "n c h w"]
-    states: Float[Tensor, "n l d"]
-    mask: Bool[Tensor, "n l"]
-    empty: tuple[Float[Tensor, "l d"], Bool[Tensor, " l"]]
-    drop: float = 0.1
+    latents: Float[Tensor, "b c h w"]
+    states: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+    words: Bool[Tensor, "b g l"]
+    cells: Float[Tensor, "b g h w"]
 
-    def batch(self, size: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`size` of them, drawn with replacement: latents and states in float32, and masks."""
-        rows = torch.randint(len(self.latents), (size,), generator=generator)
-        states, mask = self.states[rows].float(), self.mask[rows].clone()
-        dropped = torch.rand(size, generator=generator) < self.drop
-        states[dropped], mask[dropped] = self.empty[0].float(), self.empty[1]
-        return self.latents[rows].float(), states, mask
+    def drawn(self, repeat: int, drop: float, empty: tuple[Tensor, Tensor], generator: Generator) -> Encoded:
+        """Each of them `repeat` times; states and mask of the empty text, (L,D) and (L), take the caption's place in a
+        share `drop` of cases (Ho and Salimans 2021)."""
+        parts = (self.latents, self.states, self.mask, self.words, self.cells)
+        latents, states, mask, words, cells = (part.repeat(repeat, *[1] * (part.ndim - 1)) for part in parts)
+        dropped = (torch.rand(len(latents), generator=generator) < drop).to(latents.device)
+        states[dropped], mask[dropped], words[dropped] = empty[0].to(states), empty[1], False
+        return Encoded(latents, states, mask, words, cells)
+
+
+@torch.no_grad()
+def encode(batch: Captioned, vae: Any, texts: SentenceStates, dtype: torch.dtype = torch.float32) -> Encoded:
+    """Pictures and captions as a denoiser reads them; `dtype` is that of the text tower's arithmetic."""
+    images = batch.images.to(vae.device, memory_format=torch.channels_last)
+    latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config["scaling_factor"]
+    with autocast(vae.device, dtype):
+        states, mask = texts.states(batch.captions)
+    words = torch.zeros(len(images), THINGS, mask.shape[1], dtype=torch.bool)
+    for row, phrases in enumerate(batch.phrases):
+        words[row, : len(phrases)] = texts.encoder.spans(batch.captions[row], phrases, mask.shape[1])
+    numbers = torch.arange(1, THINGS + 1).view(-1, 1, 1)
+    cells = F.adaptive_avg_pool2d((batch.masks[:, None] == numbers).float(), latents.shape[-1])
+    return Encoded(latents.float(), states.float(), mask, words.to(mask.device), cells.to(mask.device))

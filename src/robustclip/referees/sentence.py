@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -83,6 +84,20 @@ class SentenceEncoder(TextTower):
         """The last hidden states of `length` tokens of each text, cut or padded, and which of them are tokens."""
         ids, mask = self._tokens(texts, padding="max_length", length=length)
         return self.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
+
+    def spans(self, text: str, phrases: list[str], length: int) -> Bool[Tensor, "p l"]:
+        """Which of the `length` tokens that `token_states` gives of a text belong to each phrase, where it first stands
+        in the text as whole words."""
+        with self._tokenizing:
+            offsets = self.tokenizer(
+                cleaned(text), padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True
+            )["offset_mapping"]
+        found = torch.zeros(len(phrases), length, dtype=torch.bool)
+        for row, phrase in enumerate(phrases):
+            if place := re.search(rf"\b{re.escape(phrase)}\b", cleaned(text)):
+                ends = [place.start() < end <= place.end() for _, end in offsets]
+                found[row] = torch.tensor(ends)
+        return found
 
     def _embed(self, texts: list[str]) -> Float[Tensor, "t d"]:
         ids, mask = self._tokens(texts, padding="longest", length=self.context_length)

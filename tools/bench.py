@@ -1,4 +1,4 @@
-"""`make bench`: what our code adds to the passes that nobody can avoid, and which dtype is faster, as ratios.
+"""`make bench`: overhead of our training step over its forward and backward passes, by dtype.
 
 Both sides of a ratio are measured in turn in one run, and the ratio is that of their medians: absolute times of a
 shared machine mean nothing.

@@ -1,4 +1,4 @@
-"""`make bench`: what tiles save a rasteriser, and what CLIPDraw adds to the passes nobody can avoid, as ratios."""
+"""`make bench`: speed-up of tiled rasterisation, and CLIPDraw's overhead over its passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make bench`: what exactness costs, and what a second process gains, as ratios measured side by side.
+"""`make bench`: cost of exact gradient accumulation, and gain of a second process.
 
     batch in 4 parts, gathered negatives    the exact mode: a forward pass more in each attack step and in the update
     batch in 4 parts, local negatives       the approximate mode: a forward pass more in the update only

@@ -1,4 +1,4 @@
-"""`make bench`: what synthesis adds to the passes nobody can avoid, and what painting in batches gains, as ratios.
+"""`make bench`: overhead of synthesis over its passes, and gain of batching.
 
 With --quality also what a pass buys: R-Precision of the paper's recipe and of ours against the view passes of a picture
 (some 12 minutes on two cores for 40 prompts).

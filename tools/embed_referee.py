@@ -1,4 +1,4 @@
-"""Put what a run trained among the embedded referees: image tower in half precision, card, open_clip config.
+"""Add a trained referee to the embedded ones: half-precision image tower, card, open_clip config.
 
     python tools/embed_referee.py runs/emoji-1 emoji-robust
 

@@ -1,4 +1,4 @@
-"""Cheaper attacks for training, side by side: robustness at equal samples, FLOPs and time as ratios to PGD-5 and PGD-2.
+"""Compare cheaper training attacks: robustness at equal samples, FLOPs and time relative to PGD-5 and PGD-2.
 
     python tools/half_the_cost.py --rows runs/robustness   # about an hour on two cores; resumes; writes docs/cost.md
 

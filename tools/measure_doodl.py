@@ -1,4 +1,4 @@
-"""Measure DOODL beside what it is compared with, on the embedded diffusion model. Writes docs/doodl.webp.
+"""Measure DOODL and its baselines on the embedded diffusion model. Writes docs/doodl.webp.
 
     python tools/measure_doodl.py --prompts 24 > table.md       # resumable: runs/doodl/ keeps what is painted
 

@@ -1,4 +1,4 @@
-"""Measure the reversible samplers on the embedded diffusion model: where each can be undone, how far it is from DDIM.
+"""Measure the reversible samplers on the embedded diffusion model: inversion error and distance to DDIM.
 
     python tools/measure_samplers.py > table.md                # minutes on one core
     python tools/measure_samplers.py --cost                    # time and memory of a gradient instead

@@ -1,4 +1,4 @@
-"""Measure the embedded generator: what its codes keep of a drawing. Writes its card and docs/vqgan.png.
+"""Measure the embedded VQGAN's reconstructions. Writes its card and docs/vqgan.png.
 
     python tools/measure_vqgan.py                          # a minute on one core
     python tools/measure_vqgan.py --run runs/...           # and puts what the run saw on the card

@@ -1,4 +1,4 @@
-"""Make the report of the embedded control and robust referee over 24 drawings and scenes, and docs/explaining.webp.
+"""Write the explanation report of the embedded control and robust referee, and docs/explaining.webp.
 
     python tools/publish_explanation.py   # about two minutes; needs Chromium (Debian: chromium)
 

@@ -1,4 +1,4 @@
-"""Train the referees of the 96-pixel world, one stage after another; called again, it goes on where it was stopped.
+"""Train the referees of the 96-pixel world, stage by stage, resumable.
 
     OMP_NUM_THREADS=1 nice -n 19 python tools/train_world.py
 

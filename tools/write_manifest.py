@@ -1,4 +1,4 @@
-"""Write src/robustclip_emoji/SHA256SUMS anew, after a file of the embedded world has changed (`sha256sum -c` reads it).
+"""Write src/robustclip_emoji/SHA256SUMS (checked by `sha256sum -c`).
 
 python tools/write_manifest.py
 """

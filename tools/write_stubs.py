@@ -1,4 +1,4 @@
-"""Write src/robustclip/calls.pyi anew, after a recipe's flags have changed: what editors complete.
+"""Write src/robustclip/calls.pyi, the stubs of recipes that editors complete.
 
 python tools/write_stubs.py
 """

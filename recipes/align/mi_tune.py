@@ -1,4 +1,4 @@
-"""MI-TUNE (Wang et al., ICLR 2025): fine-tune a diffusion model on its samples of the highest mutual information."""
+"""MI-TUNE (Wang et al., ICLR 2025): fine-tune a diffusion model on its samples of highest mutual information."""
 
 from __future__ import annotations
 

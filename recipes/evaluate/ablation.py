@@ -1,4 +1,4 @@
-"""What each choice in `clipag` is worth: one changed at a time, judged by referees that did not guide."""
+"""Ablation of `clipag`: change one choice at a time, judge by referees that did not guide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Referee-Can-Play's tables in the embedded world: what each of its parts is worth on pairs of coloured things."""
+"""Referee-Can-Play's ablation tables in the embedded world, on pairs of coloured objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does mutual information rank pictures as judges do, and does MI-TUNE help? In the embedded world."""
+"""Mutual information against judges as a ranking of pictures, and MI-TUNE before and after, in the embedded world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives, threat models, attack steps and towers on equal terms, in the embedded world."""
+"""Compare objectives, threat models, attack steps and towers at equal training budget, in the embedded world."""
 
 from __future__ import annotations
 

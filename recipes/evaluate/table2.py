@@ -1,4 +1,4 @@
-"""CLIPAG's Table 2 in the embedded world: how near sets of pictures are to real ones, and to their prompts."""
+"""CLIPAG's Table 2 in the embedded world: distances of picture sets to real ones, and CLIPScore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world's BLIP-2: a small Q-Former on a frozen embedded tower, for `synthesize referee-can-play`."""
+"""Train the embedded BLIP-2: a small Q-Former on a frozen embedded tower, for `synthesize referee-can-play`."""
 
 from __future__ import annotations
 

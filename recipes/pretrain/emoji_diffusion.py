@@ -1,4 +1,4 @@
-"""The embedded world's text-to-image diffusion model, for `synthesize referee-can-play`."""
+"""Train the embedded text-to-image latent diffusion model, for `synthesize referee-can-play` and `doodl`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world's judge: another architecture and seed than the guides, trained on all drawing styles."""
+"""Train the embedded judge: another architecture and seed than the guides, on all drawing styles."""
 
 from __future__ import annotations
 

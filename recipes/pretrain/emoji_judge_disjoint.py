@@ -1,4 +1,4 @@
-"""The judge that shares no image with the guides: trained on the unseen styles only."""
+"""Train the embedded judge that shares no image with the guides: on the unseen styles only."""
 
 from __future__ import annotations
 

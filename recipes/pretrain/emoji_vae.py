@@ -1,4 +1,4 @@
-"""The embedded world's autoencoder: 64x64 pictures as 8x8 latents, for `pretrain/emoji-diffusion`."""
+"""Train the embedded autoencoder: 64x64 pictures to 8x8 latents, for `pretrain/emoji-diffusion`."""
 
 from __future__ import annotations
 

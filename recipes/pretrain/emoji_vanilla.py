@@ -1,4 +1,4 @@
-"""The embedded world's ordinary CLIP: a small tower matched to a frozen sentence encoder on clean emoji."""
+"""Train the embedded CLIP on clean emoji: a small image tower matched to a frozen sentence encoder."""
 
 from __future__ import annotations
 

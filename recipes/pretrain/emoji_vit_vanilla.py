@@ -1,4 +1,4 @@
-"""The embedded world's ordinary CLIP with a ViT: emoji-vanilla's training of a tower with patches and a CLS token."""
+"""Train the embedded CLIP with a ViT on clean emoji, as `emoji-vanilla` is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world's generator: a small VQGAN of drawings, for `synthesize vqgan`."""
+"""Train the embedded VQGAN on drawings, for `synthesize vqgan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIPAG in the embedded world: emoji-vanilla's image tower, fine-tuned on adversarial emoji."""
+"""CLIPAG in the embedded world: fine-tune emoji-vanilla's image tower on adversarial emoji."""
 
 from __future__ import annotations
 

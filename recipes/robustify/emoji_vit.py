@@ -1,4 +1,4 @@
-"""CLIPAG in the embedded world on a ViT: emoji's training of emoji-vit-vanilla's tower."""
+"""CLIPAG in the embedded world on a ViT: fine-tune emoji-vit-vanilla as `emoji` does its ResNet."""
 
 from __future__ import annotations
 

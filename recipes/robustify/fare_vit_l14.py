@@ -1,4 +1,4 @@
-"""FARE: ViT-L/14 of OpenAI, fine-tuned to keep its embeddings under attack, with RobustVLM's released settings."""
+"""FARE on OpenAI's ViT-L/14 (unsupervised: keep embeddings under attack), with RobustVLM's released settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TeCoA: ViT-L/14 of OpenAI, fine-tuned to name classes under attack, with RobustVLM's released settings."""
+"""TeCoA on OpenAI's ViT-L/14 (supervised: classify under attack), with RobustVLM's released settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIPAG without a generator, as it reads best here: a robust referee paints pixels, from a mixture's best guess on."""
+"""CLIPAG's generator-free synthesis with our defaults: optimise pixels by a robust referee, from a mixture's sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIPAG's generator-free synthesis with the constants of its released notebook, and with its slips or without."""
+"""CLIPAG's generator-free synthesis with the constants of its released notebook, with or without its bugs."""
 
 from __future__ import annotations
 

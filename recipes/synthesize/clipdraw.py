@@ -1,4 +1,4 @@
-"""CLIPDraw (Frans et al. 2021), and CLIPDraw + CLIPAG: strokes that a referee pulls until they show the prompt."""
+"""CLIPDraw (Frans et al. 2021) and CLIPDraw + CLIPAG: optimise vector strokes towards a prompt."""
 
 from __future__ import annotations
 

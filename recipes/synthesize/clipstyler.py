@@ -1,4 +1,4 @@
-"""CLIPStyler (Kwon & Ye 2022), and CLIPStyler + CLIPAG: a picture restyled by a text."""
+"""CLIPStyler (Kwon & Ye 2022) and CLIPStyler + CLIPAG: text-guided style transfer."""
 
 from __future__ import annotations
 

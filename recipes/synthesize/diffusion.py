@@ -1,4 +1,4 @@
-"""A diffusion model's own pictures, by DDIM (Song et al. 2021), and the best of N of them."""
+"""Sample a diffusion model by DDIM (Song et al. 2021), with best-of-N selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct Ascent Synthesis (Fort & Whitaker 2025): a sum over resolutions, seen through jitter and noise."""
+"""Direct Ascent Synthesis (Fort & Whitaker 2025): optimise a sum over resolutions, under jitter and noise."""
 
 from __future__ import annotations
 

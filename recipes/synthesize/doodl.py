@@ -1,4 +1,4 @@
-"""DOODL (Wallace et al. 2023): the noise that a diffusion chain starts from, optimised end to end."""
+"""DOODL (Wallace et al. 2023): end-to-end optimisation of the initial latents of a diffusion chain."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Referee-Can-Play (Liu et al. 2024): a referee that reads pairs pulls at the latents of a diffusion model, and Score
-Distillation keeps them pictures."""
+"""Referee-Can-Play (Liu et al. 2024): optimise diffusion latents by a BLIP-2 or CLIPs under Score Distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VQGAN+CLIP (Crowson et al. 2022), after VQGAN-CLIP: a referee pulls at the codes of an image generator."""
+"""VQGAN+CLIP (Crowson et al. 2022), after the VQGAN-CLIP repository: optimise a VQGAN's codes towards a prompt."""
 
 from __future__ import annotations
 

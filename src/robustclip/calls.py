@@ -1,4 +1,4 @@
-"""`robustclip.robustify` and `robustclip.synthesize`: functions that also have each recipe as a function of its own.
+"""Python entry points `robustclip.robustify` and `robustclip.synthesize`, with one function per recipe.
 
 `calls.pyi` beside this file has the recipes' signatures for editors; `python tools/write_stubs.py` writes it.
 """

@@ -1,4 +1,4 @@
-"""The command line: which verb is which function, and what a failure looks like. No logic, and no torch."""
+"""The command line: maps verbs to functions and errors to exit codes; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""click commands made of typed functions. Nothing of a command is imported before it is called or asked for help."""
+"""click commands generated from typed functions, imported when they are called or asked for help."""
 
 from __future__ import annotations
 

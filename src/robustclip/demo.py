@@ -1,4 +1,4 @@
-"""`robustclip demo`: robustify a small CLIP, export it, measure it beside the CLIP it came from, and explain both."""
+"""`robustclip demo`: robustify a small CLIP, export it, evaluate it against its start, and explain both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is here, what is missing, and how to get it."""
+"""`robustclip doctor`: versions, devices, memory, missing packages and the commands that install them."""
 
 from __future__ import annotations
 

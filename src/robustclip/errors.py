@@ -1,4 +1,4 @@
-"""The kinds of fault, so that every command can say whose it is, and the end that is none."""
+"""Error classes with codes and exit codes: UsageError, RunError and Interrupted; reasons for skipped samples."""
 
 from __future__ import annotations
 

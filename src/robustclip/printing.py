@@ -1,4 +1,4 @@
-"""How results look in a terminal."""
+"""Print results as terminal tables."""
 
 from __future__ import annotations
 

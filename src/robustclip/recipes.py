@@ -1,4 +1,4 @@
-"""Recipes: Python files with one typed function. Find one, check a call of it, call it. Knows no method.
+"""Find, check and call recipes: Python files with one typed function.
 
 A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
 command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have

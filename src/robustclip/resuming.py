@@ -1,4 +1,4 @@
-"""What `--resume` means: which run goes on, and what it takes over from the run's record.
+"""`--resume`: find the run to continue and restore its arguments.
 
     --resume FOLDER            that run
     --resume latest            the run of this recipe in runs/ that was started last

@@ -1,4 +1,4 @@
-"""A typed function as a command: its parameters are the flags, and all faults of a call are told at once.
+"""Typed functions as commands: parameters become flags; all faults of a call are reported together.
 
 Types are Python's and pydantic's (`int`, `PositiveFloat`, `Literal["l2", "linf"]`, `FilePath`, `Path | None`,
 `list[str]`); a validator in `Annotated[...]` checks what a type can't say, and a string there is the flag's help.

@@ -1,4 +1,4 @@
-"""Attacks: images x loss -> images inside a threat model. They know nothing of CLIP, text or labels."""
+"""Adversarial attacks on images inside a threat model, for any differentiable loss."""
 
 from __future__ import annotations
 

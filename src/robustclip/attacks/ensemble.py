@@ -1,4 +1,4 @@
-"""What the attacks on classifiers consist of: AutoAttack (Croce & Hein 2020, arXiv:2003.01690), and less of it.
+"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690) and its components, assembled from torchattacks.
 
     apgd-ce            APGD on the cross-entropy
     apgd-dlr           APGD on the difference of logits ratio, which no scale of the logits weakens

@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018): the inner problem of CLIPAG's Eq. 3.
+"""Projected gradient descent (Madry et al. 2018): the inner maximisation of CLIPAG's Eq. 3.
 
     x_0     = clamp(x + random start)
     v_t+1   = steepest(momentum * v_t + steepest(grad loss(x_t)))        (steepest(grad loss(x_t)) without momentum)

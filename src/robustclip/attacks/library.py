@@ -1,4 +1,4 @@
-"""torchattacks behind our signature: other people's attacks, to check ours against and to evaluate with.
+"""Wrapper of torchattacks: APGD, FAB, Square and PGD with our signature, for evaluation and parity tests.
 
 They attack classifiers, so in place of a loss they take logits and labels. Its AutoAttack is not used: of 3.5.1, it
 gives APGD 10 steps instead of the paper's 100, and as many targets as there are wrong classes instead of 9. What

@@ -1,4 +1,4 @@
-"""An attack in one word, as in reports and on the command line: `l2:1.5@20x3`, `l2:1.5@autoattack`."""
+"""Attack specifications as text, parsed and run: `l2:1.5@20x3`, `l2:1.5@autoattack`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threat model: which images count as "almost the same", and the geometry an attack needs to stay among them."""
+"""The threat model: norm, eps and image size, with projection, random starts and steepest directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canvases: what is optimised until it looks right. They know images, not texts, referees or views."""
+"""Canvases: differentiable image parameterisations that synthesis optimises."""
 
 from __future__ import annotations
 

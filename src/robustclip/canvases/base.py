@@ -1,4 +1,4 @@
-"""A canvas holds parameters and renders them as pictures."""
+"""The canvas interface: parameters, and their rendering as pictures."""
 
 from __future__ import annotations
 

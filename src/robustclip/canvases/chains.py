@@ -1,4 +1,4 @@
-"""The noise that a diffusion chain starts from: the canvas of DOODL (Wallace et al. 2023)."""
+"""Canvas of DOODL (Wallace et al. 2023): the initial latents of a diffusion chain."""
 
 from __future__ import annotations
 

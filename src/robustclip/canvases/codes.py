@@ -1,4 +1,4 @@
-"""The latent codes of a VQGAN: the canvas of VQGAN+CLIP."""
+"""Canvas of VQGAN+CLIP: the latent codes of a VQGAN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latents of an autoencoder: the canvas of Referee-Can-Play."""
+"""Canvas of Referee-Can-Play: the latents of an autoencoder."""
 
 from __future__ import annotations
 

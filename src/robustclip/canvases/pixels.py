@@ -1,4 +1,4 @@
-"""Pixels as they are: CLIPAG's generator-free canvas."""
+"""Canvas of CLIPAG's generator-free synthesis: raw pixels."""
 
 from __future__ import annotations
 

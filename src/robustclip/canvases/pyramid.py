@@ -1,4 +1,4 @@
-"""A picture as a sum over resolutions, so that coarse structure is as near to the optimiser as fine structure.
+"""Multi-resolution canvas: a picture as a sum over resolutions, as in Direct Ascent Synthesis.
 
 Written from the description in Fort & Whitaker 2025, "Direct Ascent Synthesis".
 """

@@ -1,4 +1,4 @@
-"""Vector strokes: CLIPDraw's canvas. Their number and order stay; points, widths and colours are optimised."""
+"""Canvas of CLIPDraw: vector strokes with optimised points, widths and colours, in a fixed number and order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIPStyler's canvas: a small network a picture, which repaints its content."""
+"""Canvas of CLIPStyler: one small U-Net per picture, which repaints its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image-text data: embedded splits, scenes of them, and sources of training batches. Names load when first used."""
+"""Image-text data: embedded splits, composed scenes, and sources of training batches. Names load when first used."""
 
 from __future__ import annotations
 

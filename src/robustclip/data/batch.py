@@ -1,4 +1,4 @@
-"""What every data source hands to the trainer."""
+"""The training batch that every data source yields."""
 
 from __future__ import annotations
 

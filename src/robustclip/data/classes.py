@@ -1,4 +1,4 @@
-"""The classes of a training set by name, for objectives that know them all (TeCoA)."""
+"""Class names of a training set, for objectives over all classes (TeCoA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How compositions are made: what is drawn for each category, where it finds room, and the picture of it."""
+"""Layout and rendering of compositions: sprites per category, placement without overlap, the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compositions: scenes of one to four named things, drawn on the fly, with the claims of their captions as atoms.
+"""Compositions: scenes of one to four named things, drawn on the fly, with captions split into atomic claims.
 
 The categories are those of T2I-CompBench (Huang et al. 2023, arXiv:2307.06350) and numeracy: colour, shape, texture
 (the drawing style), spatial (left, right, above, below), non-spatial as far as drawings can (bigger, smaller, inside)

@@ -1,4 +1,4 @@
-"""From an encoded picture to 8-bit RGB at the training resolution."""
+"""Decode encoded pictures to 8-bit RGB at the training resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single drawings of the embedded set by their names, as content to restyle."""
+"""Single drawings of the embedded set by name, as content for style transfer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the embedded emoji world, which the distribution robustclip-emoji installs."""
+"""Paths of the embedded files that the distribution robustclip-emoji installs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: which layout they have, by rule, and what lies in them that is no part of it.
+"""Image folder layouts: class folders or captions beside pictures, recognised by rule.
 
 Training and evaluation both read folders here, so that they find the same pictures, classes and captions.
 """

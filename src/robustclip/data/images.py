@@ -1,4 +1,4 @@
-"""Pictures in and out of files, and laid out side by side. Every image is float in [0, 1], channels first."""
+"""Read, write and arrange pictures. Every image is a float tensor in [0, 1], channels first."""
 
 from __future__ import annotations
 

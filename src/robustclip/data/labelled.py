@@ -1,4 +1,4 @@
-"""Images with labels and captions: what evaluations read."""
+"""In-memory images with labels and captions, for evaluation."""
 
 from __future__ import annotations
 

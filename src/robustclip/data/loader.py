@@ -1,4 +1,4 @@
-"""From a stream of samples to batches: decoded by worker processes, bad ones skipped and counted."""
+"""Batches from a stream of samples: decoded by worker processes; broken samples are skipped and counted."""
 
 from __future__ import annotations
 

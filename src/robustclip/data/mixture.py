@@ -1,4 +1,4 @@
-"""Several sources as one endless stream of samples."""
+"""Weighted mixture of several sources as one endless stream of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs: composed pictures of two coloured things, "a yellow banana and a blue butterfly", with what tells them apart.
+"""Composed pictures of two coloured things ("a yellow banana and a blue butterfly") with contrastive captions.
 
 What Referee-Can-Play is measured on, in the embedded world: both things have to be there, each in its own colour.
 Drawings are those of the emoji set, in another colour; colours, nouns, layouts and wordings are ours.

@@ -1,4 +1,4 @@
-"""The committed prompts of the embedded world, and the drawings they are true of."""
+"""The embedded prompts, and the drawings that each describes."""
 
 from __future__ import annotations
 

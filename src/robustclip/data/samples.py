@@ -1,4 +1,4 @@
-"""Image-text pairs as they lie in files: found, named and captioned, with the picture not yet decoded."""
+"""Undecoded image-text samples of files: key, encoded image, caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes: a few drawings of the embedded emoji set on a background, with a box around each, to see who finds what."""
+"""Scenes: several embedded drawings on a background with bounding boxes, for localisation."""
 
 from __future__ import annotations
 

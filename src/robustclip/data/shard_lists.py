@@ -1,4 +1,4 @@
-"""The shards that a path, a brace list, a pattern, a folder or a command stands for."""
+"""Expand a path, brace list, pattern, folder or command to a list of shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of samples whose members share a name up to its last dot (000001.jpg, 000001.txt).
+"""WebDataset shards: tar files whose members are grouped by name up to the last dot (000001.jpg, 000001.txt).
 
 The layout is img2dataset's as it is, and that of the embedded emoji set. Every member is part of a sample that is read,
 or of one that is counted with what is wrong with it. Members are read by their endings and decoded

@@ -1,4 +1,4 @@
-"""Data by name: what the flags --data and --data-weights stand for."""
+"""Data sources by name: the flags --data and --data-weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find a data set's split by name."""
+"""Load a split of an embedded data set by name."""
 
 from __future__ import annotations
 

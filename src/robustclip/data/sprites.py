@@ -1,4 +1,4 @@
-"""Sprites: drawings of single nouns cut out and scaled, plain shapes, and a colour laid over either."""
+"""Sprites for compositions: cropped and scaled drawings of single nouns, plain shapes, and recolouring."""
 
 from __future__ import annotations
 

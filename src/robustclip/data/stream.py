@@ -1,4 +1,4 @@
-"""Endless samples of several sources for one process, which can be taken up where they were left."""
+"""Endless, resumable sample stream of several sources for one process."""
 
 from __future__ import annotations
 

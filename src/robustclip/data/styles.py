@@ -1,4 +1,4 @@
-"""The committed pairs of a content and a style, for tables of restyled pictures."""
+"""The embedded content and style pairs, for tables of style transfer."""
 
 from __future__ import annotations
 

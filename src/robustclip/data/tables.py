@@ -1,4 +1,4 @@
-"""Image-text pairs that lie in plain files: a table of paths and captions, or a folder of pictures."""
+"""Image-text samples from CSV and TSV tables of paths and captions, and from image folders."""
 
 from __future__ import annotations
 

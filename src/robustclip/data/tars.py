@@ -1,4 +1,4 @@
-"""Tar files read front to back, with no trust in what their headers claim.
+"""Bounded, sequential reading of untrusted tar files.
 
 Nothing is ever unpacked to disk: names are only names, links and devices are counted and not followed. What a header
 claims is held against what is there before anything is read or passed over, so that memory and time stay in proportion

@@ -1,1 +1,1 @@
-"""Generators of diffusers, the optional library that this room alone imports: pip install 'robustclip[synthesis]'."""
+"""Diffusion models and VQGANs in diffusers' format: pip install 'robustclip[synthesis]'."""

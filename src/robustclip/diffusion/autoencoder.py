@@ -1,5 +1,4 @@
-"""A small KL autoencoder, trained: Rombach et al. 2022, "High-Resolution Image Synthesis", §3.1, with what a CPU has
-time for.
+"""Train a small KL autoencoder (Rombach et al. 2022, §3.1).
 
 Deviations, all ours: the perceptual distance is of a small tower's features, where theirs is LPIPS on VGG-16, and joins
 late; there is no adversary.

@@ -1,4 +1,4 @@
-"""What a gradient through a whole chain takes, counted on the meta device: no weights, no memory, no network."""
+"""Memory and FLOPs of a gradient through a whole diffusion chain, counted on the meta device."""
 
 from __future__ import annotations
 

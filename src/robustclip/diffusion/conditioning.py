@@ -1,4 +1,4 @@
-"""Texts as what a denoiser attends to: the states of their tokens."""
+"""Text conditioning of a denoiser: token states of a text tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`robustclip convert taming-vqgan`: a published VQGAN's checkpoint as a folder that diffusers loads too."""
+"""`robustclip convert taming-vqgan`: convert a published VQGAN checkpoint to a diffusers folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small text-conditional denoiser of latents, trained: Ho et al. 2020 Alg. 1 in latents (Rombach et al. 2022, §3.3).
+"""Train a small text-conditional latent denoiser (Ho et al. 2020, Alg. 1; Rombach et al. 2022, §3.3).
 
 Losses are weighted as in Hang et al. 2023 ("Min-SNR", gamma 5), and what is kept is a moving average of the weights.
 Where things lie in a training picture is known, so that cross-attention is supervised by it, after TokenCompose (Wang

@@ -1,4 +1,4 @@
-"""What the trainings of generators share: steps under a bar, numbers in a run folder, states to go on from."""
+"""Training loop shared by the generators: progress, metrics in a run folder, resumable state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of models as diffusers writes them, there as a whole or not at all."""
+"""Atomic writes of model folders in diffusers' layout."""
 
 from __future__ import annotations
 

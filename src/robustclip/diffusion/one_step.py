@@ -1,4 +1,4 @@
-"""What stands beside end-to-end gradients: those through one evaluation of the denoiser, which predicts the picture."""
+"""One-step guidance: gradients through a single evaluation of the denoiser, the baseline of DOODL."""
 
 from __future__ import annotations
 

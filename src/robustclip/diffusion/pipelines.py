@@ -1,5 +1,4 @@
-"""Diffusion models by name, or from folders that diffusers writes: model_index.json, vae/, unet/, scheduler/, and the
-text tower in text_encoder/ and tokenizer/, or named in a card."""
+"""Load diffusion models by name or from diffusers folders (model_index.json, vae/, unet/, scheduler/, text tower)."""
 
 from __future__ import annotations
 

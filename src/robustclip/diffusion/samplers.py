@@ -1,4 +1,4 @@
-"""Deterministic samplers of a diffusion chain, as rows of couplings between two latents.
+"""Reversible and deterministic diffusion samplers (EDICT, BDIA, O-BELM, DDIM) as couplings of two latents.
 
 A coupling changes one latent of the pair and reads the other, which stays:
 

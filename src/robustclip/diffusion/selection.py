@@ -1,4 +1,4 @@
-"""A diffusion model's best samples of its own: MI-TUNE's Alg. 1, with other selectors beside mutual information."""
+"""Best-of-N selection of a diffusion model's own samples (MI-TUNE, Alg. 1), by mutual information or others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latent diffusion models (Rombach et al. 2022) in diffusers' format: pictures as latents, and the noise in latents."""
+"""Latent diffusion models (Rombach et al. 2022) in diffusers' format: encode, decode, predict noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VQGANs of taming-transformers (Esser et al. 2021) as models of diffusers: `robustclip convert taming-vqgan`.
+"""Key mapping of taming-transformers' VQGANs (Esser et al. 2021) to diffusers' VQModel.
 
 Both build the same network under other names. What taming-transformers calls level i of its encoder and of its decoder
 lies at 1/2^i of the picture's size; diffusers counts the decoder's the other way, as they run. 1x1 convolutions of

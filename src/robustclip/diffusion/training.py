@@ -1,4 +1,4 @@
-"""A small VQGAN, trained: Esser et al. 2021, "Taming Transformers", §3.1, with what a CPU has time for.
+"""Train a small VQGAN (Esser et al. 2021, "Taming Transformers", §3.1).
 
 Deviations, all ours: the perceptual distance is of a small tower's features where theirs is LPIPS on VGG-16; codes that
 nothing uses are drawn again from what the encoder gives; the discriminator is a small one.

@@ -1,4 +1,4 @@
-"""VQGANs (Esser et al. 2021) in diffusers' format: pictures as codes, and codes as pictures."""
+"""VQGANs (Esser et al. 2021) in diffusers' format: encode pictures to codes and decode them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vector drawings: strokes and filled shapes made of cubic Bezier curves, painted as pixels with gradients; and SVG."""
+"""Differentiable vector graphics: strokes and filled Bezier shapes, a torch rasteriser, SVG reading and writing."""
 
 from __future__ import annotations
 

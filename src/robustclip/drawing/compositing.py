@@ -1,4 +1,4 @@
-"""Coloured fragments laid over each other, in order, over a background."""
+"""Alpha compositing of ordered fragments over a background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves as short straight lines, as many as each needs to look the same."""
+"""Flatten Bezier curves to line segments, as many as each needs for its curvature."""
 
 from __future__ import annotations
 

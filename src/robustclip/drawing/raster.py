@@ -1,4 +1,4 @@
-"""Drawings as pixels, anti-aliased, with gradients to points, widths and colours: in torch alone, on any device.
+"""Anti-aliased, differentiable rasteriser of vector drawings in pure torch: gradients to points, widths and colours.
 
 Rasterised as a graphics card would. The picture is cut into tiles; a line meets only the tiles it comes near to; in
 these, without a graph, each pixel finds the nearest line of each shape. What is covered at all becomes a fragment, and

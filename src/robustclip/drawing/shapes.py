@@ -1,4 +1,4 @@
-"""What a vector drawing is made of, and drawings of random curves to start from."""
+"""Shapes of a vector drawing, and random strokes to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawings as SVG, for every program that opens it: the same shapes, in the same order, on the same background."""
+"""Write drawings as SVG, with the same shapes, order and background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an SVG file may say that changes how its paths look and is not honoured here: refused, by its name.
+"""Unsupported SVG features that change how paths look: refused by name.
 
 The rest is rendered as resvg renders it (tests/drawing/test_svg_table.py).
 """

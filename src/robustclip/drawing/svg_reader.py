@@ -1,4 +1,4 @@
-"""SVG files as drawings: their paths, and shapes that are as good as paths, become strokes and filled shapes.
+"""Read SVG files as drawings: paths and basic shapes become strokes and filled shapes.
 
 What is no path is left out and said: pictures, text, clones, gradients, and everything that runs or fetches. What
 changes how paths look and is not honoured is refused (see `svg_limits`). Nothing outside the file is ever read.

@@ -1,4 +1,4 @@
-"""Evaluation: how good a referee is, how much of it an attack leaves, and whether its gradients can be read."""
+"""Evaluation of referees: clean and robust accuracy, retrieval, input gradients, explanations."""
 
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.pag import pull

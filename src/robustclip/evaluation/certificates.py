@@ -1,4 +1,4 @@
-"""What a count of answers under Gaussian noise proves: the statistics of Cohen et al. 2019's Certify."""
+"""Certified radius and abstention of randomised smoothing (Cohen et al. 2019, Certify)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certified accuracy: what no perturbation within an L2 radius can change, proven instead of tried.
+"""Certified accuracy of the smoothed zero-shot classifier, by L2 radius.
 
 Randomised smoothing (Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing"). The smoothed
 classifier answers with the label that its base referee gives most often to x + delta, delta ~ N(0, sigma^2 I). If that

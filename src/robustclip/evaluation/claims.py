@@ -1,4 +1,4 @@
-"""Measuring a card's claims again."""
+"""Re-measure the claims of a referee's card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From outcomes to rows: each referee's numbers, and what separates it from the baseline on the same samples."""
+"""Aggregate outcomes to rows: each referee's numbers, and paired differences to the baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy on damaged pictures: what robustness costs and buys where nobody attacks.
+"""Accuracy under common corruptions: noise, blur, JPEG, contrast (constants of ImageNet-C).
 
 Kinds and strengths after ImageNet-C (Hendrycks & Dietterich 2019): noise, contrast and JPEG quality as published; the
 blur's widths are published for 224 pixels and are scaled with the images' own side (ours). Their mean error relative to

@@ -1,4 +1,4 @@
-"""`robustclip evaluate`: several referees, side by side, on the same images, clean and under attack."""
+"""`robustclip evaluate`: compare referees on the same images, clean and under attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated: images with labels, captions or both, from the embedded set or from a folder.
+"""Evaluation data: images with labels, captions or both, from the embedded set or a folder.
 
 Images of a folder are decoded when a batch asks for them, so that a set need not fit into memory.
 """

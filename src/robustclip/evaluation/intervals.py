@@ -1,4 +1,4 @@
-"""How sure a number is: 95% intervals of rates, of means, and of two referees' paired outcomes.
+"""95% intervals: Wilson for rates, bootstrap for means and paired differences.
 
 Rates have Wilson's interval. Two referees judged on the same images are compared image by image: resampling n pairs of
 yes/no outcomes with replacement is one multinomial draw over the four outcomes (both, first only, second only,

@@ -1,4 +1,4 @@
-"""The referees of one evaluation: loaded, told apart by name, and signed afterwards if asked."""
+"""Load the referees of an evaluation, name them uniquely, and sign their cards."""
 
 from __future__ import annotations
 

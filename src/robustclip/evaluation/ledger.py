@@ -1,4 +1,4 @@
-"""What was found under attack, batch by batch, on disk as soon as it is known: an evaluation that was stopped goes on.
+"""Ledger of attacked batches on disk, so that an interrupted evaluation resumes.
 
     attacked.jsonl   a first line with the setting, then one object for each image of each batch:
                      referee, weights (a hash of it), task, attack, round, id, rank, top

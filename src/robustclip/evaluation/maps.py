@@ -1,4 +1,4 @@
-"""The tasks of heat maps: do they lie on what the text names, does an attack move them, are they true of the referee?
+"""Tasks `maps` and `faithfulness`: localisation, stability under attack and faithfulness of heat maps.
 
 Each stands beside a blob in the middle, which knows nothing of image or text, and an attack beside noise of its norm.
 """

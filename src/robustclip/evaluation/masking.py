@@ -1,4 +1,4 @@
-"""Is a robust accuracy true? Checks for gradients that mislead an attack instead of a referee that withstands it.
+"""Gradient-masking sanity checks (Athalye et al. 2018; Carlini et al. 2019).
 
 After Athalye et al. 2018, §3.1 ("Identifying obfuscated and masked gradients"), and Carlini et al. 2019, §5. Thresholds
 are ours. Each check fails only where the images at hand say so: of paired rates, where the 95% interval of their

@@ -1,4 +1,4 @@
-"""The PAG score: when a referee pulls an image towards another caption, does somebody else see that caption?
+"""PAG score: pull an image towards another caption, and ask a judge which caption it sees.
 
 PAG stands for perceptually aligned gradients (Ganz et al., CLIPAG, section 3), which are mostly shown as pictures. The
 number: real images are pulled by targeted PGD of fixed size and steps on a guide's cosine with the name of another

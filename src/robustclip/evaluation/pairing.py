@@ -1,4 +1,4 @@
-"""How well a pair reader reads: scenes of two coloured things, their captions, and captions that are wrong."""
+"""Accuracy of image-text matching: scenes of two coloured things, their captions and wrong ones."""
 
 from __future__ import annotations
 

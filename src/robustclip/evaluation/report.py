@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers with intervals, as a table, JSON, CSV and one line for every answer given."""
+"""Report of `evaluate`: rows with intervals as table, JSON and CSV, and each sample's outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy under attack: what is left of it when every image may be moved within a threat model.
+"""Accuracy under PGD, and under random noise of the same norm.
 
 The attack is untargeted PGD on the cross-entropy of the referee's logits over all candidate texts, as in TeCoA and
 RobustVLM, per sample. An image counts as right only if it is right untouched and after every restart. So an image that

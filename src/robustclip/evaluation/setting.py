@@ -1,4 +1,4 @@
-"""What a task is told, and what it answers with."""
+"""Inputs and outputs of an evaluation task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a loss grow along its gradient by as much as the gradient says? Where it does not, an attack is misled."""
+"""Finite-difference check of gradients, for the gradient-masking checks."""
 
 from __future__ import annotations
 

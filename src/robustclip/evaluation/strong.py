@@ -1,4 +1,4 @@
-"""Accuracy under the attacks on classifiers: APGD, Square, and AutoAttack's ensemble of them.
+"""Accuracy under classifier attacks: APGD, Square and AutoAttack.
 
 They are given the referee's logits over all candidate texts, as those of a classifier. An image counts as right only if
 it is right untouched and after every part of the ensemble; each part is run only on images that are still standing.

@@ -1,4 +1,4 @@
-"""The tasks: what is measured of one referee, answer by answer."""
+"""The table of evaluation tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: which label's text lies nearest to the image?"""
+"""Zero-shot classification: nearest class text embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanation: where a referee looks for a text, before and after an attack. Names load when they are first used."""
+"""Explanation: class activation maps and input gradients of a referee, clean and under attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on what a referee sees in an image: the objectives, and their control, noise of the same norm."""
+"""Attacks on explanations: untargeted, targeted and negation objectives, with noise of the same norm as control."""
 
 from __future__ import annotations
 

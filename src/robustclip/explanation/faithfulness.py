@@ -1,4 +1,4 @@
-"""Is a map true of its referee? What happens to the score when the pixels that it calls important go, or come."""
+"""Faithfulness of heat maps: deletion, insertion and ROAD."""
 
 from __future__ import annotations
 

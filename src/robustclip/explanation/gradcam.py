@@ -1,4 +1,4 @@
-"""pytorch-grad-cam behind our signature: class activation maps of an image tower, and ROAD. Its only importer."""
+"""Wrapper of pytorch-grad-cam: class activation maps of an image tower, and ROAD."""
 
 from __future__ import annotations
 

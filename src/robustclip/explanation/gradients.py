@@ -1,4 +1,4 @@
-"""Input gradients: as maps, averaged over noisy copies (SmoothGrad, Smilkov et al. 2017), and how perceptual they are.
+"""Input gradients, SmoothGrad (Smilkov et al. 2017), and the low-frequency share of their energy.
 
 The gradient of cos(image, prompt) with respect to the pixels is noise to the eye for an ordinary CLIP, and follows the
 object's outlines for a robust one (CLIPAG, section 3). Two answers: the picture, and a number, the low-frequency share.

@@ -1,4 +1,4 @@
-"""Where an image tower still knows where things are: the layers whose output has a grid, and which of them to look at.
+"""Choose the layer of an image tower for class activation maps: the last one with a spatial grid and gradients.
 
 Nothing is assumed of a tower but what one forward pass shows: an output (B,C,h,w) is a map, one (B,T,C) or (T,B,C) is
 tokens if T is the number of patches and a few more. So open_clip's ViT, ResNet and ConvNeXt, timm's towers and

@@ -1,4 +1,4 @@
-"""Does a map lie on what the text names? Against known boxes, and beside a blob in the middle."""
+"""Localisation of heat maps: pointing game and energy in the box, with a centre blob as baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One referee looks at images: untouched, attacked, and with noise of the same size."""
+"""Heat maps of one referee on clean, attacked and noisy images."""
 
 from __future__ import annotations
 

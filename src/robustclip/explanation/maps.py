@@ -1,4 +1,4 @@
-"""Where a referee looks for a text: one referee, one method, one layer, and any number of images and texts."""
+"""Heat maps of a referee: one method, one layer, any number of images and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike two maps are: whether an attack has moved a referee's eyes."""
+"""Similarity of two heat maps: rank correlation, overlap, centre shift."""
 
 from __future__ import annotations
 

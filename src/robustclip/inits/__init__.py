@@ -1,4 +1,4 @@
-"""Inits: what a canvas starts from. They know images and random numbers, not texts or views."""
+"""Initial images for synthesis: noise, grey, a picture, or samples of a Gaussian mixture."""
 
 from __future__ import annotations
 

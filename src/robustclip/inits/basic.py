@@ -1,4 +1,4 @@
-"""The plain starts: noise, grey, and an image of one's own."""
+"""Basic inits: noise, grey, or a given image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best of several starts, each picture choosing among its own."""
+"""Best-of-N init: each picture starts from its most similar candidate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`robustclip mixture fit DATA --out FILE`: a mixture of one's own pictures to start from."""
+"""`robustclip mixture fit DATA --out FILE`: fit a Gaussian mixture on pictures, as an init."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting: from images to the Gaussians of a Mixture."""
+"""Fit the Gaussians of a mixture, per class or per k-means component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures drawn from a Gaussian a class (or a component), enlarged: CLIPAG's start (App. A.3, and its notebook).
+"""Gaussian mixture of small pictures, sampled and enlarged: CLIPAG's init (App. A.3 and its notebook).
 
 A Gaussian over pixels at 16x16 knows colours, composition and background, and no detail: enough to begin with something
 that a referee already finds a little like the prompt.

@@ -1,4 +1,4 @@
-"""Mixtures in files: one safetensors file each, which is not trusted when it is read."""
+"""Read and write mixtures as safetensors files, with validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures to fit a mixture on, made small as they are read, so that only the small ones are ever held."""
+"""Read pictures for a mixture, resized one by one to bound memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates shared by all pictures: embedded once, however many prompts choose among them (CLIPAG's notebook)."""
+"""Pool of init candidates, embedded once and shared by all prompts (CLIPAG's notebook)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of synthesis: views of pictures -> one number a view. They know a referee's methods, not its family."""
+"""Losses of synthesis: from views of pictures to one number per view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a picture's features are from its content's: CLIPStyler's content loss."""
+"""Content loss of CLIPStyler: distance of VGG features."""
 
 from __future__ import annotations
 

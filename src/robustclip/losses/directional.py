@@ -1,4 +1,4 @@
-"""CLIPStyler's loss: a picture should move from its content as the text moves from a plain one."""
+"""Directional CLIP loss of CLIPStyler and StyleGAN-NADA."""
 
 from __future__ import annotations
 

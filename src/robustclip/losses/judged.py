@@ -1,4 +1,4 @@
-"""Losses of networks that judge a picture alone: its class, its score, or whatever a function finds in it."""
+"""Losses of pictures without text: a classifier's class, an aesthetic score, or any function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIPStyler's total variation."""
+"""Total variation as CLIPStyler computes it."""
 
 from __future__ import annotations
 

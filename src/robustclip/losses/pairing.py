@@ -1,4 +1,4 @@
-"""How badly pictures and texts fit together, to a referee that reads both."""
+"""Image-text matching and captioning losses of pair readers (BLIP-2)."""
 
 from __future__ import annotations
 

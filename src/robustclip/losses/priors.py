@@ -1,4 +1,4 @@
-"""What is known of pictures without a referee."""
+"""Image priors: total variation and the latent prior."""
 
 from __future__ import annotations
 

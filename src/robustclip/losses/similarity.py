@@ -1,4 +1,4 @@
-"""How far views are from what they should show, in the embedding spaces of one or more referees."""
+"""Similarity losses of views to targets, in the embedding spaces of one or more referees."""
 
 from __future__ import annotations
 

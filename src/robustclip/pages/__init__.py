@@ -1,1 +1,1 @@
-"""The `explain` verb: what the explanation methods show of each referee, as one self-contained HTML page."""
+"""The `explain` verb: explanations of several referees as one self-contained HTML page."""

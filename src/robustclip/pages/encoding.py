@@ -1,4 +1,4 @@
-"""From tensors to what a page holds: pictures as data: URIs, maps on one colour scale, changes made visible."""
+"""Encode tensors for HTML: pictures as data URIs, heat maps on a colour scale, amplified differences."""
 
 from __future__ import annotations
 

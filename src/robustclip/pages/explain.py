@@ -1,4 +1,4 @@
-"""`robustclip explain`: where each referee looks for each text, on clean images and on attacked ones, as one report."""
+"""`robustclip explain`: heat maps of each referee for each text, clean and attacked, as one HTML report."""
 
 from __future__ import annotations
 

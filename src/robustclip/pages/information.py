@@ -1,4 +1,4 @@
-"""A diffusion model in a report: which cells of a picture speak for its text, by point-wise mutual information."""
+"""Mutual information maps in a report: each latent cell's share, by a diffusion model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What --images and --texts mean: pairs of an image and a text, and a word for each image that can't be one."""
+"""Read --images and --texts as image-text pairs; unreadable images are listed."""
 
 from __future__ import annotations
 

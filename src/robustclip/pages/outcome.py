@@ -1,4 +1,4 @@
-"""From what referees saw to what a report tells: cases with pictures, outcomes for the table, and plain numbers."""
+"""Assemble a report's cases, table and JSON from heat maps and scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report as HTML files: one where it fits, else a row of pages that link to each other."""
+"""Write a report as HTML: one file, or linked pages where it is large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report's data as HTML: templates of Jinja2, which escapes every text, and what they are told."""
+"""Render a report with Jinja2 templates, which escape every text."""
 
 from __future__ import annotations
 

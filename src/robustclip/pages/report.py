@@ -1,4 +1,4 @@
-"""What a report holds.
+"""Data classes of a report.
 
     from robustclip.pages.encoding import encode
     from robustclip.pages.pages import write_report

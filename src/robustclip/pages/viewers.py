@@ -1,4 +1,4 @@
-"""The referees of a report: what each of them sees in a batch of images."""
+"""The referees of a report, and their heat maps of a batch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a training run would take, before it is started: FLOPs, memory, hours and cost."""
+"""Cost estimates of a training run before it starts: FLOPs, memory, hours, money."""

@@ -1,4 +1,4 @@
-"""FLOPs, memory, hours and cost of a run, put together from what was counted, looked up or measured."""
+"""Estimate FLOPs, memory, hours and cost of a run."""
 
 from __future__ import annotations
 

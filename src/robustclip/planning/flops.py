@@ -1,4 +1,4 @@
-"""FLOPs: counted on the towers by torch's own counter, an image at a time, and added up as a training step spends them.
+"""Count FLOPs of a training step with torch's FlopCounterMode.
 
 A multiplication and an addition are two FLOPs; only products of matrices and convolutions count, as in the counter and
 in a data sheet.

@@ -1,4 +1,4 @@
-"""GPUs by name: how fast their makers say they are, how much they hold, and about what an hour of one costs."""
+"""Table of GPUs: peak FLOPS, memory and typical price per hour."""
 
 from __future__ import annotations
 

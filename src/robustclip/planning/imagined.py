@@ -1,4 +1,4 @@
-"""Towers that are computed with but hold nothing: torch's fake tensors have shapes and dtypes and no memory.
+"""Build towers with fake tensors: shapes and dtypes without memory.
 
 So a step of a tower of two billion weights can be counted in seconds on a laptop, and nothing is fetched for it.
 """

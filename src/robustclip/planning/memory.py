@@ -1,4 +1,4 @@
-"""Memory of one GPU at the three moments of a step that may be its fullest, counted on the towers."""
+"""Estimate peak GPU memory of a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan: what a run of a recipe would take, and how it would be started."""
+"""`robustclip plan`: what a run would cost, and how to launch it."""
 
 from __future__ import annotations
 

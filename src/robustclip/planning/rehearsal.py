@@ -1,4 +1,4 @@
-"""One step of a run, made on this machine with random weights and noise for images: how fast is it here?"""
+"""Time one training step on this machine, with random weights and images."""
 
 from __future__ import annotations
 

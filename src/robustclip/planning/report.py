@@ -1,4 +1,4 @@
-"""How a plan looks in a terminal, and what it assumes."""
+"""Print a plan and its assumptions."""
 
 from __future__ import annotations
 

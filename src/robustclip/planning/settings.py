@@ -1,4 +1,4 @@
-"""The settings of a recipe that its cost depends on, read from its flags."""
+"""Read the settings that determine a recipe's cost from its flags."""
 
 from __future__ import annotations
 

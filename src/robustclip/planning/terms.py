@@ -1,4 +1,4 @@
-"""What the caller of a plan says beside the recipe's own flags: on which GPUs, for how many samples."""
+"""Arguments of a plan: GPUs, their number, samples."""
 
 from __future__ import annotations
 

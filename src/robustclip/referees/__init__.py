@@ -1,1 +1,1 @@
-"""Frozen judges: images in [0,1] and texts in, embeddings out."""
+"""Referees: frozen image-text models used as judges or guides."""

@@ -1,4 +1,4 @@
-"""A referee judges: it takes float images in [0,1] of any size, and texts."""
+"""Referee interface: float images in [0,1] of any size and texts in, embeddings out."""
 
 from __future__ import annotations
 

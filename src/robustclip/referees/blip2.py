@@ -1,4 +1,4 @@
-"""BLIP-2's first stage (Li et al. 2023) as a referee, on transformers' Q-Former: matching, captioning, contrast.
+"""BLIP-2's first stage (Li et al. 2023) on transformers' Q-Former: matching, captioning and contrastive scores.
 
 The losses are those of LAVIS' blip2_qformer.py; the captioning head is ours, for transformers has none.
 """

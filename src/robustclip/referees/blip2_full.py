@@ -1,4 +1,4 @@
-"""BLIP-2 at its own size: transformers' vision tower and Q-Former, from folders of ours and of transformers."""
+"""Load full-size BLIP-2: transformers' vision tower and Q-Former, from our folders and transformers'."""
 
 from __future__ import annotations
 

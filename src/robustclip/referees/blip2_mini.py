@@ -1,4 +1,4 @@
-"""A BLIP-2 for the embedded world: the frozen image tower of an embedded CLIP, a small Q-Former, a small vocabulary."""
+"""Small BLIP-2 of the embedded world: the frozen image tower of an embedded CLIP and a small Q-Former."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as BLIP-2 reads them."""
+"""Text preprocessing and tokenisation of BLIP-2."""
 
 from __future__ import annotations
 

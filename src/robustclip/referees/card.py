@@ -1,4 +1,4 @@
-"""What a referee's folder says of itself: JSON for programs, Markdown for people."""
+"""Model cards of referees: card.json and README.md, with hashes, provenance and claims."""
 
 from __future__ import annotations
 

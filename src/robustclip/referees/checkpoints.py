@@ -1,4 +1,4 @@
-"""Weight files as referees: a full CLIP, or an image tower alone."""
+"""Load checkpoint files: a full CLIP, or an image tower alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image classifiers of timm and torchvision, as guides: pictures in [0,1] -> logits, and the names of their classes."""
+"""timm and torchvision classifiers as guides: images in [0,1] to logits and class names."""
 
 from __future__ import annotations
 

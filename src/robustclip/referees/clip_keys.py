@@ -1,4 +1,4 @@
-"""One ViT CLIP, two spellings: how open_clip and transformers' CLIPModel name the same tensors and sizes."""
+"""Key mapping of ViT CLIPs between open_clip and transformers' CLIPModel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A referee of one library as the same referee of another: open_clip's ViT CLIPs and transformers' CLIPModel.
+"""Convert ViT CLIPs between open_clip and transformers' CLIPModel.
 
 What comes out is compared with what went in, on images and texts: a conversion that would change a number is refused.
 """

@@ -1,4 +1,4 @@
-"""A referee's folder: weights, open_clip config and card.
+"""Read and write referee folders: weights, open_clip config and card.
 
     card.json, README.md          the card, for programs and for people
     open_clip_config.json         model_cfg and preprocess_cfg

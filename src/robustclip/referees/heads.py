@@ -1,4 +1,4 @@
-"""Small networks that read something off a CLIP's embedding: how well people would like a picture.
+"""Small heads on CLIP embeddings: the aesthetic predictor.
 
 Two families are in use, under one name, and what they print differs: so a head says its family and its file's hash.
 

@@ -1,4 +1,4 @@
-"""CLIPModel folders of transformers as referees."""
+"""Load transformers CLIPModel folders."""
 
 from __future__ import annotations
 

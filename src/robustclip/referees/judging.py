@@ -1,4 +1,4 @@
-"""Who may judge whom."""
+"""Refuse judges that guided, or share weights with, what they judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`robustclip convert lavis-blip2`: BLIP-2's first stage as LAVIS publishes it, as a folder of ours.
+"""`robustclip convert lavis-blip2`: convert LAVIS' first-stage BLIP-2 checkpoint to a folder.
 
 The layout is that of LAVIS' blip2_qformer.py (Qformer, ln_vision, heads) and eva_vit.py (visual_encoder).
 """

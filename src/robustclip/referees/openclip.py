@@ -1,4 +1,4 @@
-"""open_clip's models as referees: the only importer of open_clip.
+"""Load open_clip models; the only importer of open_clip.
 
 The language of architectures is open_clip's `model_cfg`, of preprocessing its `preprocess_cfg`, so that what is trained
 here loads there.

@@ -1,4 +1,4 @@
-"""A text tower of open_clip beside its tokenizer; both are made in `robustclip.referees.openclip`."""
+"""open_clip's text tower with its tokenizer."""
 
 from __future__ import annotations
 

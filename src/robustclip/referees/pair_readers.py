@@ -1,4 +1,4 @@
-"""Pair readers by name or folder: where they are found, and what their folders hold."""
+"""Load pair readers (BLIP-2) by name or folder."""
 
 from __future__ import annotations
 

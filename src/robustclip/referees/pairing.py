@@ -1,4 +1,4 @@
-"""Referees that read an image and a text together, and say how well they fit."""
+"""Pair readers: models that score an image and a text jointly."""
 
 from __future__ import annotations
 

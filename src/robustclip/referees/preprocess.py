@@ -1,4 +1,4 @@
-"""From [0,1] pixels of any size to what a tower was trained on, differentiably."""
+"""Differentiable resizing, cropping and normalisation of [0,1] images for a tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Referees by name: those that come with the package, those you registered, and everything open_clip knows.
+"""Load referees by name: embedded, registered, open_clip tags, folders and checkpoints.
 
 Registered ones live below $ROBUSTCLIP_HOME/referees (~/.cache/robustclip/referees): a folder NAME, or NAME.json that
 says where the folder is.

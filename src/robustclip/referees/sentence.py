@@ -1,4 +1,4 @@
-"""A frozen sentence encoder as text tower: free-form prompts get a meaning without training a text tower."""
+"""Frozen sentence encoder (all-MiniLM-L6-v2) as a text tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cosines of images and texts, a batch at a time: what every measurement of this room starts from."""
+"""Batched cosine similarities of images and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A referee that looks through Gaussian noise: the mean over noisy copies of an image, in the place of the image.
+"""Randomised smoothing: embeddings averaged over noisy copies of an image.
 
 Cohen et al. 2019 smooth a classifier's answers to certify them (`evaluation.certification`, which takes the base
 referee); here it is the embedding that is smoothed, so that there is a gradient:

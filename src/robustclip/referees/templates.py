@@ -1,4 +1,4 @@
-"""Prompt templates: how a label becomes the texts that stand for its class.
+"""Prompt templates of zero-shot classification.
 
 A template is a sentence with one `{}` for the label. The embedding of a class is the normalised mean of the normalised
 embeddings of its texts (Radford et al. 2021, section 3.1.4, "prompt ensembling").

@@ -1,4 +1,4 @@
-"""A referee's image tower as a model of timm."""
+"""Export an image tower as a timm model."""
 
 from __future__ import annotations
 

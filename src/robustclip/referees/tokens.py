@@ -1,4 +1,4 @@
-"""Texts before a tokenizer reads them, and how long they are: in tokens, uncut, with those that open and close them."""
+"""Text cleaning, and token counts without truncation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, sorted by tower: a full CLIP, or an image tower alone, below whatever prefix."""
+"""Split a checkpoint's tensors by tower, below any key prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A referee of a few thousand weights, built in milliseconds: for tests and for trying a recipe's plumbing."""
+"""Toy referee of a few thousand weights, for tests and dry runs of recipes."""
 
 from __future__ import annotations
 

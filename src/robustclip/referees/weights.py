@@ -1,4 +1,4 @@
-"""Weight files: read without running anyone's code, written as safetensors."""
+"""Weight files: safe reading (safetensors, weights_only) and writing as safetensors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""WS-DAN (Hu et al. 2019, "See Better Before Looking Closer"), DOODL's classifiers of fine classes: from checkpoints of
-its PyTorch port (GuYuc/WS-DAN.PyTorch), whose keys these are."""
+"""WS-DAN classifiers (Hu et al. 2019) of DOODL, from checkpoints of GuYuc/WS-DAN.PyTorch."""
 
 from __future__ import annotations
 

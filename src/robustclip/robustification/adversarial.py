@@ -1,4 +1,4 @@
-"""CLIPAG Eq. 3 on one batch: the attack, then the gradients of the same loss on what it found.
+"""One adversarial training step (CLIPAG Eq. 3): attack, then gradients of the loss on the attacked images.
 
 A contrastive loss knows no single image: each is measured against the texts of all others, in the attack as in the
 update. So where a batch is spread over processes, or held in memory part by part, embeddings are gathered before the

@@ -1,4 +1,4 @@
-"""What the recipes of the embedded emoji world share: towers, objectives, and a batch to watch a run by."""
+"""Parts shared by the recipes of the embedded world: towers, objectives, and the monitoring batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a run's folder to a folder that plain open_clip, transformers or timm loads."""
+"""`robustclip export`: write a run as a folder for open_clip, transformers or timm."""
 
 from __future__ import annotations
 

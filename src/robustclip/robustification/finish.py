@@ -1,4 +1,4 @@
-"""How a training run ends: a referee's folder that says where it came from; and how a better moment of it is had."""
+"""End of a training run: write the referee folder with provenance; select the best checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export can be: for open_clip, transformers or timm, or the image tower's tensors and no more."""
+"""Export formats: open_clip, transformers, timm, or the image tower's state dict."""
 
 from __future__ import annotations
 

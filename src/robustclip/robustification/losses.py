@@ -1,5 +1,4 @@
-"""Objectives: how far images are from where they should be. The attack climbs one, the update descends one; by default
-the same, but they are chosen apart.
+"""Training and attack objectives: CLIP, SigLIP, text bank, TeCoA, FARE, TRADES and AdvFLYP's regularisers.
 
     clip          CLIPAG Eq. 3 "in practice": the batch-contrastive loss            Ganz & Elad; Radford et al. 2021
     text_bank     softmax over a finite set of texts                                ours

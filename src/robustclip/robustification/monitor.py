@@ -1,4 +1,4 @@
-"""Watching a run: similarities, accuracy on a fixed batch under its own attack and a stronger one, steps gone bad."""
+"""Training metrics: similarities, probe accuracy clean and attacked, skipped steps."""
 
 from __future__ import annotations
 

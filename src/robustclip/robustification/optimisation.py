@@ -1,4 +1,4 @@
-"""What turns gradients into weights: AdamW on the right parameters, warm-up and cosine, an average of the weights."""
+"""AdamW with weight decay on matrices only, warm-up and cosine schedule, EMA of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A BLIP-2's Q-Former, trained on a frozen image tower: Li et al. 2023, §3.1, first stage.
+"""Train BLIP-2's Q-Former on a frozen image tower (Li et al. 2023, §3.1, first stage).
 
 Deviations, ours: a negative image is never drawn, only negative texts; where a scene's colours can be exchanged, that
 text is a negative too, for a caption drawn by similarity seldom is.

@@ -1,4 +1,4 @@
-"""An exported folder on the Hugging Face hub: the only importer of huggingface_hub.
+"""Push an exported folder to the Hugging Face hub; the only importer of huggingface_hub.
 
 What is tested is tested against a stand-in of the hub's HTTP API on this machine, with the real client: creating the
 repository, checking the card, the upload of large files by Git LFS, and the commit. What could not be tried without

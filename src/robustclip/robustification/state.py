@@ -1,4 +1,4 @@
-"""All that a training run must remember to go on as if it had never stopped."""
+"""Complete training state for bit-exact resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text features of a frozen tower."""
+"""Text embeddings of a frozen tower."""
 
 from __future__ import annotations
 

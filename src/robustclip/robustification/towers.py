@@ -1,4 +1,4 @@
-"""An image tower made ready to train: its mode, its memory layout, what it may not do in parts."""
+"""Prepare an image tower for training: train mode, memory layout, BatchNorm, checkpointing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multimodal adversarial fine-tuning: image-text pairs in, an image tower with readable gradients out (CLIPAG §3)."""
+"""Multimodal adversarial fine-tuning of an image tower on image-text pairs (CLIPAG §3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks that go on where they ended: each sample's perturbation, kept from the last time it was seen.
+"""Warm-started attacks: each sample's perturbation is kept between epochs.
 
 After ATTA (Zheng et al. 2020, "Efficient Adversarial Training with Transferable Adversarial Examples"): an attack of
 few steps that starts at an old end comes farther than one that starts at random. Theirs moves perturbations along with

@@ -1,1 +1,1 @@
-"""Run folders and what lies below them: files, processes, devices, randomness."""
+"""Run folders, files, processes, devices and random generators."""

@@ -1,4 +1,4 @@
-"""The runs on this disk: list them, look at one, give back the space that checkpoints take."""
+"""`robustclip runs`: list, show and clean runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a training run in one file, read back without unpickling code."""
+"""Training checkpoints in one file, read without unpickling code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device, which dtype: chosen in one place, spelled the same in every command."""
+"""Device and dtype selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that train together: who is who, and what they tell each other. The only importer of accelerate.
+"""Multi-process training: ranks and collectives; the only importer of accelerate.
 
 Without a launcher there is one process, and every function here is free. With `accelerate launch` (or torchrun) each
 process takes its share of a batch; nothing outside this file knows of ranks.

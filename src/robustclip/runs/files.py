@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never a half; and files of others, read within bounds."""
+"""Atomic writes, exclusive creation and bounded reads of files."""
 
 from __future__ import annotations
 

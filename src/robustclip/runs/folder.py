@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, with what, and how it went.
+"""Run folders: arguments, environment and status of a run.
 
     run.json        recipe, its room, arguments, versions, commit, status, process, notes, warnings, and the numbers of
                     a finished run

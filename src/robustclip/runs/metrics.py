@@ -1,4 +1,4 @@
-"""A run's numbers over its steps: lines that programs read, and the same as curves that TensorBoard draws.
+"""Metrics of a run, as JSON lines and TensorBoard curves.
 
     metrics.jsonl   one object a line: step, seconds since the start, numbers
     tensorboard/    a file for each start of the run

@@ -1,4 +1,4 @@
-"""What a stranger's JSON may say: plain values in bounds, texts of one line, names that are no paths."""
+"""Validate untrusted JSON: plain values in bounds, single-line texts, safe names."""
 
 from __future__ import annotations
 

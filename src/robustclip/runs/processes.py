@@ -1,5 +1,4 @@
-"""Processes: which one made something and whether it lives (pids are used again), which may write to a folder, which
-part of a training it is, and the signals that stop it."""
+"""Process identity, folder locks, ranks, and handling of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 

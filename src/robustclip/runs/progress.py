@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line every so often anywhere else."""
+"""Progress bars in a terminal, progress lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""run.json, read back: it may come from another version, another machine, or a stranger."""
+"""Validated reading of run.json."""
 
 from __future__ import annotations
 

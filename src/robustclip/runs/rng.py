@@ -1,4 +1,4 @@
-"""Randomness with a name: every stream is a pure function of (seed, purpose, indices)."""
+"""Named random generators: every stream is a pure function of (seed, purpose, indices)."""
 
 from __future__ import annotations
 

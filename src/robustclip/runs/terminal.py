@@ -1,4 +1,4 @@
-"""Lines and tables for the terminal, safe to print whatever names from outside they hold."""
+"""Terminal output with control characters escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of what is optimised, and restarts from it: Referee-Can-Play, Alg. 1."""
+"""Exponential moving average of optimised parameters, with restarts (Referee-Can-Play, Alg. 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch of pictures through the loop: what every recipe ends in."""
+"""Optimise one batch of pictures: the call that ends every recipe."""
 
 from __future__ import annotations
 

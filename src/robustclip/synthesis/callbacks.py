@@ -1,4 +1,4 @@
-"""What happens between a step and its projection, or only looks."""
+"""Callbacks of the synthesis loop, between step and projection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Best of N: paint several pictures of each item, and keep the one that a referee likes best."""
+"""Best-of-N selection: generate several pictures per item, keep the highest scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many pictures on one sheet: prompts x seeds where that is a table, else a grid with the prompt under each."""
+"""Contact sheets of pictures: prompts x seeds, or a grid with captions."""
 
 from __future__ import annotations
 

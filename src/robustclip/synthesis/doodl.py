@@ -1,4 +1,4 @@
-"""DOODL's Algorithm 1 (Wallace et al. 2023): its modes and uses, as canvas, stream and callbacks of the loop."""
+"""DOODL's Algorithm 1 (Wallace et al. 2023) as canvas, stream and callbacks of the loop."""
 
 from __future__ import annotations
 

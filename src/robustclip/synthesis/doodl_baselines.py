@@ -1,4 +1,4 @@
-"""What DOODL is compared with, of one batch: the best of several samples, and one-step guidance."""
+"""Baselines of DOODL: best of several samples, and one-step guidance."""
 
 from __future__ import annotations
 

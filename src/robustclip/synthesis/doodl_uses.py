@@ -1,4 +1,4 @@
-"""What DOODL is used for: texts, classes, exemplars, aesthetics, or any function of pictures."""
+"""Objectives of DOODL: texts, classes, exemplars, aesthetics, or any function of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stream's gradient would change in the picture: Referee-Can-Play, Fig. 33."""
+"""Visualise each stream's gradient in pixel space (Referee-Can-Play, Fig. 33)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The referees that guide a painting: loaded once, each with its weight, and what each should see."""
+"""Load the guiding referees with their weights and targets."""
 
 from __future__ import annotations
 

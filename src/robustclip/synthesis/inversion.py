@@ -1,4 +1,4 @@
-"""Referee-Can-Play's Algorithm 1 (Liu et al. 2024) as streams and callbacks: the paper's way, its code's, and ours."""
+"""Referee-Can-Play's Algorithm 1 (Liu et al. 2024) as streams and callbacks: faithful, released and fixed modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture to be painted: a prompt, a seed, and the name of its file."""
+"""Work items of synthesis: prompt, seed and file name."""
 
 from __future__ import annotations
 

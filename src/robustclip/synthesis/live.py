@@ -1,4 +1,4 @@
-"""Pictures in a notebook while they are painted. Without IPython nothing happens."""
+"""Live preview of pictures in a notebook; a no-op without IPython."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of files that every file system takes, and tells apart, made of any text."""
+"""Portable, unique file names from any text."""
 
 from __future__ import annotations
 

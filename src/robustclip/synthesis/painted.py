@@ -1,4 +1,4 @@
-"""What painting gives: for a batch, and for a whole run."""
+"""Results of synthesis, per batch and per run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guides of which some read image and text together, beside CLIPs or alone."""
+"""Guides that include pair readers (BLIP-2), alone or beside CLIPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that say how they were made: PNG files with a text chunk of JSON; strips and loops of the way."""
+"""Save pictures with provenance (PNG text chunk), film strips and GIFs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts out of a file: a caption a line, or objects, or a table. Captions are taken literally, weights are none.
+"""Read prompts from .txt, .jsonl and .csv files, literally.
 
     captions.txt     a caption a line
     captions.jsonl   {"prompt": "a cat", "id": "42", "seed": 7} a line: `caption` or `text` would do for `prompt`

@@ -1,4 +1,4 @@
-r"""What is asked for: texts and pictures with weights, of which negative ones push away.
+r"""Parse prompts: weighted texts and pictures, negative weights repel.
 
     a green turtle                             one text
     a green turtle | sharp:0.5 | blurry:-0.3   three, with their weights

@@ -1,4 +1,4 @@
-"""What the recipes of synthesis share: a call's flags, read into pictures to paint, guides to paint by, and a run."""
+"""Shared setup of synthesis recipes: read flags to items, guides and a run."""
 
 from __future__ import annotations
 

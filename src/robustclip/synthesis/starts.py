@@ -1,4 +1,4 @@
-"""Where a painting starts: the `--init` flag, read."""
+"""Parse the `--init` flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream is the terms that share one optimiser. One is the normal case; Referee-Can-Play is two."""
+"""Optimisation streams: terms that share an optimiser; Referee-Can-Play has two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paint many pictures, batch by batch, into a run's folder: what is there is not painted again.
+"""Generate many pictures in batches into a run folder, skipping those that exist.
 
 images/<id>.png      each picture, as soon as its batch is done, with all that made it
 ways/<id>.{gif,png}  how it came to be, of a few pictures

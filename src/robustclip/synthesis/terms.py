@@ -1,4 +1,4 @@
-"""A term is one weighted loss on some views; terms add up and print themselves.
+"""Weighted loss terms on views, which add up to an objective.
 
 cosine = Cosine(targets)
 loss = Term(cosine, diffaug) + 5 * Term(cosine, patches)      prints 1*cosine@diffaug x32 + 5*cosine@patches x32

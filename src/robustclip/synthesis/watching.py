@@ -1,4 +1,4 @@
-"""What people see while pictures are painted: a bar or lines, a preview file, and the pictures in a notebook."""
+"""Progress of synthesis: bar or lines, preview file, notebook display."""
 
 from __future__ import annotations
 

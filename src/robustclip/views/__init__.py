@@ -1,4 +1,4 @@
-"""Views augment: image -> image functions whose random numbers come from one generator a picture."""
+"""Differentiable augmentations (views) with one random generator per picture."""
 
 from __future__ import annotations
 

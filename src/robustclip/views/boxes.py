@@ -1,4 +1,4 @@
-"""Boxes of each view, blanked."""
+"""Random erasing and cutout: blank boxes per view."""
 
 from __future__ import annotations
 

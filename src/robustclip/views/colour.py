@@ -1,4 +1,4 @@
-"""Colours, changed as a whole: brightness, saturation and contrast, each per view."""
+"""Brightness, saturation and contrast per view."""
 
 from __future__ import annotations
 

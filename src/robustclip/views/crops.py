@@ -1,4 +1,4 @@
-"""Parts of pictures, and pictures made larger or smaller in their frame."""
+"""Random crops and rescaling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What VQGAN-CLIP cuts out of a picture for its CLIP to see: its methods, and the row of transforms that follows."""
+"""VQGAN-CLIP's cutout methods and their augmentations."""
 
 from __future__ import annotations
 

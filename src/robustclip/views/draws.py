@@ -1,4 +1,4 @@
-"""The random numbers behind the views of one step: a stream a picture, so that none depends on its neighbours."""
+"""Random draws of views: one generator per picture, independent of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour jitter with a turn of the hue, as VQGAN-CLIP's views have it."""
+"""Colour jitter with hue rotation, as in VQGAN-CLIP."""
 
 from __future__ import annotations
 

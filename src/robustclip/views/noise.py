@@ -1,4 +1,4 @@
-"""Noise on each pixel, and the clamp that may follow it."""
+"""Pixel noise and clamping."""
 
 from __future__ import annotations
 

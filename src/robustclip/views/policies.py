@@ -1,4 +1,4 @@
-"""Rows of transforms that belong together, to be put into `Views`."""
+"""Augmentation policies: named sequences of transforms for `Views`."""
 
 from __future__ import annotations
 

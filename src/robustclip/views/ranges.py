@@ -1,4 +1,4 @@
-"""Ranges of what transforms draw, and what is said of illegal ones."""
+"""Validated ranges of transform parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures shifted by whole pixels."""
+"""Random integer translations."""
 
 from __future__ import annotations
 

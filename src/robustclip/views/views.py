@@ -1,4 +1,4 @@
-"""What a term of the loss looks through: so many views of each picture, each taken by the same row of transforms."""
+"""Views of a batch: the same sequence of transforms applied to several copies of each picture."""
 
 from __future__ import annotations
 

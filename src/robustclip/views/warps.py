@@ -1,4 +1,4 @@
-"""Pictures turned, sheared and tilted: each pixel of a view is read, bilinear, from where it was in the picture.
+"""Affine and perspective warps with bilinear sampling.
 
 The matrices are a few lines each and torch reads by them, so that nothing but torch is needed; kornia's `warp_affine`
 and `warp_perspective` give the same pictures (the tests compare them).

@@ -1,4 +1,4 @@
-"""Pictures that were made, judged by referees that did not guide them: figures with intervals, never a glance."""
+"""Metrics of generated pictures, by referees that did not guide them, with 95% intervals."""
 
 from robustclip.evaluation.generation.folders import read_pictures, read_reference
 from robustclip.evaluation.generation.judge import judge, judge_images, judge_pictures

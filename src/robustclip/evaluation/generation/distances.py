@@ -1,4 +1,4 @@
-"""How far one set of pictures is from another, and how sure and varied a set is, from any network's features.
+"""Frechet distance, CMMD and Inception Score from any network's features.
 
 With the features of Inception these are FID (Heusel et al. 2017) and the Inception Score (Salimans et al. 2016); with a
 judge's embeddings they are other numbers, and are called otherwise. The values are those of torchmetrics; here they

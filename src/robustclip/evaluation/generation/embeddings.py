@@ -1,4 +1,4 @@
-"""Pictures and prompts as a judge sees them: embedded once, then measured in many ways.
+"""Embed pictures and prompts once per judge, for all metrics.
 
 Everything is a unit vector on the CPU, so that a cosine is a product and whole sets can be compared.
 """

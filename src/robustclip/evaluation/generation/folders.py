@@ -1,4 +1,4 @@
-"""Pictures out of folders: of runs, whose pictures say what they are, and of any others with a list beside them."""
+"""Read pictures and prompts of a synthesis run, or of any folder with a prompt list."""
 
 from __future__ import annotations
 

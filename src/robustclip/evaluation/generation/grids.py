@@ -1,4 +1,4 @@
-"""Run a study row by row: each row is made in a folder of its own, measured once, and compared; it can be resumed.
+"""Resumable grid runner: each row of a study is made in its own folder, measured once, and compared.
 
 study = Study(run, Results(compared=[("robust", "control")]), setting, budget=minutes)
 for name, changed in ROWS.items():

@@ -1,4 +1,4 @@
-"""Inception as FID and the Inception Score were published with: torch-fidelity's network, weights from a file.
+"""InceptionV3 features for FID and the Inception Score, by torch-fidelity, with weights from a file.
 
 torch-fidelity's own reading is careful in what matters (TensorFlow's resizing, its pooling), so it is kept; only its
 way to the weights (a download, or a pickle that may run code) is not.

@@ -1,4 +1,4 @@
-"""A diffusion model as a judge of pictures: the point-wise mutual information of each with its prompt."""
+"""Diffusion models as judges: point-wise mutual information of each picture with its prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a number is that belongs to a whole set and is no mean: a distance, an Inception Score.
+"""Jackknife intervals of set-level statistics (FID, Inception Score).
 
 The bootstrap draws pictures twice, which shrinks covariances and shifts every such number. So groups of pictures are
 left out in turn instead (the delete-a-group jackknife): that estimates the variance, and leaves the value alone. The

@@ -1,4 +1,4 @@
-"""`robustclip judge`: referees that did not guide say what pictures show, and how far they are from real ones."""
+"""`robustclip judge`: score generated pictures by referees that did not guide them."""
 
 from __future__ import annotations
 

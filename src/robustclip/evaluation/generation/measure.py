@@ -1,4 +1,4 @@
-"""What one judge says of one set of pictures, and what of it becomes figures."""
+"""Compute one judge's metrics of one set of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures that are judged: what each was to show, and who guided it."""
+"""A set of judged pictures: their prompts, keys, and who guided them."""
 
 from __future__ import annotations
 

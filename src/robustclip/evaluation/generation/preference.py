@@ -1,4 +1,4 @@
-"""On which share of prompts one set of pictures scores higher than another (as CLIPAG compares aesthetics)."""
+"""Preference rate: share of prompts on which one set scores higher (CLIPAG's comparison of aesthetics)."""
 
 from __future__ import annotations
 

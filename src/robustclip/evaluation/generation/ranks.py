@@ -1,5 +1,4 @@
-"""Do scores of pictures rank alike? Kendall's tau within each prompt, what choosing by a score gains, captions told
-apart, each with a 95% interval over prompts."""
+"""Rank agreement of scores: Kendall's tau within each prompt, best-of-N gain, caption discrimination, intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What judges found: figures with intervals, as a table, JSON and CSV, and every picture's own by its prompt."""
+"""Report of `judge`: metrics with intervals as table, JSON and CSV, and each picture's scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of outcomes by sample: rows with rates or means, paired differences and shares, with 95% intervals."""
+"""Tables of per-sample outcomes: rates, means and paired differences with 95% intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R-Precision: does the judge, shown a picture, pick its prompt among others? (CLIPAG App. A.2)"""
+"""R-Precision: how often the judge ranks a picture's own prompt first (CLIPAG App. A.2)."""
 
 from __future__ import annotations
 

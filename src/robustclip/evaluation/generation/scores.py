@@ -1,4 +1,4 @@
-"""How near a picture is to its prompt: the plain cosine, and CLIPScore, which is not the same number.
+"""Cosine similarity and CLIPScore of pictures and prompts.
 
 CLIPScore is 2.5 * max(cos, 0) with "A photo depicts " before the text (Hessel et al. 2021; their clipscore.py). Others
 print the plain cosine, without the words before the prompt, under the same name (T2I-CompBench). So both are here, and

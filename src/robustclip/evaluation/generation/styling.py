@@ -1,4 +1,4 @@
-"""How well a picture was restyled, by a judge that took no part (CLIPStyler's and StyleGAN-NADA's measures)."""
+"""Style transfer metrics by a held-out judge: directional similarity and content (CLIPStyler, StyleGAN-NADA)."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def recipe(
     released code (VLMinv) and we differ. Real weights: --model FOLDER of Stable Diffusion 1.5, --referee FOLDER of
     robustclip convert lavis-blip2, --size 512.
 
-    Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5. Each of several pulls
+    Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5, or a diffusion model
+    by mutual information, --referee mi:emoji-diffusion (8 evaluations a step, forward and back). Each of several pulls
     by a stream of its own, brought to its weight's share of w1, for their losses are of different scales (ours).
 
     --mode released is VLMinv's loop, number by number (tests/golden/vlminv.py); docs/inversion.md lists what differs.
@@ -174,6 +175,7 @@ def recipe(
         ]
         if guides.referees:
             referees.append((guides.cosine(asked), sum(guides.weights), "CLIP"))
+        referees += guides.informing(asked, generator)
         rows = [[item.generator(f"latents {row}", device=guides.device) for item in items] for row in range(3)]
         streams = algorithm.streams(canvas, distillation, referees if vlm else [], look, reduce, rows[1])
         callbacks = algorithm.callbacks(canvas, [rows[0], rows[2]])

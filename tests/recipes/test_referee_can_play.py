@@ -11,11 +11,12 @@ import torch
 
 import robustclip
 from robustclip.data.images import load_image
+from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.synthesis.painted import Result
-from robustclip.synthesis.pair_guides import PairGuides, text_of
+from robustclip.synthesis.pair_guides import Information, PairGuides, text_of
 from robustclip.synthesis.prompts import Prompt
 
 PAIR = "a yellow banana and a blue butterfly"
@@ -134,3 +135,30 @@ def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, capsys: pytest.Captur
     assert small.images.shape == (1, 3, 16, 32)
     told = capsys.readouterr()
     assert "painting 16x32" in told.out + told.err
+
+
+def test_a_diffusion_model_guides_by_mutual_information(tmp_path: Path) -> None:
+    """Of the latents where they are its own; it weighs nothing that another picture beside it does."""
+    settings: dict[str, Any] = {"sds": False, "sds_only": 0, "steps": 12, "noise": 0.0, "ema": "none", "lr": 0.1}
+    made = paint(tmp_path / "alone", referee="mi:emoji-diffusion", **settings)
+    (name,) = {name for name in made.trace if "mutual information" in name}
+    losses = made.trace[name][:, 0]
+    assert losses[-4:].mean() < losses[:4].mean() - 5  # nats
+    (facts,) = json.loads((tmp_path / "alone" / "run.json").read_text())["notes"]["referees"]
+    assert facts["fingerprint"] == load_diffusion("emoji-diffusion").fingerprint
+    both = paint(tmp_path / "both", referee=["emoji-blip2", "mi:emoji-diffusion=0.5"], steps=2)
+    assert {"itm+lm@copies x2", name} <= both.trace.keys()
+    with pytest.raises(UsageError, match="twice"):
+        paint(tmp_path / "twice", referee=["mi:emoji-diffusion", "mi:emoji-diffusion"])
+
+
+def test_mutual_information_reads_latents_of_its_own_model_and_pictures_of_others() -> None:
+    model = load_diffusion("emoji-diffusion")
+    latents = torch.randn(2, model.channels, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    own, other = (Information(model, [PAIR, PAIR], of_latents=which, levels=2) for which in (True, False))
+    assert own(latents.unsqueeze(1)).shape == (2, 1)
+    (gradient,) = torch.autograd.grad(own(latents.unsqueeze(1)).sum(), latents)
+    images = torch.rand(2, 3, 60, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (through,) = torch.autograd.grad(other(images.unsqueeze(1)).sum(), images)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+    assert (through.flatten(1).norm(dim=1) > 0).all()

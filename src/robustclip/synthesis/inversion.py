@@ -115,7 +115,7 @@ class Algorithm1:
             share = weight / total
             streams.append(
                 Stream(
-                    Terms((Term(loss, look, reduce=reduce, weight=self._pulls),)),
+                    Terms((self._term(loss, look, reduce),)),
                     kind(canvas.parameters(), lr=self.way.lr * share),
                     match=None if sds is None else (streams[0], self._norms(share)),
                     schedule=self.rate,
@@ -156,6 +156,12 @@ class Algorithm1:
             after = step - warm_up
             return (step + 1) / warm_up if after < 0 else cosine_decay(self.steps - warm_up, 0.5)(after)
         return min(1.0, (step + 1) / max(warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
+
+    def _term(self, loss: Loss | Any, look: Looking | None, reduce: Reduce) -> Term:
+        """A loss that says what it reads (mutual information) reads it as it is; others see views of the picture."""
+        if hasattr(loss, "reads"):
+            return Term(loss, reads=loss.reads, weight=self._pulls)
+        return Term(loss, look, reduce=reduce, weight=self._pulls)
 
     def _pulls(self, step: int) -> float:
         return 1.0 if step < self.steps - self.sds_only else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast, get_args
 
@@ -20,11 +21,11 @@ from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.diffusion.folders import save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.selection import Scorer, Selection, Selector, chosen_of, load_rater
+from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.distributed import is_main
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.runs.progress import watched
 from robustclip.runs.rng import generator
 from robustclip.synthesis.prompt_files import load_prompts
 
@@ -52,7 +53,7 @@ WAYS: Final[dict[Mode, Way]] = {
 }
 REAL: Final = 256
 """Real pictures that --real-share draws from, encoded once."""
-SHOWN: Final = 6
+SHOWN, VALIDATED = 6, 12  # prompts
 
 
 def recipe(
@@ -82,6 +83,11 @@ def recipe(
     size: Annotated[PositiveInt, "height and width of samples"] = 64,
     pool: Annotated[Path | None, "a folder that keeps all samples of the first round, for other runs too"] = None,
     save_every: PositiveInt = 50,
+    dora: Annotated[bool | None, "DoRA, or --no-dora LoRA; by default the mode's"] = None,
+    validate_every: Annotated[PositiveInt | None, "steps between pictures of validation prompts"] = None,
+    stop_by: Annotated[
+        str | None, "a referee that picks the best validation; leave it out of tables, for it chose"
+    ] = None,
     merge: Annotated[bool, "also write the denoiser with the adapter added to its weights"] = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -98,13 +104,15 @@ def recipe(
     and adapters on the denoiser's attention projections are trained on them by the ordinary loss. Counts, rank and
     rates are the paper's (Stable Diffusion 2.1-base: 700 prompts, 50 samples of 100 steps, 300 steps of 400, about a
     day and 8 hours on one A100). Writes adapter/, which diffusers' load_lora_weights reads, with a card, and pictures
-    of the same noise before and after.
+    of the same noise before and after. With --validate-every it draws pictures of other prompts on the way (of a file's
+    first ones), and with --stop-by keeps the step whose pictures that referee likes best.
 
     Deviations: in later rounds the adapter is trained on, with a new optimiser (the paper does not say); texts are
     never dropped. --mode released keeps what MI-TUNE's code does otherwise, by mistake or choice.
     """
     if quick:
         count, samples, sampling_steps, steps, batch_size, save_every = 2, 2, 2, 2, 4, 1
+        validate_every = validate_every and 1
     arguments = dict(locals())
     ddim = 2 if quick else 50
     way, place = WAYS[mode], pick_device(device)
@@ -122,56 +130,78 @@ def recipe(
         seed=seed,
         pool=pool,
     )
+    stopper = None if stop_by is None else load_rater(stop_by, place)
     real = real_pictures(tuned, 8 if quick else REAL, size, seed) if real_share else None
-    shown = texts[:SHOWN]
-    before = sampled(tuned, shown, size, guidance, seed, ddim)
-    add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora, seed=seed)
+    fresh = training_pairs(VALIDATED, seed, "validation prompts") if prompts is None else texts[:VALIDATED]
+    shown = fresh[:SHOWN]
+    show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
+    before = show(shown)
+    add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora if dora is None else dora, seed=seed)
     trainer = AdapterTrainer(tuned, steps, lr=lr, clip=way.clip, at_once=at_once)
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
     if resume is not None:
         go_on(trainer, run, place)
+    kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
+    card = {"recipe": "align/mi-tune", "arguments": kept}
     numbers: dict[str, float] = {}
     with run:
-        for round_ in range(1 + trainer.done // steps, rounds + 1):
+        for round_ in range(1 + max(trainer.done - 1, 0) // steps, rounds + 1):
             folder = run.folder / "rounds" / str(round_)
-            folder.mkdir(parents=True, exist_ok=True)
-            chosen = [
-                chosen_of(selection, tuned, text, number, folder, round_)
-                for number, text in enumerate(watched(texts, f"round {round_}: {samples} samples a prompt", "sampling"))
-            ]
+            title = f"round {round_}: {samples} samples a prompt"
+            chosen = choose_all(selection, tuned, texts, folder, round_, title)
             every = torch.arange(len(texts)).repeat_interleave(keep)
             own = torch.cat(chosen).to(place), tuned.embed_prompts(texts).rows(every)
-            pool = AlignmentPool(own, real, real_share)
+            learned = AlignmentPool(own, real, real_share)
             trainer.begin(round_, steps)
 
-            def step(k: int, pool: AlignmentPool = pool) -> dict[str, float]:
+            def step(k: int, learned: AlignmentPool = learned) -> dict[str, float]:
                 stream = generator(seed, "alignment", k)
-                return trainer.step(*pool.batch(batch_size, stream), stream)
+                found = trainer.step(*learned.batch(batch_size, stream), stream)
+                if validate_every is not None and trainer.done % validate_every == 0:
+                    images = show(fresh)
+                    if is_main():
+                        sheet = titled_grid([f"step {trainer.done}"], fresh, images)
+                        save_image(sheet, run.folder / "validation" / f"{trainer.done:06d}.png")
+                    if stopper is not None:
+                        pairs = zip(images.split(1), fresh, strict=True)
+                        found["validation"] = float(torch.cat([stopper(*pair) for pair in pairs]).mean())
+                        trainer.judge(found["validation"])
+                return found
 
             numbers = fit(
                 trainer, step, run, images=batch_size, save_every=save_every, title=f"round {round_}", shown=("loss",)
             )
-        after = sampled(tuned, shown, size, guidance, seed, ddim)
-        save_image(titled_grid(["before", "after"], shown, torch.cat([before, after])), run.folder / "pictures.png")
+            card["steps"] = trainer.take_best()
+            if round_ < rounds and is_main() and not (folder / "adapter").exists():
+                save_adapter(tuned, folder / "adapter", card)
+        pictures = titled_grid(["before", "after"], shown, torch.cat([before, show(shown)]))
         folder = free(run.folder / "adapter")
-        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
-        save_adapter(tuned, folder, {"recipe": "align/mi-tune", "arguments": kept, "steps": trainer.done})
+        if is_main():
+            save_image(pictures, run.folder / "pictures.png")
+            save_adapter(tuned, folder, card)
         if merge:
             merge_adapter(tuned)
-            save_model(tuned.unet, free(run.folder / "unet"))
+            if is_main():
+                save_model(tuned.unet, free(run.folder / "unet"))
         run.finish(numbers)
     return {"out": str(run.folder), "adapter": str(folder), "prompts": len(texts), **numbers}
 
 
-def faults(samples: int, keep: int) -> Iterator[str]:
+def faults(
+    samples: int, keep: int, steps: int, validate_every: int | None, stop_by: str | None, quick: bool
+) -> Iterator[str]:
     """What is wrong with values that are illegal together."""
     if keep > samples:
         yield f"--keep {keep} of --samples {samples}: keep at most as many as are drawn"
+    if stop_by is not None and validate_every is None:
+        yield "--stop-by chooses among validations: say how often there is one, as in --validate-every 10"
+    if validate_every is not None and validate_every > steps and not quick:
+        yield f"--validate-every {validate_every} of --steps {steps}: there would be no validation"
 
 
-def training_pairs(count: int, seed: int) -> list[str]:
+def training_pairs(count: int, seed: int, purpose: str = "alignment prompts") -> list[str]:
     """Prompts of two coloured things, none of those that synthesis is measured on."""
-    return [str(draw_pair(generator(seed, "alignment prompts", number))) for number in range(count)]
+    return [str(draw_pair(generator(seed, purpose, number))) for number in range(count)]
 
 
 def selector(by: str, place: torch.device) -> Selector | Scorer:
@@ -180,7 +210,7 @@ def selector(by: str, place: torch.device) -> Selector | Scorer:
 
 
 def sampled(
-    model: LatentDiffusion, texts: Sequence[str], size: int, guidance: float, seed: int, steps: int
+    model: LatentDiffusion, texts: Sequence[str], *, size: int, guidance: float, seed: int, steps: int
 ) -> torch.Tensor:
     """Its own pictures, by DDIM, of noise that depends on seed and text alone."""
     streams = [generator(seed, f"shown {text}") for text in texts]

@@ -217,7 +217,8 @@ def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_
     recipe, run_folder = find("mi-tune", "align").function, tmp_path / "run"
     call = {"model": str(folder), "size": 16, "quick": True, "rounds": 2, "real_share": 0.25, "device": "cpu"}
     numbers = recipe(**call, merge=True, out=run_folder)
-    assert len(list((run_folder / "rounds" / "2").iterdir())) == 2
+    assert len(list((run_folder / "rounds" / "2").glob("*.safetensors"))) == 2
+    assert json.loads((run_folder / "rounds" / "1" / "adapter" / CARD).read_text())["steps"] == 2
     assert (run_folder / "pictures.png").is_file()
     assert json.loads((run_folder / "adapter" / CARD).read_text())["steps"] == 4
     assert (run_folder / "unet" / "config.json").is_file()
@@ -232,6 +233,51 @@ def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_more_kept_than_drawn_is_refused() -> None:
-    with pytest.raises(UsageError, match="keep"):
-        run("mi-tune", "align", {"samples": 2, "keep": 3, "quick": True, "device": "cpu"})
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"samples": 2, "keep": 3}, "keep"),
+        ({"stop_by": "emoji-judge"}, "validate-every"),
+        ({"steps": 5, "validate_every": 6, "quick": False}, "no validation"),
+        ({"by": "nobody"}, "nobody"),
+        ({"model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        run("mi-tune", "align", {"quick": True, "device": "cpu", **given})
+
+
+def test_the_best_validation_is_taken_back_also_after_a_resume(model: LatentDiffusion, folder: Path) -> None:
+    add_adapter(model, rank=2, alpha=2)
+    trainer = AdapterTrainer(model, 4, lr=1e-2)
+    texts = model.embed_prompts(["a cat", "a dog"])
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    noise = {}
+    for score in (1.0, 3.0, 2.0):
+        stream = generator(0, "alignment", trainer.done)
+        trainer.step(*pool.batch(4, stream), stream)
+        trainer.judge(score)
+        noise[trainer.done] = noise_of(model)
+    again = load_diffusion(folder)
+    add_adapter(again, rank=2, alpha=2)
+    other = AdapterTrainer(again, 4)
+    other.load(trainer.state())
+    for one, own in ((trainer, model), (other, again)):
+        assert one.take_best() == 2
+        assert torch.equal(noise_of(own), noise[2])
+    trainer.begin(1, 3)  # goes on with this round
+    assert trainer.best is not None
+    trainer.begin(2, 3)
+    assert trainer.best is None
+
+
+def test_a_stopping_judge_keeps_the_step_it_likes_best(folder: Path, tmp_path: Path) -> None:
+    call = {"model": str(folder), "size": 16, "quick": True, "device": "cpu", "validate_every": 1}
+    out = tmp_path / "run"
+    run("mi-tune", "align", {**call, "stop_by": "emoji-judge", "out": out})
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    assert list(scores) == [1, 2]
+    assert json.loads((out / "adapter" / CARD).read_text())["steps"] == max(scores, key=scores.__getitem__)
+    assert len(list((out / "validation").iterdir())) == 2

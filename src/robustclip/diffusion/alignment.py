@@ -15,6 +15,7 @@ from robustclip.diffusion.adapters import trainable
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError, UsageError
+from robustclip.runs import distributed
 from robustclip.runs.devices import autocast
 
 
@@ -22,7 +23,9 @@ from robustclip.runs.devices import autocast
 class AdapterTrainer:
     """One AdamW step after the other on the adapters of `model` (betas .9 and .999, weight decay .01, constant rate).
 
-    clip: the largest norm of the gradient; None: not clipped, as MI-TUNE's release trains in effect.
+    clip: the largest norm of the gradient; None: not clipped, as MI-TUNE's release trains in effect. best: the score,
+    step and adapters of the best validation so far, in a round. Several processes (accelerate) share each batch, and
+    train as one would.
     """
 
     model: LatentDiffusion
@@ -31,6 +34,7 @@ class AdapterTrainer:
     clip: float | None = 1.0
     at_once: int = 8
     done: int = 0
+    best: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.parameters = [one for _, one in trainable(self.model)]
@@ -41,6 +45,7 @@ class AdapterTrainer:
         self.steps = round_ * steps
         if self.done == self.steps - steps:
             self.renew()
+            self.best = None
 
     def renew(self) -> None:
         """A new optimiser."""
@@ -52,9 +57,12 @@ class AdapterTrainer:
         """One update on latents and their prompts' states; noise and steps of the schedule (uniform) are drawn from
         `stream`, and the batch passes the denoiser `at_once` at a time.
 
-        Raises RunError for a loss that is not finite.
+        Raises RunError for a loss that is not finite, UsageError for fewer latents than processes.
         """
         model, count = self.model, len(latents)
+        if count < distributed.count():
+            raise UsageError(f"--batch-size {count} for {distributed.count()} processes: give each at least one")
+        mine = torch.arange(count, device=latents.device)[distributed.place().mine()]
         noise = torch.randn(latents.shape, generator=stream).to(latents)
         times = torch.randint(model.steps, (count,), generator=stream).to(latents.device)
         kept = model.alphas_cumprod[times].view(-1, 1, 1, 1)
@@ -62,13 +70,15 @@ class AdapterTrainer:
         target = noise if model.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
-        for rows in torch.arange(count, device=latents.device).split(self.at_once):
+        for rows in mine.split(self.at_once):
             given = conditioning.rows(rows)
             with autocast(latents.device, model.dtype):
                 found = model.unet(noisy[rows], times[rows], given.states, encoder_attention_mask=given.mask).sample
-            loss = F.mse_loss(found.float(), target[rows]) * (len(rows) / count)
+            loss = F.mse_loss(found.float(), target[rows]) * (len(rows) * distributed.count() / count)
             loss.backward()
             total += loss.item()
+        total = float(distributed.mean(torch.tensor(total, device=latents.device)))
+        distributed.average_gradients(self.parameters)
         if not torch.isfinite(torch.tensor(total)):
             raise RunError(f"the loss is {total} at step {self.done}: lower --lr, or train in --dtype float32")
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip if self.clip is not None else float("inf"))
@@ -78,8 +88,26 @@ class AdapterTrainer:
 
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on."""
-        adapters = {name: one.detach() for name, one in trainable(self.model)}
-        return {"adapters": adapters, "optimiser": self.optimiser.state_dict(), "done": self.done}
+        kept = {"optimiser": self.optimiser.state_dict(), "done": self.done, "best": self.best}
+        return {"adapters": self._adapters(), **kept}
+
+    def _adapters(self) -> dict[str, Tensor]:
+        return {name: one.detach() for name, one in trainable(self.model)}
+
+    def judge(self, score: float) -> None:
+        """Keep these adapters where validation scores higher than before in this round."""
+        if self.best is None or score > self.best["score"]:
+            adapters = {name: one.clone() for name, one in self._adapters().items()}
+            self.best = {"score": score, "step": self.done, "adapters": adapters}
+
+    def take_best(self) -> int:
+        """Go back to the adapters of the best validation, where there was one; the step they are of."""
+        if self.best is None:
+            return self.done
+        with torch.no_grad():
+            for name, one in trainable(self.model):
+                one.copy_(self.best["adapters"][name])
+        return int(self.best["step"])
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises UsageError for a state of other adapters."""
@@ -91,7 +119,7 @@ class AdapterTrainer:
             for name, one in own.items():
                 one.copy_(given[name])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.done = state["done"]
+        self.done, self.best = state["done"], state["best"]
 
 
 @dataclass(frozen=True)

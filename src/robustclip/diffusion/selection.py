@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,9 +24,12 @@ from robustclip.errors import RunError
 from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, is_file
+from robustclip.runs.progress import watched
 from robustclip.runs.rng import generator
 
+NAME: Final = "{:06d}.safetensors"
 Selector = Literal["mi", "gap", "random"]
 Scorer = Callable[[Float[Tensor, "m 3 H W"], str], Float[Tensor, " m"]]
 """(pictures in [0,1], prompt) -> a score each, the higher the better: of a referee."""
@@ -174,11 +178,24 @@ class Selection:
         return pointwise_mi(model, latents, texts, empty, draws=1, seed=self.seed).nats.float().cpu()
 
 
+def choose_all(
+    selection: Selection, model: LatentDiffusion, prompts: Sequence[str], folder: Path, round_: int, title: str
+) -> list[Float[Tensor, "k c h w"]]:
+    """`chosen_of` each prompt, in their order; several processes share them, and wait for one another's files."""
+    mine = range(len(prompts))[distributed.place().mine()]
+    for number in watched(mine, title, "prompts"):
+        chosen_of(selection, model, prompts[number], number, folder, round_)
+    while not all(is_file(folder / NAME.format(number)) for number in range(len(prompts))):
+        time.sleep(0.2)  # longer than a message between processes may take to be answered
+    distributed.listed(None)
+    return [chosen_of(selection, model, text, number, folder, round_) for number, text in enumerate(prompts)]
+
+
 def chosen_of(
     selection: Selection, model: LatentDiffusion, prompt: str, number: int, folder: Path, round_: int = 1
 ) -> Float[Tensor, "k c h w"]:
     """`Selection.choose`, kept in `folder`: what lies there whole is not sampled again."""
-    path = folder / f"{number:06d}.safetensors"
+    path = folder / NAME.format(number)
     if is_file(path):
         return _kept(path, "latents")[0]
     latents, scores = selection.choose(model, prompt, number, round_)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +284,33 @@ def test_a_stopping_judge_keeps_the_step_it_likes_best(folder: Path, tmp_path: P
     assert list(scores) == [1, 2]
     assert json.loads((out / "adapter" / CARD).read_text())["steps"] == max(scores, key=scores.__getitem__)
     assert len(list((out / "validation").iterdir())) == 2
+
+
+def test_two_processes_train_the_same_adapter(folder: Path, tmp_path: Path) -> None:
+    """They share samples and batches; what is drawn does not depend on their number."""
+    config = tmp_path / "two.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nmixed_precision: 'no'\n"
+        "num_machines: 1\nnum_processes: 2\nmain_process_port: 0\n"
+    )
+    call = ["align", "mi-tune", "--model", str(folder), "--size", "16", "--quick", "--device", "cpu", "--by", "mi"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "robustclip"]
+    for start, out in (([*launch], two), (["-m", "robustclip"], one)):
+        done = subprocess.run(
+            [sys.executable, *start, *call, "--out", str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in (
+        "rounds/1/000000.safetensors",
+        "rounds/1/000001.safetensors",
+        "adapter/pytorch_lora_weights.safetensors",
+    ):
+        found, expected = (load_file(out / f"{name}.safetensors") for out in (two, one))
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            torch.testing.assert_close(found[key], values, rtol=1e-4, atol=1e-5)

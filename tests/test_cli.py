@@ -176,6 +176,27 @@ def test_faults_of_an_evaluation_come_at_once_whatever_their_kind() -> None:
         assert fault in done.stderr
 
 
+def test_a_config_file_is_read_below_the_flags_and_written_by_print_config(toy: str, tmp_path: Path) -> None:
+    file, numbers = tmp_path / "run.yaml", tmp_path / "numbers.json"
+    shown = called("robustify", toy, "--steps", "3", "--eps", "4/255", "--texts", "a cat, a dog", "--print-config")
+    assert shown.returncode == 0, shown.stderr
+    assert "steps: 3\n" in shown.stdout
+    assert "eps: 4/255\n" in shown.stdout
+    file.write_text(shown.stdout)
+    done = called("robustify", toy, "--config", str(file), "--steps", "4", "--json", str(numbers))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(numbers.read_text())
+    assert (found["steps"], found["texts"]) == (4, ["a cat, a dog"])
+    assert called("robustify", toy, "--config", str(file), "--print-config").stdout == shown.stdout
+    assert robustclip.robustify(toy, config=file)["steps"] == 3
+    file.write_text("stps: 3\nnorm: l3\n")
+    faulty = called("robustify", toy, "--config", str(file), "--eps", "x")
+    assert faulty.returncode == 2
+    for fault in ("stps=: unknown argument; did you mean steps=", "--norm 'l3'", "--eps 'x'"):
+        assert fault in faulty.stderr
+    assert "--config 'nowhere'" in called("robustify", toy, "--config", "nowhere").stderr
+
+
 def test_an_illegal_pair_is_a_fault_of_the_call(toy: str) -> None:
     done = called("robustify", toy, "--norm", "linf", "--eps", "4")
     assert done.returncode == 2

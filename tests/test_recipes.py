@@ -104,6 +104,32 @@ def test_the_python_face_makes_the_same_checks(recipe_file: Path) -> None:
         robustclip.robustify(str(recipe_file), steps=11, quick=True)
 
 
+PRESET = '''
+from robustclip.recipes import preset
+
+@preset({base!r}, {changed})
+def recipe() -> None:
+    """Count more steps."""
+'''
+
+
+def test_a_preset_is_another_recipe_with_other_defaults(recipe_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.py"
+    path.write_text(PRESET.format(base=str(recipe_file), changed="steps=9"))
+    recipe = recipes.find(str(path), "robustify")
+    assert recipe.summary == "Count more steps"
+    assert recipe.describe().signature.parameters["steps"].default == 9
+    assert recipe.function.__doc__ == "Count more steps."
+    assert robustclip.robustify(str(path))["steps"] == 9
+    assert robustclip.robustify(str(path), steps=3) == {"steps": 3, "seed": 0}
+    with pytest.raises(UsageError, match="steps=11 is not quick"):
+        robustclip.robustify(str(path), steps=11, quick=True)
+    path.write_text(PRESET.format(base=str(recipe_file), changed="stps=9"))
+    for ask in (recipes.find(str(path), "robustify").describe, recipes.find(str(path), "robustify").load):
+        with pytest.raises(UsageError, check=lambda error: error.code == "unknown_argument"):
+            ask()
+
+
 @pytest.mark.parametrize("recipe", recipes.available("robustify"), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_keep_the_contract(recipe: recipes.Recipe) -> None:
     function, _ = recipe.load()

@@ -52,10 +52,9 @@ def faults(steps: int, quick: bool):
 '''
 
 ABLATION = f'''{HEAD}
-def recipe(*, steps: PositiveInt = 50, fail: bool = False,{TAIL}
+@recipes.preset("base", steps=50, norm="linf")
+def recipe() -> None:
     """Pretend in another norm."""
-    given = dict(locals())
-    return recipes.run("base", "robustify", {{"norm": "linf"}} | given)
 '''
 
 

@@ -8,12 +8,12 @@ import pytest
 from pydantic import AfterValidator, FilePath, NewPath, PositiveFloat, PositiveInt
 
 from robustclip.errors import UsageError
-from robustclip.signatures import as_flag, as_keyword, bind, parameters, raise_faults, unknown, written
+from robustclip.signatures import as_config, as_flag, as_keyword, bind, parameters, raise_faults, unknown, written
 
 
 def even(number: int) -> int:
     if number % 2:
-        raise UsageError(f"{number} is odd: give {number + 1}")
+        raise UsageError(f"{number} is odd: give {number + 1}", "odd")
     return number
 
 
@@ -57,51 +57,90 @@ def test_text_is_read_as_the_types_say() -> None:
     }
 
 
+def codes(faults: list[UsageError]) -> dict[object, str]:
+    return {fault.values["argument"]: fault.code for fault in faults}
+
+
 def test_all_faults_come_at_once_each_with_its_fix() -> None:
     given = {"steps": "ten", "step_size": -1, "norm": "l3", "captions": "nowhere.csv", "pairs": 3, "stepsize": 1}
     _, faults = bind(command, given)
-    assert faults == [
-        "steps= 'ten': should be a valid integer, unable to parse string as an integer (default: 10)",
-        "step_size= -1: should be greater than 0 (default: 0.5)",
-        "norm= 'l3': should be 'l2' or 'linf' (default: l2)",
-        "captions= 'nowhere.csv': path does not point to a file",
-        "pairs= 3: 3 is odd: give 4 (default: 2)",
-        "stepsize=: unknown argument; did you mean step_size= or steps=?",
-        "names= is missing: what to read",
-    ]
+    assert codes(faults) == {
+        "steps": "int_parsing",
+        "step_size": "greater_than",
+        "norm": "literal_error",
+        "captions": "path_not_file",
+        "pairs": "odd",
+        "stepsize": "unknown_argument",
+        "names": "missing",
+    }
+    told = dict(zip(codes(faults), map(str, faults), strict=True))
+    assert told["norm"] == "norm= 'l3': should be 'l2' or 'linf' (default: l2)"
+    assert "give 4" in told["pairs"]
+    assert told["stepsize"].endswith("did you mean step_size= or steps=?")
+    assert "what to read" in told["names"]
 
 
 def test_faults_are_spelled_as_the_caller_would() -> None:
     _, faults = bind(command, {"step_size": 0}, spell=as_flag)
-    assert faults == ["--step-size 0: should be greater than 0 (default: 0.5)", "NAMES is missing: what to read"]
+    assert [str(fault).split(" ")[0] for fault in faults] == ["--step-size", "NAMES"]
 
 
 def test_a_default_may_be_at_fault(tmp_path: Path) -> None:
     def writes(*, out: NewPath = tmp_path) -> None: ...
 
     _, faults = bind(writes, {}, spell=as_flag)
-    assert faults == [f"--out '{tmp_path}': path already exists"]
+    assert codes(faults) == {"out": "path_exists"}
     assert bind(writes, {"out": tmp_path / "new"}) == ({"out": tmp_path / "new"}, [])
 
 
-def in_pixels(norm: str, step_size: float) -> Iterator[str]:
+def in_pixels(norm: str, step_size: float) -> Iterator[UsageError]:
     if norm == "linf" and step_size >= 1:
-        yield f"{step_size} is no step for linf"
+        yield UsageError(f"{step_size} is no step for linf", "step_in_255", step_size=step_size)
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"norm": "linf", "step_size": 4}, ["4.0 is no step for linf"]),
+        ({"norm": "linf", "step_size": 4}, ["step_in_255"]),
         ({"norm": "linf", "step_size": "0.1"}, []),
         ({"norm": "l2", "step_size": 4}, []),
-        ({"norm": "linf", "step_size": "x"}, ["step_size= 'x': should be a valid number"]),
+        ({"norm": "linf", "step_size": "x"}, ["float_parsing"]),
     ],
     ids=["illegal", "legal", "legal by default", "silent beside a fault of its own"],
 )
 def test_illegal_pairs(given: dict[str, object], expected: list[str]) -> None:
     _, faults = bind(command, given | {"names": ["a"]}, pairs=in_pixels)
-    assert [fault.partition(",")[0] for fault in faults] == expected
+    assert [fault.code for fault in faults] == expected
+
+
+def test_a_config_file_holds_arguments_that_the_call_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("names: [a, b]\nstep-size: 4/255\nsteps: 3\nquick: true\nsizes: 8\n")
+    arguments, faults = bind(command, {"config": file, "steps": "5"})
+    assert faults == []
+    assert (arguments["names"], arguments["step_size"], arguments["steps"]) == (["a", "b"], 4 / 255, 5)
+    assert (arguments["quick"], arguments["sizes"]) == (True, [8])
+    file.write_text(as_config(arguments))
+    assert "step_size: 4/255" in file.read_text()
+    assert bind(command, {"config": file}) == (arguments, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("- 3", "not_a_config"),
+        ("config: other.yaml", "not_a_config"),
+        ("a: [", "not_yaml"),
+        ("a: &x [1]\nb: *x", "not_yaml"),
+        ("[" * 200, "not_yaml"),
+        ("stps: 3\nnames: a", "unknown_argument"),
+        ("steps: yes\nnames: a", "truth_value"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used_is_a_fault_beside_the_others(text: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    _, faults = bind(command, {"config": tmp_path / "run.yaml", "norm": "l3"})
+    assert {code, "literal_error"} <= {fault.code for fault in faults}
 
 
 def test_what_is_shown_of_a_parameter() -> None:
@@ -123,7 +162,7 @@ def gathers(**others: Any) -> None: ...
 
 @pytest.mark.parametrize("function", [untyped, gathers])
 def test_a_parameter_that_cannot_be_a_flag_is_refused(function: Any) -> None:
-    with pytest.raises(UsageError, match=r"can't become a flag: give each parameter a name and a type"):
+    with pytest.raises(UsageError, check=lambda error: error.code == "untyped_parameter"):
         parameters(function)
 
 
@@ -131,8 +170,10 @@ def test_one_error_lists_all_faults() -> None:
     raise_faults("f()", [])
     with pytest.raises(UsageError, match=r"^a fault in the call of f\(\)\n  x$"):
         raise_faults("f()", ["x"])
-    with pytest.raises(UsageError, match=r"^2 faults in the call of f\(\)\n  x\n  y\nsee g$"):
-        raise_faults("f()", ["x", "y"], "see g")
+    with pytest.raises(UsageError, match=r"^2 faults in the call of f\(\)\n  x\n  y\nsee g$") as caught:
+        raise_faults("f()", ["x", UsageError("y", "size_mismatch", sizes=(2, 3))], "see g")
+    assert caught.value.codes == ["faults", "size_mismatch"]
+    assert caught.value.faults[1].values == {"sizes": (2, 3)}
 
 
 def test_unknown_names_what_is_near_or_nothing() -> None:
@@ -159,8 +200,7 @@ def test_lists_of_numbers_take_quotients() -> None:
 @pytest.mark.parametrize("text", ["2/0", "2/-255", "1/2/3", "/255", "2/", "a/b", "inf/1", "nan/2", "\u0662/255"])
 def test_what_is_no_quotient_is_refused(text: str) -> None:
     _, faults = bind(command, {"names": ["a"], "step_size": text})
-    assert len(faults) == 1
-    assert "should be a valid number" in faults[0]
+    assert [fault.code for fault in faults] == ["float_parsing"]
 
 
 def test_only_floats_are_quotients() -> None:

@@ -41,7 +41,8 @@ def annotation(parameter: Parameter) -> str:
 
 def method(recipe: Recipe, result: str) -> Iterator[str]:
     """The lines of one recipe."""
-    parameters = signatures.parameters(recipe.function)
+    described = recipe.describe()
+    parameters = signatures.of_signature(described.signature, recipe.name)
     yield f"    def {recipe.path.stem}("
     yield "        self,"
     for parameter in parameters:
@@ -52,7 +53,7 @@ def method(recipe: Recipe, result: str) -> Iterator[str]:
         if not parameter.positional:
             yield f"        {parameter.name}: {annotation(parameter)} = ...,"
     yield f"    ) -> {result}:"
-    first = (inspect.getdoc(recipe.function) or "").split("\n\n")[0].replace("\n", " ")
+    first = described.doc.split("\n\n")[0].replace("\n", " ")
     yield f'        """{first}"""'
 
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import PositiveFloat, PositiveInt
-
-from robustclip import recipes
-from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.recipes import preset
 
 
-def recipe(
-    *,
-    steps: PositiveInt = 3600,
-    batch_size: PositiveInt = 128,
-    lr: PositiveFloat = 2e-3,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 1,
-    out: RunFolder | None = None,
-    quick: bool = False,
-) -> dict[str, Any]:
+@preset(
+    "pretrain/emoji-vanilla", name="emoji-judge", tower="ese_vovnet19b_slim", split="judge-train", steps=3600, seed=1
+)
+def recipe() -> None:
     """Train emoji-judge, which scores what the guides paint and is never optimised against.
 
     robustclip robustify pretrain/emoji-judge
@@ -30,6 +17,3 @@ def recipe(
     200 committed labels, on which it is measured (`judge-heldback`). VoVNet is another family than the guides'
     ResNet. All values are ours.
     """
-    given = dict(locals())
-    judge = {"name": "emoji-judge", "tower": "ese_vovnet19b_slim", "split": "judge-train"}
-    return recipes.run("emoji-vanilla", "pretrain", judge | given)

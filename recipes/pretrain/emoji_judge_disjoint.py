@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import PositiveFloat, PositiveInt
-
-from robustclip import recipes
-from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.recipes import preset
 
 
-def recipe(
-    *,
-    steps: PositiveInt = 1000,
-    batch_size: PositiveInt = 128,
-    lr: PositiveFloat = 2e-3,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 2,
-    out: RunFolder | None = None,
-    quick: bool = False,
-) -> dict[str, Any]:
+@preset(
+    "pretrain/emoji-vanilla",
+    name="emoji-judge-disjoint",
+    tower="ese_vovnet19b_slim",
+    split="unseen-train",
+    steps=1000,
+    seed=2,
+)
+def recipe() -> None:
     """Train emoji-judge-disjoint, a second opinion on what the guides paint.
 
     robustclip robustify pretrain/emoji-judge-disjoint
@@ -30,6 +22,3 @@ def recipe(
     with a quarter of the images of emoji-judge it is the weaker judge, and the one whose agreement cannot be memory.
     All values are ours.
     """
-    given = dict(locals())
-    judge = {"name": "emoji-judge-disjoint", "tower": "ese_vovnet19b_slim", "split": "unseen-train"}
-    return recipes.run("emoji-vanilla", "pretrain", judge | given)

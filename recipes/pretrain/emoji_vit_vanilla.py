@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-
-from robustclip import recipes
-from robustclip.referees.registry import RefereeName
-from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.recipes import preset
 
 
-def recipe(
-    *,
-    name: RefereeName = "emoji-vit-vanilla",
-    start: str | None = None,
-    steps: PositiveInt = 2400,
-    batch_size: PositiveInt = 128,
-    lr: PositiveFloat = 1e-3,
-    warmup: NonNegativeInt = 200,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
-) -> dict[str, Any]:
+@preset("pretrain/emoji-vanilla", name="emoji-vit-vanilla", tower="vit_mini_patch8", steps=2400, lr=1e-3, warmup=200)
+def recipe() -> None:
     """Train the small ViT of the embedded world on clean emoji.
 
     robustclip robustify pretrain/emoji-vit-vanilla
@@ -38,5 +19,3 @@ def recipe(
 
     All values are ours.
     """
-    given = dict(locals())
-    return recipes.run("emoji-vanilla", "pretrain", {"tower": "vit_mini_patch8"} | given)

@@ -1,8 +1,9 @@
-"""click commands generated from typed functions, imported when they are called or asked for help."""
+"""click commands generated from typed functions, whose modules are imported when a function is called, not for help."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import textwrap
@@ -22,12 +23,10 @@ from robustclip import signatures
 from robustclip.errors import UsageError
 from robustclip.runs.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
 from robustclip.runs.terminal import counted
-from robustclip.signatures import Pairs, Parameter, as_flag, written
+from robustclip.signatures import Expand, Pairs, Parameter, as_config, as_flag, written
+from robustclip.source import Function as Described
 
 Function = Callable[..., Any]
-
-Bind = Callable[[Mapping[str, object], Callable[[Parameter], str]], tuple[dict[str, Any], list[str]]]
-"""(arguments given, how to write a parameter's name) -> (all arguments, the faults found)."""
 
 EVERYWHERE = {
     "device": "auto, cpu, cuda, cuda:<index> or mps",
@@ -44,22 +43,24 @@ USUAL = EVERYWHERE | {
 }
 """What flags of these names mean wherever they don't say otherwise."""
 
-
+_log = logging.getLogger("robustclip")
 LONGEST_PATH = 1000  # characters
+DRY_RUN = "check the call, say what it would read and write, and end"
 PLACES = ("out", "to", "csv", "svg")
 """Parameters that name what is written."""
 TEXTS = ("prompt", "texts", "negations", "targets", "notes", "name")
 """Parameters whose values are words, and no files that happen to be called so."""
-DRY_RUN = click.Option(["--dry-run"], is_flag=True, help="check the call, say what it would read and write, and end")
 
 
 class TypedCommand(click.Command):
     """A command whose flags are the parameters of a typed function, plus those that every command has.
 
-    `load` gives the function, and what knows its illegal pairs of values; it is called when the command is. `bind`
-    replaces `signatures.bind` where more than the call decides the arguments. `show` prints the function's result for
-    people; `numbers` makes it the plain values that `--json FILE` writes. `long` ones take `--dry-run`, which checks
-    the call and says what it would read and write, and by `estimate` how long it would take.
+    load: gives the function, and what knows its illegal pairs of values; called when the command is.
+    describe: gives its signature and docstring, for help and completion; by default those of the loaded function.
+    expansions: what arguments such as `resume` stand for (see `signatures.bind`).
+    show: prints the function's result for people; numbers: makes it the plain values that `--json FILE` writes.
+    long: take `--dry-run`, which checks the call and says what it would read and write, and by `estimate` how long it
+    would take.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class TypedCommand(click.Command):
         summary: str,
         show: Callable[[Any], None],
         numbers: Callable[[Any], object] = lambda result: result,
-        bind: Bind | None = None,
+        describe: Callable[[], Described] | None = None,
+        expansions: Mapping[str, Expand] | None = None,
         long: bool = False,
         estimate: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
@@ -79,26 +81,48 @@ class TypedCommand(click.Command):
         self.load = load
         self.show = show
         self.numbers = numbers
-        self.bind = bind or self._bind
+        self.describe = describe
+        self.expansions = expansions
         self.long = long
         self.estimate = estimate
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        self.function, self.pairs = self.load()
-        self.parameters = signatures.parameters(self.function)
-        self.help = _unwrapped(inspect.getdoc(self.function) or "")
-        named = {parameter.name for parameter in self.parameters}
+        self.parameters, doc = self._described()
+        self.help = _unwrapped(doc)
+        own = {parameter.name for parameter in self.parameters}
+        file = click.Path(dir_okay=False, path_type=Path)
+        common = {
+            **{name: {"expose_value": False, "hidden": True, "metavar": "TEXT"} for name in EVERYWHERE},
+            "config": {"type": file, "help": "a YAML file of arguments, which flags override"},
+            "print_config": {"is_flag": True, "help": "print all arguments of this call as such a file, and end"},
+            "json": {"type": file, "help": "write the numbers here"},
+            "overwrite": {"is_flag": True, "help": USUAL["overwrite"]},
+            **({"dry_run": {"is_flag": True, "help": DRY_RUN}} if self.long else {}),
+            "traceback": {"is_flag": True, "expose_value": False, "help": "show where a failure comes from"},
+        }
+        self.common = [name for name in common if name not in own and name not in (*EVERYWHERE, "traceback")]
         self.params = [
             *(_option(parameter) for parameter in self.parameters if not parameter.positional),
-            *(_idle(flag, text) for flag, text in EVERYWHERE.items() if flag not in named),
-            click.Option(["--json"], type=click.Path(dir_okay=False, path_type=Path), help="write the numbers here"),
-            *([] if "overwrite" in named else [click.Option(["--overwrite"], is_flag=True, help=USUAL["overwrite"])]),
-            *([DRY_RUN] if self.long else []),
-            click.Option(["--traceback"], is_flag=True, expose_value=False, help="show where a failure comes from"),
+            *(
+                click.Option([name, "--" + name.replace("_", "-")], **settings)
+                for name, settings in common.items()
+                if name not in own
+            ),
         ]
         return super().make_context(info_name, args, parent, **extra)
+
+    def _described(self) -> tuple[list[Parameter], str]:
+        """Its parameters and docstring: of the source where that is enough, else of the function."""
+        if self.describe is not None:
+            try:
+                described = self.describe()
+                return signatures.of_signature(described.signature, self.name or ""), described.doc
+            except Exception as error:  # what the function's own file says of it comes when it is loaded
+                _log.debug("%s: its source does not show its flags: %r", self.name, error)
+        function, _ = self.load()
+        return signatures.parameters(function), inspect.getdoc(function) or ""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         names = [as_flag(p) + ("..." if p.repeated else "") for p in self.parameters if p.positional]
@@ -106,7 +130,8 @@ class TypedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
-        args, after = _parted(args)
+        cut = args.index("--") if "--" in args else len(args)
+        args, after = args[:cut], args[cut + 1 :]
         repeated = {as_flag(parameter) for parameter in self.parameters if parameter.repeated}
         for flag, value in pairwise([*args, "--"]):
             if flag in repeated and _is_flag(value):  # which click lets pass, and forgets
@@ -116,34 +141,46 @@ class TypedCommand(click.Command):
         super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
             return []
-        json, dry = ctx.params.pop("json"), self.long and ctx.params.pop("dry_run")  # else it is the function's own
-        overwrite = ctx.params["overwrite"]
-        if not any(parameter.name == "overwrite" for parameter in self.parameters):
-            del ctx.params["overwrite"]
+        common = {name: ctx.params.pop(name) for name in self.common}
         given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
         positional, misfits = self._sort(ctx.args, after)
-        arguments, faults = self.bind(given | positional, as_flag)
-        if json is not None:
-            try:
-                check_new_file(json, overwrite=overwrite)
-            except UsageError as error:
-                misfits.append(f"--json: {error}")
-            named = {f"--{name}": arguments.get(name) for name in (*PLACES, "resume")}
-            outputs = {flag: place for flag, place in named.items() if isinstance(place, str | Path)}
-            misfits.extend(fault for fault in clashes(outputs | {"--json": json}) if "--json" in fault)
+        if common.get("config") is not None:
+            given["config"] = common["config"]
+        self.function, pairs = self.load()
+        arguments, faults = signatures.bind(
+            self.function, given | positional, spell=as_flag, pairs=pairs, expansions=self.expansions
+        )
+        overwrite = bool(common.get("overwrite", ctx.params.get("overwrite")))
+        misfits.extend(self._outputs(common["json"], arguments, overwrite=overwrite))
         signatures.raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
-        ctx.params = {"arguments": arguments, "json": json, "dry": dry}
+        ctx.params = {"arguments": arguments, "common": common}
         ctx.args = []
         return []
 
-    def invoke(self, ctx: click.Context) -> None:
-        if ctx.params["dry"]:
-            self._rehearse(ctx.params["arguments"], ctx.params["json"])
+    def _outputs(self, json: Path | None, arguments: dict[str, Any], *, overwrite: bool) -> Iterator[UsageError]:
+        """What is wrong with the place of `--json`."""
+        if json is None:
             return
-        result = self.function(**ctx.params["arguments"])
+        try:
+            check_new_file(json, overwrite=overwrite)
+        except UsageError as error:
+            yield UsageError(f"--json: {error}", error.code)
+        named = {f"--{name}": arguments.get(name) for name in (*PLACES, "resume")}
+        outputs = {flag: place for flag, place in named.items() if isinstance(place, str | Path)}
+        yield from (UsageError(told, "clash") for told in clashes(outputs | {"--json": json}) if "--json" in told)
+
+    def invoke(self, ctx: click.Context) -> None:
+        arguments, common = ctx.params["arguments"], ctx.params["common"]
+        file = common["json"]
+        if common.get("print_config"):
+            click.echo(as_config(arguments), nl=False)
+            return
+        if common.get("dry_run"):
+            self._rehearse(arguments, file)
+            return
+        result = self.function(**arguments)
         if os.environ.get("RANK", "0") != "0":  # of processes that train together, one speaks
             return
-        file = ctx.params["json"]
         if file is None:
             self.show(result)
             return
@@ -177,14 +214,11 @@ class TypedCommand(click.Command):
             click.echo("how long: try it with --quick, which takes seconds, or with few --steps")
         click.echo("nothing was run (--dry-run)")
 
-    def _bind(self, given: Mapping[str, object], spell: Callable[[Parameter], str]) -> tuple[dict[str, Any], list[str]]:
-        return signatures.bind(self.function, given, spell=spell, pairs=self.pairs)
-
-    def _sort(self, rest: list[str], after: list[str]) -> tuple[dict[str, object], list[str]]:
+    def _sort(self, rest: list[str], after: list[str]) -> tuple[dict[str, object], list[UsageError]]:
         """What is not a known flag, and what came after `--`, where nothing is one: (values of positional parameters,
         what fits nowhere)."""
         values: list[str] = []
-        misfits: list[str] = []
+        misfits: list[UsageError] = []
         flags = [flag for option in self.params for flag in option.opts if flag.startswith("--")]
         tokens = deque(rest)
         while tokens:
@@ -192,7 +226,8 @@ class TypedCommand(click.Command):
             if not _is_flag(token):
                 values.append(token)
                 continue
-            misfits.append(signatures.unknown(token.partition("=")[0], flags, "flag"))
+            flag = token.partition("=")[0]
+            misfits.append(UsageError(signatures.unknown(flag, flags, "flag"), "unknown_flag", flag=flag))
             if "=" not in token and tokens and not _is_flag(tokens[0]):
                 tokens.popleft()  # most likely its value
         values += after
@@ -201,13 +236,7 @@ class TypedCommand(click.Command):
             if parameter.positional and values:
                 positional[parameter.name] = values if parameter.repeated else values.pop(0)
                 values = [] if parameter.repeated else values
-        return positional, misfits + [f"{value}: belongs to no flag" for value in values]
-
-
-def _parted(args: list[str]) -> tuple[list[str], list[str]]:
-    """(what comes before the first `--`, what comes after it)."""
-    cut = args.index("--") if "--" in args else len(args)
-    return args[:cut], args[cut + 1 :]
+        return positional, misfits + [UsageError(f"{value}: belongs to no flag", "no_flag") for value in values]
 
 
 def _found(value: object) -> Iterator[str]:
@@ -271,11 +300,6 @@ def _completed(parameter: Parameter, _: click.Context, __: click.Parameter, inco
     if parameter.choices:
         return [CompletionItem(word) for word in parameter.choices if word.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file")] if "PATH" in parameter.label.split("|") else []
-
-
-def _idle(flag: str, text: str) -> click.Option:
-    """A flag that every command takes, and this one has no use for: help does not show it."""
-    return click.Option([f"--{flag}"], expose_value=False, hidden=True, metavar="TEXT", help=text)
 
 
 def _split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

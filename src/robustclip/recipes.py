@@ -2,12 +2,19 @@
 
 A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
 command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have
-`def faults(norm, eps) -> Iterator[str]`, which yields what is wrong with values that are illegal together.
+`def faults(norm, eps) -> Iterator[str]`, which yields what is wrong with values that are illegal together. A recipe
+that differs from another in defaults only is a `preset` of it.
+
+`resume`, which most recipes take, says which run goes on; flags that are not given then take the values that the run
+had, not the recipe's defaults:
+
+    --resume FOLDER            that run
+    --resume latest            the run of this recipe in runs/ that was started last
+    --resume latest --out X    the run in X; a new one where there is none, so one command line can be queued for ever
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import inspect
 import re
@@ -22,17 +29,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError
-from robustclip.runs.files import is_file
+from robustclip.runs.files import holds_something, is_file
 from robustclip.signatures import Pairs, Parameter, as_keyword
+from robustclip.source import Function, Source
 
 if TYPE_CHECKING:
     from robustclip.referees.base import TwoTower
+    from robustclip.runs.folder import Run
     from robustclip.synthesis.painted import Result
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
 SENTENCE_END: Final = re.compile(r"(?<!\b(?:App|Fig|Sec|Tab|e\.g|i\.e))(?<!\b(?:Eq|vs|al))\.\s")
 """A full stop, but not that of an abbreviation (App. C, Eq. 4, et al.)."""
+LATEST: Final = "latest"
+ROOM: Final = "robustify"
+"""Where a preset looks its recipe up, unless it names another room: pretrain/emoji-vanilla."""
 EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
 
 
@@ -47,19 +59,28 @@ class Recipe:
         """The file's name as commands write it: clipag_vit_b32.py -> clipag-vit-b32."""
         return self.path.stem.replace("_", "-")
 
+    @cached_property
+    def source(self) -> Source:
+        """Its names, evaluated without running the file."""
+        return Source(self.path)
+
     @property
     def summary(self) -> str:
         """The first sentence of the function's docstring, read without running the file; none of a file that is not
         Python, which `module` says."""
         try:
-            body = ast.parse(self.path.read_text(encoding="utf-8")).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            text = " ".join(self.source.docstring("recipe").split("\n\n")[0].split())
+        except (KeyError, SyntaxError, ValueError, RecursionError, MemoryError):
             return ""
-        for node in body:
-            if isinstance(node, ast.FunctionDef) and node.name == "recipe":
-                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-                return SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
-        return ""
+        return SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
+
+    def describe(self) -> Function:
+        """Its signature and docstring, read without running the file."""
+        varied = self.source.decorator("recipe", "preset")
+        if varied is None:
+            return self.source.read("recipe")
+        (base,), changed = varied
+        return Function(_changed(find(base, ROOM).describe().signature, changed), self.source.docstring("recipe"))
 
     @cached_property
     def module(self) -> ModuleType:
@@ -71,7 +92,9 @@ class Recipe:
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:
-            raise UsageError(f"{self.path} is not Python (line {error.lineno or 1}: {error.msg})") from error
+            raise UsageError(
+                f"{self.path} is not Python (line {error.lineno or 1}: {error.msg})", "not_python"
+            ) from error
         except (ModuleNotFoundError, UsageError, RunError):
             raise
         except (Exception, SystemExit) as error:
@@ -85,11 +108,14 @@ class Recipe:
         if not inspect.isfunction(function) or not function.__doc__:
             raise UsageError(
                 f"{self.path} is not a recipe: it needs a function with a docstring, "
-                "def recipe(*, steps: int = 100, ...) -> dict"
+                "def recipe(*, steps: int = 100, ...) -> dict",
+                "not_a_recipe",
             )
         named = {parameter.name for parameter in signatures.parameters(function)}
         if lacking := [name for name in EVERY_RECIPE_TAKES if name not in named]:
-            raise UsageError(f"{self.path}: recipe() must also take {', '.join(lacking)}, as every recipe does")
+            raise UsageError(
+                f"{self.path}: recipe() must also take {', '.join(lacking)}, as every recipe does", "not_a_recipe"
+            )
         return function
 
     @property
@@ -113,27 +139,112 @@ class Recipe:
             with called_as(self.full_name):
                 return function(**arguments)
 
-        return named, vars(self.module).get("faults")
+        return named, vars(self.module).get("faults", getattr(function, "faults", None))
+
+    @property
+    def expansions(self) -> dict[str, signatures.Expand]:
+        """What its arguments stand for: `resume` for those of the run that goes on."""
+        return {"resume": self._resumed}
 
     def bind(
         self, given: Mapping[str, object], spell: Callable[[Parameter], str] = as_keyword
-    ) -> tuple[dict[str, Any], list[str]]:
+    ) -> tuple[dict[str, Any], list[UsageError]]:
         """(every argument of a call, those that a resumed run brings along included; the faults found).
 
         `spell` writes a parameter's name as the caller would.
         """
-        from robustclip import resuming
-
         function, pairs = self.load()
-        known = {parameter.name: parameter for parameter in signatures.parameters(function)}
-        try:
-            given, faults = resuming.completed(given, known, self.full_name), []
-        except (UsageError, OSError, ValueError) as error:  # of a run unknown nothing is brought along, or asked
-            reason = error.strerror if isinstance(error, OSError) else error
-            faults = [f"{spell(known['resume'])} {str(given['resume'])[:200]!r}: {reason}"]
-            given, pairs = {name: value for name, value in given.items() if name not in resuming.PLACES}, None
-        arguments, others = signatures.bind(function, given, spell=spell, pairs=pairs)
-        return arguments, [*faults, *others]
+        return signatures.bind(function, given, spell=spell, pairs=pairs, expansions=self.expansions)
+
+    def _resumed(self, given: Mapping[str, object]) -> dict[str, object]:
+        """The arguments of a call, with those that the run of `resume` had; `resume` becomes its folder, and `out` is
+        left out; or, where a new run begins, the other way round. Arguments that the recipe no longer knows are not
+        taken over. Where several processes train together, the main one looks.
+
+        Raises UsageError where there is no such run, it is another recipe's, or it still runs.
+        """
+        from robustclip.runs.distributed import decided  # here, for it loads torch
+
+        folder, recorded = decided(lambda: _run_of(str(given["resume"]), given.get("out"), self.full_name))
+        arguments = {name: value for name, value in given.items() if name not in ("out", "resume")}
+        if folder is None:
+            return arguments | {"out": given["out"]}
+        known = {parameter.name for parameter in signatures.parameters(self.function)} - {"out", "resume"}
+        taken_over = {name: value for name, value in recorded.items() if name in known}
+        return taken_over | arguments | {"resume": folder}
+
+
+def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable[..., Any]]:
+    """A recipe that is the recipe `base` with other defaults; its own file holds what is to be said of it:
+
+        @preset("emoji", name="emoji-trades", objective="trades")
+        def recipe() -> None:
+            \"""TRADES on emoji: ...\"""
+
+    Its runs go on under both names. Raises UsageError for defaults of parameters that `base` does not have.
+    """
+
+    def vary(described: Callable[[], None]) -> Callable[..., Any]:
+        function, pairs = find(base, ROOM).load()
+        signature = _changed(inspect.signature(function, eval_str=True), changed)
+
+        def recipe(**arguments: Any) -> Any:
+            return function(**{**changed, **arguments})
+
+        recipe.__doc__, recipe.__module__ = described.__doc__, described.__module__
+        recipe.__signature__, recipe.faults = signature, pairs  # type: ignore[attr-defined]
+        return recipe
+
+    return vary
+
+
+def _changed(signature: inspect.Signature, changed: Mapping[str, Any]) -> inspect.Signature:
+    """A signature with other defaults."""
+    if odd := set(changed) - set(signature.parameters):
+        raise UsageError(
+            f"a preset changes {', '.join(sorted(odd))}, which the recipe does not take", "unknown_argument"
+        )
+    parameters = signature.parameters.values()
+    return signature.replace(parameters=[one.replace(default=changed.get(one.name, one.default)) for one in parameters])
+
+
+def _run_of(resume: str, out: object, recipe: str) -> tuple[Path | None, dict[str, Any]]:
+    """The folder of the run to go on with and its arguments; no folder where one begins in `out`."""
+    from robustclip.runs.folder import Run
+
+    if resume == LATEST and out is not None and not holds_something(Path(str(out))):
+        return None, {}
+    run = _latest(recipe) if resume == LATEST and out is None else Run.open(_folder_of(resume, out))
+    run.check_resumable(recipe)
+    return run.folder, run.arguments
+
+
+def _folder_of(resume: str, out: object) -> Path:
+    from robustclip.runs.folder import HOME, RECORD
+
+    if resume == LATEST:
+        return Path(str(out))
+    folder = Path(resume)
+    if out is not None and Path(str(out)).resolve() != folder.resolve():
+        raise UsageError(f"goes on in that folder: leave out --out {out}", "two_folders")
+    if not folder.exists():
+        near = HOME / folder
+        meant = f"did you mean {near}?" if is_file(near / RECORD) else f"give a run's folder, or {LATEST}"
+        raise UsageError(f"there is no such folder: {meant}", "no_such_run")
+    return folder
+
+
+def _latest(recipe: str) -> Run:
+    from robustclip.runs.archive import runs_in
+    from robustclip.runs.folder import HOME, RECORD
+
+    found = [run for run in runs_in(HOME) if run.called == recipe]
+    if not found:
+        raise UsageError(
+            f"there is no run of {recipe} in {HOME}/: leave out --resume to start one, or give its folder",
+            "no_such_run",
+        )
+    return max(found, key=lambda run: (run.started, (run.folder / RECORD).stat().st_mtime))
 
 
 def folder() -> Path:
@@ -152,12 +263,13 @@ def find(name: str, room: str) -> Recipe:
     Raises UsageError for a name that is not there, with the names that are near, and for a path that leads nowhere.
     """
     if not isinstance(name, str | Path):
-        raise UsageError(f"a recipe is a name or a path, not {name!r:.100}. There are {_names(room)}")
+        raise UsageError(f"a recipe is a name or a path, not {name!r:.100}. There are {_names(room)}", "unknown_recipe")
     path, name = Path(name), str(name)
     if path.suffix == ".py":
         if not is_file(path):
             raise UsageError(
-                f"there is no recipe file {str(path)[:200]}: give a path to one, or a name of {_names(room)}"
+                f"there is no recipe file {str(path)[:200]}: give a path to one, or a name of {_names(room)}",
+                "unknown_recipe",
             )
         return Recipe(path)
     stem = name.replace("-", "_")
@@ -167,7 +279,9 @@ def find(name: str, room: str) -> Recipe:
     near = get_close_matches(name, [recipe.name for recipe in available(room)], n=3)
     meant = f": did you mean {' or '.join(near)}?" if near else "."
     raise UsageError(
-        f"unknown recipe {name[:200]!r}{meant} There are {_names(room)}; a path to a .py file would do too."
+        f"unknown recipe {name[:200]!r}{meant} There are {_names(room)}; a path to a .py file would do too.",
+        "unknown_recipe",
+        near=near,
     )
 
 

@@ -1,8 +1,9 @@
-"""Typed functions as commands: parameters become flags; all faults of a call are reported together.
+"""Arguments of a typed function, from flags, a YAML file or Python keywords; all faults are reported together.
 
 Types are Python's and pydantic's (`int`, `PositiveFloat`, `Literal["l2", "linf"]`, `FilePath`, `Path | None`,
 `list[str]`); a validator in `Annotated[...]` checks what a type can't say, and a string there is the flag's help.
-Parameters before `*` are positional.
+Parameters before `*` are positional. The argument `config` names a YAML file of arguments, which those of the call
+override.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
-from functools import wraps
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -22,11 +23,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from robustclip.errors import UsageError
+from robustclip.runs.files import plain, read_yaml
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Pairs = Callable[..., Iterable[str]]
 """Yields the faults of values that are fine alone and illegal together. It is called with the parameters it names."""
+Expand = Callable[[Mapping[str, object]], Mapping[str, object]]
+"""Adds to the arguments of a call what one of them stands for: those in a config file, those of the run to resume."""
 
 MISSING: Final = inspect.Parameter.empty
 LIMIT: Final = 2**63
@@ -34,6 +38,7 @@ SHORT: Final = 10  # characters of a decimal that is shown as it is
 QUOTIENT: Final = re.compile(r"\s*([+-]?\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*", re.ASCII)
 SMALLEST, LARGEST = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32's normal numbers
 SHOWN: Final = 200  # characters of a value that is told back
+SEVERAL: Final = (list, tuple, set, range)
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,6 @@ class Parameter:
         return get_origin(_bare(self.annotation)) in (list, tuple, set, Sequence, Iterable)
 
     @property
-    def numeric(self) -> bool:
-        """Does it take floats, and no text that may look like a quotient of two?"""
-        words = set(self.label.split("|"))
-        return "NUMBER" in words and not words & {"TEXT", "PATH"}
-
-    @property
     def choices(self) -> tuple[str, ...]:
         """The words that it takes, where its type names them."""
         bare = _bare(self.annotation)
@@ -78,48 +77,54 @@ class Parameter:
         """Its type as help shows it: INTEGER, PATH, l2|linf; nothing for a switch."""
         return _label(self.annotation)
 
-    def read_object(self, value: object) -> Any:
-        """The same of what a Python caller gave: a truth value is no number, and torch's devices and dtypes stand for
-        their names."""
-        if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):
-            value = str(value).removeprefix("torch.")
-        if isinstance(value, bool) and bool not in _options(self.annotation):
-            raise UsageError("is a truth value: give " + (self.label or "another"))
-        return self.read(value)
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
     def listed(self, value: object) -> object:
-        """One value as a list of it, where several are wanted."""
-        alone = self.repeated and value is not None and not isinstance(value, list | tuple | set | range)
-        return [value] if alone else value
+        """One value as a list of it, where several are wanted; torch's devices and dtypes as their names."""
+        if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):
+            value = str(value).removeprefix("torch.")
+        return [value] if self.repeated and value is not None and not isinstance(value, SEVERAL) else value
 
     def read(self, value: object) -> Any:
-        """`value` as the type says, text parsed, 2/255 too where a float is taken; NaN and infinity are no numbers, nor
-        are integers beyond 64 bits.
+        """`value` as the type says: text parsed, 2/255 too where a float is taken, one value as a list of it where
+        several are. Truth values, NaN and infinity are no numbers, nor are integers beyond 64 bits.
 
         Raises pydantic's ValidationError, UsageError for what the type would let pass, OSError for a path that the
         system does not take.
         """
-        adapter = TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
-        found = adapter.validate_python(_quotients(value) if self.numeric else value)
+        if isinstance(value, bool) and bool not in _options(self.annotation) and self.label != "ANY":
+            raise UsageError("is a truth value: give " + (self.label or "another"), "truth_value")
+        words = set(self.label.split("|"))
+        numeric = "NUMBER" in words and not words & {"TEXT", "PATH"}  # texts may look like a quotient
+        found = self._adapter.validate_python(_quotients(self.listed(value)) if numeric else self.listed(value))
         if any(isinstance(one, int) and not -LIMIT <= one < LIMIT for one in _each(found)):
-            raise UsageError("is beyond the integers of 64 bits")
+            raise UsageError("is beyond the integers of 64 bits", "too_large")
         if any(isinstance(one, float) and one and not SMALLEST <= abs(one) <= LARGEST for one in _each(found)):
-            raise UsageError(f"is beyond the numbers of 32 bits, {SMALLEST:.2g} to {LARGEST:.2g}")
+            raise UsageError(f"is beyond the numbers of 32 bits, {SMALLEST:.2g} to {LARGEST:.2g}", "too_large")
         texts = [str(one) for one in _each(found) if isinstance(one, str | Path)]
         if any("\0" in text or re.search("[\ud800-\udfff]", text) for text in texts):
-            raise UsageError("holds a zero byte, or is not UTF-8: no text or path here may")
+            raise UsageError("holds a zero byte, or is not UTF-8: no text or path here may", "not_utf8")
         return found
 
 
+@lru_cache(maxsize=256)
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
     """The parameters of a typed function, in order. Raises UsageError for one that can't become a flag."""
+    return of_signature(inspect.signature(function, eval_str=True), function.__name__)
+
+
+def of_signature(signature: inspect.Signature, name: str) -> list[Parameter]:
+    """The same of a signature whose annotations are evaluated, of a function called `name`."""
     found = []
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+    for parameter in signature.parameters.values():
         gathers_others = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if gathers_others or parameter.annotation is MISSING:
             raise UsageError(
-                f"`{parameter}` of {function.__name__}() can't become a flag: "
-                f"give each parameter a name and a type, as in def {function.__name__}(*, steps: int = 100)"
+                f"`{parameter}` of {name}() can't become a flag: "
+                f"give each parameter a name and a type, as in def {name}(*, steps: int = 100)",
+                "untyped_parameter",
             )
         positional = parameter.kind is not parameter.KEYWORD_ONLY
         found.append(Parameter(parameter.name, parameter.annotation, parameter.default, positional))
@@ -142,30 +147,76 @@ def bind(
     *,
     spell: Callable[[Parameter], str] = as_keyword,
     pairs: Pairs | None = None,
-) -> tuple[dict[str, Any], list[str]]:
+    expansions: Mapping[str, Expand] | None = None,
+    lenient: bool = False,
+) -> tuple[dict[str, Any], list[UsageError]]:
     """(every argument as its type says, defaults included; the faults found). `function` is not called.
 
     `spell` writes a parameter's name as the caller would. `pairs` is asked about illegal combinations unless a value
-    that it reads is faulty by itself.
+    that it reads is faulty by itself. `expansions` are applied where their argument is given; that of `config` is
+    always there. Where `lenient`, values of the right type that a validator refuses are left to the function.
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
+    faults: list[UsageError] = []
+    expanding: dict[str, Expand] = {} if "config" in known else {"config": with_config}
+    for name, expand in (expanding | dict(expansions or {})).items():
+        if given.get(name) is None:
+            continue
+        try:
+            given = expand(given)
+        except (ValidationError, UsageError, OSError, ValueError) as error:  # what it stands for is not asked about
+            stands_for = known.get(name, Parameter(name, Path | None, None, positional=False))
+            faults.append(_fault(stands_for, given[name], error, spell))
+            gone = ("resume", "out") if name == "resume" else (name,)
+            given, pairs = {other: value for other, value in given.items() if other not in gone}, None
     defaults = {name: parameter.default for name, parameter in known.items() if not parameter.required}
     arguments: dict[str, Any] = {}
-    faults = []
     for name, value in (defaults | dict(given)).items():  # defaults too: a folder they name may be taken
         if name not in known:
-            faults.append(unknown(f"{name}=", [f"{other}=" for other in known], "argument"))
+            told = unknown(f"{name}=", [f"{other}=" for other in known], "argument")
+            faults.append(UsageError(told, "unknown_argument", argument=name))
             continue
         try:
             arguments[name] = known[name].read(value)
         except (ValidationError, UsageError, OSError) as error:
-            faults.append(_fault(known[name], value, error, spell))
+            if lenient and _left_to_function(error):
+                arguments[name] = known[name].listed(value)
+            else:
+                faults.append(_fault(known[name], value, error, spell))
     for name, parameter in known.items():
         if parameter.required and name not in given:
-            faults.append(f"{spell(parameter)} is missing: {parameter.help or parameter.label}")
+            told = f"{spell(parameter)} is missing: {parameter.help or parameter.label}"
+            faults.append(UsageError(told, "missing", argument=name))
     if pairs is not None and (reads := inspect.signature(pairs).parameters.keys()) <= arguments.keys():
-        faults.extend(pairs(**{name: arguments[name] for name in reads}))
+        faults.extend(map(as_fault, pairs(**{name: arguments[name] for name in reads})))
     return arguments, faults
+
+
+def with_config(given: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of a call, over those in the YAML file that `config` names: `eps: 4/255`, `seeds: [0, 1]`."""
+    path = Path(str(given["config"]))
+    said = read_yaml(path)
+    if not isinstance(said, dict) or not all(isinstance(name, str) for name in said) or "config" in said:
+        raise UsageError(
+            "is no mapping of arguments to values: write lines such as `steps: 100`; --print-config shows all",
+            "not_a_config",
+        )
+    of_file = {name.replace("-", "_"): value for name, value in said.items()}
+    return of_file | {name: value for name, value in given.items() if name != "config"}
+
+
+def as_config(arguments: Mapping[str, object]) -> str:
+    """The arguments of a call as a YAML file, which `config` takes."""
+    import yaml
+
+    shown = {name: _quotient(value) for name, value in arguments.items()}
+    return str(yaml.safe_dump(plain(shown), sort_keys=False, allow_unicode=True, width=120))
+
+
+def _quotient(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_quotient(one) for one in value]
+    return written(value) if isinstance(value, float) and "/" in written(value) else value
 
 
 def written(value: object) -> str:
@@ -186,35 +237,18 @@ def written(value: object) -> str:
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """A public function that holds its arguments against their types when it is called from Python.
 
-    What came is read as on the command line: one value where several are wanted is a list of it, text is parsed. Values
-    of a wrong type, missing and unknown arguments raise one UsageError with all of them. Values of the right type are
-    left to the function, which refuses them beside others, and names what is near.
+    What came is read as on the command line, a `config` file included. Values of a wrong type, missing and unknown
+    arguments raise one UsageError with all of them. Values of the right type are left to the function, which refuses
+    them beside others, and names what is near. The command line calls the function itself, after `bind`.
     """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        known = {parameter.name: parameter for parameter in parameters(function)}
-        places = [parameter.name for parameter in known.values() if parameter.positional]
-        given = dict(zip(places, args, strict=False)) | kwargs
+        places = [parameter.name for parameter in parameters(function) if parameter.positional]
         faults = [f"{len(args)} arguments by place: give {len(places)}"] if len(args) > len(places) else []
         faults += [f"{name}= is given twice" for name in places[: len(args)] if name in kwargs]
-        arguments: dict[str, Any] = {}
-        for name, value in given.items():
-            if name not in known:
-                faults.append(unknown(f"{name}=", [f"{other}=" for other in known], "argument"))
-                continue
-            arguments[name] = known[name].listed(value)
-            try:
-                arguments[name] = known[name].read_object(arguments[name])
-            except (ValidationError, UsageError, OSError) as error:
-                if not _left_to_function(error):
-                    faults.append(_fault(known[name], value, error, as_keyword))
-        faults += [
-            f"{name}= is missing: {parameter.help or parameter.label}"
-            for name, parameter in known.items()
-            if parameter.required and name not in given
-        ]
-        raise_faults(f"{function.__name__}()", faults)
+        arguments, others = bind(function, dict(zip(places, args, strict=False)) | kwargs, lenient=True)
+        raise_faults(f"{function.__name__}()", [*faults, *others])
         return function(**arguments)  # type: ignore[call-arg]
 
     return call
@@ -236,12 +270,16 @@ def _left_to_function(error: Exception) -> bool:
     )
 
 
-def raise_faults(call: str, faults: Sequence[str], hint: str = "") -> None:
-    """Raise one UsageError that lists all `faults` of `call`; do nothing where there is none."""
+def as_fault(told: str | UsageError) -> UsageError:
+    return UsageError(told) if isinstance(told, str) else told
+
+
+def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") -> None:
+    """Raise one UsageError that lists all `faults` of `call`, and has their codes; do nothing where there is none."""
     if faults:
         count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
-        raise UsageError("\n".join(line for line in lines if line))
+        raise UsageError("\n".join(line for line in lines if line), "faults", faults=list(map(as_fault, faults)))
 
 
 def unknown(given: str, known: Iterable[str], kind: str) -> str:
@@ -252,29 +290,35 @@ def unknown(given: str, known: Iterable[str], kind: str) -> str:
     return f"{given}: unknown {kind}{meant}"
 
 
-Refusal = ValidationError | UsageError | OSError
+Refusal = ValidationError | UsageError | OSError | ValueError
 
 
-def _fault(parameter: Parameter, value: object, error: Refusal, spell: Callable[[Parameter], str]) -> str:
-    """What came, what would do, and a value that works where one is known."""
+def _fault(parameter: Parameter, value: object, error: Refusal, spell: Callable[[Parameter], str]) -> UsageError:
+    """What came, what would do, and a value that works where one is known. Its code is the validator's, or pydantic's
+    name of the kind of error."""
     values = value if isinstance(value, list | tuple) else [value]
     came = _brief(" ".join(repr(str(one) if isinstance(one, Path) else one) for one in values))
     unsaid = parameter.default in (MISSING, None, value, "", [], ())
     works = "" if unsaid else f" (default: {written(parameter.default)})"
-    return f"{spell(parameter)} {came}: {' or '.join(_reasons(error))}{works}"
+    reasons = _reasons(error)
+    told = f"{spell(parameter)} {came}: {' or '.join(dict.fromkeys(str(reason) for reason in reasons))}{works}"
+    return UsageError(told, reasons[0].code, argument=parameter.name, given=value)
 
 
-def _reasons(error: Refusal) -> list[str]:
+def _reasons(error: Refusal) -> list[UsageError]:
     if isinstance(error, ValidationError):
-        return list(dict.fromkeys(_reason(detail) for detail in error.errors(include_url=False)))
-    return [str(error.strerror).lower() if isinstance(error, OSError) else str(error)]
+        return [_reason(detail) for detail in error.errors(include_url=False)]
+    if isinstance(error, OSError):
+        return [UsageError(str(error.strerror).lower(), "not_readable")]
+    return [error if isinstance(error, UsageError) else UsageError(str(error))]
 
 
-def _reason(detail: ErrorDetails) -> str:
+def _reason(detail: ErrorDetails) -> UsageError:
     if detail["type"] == "value_error":  # a validator's own words
-        return str(detail["ctx"]["error"])
+        error = detail["ctx"]["error"]
+        return error if isinstance(error, UsageError) else UsageError(str(error), "value_error")
     message = detail["msg"].removeprefix("Input ")
-    return message[0].lower() + message[1:]
+    return UsageError(message[0].lower() + message[1:], detail["type"])
 
 
 def _quotients(value: object) -> object:

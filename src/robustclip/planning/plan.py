@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from math import ceil
 from typing import Any
 
@@ -12,6 +13,7 @@ from robustclip import recipes, signatures
 from robustclip.planning.terms import Terms, faults
 from robustclip.recipes import Recipe
 from robustclip.signatures import Pairs
+from robustclip.source import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a plan's flags must be known without torch
@@ -34,17 +36,24 @@ def plan(recipe: str, **arguments: object) -> Estimate:
 def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
     """The function of `robustclip plan RECIPE`, whose parameters are the terms of the plan and all of the recipe's own,
     so that the flags of a run can be planned as they are; and the faults of values that are illegal together."""
-    terms = inspect.signature(Terms, eval_str=True).parameters
-    own = inspect.signature(recipe.function, eval_str=True).parameters
+    described = describe(recipe, recipe.function)
 
     def planned(**arguments: Any) -> Estimate:
         from robustclip.planning.estimate import estimate
 
-        of_plan = Terms(**{name: arguments.pop(name) for name in terms})
+        of_plan = Terms(**{field.name: arguments.pop(field.name) for field in fields(Terms)})
         return estimate(recipe, of_plan, arguments)
 
-    planned.__name__ = "plan"
-    planned.__doc__ = f"""FLOPs, memory, hours and cost of a run of {recipe.name}, with all that is assumed.
+    planned.__name__, planned.__doc__ = "plan", described.doc
+    planned.__signature__ = described.signature  # type: ignore[attr-defined]
+    return planned, faults
+
+
+def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Function:
+    """What help shows of a plan: without `function`, the recipe's own, nothing of it is imported."""
+    terms = inspect.signature(Terms, eval_str=True)
+    own = recipe.describe().signature if function is None else inspect.signature(function, eval_str=True)
+    doc = f"""FLOPs, memory, hours and cost of a run of {recipe.name}, with all that is assumed.
 
       robustclip plan {recipe.name} --gpu h100 --count 8 --samples 100M
       robustclip plan {recipe.name} --gpu here
@@ -52,12 +61,9 @@ def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
     The FLOPs are counted on the recipe's tower, without its weights and without a network. Besides the flags of the
     plan it takes all of the recipe's own: to plan a run, write `plan` where its command says `robustify`.
     """
-    keywords = {
-        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in (terms | own).items()
-    }
-    signature = inspect.Signature(list(keywords.values()))
-    planned.__signature__ = signature  # type: ignore[attr-defined]
-    return planned, faults
+    merged = {**terms.parameters, **own.parameters}
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in merged.values()]
+    return Function(inspect.Signature(keywords), inspect.cleandoc(doc))
 
 
 def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms: Terms) -> str:

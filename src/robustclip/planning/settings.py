@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from math import ceil
 from typing import Any
 
-from robustclip import recipes, signatures
 from robustclip.errors import UsageError
 from robustclip.recipes import Recipe
 from robustclip.runs.processes import Place
@@ -69,16 +68,9 @@ def of_recipe(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None 
     """What a call of `recipe` with `arguments` (all of them, defaults included) would train, for `samples` pairs if
     given, else for the recipe's steps.
 
-    An ablation names the recipe it varies and what it changes (`VARIES`, `ABLATION`), whose other defaults count.
     Raises UsageError for a recipe that says no tower or no batch size.
     """
-    module = vars(recipe.module)
-    known: dict[str, Any] = {}
-    if "VARIES" in module:
-        varied = recipes.find(module["VARIES"], recipe.path.parent.name)
-        known |= {p.name: p.default for p in signatures.parameters(varied.function) if not p.required}
-        known |= module.get("ABLATION", {})
-    known |= arguments
+    known = dict(arguments)
     if lacking := [name for name in ("start", "steps", "batch_size") if not known.get(name)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in lacking)
         raise UsageError(

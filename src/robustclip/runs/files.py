@@ -26,6 +26,7 @@ from pydantic_core import to_jsonable_python
 from robustclip.errors import RunError, UsageError
 
 LONGEST_TEXT = 2**24  # bytes: no card, config or list of names comes near 16 MB
+LONGEST_CONFIG = 2**16  # bytes
 DEEPEST = 100  # levels of lists and objects in each other; the JSON of models and runs has fewer than 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 LOCK = ".lock"
@@ -286,6 +287,26 @@ def parse_json(text: str | bytes, source: object) -> Any:
         _check_depth(found, 0)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not JSON ({error})") from error
+    return found
+
+
+def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
+    """What a small YAML file says, in plain values. Raises UsageError as `read_text`, and for what is no YAML, nested
+    too deep, or has aliases (`*name`), by which a few lines stand for gigabytes."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, *place: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it holds an alias, *name: write the value out")
+            return super().compose_node(*place)
+
+    text = read_text(path, limit)
+    try:
+        found = yaml.load(text, Loader)
+        _check_depth(found, 0)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not YAML ({' '.join(str(error).split())[:200]})", "not_yaml") from error
     return found
 
 

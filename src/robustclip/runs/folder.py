@@ -96,7 +96,7 @@ RunFolder = Annotated[Path, AfterValidator(new_folder)]
 """The type of an `out` flag: a folder that a new run may take."""
 
 ResumeFrom = Path
-"""The type of a `resume` flag: `robustclip.resuming` has made a folder of what was given before a recipe sees it."""
+"""The type of a `resume` flag: `robustclip.recipes` has made a folder of what was given before a recipe sees it."""
 
 
 class Run:

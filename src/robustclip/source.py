@@ -1,0 +1,161 @@
+"""A function's signature and docstring, evaluated from its module's source: nothing of the module is imported.
+
+Help and completion need types, defaults and texts of a function whose module imports torch. Of the modules on the way
+only the names that the signature uses are evaluated: constants and type aliases by their source, in turn; names of
+light libraries (typing, pydantic, pathlib) as they are; any other (a class, a validator) becomes a stand-in.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+LIGHT: Final = ("annotated_types", "collections", "functools", "math", "os", "pathlib", "pydantic", "typing")
+"""Libraries that are imported for their names."""
+TRANSPARENT: Final = {"typed"}
+"""Decorators that leave a signature as it is."""
+PACKAGE: Final = Path(__file__).parent
+
+
+class Unevaluated(type):
+    """A class whose instances are classes, which stand in for what is not evaluated. They may be called, and hold any
+    name, as validators and attributes of modules are; typing takes them as types."""
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        return cls
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return stand_in(name)
+
+
+def stand_in(name: str) -> type:
+    return type.__call__(Unevaluated, name, (), {})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Function:
+    """What help shows of a function."""
+
+    signature: inspect.Signature
+    doc: str
+
+
+class Source(dict[str, Any]):
+    """The names of a module, each evaluated when it is first asked for. Raises AttributeError for a name that is not
+    there, and whatever evaluation raises."""
+
+    def __init__(self, path: Path) -> None:
+        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.bound: dict[str, ast.stmt] = {}
+        for node in self.tree.body:
+            self.bound |= dict.fromkeys(_names(node), node)
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = value = self._evaluated(name)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+    def _evaluated(self, name: str) -> Any:
+        node = self.bound.get(name)
+        match node:
+            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
+                return self.evaluate(value)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                (alias,) = (alias for alias in names if (alias.asname or alias.name).split(".")[0] == name)
+                return _imported(getattr(node, "module", None), alias.name)
+            case None:
+                return getattr(builtins, name)
+        return stand_in(name)
+
+    def evaluate(self, node: ast.expr) -> Any:
+        """The value of an expression of the module."""
+        return eval(compile(ast.Expression(node), "<signature>", "eval"), {"__builtins__": {}}, self)
+
+    def _function(self, name: str) -> ast.FunctionDef:
+        node = self.bound[name]
+        if not isinstance(node, ast.FunctionDef):
+            raise KeyError(name)
+        return node
+
+    def docstring(self, name: str) -> str:
+        """Of a function of the module. Raises KeyError where there is no such function."""
+        return ast.get_docstring(self._function(name)) or ""
+
+    def decorator(self, name: str, called: str) -> tuple[list[Any], dict[str, Any]] | None:
+        """The arguments of a function's decorator `@called(...)`; None where it has none."""
+        for node in self._function(name).decorator_list:
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == called:
+                named = {keyword.arg: self.evaluate(keyword.value) for keyword in node.keywords if keyword.arg}
+                return [self.evaluate(argument) for argument in node.args], named
+        return None
+
+    def read(self, name: str) -> Function:
+        """The signature, annotations evaluated, and the docstring of a function of the module.
+
+        Raises ValueError for a function whose decorators may change its signature.
+        """
+        if others := {ast.unparse(one) for one in self._function(name).decorator_list} - TRANSPARENT:
+            raise ValueError(f"{name} is decorated by {', '.join(others)}")
+        given = self._function(name).args
+        places = [*given.posonlyargs, *given.args]
+        defaults = [*[None] * (len(places) - len(given.defaults)), *given.defaults, *given.kw_defaults]
+        parameters = [
+            inspect.Parameter(
+                argument.arg,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD if argument in places else inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is None else self.evaluate(default),
+                annotation=inspect.Parameter.empty if (kind := argument.annotation) is None else self.evaluate(kind),
+            )
+            for argument, default in zip([*places, *given.kwonlyargs], defaults, strict=True)
+        ]
+        return Function(inspect.Signature(parameters), self.docstring(name))
+
+
+@cache
+def of_module(name: str) -> Source | None:
+    """A module of this package by its full name; None where there is none."""
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return Source(file)
+    return None
+
+
+def _names(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement of a module binds."""
+    match node:
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            yield from ((alias.asname or alias.name).split(".")[0] for alias in names)
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+
+
+def _imported(module: str | None, name: str) -> Any:
+    """What `from module import name` binds, or `import name`."""
+    full = name if module is None else module
+    if full.split(".")[0] in LIGHT:
+        found = import_module(full)
+        return found if module is None else getattr(found, name)
+    if full.split(".")[0] == __package__ and module is not None:
+        inner = of_module(f"{module}.{name}")
+        if inner is not None:
+            return inner
+        outer = of_module(module)
+        if outer is not None and name in outer.bound:
+            return outer[name]
+    return stand_in(name)

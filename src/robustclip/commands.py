@@ -93,7 +93,7 @@ class TypedCommand(click.Command):
         self.help = _unwrapped(doc)
         own = {parameter.name for parameter in self.parameters}
         file = click.Path(dir_okay=False, path_type=Path)
-        common = {
+        common: dict[str, dict[str, Any]] = {
             **{name: {"expose_value": False, "hidden": True, "metavar": "TEXT"} for name in EVERYWHERE},
             "config": {"type": file, "help": "a YAML file of arguments, which flags override"},
             "print_config": {"is_flag": True, "help": "print all arguments of this call as such a file, and end"},

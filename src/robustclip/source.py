@@ -38,7 +38,7 @@ class Unevaluated(type):
 
 
 def stand_in(name: str) -> type:
-    return type.__call__(Unevaluated, name, (), {})  # type: ignore[no-any-return]
+    return type.__call__(Unevaluated, name, (), {})
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class Source(dict[str, Any]):
 
 
 @cache
-def of_module(name: str) -> Source | None:
-    """A module of this package by its full name; None where there is none."""
+def of_module(name: str) -> Source:
+    """A module of this package by its full name. Raises ModuleNotFoundError where there is none."""
     path = PACKAGE.joinpath(*name.split(".")[1:])
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
             return Source(file)
-    return None
+    raise ModuleNotFoundError(name)
 
 
 def _names(node: ast.stmt) -> Iterator[str]:
@@ -152,10 +152,6 @@ def _imported(module: str | None, name: str) -> Any:
         found = import_module(full)
         return found if module is None else getattr(found, name)
     if full.split(".")[0] == __package__ and module is not None:
-        inner = of_module(f"{module}.{name}")
-        if inner is not None:
-            return inner
         outer = of_module(module)
-        if outer is not None and name in outer.bound:
-            return outer[name]
+        return outer[name] if name in outer.bound else of_module(f"{module}.{name}")
     return stand_in(name)

@@ -69,6 +69,8 @@ class Source(dict[str, Any]):
     def _evaluated(self, name: str) -> Any:
         node = self.bound.get(name)
         match node:
+            case ast.Assign(targets=[ast.Tuple(elts=elements)], value=value):
+                return self.evaluate(value)[[ast.unparse(one) for one in elements].index(name)]
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 return self.evaluate(value)
             case ast.Import(names=names) | ast.ImportFrom(names=names):
@@ -140,7 +142,7 @@ def _names(node: ast.stmt) -> Iterator[str]:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             yield name
         case ast.Assign(targets=targets):
-            yield from (target.id for target in targets if isinstance(target, ast.Name))
+            yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
         case ast.AnnAssign(target=ast.Name(id=name)):
             yield name
 

@@ -239,22 +239,33 @@ def inputs(folder: Path, wanted: set[str]) -> None:
     import torch
 
     folder.mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if "taming" in wanted:
-            sys.path.insert(0, str(TESTS / "diffusion"))
-            from taming_layout import TamingVQGAN  # type: ignore[import-not-found]
+    for name, write in (("taming", _taming), ("lavis", _lavis), ("hf", _tiny_clip)):
+        if name in wanted:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                write(folder)
 
-            torch.save({"state_dict": TamingVQGAN().state_dict()}, folder / "taming.ckpt")
-        if "lavis" in wanted:
-            sys.path.insert(0, str(TESTS / "referees"))
-            from lavis_layout import TINY_EVA, TINY_QFORMER, eva, qformer  # type: ignore[import-not-found]
 
-            shapes = {f"visual_encoder.{key}": shape for key, shape in eva(**TINY_EVA)} | dict(qformer(**TINY_QFORMER))
-            weights = {key: 0.3 * torch.randn(shape) for key, shape in shapes.items()}
-            torch.save({"model": weights | {"temp": torch.tensor(0.05)}}, folder / "lavis.pth")
-        if "hf" in wanted:
-            _tiny_clip(folder)
+def _taming(folder: Path) -> None:
+    """A tiny VQGAN in the layout of taming-transformers."""
+    import torch
+
+    sys.path.insert(0, str(TESTS / "diffusion"))
+    from taming_layout import TamingVQGAN  # type: ignore[import-not-found]
+
+    torch.save({"state_dict": TamingVQGAN().state_dict()}, folder / "taming.ckpt")
+
+
+def _lavis(folder: Path) -> None:
+    """A tiny BLIP-2 in the layout of LAVIS."""
+    import torch
+
+    sys.path.insert(0, str(TESTS / "referees"))
+    from lavis_layout import TINY_EVA, TINY_QFORMER, eva, qformer  # type: ignore[import-not-found]
+
+    shapes = {f"visual_encoder.{key}": shape for key, shape in eva(**TINY_EVA)} | dict(qformer(**TINY_QFORMER))
+    weights = {key: 0.3 * torch.randn(shape) for key, shape in shapes.items()}
+    torch.save({"model": weights | {"temp": torch.tensor(0.05)}}, folder / "lavis.pth")
 
 
 def _tiny_clip(folder: Path) -> None:

@@ -13,7 +13,7 @@ from robustclip import printing
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import LOW_FREQUENCY, Report
 from robustclip.referees import registry
-from robustclip.referees.judging import check_judge
+from robustclip.referees.smoothed import check_judge
 
 GUIDES = ["emoji-vanilla-long", "emoji-vanilla", "emoji-robust"]
 VITS = ["emoji-vit-vanilla-long", "emoji-vit-vanilla", "emoji-vit-robust"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import robustclip
-from robustclip.data.batch import Batch
 from robustclip.data.images import save_image
+from robustclip.data.samples import Batch
 from robustclip.evaluation.generation.report import JudgeReport
 from robustclip.evaluation.report import Report, Row
 from robustclip.pages.explain import Explanation

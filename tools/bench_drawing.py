@@ -12,14 +12,13 @@ from torch import Generator, Tensor
 
 from robustclip.canvases import Strokes
 from robustclip.drawing import Drawing, random_strokes, rasterise
-from robustclip.drawing.lines import lines_of
 from robustclip.drawing.raster import TINY, covered_by_stroke
+from robustclip.drawing.shapes import lines_of
 from robustclip.losses import Cosine, Target
 from robustclip.runs.devices import pick_device
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Perspective, RandomResizedCrop, Views
 
 SIZE, STROKES = (224, 224), 256  # CLIPDraw's

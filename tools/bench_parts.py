@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from bench import CASES, Case, ratio
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.referees.base import unit
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import clip
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
 

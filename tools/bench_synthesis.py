@@ -30,8 +30,7 @@ from robustclip.referees.toy import ToyText
 from robustclip.runs.devices import pick_device
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term
+from robustclip.synthesis.terms import Stream, Term
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
 
 

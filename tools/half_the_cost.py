@@ -25,19 +25,18 @@ from torch import Tensor, nn
 
 from robustclip import evaluate, load_referee
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.data.samples import Batch
 from robustclip.evaluation import intervals
 from robustclip.evaluation.report import CLEAN, REPORT_FILE
 from robustclip.planning.flops import counted
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess
-from robustclip.robustification.adversarial import AdversarialGradients, Embed
+from robustclip.robustification.adversarial import AdversarialGradients, Embed, WarmStarts
 from robustclip.robustification.embedded import emoji_objective
 from robustclip.robustification.finish import REFEREE, save_trained
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 from robustclip.robustification.trainer import train
-from robustclip.robustification.warm import WarmStarts
 from robustclip.runs import rng
 from robustclip.runs.devices import autocast
 from robustclip.runs.files import atomic_write, write_json

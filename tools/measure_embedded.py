@@ -26,7 +26,7 @@ from robustclip.evaluation.evaluate import PULL, evaluate
 from robustclip.evaluation.intervals import Interval, rate
 from robustclip.evaluation.pag import NAMES, draw_pairs, pull, read_spec
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, REPORT_FILE, Report, Row
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import embed_texts
 from robustclip.runs.files import atomic_write
 from robustclip.runs.rng import generator
 

@@ -22,9 +22,8 @@ from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.maps import OF_BLOB, told_by
 from robustclip.evaluation.report import CLEAN, Report, Row
-from robustclip.explanation.localisation import pointing_hit
 from robustclip.explanation.maps import Mapper
-from robustclip.explanation.stability import rank_correlation
+from robustclip.explanation.measures import pointing_hit, rank_correlation
 from robustclip.runs.files import atomic_write
 
 PAIRS: Final = {

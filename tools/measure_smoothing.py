@@ -19,17 +19,17 @@ import torch
 from measure_embedded import DOCS, measured, percent
 
 from robustclip import load_referee
+from robustclip.data.examples import Examples, read_examples
 from robustclip.data.images import save_image, titled_grid
 from robustclip.evaluation.certificates import ALPHA, CHOOSING, largest_radius
 from robustclip.evaluation.evaluate import PULL
-from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.generation.grids import PromptRecognition, paint_set
 from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report, Row
 from robustclip.evaluation.setting import prompts_of
 from robustclip.explanation.gradients import input_gradients, show_gradients
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import embed_texts
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.rng import generator

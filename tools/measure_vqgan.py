@@ -24,10 +24,9 @@ from torch import Tensor
 
 from robustclip import load_referee
 from robustclip.data.embedded import path
-from robustclip.data.emoji import load_emoji, load_labels
+from robustclip.data.emoji import LabelledImages, load_emoji, load_labels
 from robustclip.data.images import save_image, titled_grid
-from robustclip.data.labelled import LabelledImages
-from robustclip.diffusion.folders import WEIGHTS
+from robustclip.diffusion.fitting import WEIGHTS
 from robustclip.diffusion.vqgan import CARD, VQGAN, load_vqgan
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.rprecision import r_precision

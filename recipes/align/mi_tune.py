@@ -11,14 +11,13 @@ from typing import Annotated, Any, Final, Literal, cast, get_args
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.images import resize, save_image, titled_grid
 from robustclip.data.pairs import draw_pair
 from robustclip.diffusion.adapters import add_adapter, merge_adapter, save_adapter
 from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
 from robustclip.diffusion.conditioning import Conditioning
-from robustclip.diffusion.fitting import fit, free, go_on
-from robustclip.diffusion.folders import save_model
+from robustclip.diffusion.fitting import fit, free, go_on, save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
@@ -27,7 +26,7 @@ from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.distributed import is_main
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
-from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.items import load_prompts
 
 Mode = Literal["faithful", "released", "fixed"]
 

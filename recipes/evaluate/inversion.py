@@ -20,18 +20,18 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, Score, Verdict, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.losses.pairing import Pairing
+from robustclip.losses.judged import Pairing
 from robustclip.referees.blip2 import Blip2
-from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.prompts import Prompt
 from robustclip.views import Pooled, Views
-from robustclip.views.cutouts import inverted
+from robustclip.views.policies import inverted
 
 ROBUST, VANILLA = "emoji-robust", "emoji-vanilla-long"
 ALSO_READER: Final = None  # in a cell's referees: who reads pairs in all others

@@ -26,7 +26,7 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.files import atomic_write, is_file, read_json, write_json
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.runs.progress import watched
+from robustclip.runs.terminal import watched
 
 Part = Literal["ranks", "training"]
 PAGE: Final = 190  # characters a line of the tables in a file

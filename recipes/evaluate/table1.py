@@ -12,20 +12,18 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.data.drawings import PREFIX, emoji_drawing
-from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
-from robustclip.data.styles import embedded_styles
+from robustclip.data.emoji import PREFIX, emoji_drawing
+from robustclip.data.prompts import embedded_prompts, embedded_styles, prompts_path, real_drawings
 from robustclip.evaluation.generation.embeddings import embed
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.referees.heads import Aesthetics, load_aesthetics
+from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.synthesis.items import Named
-from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.items import Named, load_prompts
 from robustclip.synthesis.session import PromptFile
 
 REAL = {"real drawings, guide styles": False, "real drawings, unseen styles": True}

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
 from robustclip.data.emoji import load_labels
+from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import fit, free, go_on
 from robustclip.evaluation.pairing import measure_pair_reader
@@ -21,8 +21,8 @@ from robustclip.robustification.pairing import PairTrainer
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
-from robustclip.views.cutouts import inverted
-from robustclip.views.draws import Draws
+from robustclip.views.policies import inverted
+from robustclip.views.views import Draws
 
 
 def recipe(

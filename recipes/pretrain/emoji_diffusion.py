@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, encode, new_denoiser
 from robustclip.diffusion.fitting import fit, free, go_on

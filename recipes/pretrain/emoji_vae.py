@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
-from robustclip.diffusion.fitting import fit, free, go_on
-from robustclip.diffusion.folders import save_model
+from robustclip.diffusion.fitting import fit, free, go_on, save_model
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder

@@ -15,8 +15,8 @@ from robustclip.referees.registry import load_referee
 from robustclip.runs import checkpoint
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.runs.progress import TrainingProgress
 from robustclip.runs.rng import generator
+from robustclip.runs.terminal import TrainingProgress
 
 # Mostly white, as the drawings' own pictures; a referee's training has more of everything.
 AUGMENTATION = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
-from robustclip.data.clipag import EMBEDDED, Data, Mix, Share, missing_sources, mixed
+from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.finish import save_trained

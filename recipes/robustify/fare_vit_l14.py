@@ -11,13 +11,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
-from robustclip.data.classes import EMBEDDED, training_classes
-from robustclip.data.clipag import Share
-from robustclip.data.sources import open_data
+from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.finish import save_trained
-from robustclip.robustification.losses import fare, tecoa
-from robustclip.robustification.texts import embed_captions
+from robustclip.robustification.losses import embed_captions, fare, tecoa
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -18,8 +18,7 @@ from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
-from robustclip.synthesis.streams import Stream, linear_decay
-from robustclip.synthesis.terms import Term
+from robustclip.synthesis.terms import Stream, Term, linear_decay
 from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nudges
 
 Augment = Literal["nudges", "diffaug", "none"]

@@ -12,14 +12,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip.canvases import Pixels
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
-from robustclip.synthesis.callbacks import KeepBest
 from robustclip.synthesis.items import Item, Seeds
+from robustclip.synthesis.loop import KeepBest
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import MEAN, Term, Terms, ZeroBelowQuantile
+from robustclip.synthesis.terms import MEAN, Stream, Term, Terms, ZeroBelowQuantile
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
 
 CROP = 128 / 224  # the notebook's crops, as a share of the picture's side

@@ -25,8 +25,7 @@ from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.streams import Stream, piecewise
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms, piecewise
 from robustclip.views import Perspective, RandomResizedCrop, Views
 
 NATIVE = 224  # pixels of CLIPDraw's canvas, to which its lengths and rates belong

@@ -12,27 +12,23 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from torchvision.transforms.functional import adjust_contrast
 
 from robustclip.canvases import Canvas, Pixels, StyleNetwork
-from robustclip.data.drawings import PREFIX, emoji_drawing
+from robustclip.data.emoji import PREFIX, emoji_drawing
 from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
-from robustclip.losses.directional import Directional, moves
-from robustclip.losses.neighbours import NeighbourNorms
+from robustclip.losses.similarity import Directional, NeighbourNorms, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import paint_batch
-from robustclip.synthesis.items import Item, Named, Seeds, items_of_named
-from robustclip.synthesis.names import apart, slug
+from robustclip.synthesis.items import Item, Named, Seeds, apart, items_of_named, load_prompts, slug
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import Prompt, parse_all
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, ZeroBelow
+from robustclip.synthesis.terms import Stream, Term, ZeroBelow
 from robustclip.views import Perspective, RandomCrop, Views
 
 CROP = 128 / 512  # the release's crops, as a share of the picture's side

@@ -13,9 +13,9 @@ from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.synthesis.guides import PairGuides
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pair_guides import PairGuides
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 

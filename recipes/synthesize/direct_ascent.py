@@ -16,8 +16,7 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Clamp, Jitter, UniformNoise, Views
 
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.canvases.chains import ChainStart
+from robustclip.canvases.latents import ChainStart
 from robustclip.diffusion.budget import tell_budget
-from robustclip.diffusion.one_step import Predicted
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.reversible import chain_of
+from robustclip.diffusion.reversible import Predicted, chain_of
 from robustclip.diffusion.samplers import Levels, SamplerName
 from robustclip.errors import UsageError
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
@@ -31,10 +30,9 @@ from robustclip.synthesis.doodl_uses import (
     told_to_the_model,
     use_of,
 )
-from robustclip.synthesis.guides import Guides
+from robustclip.synthesis.guides import Guides, PairGuides
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pair_guides import PairGuides
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init

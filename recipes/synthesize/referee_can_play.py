@@ -14,21 +14,20 @@ from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
-from robustclip.referees.blip2_text import prepared
+from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import FRAMES, paint_batch
-from robustclip.synthesis.gradient_pictures import GradientPictures, strip
+from robustclip.synthesis.guides import PairGuides, text_of
 from robustclip.synthesis.inversion import WAYS, Algorithm1, Average, Mode, Optimiser
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pair_guides import PairGuides, text_of
-from robustclip.synthesis.pictures import Enlarge
+from robustclip.synthesis.pictures import Enlarge, GradientPictures, strip
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.terms import MEAN, Hardest
 from robustclip.views import GaussianNoise, Pooled, Views
-from robustclip.views.cutouts import inverted
+from robustclip.views.policies import inverted
 
 
 def _init(text: str) -> str:

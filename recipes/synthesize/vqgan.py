@@ -33,10 +33,9 @@ from robustclip.synthesis.session import (
     parse_size,
 )
 from robustclip.synthesis.starts import Candidates, check_init
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Weight
+from robustclip.synthesis.terms import Stream, Term, Weight
 from robustclip.views import ClampThrough, Pooled, RandomSquares, View, Views
-from robustclip.views.cutouts import augmented
+from robustclip.views.policies import augmented
 
 OPTIMISERS: Final[dict[str, Any]] = {
     "adam": torch.optim.Adam,

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from robustclip.canvases import Canvas, Pixels, Pyramid, Strokes
-from robustclip.canvases.pixels import dynamic_threshold
-from robustclip.canvases.pyramid import powers_of_two
+from robustclip.canvases.pixels import dynamic_threshold, powers_of_two
 from robustclip.drawing import random_strokes
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Spherical, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 
 SIZE = (12, 20)  # not square
 

@@ -12,8 +12,7 @@ from robustclip.losses import Cosine, Target
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 
 SIZE = (8, 12)  # not square
 

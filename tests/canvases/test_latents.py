@@ -11,8 +11,7 @@ from robustclip.errors import UsageError
 from robustclip.losses import TotalVariation
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 
 
 class Repeating:

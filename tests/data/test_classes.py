@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustclip.data.classes import training_classes
 from robustclip.data.images import save_image
-from robustclip.data.sources import open_data
+from robustclip.data.sources import open_data, training_classes
 from robustclip.errors import UsageError
 
 

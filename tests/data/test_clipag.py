@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustclip import recipes
-from robustclip.data.clipag import missing_sources, mixed
-from robustclip.data.sources import weighted
+from robustclip.data.sources import missing_sources, mixed, weighted
 from robustclip.errors import UsageError
 from robustclip.runs.processes import Place
 

@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
+from robustclip.data.composing import SHAPES, TEXTURES, shape, tinted
 from robustclip.data.compositions import (
     BACKGROUNDS,
     CATEGORIES,
@@ -22,7 +23,6 @@ from robustclip.data.compositions import (
     sprites,
 )
 from robustclip.data.pairs import COLOURS
-from robustclip.data.sprites import SHAPES, TEXTURES, shape, tinted
 from robustclip.errors import UsageError
 
 SPLIT = "judge-heldback"  # the smallest, of all styles

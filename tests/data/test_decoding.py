@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 from torchvision.transforms import InterpolationMode, v2
 
-from robustclip.data.decoding import Preparation, center_crop, pixels, random_box
 from robustclip.data.images import BROKEN_METADATA, MAX_PIXELS, decode
+from robustclip.data.loader import Preparation, center_crop, pixels, random_box
 from robustclip.errors import Skip, UsageError
 from robustclip.runs import rng
 

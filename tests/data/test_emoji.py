@@ -12,10 +12,9 @@ import torch
 
 from robustclip.data import load_split
 from robustclip.data.embedded import path
-from robustclip.data.emoji import SPLITS, label_index, load_labels, load_rgba
-from robustclip.data.labelled import LabelledImages, Labels
+from robustclip.data.emoji import SPLITS, LabelledImages, Labels, label_index, load_labels, load_rgba
+from robustclip.data.examples import read_examples
 from robustclip.errors import UsageError
-from robustclip.evaluation.examples import read_examples
 
 EMOJI = path("emoji")
 GUIDES = {"noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "fxemoji"}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from robustclip.data.examples import read_examples
 from robustclip.data.folders import read_folder
 from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_data
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import Fault, UsageError
-from robustclip.evaluation.examples import read_examples
 from robustclip.runs.files import table_rows
-from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.items import load_prompts
 
 
 def put(folder: Path, encode, *names: str) -> Path:

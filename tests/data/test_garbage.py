@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from robustclip import recipes
-from robustclip.data.decoding import Preparation
-from robustclip.data.loader import JUDGED_FROM, Loader
+from robustclip.data.loader import JUDGED_FROM, Loader, Preparation
 from robustclip.data.mixture import Mixture
 from robustclip.data.sources import open_data, open_source
 from robustclip.errors import RunError, UsageError

@@ -11,11 +11,10 @@ from PIL import Image
 
 from robustclip.data import embedded, load_split
 from robustclip.data.embedded import path
-from robustclip.data.emoji import SPLITS, label_index, label_records, load_labels, read_shard, splits
+from robustclip.data.emoji import SPLITS, Labels, label_index, label_records, load_labels, read_shard, splits
 from robustclip.data.emoji_batches import NO_AUGMENTATION, EmojiBatches
-from robustclip.data.labelled import Labels
+from robustclip.data.examples import read_examples
 from robustclip.errors import UsageError
-from robustclip.evaluation.examples import read_examples
 
 SMALLEST = "judge-heldback"
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from robustclip.data.decoding import Preparation
 from robustclip.data.images import (
     check_range,
     decode,
@@ -22,8 +21,9 @@ from robustclip.data.images import (
     titled_grid,
     to_pil,
 )
+from robustclip.data.loader import Preparation
+from robustclip.data.pictures import Stored
 from robustclip.errors import Skip, UsageError
-from robustclip.evaluation.examples import Stored
 
 
 def eight_bit(*shape: int) -> torch.Tensor:

@@ -17,11 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from robustclip.data.batch import Batch, BatchSource
-from robustclip.data.decoding import Preparation
-from robustclip.data.loader import Loader
+from robustclip.data.loader import Loader, Preparation
 from robustclip.data.mixture import Mixture
-from robustclip.data.samples import positive_id
+from robustclip.data.samples import Batch, BatchSource, positive_id
 from robustclip.data.shards import ShardSource
 from robustclip.errors import RunError, UsageError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip.data import drawings_and_pairs
+from robustclip.data import emoji_batches
 from robustclip.data import pairs as module
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs, composition
+from robustclip.data.emoji_batches import DrawingsAndPairs, composition
 from robustclip.data.pairs import (
     COLOURS,
     OBJECTS,
@@ -128,7 +128,7 @@ def test_compositions_come_among_them_without_the_held_out_pairs(monkeypatch: py
     assert batch.phrases[12:] == [[]] * 4
     scene = composition(3, "guide-styles", 0)
     shown = Pair(*(Thing(item.colour, item.noun) for item in scene.items[:2]))
-    monkeypatch.setattr(drawings_and_pairs, "compositional_prompts", lambda: [shown])
+    monkeypatch.setattr(emoji_batches, "compositional_prompts", lambda: [shown])
     other = composition(3, "guide-styles", 0)
     assert other.category == scene.category
     assert not shown.things <= {Thing(item.colour, item.noun) for item in other.items}

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data.decoding import Preparation
-from robustclip.data.loader import Loader
+from robustclip.data.loader import Loader, Preparation
 from robustclip.data.mixture import Mixture, Weights
 from robustclip.data.samples import Sample, SampleSource
 from robustclip.data.shards import ShardSource
@@ -148,7 +147,7 @@ def test_two_processes_with_two_workers_each_meet_every_sample_once(here) -> Non
 PROCESS = """
 import json, sys
 from itertools import islice
-from robustclip.data.batch import Place
+from robustclip.data.samples import Place
 from robustclip.data.sources import open_data
 folder, rank, batches = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 data = open_data(folder, batch_size=20, size=8, workers=2, place=Place(rank, 2))

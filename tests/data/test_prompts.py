@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 
-from robustclip.data.emoji import load_labels
-from robustclip.data.labelled import LabelledImages
+from robustclip.data.emoji import LabelledImages, load_labels
 from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
-from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.items import load_prompts
 
 
 def test_the_prompts_are_two_hundred_different_ones() -> None:

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from robustclip.data.batch import Batch
-from robustclip.data.decoding import Preparation
-from robustclip.data.loader import CHUNK, Loader
-from robustclip.data.mixture import Mixture, Weights
-from robustclip.data.samples import Sample
+from robustclip.data.loader import CHUNK, Loader, Preparation
+from robustclip.data.mixture import Dice, Mixture, Weights
+from robustclip.data.samples import Batch, Sample
 from robustclip.data.shards import ROUND, ShardSource
 from robustclip.data.sources import open_source
-from robustclip.data.stream import Dice
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.processes import ALONE, Place
 

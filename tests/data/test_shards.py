@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from robustclip.data.samples import Sample
-from robustclip.data.shard_lists import find_shards
-from robustclip.data.shards import ShardSource, captions_of, count_samples
+from robustclip.data.shards import ShardSource, captions_of, count_samples, find_shards
 from robustclip.errors import Fault, UsageError
 from robustclip.runs.processes import Place
 

@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from robustclip.data.drawings import emoji_drawing
-from robustclip.data.styles import embedded_styles
+from robustclip.data.emoji import emoji_drawing
+from robustclip.data.prompts import embedded_styles
 from robustclip.errors import UsageError
 
 

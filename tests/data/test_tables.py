@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data.decoding import Preparation
-from robustclip.data.loader import Loader
+from robustclip.data.loader import Loader, Preparation
 from robustclip.data.mixture import Mixture
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import Fault, UsageError

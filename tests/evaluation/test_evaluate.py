@@ -12,18 +12,18 @@ import torch
 from rich.console import Console
 
 from robustclip.attacks.threat import ThreatModel
+from robustclip.data.examples import read_examples
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import notes
-from robustclip.evaluation.examples import read_examples
 from robustclip.evaluation.judges import Judge
 from robustclip.evaluation.report import Report, Row
 from robustclip.evaluation.tasks import Measurement
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import save_referee
-from robustclip.referees.heads import AestheticsLinear
+from robustclip.referees.image_judges import AestheticsLinear
 from robustclip.referees.toy import toy_referee
 
 SWAPPED = {"red": (0.0, 1.0, 0.0), "green": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from robustclip.data.examples import odd_pictures, read_examples
 from robustclip.data.images import save_image, to_pil
+from robustclip.data.pictures import resize_and_crop
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.examples import fit, odd_pictures, read_examples
 from robustclip.runs.rng import generator
 
 
@@ -207,6 +208,6 @@ def test_fitting_cuts_the_centre() -> None:
     image = torch.zeros(3, 12, 8)
     image[:, 2:10] = 1.0
 
-    assert torch.equal(fit(image, (8, 8)), torch.ones(3, 8, 8))
-    assert torch.equal(fit(image, (12, 8)), image)
-    assert fit(torch.zeros(3, 99, 100), (224, 224)).shape == (3, 224, 224)
+    assert torch.equal(resize_and_crop(image, (8, 8)), torch.ones(3, 8, 8))
+    assert torch.equal(resize_and_crop(image, (12, 8)), image)
+    assert resize_and_crop(torch.zeros(3, 99, 100), (224, 224)).shape == (3, 224, 224)

@@ -14,7 +14,7 @@ from robustclip.explanation.gradients import (
     low_frequency_share,
     show_gradients,
 )
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import embed_texts
 
 
 def wave(cycles: int, amplitude: float = 1.0, size: int = 64) -> Tensor:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.data.examples import read_examples
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
-from robustclip.evaluation.examples import read_examples
 from robustclip.evaluation.maps import Told, told_by
 from robustclip.evaluation.report import Report
-from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.maps import Mapper
+from robustclip.explanation.measures import energy_in_box, pointing_hit
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.folder import save_referee

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from robustclip import evaluate
 from robustclip.attacks import AttackSpec, attacking
+from robustclip.data.examples import Examples, read_examples
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import masking
-from robustclip.evaluation.examples import Examples, read_examples
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
 from robustclip.evaluation.report import Check

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustclip.attacks import AttackSpec
+from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import cheapest, measured, verify
 from robustclip.evaluation.comparison import compare
-from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.judges import Judge
 from robustclip.evaluation.pag import NAMES, Told, answers, draw_pairs, minus, pull, told_by
 from robustclip.evaluation.report import Report

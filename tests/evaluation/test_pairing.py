@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustclip.data.pairs import PairBatches
 from robustclip.evaluation.pairing import AMONG, measure_pair_reader
-from robustclip.referees.pairing import PairReader
+from robustclip.referees.base import PairReader
 
 SPLIT, SEED = "unseen-styles", 3
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from robustclip.attacks import AttackSpec
 from robustclip.errors import UsageError
 from robustclip.evaluation.retrieval import Gallery, Recall, best_ranks, recall, retrieve_under_attack
-from robustclip.referees.similarity import all_cosines
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import all_cosines, embed_texts
 
 #        captions:   cat   kitten  dog   bird
 SCORES = [

@@ -15,8 +15,7 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
 from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.zeroshot import Predictions, predictions
-from robustclip.referees.similarity import all_cosines
-from robustclip.referees.templates import class_embeddings
+from robustclip.referees.similarity import all_cosines, class_embeddings
 
 
 def under_attack(referee, images: Tensor, targets: Tensor, spec: str, **options) -> tuple[Predictions, Predictions]:

@@ -16,8 +16,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import strong
 from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.zeroshot import Predictions, predictions
-from robustclip.referees.similarity import all_cosines
-from robustclip.referees.templates import class_embeddings
+from robustclip.referees.similarity import all_cosines, class_embeddings
 
 WORDS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0), "grey": (1.0, 1.0, 1.0)}
 BAND = 0.03  # relative: how near to the boundary an attack of 100 steps must come

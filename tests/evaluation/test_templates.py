@@ -7,8 +7,8 @@ import torch
 
 from robustclip import load_referee
 from robustclip.errors import UsageError
-from robustclip.referees import templates
-from robustclip.referees.templates import (
+from robustclip.referees import similarity
+from robustclip.referees.similarity import (
     BANKS,
     TEMPLATES,
     TEXTS_AT_ONCE,
@@ -26,7 +26,7 @@ def test_names_files_and_lists_give_templates(tmp_path: Path) -> None:
     assert resolve_templates("photo") == ("a photo of a {}.",)
     assert resolve_templates(file) == ("a photo of a {}.", "art of the {}")
     assert resolve_templates(["the {}"]) == ("the {}",)
-    assert all(resolve_templates(templates) == templates for templates in TEMPLATES.values())
+    assert all(resolve_templates(similarity) == similarity for similarity in TEMPLATES.values())
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_few_banks_are_kept() -> None:
     referee = toy_referee()
     for number in range(2 * BANKS):
         embed_texts(referee, [f"{number} {text}" for text in range(TEXTS_AT_ONCE)])
-    assert len(templates._banks) == BANKS
+    assert len(similarity._banks) == BANKS

@@ -5,8 +5,7 @@ import torch
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.zeroshot import Candidates, predictions, ranks
-from robustclip.referees.similarity import all_cosines
-from robustclip.referees.templates import class_embeddings
+from robustclip.referees.similarity import all_cosines, class_embeddings
 
 
 def test_ranks_by_hand() -> None:

@@ -17,8 +17,7 @@ from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_source
 from robustclip.errors import RunError, UsageError
 from robustclip.inits import load_mixture
-from robustclip.inits.fit import fit
-from robustclip.inits.pictures import read_small
+from robustclip.inits.fit import fit, read_small
 
 RED, GREEN, BLUE = (0.8, 0.0, 0.0), (0.0, 0.6, 0.0), (0.0, 0.0, 1.0)
 COMMAND = {"directions": 280, "precision": "byte"}  # what mixtures/README.md says

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.inits import Mixture
-from robustclip.inits.gaussians import fit_classes, fit_components
+from robustclip.inits.mixture import fit_classes, fit_components
 from robustclip.runs import rng
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustclip.errors import UsageError
 from robustclip.inits import Mixture, load_mixture, save_mixture
-from robustclip.inits.gaussians import fit_classes
+from robustclip.inits.mixture import fit_classes
 from robustclip.inits.mixture_file import Precision
 from robustclip.runs import rng
 

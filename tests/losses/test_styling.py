@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 from robustclip.errors import UsageError
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
-from robustclip.losses.directional import Directional, Move, ensembled, moves
-from robustclip.losses.neighbours import NeighbourNorms
+from robustclip.losses.similarity import Directional, Move, NeighbourNorms, ensembled, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee
 from robustclip.referees.toy import toy_referee

@@ -9,8 +9,8 @@ import pytest
 from chromium import Browser, Page, browser, executable
 from reports import CAPTIONS, cases, report
 
-from robustclip.pages.encoding import encode
-from robustclip.pages.pages import write_report
+from robustclip.pages.rendering import write_report
+from robustclip.pages.report import encode
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium (Debian: apt-get install chromium)")
 

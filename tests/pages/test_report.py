@@ -15,9 +15,8 @@ from reports import HOSTILE, REFEREES, cases, report
 
 from robustclip.errors import UsageError
 from robustclip.explanation.maps import SCALE, overlay, palette
-from robustclip.pages.encoding import LONGEST, amplification, encode, map_uri, picture_uri
-from robustclip.pages.pages import write_report
-from robustclip.pages.report import About, Case, Report, View
+from robustclip.pages.rendering import write_report
+from robustclip.pages.report import LONGEST, About, Case, Report, View, amplification, encode, map_uri, picture_uri
 
 
 def opened(uri: str) -> Image.Image:

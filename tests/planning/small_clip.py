@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.planning.imagined import Blueprint
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import bare_text_tower, new_referee
-from robustclip.referees.openclip_text import OpenClipText
+from robustclip.referees.sentence import OpenClipText
 from robustclip.robustification.losses import Objective, clip, divergence, fare, siglip, text_bank, trades
 from robustclip.robustification.trainer import train
 from robustclip.runs.folder import Run

@@ -18,7 +18,7 @@ from robustclip.planning.imagined import imagine
 from robustclip.planning.settings import LOG_EVERY, Settings
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.monitor import STRONG_STEPS
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 
 BATCH = 8
 

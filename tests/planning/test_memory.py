@@ -14,7 +14,7 @@ from robustclip.planning.imagined import Imagined, imagine
 from robustclip.planning.memory import Memory
 from robustclip.planning.settings import Settings
 from robustclip.referees.openclip import build_image_tower
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 
 from ..alive import Alive
 

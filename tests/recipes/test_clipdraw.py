@@ -20,7 +20,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import brush
 from robustclip.synthesis.painted import Result
-from robustclip.synthesis.streams import Stream, piecewise
+from robustclip.synthesis.terms import Stream, piecewise
 
 START = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><script>alert(1)</script>'

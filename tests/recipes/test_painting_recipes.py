@@ -16,8 +16,8 @@ from robustclip.canvases import Canvas, Pixels, Pyramid
 from robustclip.data.images import load_image, save_image
 from robustclip.errors import UsageError
 from robustclip.recipes import CHECKOUT, available
-from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import brush
 from robustclip.synthesis.painted import Painted, Result

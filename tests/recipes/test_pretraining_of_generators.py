@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustclip.data.drawings_and_pairs import DrawingsAndPairs
+from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import (

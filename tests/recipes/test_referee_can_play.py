@@ -15,8 +15,8 @@ from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
+from robustclip.synthesis.guides import Information, PairGuides, text_of
 from robustclip.synthesis.painted import Result
-from robustclip.synthesis.pair_guides import Information, PairGuides, text_of
 from robustclip.synthesis.prompts import Prompt
 
 PAIR = "a yellow banana and a blue butterfly"

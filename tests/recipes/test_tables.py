@@ -14,8 +14,8 @@ from robustclip.data.images import load_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import RunError
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.referees.judging import fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.referees.smoothed import fingerprint
 from robustclip.synthesis import brush
 from robustclip.synthesis.pictures import is_whole, read_facts
 

@@ -21,7 +21,7 @@ from robustclip.synthesis import brush
 from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import ClampThrough, Pooled, RandomSquares
-from robustclip.views.cutouts import augmented
+from robustclip.views.policies import augmented
 
 PROMPTS = ["a green turtle", "a blue butterfly"]
 Paint = Callable[..., Result]

@@ -17,10 +17,9 @@ from transformers import (
 )
 
 from robustclip.errors import UsageError
-from robustclip.losses.pairing import Pairing
-from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2, CaptionHead
+from robustclip.losses.judged import Pairing
+from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2, CaptionHead, PairTokenizer, prepared
 from robustclip.referees.blip2_mini import SPECIAL, word_pieces
-from robustclip.referees.blip2_text import PairTokenizer, prepared
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 

@@ -12,8 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.classifier import load_classifier
-from robustclip.referees.wsdan import LAYERS, WSDAN
+from robustclip.referees.image_judges import LAYERS, WSDAN, load_classifier
 
 NAMES = ["n1", "n2", "n3", "n4"]
 

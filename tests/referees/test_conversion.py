@@ -15,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from robustclip.data.images import from_pil, to_pil
 from robustclip.errors import RunError, UsageError
-from robustclip.referees import clip_keys, conversion
+from robustclip.referees import conversion
 from robustclip.referees.base import TwoTower
 from robustclip.referees.conversion import as_open_clip, as_transformers
 from robustclip.referees.folder import load_referee_folder, save_full, save_referee
@@ -159,7 +159,7 @@ def test_what_a_clip_model_has_no_place_for(change: Any, fault: str, tiny_cfg: A
     from robustclip.referees.openclip import spelt_out
 
     with pytest.raises(UsageError, match=rf"{fault}.*--format open_clip.* --format timm or image-tower"):
-        clip_keys.clip_config(spelt_out(tiny_cfg | change), spelt_out({}), eos=1)
+        conversion.clip_config(spelt_out(tiny_cfg | change), spelt_out({}), eos=1)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_a_conversion_that_changes_numbers_is_refused(
     tiny_cfg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     referee = clip(tmp_path, tiny_cfg)
-    swapped = clip_keys.BLOCK | {"ln_1": "layer_norm2", "ln_2": "layer_norm1"}
-    monkeypatch.setattr(clip_keys, "BLOCK", swapped)
+    swapped = conversion.BLOCK | {"ln_1": "layer_norm2", "ln_2": "layer_norm1"}
+    monkeypatch.setattr(conversion, "BLOCK", swapped)
     with pytest.raises(RunError, match=r"embeds otherwise: a unit vector differs by .*Nothing was written"):
         as_transformers(referee)
     assert conversion.TOLERANCE == 1e-5

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.heads import load_aesthetics
+from robustclip.referees.image_judges import load_aesthetics
 from robustclip.runs.files import sha256
 
 SHAPES = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}

@@ -6,7 +6,7 @@ import pytest
 
 from robustclip.errors import UsageError
 from robustclip.referees.folder import load_referee_folder, save_referee
-from robustclip.referees.judging import check_judge, fingerprint
+from robustclip.referees.smoothed import check_judge, fingerprint
 from robustclip.referees.toy import toy_referee
 
 

@@ -15,8 +15,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees import openclip
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import build_image_tower, load_hub, load_tag, new_referee, tags
-from robustclip.referees.openclip_text import OpenClipText
-from robustclip.referees.sentence import package_folder
+from robustclip.referees.sentence import OpenClipText, package_folder
 from robustclip.referees.toy import ToyText
 
 TEXTS = ["a cat", "two dogs on a lawn"]

@@ -15,13 +15,13 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerCo
 from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import registry
+from robustclip.referees.base import FAMILIES
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.blip2_full import FAMILY as FULL
 from robustclip.referees.blip2_full import bert_tokenizer
 from robustclip.referees.blip2_mini import new_mini, vocabulary_of
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, is_pair_reader, load_pair_reader, pair_fingerprint, save_mini
-from robustclip.referees.pairing import FAMILIES
 from robustclip.referees.registry import load_referee
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 2, "queries": 3, "shared": 8}

@@ -15,8 +15,8 @@ from robustclip.data import embedded
 from robustclip.data.emoji import label_index
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import sentence
+from robustclip.referees.base import cleaned
 from robustclip.referees.sentence import SentenceEncoder, package_folder
-from robustclip.referees.tokens import cleaned
 
 PROMPTS = embedded.path("prompts")
 

@@ -14,10 +14,9 @@ from robustclip.explanation.layers import spatial_layers
 from robustclip.recipes import find
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.folder import save_referee
-from robustclip.referees.judging import check_judge, fingerprint
-from robustclip.referees.smoothed import Smoothing, is_smoothed, smoothed, split_spec
+from robustclip.referees.smoothed import Smoothing, check_judge, fingerprint, is_smoothed, smoothed, split_spec
 from robustclip.referees.toy import toy_referee
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 from robustclip.runs.rng import generator
 
 SIGMA = 0.25

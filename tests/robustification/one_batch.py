@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
@@ -31,7 +31,7 @@ from robustclip.robustification.losses import (
     text_bank,
     trades,
 )
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 from robustclip.runs import distributed
 from robustclip.runs.rng import generator
 

@@ -24,8 +24,7 @@ from robustclip.referees.openclip import name_of
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import list_referees, load_referee
 from robustclip.referees.toy import toy_referee
-from robustclip.robustification.export import export
-from robustclip.robustification.formats import FORMATS
+from robustclip.robustification.export import FORMATS, export
 
 TEXTS = ["a cat", "two dogs on a lawn, one of them asleep"]
 TINY = {

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from robustclip.referees.toy import toy_referee
+from robustclip.robustification.losses import embed_captions
 from robustclip.robustification.monitor import OverfitAlarm, matching_accuracy
-from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.texts import embed_captions
+from robustclip.robustification.state import adamw, average, warmup_cosine
 
 
 def test_warmup_is_linear_and_the_cosine_ends_at_zero() -> None:

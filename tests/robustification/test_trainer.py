@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.robustification import adversarial, trainer
-from robustclip.robustification.adversarial import AdversarialGradients
+from robustclip.robustification.adversarial import AdversarialGradients, WarmStarts, refuse_warm_starts
 from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
-from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
 from robustclip.runs import checkpoint
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator

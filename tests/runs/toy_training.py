@@ -10,8 +10,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import BatchSource
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.data.samples import BatchSource
 from robustclip.data.sources import open_data
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee

@@ -16,12 +16,10 @@ from robustclip.canvases.base import Canvas
 from robustclip.errors import RunError, UsageError
 from robustclip.losses.distillation import Distillation
 from robustclip.runs.rng import generator
-from robustclip.synthesis.averaging import MovingAverage, restarts_of
-from robustclip.synthesis.gradient_pictures import GradientPictures, strip
 from robustclip.synthesis.inversion import WAYS, Algorithm1
-from robustclip.synthesis.loop import Moment, optimise
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.loop import Moment, MovingAverage, optimise, restarts_of
+from robustclip.synthesis.pictures import GradientPictures, strip
+from robustclip.synthesis.terms import Stream, Term, Terms
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "algorithm1"
 STORED: dict[str, Any] = json.loads(GOLDEN.with_suffix(".json").read_text())
@@ -83,7 +81,7 @@ def test_three_iterations_are_the_stored_ones(monkeypatch: pytest.MonkeyPatch) -
     def drawn(shape: Any, generator: torch.Generator, **_: object) -> Tensor:
         return next(shaken).view(shape)
 
-    monkeypatch.setattr("robustclip.synthesis.callbacks.torch.randn", drawn)
+    monkeypatch.setattr("robustclip.synthesis.loop.torch.randn", drawn)
     path: list[list[float]] = []
     optimise(
         canvas,

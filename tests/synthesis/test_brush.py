@@ -12,14 +12,12 @@ from robustclip.canvases import Pixels, Pyramid
 from robustclip.losses import TotalVariation
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.brush import FRAMES, generators_of, paint_batch
-from robustclip.synthesis.callbacks import KeepBest
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item, items_of
-from robustclip.synthesis.loop import Moment
+from robustclip.synthesis.loop import KeepBest, Moment
 from robustclip.synthesis.painted import Painted
 from robustclip.synthesis.prompts import parse_all
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import Term, Terms
+from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import GaussianNoise, Views
 
 CPU = torch.device("cpu")

@@ -9,16 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.canvases.chains import ChainStart
+from robustclip.canvases.latents import ChainStart
 from robustclip.data.images import save_image
 from robustclip.diffusion.denoiser import SCHEDULE
-from robustclip.diffusion.one_step import Predicted, guided
-from robustclip.diffusion.reversible import Chain, pair
+from robustclip.diffusion.reversible import Chain, Predicted, guided, pair
 from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Judged, OfClass, Scored, asymmetry
-from robustclip.referees.classifier import Classifier
-from robustclip.referees.heads import Aesthetics, AestheticsLinear
+from robustclip.referees.image_judges import Aesthetics, AestheticsLinear, Classifier
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import doodl_uses
 from robustclip.synthesis.doodl import TASKS, WAYS, Doodl, StopBy

@@ -9,8 +9,8 @@ import torch
 
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.inits.pool import embedder
-from robustclip.referees.judging import fingerprint
+from robustclip.inits.basic import embedder
+from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.guides import Guides, parse_weight
 from robustclip.synthesis.prompts import Prompt

@@ -7,8 +7,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from robustclip.errors import UsageError
-from robustclip.synthesis.items import Item, Named, Seeds, items_of, items_of_named, parse_seeds
-from robustclip.synthesis.names import LONGEST, apart, slug, stem
+from robustclip.synthesis.items import (
+    LONGEST,
+    Item,
+    Named,
+    Seeds,
+    apart,
+    items_of,
+    items_of_named,
+    parse_seeds,
+    slug,
+    stem,
+)
 from robustclip.synthesis.prompts import Prompt, parse_all
 
 

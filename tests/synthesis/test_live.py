@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustclip.synthesis import live
-from robustclip.synthesis.live import Live, in_notebook
+from robustclip.synthesis import watching
+from robustclip.synthesis.watching import Live, in_notebook
 
 
 class Notebook:
@@ -58,7 +58,7 @@ def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPat
     showing.show(IMAGES)  # a moment later
     assert (len(notebook.shown), len(notebook.replaced)) == (1, 0)
     showing.show(IMAGES, now=True)
-    monkeypatch.setattr(live, "EVERY", 0)
+    monkeypatch.setattr(watching, "EVERY", 0)
     showing.show(IMAGES)
     assert (len(notebook.shown), len(notebook.replaced)) == (1, 2)
     assert notebook.shown[0].size == (2 + 2 * 98, 2 + 98)

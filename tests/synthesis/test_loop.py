@@ -13,10 +13,20 @@ from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import each, generator
-from robustclip.synthesis.callbacks import Film, KeepBest, Noise
-from robustclip.synthesis.loop import Moment, optimise
-from robustclip.synthesis.streams import Stream, cosine_decay, linear_decay, picture_norms
-from robustclip.synthesis.terms import Hardest, Lowest, Mean, Term, Terms, ZeroBelow, ZeroBelowQuantile
+from robustclip.synthesis.loop import Film, KeepBest, Moment, Noise, optimise
+from robustclip.synthesis.terms import (
+    Hardest,
+    Lowest,
+    Mean,
+    Stream,
+    Term,
+    Terms,
+    ZeroBelow,
+    ZeroBelowQuantile,
+    cosine_decay,
+    linear_decay,
+    picture_norms,
+)
 from robustclip.views import Draws, Views
 
 LOSSES = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.8, 0.5, 0.6, 0.7]])

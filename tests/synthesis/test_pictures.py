@@ -10,15 +10,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from robustclip.data.images import from_pil, load_image, to_pil
 from robustclip.errors import UsageError
-from robustclip.synthesis import contact
-from robustclip.synthesis.contact import captioned_grid, contact_sheet, overview
+from robustclip.synthesis import pictures
 from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.pictures import (
     Enlarge,
+    captioned_grid,
+    contact_sheet,
     enlarged,
     film_strip,
     font_of,
     is_whole,
+    overview,
     read_facts,
     write_gif,
     write_picture,
@@ -133,7 +135,7 @@ def test_many_prompts_make_a_grid_of_the_first() -> None:
         return colours(300, (600, 300))[index]
 
     sheet = contact_sheet(items, image_of)
-    assert read == list(range(contact.MOST))
+    assert read == list(range(pictures.MOST))
     assert max(sheet.shape) < 10 * (256 + 70)
     ragged = [*items_of(parse_all(["a cat", "a dog"]), [0, 1]), Item("x", Prompt.literal("a fox"), 7)]
     assert contact_sheet(ragged, lambda index: colours(5)[index]).shape[2] == 4 + 3 * 304
@@ -158,7 +160,7 @@ def test_an_overview_is_small_and_large_enough() -> None:
 def test_a_sheet_can_be_stored() -> None:
     sheet = contact_sheet(items_of(parse_all(["猫 🐢"])), lambda _: torch.rand(3, 8, 8))
     buffer = io.BytesIO()
-    contact.to_pil(sheet).save(buffer, "png")
+    pictures.to_pil(sheet).save(buffer, "png")
     assert buffer.tell() < 100_000
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustclip.errors import UsageError
-from robustclip.synthesis.prompt_files import load_prompts
+from robustclip.synthesis.items import load_prompts
 from robustclip.synthesis.prompts import Prompt
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.judging import fingerprint
+from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Painted, Watch

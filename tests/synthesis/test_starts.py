@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustclip.data import embedded
 from robustclip.data.images import resize, save_image
 from robustclip.errors import UsageError
-from robustclip.inits.gaussians import fit_classes
+from robustclip.inits.mixture import fit_classes
 from robustclip.inits.mixture_file import load_mixture, save_mixture
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card

@@ -16,11 +16,10 @@ from torch import Generator, Tensor
 from robustclip.canvases.latents import Latents
 from robustclip.losses.distillation import Distillation
 from robustclip.runs.rng import generator
-from robustclip.synthesis.averaging import MovingAverage
 from robustclip.synthesis.inversion import WAYS, Algorithm1
-from robustclip.synthesis.loop import optimise
+from robustclip.synthesis.loop import MovingAverage, optimise
 from robustclip.views import GaussianNoise, Views
-from robustclip.views.cutouts import inverted
+from robustclip.views.policies import inverted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlminv"
 STORED: dict[str, Any] = json.loads(GOLDEN.with_suffix(".json").read_text())

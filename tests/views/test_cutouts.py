@@ -24,8 +24,8 @@ from robustclip.views import (
     RandomSquares,
     Views,
 )
-from robustclip.views.cutouts import augmented
-from robustclip.views.hue import turn_hue
+from robustclip.views.colour import turn_hue
+from robustclip.views.policies import augmented
 
 
 def pictures(count: int = 2, height: int = 16, width: int = 20) -> torch.Tensor:

@@ -75,3 +75,136 @@ def drawn_latents(
         )
     shape = (autoencoder.channels, *(side // factor for side in size))
     return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
+
+
+class Decoder(Protocol):
+    """What a generator of codes can do, and says of itself; see `robustclip.diffusion.vqgan.VQGAN`."""
+
+    factor: int
+    channels: int
+    codebook: Float[Tensor, "k c"]
+    low: Float[Tensor, " c"]
+    high: Float[Tensor, " c"]
+
+    def encode(self, images: Float[Tensor, "p 3 H W"], /) -> Float[Tensor, "p c h w"]: ...
+    def quantise(self, latents: Float[Tensor, "p c h w"], /) -> Float[Tensor, "p c h w"]: ...
+    def decode(self, codes: Float[Tensor, "p c h w"], /) -> Float[Tensor, "p 3 H W"]: ...
+
+
+@final
+class Codes(Canvas):
+    """Latent vectors of P pictures of `size` (height, width), of which the nearest codes are decoded.
+
+    They start as random codes, each picture's drawn from its own of `generators`. After each step a vector is cut,
+    channel by channel, to the range of the codebook (VQGAN-CLIP's generate.py, as are the gradients below).
+
+    Raises UsageError for a size that is not whole in codes.
+    """
+
+    def __init__(self, decoder: Decoder, size: tuple[int, int], generators: Sequence[Generator]) -> None:
+        super().__init__()
+        if any(side % decoder.factor or not side for side in size):
+            raise UsageError(
+                f"a picture of {size[0]}x{size[1]} is not whole in codes of {decoder.factor}x{decoder.factor} pixels"
+            )
+        self.decoder = [decoder]  # in a list: its weights are none of the canvas's parameters
+        self.size = size
+        rows, columns = (side // decoder.factor for side in size)
+        codebook = decoder.codebook
+        drawn = [
+            torch.randint(len(codebook), (rows, columns), generator=one, device=one.device).to(codebook.device)
+            for one in generators
+        ]
+        self.latent = nn.Parameter(codebook[torch.stack(drawn)].permute(0, 3, 1, 2).contiguous())
+
+    def render(self) -> dict[str, Tensor]:
+        decoder = self.decoder[0]
+        image = clamp_through(decoder.decode(decoder.quantise(self.latent)))
+        return {"image": image, "latent": self.latent}
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
+        check_images(images)
+        held = (len(self.latent), 3, *self.size)
+        if images.shape != held:
+            raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
+        self.latent.copy_(self.decoder[0].encode(images))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        decoder = self.decoder[0]
+        low, high = (end.view(1, -1, 1, 1) for end in (decoder.low, decoder.high))
+        self.latent.copy_(self.latent.clamp(low, high))
+
+
+class Chain(Protocol):
+    """What samples, and its inverse; see `robustclip.diffusion.reversible.Chain`."""
+
+    pictures: list[int]
+
+    def sample(self, start: Float[Tensor, "2 p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+    def invert(self, end: Float[Tensor, "2 p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+    def ending(self, latents: Float[Tensor, "p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+
+
+@final
+class ChainStart(Canvas):
+    """x_T of P pictures of `size` (height, width), N(0,I) at first, each picture's from its own of `generators`. It
+    renders the end of the chain; `given` are the tensors that the chain's denoiser reads.
+
+    "image" and, of samplers whose both latents are pictures (EDICT), "other".
+
+    tied: the pair starts from one latent, (P,c,h,w); without it, from one each, (P,2,c,h,w). renormalise: after each
+    step a picture's noise gets its first norm again. through: gradients pass pixels that were cut to [0,1].
+
+    Latents are float64, float32 where a device has none (MPS): see `robustclip.diffusion.reversible`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        chain: Chain,
+        given: Sequence[Tensor],
+        size: tuple[int, int],
+        generators: Sequence[Generator],
+        *,
+        device: torch.device | str = "cpu",
+        tied: bool = True,
+        renormalise: bool = True,
+        through: bool = True,
+    ) -> None:
+        super().__init__()
+        self.autoencoder, self.chain, self.given = [autoencoder], chain, [one.detach() for one in given]
+        self.size, self.tied, self.renormalise, self.through = size, tied, renormalise, through
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        noise = drawn_latents(autoencoder, size, generators, device).to(dtype)
+        self.latent = nn.Parameter(noise if tied else torch.stack([noise, noise], 1))
+        self.norms = self._norms()
+
+    def render(self) -> dict[str, Tensor]:
+        start = self.latent.expand(2, *self.latent.shape) if self.tied else self.latent.transpose(0, 1)
+        end = self.chain.sample(start, *self.given)[self.chain.pictures].float()
+        images = [self.autoencoder[0].decode(one) for one in end]
+        images = [clamp_through(one) if self.through else one.clamp(0, 1) for one in images]
+        return dict(zip(("image", "other"), images, strict=False)) | {"latent": self.latent}
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
+        """Start where the chain ends in these images: exactly if it is not tied, else the mean of the pair."""
+        check_images(images)
+        held = (len(self.latent), 3, *self.size)
+        if images.shape != held:
+            raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
+        latents = self.autoencoder[0].encode(images).to(self.latent.dtype)
+        start = self.chain.invert(self.chain.ending(latents, *self.given), *self.given)
+        self.latent.copy_(start.mean(0) if self.tied else start.transpose(0, 1))
+        self.norms = self._norms()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        if self.renormalise:
+            self.latent.mul_(self.norms / self._norms())
+
+    def _norms(self) -> Tensor:
+        """Of each picture's noise, over all of it."""
+        return self.latent.detach().flatten(1).norm(dim=1).view(-1, *[1] * (self.latent.ndim - 1))

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustclip.data import images
-    from robustclip.data.batch import Batch
-    from robustclip.data.labelled import LabelledImages
+    from robustclip.data.emoji import LabelledImages, load_split
+    from robustclip.data.samples import Batch
     from robustclip.data.scenes import compose_scenes
-    from robustclip.data.splits import load_split
 
-_HOME_OF = {"Batch": "batch", "LabelledImages": "labelled", "compose_scenes": "scenes", "load_split": "splits"}
+_HOME_OF = {"Batch": "samples", "LabelledImages": "emoji", "compose_scenes": "scenes", "load_split": "emoji"}
 
 __all__ = ["Batch", "LabelledImages", "compose_scenes", "images", "load_split"]
 

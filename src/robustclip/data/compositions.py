@@ -14,9 +14,8 @@ from typing import Any, Final, Literal
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from robustclip.data.composing import PLANS, Draw, Plan, painted, placed_things, visible
+from robustclip.data.composing import PLANS, Draw, Plan, Sprite, Sprites, painted, placed_things, visible
 from robustclip.data.scenes import Box
-from robustclip.data.sprites import Sprite, Sprites
 from robustclip.runs.rng import generator
 
 SIZE: Final = 96

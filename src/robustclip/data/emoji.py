@@ -21,7 +21,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
@@ -29,13 +29,86 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
 from robustclip.data import embedded
-from robustclip.data.labelled import LabelledImages, Labels
+from robustclip.data.images import from_pil
 from robustclip.errors import RunError, UsageError
+
+
+@dataclass(frozen=True, repr=False)
+class Labels:
+    """What is known of N images besides their pixels.
+
+    labels: (N,) int64 indices into `label_names`; label_names: every label of the data set, also those that no image
+    here has; captions: for each image, one or more texts that describe it; ids: unique names; styles: the drawing
+    style (or source) of each image.
+    """
+
+    labels: Int64[Tensor, " n"]
+    label_names: list[str]
+    captions: list[list[str]]
+    ids: list[str]
+    styles: list[str]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.labels), len(self.captions), len(self.ids), len(self.styles)}
+        if len(lengths) != 1:
+            raise ValueError(f"labels, captions, ids and styles differ in length: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} images, {len(self.label_names)} label names>"
+
+
+@dataclass(frozen=True, repr=False)
+class LabelledImages(Labels):
+    """N images (N, 3, H, W), float32 in [0,1], with what is known of them."""
+
+    images: Float[Tensor, "n 3 h w"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def subset(self, indices: Int64[Tensor, " m"] | list[int]) -> LabelledImages:
+        """The images at `indices`, in that order; `label_names` stay whole."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        rows = index.tolist()
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            captions=[self.captions[row] for row in rows],
+            ids=[self.ids[row] for row in rows],
+            styles=[self.styles[row] for row in rows],
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> LabelledImages:
+        """`n` different images drawn without replacement, kept in their order here; all of them if there are fewer."""
+        drawn = torch.randperm(len(self), generator=generator)[:n]
+        return self.subset(drawn.sort().values)
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledImages]) -> LabelledImages:
+        """The images of all parts, one after the other. Raises ValueError unless they number their labels alike."""
+        names = parts[0].label_names
+        if any(part.label_names != names for part in parts):
+            raise ValueError("the parts number their labels differently")
+        return cls(
+            images=torch.cat([part.images for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            label_names=names,
+            captions=[caption for part in parts for caption in part.captions],
+            ids=[one for part in parts for one in part.ids],
+            styles=[style for part in parts for style in part.styles],
+        )
+
 
 SIZES: Final = {"emoji": 64, "icons": 96}
 """Pixels of a side, by data set."""
@@ -204,3 +277,38 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if file is None:
         raise RunError(f"{member.name} in an embedded shard is no file; reinstall robustclip-emoji")
     return file.read()
+
+
+def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> LabelledImages:
+    """The labelled images of an embedded data set's split, e.g. `load_split("emoji", "unseen-styles")`; with `rows`
+    those of these numbers, and no other is decoded.
+
+    Raises UsageError for a data set or split that is not there, listing those that are.
+    """
+    if not isinstance(split, str):
+        raise UsageError(f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")')
+    if dataset not in SIZES:
+        raise UsageError(
+            f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '
+            'e.g. load_split("emoji", "unseen-styles")'
+        )
+    return load_emoji(split, rows, dataset)
+
+
+PREFIX: Final = "emoji:"
+STYLE: Final = "twemoji"
+"""Flat drawings, in a style that no guide was trained on; it has one of every label."""
+
+
+def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
+    """The drawing of a label, e.g. "cat face", in [0,1] on white. Raises UsageError for a name that is no label, with
+    near ones."""
+    names, index = label_index()
+    wanted = name.strip().casefold()
+    concepts = {label.casefold(): concept for label, concept in zip(names, index, strict=True)}
+    if wanted not in concepts:
+        near = get_close_matches(wanted, concepts, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "give the name of an emoji, e.g. cat face"
+        raise UsageError(f"there is no drawing of {name[:60]!r}: {hint}")
+    sample = next(one for one in read_shard(STYLE) if one.concept == concepts[wanted])
+    return from_pil(Image.open(io.BytesIO(sample.webp)))

@@ -1,16 +1,127 @@
-"""Weighted mixture of several sources as one endless stream of samples."""
+"""Several sources as one: endless samples for one process, by weights, which go on where they were left."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import chain, count
-from typing import Any, Literal
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain, count
+from typing import Any, Literal, Self
 
-from robustclip.data.samples import SampleSource
-from robustclip.data.stream import Concatenated, Drawn
-from robustclip.errors import UsageError
+import torch
+
+from robustclip.data.samples import Sample, SampleSource
+from robustclip.errors import RunError, UsageError
+from robustclip.runs import rng
 from robustclip.runs.processes import ALONE, Place
+
+
+class Cursor:
+    """One source's samples, epoch after epoch. The next one is `at` [epoch, round, samples taken of the round]."""
+
+    def __init__(self, name: str, source: SampleSource, seed: int, place: Place, at: Sequence[int] = (0, 0, 0)) -> None:
+        self.name, self.source, self.seed, self.place = name, source, seed, place
+        self.epoch, self.round, self.taken = at
+        self._samples: Iterator[Sample] | None = None
+        self._empty_epochs = 0
+
+    @property
+    def at(self) -> list[int]:
+        return [self.epoch, self.round, self.taken]
+
+    def take(self) -> Sample | None:
+        """The next sample; None once at the end of each epoch. Raises RunError where the source holds none."""
+        if self._samples is None:
+            self._samples = self.source.epoch(self.seed, self.epoch, self.place, self.round)
+            for _ in range(self.taken):  # read, but not decoded
+                next(self._samples, None)
+        sample = next(self._samples, None)
+        if sample is None:
+            self._turn()
+            return None
+        if sample.round != self.round:
+            self.round, self.taken = sample.round, 0
+        self.taken += 1
+        return replace(sample, source=self.name, epoch=self.epoch)
+
+    def _turn(self) -> None:
+        self._empty_epochs = self._empty_epochs + 1 if self.round == self.taken == 0 else 0
+        if self._empty_epochs == self.place.world_size:  # with fewer samples than processes some go without in turn
+            raise RunError(f"empty data: {self.name} holds no samples ({self.source.describe()})")
+        self.epoch, self.round, self.taken, self._samples = self.epoch + 1, 0, 0, None
+
+
+class Dice:
+    """Choices by odds; the n-th is a function of seed, process and n, found without those before it."""
+
+    BLOCK = 4096
+
+    def __init__(self, seed: int, place: Place, draws: int = 0) -> None:
+        self.seed, self.place, self.draws = seed, place, draws
+        self._block, self._numbers = -1, [0.0]
+
+    def choose(self, names: Sequence[str], odds: Sequence[float]) -> str:
+        block, place = divmod(self.draws, self.BLOCK)
+        if block != self._block:
+            stream = rng.generator(self.seed, "mixture", self.place.rank, block)
+            self._block = block
+            self._numbers = torch.rand(self.BLOCK, generator=stream, dtype=torch.float64).tolist()
+        self.draws += 1
+        *bounds, total = accumulate(odds)
+        return names[bisect(bounds, self._numbers[place] * total)]
+
+
+class Drawn(Iterator[Sample]):
+    """Each sample from a source chosen by `odds`; each source goes through its own epochs."""
+
+    def __init__(
+        self, sources: Mapping[str, SampleSource], odds: Sequence[float], seed: int, place: Place, state: dict[str, Any]
+    ) -> None:
+        self.odds = odds
+        self.dice = Dice(seed, place, state.get("draws", 0))
+        at = state.get("sources", {})
+        self.cursors = {n: Cursor(n, source, seed, place, at.get(n, (0, 0, 0))) for n, source in sources.items()}
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Sample:
+        cursor = self.cursors[self.dice.choose(list(self.cursors), self.odds)]
+        while (sample := cursor.take()) is None:
+            pass
+        return sample
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream is, in JSON's types: what `state` takes."""
+        return {"draws": self.dice.draws, "sources": {name: cursor.at for name, cursor in self.cursors.items()}}
+
+
+class Concatenated(Drawn):
+    """Every sample of every source once an epoch. Each draw is in proportion to what the sources have left, so that
+    they end together; one that was taken for smaller than it is stays in play until it is read out."""
+
+    def __init__(self, sources: Mapping[str, SampleSource], seed: int, place: Place, state: dict[str, Any]) -> None:
+        super().__init__(sources, (), seed, place, state)
+        counted = state.get("sizes") or {name: source.size() for name, source in sources.items()}
+        self.sizes: dict[str, int] = counted
+        self.left: dict[str, int] = dict(state.get("left", {}))
+        self.world_size = place.world_size
+
+    def __next__(self) -> Sample:
+        while True:
+            if not self.left:
+                self.left = {name: size // self.world_size for name, size in self.sizes.items()}
+            name = self.dice.choose(list(self.left), [max(1, number) for number in self.left.values()])
+            sample = self.cursors[name].take()
+            if sample is not None:
+                self.left[name] -= 1
+                return sample
+            del self.left[name]
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "sizes": self.sizes, "left": dict(self.left)}
+
 
 Weights = Literal["size", "equal"] | Sequence[float]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from robustclip.data import embedded
-from robustclip.data.emoji import label_index, load_emoji
-from robustclip.data.labelled import LabelledImages
+from robustclip.data.emoji import LabelledImages, label_index, load_emoji
 
 Kind = Literal["name", "held-out name", "phrase"]
 
@@ -51,3 +51,16 @@ def real_drawings() -> tuple[LabelledImages, list[str]]:
         parts.append(images.subset([row for row, label in enumerate(images.labels.tolist()) if label in wanted]))
     together = LabelledImages.joined(parts)
     return together, [wanted[label] for label in together.labels.tolist()]
+
+
+class Styled(NamedTuple):
+    """A drawing's name, and the text of the style it is to have."""
+
+    content: str
+    style: str
+
+
+def embedded_styles() -> list[Styled]:
+    """Ten drawings, each in five styles, in a fixed order."""
+    with embedded.path("prompts", "styles.csv").open(encoding="utf-8", newline="") as file:
+        return [Styled(row["content"], row["style"]) for row in csv.DictReader(file)]

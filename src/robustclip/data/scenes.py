@@ -12,8 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.data.emoji import load_rgba
-from robustclip.data.labelled import Labels
+from robustclip.data.emoji import Labels, load_rgba
 from robustclip.runs.rng import generator
 
 Box = tuple[int, int, int, int]

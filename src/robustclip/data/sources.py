@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
+
+from pydantic import Field
 
 from robustclip.data import embedded
-from robustclip.data.decoding import Preparation
-from robustclip.data.emoji import splits
-from robustclip.data.loader import Loader
+from robustclip.data.emoji import label_index, load_labels, splits
+from robustclip.data.folders import read_folder
+from robustclip.data.loader import Loader, Preparation
 from robustclip.data.mixture import Mixture, Weights, check_weights
-from robustclip.data.samples import SampleSource
-from robustclip.data.shard_lists import PIPE, SUFFIXES, shards_in
-from robustclip.data.shards import ShardSource
+from robustclip.data.samples import SampleSource, positive_id
+from robustclip.data.shards import PIPE, SUFFIXES, ShardSource, shards_in
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import UsageError
 from robustclip.runs.processes import ALONE, Place
@@ -188,3 +189,93 @@ def parse_weights(text: str | Sequence[float]) -> Weights:
         return [float(weight) for weight in text.split(",")]
     except ValueError:
         raise UsageError(f"weights {text!r}: use size, equal, or one number a source, e.g. 1,1,2") from None
+
+
+def training_classes(data: str) -> tuple[list[str], list[int]]:
+    """(names, the number that batches of `open_data(data)` give to pairs of each) of a folder with one sub-folder a
+    class, or of `emoji`.
+
+    Raises UsageError for data that does not tell its classes, and for one class, of which every image is.
+    """
+    path = Path(data).expanduser()
+    if data == EMBEDDED:
+        labels, index = load_labels("guide-styles"), label_index()[1]
+        concepts = {place: concept for concept, place in index.items()}
+        seen = labels.labels.unique().tolist()
+        named = [(labels.label_names[place], concepts[place]) for place in seen]
+    elif path.is_dir() and not shards_in(path) and (found := read_folder(path)).layout == "classes":
+        named = [(name, concept) for concept, name in dict(found.classes()).items()]
+    else:
+        raise UsageError(
+            f"{data} does not tell its classes, which TeCoA takes a text of each: give a folder with one sub-folder of "
+            "images a class (classnames.txt beside them names them), or use the objective fare, which needs none"
+        )
+    if len(named) < 2:
+        raise UsageError(f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two")
+    return [name for name, _ in named], [positive_id(concept=concept) for _, concept in named]
+
+
+Mix = Literal["concatenated", "equal"]
+"""The two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M
+down-sampled), "equal" is §3 (each source drawn about equally often)."""
+
+Data = Annotated[
+    list[str],
+    "any pairs instead of the four sources: shards, a table or a folder, several as SOURCE=WEIGHT",
+]
+"""The type of a `data` flag that may be given several times."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+EMBEDDED = "emoji"
+
+
+def mixed(
+    sources: list[str],
+    mix: Mix,
+    laion_share: float,
+    batch_size: int,
+    size: tuple[int, int],
+    seed: int,
+    workers: int,
+    *,
+    place: Place = ALONE,
+    max_skipped: float | None = None,
+    shuffle_buffer: int = 10_000,
+    allow_commands: bool = False,
+) -> Loader:
+    """The sources as one stream, by either reading of the paper. "concatenated" takes every sample of each source once
+    an epoch, of the last one the part `laion_share`, another one each epoch."""
+    *whole, reduced = map(split_data, sources)
+    last = laion_share if mix == "concatenated" else 1.0
+    return open_data(
+        sources,
+        batch_size=batch_size,
+        size=size,
+        weights="size" if mix == "concatenated" else "equal",
+        shares=[*(1.0 for parts in whole for _ in parts), *(last for _ in reduced)],
+        seed=seed,
+        workers=workers,
+        place=place,
+        max_skipped=max_skipped,
+        shuffle_buffer=shuffle_buffer,
+        allow_commands=allow_commands,
+    )
+
+
+def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[str]:
+    """What a call lacks of the data, unless it is only tried out, and what it says twice."""
+    if data:
+        if given := [f"--{flag}" for flag, value in named.items() if value is not None]:
+            yield f"--data and {', '.join(given)}: give either, for --data names all of the data"
+        try:
+            weighted(split_data(data))
+        except UsageError as error:
+            yield f"--data: {error}"
+    elif not quick:
+        for flag, value in named.items():
+            if value is None:
+                yield (
+                    f"--{flag} is missing: shards, e.g. --{flag} '{flag}/{{00000..00331}}.tar' "
+                    "(or name all data with --data, or try --quick)"
+                )

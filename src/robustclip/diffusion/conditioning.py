@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robustclip.referees.base import of_transformers
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.tokens import of_transformers
 from robustclip.runs import terminal
 
 LENGTH: Final = 24  # tokens that the embedded denoiser attends to

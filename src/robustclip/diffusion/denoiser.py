@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robustclip.data.drawings_and_pairs import Captioned
+from robustclip.data.emoji_batches import Captioned
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.fitting import rate
 from robustclip.errors import UsageError

@@ -5,13 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
+from safetensors.torch import save_file
 
 from robustclip.runs import checkpoint
+from robustclip.runs.files import new_folder
 from robustclip.runs.folder import Run
-from robustclip.runs.progress import TrainingProgress
+from robustclip.runs.terminal import TrainingProgress
+
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+
+def save_model(model: Any, folder: Path, *, half: bool = False) -> None:
+    """Write config and weights (`half`: in float16) of a model of diffusers, as its own save_pretrained would.
+
+    Raises UsageError where something has that name.
+    """
+    with new_folder(folder) as draft:
+        write_model(model, draft, half=half)
+
+
+def write_model(model: Any, folder: Path, *, half: bool = False) -> None:
+    """The same into a folder that is there."""
+    model.save_config(folder)
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 class Trainer(Protocol):

@@ -11,7 +11,7 @@ from torch import nn
 
 from robustclip.data import embedded
 from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
-from robustclip.diffusion.folders import WEIGHTS, write_model
+from robustclip.diffusion.fitting import WEIGHTS, write_model
 from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.referees.sentence import MINILM

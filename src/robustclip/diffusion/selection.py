@@ -21,13 +21,13 @@ from robustclip.diffusion.mutual_information import MARK, Form, Kappa, pointwise
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError
-from robustclip.referees.judging import fingerprint
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
+from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, is_file
-from robustclip.runs.progress import watched
 from robustclip.runs.rng import generator
+from robustclip.runs.terminal import watched
 
 NAME: Final = "{:06d}.safetensors"
 Selector = Literal["mi", "gap", "random"]

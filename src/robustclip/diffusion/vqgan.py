@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.data import embedded
-from robustclip.diffusion.folders import WEIGHTS, write_model
+from robustclip.diffusion.fitting import WEIGHTS, write_model
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
 from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json

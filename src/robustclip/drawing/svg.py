@@ -2,11 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Final
+from xml.etree import ElementTree
 
 from robustclip.drawing.shapes import Drawing
 from robustclip.errors import UsageError
+
+SHAPES: Final = ("path", "rect", "circle", "ellipse", "line", "polyline", "polygon")
+HARMLESS: Final = {
+    "clip-path": ("none",),
+    "mask": ("none",),
+    "filter": ("none",),
+    "stroke-dasharray": ("none", "0"),
+    "mix-blend-mode": ("normal",),
+    "paint-order": ("normal", "fill", "fill stroke", "fill stroke markers"),
+    "vector-effect": ("none",),
+    "transform-origin": ("0", "0 0"),
+}
+"""Properties that are not honoured, and the values of each that change nothing."""
+ALIGNED: Final = ("", "xMidYMid", "xMidYMid meet")
+ROUND: Final = "stroke with flat ends or sharp corners, drawn round"
+SELECTORS: Final = re.compile(r"\s*(?:[.#]?[\w-]+|\*)(?:\s*,\s*(?:[.#]?[\w-]+|\*))*\s*")
+
+
+def check_honoured(root: ElementTree.Element, name: str, notes: Counter[str]) -> None:
+    """Replace the opacity of groups by that of their one shape, and count strokes whose ends are drawn round.
+
+    Raises UsageError for clip paths, masks, filters, dashes, blending, paint orders, strokes that do not scale,
+    transforms in styles, alignment inside the file, stylesheets of more than plain selectors, and an opacity over
+    several shapes or over fill and stroke of one.
+    """
+    _check(root, name, 1.0, {}, notes)
+
+
+def _check(
+    element: ElementTree.Element, name: str, opacity: float, inherited: Mapping[str, str], notes: Counter[str]
+) -> int:
+    """How many fills and strokes were painted in it."""
+    tag = _tag(element)
+    if tag == "style":
+        _check_stylesheet(element.text or "", name)
+        return 0
+    if tag == "switch":
+        raise _refused(name, "<switch>", "keep one of its children")
+    said = properties(element)
+    for key, values in HARMLESS.items():
+        if key in said and said[key] not in values:
+            raise _refused(name, f'{key}="{said[key][:60]}"', "flatten or expand it into plain paths")
+    if "transform" in _declarations(element.get("style", "")):
+        raise _refused(name, "a transform in a style", "write it as the attribute transform")
+    if inherited and element.get("preserveAspectRatio", "").strip() not in ALIGNED:
+        raise _refused(name, "preserveAspectRatio inside the file", "leave it out")
+    if said.get("stroke-width", "").endswith("%"):
+        raise _refused(name, f'stroke-width="{said["stroke-width"]}"', "give a number")
+    own = share(said.get("opacity", "1"))
+    _drop_opacity(element)
+    now = {"fill": "black", "stroke": "none", **inherited, **said}
+    if tag in SHAPES:
+        stroked = now["stroke"] != "none"
+        painted = int(now["fill"] != "none" and tag != "line") + int(stroked)
+        if stroked and not (now.get("stroke-linecap") == now.get("stroke-linejoin") == "round"):
+            notes[ROUND] += 1
+        element.set("opacity", repr(opacity * own))
+    else:
+        painted = sum(_check(child, name, opacity * own, now, notes) for child in element)
+    if own < 1 and painted > 1:
+        what = "fill and stroke" if tag in SHAPES else f"{painted} fills and strokes"
+        raise _refused(name, f'opacity="{own:g}" over {what} together', "use fill-opacity and stroke-opacity of each")
+    return painted
+
+
+def _check_stylesheet(text: str, name: str) -> None:
+    """Raises UsageError for rules that are not read as browsers read them."""
+    for rule in re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL).split("}"):
+        if not rule.strip():
+            continue
+        selector, brace, body = rule.partition("{")
+        if not brace or not SELECTORS.fullmatch(selector) or "!important" in body:
+            raise _refused(name, f"the style {rule.strip()[:60]!r}", "use plain selectors: .name, #name, path")
+        for key, value in _declarations(body).items():
+            if key in ("opacity", "transform") or (key in HARMLESS and value not in HARMLESS[key]):
+                raise _refused(name, f"{key} in a stylesheet", "write it as an attribute, or expand it")
+
+
+def properties(element: ElementTree.Element) -> dict[str, str]:
+    """Attributes, and over them the declarations of its style."""
+    return {key: value.strip() for key, value in element.attrib.items()} | _declarations(element.get("style", ""))
+
+
+def share(text: str) -> float:
+    """An opacity, `0.5` or `50%`, in [0,1]; 1 for what is none."""
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return 1.0
+    return min(max(number, 0.0), 1.0)
+
+
+def _declarations(style: str) -> dict[str, str]:
+    pairs = (part.partition(":") for part in style.split(";") if ":" in part)
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+def _drop_opacity(element: ElementTree.Element) -> None:
+    element.attrib.pop("opacity", None)
+    if "style" in element.attrib:
+        kept = {key: value for key, value in _declarations(element.attrib["style"]).items() if key != "opacity"}
+        element.set("style", ";".join(f"{key}:{value}" for key, value in kept.items()))
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
+
+
+def _refused(name: str, what: str, cure: str) -> UsageError:
+    return UsageError(f"{name} has {what}, which is not honoured here and would look otherwise: {cure}")
+
 
 BACKGROUND: Final = "background"
 """The id of the rectangle that is none of the drawing's shapes."""

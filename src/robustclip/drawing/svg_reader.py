@@ -18,8 +18,7 @@ from xml.etree import ElementTree
 import torch
 
 from robustclip.drawing.shapes import Drawing
-from robustclip.drawing.svg import BACKGROUND
-from robustclip.drawing.svg_limits import check_honoured, share
+from robustclip.drawing.svg import BACKGROUND, check_honoured, share
 from robustclip.errors import UsageError, require
 
 LARGEST: Final = 10_000_000

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
+from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.certificates import (
@@ -34,13 +35,11 @@ from robustclip.evaluation.certificates import (
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.similarity import Images
+from robustclip.referees.similarity import class_embeddings
 from robustclip.referees.smoothed import refuse_smoothed
-from robustclip.referees.templates import class_embeddings
 from robustclip.runs.devices import autocast
-from robustclip.runs.progress import watched
 from robustclip.runs.rng import each
-from robustclip.runs.terminal import counted
+from robustclip.runs.terminal import counted, watched
 
 ABSTAINED = -1
 

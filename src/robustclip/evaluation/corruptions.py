@@ -23,8 +23,7 @@ from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import batches, cosines
-from robustclip.referees.templates import class_embeddings
+from robustclip.referees.similarity import batches, class_embeddings, cosines
 from robustclip.runs.rng import each
 from robustclip.signatures import unknown
 

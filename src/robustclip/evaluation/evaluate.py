@@ -21,11 +21,11 @@ from robustclip.attacks import AttackSpec, attacking
 from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
+from robustclip.data.examples import Examples, odd_pictures, read_examples
 from robustclip.errors import UsageError
 from robustclip.evaluation import certificates, certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.comparison import compare
-from robustclip.evaluation.examples import Examples, odd_pictures, read_examples
 from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.pag import read_spec
@@ -35,9 +35,9 @@ from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.explanation.gradients import gradient_picture
 from robustclip.explanation.maps import METHODS, check_method
 from robustclip.referees.base import TwoTower
-from robustclip.referees.judging import check_judge, fingerprint
 from robustclip.referees.preprocess import LARGEST
-from robustclip.referees.templates import resolve_templates
+from robustclip.referees.similarity import resolve_templates
+from robustclip.referees.smoothed import check_judge, fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, rescuing

@@ -18,8 +18,7 @@ from robustclip.attacks.spec import AttackSpec
 from robustclip.evaluation.report import CLEAN
 from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import batches
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import batches, embed_texts
 
 BLOB = "centre blob"
 OF_BLOB = f" of a {BLOB}"  # ends the name of a number that no referee has a part in
@@ -34,9 +33,9 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
     nothing; it has no other number (NaN).
     """
     from robustclip.explanation.attacks import negate
-    from robustclip.explanation.localisation import centre_blob, energy_in_box, pointing_hit
     from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, numbers
     from robustclip.explanation.maps import Mapper
+    from robustclip.explanation.measures import centre_blob, energy_in_box, pointing_hit
 
     examples, prompts = setting.examples, prompts_of(setting.examples)
     mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)
@@ -72,10 +71,9 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
 def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Deletion, insertion and ROAD of the maps of untouched images, in units of the cosine, and less those of a blob in
     the middle; NaN for an empty map."""
-    from robustclip.explanation.faithfulness import deletion, insertion
     from robustclip.explanation.gradcam import road
-    from robustclip.explanation.localisation import centre_blob
     from robustclip.explanation.maps import Mapper
+    from robustclip.explanation.measures import centre_blob, deletion, insertion
 
     examples, texts = setting.examples, embed_texts(referee, prompts_of(setting.examples))
     mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)

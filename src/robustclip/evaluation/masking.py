@@ -36,8 +36,7 @@ from robustclip.evaluation.slopes import slopes
 from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import all_cosines, batches, cosines
-from robustclip.referees.templates import class_embeddings
+from robustclip.referees.similarity import all_cosines, batches, class_embeddings, cosines
 from robustclip.runs.rng import each
 
 USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given

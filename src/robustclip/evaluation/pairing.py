@@ -8,7 +8,7 @@ import torch
 
 from robustclip.data.pairs import Pair, PairBatches
 from robustclip.evaluation.intervals import rate
-from robustclip.referees.pairing import PairReader
+from robustclip.referees.base import PairReader
 
 AMONG = 40  # captions that a scene's own is found among
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from robustclip.attacks.gradient import Losses
 from robustclip.attacks.spec import AttackSpec, run_attack
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import Images, batches, cosines
+from robustclip.referees.similarity import batches, cosines
 
 DEPTHS = (1, 5, 10)
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.spec import AttackSpec, random_perturbation, run_attack, size_of
+from robustclip.data.pictures import Images
 from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import Images, batches, cosines
+from robustclip.referees.similarity import batches, cosines
 
 
 def classify_under_attack(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustclip.attacks.spec import AttackSpec
-from robustclip.evaluation.examples import Examples
+from robustclip.data.examples import Examples
 from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.report import CONTROL
 from robustclip.evaluation.zeroshot import Candidates

@@ -17,11 +17,12 @@ from torch import Tensor
 from robustclip.attacks.ensemble import Part, parts
 from robustclip.attacks.library import library_attack
 from robustclip.attacks.spec import AttackSpec, check_inside, size_of
+from robustclip.data.pictures import Images
 from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.robustness import answers_to, remembered
 from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import Images, batches, cosines
+from robustclip.referees.similarity import batches, cosines
 from robustclip.runs.rng import generator
 
 

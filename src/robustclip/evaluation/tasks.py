@@ -13,10 +13,10 @@ from torch import Tensor
 from robustclip.attacks.ensemble import parts
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import random_perturbation
+from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.certification import certification
 from robustclip.evaluation.corruptions import corruptions
-from robustclip.evaluation.examples import Examples
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
@@ -28,8 +28,7 @@ from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.explanation.gradients import gradient_shares
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import all_cosines, batches
-from robustclip.referees.templates import class_embeddings, embed_texts
+from robustclip.referees.similarity import all_cosines, batches, class_embeddings, embed_texts
 
 ACCURACIES = (1, 5)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.data.images import titled_grid
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.similarity import Images, batches, cosines
-from robustclip.referees.templates import embed_texts
+from robustclip.referees.similarity import batches, cosines, embed_texts
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import each
 

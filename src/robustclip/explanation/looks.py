@@ -11,9 +11,8 @@ from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.explanation.attacks import Objective, attack, noise
-from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.maps import HeatMaps, Mapper
-from robustclip.explanation.stability import centre_shift, rank_correlation, top_iou
+from robustclip.explanation.measures import centre_shift, energy_in_box, pointing_hit, rank_correlation, top_iou
 
 CLEAN, ATTACKED, NOISY = "clean", "attacked", "noisy"
 POINTING, ENERGY = "pointing game", "energy in box"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
-from robustclip.losses.pairing import Pairing
-from robustclip.losses.priors import LatentPrior, TotalVariation
+from robustclip.losses.judged import Pairing
 from robustclip.losses.similarity import Cosine, Spherical, Target
 
 __all__ = ["Cosine", "Distillation", "LatentPrior", "Pairing", "Spherical", "Target", "TotalVariation"]

@@ -22,19 +22,16 @@ from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
 from robustclip.explanation.attacks import Objective
 from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_method
-from robustclip.pages.encoding import Encoded, encode
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
-from robustclip.pages.outcome import MEANING, Outcomes, case_of, lines_of
-from robustclip.pages.pages import write_report
-from robustclip.pages.report import About, Report, View
-from robustclip.pages.viewers import Task, Viewer, by_size
-from robustclip.referees.judging import fingerprint
+from robustclip.pages.rendering import write_report
+from robustclip.pages.report import About, Encoded, Report, View, encode
+from robustclip.pages.viewers import MEANING, Outcomes, Task, Viewer, by_size, case_of, lines_of
+from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_writable, is_file, rescuing, write_json
 from robustclip.runs.processes import owning, saying
-from robustclip.runs.progress import watched
-from robustclip.runs.terminal import counted
+from robustclip.runs.terminal import counted, watched
 from robustclip.signatures import raise_faults, typed, unknown
 
 if TYPE_CHECKING:  # which needs diffusers

@@ -14,8 +14,8 @@ from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import whole_in_cells
 from robustclip.evaluation.generation.information import DRAWS
-from robustclip.explanation.localisation import energy_in_box, pointing_hit
 from robustclip.explanation.looks import CLEAN, ENERGY, POINTING
+from robustclip.explanation.measures import energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair
 from robustclip.pages.report import About, View
 from robustclip.pages.viewers import Seen, boxes_of

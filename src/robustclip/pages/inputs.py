@@ -16,9 +16,9 @@ from torch import Tensor
 from robustclip.data.emoji import load_emoji
 from robustclip.data.folders import find_pictures
 from robustclip.data.images import FORMATS, decode, from_pil, resize
+from robustclip.data.pictures import Stored
 from robustclip.data.scenes import SCENES, Box, compose_scenes
 from robustclip.errors import Skip, UsageError
-from robustclip.evaluation.examples import Stored
 from robustclip.explanation.attacks import OBJECTIVES, Objective, negate
 from robustclip.runs.files import is_file, is_folder, read_lines
 from robustclip.runs.rng import generator

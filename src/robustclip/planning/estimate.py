@@ -18,7 +18,7 @@ from robustclip.planning.rehearsal import Rehearsal, rehearse
 from robustclip.planning.settings import Settings, of_recipe
 from robustclip.planning.terms import Terms
 from robustclip.recipes import Recipe
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import ready_to_train
 from robustclip.runs import terminal
 
 

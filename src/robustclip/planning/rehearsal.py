@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.planning.flops import TowerFlops, of_step
 from robustclip.planning.imagined import Blueprint
 from robustclip.planning.settings import Settings
@@ -21,8 +21,7 @@ from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import Objective, clip, text_bank
-from robustclip.robustification.optimisation import adamw, average
-from robustclip.robustification.towers import ready_to_train
+from robustclip.robustification.state import adamw, average, ready_to_train
 from robustclip.runs.devices import autocast, chosen_dtype, pick_device
 from robustclip.runs.rng import generator
 

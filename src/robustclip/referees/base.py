@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Final, final
+from pathlib import Path
+from typing import Any, Final, final
 
+import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -189,3 +192,71 @@ def check_images(images: Tensor) -> None:
         raise UsageError(f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255")
     if not torch.compiler.is_compiling() and images.numel():  # a compiled graph cannot branch on pixel values
         check_range(images)
+
+
+def cleaned(text: str) -> str:
+    """What open_clip's tokenizers of transformers read of a text (open_clip.tokenizer, clean="whitespace"): mojibake,
+    curly quotes and ligatures mended by ftfy, HTML entities resolved twice, white space collapsed."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def of_transformers(tokenizer: Any, texts: list[str], *, bare: bool = False) -> list[int]:
+    """By a tokenizer of transformers; `bare` counts neither what opens a text nor what closes it."""
+    if not texts:  # which it refuses
+        return []
+    found = tokenizer(texts, add_special_tokens=not bare, truncation=False, verbose=False)
+    return [len(ids) for ids in found["input_ids"]]
+
+
+def of_open_clip(tokenizer: Any, texts: list[str]) -> list[int]:
+    """By CLIP's own tokenizer as open_clip has it, or by its wrapper of one of transformers."""
+    if hasattr(tokenizer, "bpe"):
+        return [len(tokenizer.encode(text)) + 2 for text in texts]
+    texts = [tokenizer.clean_fn(text) for text in texts]
+    if tokenizer.tokenizer_mode == "clips":  # it opens, closes and ends by a class token of its own
+        return [count + 3 for count in of_transformers(tokenizer.tokenizer, texts, bare=True)]
+    return of_transformers(tokenizer.tokenizer, texts)
+
+
+FAMILIES: Final = ("blip2", "blip2-mini")
+"""What the cards of pair readers say: at the published size, and of the embedded world."""
+
+
+class PairReader(Referee):
+    """A judge of pairs. Images are on the scale of [0,1]; augmented ones may leave it, which is neither checked nor
+    undone, so that gradients pass. A list of texts has one text an image."""
+
+    can_caption: bool
+    """Whether it has a captioning loss."""
+
+    @abstractmethod
+    def matching_logits(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b 2"]:
+        """Logits of "do not belong together" and "do", float32, with gradients to the pixels."""
+
+    @abstractmethod
+    def pair_losses(
+        self, images: Float[Tensor, "b 3 H W"], texts: list[str], *, matching: float = 1.0, captioning: float = 1.0
+    ) -> Float[Tensor, " b"]:
+        """The weighted sum of the matching loss (cross-entropy to "do") and the captioning loss, for each pair.
+
+        Raises UsageError for a captioning loss where there is none.
+        """
+
+    @abstractmethod
+    def contrastive(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b t"]:
+        """Similarities of all images with all texts, -1 to 1: of their embeddings, which have not seen each other."""
+
+    @abstractmethod
+    def caption(self, images: Float[Tensor, "b 3 H W"]) -> list[str]:
+        """What it says of each image. Raises UsageError where it can't."""
+
+    def check_texts(self, texts: list[str]) -> None:
+        """Say once which texts are longer than what is read of them. The default reads all of any."""
+
+
+def not_a_clip(folder: Path) -> UsageError:
+    """What to say where a CLIP is asked for and a pair reader's folder came."""
+    return UsageError(
+        f"{folder} holds a BLIP-2, which reads image and text together, and embeds neither for a CLIP's place: it goes "
+        f'where pairs are read, as in robustclip synthesize referee-can-play "a red fish" --referee {folder}'
+    )

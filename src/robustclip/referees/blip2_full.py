@@ -21,8 +21,7 @@ from transformers import (
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip.errors import UsageError
-from robustclip.referees.blip2 import Blip2, CaptionHead
-from robustclip.referees.blip2_text import DEC, PairTokenizer
+from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer
 from robustclip.referees.card import Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.huggingface import processor_file, read_preprocess

@@ -17,8 +17,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.blip2 import Blip2, CaptionHead
-from robustclip.referees.blip2_text import DEC, PairTokenizer, prepared
+from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer, prepared
 from robustclip.referees.card import Card
 
 SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC)

@@ -5,6 +5,8 @@ What comes out is compared with what went in, on images and texts: a conversion 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees import clip_keys, huggingface, openclip
+from robustclip.referees import huggingface, openclip
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.folder import CONFIG
 from robustclip.referees.huggingface import CLIPText
@@ -23,6 +25,214 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.towers import Towers
 from robustclip.referees.weights import load_strictly
 from robustclip.runs.files import write_json
+
+Config = Mapping[str, Any]
+
+IMAGE = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelt so in transformers
+    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "ln_post.weight": "vision_model.post_layernorm.weight",
+    "ln_post.bias": "vision_model.post_layernorm.bias",
+    "proj": "visual_projection.weight",
+}
+TEXT = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+}
+TRANSPOSED = ("proj", "text_projection")
+"""Matrices that open_clip multiplies from the right, and transformers keeps in a Linear."""
+BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Parts of a transformer block; the attention's three input projections, one matrix in open_clip, stand apart."""
+
+VISION_SIZES = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
+TEXT_SIZES = ("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size")
+IDLE = ("patch_dropout", "output_tokens", "pad_id", "eos_id")
+"""Settings that change no embedding of a frozen tower with open_clip's usual pooling."""
+EPS = 1e-5  # of every LayerNorm, in both libraries, unless a config says otherwise
+
+
+def to_transformers(towers: Towers) -> dict[str, Tensor]:
+    """The tensors of both towers under CLIPModel's names; a name that it has no place for stays as it is."""
+    return {
+        **dict(_renamed(towers.image, IMAGE, "vision_model")),
+        **dict(_renamed(towers.text, TEXT, "text_model")),
+    }
+
+
+def to_open_clip(weights: Mapping[str, Tensor]) -> Towers:
+    """The inverse of `to_transformers`."""
+    image = {name: value for name, value in weights.items() if name.startswith(("vision_model.", "visual_projection."))}
+    text = {name: value for name, value in weights.items() if name.startswith(("text_model.", "text_projection."))}
+    return Towers(_restored(image, IMAGE, "vision_model"), _restored(text, TEXT, "text_model"), {})
+
+
+def clip_config(open_clip_config: Config, defaults: Config, *, eos: int) -> dict[str, Any]:
+    """What CLIPConfig is built from, for an open_clip config in which every setting is spelt out, as in `defaults`.
+
+    `eos` is the token whose state is the text's embedding. Raises UsageError saying what CLIPModel has no place for.
+    """
+    strange = [*strange_vision(open_clip_config, defaults), *_strange_text(open_clip_config, defaults)]
+    if strange:
+        raise UsageError(
+            f"transformers' CLIPModel has no place for {'; '.join(strange)}. Export it with --format open_clip, or "
+            "its image tower alone with --format timm or image-tower"
+        )
+    vision, text = open_clip_config["vision_cfg"], open_clip_config["text_cfg"]
+    activation = "quick_gelu" if open_clip_config.get("quick_gelu", False) else "gelu"
+    width = open_clip_config["embed_dim"]
+    return {
+        "projection_dim": width,
+        "vision_config": {
+            **_tower(vision, heads=vision["width"] // vision["head_width"], activation=activation),
+            "projection_dim": width,
+            "image_size": _side(vision["image_size"]),
+            "patch_size": vision["patch_size"],
+        },
+        "text_config": {
+            **_tower(text, heads=text["heads"], activation=activation),
+            "projection_dim": width,
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "bos_token_id": eos - 1,
+            "eos_token_id": eos,
+            "pad_token_id": eos,  # as OpenAI's tokenizer pads; what follows the first one is not looked at
+        },
+    }
+
+
+def open_clip_config(config: Config) -> dict[str, Any]:
+    """The open_clip config of a CLIPModel's config. Raises UsageError saying what open_clip has no place for."""
+    vision, text = config["vision_config"], config["text_config"]
+    strange = []
+    if vision["hidden_act"] != text["hidden_act"] or vision["hidden_act"] not in ("gelu", "quick_gelu"):
+        strange.append(f"the activations {vision['hidden_act']} and {text['hidden_act']} (only gelu or quick_gelu)")
+    strange += [f"layer_norm_eps {part['layer_norm_eps']}" for part in (vision, text) if part["layer_norm_eps"] != EPS]
+    if strange:
+        raise UsageError(f"an open_clip CLIP has no place for {'; '.join(strange)}: export it with --format hf")
+    return {
+        "embed_dim": config["projection_dim"],
+        "quick_gelu": vision["hidden_act"] == "quick_gelu",
+        "vision_cfg": {
+            **_sizes(vision),
+            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
+            "patch_size": vision["patch_size"],
+            "image_size": vision["image_size"],
+        },
+        "text_cfg": {
+            **_sizes(text),
+            "heads": text["num_attention_heads"],
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            **_pooling(text),
+        },
+    }
+
+
+def _pooling(text: Config) -> dict[str, Any]:
+    """Which token's state is the text: open_clip's usual choice is the largest id, as is CLIPModel's for the id 2."""
+    eos = text["eos_token_id"]
+    return {} if eos in (2, text["vocab_size"] - 1) else {"pool_type": "eos", "eos_id": eos}
+
+
+def _tower(part: Config, *, heads: int, activation: str) -> dict[str, Any]:
+    return {
+        "hidden_size": part["width"],
+        "intermediate_size": int(part["width"] * part["mlp_ratio"]),
+        "num_hidden_layers": part["layers"],
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "layer_norm_eps": EPS,
+    }
+
+
+def _sizes(part: Config) -> dict[str, Any]:
+    return {
+        "layers": part["num_hidden_layers"],
+        "width": part["hidden_size"],
+        "mlp_ratio": part["intermediate_size"] / part["hidden_size"],
+    }
+
+
+def _side(size: Any) -> int:
+    return int(size if isinstance(size, int) else size[0])
+
+
+def strange_vision(open_clip_config: Config, defaults: Config) -> Iterator[str]:
+    """How a config's image tower is not the ViT of the CLIP paper, in words; arguments as in `clip_config`."""
+    vision = open_clip_config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        yield f"an image tower of timm ({vision['timm_model_name']})"
+    elif isinstance(vision["layers"], list | tuple):
+        yield "a ResNet as image tower"
+    else:
+        yield from _unusual("image", vision, defaults["vision_cfg"], VISION_SIZES)
+        if not isinstance(vision["image_size"], int) and len(set(vision["image_size"])) > 1:
+            yield f"images of {'x'.join(map(str, vision['image_size']))} pixels (only square ones)"
+
+
+def _strange_text(open_clip_config: Config, defaults: Config) -> Iterator[str]:
+    text = open_clip_config["text_cfg"]
+    if text.get("hf_model_name"):
+        yield f"the text tower {text['hf_model_name']}"
+    else:
+        yield from _unusual("text", text, defaults["text_cfg"], TEXT_SIZES)
+    if open_clip_config.get("init_logit_bias") is not None:
+        yield "a logit bias"
+
+
+def _unusual(tower: str, part: Config, defaults: Config, sizes: tuple[str, ...]) -> Iterator[str]:
+    for name, value in part.items():
+        known = name in sizes or name in IDLE or name.startswith(("timm_", "hf_model_", "hf_p"))
+        if not known and value != defaults.get(name):
+            yield f"{name}={value!r} of the {tower} tower"
+
+
+def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str], model: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights.items():
+        if name in names:
+            yield names[name], value.T if name in TRANSPOSED else value
+        elif found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name):
+            layer, part, kind = found.groups()
+            block = f"{model}.encoder.layers.{layer}"
+            if part == "attn.in_proj":
+                for letter, rows in zip("qkv", value.chunk(3), strict=True):
+                    yield f"{block}.self_attn.{letter}_proj.{kind}", rows
+            else:
+                yield f"{block}.{BLOCK.get(part, part)}.{kind}", value
+        else:
+            yield name, value
+
+
+def _restored(weights: Mapping[str, Tensor], names: Mapping[str, str], model: str) -> dict[str, Tensor]:
+    whole, parts = {theirs: ours for ours, theirs in names.items()}, {theirs: ours for ours, theirs in BLOCK.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name in whole:
+            found[whole[name]] = value.T if whole[name] in TRANSPOSED else value
+        elif inside := re.fullmatch(rf"{model}\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
+            layer, part, kind = inside.groups()
+            block = f"transformer.resblocks.{layer}"
+            if part == "self_attn.q_proj":
+                rows = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+                found[f"{block}.attn.in_proj_{kind}"] = torch.cat(rows)
+            elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
+                found[f"{block}.{parts.get(part, part)}.{kind}"] = value
+        else:
+            found[name] = value
+    return found
+
 
 TOLERANCE = 1e-5
 """Largest difference of a component of two unit embeddings in float32 that counts as rounding."""
@@ -40,7 +250,7 @@ def as_transformers(referee: TwoTower) -> TwoTower:
     _refuse_others(referee)
     tokens, merges = openclip.byte_pairs()
     described = openclip.spelt_out(referee.card.architecture) | {"init_logit_bias": referee.logit_bias}
-    config = clip_keys.clip_config(described, openclip.spelt_out({}), eos=max(tokens.values()))
+    config = clip_config(described, openclip.spelt_out({}), eos=max(tokens.values()))
     if not openclip.has_byte_pairs(referee.text_tower):
         raise UsageError(
             f"the tokenizer of {referee.card.name} is not CLIP's own, which is what a CLIPModel folder holds: export "
@@ -50,7 +260,7 @@ def as_transformers(referee: TwoTower) -> TwoTower:
     towers = Towers(dict(referee.image_tower.state_dict()), openclip.text_weights(referee.text_tower), {})
     converted = huggingface.new_clip(
         config,
-        clip_keys.to_transformers(towers),
+        to_transformers(towers),
         tokenizer,
         _cropping(referee, "floor"),
         referee.logit_scale,
@@ -74,9 +284,9 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
         raise UsageError(
             f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf"
         )
-    model_cfg = clip_keys.model_cfg(referee.card.architecture["config"])
+    model_cfg = open_clip_config(referee.card.architecture["config"])
     image_tower = openclip.build_image_tower(model_cfg)
-    towers = clip_keys.to_open_clip({**referee.image_tower.state_dict(), **text_tower.state_dict()})
+    towers = to_open_clip({**referee.image_tower.state_dict(), **text_tower.state_dict()})
     load_strictly(image_tower, towers.image, source=f"{referee.card.name} as a model of open_clip")
     tokenizer = text_tower.tokenizer
     with TemporaryDirectory() as scratch:  # open_clip reads tokenizers from folders only

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees import pairing, toy
+from robustclip.referees import base, toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
@@ -135,8 +135,8 @@ def _load(folder: Path, card: Card) -> TwoTower:
             f"{folder} holds an image tower for timm, and no referee: timm.create_model('local-dir:{folder}', "
             "pretrained=True). Export the referee again with --format open_clip"
         )
-    if card.family in pairing.FAMILIES:
-        raise pairing.not_a_clip(folder)
+    if card.family in base.FAMILIES:
+        raise base.not_a_clip(folder)
     raise UsageError(f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy")
 
 

@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConf
 
 from robustclip.data.images import to_pil
 from robustclip.errors import UsageError
-from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.base import TextTower, TwoTower, of_transformers
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.tokens import of_transformers
 from robustclip.referees.weights import check_fit, load_strictly, read_weights, weights_file, write_weights
 from robustclip.runs.files import is_file, read_json, write_json
 from robustclip.runs.plain import check_sizes, refusing

@@ -28,9 +28,8 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.huggingface import refuse_remote_code
-from robustclip.referees.openclip_text import OpenClipText
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, SentenceEncoder
+from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, OpenClipText, SentenceEncoder
 from robustclip.referees.weights import check_finite, check_fit, load_strictly
 from robustclip.runs.plain import check_sizes, refusing
 

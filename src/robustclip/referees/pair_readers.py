@@ -10,14 +10,14 @@ import torch
 from robustclip.data import embedded
 from robustclip.errors import UsageError
 from robustclip.referees import blip2_full
+from robustclip.referees.base import FAMILIES
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.blip2_full import is_library_folder, load_full, load_library
 from robustclip.referees.blip2_mini import build_mini
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import refuse_other_files
-from robustclip.referees.judging import fingerprint
-from robustclip.referees.pairing import FAMILIES
 from robustclip.referees.registry import find, load_referee
+from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights, write_weights
 from robustclip.runs.files import atomic_write, is_file, sha256
 

@@ -19,10 +19,9 @@ from pydantic import AfterValidator
 
 from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.base import TwoTower
+from robustclip.referees.base import TwoTower, not_a_clip
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, load_referee_folder
-from robustclip.referees.pairing import not_a_clip
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import read_json, write_json

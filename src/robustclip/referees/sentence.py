@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.base import TextTower
-from robustclip.referees.tokens import cleaned, of_transformers
+from robustclip.referees.base import TextTower, cleaned, of_open_clip, of_transformers
 from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights
 from robustclip.runs.files import read_json
 from robustclip.runs.plain import check_sizes, refusing
@@ -148,3 +147,35 @@ def _folder_weights(folder: Path) -> dict[str, Tensor]:
     weights = read_weights(folder / "model.safetensors")
     unused = ("pooler.", "embeddings.position_ids")  # a head for another task, a buffer of older transformers
     return {f"transformer.{name}": value for name, value in weights.items() if not name.startswith(unused)}
+
+
+@final
+class OpenClipText(TextTower):
+    """A text tower of open_clip with its tokenizer; texts beyond the tokenizer's context length are cut by it."""
+
+    def __init__(
+        self, tower: nn.Module, tokenizer: Callable[[list[str]], Tensor], width: int, batch: int = 256
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.width = width
+        self.batch = batch
+        self._tokenizing = threading.Lock()  # tokenizers keep state
+        self.context = getattr(tokenizer, "context_length", None)
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, uncut, with those around it."""
+        with self._tokenizing:
+            return of_open_clip(self.tokenizer, texts)
+
+    def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
+        """Embed texts, not normalised, on the device of the weights; an empty list gives (0,D)."""
+        device = next(self.tower.parameters()).device
+        batches = (texts[i : i + self.batch] for i in range(0, len(texts), self.batch))
+        rows = [self.tower(self._tokens(batch).to(device)) for batch in batches]
+        return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        with self._tokenizing:
+            return self.tokenizer(texts)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustclip.data.pictures import Images
+from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.runs.devices import autocast
-from robustclip.runs.progress import watched
-from robustclip.runs.terminal import counted
-
-
-class Images(Protocol):
-    """Something to take images from by their indices: a (N,3,H,W) tensor, or a folder that decodes when asked."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Tensor, /) -> Tensor: ...
+from robustclip.runs.files import is_file, read_lines
+from robustclip.runs.terminal import counted, watched
 
 
 def cosines(
@@ -59,3 +54,96 @@ def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Ite
     """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
     yield from watched(parts, title and f"{title}: {counted(len(indices), 'image')}", title)
+
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "plain": ("{}",),
+    "emoji": ("{}", "an emoji of {}", "{}, a small colourful drawing"),  # ours
+    "photo": ("a photo of a {}.",),  # Radford et al. 2021, the default prompt
+    # The seven that a search over ImageNet's 80 kept, from the notebook beside Radford et al. 2021.
+    "openai-simple": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
+
+TEXTS_AT_ONCE = 256
+BANKS, BANK = 4, 10_000  # how many banks of texts are kept, and the texts of the largest (15 MB at width 384)
+_banks: dict[str, Float[Tensor, "t d"]] = {}
+
+
+def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """The templates called `name`; or those of a text file, one a line; or a list of templates, checked.
+
+    `{c}` counts as `{}`: that is how clip_benchmark's zeroshot_classification_templates.txt marks the label.
+    Raises UsageError for an unknown name, an empty list, or a template without exactly one place for the label.
+    """
+    if isinstance(name, str) and name in TEMPLATES:
+        return TEMPLATES[name]
+    if isinstance(name, str | Path):
+        if not is_file(name):
+            raise UsageError(
+                f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
+            )
+        lines: Sequence[str] = [line for line in read_lines(name) if line]
+    else:
+        lines = name
+    templates = tuple(line.strip().replace("{c}", "{}") for line in lines)
+    if not templates:
+        raise UsageError(f"no templates in {str(name)!r}: give at least one, e.g. 'a photo of a {{}}.'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(f"the template {template[:100]!r} needs exactly one {{}} where the label goes")
+    return templates
+
+
+@torch.no_grad()
+def class_embeddings(
+    referee: TwoTower, label_names: Sequence[str], templates: Sequence[str] = ("{}",)
+) -> Float[Tensor, "c d"]:
+    """One unit vector a label, on the referee's device: the normalised mean over its templates' unit vectors."""
+    texts = [template.replace("{}", label) for label in label_names for template in templates]
+    embeddings = embed_texts(referee, texts).view(len(label_names), len(templates), -1)
+    return F.normalize(embeddings.mean(1), dim=-1)
+
+
+@torch.no_grad()
+def embed_texts(referee: TwoTower, texts: Sequence[str]) -> Float[Tensor, "t d"]:
+    """Unit vectors of any number of texts, a bounded number at a time, in float32.
+
+    A bank of texts is embedded once a process for all referees that read by the same installed encoder.
+    """
+    key = _bank(referee, texts)
+    if key is not None and key in _banks:
+        _banks[key] = _banks.pop(key)  # the one used last is forgotten last
+        return _banks[key].clone()
+    parts = [
+        referee.embed_texts(list(texts[start : start + TEXTS_AT_ONCE])).float()
+        for start in range(0, len(texts), TEXTS_AT_ONCE)
+    ]
+    embeddings = torch.cat(parts)
+    if key is not None:
+        _banks[key] = embeddings.clone()
+        if len(_banks) > BANKS:
+            del _banks[next(iter(_banks))]
+    return embeddings
+
+
+def _bank(referee: TwoTower, texts: Sequence[str]) -> str | None:
+    """What the embeddings of many texts are a function of; None where that is not known from the tower (which has
+    tokenizer and activations of its own), or is not worth its digest."""
+    tower = referee.text_tower
+    cast = torch.is_autocast_enabled(referee.device.type)
+    if not TEXTS_AT_ONCE <= len(texts) <= BANK or cast or tower.source() is None:
+        return None
+    content = hashlib.sha256(repr((type(tower), tower.source(), tower.context, referee.device)).encode())
+    for name, value in tower.state_dict().items():
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    content.update(repr(list(texts)).encode())
+    return content.hexdigest()

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.weights import digest
 from robustclip.runs.rng import generator
 
 MARK: Final = "~smooth:"
@@ -222,3 +223,18 @@ def refuse_smoothed(tower: nn.Module, doing: str, instead: str) -> None:
     """Raise UsageError for a smoothed tower, saying what it is unfit for, and what to do `instead`."""
     if isinstance(tower, SmoothedTower):
         raise UsageError(f"a smoothed referee {doing}: {instead} (its spec without {MARK}{tower.smoothing})")
+
+
+def fingerprint(referee: TwoTower) -> str:
+    """A sha256 of the image tower's weights, the same for a float32 file and its half-precision copy, and for a
+    smoothed referee and its base."""
+    return digest(base_tower(referee.image_tower).state_dict())
+
+
+def check_judge(guide: TwoTower, judge: TwoTower) -> None:
+    """Raise UsageError when `judge` has the very image tower of `guide`, for a referee's pictures fool that referee."""
+    if guide is judge or fingerprint(guide) == fingerprint(judge):
+        raise UsageError(
+            f"the judge {judge.card.name!r} and the guide {guide.card.name!r} are the same weights: pictures made to "
+            "please a referee please it whatever they show. Judge with another one, e.g. emoji-judge"
+        )

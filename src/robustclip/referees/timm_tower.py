@@ -13,7 +13,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from robustclip.errors import UsageError
-from robustclip.referees import clip_keys, conversion, openclip
+from robustclip.referees import conversion, openclip
 from robustclip.referees.base import TwoTower
 from robustclip.referees.weights import load_strictly
 
@@ -98,7 +98,7 @@ def _of_timm(referee: TwoTower, described: Config) -> Any:
 def _of_open_clip(referee: TwoTower, described: Config) -> Any:
     """open_clip's own ViT: timm converts such weights itself."""
     vision = described["vision_cfg"]
-    strange = list(clip_keys.strange_vision(described, openclip.spelt_out({})))
+    strange = list(conversion.strange_vision(described, openclip.spelt_out({})))
     if strange:
         raise _refused("; ".join(strange))
     sizes: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustclip.data.batch import Batch
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.data.samples import Batch
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee
 from robustclip.referees.sentence import MINILM, SentenceEncoder
@@ -17,13 +17,13 @@ from robustclip.robustification.losses import (
     anchored,
     clip,
     divergence,
+    embed_captions,
     fare,
     siglip,
     tecoa,
     text_bank,
     trades,
 )
-from robustclip.robustification.texts import embed_captions
 
 ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "fare", "trades"]
 AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "fare", "divergence"]

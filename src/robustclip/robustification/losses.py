@@ -16,7 +16,7 @@ negative of itself; several matches share the target equally (UniCL, Yang et al.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.referees.base import unit
+from robustclip.referees.base import TwoTower, unit
 
 PerImage = Float[Tensor, " b"]
 Embeddings = Float[Tensor, "b d"]
@@ -267,3 +267,16 @@ def kl(logits: Float[Tensor, "b t"], others: Float[Tensor, "b t"]) -> PerImage:
 
 def _logits(features: Embeddings, texts: Float[Tensor, "t d"], scale: float) -> Float[Tensor, "b t"]:
     return scale * unit(features) @ texts.T.to(features.dtype)
+
+
+@torch.no_grad()
+def embed_captions(referee: TwoTower, captions: Sequence[str]) -> Float[Tensor, "b d"]:
+    """Normalised embeddings (B,D) of the captions in their order, float32 (float64 from a tower of float64).
+
+    Each distinct caption is embedded once, together with the others of its batch and no further: an embedding's last
+    bits depend on what it is computed with, so one kept from an earlier batch would make a resumed run another run.
+    (A web caption hardly ever comes twice within what a cache holds.)
+    """
+    distinct = list(dict.fromkeys(captions))
+    rows = {caption: row for row, caption in enumerate(distinct)}
+    return referee.embed_texts(distinct)[[rows[caption] for caption in captions]]

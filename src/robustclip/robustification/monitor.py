@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch
+from robustclip.data.samples import Batch
 from robustclip.errors import RunError
 from robustclip.robustification.losses import contrastive
-from robustclip.robustification.towers import judging
+from robustclip.robustification.state import judging
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.rng import generator
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,13 +14,93 @@ from typing import Any, Protocol
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
+from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.referees.smoothed import refuse_smoothed
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.devices import chosen_dtype
 from robustclip.runs.folder import Run
+
+
+def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:
+    """AdamW that decays matrices and kernels only, not gains, biases and embeddings of one dimension (as open_clip).
+
+    beta2 0.98 is open_clip's for ViT towers; CLIPAG names no optimiser.
+    """
+    trained = [p for p in tower.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=lr, betas=betas)
+
+
+def warmup_cosine(optimizer: AdamW, warmup: int, steps: int) -> LambdaLR:
+    """Linear from lr/warmup to lr over `warmup` steps, then half a cosine down to 0 at `steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def average(tower: nn.Module, decay: float) -> ModelEmaV3:
+    """Exponential moving average of weights and buffers (timm's); its decay warms up as (1+t)/(10+t), so that a short
+    run is not an average of its own start."""
+    # timm's fast path cannot mix split weights with whole buffers.
+    fast = not distributed.is_sharded()
+    return ModelEmaV3(tower, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0, foreach=fast)
+
+
+def ready_to_train(
+    tower: nn.Module, *, frozen_statistics: bool, grad_checkpointing: bool, accumulate: int, channels_last: bool
+) -> None:
+    """Unfreeze a tower and put it in train mode, its BatchNorm in eval mode where statistics are frozen.
+
+    Raises UsageError where batch statistics would be those of a part of the batch, and for a tower that cannot
+    checkpoint its activations.
+    """
+    refuse_smoothed(tower, "inside training", "train the base referee, with noise on its images")
+    if has_batch_statistics(tower) and not frozen_statistics and (accumulate > 1 or distributed.count() > 1):
+        raise UsageError(
+            "the image tower has BatchNorm, whose statistics would be those of a part of the batch, so that neither "
+            "loss nor gradients would be those of the whole: use --frozen-statistics (it then normalises by its "
+            "running statistics, as when it judges), or --accumulate 1 and one process"
+        )
+    if grad_checkpointing:
+        if not hasattr(tower, "set_grad_checkpointing"):
+            raise UsageError(
+                f"a {type(tower).__name__} cannot checkpoint its activations: leave --grad-checkpointing out, and use "
+                "--accumulate 2 (or more) to save memory"
+            )
+        tower.set_grad_checkpointing(True)  # type: ignore[operator]
+    nhwc = channels_last and not distributed.is_sharded()  # FSDP splits contiguous weights only
+    tower.to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+    tower.requires_grad_(True).train()
+    if frozen_statistics:
+        for module in tower.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def has_batch_statistics(tower: nn.Module) -> bool:
+    """Whether the tower normalises by statistics of its batch when it trains."""
+    return any(isinstance(module, _BatchNorm) for module in tower.modules())
+
+
+@contextmanager
+def judging(tower: nn.Module) -> Iterator[None]:
+    """The tower as it judges, in eval mode and without gradients; afterwards every part of it is as before."""
+    with eval_mode(tower), torch.no_grad():
+        yield
+
 
 MEASURED_ON = 32
 """Images of the step that `--dtype measure` times."""

@@ -14,22 +14,26 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.data.batch import Batch, BatchSource
+from robustclip.data.samples import Batch, BatchSource
 from robustclip.errors import Interrupted
 from robustclip.referees.base import TwoTower, unit
-from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives
-from robustclip.robustification.losses import Objective, refuse_degenerate
+from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives, WarmStarts, refuse_warm_starts
+from robustclip.robustification.losses import Objective, embed_captions, refuse_degenerate
 from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
-from robustclip.robustification.optimisation import adamw, average, warmup_cosine
-from robustclip.robustification.state import Remembered, TrainingState, training_dtype
-from robustclip.robustification.texts import embed_captions
-from robustclip.robustification.towers import ready_to_train
-from robustclip.robustification.warm import WarmStarts, refuse_warm_starts
+from robustclip.robustification.state import (
+    Remembered,
+    TrainingState,
+    adamw,
+    average,
+    ready_to_train,
+    training_dtype,
+    warmup_cosine,
+)
 from robustclip.runs import distributed, terminal
 from robustclip.runs.devices import autocast
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
-from robustclip.runs.progress import TrainingProgress
+from robustclip.runs.terminal import TrainingProgress
 
 
 def tell(described: dict[str, Any]) -> None:

@@ -8,14 +8,12 @@ import torch
 from torch import Generator, Tensor
 
 from robustclip.canvases.base import Canvas
-from robustclip.losses.directional import Directional
-from robustclip.losses.similarity import Cosine, Similarity
-from robustclip.synthesis.callbacks import Film, KeepBest
+from robustclip.losses.similarity import Cosine, Directional, Similarity
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
-from robustclip.synthesis.loop import Callback, Moment, optimise
+from robustclip.synthesis.loop import Callback, Film, KeepBest, Moment, optimise
 from robustclip.synthesis.painted import Painted, Watch
-from robustclip.synthesis.streams import Stream
+from robustclip.synthesis.terms import Stream
 
 FRAMES = 8  # of the way, besides the final picture
 

@@ -9,18 +9,15 @@ from typing import Any, Final, Literal
 import torch
 from torch import Generator, Tensor
 
-from robustclip.canvases.chains import Chain, ChainStart
-from robustclip.canvases.latents import Autoencoder
+from robustclip.canvases.latents import Autoencoder, Chain, ChainStart
 from robustclip.diffusion.samplers import SamplerName
 from robustclip.losses.judged import Entropy
-from robustclip.synthesis.callbacks import Noise
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.inversion import Mode as Mode
-from robustclip.synthesis.loop import Callback, Moment
-from robustclip.synthesis.streams import Stream
-from robustclip.synthesis.terms import MEAN, Looking, Loss, Lowest, Reduce, Term, Terms
+from robustclip.synthesis.loop import Callback, Moment, Noise
+from robustclip.synthesis.terms import MEAN, Looking, Loss, Lowest, Reduce, Stream, Term, Terms
 from robustclip.views import Views
-from robustclip.views.cutouts import RandomSquares
+from robustclip.views.policies import RandomSquares
 
 Method = Literal["doodl", "plain", "best-of", "one-step", "one-step-noise"]
 Use = Literal["text", "class", "exemplar", "aesthetics", "function"]

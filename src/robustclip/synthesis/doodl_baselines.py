@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from robustclip.canvases.chains import ChainStart
+from robustclip.canvases.latents import ChainStart
 from robustclip.data.images import clamp_through
-from robustclip.diffusion.one_step import guided
-from robustclip.diffusion.reversible import Chain
+from robustclip.diffusion.reversible import Chain, guided
 from robustclip.synthesis.brush import generators_of
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Painted, Watch
 from robustclip.synthesis.prompts import Prompt
-from robustclip.synthesis.streams import Stream
+from robustclip.synthesis.terms import Stream
 
 
 @torch.no_grad()

@@ -15,14 +15,12 @@ from torch import Tensor
 from robustclip.data.images import load_image
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
-from robustclip.referees.classifier import Classifier, load_classifier
-from robustclip.referees.heads import Aesthetics, load_aesthetics
+from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
 from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory
 from robustclip.synthesis.doodl import Use
-from robustclip.synthesis.guides import parse_weight
+from robustclip.synthesis.guides import PairGuides, parse_weight, text_of
 from robustclip.synthesis.items import Item
-from robustclip.synthesis.pair_guides import PairGuides, text_of
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.terms import Loss
 

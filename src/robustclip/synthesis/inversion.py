@@ -10,11 +10,8 @@ import torch
 from torch import Generator
 
 from robustclip.canvases.base import Canvas
-from robustclip.synthesis.averaging import MovingAverage, restarts_of
-from robustclip.synthesis.callbacks import Noise
-from robustclip.synthesis.loop import Callback
-from robustclip.synthesis.streams import Schedule, Stream, cosine_decay
-from robustclip.synthesis.terms import MEAN, Looking, Loss, Reduce, Term, Terms
+from robustclip.synthesis.loop import Callback, MovingAverage, Noise, restarts_of
+from robustclip.synthesis.terms import MEAN, Looking, Loss, Reduce, Schedule, Stream, Term, Terms, cosine_decay
 
 Optimiser = Literal["adam", "sgd"]
 Average = Literal["restart", "plain", "none"]

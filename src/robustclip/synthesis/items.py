@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import BeforeValidator
 
 from robustclip.errors import UsageError
 from robustclip.runs import rng
-from robustclip.synthesis.names import apart, slug
+from robustclip.runs.files import read_text, table_rows
 from robustclip.synthesis.prompts import Prompt
+
+LONGEST: Final = 100
+"""Characters of a name; and twice as many bytes: what is added to it (a seed, an ending, a draft's) has room in 255."""
+SLUG: Final = 60
+"""Characters of a name made of a prompt."""
+
+_RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d|conin|conout|clock", re.IGNORECASE)  # of Windows
+
+
+def stem(text: str, fallback: str = "picture") -> str:
+    """A file name without ending: letters and digits of any script, `-` and `_`; one that is cut, or has a digest.
+
+    Two texts can have the same: see `apart`.
+    """
+    name = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFKC", text)).strip("-")
+    if not name or _RESERVED.fullmatch(name):
+        name = f"{fallback}-{name}".strip("-")
+    if len(name) <= LONGEST and len(name.encode()) <= 2 * LONGEST:
+        return name
+    return f"{_cut(name, LONGEST - 7)}-{digest(text)}"
+
+
+def slug(text: str) -> str:
+    """A short name made of a prompt: `a-green-turtle`."""
+    words = stem(text[: 2 * SLUG].casefold())
+    short = _cut(words, SLUG)
+    return short if short == words else short.rpartition("-")[0] or short  # not in the middle of a word
+
+
+def apart(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Names that differ also where case or accents' encoding do not count, of (name, what it stands for) pairs.
+
+    The first of a name keeps it; the next ones get digits that depend on what they stand for.
+    """
+    taken: set[str] = set()
+    found = []
+    for name, meaning in named:
+        chosen, length = name, 0
+        while (key := unicodedata.normalize("NFKC", chosen.casefold())) in taken:
+            length += 6
+            chosen = f"{_cut(name, LONGEST)}-{digest(meaning, length)}"
+        taken.add(key)
+        found.append(chosen)
+    return found
+
+
+def digest(text: str, length: int = 6) -> str:
+    """The first hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def _cut(name: str, length: int) -> str:
+    """At most `length` characters, and twice as many bytes."""
+    return name[:length].encode()[: 2 * length].decode(errors="ignore").rstrip("-")
+
 
 MOST_SEEDS: Final = 10_000
 MOST_PICTURES: Final = 1_000_000
@@ -123,3 +183,119 @@ def _repeats(prompts: Sequence[Prompt]) -> list[int]:
         found.append(seen[prompt])
         seen[prompt] += 1
     return found
+
+
+TEXT_NAMES: Final = ("prompt", "caption", "text")
+LONGEST_FILE: Final = 2**28
+"""Bytes; a million captions are about 60 MB."""
+MOST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Line:
+    """What stands in a line (from 1) of a file."""
+
+    number: int
+    caption: str
+    id: str | None = None
+    seed: int | None = None
+
+
+def load_prompts(path: str | Path) -> list[Named]:
+    """The prompts of a file, in its order, each with a name that is safe and unlike all others.
+
+    Raises UsageError, naming file and line, for a file that is not readable, an ending that is none of .txt, .jsonl and
+    .csv, a line without a caption or with an odd one, and an id that came before.
+    """
+    path = Path(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(
+            f"{path} has the ending {path.suffix or 'of nothing'}: prompts are read from .txt, .jsonl, .csv"
+        )
+    text = read_text(path, LONGEST_FILE)
+    lines: list[Line] = []
+    prompts: list[Prompt] = []
+    for line in reader(path, text):
+        if len(lines) == MOST:
+            raise UsageError(f"{path} has more than {MOST:,} prompts: split it")
+        try:
+            prompts.append(Prompt.literal(line.caption))
+        except UsageError as error:
+            raise _fault(path, line.number, str(error)) from error
+        lines.append(line)
+    if not lines:
+        raise UsageError(f"{path} holds no prompt: write a caption a line")
+    _refuse_twins(path, lines)
+    digits = max(5, len(str(lines[-1].number)))  # so that a file that grows keeps its names
+    names = apart(
+        (f"{line.number:0{digits}}-{slug(line.caption)}", f"line {line.number}")
+        if line.id is None
+        else (stem(line.id), line.id)
+        for line in lines
+    )
+    return [Named(name, prompt, line.seed) for name, prompt, line in zip(names, prompts, lines, strict=True)]
+
+
+def _txt(path: Path, text: str) -> Iterator[Line]:  # noqa: ARG001
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield Line(number, line.strip())
+
+
+def _jsonl(path: Path, text: str) -> Iterator[Line]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _fault(path, number, f"is not JSON ({str(error)[:100]})") from error
+        if not isinstance(values, dict):
+            raise _fault(path, number, 'is no object: write {"prompt": "a cat"}')
+        yield _line(path, number, values)
+
+
+def _csv(path: Path, text: str) -> Iterator[Line]:
+    rows = table_rows(StringIO(text, newline=""), path)
+    _, names = next(rows, (1, []))
+    header = [name.strip().lower() for name in names]
+    if not set(header) & set(TEXT_NAMES):
+        raise _fault(path, 1, f"names no column prompt, caption or text, but {', '.join(header)[:100] or 'nothing'}")
+    for number, row in rows:
+        yield _line(path, number, {name: value for name, value in zip(header, row, strict=True) if value.strip()})
+
+
+READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Line]]]] = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}
+
+
+def _line(path: Path, number: int, values: Mapping[str, Any]) -> Line:
+    named = [name for name in TEXT_NAMES if values.get(name) is not None]
+    if not named:
+        raise _fault(path, number, f"has no {', '.join(TEXT_NAMES[:-1])} or {TEXT_NAMES[-1]}")
+    caption, id_, seed = values[named[0]], values.get("id"), values.get("seed")
+    if not isinstance(caption, str):
+        raise _fault(path, number, f"has a {named[0]} that is no text: {str(caption)[:100]!r}")
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
+        raise _fault(path, number, f"has an id that is no text: {str(id_)[:100]!r}")
+    if isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdecimal():
+        seed = int(seed[:30])
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
+        raise _fault(path, number, f"has a seed that is no number from 0: {str(seed)[:100]!r}")
+    return Line(number, caption, None if id_ in (None, "") else str(id_), seed)
+
+
+def _refuse_twins(path: Path, lines: list[Line]) -> None:
+    first: dict[str, int] = {}
+    for line in lines:
+        if line.id is not None and first.setdefault(line.id, line.number) != line.number:
+            raise _fault(
+                path,
+                line.number,
+                f"has the id {line.id[:100]!r}, as line {first[line.id]} has: each picture needs its own "
+                "(without ids, lines are numbered)",
+            )
+
+
+def _fault(path: Path, number: int, message: str) -> UsageError:
+    return UsageError(f"{path}, line {number}: {message}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, final
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from robustclip.canvases.base import Canvas
 from robustclip.errors import RunError, UsageError
-from robustclip.synthesis.streams import Stream
+from robustclip.synthesis.terms import Schedule, Stream
 
 Trace = dict[str, Float[Tensor, "s p"]]
 """Every number of every step and picture; NaN in a step in which its term was not computed."""
@@ -134,3 +134,142 @@ def _stacked(trace: Sequence[Mapping[str, Tensor]]) -> Trace:
     names = dict.fromkeys(name for numbers in trace for name in numbers)
     absent = torch.full_like(trace[0]["loss"], torch.nan) if trace else torch.empty(0)
     return {name: torch.stack([numbers.get(name, absent) for numbers in trace]).cpu() for name in names}
+
+
+@final
+class KeepBest:
+    """The picture of the lowest loss so far, for each picture by itself.
+
+    by      the number that decides; the weighted sum of all terms without one.
+    late    as CLIPAG's notebook: the loss is measured before the step, and the picture is kept after it. So what is
+            kept is one step further than what was measured.
+    """
+
+    def __init__(self, by: str | None = None, *, late: bool = False) -> None:
+        self.by = by
+        self.late = late
+        self.losses: Tensor | None = None
+        self._images: Tensor | None = None
+        self._pending: Tensor | None = None
+
+    def __call__(self, moment: Moment) -> None:
+        self._keep_pending(moment.image)
+        losses = moment.losses if self.by is None else moment.numbers[self.by]
+        if self.losses is None or self._images is None:
+            self.losses, self._images = torch.full_like(losses, torch.inf), moment.image
+        better = losses < self.losses  # false for what is not a number
+        self.losses = torch.where(better, losses, self.losses)
+        if self.late:
+            self._pending = better
+        else:
+            self._images = torch.where(better.view(-1, 1, 1, 1), moment.image, self._images)
+
+    def images(self, last: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "p 3 h w"]:
+        """The best pictures; `last` is what the loop returned, which was never measured."""
+        self._keep_pending(last)
+        return last if self._images is None else self._images
+
+    def _keep_pending(self, image: Tensor) -> None:
+        if self._pending is not None and self._images is not None:
+            self._images = torch.where(self._pending.view(-1, 1, 1, 1), image, self._images)
+            self._pending = None
+
+
+@final
+class Film:
+    """Pictures of the way, as they were rendered at evenly spread steps."""
+
+    def __init__(self, steps: int, count: int) -> None:
+        self.wanted = sorted({round(index * steps / max(count, 1)) for index in range(count)})
+        self.steps: list[int] = []
+        self._frames: list[Tensor] = []
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.step in self.wanted:
+            self.steps.append(moment.step)
+            self._frames.append(moment.canvas.picture(moment.image).cpu())
+
+    def frames(self) -> Float[Tensor, "f p 3 h w"]:
+        return torch.stack(self._frames) if self._frames else torch.empty(0)
+
+
+@final
+class Noise:
+    """Gaussian noise of this deviation, which may be a schedule of the step, on every parameter after each step, until
+    `last` (Referee-Can-Play, DOODL)."""
+
+    def __init__(
+        self, deviation: float | Schedule, generators: Sequence[torch.Generator], last: int | None = None
+    ) -> None:
+        self.deviation = deviation
+        self.generators = generators
+        self.last = last
+
+    @torch.no_grad()
+    def __call__(self, moment: Moment) -> None:
+        for parameter in moment.canvas.parameters():
+            parameter.add_(self.drawn(parameter, moment.step))
+
+    @torch.no_grad()
+    def drawn(self, like: Tensor, step: int) -> Tensor:
+        """The noise of a step for a tensor (P,...), each picture's row from its own generator."""
+        if self.last is not None and step >= self.last:
+            return torch.zeros_like(like)
+        deviation = self.deviation(step) if callable(self.deviation) else self.deviation
+        rows = [
+            torch.randn(row.shape, generator=generator, device=generator.device, dtype=row.dtype)
+            for row, generator in zip(like, self.generators, strict=True)
+        ]
+        return deviation * torch.stack(rows).to(like.device)
+
+
+@final
+class MovingAverage:
+    """average <- decay * average + (1 - decay) * parameters, after each step.
+
+    start       what the average begins as; without it, the parameters after the first step.
+    restarts    steps after which the parameters become a copy of the average. Optimisers keep their state.
+    last        after the last step the parameters become the average, and so does the picture.
+    """
+
+    def __init__(
+        self,
+        start: Collection[Tensor] | None,
+        decay: float,
+        restarts: Collection[int] = (),
+        *,
+        last: bool = False,
+    ):
+        self.average = None if start is None else [parameter.detach().clone() for parameter in start]
+        self.decay, self.restarts, self.last = decay, frozenset(restarts), last
+
+    @torch.no_grad()
+    def __call__(self, moment: Moment) -> None:
+        parameters = list(moment.canvas.parameters())
+        if self.average is None:
+            self.average = [parameter.detach().clone() for parameter in parameters]
+        else:
+            for average, parameter in zip(self.average, parameters, strict=True):
+                average.lerp_(parameter, 1 - self.decay)
+        if moment.step in self.restarts or (self.last and moment.step == moment.steps - 1):
+            for average, parameter in zip(self.average, parameters, strict=True):
+                parameter.copy_(average)
+
+    @torch.no_grad()
+    def lend(self, moment: Moment) -> None:
+        """A callback between the streams' steps and the noise: in the step after a restart the average takes the step
+        of every stream but SDS.
+
+        VLMinv's restart makes the latents the average's own memory. The referee's step, which is in place, then moves
+        both, and that of SDS, which is not, gives the latents a memory of their own again.
+        """
+        if self.average is None or moment.step - 1 not in self.restarts:
+            return
+        distilled = moment.gradients.get("sds")
+        for row, (average, parameter) in enumerate(zip(self.average, moment.canvas.parameters(), strict=True)):
+            average.copy_(parameter if distilled is None else parameter + distilled[row])
+
+
+def restarts_of(start: int, period: int, steps: int) -> list[int]:
+    """Steps i, counted from 0, with i >= start and (i - start) mod period = 0."""
+    return list(range(start, steps, period))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robustclip.data.images import load_image, to_pil
 from robustclip.errors import UsageError
-from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
+from robustclip.synthesis.pictures import contact_sheet
 
 
 @dataclass

@@ -7,17 +7,21 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, final
 
+import torch
 from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from robustclip.data.images import resize, save_image, titled_grid, to_pil
+from robustclip.data.images import from_pil, grid, resize, save_image, titled_grid, to_pil
 from robustclip.errors import UsageError
 from robustclip.runs.files import atomic_write, plain, read_bytes
+from robustclip.synthesis.items import Item
+from robustclip.synthesis.loop import Moment
 
 CHUNK: Final = "robustclip"
 LONGEST_FACTS: Final = 2**20
@@ -133,3 +137,154 @@ def _walk(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if body[:4] == b"IEND":
             return
         at = end
+
+
+MOST: Final = 100
+"""Pictures on a sheet; the first ones of more."""
+OVERVIEW: Final = 16
+"""Pictures of a batch that an overview shows."""
+WIDEST_TABLE: Final = 8
+"""Prompts that stand side by side."""
+LARGEST_CELL, SMALLEST_CELL = 256, 96
+"""Pixels of a cell's longer side: larger pictures are scaled down, smaller ones enlarged to SHOWN, and in an overview
+to the smallest."""
+PADDING, CAPTION_LINES = 4, 3
+
+ImageOf = Callable[[int], Float[Tensor, "3 h w"]]
+"""The picture of an item, by its place among the items."""
+
+
+def contact_sheet(
+    items: Sequence[Item], image_of: ImageOf, most: int = MOST, how: Enlarge = "nearest"
+) -> Float[Tensor, "3 h w"]:
+    """Pictures with their titles, which are read where the sheet is shown 1280 pixels wide: seeds in rows and prompts
+    in columns where there are a few prompts, each with the same seeds; else row by row, the prompt below each. At most
+    `most`, of which only these are read; small ones are enlarged as `how` says.
+
+    Raises UsageError for no items.
+    """
+    if not items:
+        raise UsageError("a contact sheet needs at least one picture")
+    prompts = list(dict.fromkeys((item.prompt, item.repeat) for item in items))
+    seeds = list(dict.fromkeys(item.seed for item in items))
+    places = {(item.prompt, item.repeat, item.seed): index for index, item in enumerate(items)}
+    is_table = len(prompts) <= WIDEST_TABLE and len(items) == len(places) == len(prompts) * len(seeds)
+    if is_table and len(items) <= most:
+        images = cells([image_of(places[*prompt, seed]) for seed in seeds for prompt in prompts], how)
+        rows = [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [""]
+        font_size = font_of(len(prompts) * images.shape[-1])
+        return titled_grid(rows, [prompt.title for prompt, _ in prompts], images, font_size=font_size)
+    shown = items[:most]
+    captions = [item.prompt.title + (f" ({item.seed})" if len(seeds) > 1 else "") for item in shown]
+    return captioned_grid(cells([image_of(index) for index in range(len(shown))], how), captions)
+
+
+def captioned_grid(
+    images: Float[Tensor, "n 3 h w"], captions: Sequence[str], columns: int | None = None
+) -> Float[Tensor, "3 h2 w2"]:
+    """Pictures row by row, `columns` to a row (default: as square as it gets), each above its caption, which is cut
+    after three lines."""
+    count, _, height, width = images.shape
+    columns = min(columns or math.ceil(count**0.5), count)
+    font = ImageFont.load_default(font_of(columns * width))
+    line = font.getbbox("Ag")[3] + 2
+    wrapped = [_wrap(caption, width, font) for caption in captions]
+    below = int(line * max(map(len, wrapped))) + PADDING
+    across, down = width + PADDING, height + below + PADDING
+    sheet = Image.new("RGB", (PADDING + columns * across, PADDING + -(-count // columns) * down), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        left, top = PADDING + index % columns * across, PADDING + index // columns * down
+        sheet.paste(to_pil(image), (left, top))
+        for number, text in enumerate(lines):
+            draw.text((left + width / 2, top + height + 2 + number * line), text, "black", font, anchor="ma")
+    return from_pil(sheet)
+
+
+def overview(images: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "3 h2 w2"]:
+    """The first pictures of a batch without titles, as square a sheet as it gets."""
+    shown = cells(list(images[:OVERVIEW].float().cpu()), smallest=SMALLEST_CELL)
+    return grid(shown, columns=math.ceil(len(shown) ** 0.5))
+
+
+def cells(
+    images: Sequence[Float[Tensor, "3 h w"]], how: Enlarge = "nearest", smallest: int = SHOWN
+) -> Float[Tensor, "n 3 h w"]:
+    """Pictures at the size of a sheet's cells, which is that of the first."""
+    height, width = images[0].shape[-2:]
+    if max(height, width) > LARGEST_CELL:
+        scale = LARGEST_CELL / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return torch.cat([resize(image[None], size) for image in images])
+    alike = torch.cat([resize(image[None], (height, width)) for image in images])
+    return enlarged(alike, how, smallest)
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """A caption in at most three lines of `width` pixels; longer words are broken, and "..." stands for the rest."""
+    lines = [""]
+    for word in text.split():
+        for piece in _pieces(word, width, font):
+            longer = f"{lines[-1]} {piece}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(piece)
+            else:
+                lines[-1] = longer
+        if len(lines) > CAPTION_LINES:
+            return [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1]} ..."]
+    return lines
+
+
+def _pieces(word: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    if font.getlength(word) <= width:
+        return [word]
+    letters = max(1, int(len(word) * width / font.getlength(word)))
+    return [word[at : at + letters] for at in range(0, min(len(word), letters * (CAPTION_LINES + 1)), letters)]
+
+
+STEP: Final = 0.5  # root mean square of the change of a latent that is shown
+DEVIATIONS: Final = 3.0  # standard deviations of the change that reach from grey to black or white
+
+
+@final
+class GradientPictures:
+    """Of evenly spread steps, and of each stream: the difference between the picture and the one a small step down the
+    stream's gradient further, around grey, scaled to its own deviation."""
+
+    def __init__(self, steps: int, count: int) -> None:
+        self.wanted = sorted({round(index * steps / max(count, 1)) for index in range(count)})
+        self.steps: list[int] = []
+        self.pictures: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, moment: Moment) -> None:
+        if moment.step not in self.wanted:
+            return
+        self.steps.append(moment.step)
+        before = moment.canvas.render()["image"].clone()
+        for name, gradients in moment.gradients.items():
+            parameters = list(moment.canvas.parameters())
+            kept = [parameter.clone() for parameter in parameters]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                length = gradient.flatten(1).square().mean(1).sqrt().clamp(min=1e-20)
+                parameter.sub_(STEP * gradient / length.view(-1, *[1] * (gradient.ndim - 1)))
+            change = moment.canvas.picture(moment.canvas.render()["image"] - before)
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+            spread = change.flatten(1).std(1).clamp(min=1e-6).view(-1, 1, 1, 1)
+            shown = (0.5 + change / (2 * DEVIATIONS * spread)).clamp(0, 1).cpu()
+            self.pictures.setdefault(name, []).append(shown)
+
+    def of(self, picture: int) -> dict[str, Float[Tensor, "f 3 h w"]]:
+        """For each stream the pictures of its steps; a stream that rests at some has fewer."""
+        return {name: torch.stack([frame[picture] for frame in frames]) for name, frames in self.pictures.items()}
+
+
+def strip(pictures: dict[str, Float[Tensor, "f 3 h w"]], steps: list[int]) -> Float[Tensor, "3 h2 w2"]:
+    """A row for each stream, a column for each step; grey where a stream rested."""
+    frames = []
+    for found in pictures.values():
+        grey = torch.full_like(found[:1], 0.5).expand(len(steps) - len(found), -1, -1, -1)
+        frames.append(torch.cat([found, grey]))
+    titles = [f"step {step}" for step in steps]
+    return titled_grid(list(pictures), titles, torch.cat(frames))

@@ -25,10 +25,9 @@ from robustclip.runs.files import is_file
 from robustclip.runs.folder import Run
 from robustclip.synthesis.choosing import best_of
 from robustclip.synthesis.guides import Given, Guides, parse_weight
-from robustclip.synthesis.items import Item, items_of, items_of_named
+from robustclip.synthesis.items import Item, items_of, items_of_named, load_prompts
 from robustclip.synthesis.painted import Paint, Result
 from robustclip.synthesis.pictures import Enlarge
-from robustclip.synthesis.prompt_files import load_prompts
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import AUTO, Starts
 from robustclip.synthesis.studio import paint_all

@@ -16,8 +16,8 @@ from torch import Tensor
 from robustclip.data.images import load_image
 from robustclip.errors import UsageError
 from robustclip.inits import basic
+from robustclip.inits.basic import Pool, embedder
 from robustclip.inits.mixture_file import SUFFIX, load_mixture
-from robustclip.inits.pool import Pool, embedder
 from robustclip.referees.card import Card
 from robustclip.runs.devices import check_memory
 from robustclip.runs.files import is_file

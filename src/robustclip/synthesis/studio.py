@@ -27,10 +27,9 @@ from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, reason, remove_drafts
 from robustclip.runs.folder import Run, versions
 from robustclip.runs.processes import catching_signals
-from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Paint, Painted, Result
-from robustclip.synthesis.pictures import Enlarge, read_facts, write_gif, write_picture, write_strip
+from robustclip.synthesis.pictures import Enlarge, contact_sheet, read_facts, write_gif, write_picture, write_strip
 from robustclip.synthesis.watching import Watcher
 
 FEW: Final = 16

@@ -3,23 +3,55 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.data.images import to_pil
 from robustclip.runs import distributed
-from robustclip.runs.progress import TrainingProgress
-from robustclip.synthesis.contact import OVERVIEW, overview
+from robustclip.runs.terminal import TrainingProgress
 from robustclip.synthesis.items import Item
-from robustclip.synthesis.live import Live
-from robustclip.synthesis.pictures import write_picture
+from robustclip.synthesis.pictures import OVERVIEW, overview, write_picture
+
+EVERY: Final = 1.0
+"""Seconds between pictures."""
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel. IPython is looked at only where someone else has loaded it."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class Live:
+    """One picture in the cell's output, replaced every second; nothing outside a notebook."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.last = 0.0
+        self.is_on = in_notebook()
+
+    def show(self, images: Float[Tensor, "p 3 h w"], *, now: bool = False) -> None:
+        """Show a batch, unless the last time was a moment ago."""
+        if not self.is_on or (not now and time.monotonic() - self.last < EVERY):
+            return
+        from IPython.display import display  # optional: where a notebook runs, it is there
+
+        picture = to_pil(overview(images))
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+        self.last = time.monotonic()
+
 
 PREVIEW_EVERY: Final = 3.0
 SHOW_EVERY: Final = 0.2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from robustclip.views.boxes import Cutout, Erasing
-from robustclip.views.colour import Brightness, Colour, Contrast, Saturation
-from robustclip.views.crops import RandomCrop, RandomResizedCrop, Rescale
-from robustclip.views.cutouts import ClampThrough, Pooled, RandomSquares
-from robustclip.views.draws import Draws
-from robustclip.views.hue import ColourJitter
-from robustclip.views.noise import Clamp, GaussianNoise, UniformNoise
-from robustclip.views.policies import diffaug, nudges
-from robustclip.views.shifts import Jitter, Translation
-from robustclip.views.views import View, Views
+from robustclip.views.colour import (
+    Brightness,
+    Clamp,
+    Colour,
+    ColourJitter,
+    Contrast,
+    GaussianNoise,
+    Saturation,
+    UniformNoise,
+)
+from robustclip.views.crops import Cutout, Erasing, Jitter, RandomCrop, RandomResizedCrop, Rescale, Translation
+from robustclip.views.policies import ClampThrough, Pooled, RandomSquares, diffaug, nudges
+from robustclip.views.views import Draws, View, Views
 from robustclip.views.warps import Affine, Perspective
 
 __all__ = [

@@ -2,16 +2,107 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.views.draws import Draws
+
+Range = tuple[float, float]
+"""The least and the most of what is drawn, evenly between them; equal ends mean that nothing is left to chance."""
+
+
+def check_ends(call: str, ends: Range, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise UsageError unless `ends` is a pair with least <= low <= high <= most, all finite.
+
+    `call` is how the range was given, with {} in its place, for the message to show it put right: "Contrast({})".
+    """
+    numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+    if not numbers or not all(map(math.isfinite, ends)):
+        raise UsageError(f"{call.format(repr(ends))}: a range is two numbers, the least and the most, as in (0.8, 1.2)")
+    low, high = ends
+    if low > high:
+        raise UsageError(
+            f"{call.format(f'({low}, {high})')} ends before it begins: use {call.format(f'({high}, {low})')}"
+        )
+    if low < least or high > most:
+        inside = min(max(low, least), most), max(min(high, most), least)
+        raise UsageError(
+            f"{call.format(f'({low}, {high})')} reaches outside {_limits(least, most)}: "
+            f"e.g. {call.format(f'({inside[0]}, {inside[1]})')}"
+        )
+
+
+def check_number(call: str, number: float, least: float, most: float, example: float) -> None:
+    """Raise UsageError unless least <= number <= most; `call` as for `check_ends`."""
+    if not isinstance(number, int | float) or not least <= number <= most:
+        raise UsageError(
+            f"{call.format(repr(number))} is not within {_limits(least, most)}: e.g. {call.format(repr(example))}"
+        )
+
+
+def _limits(least: float, most: float) -> str:
+    if most == math.inf:
+        return f"{least:g} and up"
+    return f"{least:g} to {most:g}"
+
+
+@final
+class Draws:
+    """Random numbers for V views of each of P pictures: rows p*V to p*V + V - 1 belong to picture p.
+
+    Each picture draws from its own generator, all views at once. Numbers are float32, drawn where the generators live
+    and handed over on `device` (default: there). With `shared`, one number is drawn a picture and repeated over its
+    views. Raises UsageError without generators or views.
+    """
+
+    def __init__(
+        self, generators: Sequence[torch.Generator], views: int, device: str | torch.device | None = None
+    ) -> None:
+        if not generators or views < 1:
+            raise UsageError(
+                f"{len(generators)} pictures of {views} views leave nothing to draw: give one generator a picture and "
+                "at least one view, as in Draws([rng.generator(seed, 'views', step)], views=32)"
+            )
+        self.generators = list(generators)
+        self.views = views
+        self.device = torch.device(self.generators[0].device if device is None else device)
+
+    def uniform(self, low: float, high: float, *shape: int, shared: bool = False) -> Float[Tensor, "b ..."]:
+        """U[low, high), (P*V, *shape). Numbers are drawn also where low = high: what follows does not shift."""
+        return self._draw(torch.rand, shape, shared).mul_(high - low).add_(low)
+
+    def log_uniform(self, low: float, high: float, *, shared: bool = False) -> Float[Tensor, " b"]:
+        """Numbers whose logarithms are uniform, (P*V,): as often half of something as twice of it."""
+        return self.uniform(math.log(low), math.log(high), shared=shared).exp()
+
+    def normal(self, *shape: int, shared: bool = False) -> Float[Tensor, "b ..."]:
+        """N(0, 1), (P*V, *shape)."""
+        return self._draw(torch.randn, shape, shared)
+
+    def integers(self, low: int, high: int, *shape: int, shared: bool = False) -> Int[Tensor, "b ..."]:
+        """Whole numbers from low to high, both included, (P*V, *shape)."""
+
+        def between(size: tuple[int, ...], *, generator: torch.Generator, device: torch.device) -> Tensor:
+            return torch.randint(low, high + 1, size, generator=generator, device=device)
+
+        return self._draw(between, shape, shared)
+
+    def chance(self, p: float, *, shared: bool = False) -> Bool[Tensor, " b"]:
+        """True with probability p, (P*V,): never for 0, always for 1."""
+        return self._draw(torch.rand, (), shared) < p
+
+    def _draw(self, kind: Callable[..., Tensor], shape: tuple[int, ...], shared: bool) -> Tensor:
+        rows = 1 if shared else self.views
+        drawn = [kind((rows, *shape), generator=one, device=one.device) for one in self.generators]
+        numbers = torch.cat(drawn).to(self.device)
+        return numbers.repeat_interleave(self.views, 0) if shared else numbers
+
 
 View = Callable[[Float[Tensor, "b 3 h w"], Draws], Float[Tensor, "b 3 h2 w2"]]
 """A transform of all views of all pictures at once, pictures major, differentiable in the images."""

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.views.draws import Draws
-from robustclip.views.ranges import Range, check_ends, check_number
+from robustclip.views.views import Draws, Range, check_ends, check_number
 
 Padding = Literal["zeros", "border", "reflection"] | float
 """What lies outside a picture: 0, its border's pixels drawn out, its mirror image, or a constant (1.0 is white)."""

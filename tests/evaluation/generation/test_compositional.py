@@ -18,8 +18,8 @@ from robustclip.evaluation.generation.compositional import (
     alternatives,
     judge_pairs,
 )
+from robustclip.referees.base import PairReader
 from robustclip.referees.card import Card
-from robustclip.referees.pairing import PairReader
 from robustclip.referees.preprocess import Preprocess
 
 PAIR = Pair(Thing("yellow", "banana"), Thing("blue", "butterfly"))

@@ -20,8 +20,8 @@ from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.generation.scores import PREFIX
 from robustclip.referees.base import TwoTower
-from robustclip.referees.heads import load_aesthetics
-from robustclip.referees.judging import fingerprint
+from robustclip.referees.image_judges import load_aesthetics
+from robustclip.referees.smoothed import fingerprint
 from robustclip.signatures import bind
 
 RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustclip.data.pairs import COLOURS, OBJECTS, Pair, Thing
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.pairing import PairReader
+from robustclip.referees.base import PairReader
 from robustclip.runs.rng import generator
 
 Score = Literal["matching", "contrastive", "sum"]

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
+from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.similarity import Images, batches
+from robustclip.referees.similarity import batches
 from robustclip.runs.devices import autocast
 
 BATCH = 64

@@ -8,11 +8,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+from robustclip.data.examples import read_examples
 from robustclip.data.folders import hidden, is_picture
 from robustclip.data.images import ENDINGS, advice, picture_size
+from robustclip.data.pictures import Pictures as Decoded
+from robustclip.data.pictures import Stored
 from robustclip.errors import RunError, Skip, UsageError
-from robustclip.evaluation.examples import Pictures as Decoded
-from robustclip.evaluation.examples import Stored, read_examples
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.runs.files import is_file, is_folder, read_json, read_text, table_rows
 from robustclip.synthesis.pictures import read_facts

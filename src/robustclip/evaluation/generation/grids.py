@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from robustclip.data.images import load_image, save_image, titled_grid
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.results import Column, Results
@@ -29,15 +30,13 @@ from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.judges import Judge
 from robustclip.recipes import find
-from robustclip.referees.judging import fingerprint
-from robustclip.referees.similarity import Images
+from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.files import plain, read_json, write_json
 from robustclip.runs.folder import RECORD, Run
-from robustclip.synthesis.contact import contact_sheet
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Result
-from robustclip.synthesis.pictures import is_whole
+from robustclip.synthesis.pictures import contact_sheet, is_whole
 
 SHOWN: Final = 12
 T = TypeVar("T")

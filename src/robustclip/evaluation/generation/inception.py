@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError, require
-from robustclip.referees.similarity import Images, batches
+from robustclip.referees.similarity import batches
 from robustclip.referees.weights import check_finite, read_weights
 from robustclip.runs.files import sha256
 

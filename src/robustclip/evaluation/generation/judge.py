@@ -28,8 +28,8 @@ from robustclip.evaluation.generation.pictures import Pictures, chosen, from_ten
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.judges import Judge, load_judges
-from robustclip.referees.heads import load_aesthetics
-from robustclip.referees.judging import fingerprint
+from robustclip.referees.image_judges import load_aesthetics
+from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
 from robustclip.runs.processes import owning

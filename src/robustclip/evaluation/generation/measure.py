@@ -23,8 +23,8 @@ from robustclip.evaluation.generation.rprecision import RPrecision, r_precision
 from robustclip.evaluation.generation.scores import PREFIX, clip_score, cosine
 from robustclip.evaluation.intervals import Interval
 from robustclip.referees.base import TwoTower
-from robustclip.referees.heads import Aesthetics
-from robustclip.referees.judging import fingerprint
+from robustclip.referees.image_judges import Aesthetics
+from robustclip.referees.smoothed import fingerprint
 
 Metric = Literal[
     "r-precision", "cosine", "clipscore", "aesthetics", "frechet", "cmmd", "label-score", "fid", "inception-score"

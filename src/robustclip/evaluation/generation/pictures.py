@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
-from robustclip.referees.similarity import Images
 
 
 @dataclass(frozen=True)

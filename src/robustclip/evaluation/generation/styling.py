@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.data.pictures import Images
 from robustclip.evaluation.generation.embeddings import embed
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import Images
 
 
 def directional_similarity(

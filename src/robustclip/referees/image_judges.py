@@ -1,22 +1,82 @@
-"""timm and torchvision classifiers as guides: images in [0,1] to logits and class names."""
+"""Small heads on CLIP embeddings: the aesthetic predictor.
+
+Two families are in use, under one name, and what they print differs: so a head says its family and its file's hash.
+
+mlp     christophschuhmann's improved-aesthetic-predictor: 768 -> 1024 -> 128 -> 64 -> 16 -> 1 on OpenAI's ViT-L/14
+        (`sac+logos+ava1-l14-linearMSE.pth`), without activation functions, as its code has them commented out
+linear  LAION-AI's aesthetic-predictor: one linear layer, for ViT-L/14 (768) or ViT-B/32 (512)
+        (`sa_0_4_vit_l_14_linear.pth`, `sa_0_4_vit_b_32_linear.pth`)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustclip.data.images import resize
 from robustclip.errors import UsageError
-from robustclip.referees import wsdan
-from robustclip.referees.weights import check_finite, check_fit, read_weights
-from robustclip.runs.files import is_file, read_json
+from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
+from robustclip.runs.files import is_file, read_json, sha256
+
+SIZE: Final = (512, 512)  # DOODL demo: inputs of the classifiers
+FEATURES: Final = 768
+LAYERS: Final = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+)
+"""Of torchvision's InceptionV3, in the order of the port's `features`."""
+
+
+class WSDAN(nn.Module):
+    """InceptionV3 up to Mixed_6e, `maps` attention maps, bilinear attention pooling, a linear layer without bias."""
+
+    def __init__(self, classes: int, maps: int = 32) -> None:
+        super().__init__()
+        from torchvision.models.inception import BasicConv2d, Inception3
+
+        whole: Any = Inception3(aux_logits=False, init_weights=False)
+        self.features = nn.Sequential(*(getattr(whole, name) for name in LAYERS))
+        self.attentions = BasicConv2d(FEATURES, maps, kernel_size=1)
+        self.fc = nn.Linear(maps * FEATURES, classes, bias=False)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        features = self.features(x)
+        maps = self.attentions(features)
+        pooled = torch.einsum("bmhw,bfhw->bmf", maps, features) / features.shape[-2] / features.shape[-1]
+        pooled = pooled.flatten(1)
+        pooled = pooled.sign() * (pooled.abs() + 1e-6).sqrt()  # the port's
+        return self.fc(100 * F.normalize(pooled, dim=-1))
+
+
+def load_wsdan(path: Path) -> tuple[WSDAN, int]:
+    """A checkpoint's network, and how many classes it has. Raises UsageError for a file of another layout."""
+    weights = {name.removeprefix("module."): one for name, one in read_weights(path).items()}
+    last, attention = weights.get("fc.weight"), weights.get("attentions.conv.weight")
+    maps = 0 if attention is None else attention.shape[0]
+    if last is None or last.ndim != 2 or not maps or last.shape[1] != FEATURES * maps or last.shape[0] > 2**16:
+        raise UsageError(
+            f"{path} is no checkpoint of WS-DAN (features.*, attentions.*, fc.weight): give one, or a folder as timm "
+            "saves its classifiers"
+        )
+    with torch.device("meta"):
+        model = WSDAN(last.shape[0], maps)
+    kept = {name: one for name, one in weights.items() if not name.startswith("bap.")}
+    for name, one in model.state_dict().items():  # which old checkpoints lack
+        if name.endswith("num_batches_tracked") and name not in kept:
+            kept[name] = torch.zeros(one.shape, dtype=one.dtype)
+    check_fit(model, kept, source=str(path), hint="Give a checkpoint of WS-DAN with InceptionV3")
+    model.load_state_dict(kept, assign=True)
+    check_finite(model, source=str(path))
+    return model, last.shape[0]
+
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TORCHVISION: Final = "torchvision:"
@@ -70,8 +130,8 @@ def load_classifier(given: str, device: str | torch.device = "cpu", *, classes: 
     if path.is_dir():
         found = _of_folder(path)
     elif is_file(given):
-        model, count = wsdan.load_wsdan(path)
-        found = Classifier(path.name, model, wsdan.SIZE, [], count)
+        model, count = load_wsdan(path)
+        found = Classifier(path.name, model, SIZE, [], count)
     elif given.startswith(TORCHVISION):
         found = _of_torchvision(given.removeprefix(TORCHVISION))
     else:
@@ -160,3 +220,94 @@ def _several(text: str) -> list[str]:
     """`tiger shark, Galeocerdo cuvieri` by each name, and by all."""
     parts = [part.strip() for part in text.split(",")]
     return [name for name in dict.fromkeys([text, *parts]) if name]
+
+
+Family = Literal["mlp", "linear"]
+
+WIDTHS: Final = (1024, 128, 64, 16, 1)
+DROPOUTS: Final = (0.2, 0.2, 0.1)
+LARGEST: Final = 65_536
+"""Numbers of an embedding: none is near as wide, and the layer is built as wide as the file says."""
+
+
+class AestheticsMLP(nn.Module):
+    """(N,D) -> (N,): five linear layers with dropout between the first four, and no activations."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        for place, (before, after) in enumerate(zip((width, *WIDTHS), WIDTHS, strict=False)):
+            modules.append(nn.Linear(before, after))
+            modules += [nn.Dropout(DROPOUTS[place])] if place < len(DROPOUTS) else []
+        self.layers = nn.Sequential(*modules)
+
+    def forward(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return self.layers(embeddings)[:, 0]
+
+
+class AestheticsLinear(nn.Linear):
+    """(N,D) -> (N,)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def forward(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return super().forward(embeddings)[:, 0]
+
+
+@dataclass(frozen=True)
+class Aesthetics:
+    """A predictor of aesthetics, and where it came from: `sha256` is of its file."""
+
+    name: str
+    family: Family
+    sha256: str
+    width: int
+    head: nn.Module
+
+    @torch.no_grad()
+    def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Scores, about 1 to 10 and not clipped, of unit embeddings of the CLIP that the head was trained on.
+
+        Raises UsageError for embeddings of another width; of the same width, nobody can tell whose they are.
+        """
+        if embeddings.shape[-1] != self.width:
+            raise UsageError(
+                f"the aesthetics head {self.name} reads embeddings of {self.width} numbers, and the judge's have "
+                f"{embeddings.shape[-1]}: judge with the CLIP it was trained on ({_clip(self.width)})"
+            )
+        return self.head(embeddings.float())
+
+    def describe(self) -> str:
+        """File, family and hash, for reports."""
+        return f"{self.name} ({self.family}), sha256 {self.sha256}"
+
+
+def load_aesthetics(path: str | Path) -> Aesthetics:
+    """Read a head of either family, told apart by its keys, from the file as it was released (.pth) or safetensors.
+
+    Raises UsageError for a missing or unsafe file and for keys or shapes of neither family, RunError for a damaged one
+    and for weights that are not numbers.
+    """
+    path = Path(path)
+    weights = read_weights(path)
+    family: Family = "linear" if set(weights) == {"weight", "bias"} else "mlp"
+    width = _width(weights, "weight" if family == "linear" else "layers.0.weight", path)
+    head = AestheticsLinear(width) if family == "linear" else AestheticsMLP(width)
+    load_strictly(head, weights, source=str(path), hint=_layouts())
+    return Aesthetics(path.name, family, sha256(path), width, head.eval().requires_grad_(False))
+
+
+def _width(weights: Mapping[str, Tensor], key: str, path: Path) -> int:
+    first = weights.get(key)
+    if first is None or first.ndim != 2 or not 0 < first.shape[1] <= LARGEST:
+        raise UsageError(f"{path} is no aesthetics head: {_layouts()}")
+    return first.shape[1]
+
+
+def _layouts() -> str:
+    return "one has the keys layers.{0,2,4,6,7}.{weight,bias} (768-1024-128-64-16-1), or weight and bias alone"
+
+
+def _clip(width: int) -> str:
+    return {768: "OpenAI's ViT-L/14", 512: "OpenAI's ViT-B/32"}.get(width, f"one of width {width}")

@@ -37,7 +37,7 @@ ATTACKS = ["l2:1.5@20", "l2:3@20"]
 SEEDS = (0, 1)
 
 PAG_SPLIT = "judge-heldback"
-PAG_TITLE = "## PAG score: what another referee sees"
+PAG_TITLE = "## PAG score"
 PULLS = ["l2:4@20", "l2:8@20", "l2:20@20"]  # of the curve, beside PULL
 CURVE = 200  # images
 COLUMNS = 5  # of the picture
@@ -85,7 +85,7 @@ def page(reports: list[Report], judged: Report, judged_unseen: Report) -> str:
     """The tables in Markdown."""
     setting = reports[0].setting
     lines = [
-        "# The embedded referees, measured",
+        "# Results of the embedded referees",
         "",
         "Made by `python tools/measure_embedded.py` on the committed files. 95% intervals in brackets: Wilson for",
         "rates, bootstrap for shares, paired bootstrap for differences.",

@@ -90,7 +90,7 @@ def page(reports: list[Report], vits: Report, limit: int) -> str:
             lines += list(table(report, names))
         lines.append("")
     lines += [
-        "## What is pointed at",
+        "## Objects pointed at",
         "",
         *recognition(scenes),
         "",
@@ -209,7 +209,7 @@ def percent(found: Interval) -> str:
     return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
-HEAD: Final = """# Explanations, measured
+HEAD: Final = """# Heat maps: localisation, stability, faithfulness
 
 Made by `python tools/measure_explanations.py` on the committed files. n = {n} scenes of `emoji/scenes` (2 to 4
 drawings in unseen styles on a background; the text is the name of one of them), seed 0, float32; fewer where a map is

@@ -87,7 +87,7 @@ def page(attacked: dict[str, Report], checked: list[Check], damage: dict[str, Re
     return "\n".join(lines)
 
 
-HEAD: Final = """# The embedded guides under strong attacks, and where nobody attacks
+HEAD: Final = """# Embedded referees under AutoAttack and common corruptions
 
 Made by `python tools/measure_robustness.py` on the committed files; the numbers under attack are on their cards. Styles
 that no guide was trained on, n = {n}, seed 0, {threat}.

@@ -197,7 +197,7 @@ def share(row: Row) -> str:
     return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
 
 
-HEAD: Final = """# Smoothed referees, measured
+HEAD: Final = """# Randomised smoothing: gradients, certified accuracy, synthesis
 
 Made by `python tools/measure_smoothing.py` on the committed files; seed 0, float32. 95% intervals in brackets: Wilson
 for rates, bootstrap for shares.

@@ -29,12 +29,13 @@ ONLY_IMPORTERS = {
     "tensorboard": ["runs/metrics.py"],
     "torch.utils.tensorboard": ["runs/metrics.py"],
     "sklearn": ["inits/mixture.py"],
+    "spacy": ["evaluation/generation/compbench/phrases.py"],
     "svgelements": ["drawing/svg_reader.py"],
     "torch_fidelity": ["evaluation/generation/inception.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": [
         *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/blip2_mini.py"),
-        "diffusion/pipelines.py",
+        *("referees/vqa.py", "referees/detector.py", "diffusion/pipelines.py"),
     ],
     "webdataset": ["data/shards.py"],
 }

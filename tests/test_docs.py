@@ -78,7 +78,8 @@ def test_every_command_of_the_documentation_parses(
     monkeypatch.chdir(tmp_path)
     for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1"):  # what the pages take for granted
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "captions.jsonl").touch()
+    for name in ("captions.jsonl", "color_val.txt", "spatial_val.txt", "complex_val.txt"):
+        (tmp_path / name).touch()
     for name in ("last.ckpt", "blip2_pretrained.pth", "eva_vit_g.pth"):
         (tmp_path / name).touch()
     (tmp_path / "model.yaml").write_text("{model: {params: {ddconfig: {}}}}")

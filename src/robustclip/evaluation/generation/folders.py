@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -76,6 +77,30 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
         guides,
         notes,
     )
+
+
+def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
+    """Pictures that are called by what they show and a number, PROMPT_NUMBER.png, as T2I-CompBench has them, in the
+    folder or in its samples/. Their ids are their names, and their prompts what the names say.
+
+    Raises UsageError for a folder without pictures, and a picture with another name.
+    """
+    folder = Path(folder)
+    home = folder / "samples" if is_folder(folder / "samples") else folder
+    files = image_files(home)
+    if not files:
+        raise UsageError(f"{home} holds no pictures ({', '.join(ENDINGS)})")
+    names = [re.fullmatch(r"(.*\S)\s*_\d+", file.stem) for file in files]
+    if odd := [file.name for file, name in zip(files, names, strict=True) if name is None]:
+        raise UsageError(
+            f"nothing says what {odd[0][:200]!r} in {home} is to show: name it PROMPT_NUMBER.png, such as "
+            "'a red bench_000007.png', or put a prompts.jsonl beside it",
+            "odd_picture_name",
+            name=odd[0],
+        )
+    note = f"nothing says who guided the pictures of {folder}: that no judge did is taken on trust"
+    prompts = [name[1] for name in names if name]
+    return Pictures(folder.as_posix(), _decoded(files, size), prompts, [file.name for file in files], [], [], [note])
 
 
 def read_reference(reference: str | Path, *, size: int | None = None) -> Pictures:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,15 @@ from robustclip.diffusion.mutual_information import METRIC, OWN
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
+from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
+from robustclip.evaluation.generation.compbench.prompts import (
+    CATEGORIES,
+    PER_PROMPT,
+    Category,
+    read_benchmark,
+    read_prompts,
+)
+from robustclip.evaluation.generation.compbench.roles import load_roles
 from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, check_installed, load_inception
 from robustclip.evaluation.generation.information import courts, is_diffusion_judge
@@ -37,6 +46,8 @@ from robustclip.runs.terminal import counted
 from robustclip.signatures import raise_faults, typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")
+EMBEDDED: Final = ("emoji-scenes", "emoji-judge")
+"""Who judges a benchmark where nobody is named."""
 METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 
 
@@ -49,9 +60,12 @@ def judge(
     ] = JUDGES,
     metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
     candidates: Annotated[PositiveInt | None, "texts to choose from in R-Precision; else all different prompts"] = None,
-    prompts: Annotated[Path | None, "what images that do not say it are to show: jsonl or csv with file and prompt"] = (
-        None
-    ),
+    prompts: Annotated[
+        Path | None, "what images that do not say it are to show, jsonl or csv with file and prompt; a benchmark's, txt"
+    ] = None,
+    benchmark: Annotated[Literal["compbench"] | None, "judge by T2I-CompBench's rules, in one category"] = None,
+    category: Annotated[Category | None, "of the benchmark's prompts"] = None,
+    per_prompt: Annotated[PositiveInt, "pictures that the benchmark has of each prompt"] = PER_PROMPT,
     reference: Annotated[str | Path | None, "real images: emoji/SPLIT or a folder of class folders or images"] = None,
     aesthetics: Annotated[Path | None, "weights of an aesthetics predictor, .pth or .safetensors"] = None,
     inception_weights: Annotated[Path | None, "torch-fidelity's, for fid and inception-score"] = None,
@@ -77,10 +91,13 @@ def judge(
     Several folders are compared on the prompts and seeds that they share. Where the reference has captions or labels,
     its own pictures of these prompts are judged too. A referee does not judge what it guided.
 
+    With --benchmark compbench the judges are those of --category: one that answers questions, a detector, a CLIP, each
+    a folder of transformers; emoji-scenes does the first two. Called again with the same --out, it goes on.
+
     Raises one UsageError with all faults that the call shows, another for pictures that can't be judged so.
     """
     given = (prompts, reference, aesthetics, inception_weights, out, csv, overwrite, device, dtype)
-    raise_faults("judge()", list(faults(pictures, metrics, candidates, *given)))
+    raise_faults("judge()", list(faults(pictures, metrics, candidates, *given, benchmark, category)))
     where = pick_device(device)
     wanted = listed(metrics)
     folders = [pictures] if isinstance(pictures, str | Path) else list(pictures)
@@ -88,22 +105,32 @@ def judge(
     out = None if out is None else Path(out)
     with owning(out):
         raise_faults("judge()", list(_taken(out)))  # again: by another process meanwhile
-        report = judge_pictures(
-            _told_apart([read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]),
-            judge,
-            questions=Questions(
-                wanted,
-                candidates,
-                None if aesthetics is None else load_aesthetics(aesthetics),
-                load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
-                seed,
-                batch_size,
-                pick_dtype(dtype, where),
-            ),
-            reference=None if reference is None else read_reference(reference, size=size),
-            allow_self=allow_self,
-            device=where,
-        )
+        if category is not None and prompts is not None:
+            texts, roles = read_prompts(prompts), load_roles(EMBEDDED if judge == JUDGES else judge, where)
+            sets = _told_apart([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in folders])
+            notes = check_guides(sets, [roles.clip] if roles.clip else [], allow_self=allow_self)
+            parts = complex_parts(prompts, texts) if category == "complex" and roles.complete else None
+            report = judge_benchmark(sets, roles, category, parts=parts, out=out, batch_size=batch_size, seed=seed)
+            report.notes += notes
+        else:
+            report = judge_pictures(
+                _told_apart(
+                    [read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]
+                ),
+                judge,
+                questions=Questions(
+                    wanted,
+                    candidates,
+                    None if aesthetics is None else load_aesthetics(aesthetics),
+                    load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
+                    seed,
+                    batch_size,
+                    pick_dtype(dtype, where),
+                ),
+                reference=None if reference is None else read_reference(reference, size=size),
+                allow_self=allow_self,
+                device=where,
+            )
         with rescuing(report.to_json):
             if out is not None:
                 report.save(out)
@@ -125,9 +152,15 @@ def faults(
     overwrite: bool,
     device: str,
     dtype: str,
+    benchmark: str | None = None,
+    category: str | None = None,
 ) -> Iterator[str]:
     """What is wrong with a call of `judge`, as far as its text shows."""
     wanted = listed(metrics)
+    if (benchmark is None) != (category is None):
+        yield f"a benchmark and its category go together: --benchmark compbench --category {CATEGORIES[0]}"
+    if benchmark is not None and prompts is None:
+        yield "a benchmark's pictures are matched to its prompts: give them, e.g. --prompts color_val.txt"
     yield from _unanswerable(wanted, reference, aesthetics, inception_weights)
     if "aesthetics" not in wanted and aesthetics is not None:
         yield "an aesthetics predictor is given and not asked: add aesthetics to the metrics"

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import UsageError
-from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.folder import terminal
 
 Kind = Literal["value", "difference", "preference"]
 
@@ -28,13 +28,21 @@ TITLES: Final = {
     "clipscore": "CLIPScore, 2.5 max(cos, 0)",
     "aesthetics": "aesthetics",
     "mutual-information": "mutual information, nats",
+    "vqa-product": "questions, product of P(yes), %",
+    "soft-tifa": "questions, geometric mean of P(yes), %",
+    "detected-places": "places by a detector, %",
+    "detected-numbers": "numbers by a detector, %",
+    "3-in-1": "3-in-1, %",
     "frechet": "Fréchet distance of embeddings",
     "cmmd": "CMMD of embeddings",
     "label-score": "Inception Score's formula on zero-shot labels",
     "fid": "FID (Inception)",
     "inception-score": "Inception Score",
 }
-PERCENT: Final = ("r-precision", "cosine")
+PERCENT: Final = (
+    *("r-precision", "cosine", "vqa-product", "soft-tifa"),
+    *("detected-places", "detected-numbers", "3-in-1"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Figure:
                 are compared; jackknife for numbers of whole sets.
     candidates, chance   of R-Precision: how many texts were to choose from, and the rate of guessing.
     reference   the real pictures of a distance; `head` the file and SHA-256 of what predicts aesthetics.
+    calibration   how often the judge answers questions of this kind right, where the truth is known.
     """
 
     pictures: str
@@ -66,6 +75,7 @@ class Figure:
     chance: float | None = None
     reference: str | None = None
     head: str | None = None
+    calibration: str | None = None
 
 
 @dataclass
@@ -165,6 +175,7 @@ def _title(figure: Figure) -> str:
     title = TITLES[figure.metric]
     if figure.candidates is not None and figure.chance is not None:
         title += f"\namong {figure.candidates}, chance {100 * figure.chance:.3g}"
+    title += f"\n{figure.calibration}" if figure.calibration else ""
     return f"{title}\nto {figure.reference}" if figure.reference else title
 
 

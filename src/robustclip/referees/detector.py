@@ -1,0 +1,96 @@
+"""Detectors of transformers that find things by name: OWL-ViT, OWLv2 and Grounding DINO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from robustclip.data.images import to_pil
+from robustclip.errors import UsageError
+from robustclip.referees.detecting import Detection
+from robustclip.referees.vqa import architecture
+from robustclip.referees.weights import check_finite, digest, weights_file
+from robustclip.runs.files import read_json
+from robustclip.runs.plain import check_sizes, refusing
+
+KINDS: Final = ("OwlViTForObjectDetection", "Owlv2ForObjectDetection", "GroundingDinoForObjectDetection")
+THRESHOLD: Final = 0.3
+"""Least score of what counts as found, ours; UniDet, which the benchmark has, scores otherwise."""
+
+
+@final
+class Detector:
+    """A model and its processor, each as transformers has it."""
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self.model, self.processor, self.name = model.eval(), processor, name
+        self.fingerprint = digest(model.state_dict())
+        self.grounding = "GroundingDino" in type(model).__name__
+
+    @torch.no_grad()
+    def detect(
+        self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str], *, threshold: float = THRESHOLD
+    ) -> list[list[Detection]]:
+        """What of `labels` is found in each picture in [0,1], the surest first."""
+        if not labels:
+            return [[] for _ in images]
+        return [self._one(image, list(labels), threshold) for image in images]
+
+    def _one(self, image: Float[Tensor, "3 h w"], labels: list[str], threshold: float) -> list[Detection]:
+        texts = [labels] if self.grounding else [[f"a photo of a {label}" for label in labels]]
+        inputs = self.processor(text=texts, images=to_pil(image), return_tensors="pt").to(self.model.device)
+        outputs = self.model(**inputs)
+        size = [tuple(image.shape[-2:])]
+        if self.grounding:
+            found = self.processor.post_process_grounded_object_detection(
+                outputs, inputs.input_ids, threshold=threshold, text_threshold=threshold, target_sizes=size
+            )[0]
+            names = [_nearest(text, labels) for text in found["text_labels"]]
+        else:
+            found = self.processor.post_process_grounded_object_detection(
+                outputs, threshold=threshold, target_sizes=size
+            )[0]
+            names = [labels[int(index)] for index in found["labels"]]
+        height, width = image.shape[-2:]
+        boxes = (found["boxes"].cpu() / torch.tensor([width, height, width, height])).clamp(0, 1).tolist()
+        each = zip(names, found["scores"].tolist(), boxes, strict=True)
+        results = [Detection(name, score, tuple(box)) for name, score, box in each if name is not None]
+        return sorted(results, key=lambda one: -one.score)
+
+
+def _nearest(text: str, labels: Sequence[str]) -> str | None:
+    """The label that Grounding DINO's words are of: it joins the tokens that passed, which may be part of a label, or
+    several ones. None where they are of none."""
+    return next((label for label in labels if text == label), None) or next(
+        (label for label in labels if text and (label in text or text in label)), None
+    )
+
+
+def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Detector:
+    """A detector from the folder that transformers wrote; only local files are read, safetensors alone.
+
+    Raises UsageError for another folder, RunError for damaged weights.
+    """
+    folder = Path(folder)
+    if architecture(folder) not in KINDS:
+        raise UsageError(
+            f"{folder} holds no detector of transformers ({', '.join(KINDS)}): give e.g. a download of "
+            "google/owlv2-base-patch16-ensemble"
+        )
+    file = weights_file(folder, ("model",))
+    if file is None or ".safetensors" not in file.name:
+        raise UsageError(f"{folder} has no model.safetensors: weights are loaded from safetensors alone")
+    check_sizes(read_json(folder / "config.json"), str(folder / "config.json"))
+    with refusing(f"{folder} is no detector that transformers loads"):
+        model = AutoModelForZeroShotObjectDetection.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_finite(model, source=str(folder))
+    return Detector(model.to(device).requires_grad_(False), processor, folder.name)

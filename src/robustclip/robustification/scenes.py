@@ -1,0 +1,201 @@
+"""Training of scene readers on compositions, whose masks and boxes say what each cell is to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustclip.data.composing import TEXTURES, Draw
+from robustclip.data.compositions import BACKGROUNDS, CATEGORIES, Composition, compose, sprites
+from robustclip.data.pairs import COLOURS
+from robustclip.data.questions import contrasts, read_question
+from robustclip.diffusion.fitting import rate
+from robustclip.errors import UsageError
+from robustclip.referees.scene_reader import GRID, KINDS, Cells, Named, SceneReader
+from robustclip.runs.devices import autocast
+from robustclip.runs.rng import generator
+
+IGNORED: Final = -100
+COVERED: Final = 0.15  # share of a cell that a drawing covers, from which the cell is to say its noun
+NEAR: Final = 10.0  # weight of a middle among cells, most of which are none
+SHAKEN: Final = 0.05  # standard deviation of a box's edges in training, as a share of its sides
+SCENES: Final = 20  # of each category, that answers are calibrated on
+
+
+@dataclass
+class Targets:
+    """What is to be said of B scenes: by cells, IGNORED where nothing is known or next to a middle, drawn, middles,
+    colours and backgrounds (b,g,g), and boxes (b,4,g,g) where a middle is; and of all M drawings the row of their
+    scene, their box (m,4) in shares of the side, noun and texture (IGNORED where none is claimed)."""
+
+    drawn: Tensor
+    middles: Tensor
+    colours: Tensor
+    backgrounds: Tensor
+    boxes: Tensor
+    rows: list[int]
+    around: Tensor
+    nouns: Tensor
+    textures: Tensor
+
+
+def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
+    """A cell is of the drawing that covers most of it; a drawing's middle is its own cell nearest to its box's."""
+    columns = {noun: column for column, noun in enumerate(nouns)}
+    grid = (len(scenes), GRID, GRID)
+    drawn, middles, boxes = torch.zeros(grid), torch.zeros(grid), torch.zeros(len(scenes), 4, GRID, GRID)
+    colours, backgrounds = (torch.full(grid, IGNORED) for _ in range(2))
+    rows: list[int] = []
+    around, named, textures = [], [], []
+    for row, scene in enumerate(scenes):
+        side = scene.image.shape[-1]
+        each = [(item, box) for item in scene.items for box in item.boxes]
+        shares = F.adaptive_avg_pool2d(F.one_hot(scene.mask.long(), len(each) + 1).movedim(-1, 0).float(), GRID)[1:]
+        covered, owner = shares.max(0)
+        drawn[row] = (covered > COVERED).float()
+        background = next((atom.value for atom in scene.atoms if atom.kind == "background"), None)
+        if background is not None:
+            backgrounds[row][covered == 0] = tuple(BACKGROUNDS).index(background)
+        for number, (item, box) in enumerate(each):
+            own = (owner == number) & (covered > COVERED)
+            if item.colour:
+                colours[row][own] = tuple(COLOURS).index(item.colour)
+            down, right = _nearest(own if bool(own.any()) else shares[number] > 0, box, side)
+            near = middles[row, max(0, down - 1) : down + 2, max(0, right - 1) : right + 2]
+            near[near == 0] = IGNORED
+            middles[row, down, right] = 1
+            place = torch.tensor([down, right, down, right])
+            boxes[row, :, down, right] = torch.tensor(box) / side - (place + 0.5) / GRID
+            rows.append(row)
+            around.append([edge / side for edge in box])
+            named.append(columns[item.noun])
+            textures.append(tuple(TEXTURES).index(item.texture) if item.texture else IGNORED)
+    found = torch.tensor(around), torch.tensor(named), torch.tensor(textures)
+    return Targets(drawn, middles, colours, backgrounds, boxes, rows, *found)
+
+
+def _nearest(cells: Tensor, box: tuple[int, int, int, int], side: int) -> tuple[int, int]:
+    """Of these cells that nearest to the box's middle; a ring's top one, which is as near as the others."""
+    places = cells.nonzero()
+    middle = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) / side * GRID - 0.5
+    away = (places - middle).norm(dim=1) + 0.1 * places[:, 0]
+    down, right = places[int(away.argmin())].tolist()
+    return down, right
+
+
+def losses(cells: Cells, named: Named, wanted: Targets) -> dict[str, Float[Tensor, ""]]:
+    """The mean loss of each output."""
+    known = wanted.middles != IGNORED
+    middles = F.binary_cross_entropy_with_logits(cells.middles, wanted.middles.clamp(min=0), reduction="none")
+    weights = known * torch.where(wanted.middles == 1, NEAR, 1.0)
+    at = wanted.middles[:, None].expand_as(wanted.boxes) == 1
+    return {
+        "drawn": F.binary_cross_entropy_with_logits(cells.drawn, wanted.drawn),
+        "middles": 2 * (middles * weights).sum() / weights.sum(),
+        "colours": _entropy(cells.colours, wanted.colours),
+        "backgrounds": 0.5 * _entropy(cells.backgrounds, wanted.backgrounds),
+        "boxes": 10 * F.smooth_l1_loss(cells.boxes[at], wanted.boxes[at], beta=0.05),
+        "nouns": F.cross_entropy(named.nouns, wanted.nouns, label_smoothing=0.05),
+        "textures": _entropy(named.textures, wanted.textures),
+    }
+
+
+def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    if bool((wanted == IGNORED).all()):
+        return logits.sum() * 0
+    return F.cross_entropy(logits, wanted, ignore_index=IGNORED)
+
+
+@dataclass
+class SceneTrainer:
+    """One step after the other on compositions; only the head is trained."""
+
+    reader: SceneReader
+    steps: int
+    lr: float = 2e-3
+    dtype: torch.dtype = torch.float32
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=0.05, betas=(0.9, 0.98))
+
+    def step(
+        self, images: Float[Tensor, "b 3 s s"], scenes: Sequence[Composition], stream: torch.Generator
+    ) -> dict[str, float]:
+        """One update on pictures in [0,1] of these scenes; boxes are shaken before what they hold is named."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * rate(self.done, self.steps)
+        wanted = targets_of(scenes, self.reader.nouns)
+        sides = (wanted.around[:, 2:] - wanted.around[:, :2]).repeat(1, 2)
+        shaken = wanted.around + SHAKEN * sides * torch.randn(wanted.around.shape, generator=stream)
+        moved: dict[str, Any] = {k: v.to(images.device) for k, v in vars(wanted).items() if isinstance(v, Tensor)}
+        wanted = replace(wanted, **moved)
+        with autocast(images.device, self.dtype):
+            cells = self.reader.train()(images)
+            named = self.reader.look(images, wanted.rows, shaken.to(images.device))
+        parts = losses(cells, named, wanted)
+        loss = torch.stack(list(parts.values())).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimiser.step()
+        self.done += 1
+        right = (named.nouns.argmax(1) == wanted.nouns).float().mean()
+        return {"loss": loss.item(), "right": right.item(), **{name: value.item() for name, value in parts.items()}}
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        return {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UsageError for a state of another reader."""
+        try:
+            self.reader.load_state_dict(state["reader"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
+        self.done = state["done"]
+
+
+def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENES, size: int = 64) -> None:
+    """Fit scale and shift of each kind's logits (Platt 1999) on questions about new scenes of a split."""
+    logits: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+    answers: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    reader.eval()
+    for number in range(scenes * len(CATEGORIES)):
+        scene = compose(number, split, seed=seed, size=size)
+        with torch.no_grad():
+            found = reader.found(scene.image[None].to(reader.device))[0]
+            for pair in contrasts(scene, Draw(generator(seed, "calibration", number), sprites(split))):
+                for question, answer in zip(pair, (True, False), strict=True):
+                    asked = read_question(question.text)
+                    logits[asked.kind].append(reader.raw(found, asked).cpu())
+                    answers[asked.kind].append(answer)
+    for kind, values in logits.items():
+        if values:
+            fitted = _platt(torch.stack(values), torch.tensor(answers[kind]))
+            reader.scales[KINDS.index(kind)], reader.shifts[KINDS.index(kind)] = fitted
+
+
+def _platt(logits: Float[Tensor, " n"], answers: Tensor) -> tuple[float, float]:
+    """Scale (kept positive) and shift that make the logits likeliest."""
+    fitted = torch.zeros(2, requires_grad=True)
+    optimiser = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        wanted = answers.float()
+        loss = F.binary_cross_entropy_with_logits(fitted[0].exp() * logits + fitted[1], wanted)
+        loss = loss + 1e-3 * fitted.square().sum()  # where all answers are right, the scale would grow without end
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(fitted[0].detach().exp()), float(fitted[1].detach())

@@ -29,7 +29,7 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.data.samples import Batch
 from robustclip.evaluation import intervals
 from robustclip.evaluation.report import CLEAN, REPORT_FILE
-from robustclip.planning.flops import counted
+from robustclip.planning.costs import counted
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.adversarial import AdversarialGradients, Embed, WarmStarts

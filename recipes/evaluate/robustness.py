@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from rich.table import Table
 
 from robustclip import evaluate, recipes
 from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
-from robustclip.evaluation.generation.results import Results, lines, plain
+from robustclip.evaluation.generation.results import Results, plain
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import REPORT_FILE
 from robustclip.robustification.finish import REFEREE
+from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write, read_json, write_json
 from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
@@ -61,7 +63,7 @@ ROWS: Final = [
     Row("vit-clip", {"objective": "clip"}, tower="ViT"),
 ]
 """The centre is `text-bank`: L2 eps 1.5, PGD-2, a ResNet; every other row changes what its name says. Step sizes are in
-units of eps. A step with PGD-2 costs 7/3 of one without (planning.flops), which is what `vanilla-equal-time` is given
+units of eps. A step with PGD-2 costs 7/3 of one without (planning.costs), which is what `vanilla-equal-time` is given
 more."""
 
 
@@ -137,7 +139,10 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
         head += [title for title in values if title not in head]
         cells = [f"{plain(values[title])}, n = {values[title].n}" if title in values else "" for title in head[2:]]
         body.append([name, f"{result['seconds'] / 60:.1f}", *cells])
-    return lines(head, body)
+    table = Table(*head)
+    for row in body:
+        table.add_row(*row, *[""] * (len(head) - len(row)))
+    return terminal.markdown(table)
 
 
 def chosen_rows(names: list[str]) -> list[Row]:

@@ -147,7 +147,7 @@ class PlanGroup(RecipeGroup):
 def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
     """The plan of a training run, on one H100."""
     from robustclip.planning.plan import command
-    from robustclip.planning.terms import Terms
+    from robustclip.planning.settings import Terms
 
     try:
         estimate = command(recipe)[0](**vars(Terms()), **arguments)

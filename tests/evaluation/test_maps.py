@@ -14,7 +14,6 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
-from robustclip.evaluation.maps import Told, told_by
 from robustclip.evaluation.report import Report
 from robustclip.explanation.maps import Mapper
 from robustclip.explanation.measures import energy_in_box, pointing_hit
@@ -89,27 +88,6 @@ def test_a_layer_that_was_asked_for_is_in_the_name() -> None:
     assert found.row("toy-1", "pointing game (layercam at 0)").n == 2
     assert found.setting["method"] == "layercam"
     assert found.setting["layer"] == "0"
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("pointing game (gradcam)", Told("maps", "gradcam", None)),
-        (
-            "rank correlation (gradcam++ at trunk.layer3.0)",
-            Told("maps", "gradcam++", "trunk.layer3.0"),
-        ),
-        ("ROAD minus a centre blob's (smoothgrad)", Told("faithfulness", "smoothgrad", None)),
-        ("overlap of top 20% (gradcam-cls)", Told("maps", "gradcam-cls", None)),
-        ("top-5", None),
-        ("top-5 of 200 present", None),
-        ("low-frequency share", None),
-        ("image to text recall@1", None),
-        ("PAG score (judge emoji-judge, 10 names)", None),
-    ],
-)
-def test_names_tell_how_they_were_measured(name: str, told: Told | None) -> None:
-    assert told_by(name) == told
 
 
 def test_claims_are_signed_and_measured_again(tmp_path: Path) -> None:

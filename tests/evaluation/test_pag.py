@@ -20,7 +20,7 @@ from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import cheapest, measured, verify
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.judges import Judge
-from robustclip.evaluation.pag import NAMES, Told, answers, draw_pairs, minus, pull, told_by
+from robustclip.evaluation.pag import NAMES, answers, draw_pairs, pull
 from robustclip.evaluation.report import Report
 from robustclip.evaluation.tasks import TASKS, Setting
 from robustclip.referees.base import TwoTower
@@ -195,9 +195,6 @@ def test_evaluate_reports_pairs_that_all_referees_share(toys: list[Path], colour
     report = measure(toys, colour_folder)
 
     metric = "PAG score (judge toy-2, 3 names)"
-    assert told_by(metric) == Told(metric, "toy-2", None)
-    assert told_by(minus(metric, "toy-0")) == Told(metric, "toy-2", "toy-0")
-    assert told_by("top-1") is None
     for name in ("toy-0", "toy-1"):
         for attack in ("clean", "random l2:2", "l2:2@5"):
             row = report.row(name, metric, attack)
@@ -228,11 +225,13 @@ def test_a_signed_score_has_its_controls_beside_it_and_can_be_verified(toys: lis
     ]
     found = verify(str(toys[0]), claim=name, device="cpu")
     assert found.claim == claims[2]
+    assert (claims[2].task, claims[2].how) == ("pag", {"judge": "toy-2"})
     assert found.measured == report.row("toy-0", name, "l2:2@5").value
     assert found.holds
     difference = report.row("toy-1", name, "l2:2@5", "difference")
     signed = Card.load(toys[1]).claims[-1]
     assert (signed.name, signed.value) == ("PAG score minus toy-0's (judge toy-2, 3 names)", difference.value)
+    assert signed.how == {"judge": "toy-2", "baseline": "toy-0"}
     add(toys[0])
     assert verify(str(toys[1]), claim=signed.name, device="cpu").measured == difference.value
 
@@ -253,8 +252,10 @@ def test_a_card_does_not_choose_what_is_loaded(other: str, told: str, colour_fol
     name = f"PAG score {told.format(other)}"
     claim = Claim(name, 0.5, 0.4, 0.6, 4, 0, str(colour_folder), "l2:1@2", "2025-01-31")
 
-    with pytest.raises(UsageError, match="no name on this machine"):
-        measured(toy_referee(), claim, "cpu")
+    named = {"judge": other} if "minus" not in told else {"judge": "emoji-judge", "baseline": other}
+    for one in (claim, replace(claim, task="pag", how=named)):
+        with pytest.raises(UsageError, match="no name on this machine"):
+            measured(toy_referee(), one, "cpu")
 
 
 def test_nobody_judges_itself(toys: list[Path], colour_folder: Path, tmp_path: Path) -> None:

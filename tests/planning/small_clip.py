@@ -11,7 +11,7 @@ import torch
 
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.samples import Batch
-from robustclip.planning.imagined import Blueprint
+from robustclip.planning.towers import Blueprint
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import bare_text_tower, new_referee
 from robustclip.referees.sentence import OpenClipText

@@ -12,10 +12,10 @@ from small_clip import BANK, OBJECTIVES, Noise, blueprint_of, train_on_noise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustclip.planning import flops
-from robustclip.planning.flops import FlopCounter, counted, gradient_to_pixels
-from robustclip.planning.imagined import imagine
+from robustclip.planning import costs
+from robustclip.planning.costs import FlopCounter, counted, gradient_to_pixels
 from robustclip.planning.settings import LOG_EVERY, Settings
+from robustclip.planning.towers import imagine
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.monitor import STRONG_STEPS
 from robustclip.robustification.state import ready_to_train
@@ -95,8 +95,8 @@ class Planned:
                 channels_last=False,
             )
 
-        self.tower = flops.of_towers(imagine(design, prepare), design.size)
-        self.step = flops.of_step(settings, self.tower, design, count=1, bank=BANK)
+        self.tower = costs.of_towers(imagine(design, prepare), design.size)
+        self.step = costs.of_step(settings, self.tower, design, count=1, bank=BANK)
 
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_clip import OBJECTIVES, SIZE, blueprint_of, train_on_noise
 
-from robustclip.planning import memory
-from robustclip.planning.imagined import Imagined, imagine
-from robustclip.planning.memory import Memory
+from robustclip.planning import costs
+from robustclip.planning.costs import Memory
 from robustclip.planning.settings import Settings
+from robustclip.planning.towers import Imagined, imagine
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.state import ready_to_train
 
@@ -36,8 +36,8 @@ def imagined(settings: Settings) -> Imagined:
 
 def planned(settings: Settings, count: int = 1, *, fsdp: bool = False) -> Memory:
     towers, design = imagined(settings), blueprint_of(settings.start)
-    kept = memory.activations(towers, design.size, "float32", grad_checkpointing=settings.grad_checkpointing)
-    return memory.of_step(settings, towers, design, kept, count, fsdp=fsdp)
+    kept = costs.activations(towers, design.size, "float32", grad_checkpointing=settings.grad_checkpointing)
+    return costs.memory_of_step(settings, towers, design, kept, count, fsdp=fsdp)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_the_plan_is_near_the_most_that_is_alive_in_real_steps(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tower", ["vit", "resnet", "convnext"])
 def test_fake_tensors_keep_what_real_ones_do(tower: str, dtype: str) -> None:
-    fake = memory.activations(imagined(Settings(tower, 1, 1)), (SIZE, SIZE), dtype, grad_checkpointing=False)
+    fake = costs.activations(imagined(Settings(tower, 1, 1)), (SIZE, SIZE), dtype, grad_checkpointing=False)
     real_tower = build_image_tower(blueprint_of(tower).model_cfg).train()
 
     def real(images: int) -> int:
         batch = torch.rand(images, 3, SIZE, SIZE)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            return memory.saved_bytes(lambda: real_tower(batch), real_tower)
+            return costs.saved_bytes(lambda: real_tower(batch), real_tower)
 
     assert fake.update == pytest.approx((real(4) - real(2)) / 2, rel=0.02)
 

@@ -17,10 +17,9 @@ from rich.console import Console
 import robustclip
 from robustclip.cli import app
 from robustclip.errors import UsageError
-from robustclip.planning import gpus, report
-from robustclip.planning.estimate import Estimate
-from robustclip.planning.imagined import blueprint
-from robustclip.planning.terms import count_of
+from robustclip.planning.plan import Estimate
+from robustclip.planning.settings import GPUS, PRICES_OF, count_of, known_gpu
+from robustclip.planning.towers import blueprint
 
 CHEAP = {"gpu": "a100", "samples": "128k"}
 
@@ -65,11 +64,11 @@ def test_what_is_no_number_of_samples(text: str) -> None:
     ("written", "name"), [("H100", "h100"), ("a100", "a100-80gb"), ("RTX 4090", "rtx4090"), ("here", "here")]
 )
 def test_gpus_by_what_people_call_them(written: str, name: str) -> None:
-    assert gpus.known(written) == name
+    assert known_gpu(written) == name
 
 
 def test_the_table_of_gpus_is_of_plausible_numbers() -> None:
-    for name, gpu in gpus.GPUS.items():
+    for name, gpu in GPUS.items():
         assert 1.5 < gpu.half / gpu.single < 40, name
         assert 10 < gpu.memory < 300, name
         assert 0.1 < gpu.price < 10, name
@@ -87,7 +86,7 @@ def test_hours_and_cost_are_what_the_table_says() -> None:
 
 def test_captions_are_read_in_float32() -> None:
     found = plan(objective="clip", mfu=0.5)
-    gpu = gpus.GPUS["a100-80gb"]
+    gpu = GPUS["a100-80gb"]
     images = (found.step.total - found.step.captions) / (gpu.half * 0.5e12)
     assert found.seconds_per_step == pytest.approx(images + found.step.captions / (gpu.single * 0.7e12))
     assert found.step.captions > 0
@@ -118,7 +117,7 @@ def test_grouped_convolutions_are_told() -> None:
     found = plan("clipag-convnext", samples="1M", count=8)
     assert found.settings.start == "convnext_base_w:laion2b_s13b_b82k", "what the ablation changes"
     assert found.size == (256, 256)
-    assert "grouped convolutions" in " ".join(report.assumptions(found))
+    assert "grouped convolutions" in " ".join(found.assumptions())
 
 
 @pytest.mark.slow
@@ -143,10 +142,10 @@ def test_a_tower_far_too_large_is_planned_without_its_weights() -> None:
 def test_the_table_says_what_is_assumed_and_how_to_run_it() -> None:
     found = plan(count=2, attack_steps=3, frozen_statistics=True)
     text = shown(found)
-    for sentence in report.assumptions(found):
+    for sentence in found.assumptions():
         assert sentence in text.replace("\n", " ")
     assert "indicative" in text
-    assert gpus.PRICES_OF in text
+    assert PRICES_OF in text
     assert found.command in text
 
 

@@ -11,6 +11,7 @@ import torch
 from robustclip.data import embedded as embedded_world
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.claims import verify
+from robustclip.evaluation.report import Report, Row
 from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
@@ -167,17 +168,14 @@ def test_out_of_reach_fails_with_the_ways_out() -> None:
         load_referee("ViT-B-32:laion2b_s34b_b79k")
 
 
-class FakeReport:
-    def row(self, referee: str, metric: str, attack: str) -> Any:
-        return replace(CLEAN, name=f"{referee} {metric} {attack}", value=0.55)
-
-
 def test_verify_measures_the_cheapest_claim_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def fake(referees: Any, **arguments: Any) -> FakeReport:
+    def fake(referees: Any, **arguments: Any) -> Report:
         asked.append(arguments)
-        return FakeReport()
+        described = [(claim.name, claim.attack or "clean") for claim in (CLEAN, ATTACKED)]
+        rows = [Row("mine", "zero-shot", name, attack, "value", "", 0.55, 0.4, 0.6, 9, 7) for name, attack in described]
+        return Report({"data": CLEAN.data, "labels": "all"}, {"l2:1.5@20": ""}, rows)
 
     monkeypatch.setattr("robustclip.evaluation.claims.evaluate", fake)
     found = verify(str(folder), device="cpu")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, cast
 
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
-from robustclip.evaluation import maps, pag
 from robustclip.evaluation.evaluate import evaluate
+from robustclip.evaluation.judges import claims_of
+from robustclip.evaluation.maps import FAITHFULNESS
+from robustclip.evaluation.report import CLEAN, CONTROL
+from robustclip.evaluation.setting import WORST
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import load_referee_folder
@@ -18,9 +21,21 @@ from robustclip.referees.registry import entry_of, find
 from robustclip.runs.files import sha256
 from robustclip.signatures import typed
 
-CONTROL, PAG, WORST = "random ", "PAG score", "worst "  # as the evaluation writes them; importing it would be long
+# Names of claims on cards of before 2026-12, which tell in words what `Claim.task` and `Claim.how` hold now.
+_PAG = re.compile(r"PAG score(?: minus (?P<baseline>.+)'s)? \(judge (?P<judge>.+), \d+ names\)")
+_MAPS = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
 _COUNTED = re.compile(r" of (\d{1,9}) labels$")
 _STRONG = re.compile("@[a-z]")  # an attack with a name, of minutes where PGD takes seconds
+HOW: Final = {
+    "zero-shot": {"labels"},
+    "retrieval": set[str](),
+    "gradients": set[str](),
+    "maps": {"method", "layer"},
+    "faithfulness": {"method", "layer"},
+    "pag": {"judge", "baseline"},
+}
+"""The tasks that can be measured again, and the arguments that a claim may give them: a card that somebody sent must
+not choose what is read or fetched."""
 
 
 def cheapest(card: Card, name: str | None = None) -> Claim | None:
@@ -40,26 +55,49 @@ def cheapest(card: Card, name: str | None = None) -> Claim | None:
 def _cost(claim: Claim) -> tuple[bool, int, int]:
     """Orders claims from cheap to dear. What stands beside a PAG score says nothing of the referee: the score itself
     comes before it."""
+    task, _ = task_of(claim)
     attacked = claim.attack is not None and not claim.attack.startswith(CONTROL)
-    pag = claim.name.startswith(PAG)
-    of_maps = claim.name.endswith(")") and not pag  # minutes, where a rate takes seconds
     strong = attacked and _STRONG.search(claim.attack or "") is not None
-    return pag or of_maps, (attacked != pag) + strong, claim.n
+    minutes = task in ("pag", "maps", "faithfulness")  # where a rate takes seconds
+    return minutes, (attacked != (task == "pag")) + strong, claim.n
+
+
+def task_of(claim: Claim) -> tuple[str, dict[str, Any]]:
+    """The task that measures a claim, and its other arguments: the claim's fields, or what an older one's name says.
+
+    Raises UsageError for a task or argument that a claim may not give.
+    """
+    if claim.task is not None:
+        if claim.task not in HOW or not set(claim.how) <= HOW[claim.task]:
+            raise UsageError(
+                f"{claim.name!r} cannot be measured again: it is of the task {claim.task} with {claim.how}, and known "
+                f"are {', '.join(HOW)}"
+            )
+        return claim.task, dict(claim.how)
+    if (found := _PAG.fullmatch(claim.name)) is not None:
+        return "pag", {name: value for name, value in found.groupdict().items() if value is not None}
+    if (found := _MAPS.fullmatch(claim.name)) is not None:
+        task = "faithfulness" if found["what"].startswith(FAITHFULNESS) else "maps"
+        return task, {"method": found["method"], "layer": found["layer"]}
+    if "recall" in claim.name or not claim.name.startswith("top-"):
+        return "retrieval" if "recall" in claim.name else "gradients", {}
+    if (counted := _COUNTED.search(claim.name)) is not None:
+        return "zero-shot", {"labels": int(counted[1])}
+    return "zero-shot", {"labels": "present" if claim.name.endswith("present") else "all"}
 
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
-    """The value of `claim` as it is found now. Raises UsageError where the claim does not say enough to measure it."""
-
-    if claim.name.startswith(PAG):
-        return _measured_pag(referee, claim, device)
-
-    task: Literal["zero-shot", "retrieval", "gradients", "maps", "faithfulness"]
-    task = "retrieval" if "recall" in claim.name else "zero-shot" if claim.name.startswith("top-") else "gradients"
-    how: dict[str, Any] = {}
-    if (told := maps.told_by(claim.name)) is not None:
-        task, how = told.task, {"method": told.method, "layer": told.layer}
-    attack = [] if claim.attack is None else [claim.attack]
-    if claim.attack is not None and claim.attack.startswith(WORST):
+    """The value of `claim` as it is found now. Raises UsageError where the claim does not say enough to measure it, or
+    names referees that have no name on this machine."""
+    task, how = task_of(claim)
+    if any(find(str(how[name])) is None for name in ("judge", "baseline") if name in how):
+        raise UsageError(f"{claim.name!r} tells of a referee that has no name on this machine: add it first")
+    attack: dict[str, Any] = {"attack": [] if claim.attack is None else [claim.attack]}
+    if task == "pag":
+        if claim.attack is None or claim.attack.startswith(CONTROL):
+            raise UsageError(f"the card gives no perturbation for {claim.name!r}: there is nothing to measure again")
+        attack = {"pag": claim.attack}
+    elif claim.attack is not None and claim.attack.startswith(WORST):
         raise UsageError(
             f"{claim.name!r} ({claim.attack}) is what several attacks left, and the claim does not name them: "
             "measure the claim of one attack"
@@ -67,45 +105,19 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     report = evaluate(
         [referee],
         data=claim.data,
-        tasks=[task],
-        attack=attack,
-        labels=_labels(claim.name),
+        tasks=cast("Any", [task]),
         limit=claim.n,
         seed=claim.seed,
         device=device,
+        **attack,
         **how,
     )
-    return report.row(referee.card.name, claim.name, claim.attack or "clean").value
-
-
-def _labels(name: str) -> Literal["all", "present"] | int:
-    """Among which labels a metric of this name chooses, as `evaluate` takes it."""
-    if (counted := _COUNTED.search(name)) is not None:
-        return int(counted[1])
-    return "present" if name.endswith("present") else "all"
-
-
-def _measured_pag(referee: TwoTower, claim: Claim, device: str) -> float:
-    """Only with referees that have a name here: a card that somebody sent must not choose what is read or fetched."""
-
-    told = pag.told_by(claim.name)
-    if told is None or any(find(name) is None for name in (told.judge, told.against) if name is not None):
-        raise UsageError(f"{claim.name!r} tells of a referee that has no name on this machine: add it first")
-    if claim.attack is None or claim.attack.startswith(CONTROL):
-        raise UsageError(f"the card gives no perturbation for {claim.name!r}: there is nothing to measure again")
-    report = evaluate(
-        [referee],
-        data=claim.data,
-        tasks=["pag"],
-        judge=told.judge,
-        baseline=told.against,
-        pag=claim.attack,
-        limit=claim.n,
-        seed=claim.seed,
-        device=device,
-    )
-    kind: Literal["value", "difference"] = "value" if told.against is None else "difference"
-    return report.row(referee.card.name, told.metric, claim.attack, kind).value
+    again = claims_of(report, referee.card.name)
+    found = [one.value for one in again if (one.name, one.attack) == (claim.name, claim.attack)]
+    if not found:
+        told = ", ".join(dict.fromkeys(f"{one.name} ({one.attack or CLEAN})" for one in again))
+        raise UsageError(f"{claim.name!r} ({claim.attack or CLEAN}) is not among what its task measures: {told}")
+    return found[0]
 
 
 @dataclass(frozen=True)

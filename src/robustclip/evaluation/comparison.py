@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
-from robustclip.evaluation.maps import OF_BLOB
-from robustclip.evaluation.pag import told_by
 from robustclip.evaluation.report import CLEAN, CONTROL, Kind, Row
 from robustclip.evaluation.setting import Measurement
 
@@ -25,19 +23,21 @@ def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
     Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
     under an attack it is over the referee's own. There is none for numbers that are not rates, nor where the
     denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did
-    anything, nor what a blob in the middle of the image has.
+    anything, nor a reference.
     """
+    references = {(m.metric, m.attack) for measured in found.values() for m in measured if m.reference}
     outcomes = {(m.metric, m.attack, name): m.outcomes for name, measured in found.items() for m in measured}
     rows: list[Row] = []
     for metric, attack in _by_metric(outcomes):
         here = {name: outcomes[metric, attack, name] for name in found}
 
         def row(name: str, kind: Kind, against: str, of: Interval, metric: str = metric, attack: str = attack) -> Row:
-            return Row(name, task, metric, attack, kind, against, of.value, of.low, of.high, of.n, seed)
+            is_reference = (metric, attack) in references
+            return Row(name, task, metric, attack, kind, against, of.value, of.low, of.high, of.n, seed, is_reference)
 
         rows += [row(name, "value", "", _interval(values, seed)) for name, values in here.items()]
-        judged = told_by(metric) is not None
-        if attack.startswith(CONTROL) or (judged and attack == CLEAN) or metric.endswith(OF_BLOB):
+        judged = task == "pag"
+        if attack.startswith(CONTROL) or (judged and attack == CLEAN) or (metric, attack) in references:
             continue
         for name, values in here.items():
             if name != baseline:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.maps import OF_BLOB
 from robustclip.evaluation.pag import minus
 from robustclip.evaluation.report import CLEAN, Report, Row
 from robustclip.referees.base import TwoTower
@@ -54,43 +54,59 @@ def load_judges(given: Sequence[Given], *, device: torch.device) -> list[Judge]:
 
 
 def sign_cards(judges: Sequence[Judge], report: Report) -> None:
-    """Write what `report` measured into the judges' cards, as claims of today: values only, and no controls.
-
-    But a PAG score means little without them: it is signed with the rate before, that with noise of its norm, and the
-    paired difference to the baseline.
+    """Write what `report` measured into the judges' cards.
 
     Recall from captions to images is signed for whole sets only: n counts captions there, so a claim could not say
     which images it was measured on.
     """
-    today = datetime.now(UTC).date().isoformat()
-
-    def may_sign(row: Row) -> bool:
-        whole = report.setting["limit"] is None
-        told = row.attack == CLEAN or row.attack in report.threats
-        plain = row.kind == "value" and told and (whole or "text to image" not in row.metric)
-        return (plain and not row.metric.endswith(OF_BLOB)) or row.task == "pag"
-
     for judge in judges:
         folder = folder_to_sign(judge)
         card = Card.load(folder)
-        card.sign(
-            [
-                Claim(
-                    name=minus(row.metric, row.against) if row.kind == "difference" else row.metric,
-                    value=row.value,
-                    low=row.low,
-                    high=row.high,
-                    n=row.n,
-                    seed=row.seed,
-                    data=report.setting["data"],
-                    attack=None if row.attack == CLEAN else row.attack,
-                    date=today,
-                )
-                for row in report.rows
-                if row.referee == judge.name and may_sign(row)
-            ]
-        )
+        whole = report.setting["limit"] is None
+        card.sign([one for one in claims_of(report, judge.name) if whole or "text to image" not in one.name])
         card.save(folder)
+
+
+def claims_of(report: Report, referee: str) -> list[Claim]:
+    """What `report` measured of a referee, as claims of today: values only, and no controls.
+
+    But a PAG score means little without them: it stands beside the rate before, that with noise of its norm, and the
+    paired difference to the baseline.
+    """
+    return [
+        Claim(
+            name=minus(row.metric, row.against) if row.kind == "difference" else row.metric,
+            value=row.value,
+            low=row.low,
+            high=row.high,
+            n=row.n,
+            seed=row.seed,
+            data=report.setting["data"],
+            attack=None if row.attack == CLEAN else row.attack,
+            date=datetime.now(UTC).date().isoformat(),
+            task=row.task,
+            how=_how(row, report.setting),
+        )
+        for row in report.rows
+        if row.referee == referee
+        and (
+            row.task == "pag"
+            or (row.kind == "value" and not row.reference and (row.attack == CLEAN or row.attack in report.threats))
+        )
+    ]
+
+
+def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
+    """The arguments of `evaluate` that decide a row, beside data, attack, number of samples and seed."""
+    match row.task:
+        case "zero-shot":
+            return {"labels": setting["labels"]}
+        case "maps" | "faithfulness":
+            return {"method": setting["method"], "layer": setting["layer"]}
+        case "pag":
+            judge = {"judge": setting["judge"]["name"]}
+            return judge | ({"baseline": row.against} if row.kind == "difference" else {})
+    return {}
 
 
 def folder_to_sign(judge: Judge) -> Path:

@@ -5,10 +5,8 @@ Each stands beside a blob in the middle, which knows nothing of image or text, a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +19,9 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, embed_texts
 
 BLOB = "centre blob"
-OF_BLOB = f" of a {BLOB}"  # ends the name of a number that no referee has a part in
+METHODS = ("gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad")
+"""Of `robustclip.explanation.maps`, which is imported when it is used: it builds on this room, and needs an extra."""
 FAITHFULNESS = ("deletion", "insertion", "ROAD")
-_METRIC = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
 
 
 def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
@@ -100,24 +98,6 @@ def named(metric: str, setting: Setting) -> str:
     return f"{metric} ({setting.method}{f' at {setting.layer}' if setting.layer else ''})"
 
 
-@dataclass(frozen=True)
-class Told:
-    """What the name of a metric of maps tells: the task that measures it, the method, the layer if one was given."""
-
-    task: Literal["maps", "faithfulness"]
-    method: str
-    layer: str | None
-
-
-def told_by(name: str) -> Told | None:
-    """Read the name of a metric or a claim; None where it is no map's."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
-        return None
-    task: Literal["maps", "faithfulness"] = "faithfulness" if found["what"].startswith(FAITHFULNESS) else "maps"
-    return Told(task, found["method"], found["layer"])
-
-
 def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits: str = "") -> Findings:
     """Measurements by metric and attack; what a blob has is subtracted image by image, and told by itself."""
     found = Findings()
@@ -126,7 +106,8 @@ def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits
     for (metric, attack), outcomes in values.items():
         if attack == BLOB:
             own = values[metric, CLEAN]
-            found.measurements.append(_measurement(metric + OF_BLOB, CLEAN, outcomes, metric == hits))
+            blob = _measurement(f"{metric} of a {BLOB}", CLEAN, outcomes, metric == hits)
+            found.measurements.append(replace(blob, reference=True))
             name = named(f"{metric} minus a {BLOB}'s", setting)
             found.measurements.append(_measurement(name, CLEAN, own - outcomes, hit=False))
         else:

@@ -10,7 +10,6 @@ untouched images and on images with noise of the same norm. Protocol and sizes a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from robustclip.runs.rng import each
 
 PAG = "PAG score"
 NAMES = 10  # that the judge chooses among: the target, the image's own, and 8 others
-_METRIC = re.compile(rf"{PAG}(?: minus (?P<against>.+)'s)? (?P<rest>\(judge (?P<judge>.+), \d+ names\))")
 
 
 @dataclass(frozen=True)
@@ -133,21 +131,6 @@ def read_spec(text: str) -> AttackSpec:
             f"write {spec.norm}:{spec.eps:g}@{spec.steps}"
         )
     return spec
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the name of a score tells: the metric, its judge, and whose score was subtracted, if any."""
-
-    metric: str
-    judge: str
-    against: str | None
-
-
-def told_by(name: str) -> Told | None:
-    """Read the name of a metric or a claim; None where it is no PAG score's."""
-    found = _METRIC.fullmatch(name)
-    return Told(f"{PAG} {found['rest']}", found["judge"], found["against"]) if found else None
 
 
 def minus(metric: str, against: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.files import atomic_write, read_json, write_json
 
 Kind = Literal["value", "difference", "retention"]
 
@@ -40,6 +40,7 @@ class Row:
     attack    "clean", an attack's spec ("l2:1.5@20"), or "random l2:1.5", its control.
     low, high the 95% interval (Wilson for rates, else bootstrap; paired where two are compared).
     n, seed   samples, and the seed of the subset, the random starts and the bootstrap.
+    reference  whether no referee has a part in it: what a blob in the middle of the image has.
     """
 
     referee: str
@@ -53,6 +54,7 @@ class Row:
     high: float
     n: int
     seed: int
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,14 @@ class Report:
         rows = [asdict(row) for row in self.rows]
         told = {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
         return told | ({"checks": [asdict(check) for check in self.checks]} if self.checks else {})
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """What `save` wrote, but for the answers and the picture."""
+        found = read_json(folder / REPORT_FILE)
+        made = cls(found["setting"], found["threats"], [Row(**row) for row in found["rows"]], found["notes"])
+        made.checks = [Check(**check) for check in found.get("checks", [])]
+        return made
 
     def write_csv(self, path: str | Path) -> None:
         """All rows, with a header, atomically."""

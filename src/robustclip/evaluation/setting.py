@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # which signs what tasks of this kind measured
     from robustclip.evaluation.judges import Judge
 
 
+WORST = "worst "  # the norm and eps follow
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has, `count`
@@ -55,11 +58,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none)."""
+    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none).
+    `reference` says that no referee has a part in them."""
 
     metric: str
     attack: str
     outcomes: NDArray[Any]
+    reference: bool = False
 
 
 @dataclass
@@ -84,4 +89,4 @@ def control_of(spec: AttackSpec) -> str:
 
 def worst_of(ball: str) -> str:
     """ "worst l2:1.5": what is left after all attacks of that norm and eps, image by image."""
-    return f"worst {ball}"
+    return WORST + ball

@@ -1,25 +1,186 @@
-"""`robustclip plan`: what a run would cost, and how to launch it."""
+"""Plan a training run before it is started: FLOPs, memory, hours and cost on GPUs by name or on this machine.
+
+Importing this module does not import torch: the flags of a plan are shown without it.
+"""
 
 from __future__ import annotations
 
 import inspect
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
-from typing import Any
+from typing import Any, Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from robustclip import recipes, signatures
-from robustclip.planning.terms import Terms, faults
+from robustclip.planning.settings import (
+    GIB,
+    GPUS,
+    HERE,
+    PRICES_OF,
+    RESERVED,
+    SINGLE_REACHED,
+    Settings,
+    Terms,
+    faults,
+    settings_of,
+)
 from robustclip.recipes import Recipe
+from robustclip.runs import terminal
 from robustclip.signatures import Pairs
 from robustclip.source import Function
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # a plan's flags must be known without torch
-    from robustclip.planning.estimate import Estimate
+if TYPE_CHECKING:
+    from robustclip.planning.costs import Memory, StepFlops, TowerFlops
+    from robustclip.planning.towers import Rehearsal
 
-MACHINE = 8  # GPUs of one
+MACHINE: Final = 8  # GPUs of one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take. Times in seconds and hours, memory in bytes of one GPU, cost in US dollars.
+
+    enough_accumulation  parts of a share, a power of two, with which it fits; None where no number of parts is enough
+    flops_per_second     that a GPU is expected to reach in the image tower, or was measured to
+    """
+
+    recipe: str
+    settings: Settings
+    terms: Terms
+    dtype: str
+    size: tuple[int, int]
+    parameters: int
+    tower: TowerFlops
+    step: StepFlops
+    memory: Memory
+    memory_of_gpu: float
+    enough_accumulation: int | None
+    flops_per_second: float
+    seconds_per_step: float
+    price: float | None
+    measured: Rehearsal | None
+    has_grouped_convolutions: bool
+    command: str
+
+    @property
+    def total_flops(self) -> float:
+        return self.step.total * self.settings.steps
+
+    @property
+    def hours(self) -> float:
+        return self.seconds_per_step * self.settings.steps / 3600
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.price is None else self.hours * self.terms.count * self.price
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all GPUs together: what the data must deliver."""
+        return self.settings.batch_size / self.seconds_per_step
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= (1 - RESERVED) * self.memory_of_gpu
+
+    def __repr__(self) -> str:
+        return f"<Estimate of {self.recipe}: {self.settings.steps} steps; .table() shows it>"
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return terminal.html(self.table())
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: every number above, and what is assumed, in sentences."""
+        derived = {name: getattr(self, name) for name in ("total_flops", "hours", "cost", "images_per_second", "fits")}
+        peak = {"peak": self.memory.peak, "fullest": self.memory.fullest}
+        return asdict(self) | derived | {"memory": asdict(self.memory) | peak, "assumptions": self.assumptions()}
+
+    def table(self) -> Group:
+        """A line for each answer with how it comes about, the assumptions, and the command."""
+        settings, terms, step, each = self.settings, self.terms, self.step, self.step.total / self.settings.batch_size
+        parts = f", in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+        share = f"{settings.share(terms.count):,} on each of {terms.count} x {terms.gpu}{parts}"
+        passes = f"{each / self.tower.forward:.1f} forward passes of the image tower"
+        tower = f"{settings.architecture or settings.start} at {self.size[0]}x{self.size[1]}"
+        named = self.memory.held | self.memory.moments[self.memory.fullest]
+        kept = ", ".join(f"{name} {size / GIB:.2g}" for name, size in named.items() if size / GIB >= 0.05)
+        of_gpu = f"of {self.memory_of_gpu / GIB:,.0f} GB; fullest in the {self.memory.fullest}: {kept}"
+        price = "give --price, of an hour" if self.price is None else f"{terms.count} x ${self.price:.2f} an hour"
+        rows = [
+            ("tower", f"{self.parameters / 1e6:,.1f}M weights", tower),
+            ("samples", f"{settings.samples:,}", f"{settings.steps:,} steps of {settings.batch_size:,}: {share}"),
+            ("FLOPs of a step", with_prefix(step.total, "FLOP"), shares(vars(step))),
+            ("FLOPs of an image", with_prefix(each, "FLOP"), passes),
+            ("FLOPs of the run", with_prefix(self.total_flops, "FLOP"), ""),
+            ("time of a step", f"{self.seconds_per_step:.3g} s", f"{self.images_per_second:,.0f} images/s"),
+            ("time of the run", in_time(self.hours), f"{self.hours * terms.count:,.1f} GPU hours"),
+            ("cost", "unknown" if self.cost is None else f"${self.cost:,.2f}", price),
+            ("memory of a GPU", f"{self.memory.peak / GIB:,.1f} GB", of_gpu),
+            ("", self._advice(), ""),
+        ]
+        lines = Table("", "", "", box=None, pad_edge=False, show_header=False)
+        for row in rows:
+            lines.add_row(*map(Text, row))
+        assumed = [Text(f"- {sentence}", style="dim") for sentence in self.assumptions()]
+        return Group(lines, Text("\nAssumed:"), *assumed, Text("\nTo run it (with its data):"), Text(self.command))
+
+    def _advice(self) -> str:
+        if self.fits:
+            return "fits"
+        if self.memory.fullest == "probe":
+            return "does NOT fit the probe, a whole batch: --evaluate-every 0 leaves it out, a smaller batch helps"
+        if self.enough_accumulation is not None:
+            return f"does NOT fit: --accumulate {self.enough_accumulation} would, or --grad-checkpointing may"
+        return "does NOT fit, in however many parts: try --fsdp, --grad-checkpointing or larger GPUs"
+
+    def assumptions(self) -> list[str]:
+        """What the numbers stand on, in sentences."""
+        captions = "Every caption fills the text tower's context, and is embedded in float32 in each step."
+        if not self.settings.coupled:
+            captions = "The loss reads no captions, only the names of all concepts, which are embedded once."
+        elif self.tower.caption is None:
+            captions = "The text tower is not counted: its config would have to be fetched."
+        said = [
+            "FLOPs are those of products of matrices and convolutions, counted by torch on this tower.",
+            self._speed(),
+            "The tower has grouped convolutions, which reach far less of a peak than dense ones."
+            if self.has_grouped_convolutions
+            else "",
+            f"Nobody waits for data, which must deliver {self.images_per_second:,.0f} images/s, and messages between "
+            "GPUs take no time.",
+            captions,
+            f"Weights, gradients, moments and average are float32; activations are what torch keeps on a CPU in "
+            f"{self.dtype} with fused attention; {RESERVED:.0%} of the memory stays free for the rest.",
+            f"Prices are indicative, of {PRICES_OF}: give yours by --price."
+            if self.terms.price is None and self.price is not None
+            else "",
+        ]
+        return [sentence for sentence in said if sentence]
+
+    def _speed(self) -> str:
+        if (found := self.measured) is not None:
+            return (
+                f"Measured here: {found.images} images a step on {found.device} in {found.dtype} made "
+                f"{with_prefix(found.flops_per_second, 'FLOP/s')}, and an update besides takes "
+                f"{found.seconds_per_update:.3g} s."
+            )
+        gpu, less = (
+            GPUS[self.terms.gpu],
+            "Small towers and batches reach less; --gpu here, on one of them, measures it.",
+        )
+        reached = f"{SINGLE_REACHED:.0%} of {gpu.single:g} TFLOP/s in float32"
+        if self.dtype != "float32":
+            reached = (
+                f"{self.terms.mfu:.0%} (--mfu) of {gpu.half:,g} TFLOP/s, its maker's figure for dense {self.dtype}"
+            )
+        less = "Small towers and batches reach less; --gpu here, on one of them, measures it."
+        return f"A {self.terms.gpu} reaches {reached}. {less}"
 
 
 def plan(recipe: str, **arguments: object) -> Estimate:
@@ -39,8 +200,6 @@ def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
     described = describe(recipe, recipe.function)
 
     def planned(**arguments: Any) -> Estimate:
-        from robustclip.planning.estimate import estimate
-
         of_plan = Terms(**{field.name: arguments.pop(field.name) for field in fields(Terms)})
         return estimate(recipe, of_plan, arguments)
 
@@ -66,6 +225,65 @@ def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Func
     return Function(inspect.Signature(keywords), inspect.cleandoc(doc))
 
 
+def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Estimate:
+    """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse too."""
+    from robustclip.planning import costs, towers
+
+    settings = settings_of(recipe, arguments, terms.samples)
+    settings.share(terms.count)
+    design = towers.blueprint(settings.start, settings.architecture)
+    imagined = towers.imagine(design, lambda tower: towers.make_ready(tower, settings, terms.count))
+    bank = 0 if settings.coupled else costs.texts_of_bank(settings)
+    tower = costs.of_towers(imagined, design.size)
+    step = costs.of_step(settings, tower, design, terms.count, bank)
+    measured = None
+    if terms.gpu == HERE:
+
+        def passes(rehearsed: Settings) -> float:
+            found = costs.of_step(rehearsed, tower, design, 1, bank)
+            return found.total - found.captions - found.watching
+
+        measured = towers.rehearse(settings, design, terms.count, bank, passes)
+    if measured is None:
+        gpu = GPUS[terms.gpu]
+        dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if gpu.has_bfloat16 else "float32"
+        speed, reading = gpu.reached(dtype, terms.mfu), gpu.reached("float32", terms.mfu)
+        memory_of_gpu, update = gpu.memory * GIB, 0.0
+        price: float | None = gpu.price if terms.price is None else terms.price
+    else:
+        dtype, speed, memory_of_gpu = measured.dtype, measured.flops_per_second, measured.memory
+        update, price, reading = measured.seconds_per_update, terms.price, speed
+    kept = costs.activations(imagined, design.size, dtype, grad_checkpointing=settings.grad_checkpointing)
+    share = settings.share(terms.count)
+    parts = [settings.accumulate, *(2**n for n in range(1, share.bit_length()) if 2**n > settings.accumulate)]
+    needed = {
+        accumulate: costs.memory_of_step(
+            replace(settings, accumulate=accumulate), imagined, design, kept, terms.count, fsdp=terms.fsdp, bank=bank
+        )
+        for accumulate in parts
+    }
+    usable = (1 - RESERVED) * memory_of_gpu
+    return Estimate(
+        recipe=recipe.name,
+        settings=settings,
+        terms=terms,
+        dtype=dtype,
+        size=design.size,
+        parameters=sum(weight.numel() for weight in imagined.image_tower.parameters()),
+        tower=tower,
+        step=step,
+        memory=needed[settings.accumulate],
+        memory_of_gpu=memory_of_gpu,
+        enough_accumulation=next((parts for parts, memory in needed.items() if memory.peak <= usable), None),
+        flops_per_second=speed,
+        seconds_per_step=((step.total - step.captions) / speed + step.captions / reading) / terms.count + update,
+        price=price,
+        measured=measured,
+        has_grouped_convolutions=towers.has_grouped_convolutions(imagined.image_tower),
+        command=command_line(recipe, arguments, settings.steps, terms),
+    )
+
+
 def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms: Terms) -> str:
     """How the planned run is started: the flags that were given, with the steps that the samples make."""
     defaults = {parameter.name: parameter.default for parameter in signatures.parameters(recipe.function)}
@@ -89,3 +307,30 @@ def _written(name: str, value: object) -> list[str]:
         return [flag if value else flag.replace("--", "--no-", 1)]
     values = value if isinstance(value, list | tuple) else [value]
     return [word for one in values for word in (flag, signatures.written(one))]
+
+
+def with_prefix(value: float, unit: str) -> str:
+    """1.5e12 FLOP is 1.50 TFLOP."""
+    for power, prefix in ((24, "Y"), (21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def in_time(hours: float) -> str:
+    """Hours as people say them."""
+    if hours < 1:
+        return f"{hours * 60:.3g} minutes"
+    return f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days ({hours:,.0f} hours)"
+
+
+def shares(parts: Mapping[str, float]) -> str:
+    """What a total consists of, in percent, the largest first."""
+    names = {
+        "recomputed": "computed again for parts",
+        "beside": "clean and original embeddings",
+        "watching": "log and probe",
+    }
+    total = sum(parts.values())
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{names.get(name, name)} {value / total:.1%}" for name, value in largest if value > 0)

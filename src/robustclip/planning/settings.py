@@ -1,22 +1,124 @@
-"""Read the settings that determine a recipe's cost from its flags."""
+"""What a plan is asked: on which GPUs, for how many samples, and the settings of a training that decide its cost.
+
+Importing this module does not import torch: the flags of a plan are shown without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from math import ceil
-from typing import Any
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
 from robustclip.errors import UsageError
 from robustclip.recipes import Recipe
 from robustclip.runs.processes import Place
 
-LOG_EVERY = 10  # the trainer's own, which recipes leave as it is
+HERE: Final = "here"
+"""The machine of the caller, measured instead of looked up."""
+PRICES_OF: Final = "2026-03"
+"""When the prices were read: list prices of one cloud that rents single GPUs, or of a like one where it has none. They
+are indicative; other clouds ask three times as much for the same GPU, or half."""
+SINGLE_REACHED: Final = 0.7
+"""The share of its float32 peak that a GPU is taken to reach: ordinary cores are easier to keep busy (ours)."""
+RESERVED: Final = 0.1
+"""Of a GPU's memory: the CUDA context, the allocator's gaps, and what a layer needs while it is computed (ours)."""
+LOG_EVERY: Final = 10  # the trainer's own, which recipes leave as it is
+GIB: Final = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`half` and `single` are peaks in TFLOP/s, as the maker's data sheet gives them: dense (no sparsity) tensor cores
+    with accumulation in float32 for bfloat16 and float16, and ordinary cores for float32, which is what torch uses
+    unless it is told that TF32 will do. Memory in GB, price in US dollars an hour."""
+
+    half: float
+    single: float
+    memory: float
+    price: float
+    has_bfloat16: bool = True
+
+    def reached(self, dtype: str, mfu: float) -> float:
+        """FLOP/s expected in a dtype by name, `mfu` being the share of the tensor cores' peak."""
+        return 1e12 * (SINGLE_REACHED * self.single if dtype == "float32" else mfu * self.half)
+
+
+GPUS: Final = {
+    "b200": Gpu(2250, 75, 180, 5.98),  # NVIDIA HGX B200 data sheet (a system's numbers / 8)
+    "h200": Gpu(989, 67, 141, 3.59),  # NVIDIA H200 data sheet, SXM
+    "h100": Gpu(989, 67, 80, 2.69),  # NVIDIA H100 data sheet, SXM
+    "h100-pcie": Gpu(756, 51, 80, 1.99),  # NVIDIA H100 PCIe product brief
+    "a100-80gb": Gpu(312, 19.5, 80, 1.39),  # NVIDIA A100 80GB data sheet
+    "a100-40gb": Gpu(312, 19.5, 40, 1.29),  # NVIDIA A100 data sheet
+    "l40s": Gpu(362, 91.6, 48, 0.79),  # NVIDIA L40S data sheet
+    "l4": Gpu(121, 30.3, 24, 0.44),  # NVIDIA L4 data sheet
+    "a40": Gpu(149.7, 37.4, 48, 0.40),  # NVIDIA A40 data sheet
+    "a10": Gpu(125, 31.2, 24, 0.75),  # NVIDIA A10 data sheet
+    "rtx-a6000": Gpu(154.8, 38.7, 48, 0.49),  # NVIDIA RTX A6000 data sheet (half of its sparse figure)
+    "rtx5090": Gpu(209.5, 104.8, 32, 0.69),  # NVIDIA RTX Blackwell architecture paper
+    "rtx4090": Gpu(165.2, 82.6, 24, 0.34),  # NVIDIA Ada architecture paper
+    "rtx3090": Gpu(71, 35.6, 24, 0.22),  # NVIDIA Ampere GA102 architecture paper
+    "v100": Gpu(125, 15.7, 32, 0.55, has_bfloat16=False),  # NVIDIA V100 data sheet, SXM2
+    "t4": Gpu(65, 8.1, 16, 0.35, has_bfloat16=False),  # NVIDIA T4 data sheet
+}
+
+
+def known_gpu(name: str) -> str:
+    """`name` as the table spells it ("RTX 4090" is rtx4090). Raises ValueError for a GPU that is not in it."""
+    spelt = name.strip().lower().replace("_", "-").replace(" ", "-")
+    for candidate in (spelt, spelt.replace("-", ""), f"{spelt}-80gb"):
+        if candidate in GPUS or candidate == HERE:
+            return candidate
+    near = get_close_matches(spelt, GPUS, n=3)
+    meant = f"; near ones: {', '.join(near)}" if near else ""
+    raise ValueError(f"should be {HERE} (this machine, measured) or one of {', '.join(GPUS)}{meant}")
+
+
+def count_of(text: object) -> object:
+    """A number of samples: 100M, 5k, 1.2B, 4096. Raises ValueError for what is none."""
+    if not isinstance(text, str):
+        return text
+    powers = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kmb]?)", text.strip().lower().replace("_", ""), re.ASCII)
+    value = float(found[1]) * powers[found[2]] if found else 0.0
+    if not value.is_integer() or not 0 < value <= 10**15:
+        raise ValueError("should be a whole number above 0, as in 100M, 5k, 1.2B or 4096")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Where a run would be made, how long, and what is assumed of it."""
+
+    gpu: Annotated[str, AfterValidator(known_gpu), "its name, or `here` to measure a step on this machine"] = "h100"
+    count: Annotated[PositiveInt, "how many of them, a process each"] = 1
+    samples: Annotated[int | None, BeforeValidator(count_of), "pairs to see, as 100M; sets --steps"] = None
+    mfu: Annotated[float, Field(gt=0, le=1), "the share of their peak that tensor cores reach (assumed)"] = 0.3
+    price: Annotated[NonNegativeFloat | None, "of one GPU for an hour, else the table's"] = None
+    fsdp: Annotated[bool, "split weights, gradients and moments over the GPUs"] = False
+
+
+def faults(gpu: str, count: int, fsdp: bool, dtype: str, quick: bool) -> Iterator[str]:
+    """What is wrong with terms and flags that are illegal together."""
+    if quick:
+        yield "--quick: a quick run takes seconds, there is nothing to plan: leave it out"
+    if fsdp and count == 1:
+        yield "--fsdp splits weights over GPUs, and --count is 1: leave it out, or give --count 2 or more"
+    if gpu != HERE and dtype == "bfloat16" and not GPUS[gpu].has_bfloat16:
+        yield f"--dtype bfloat16: a {gpu} does not compute in it: use --dtype float32"
+    if gpu != HERE and dtype not in ("auto", "bfloat16", "float32"):
+        yield f"--dtype {dtype!r}: training runs in auto, bfloat16 or float32"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Fields are named as the flags are; a recipe without one has the trainer's default."""
+    """What the cost of a training depends on. Fields are named as the flags are; a recipe without one has the trainer's
+    default."""
 
     start: str
     steps: int
@@ -64,7 +166,7 @@ class Settings:
         return ceil(self.share(count) / self.accumulate)
 
 
-def of_recipe(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None = None) -> Settings:
+def settings_of(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None = None) -> Settings:
     """What a call of `recipe` with `arguments` (all of them, defaults included) would train, for `samples` pairs if
     given, else for the recipe's steps.
 

@@ -25,6 +25,7 @@ class Claim:
     """One measured number: `value` in [`low`, `high`] (95% interval) from `n` samples, and how to measure it again.
 
     `data` is "dataset/split", `attack` the attack's spec ("l2:1.5@20") or None for clean images, `date` ISO 8601.
+    `task` is `evaluate`'s, and `how` holds its other arguments ({"method": "gradcam"}); older cards have neither.
     """
 
     name: Line
@@ -36,6 +37,8 @@ class Claim:
     data: Line
     attack: Line | None
     date: Line
+    task: Line | None = None
+    how: Annotated[dict[str, Line | int | None], AfterValidator(check_plain)] = field(default_factory=dict)
 
 
 def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +82,10 @@ class Card:
         """The card as plain JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["threat"] = None if self.threat is None else self.threat.to_json()
-        values["claims"] = [asdict(claim) for claim in self.claims]
+        values["claims"] = [
+            {name: value for name, value in asdict(claim).items() if name not in ("task", "how") or claim.task}
+            for claim in self.claims
+        ]
         return values
 
     @classmethod
@@ -181,7 +187,11 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
             f"{kind.__name__.lower()} is a JSON object"
         )
     types = _types(kind)
-    needed = {"name", "family", "architecture", "preprocess", "logit_scale"} if kind is Card else set(types)
+    needed = (
+        {"name", "family", "architecture", "preprocess", "logit_scale"}
+        if kind is Card
+        else set(types) - {"task", "how"}
+    )
     missing, unknown = sorted(needed - set(values)), sorted(set(values) - set(types))
     if missing or unknown:
         faults = [f"{word}: {', '.join(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]

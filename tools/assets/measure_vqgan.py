@@ -1,7 +1,7 @@
 """Measure the embedded VQGAN's reconstructions. Writes its card and docs/vqgan.png.
 
-    python tools/measure_vqgan.py                          # a minute on one core
-    python tools/measure_vqgan.py --run runs/...           # and puts what the run saw on the card
+    python tools/assets/measure_vqgan.py                          # a minute on one core
+    python tools/assets/measure_vqgan.py --run runs/...           # and puts what the run saw on the card
 
 Drawings of judge-heldback are in the styles that the generator was trained on, or in unseen ones; held-out concepts are
 unseen in every style. Recognition is a judge's choice among 10 names, the own one and 9 drawn from the set's others, of
@@ -35,7 +35,7 @@ from robustclip.runs.files import sha256, write_json
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
-SHEET = Path(__file__).parents[1] / "docs" / "vqgan.png"
+SHEET = Path(__file__).parents[2] / "docs" / "vqgan.png"
 JUDGES = ["emoji-judge", "emoji-judge-disjoint"]
 NAMES = 10
 COLUMNS = 8  # of the sheet

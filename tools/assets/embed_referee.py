@@ -1,6 +1,6 @@
 """Add a trained referee to the embedded ones: half-precision image tower, card, open_clip config.
 
-    python tools/embed_referee.py runs/emoji-1 emoji-robust
+    python tools/assets/embed_referee.py runs/emoji-1 emoji-robust
 
 Claims are measured afterwards, on the file that is committed: `robustclip evaluate ... --sign`.
 """

@@ -1,6 +1,6 @@
 """Write src/robustclip_emoji/SHA256SUMS (checked by `sha256sum -c`).
 
-python tools/write_manifest.py
+python tools/assets/write_manifest.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robustclip.runs.files import atomic_write, sha256
 
-ROOT = Path(__file__).parents[1] / "src" / "robustclip_emoji"
+ROOT = Path(__file__).parents[2] / "src" / "robustclip_emoji"
 UNLISTED = {"SHA256SUMS", "__init__.py", "pyproject.toml", "README.md", "NOTICE"}
 """Files that hold no data, by their path from ROOT."""
 

@@ -14,26 +14,60 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console, Group
 from safetensors.torch import load_file, save
 
+from robustclip import signatures
 from robustclip.data.images import resize
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
+from robustclip.diffusion.adapters import load_adapter
 from robustclip.diffusion.mutual_information import FORMS, Form, evaluations_needed, pointwise_forms
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Rater, Selection, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
-from robustclip.evaluation.generation.compositional import alternatives
+from robustclip.evaluation.generation.compositional import CHANCE, alternatives, judge_pairs
+from robustclip.evaluation.generation.grids import Columns, Study, draw_set
 from robustclip.evaluation.generation.ranks import agreement, compared, table, told_apart
+from robustclip.evaluation.generation.results import Column, Results
+from robustclip.recipes import find
+from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
-from robustclip.runs.files import atomic_write, is_file, read_json, write_json
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.files import atomic_write, is_file, plain, read_json, write_json
+from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
 from robustclip.runs.terminal import watched
+from robustclip.synthesis.items import Item, Seeds, items_of
+from robustclip.synthesis.prompts import Prompt
 
-Part = Literal["ranks", "training"]
+Part = Literal["ranks", "training", "tune"]
 PAGE: Final = 190  # characters a line of the tables in a file
 SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
 KINDS: Final = ("colours exchanged", "another thing", "a thing missing", "another picture's")
 TRAJECTORY: Final = "trajectory"
 REPEATED: Final = 6  # prompts and samples whose estimates are repeated, for their variance
+READER, CLIP = "emoji-blip2", "emoji-vanilla-long"  # which choose, and judge nothing here
+TUNED: Final[dict[str, dict[str, Any]]] = {
+    # What chooses. All rows are compared with "base", the model as it is.
+    "gap": {"by": "gap"},
+    "mi": {"by": "mi"},
+    "random": {"by": "random"},
+    "clip": {"by": CLIP},
+    "reader": {"by": READER},
+    "judge": {},  # the first of the judges itself: the most that choosing can give
+    # Rounds, by the gap; "gap" is the first.
+    "round-2": {"by": "gap", "rounds": 2},
+    "round-3": {"by": "gap", "rounds": 3},
+    # Adapters, pictures kept of those drawn, and the share of real pictures, by the gap.
+    "lora": {"by": "gap", "dora": False},
+    "7-of-50": {"by": "gap", "keep": 7, "samples": 50},
+    "1-of-30": {"by": "gap", "samples": 30},
+    "1-of-50": {"by": "gap", "samples": 50},
+    "1-of-100": {"by": "gap", "samples": 100},
+    "real-0.25": {"by": "gap", "real_share": 0.25},
+    "real-0.5": {"by": "gap", "real_share": 0.5},
+    "real-0.9": {"by": "gap", "real_share": 0.9},
+}
+BASE: Final = "base"
+HEADLINE: Final = ["gap", "mi", "random", "clip", "reader", "judge"]
+EVERY: Final = "all judges"
+TUNE_JUDGES: Final = 2  # of the judges, the first that are pair readers: those of the table
 LEVELS: Final = 32
 DRAWS: Final = 8  # of the repeated estimates
 
@@ -53,7 +87,7 @@ class Setting:
 
 def recipe(
     *,
-    parts: Annotated[list[Part], "ranks: of --model; training: the same of each of --snapshots"] = ["ranks"],  # noqa: B006
+    parts: Annotated[list[Part], "what to measure, see below"] = ["ranks"],  # noqa: B006
     model: Annotated[str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"] = (
         "emoji-diffusion"
     ),
@@ -69,6 +103,14 @@ def recipe(
     sampling_steps: PositiveInt = 50,
     draws: Annotated[PositiveInt, "of each of the 32 noise levels of an estimate"] = 2,
     size: PositiveInt = 64,
+    rows: Annotated[list[str], "of tune, by name, beside the model as it is"] = HEADLINE,
+    seeds: Annotated[Seeds, "of tune's pictures of each prompt"] = [0, 1, 2],  # noqa: B006
+    trained_on: Annotated[PositiveInt, "prompts, none of the 60"] = 64,
+    tune_steps: Annotated[PositiveInt, "of training in each round"] = 100,
+    batch_size: Annotated[PositiveInt, "of training"] = 64,
+    lr: PositiveFloat = 1e-4,
+    pictures_steps: Annotated[PositiveInt, "of DDIM, for tune's pictures"] = 50,
+    budget: Annotated[PositiveFloat | None, "minutes: no row of tune is begun that would end later"] = None,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -86,11 +128,15 @@ def recipe(
                the estimates' variance: denoiser evaluations to a standard error of 5% of the spread between pictures,
                and tau between two estimates of the same pictures by draws
     training   the same for each of --snapshots, to see from which quality on mutual information ranks as judges do
+    tune       two-object R-Precision of the model, and of what align mi-tune makes of it with --samples of each of
+               --trained-on other prompts, row by row: what chooses, rounds, DoRA or LoRA, k of M, real pictures
 
-    What is done is kept by prompt, and --resume goes on, with more of anything too. Writes tables.txt and results.json.
+    What is done is kept, and --resume goes on, with more of anything too. Writes ranks.txt and ranks.json, and of tune
+    table.txt, results.json, contact_sheet.png.
     """
     if quick:
-        prompts, samples, scenes, sampling_steps, draws = 2, 3, 1, 2, 1
+        prompts, samples, scenes, sampling_steps, draws, pictures_steps = 2, 3, 1, 2, 1, 2
+        trained_on, tune_steps, batch_size = 2, 2, 4
     arguments = dict(locals())
     place = pick_device(device)
     loaded = partial(load_diffusion, device=place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
@@ -117,16 +163,70 @@ def recipe(
                 own, folder / f"guidance-{guidance[0]:g}", pairs[: 2 if quick else REPEATED], 2 if quick else DRAWS
             )
             shown += list(tables(name, results[name]))
-            write_json(run.folder / "results.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
-            with atomic_write(run.folder / "tables.txt", "w") as file:
+            write_json(run.folder / "ranks.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
+            with atomic_write(run.folder / "ranks.txt", "w") as file:
                 Console(file=file, width=PAGE).print(*shown)
         terminal.rich(Group(*shown))
-        run.finish({})
-    return {"out": str(run.folder), "models": len(results)}
+        if "tune" not in parts:
+            run.finish({})
+            return {"out": str(run.folder), "models": len(results)}
+        readers = [name for name in judges if is_pair_reader(name)][:TUNE_JUDGES]
+        jury = {name: load_pair_reader(name, place) for name in readers}
+        items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
+        told = {name: plain(arguments[name]) for name in ("model", "prompts", "seeds", "samples", "trained_on", "lr")}
+        told |= {name: arguments[name] for name in ("tune_steps", "batch_size", "guidance", "pictures_steps")}
+        told["fingerprints"] = {name: pair_fingerprint(one) for name, one in jury.items()}
+        compared = [(name, against) for against in (BASE, "random") for name in rows if name != against]
+        study = Study(run, Results(chance=CHANCE, compared=compared, shown=list(CHANCE)), told, budget)
+        align = {"model": model, "count": trained_on, "samples": samples, "sampling_steps": sampling_steps}
+        align |= {"guidance": guidance[0], "steps": tune_steps, "batch_size": batch_size, "lr": lr, "size": size}
+        align |= {"pool": run.folder / "pool", "device": device, "dtype": dtype, "seed": seed}
+
+        def painted(name: str, folder: Path) -> torch.Tensor:
+            tuned = loaded(model)
+            if name != BASE:
+                chooser = {"by": readers[0]} if name == "judge" else {}
+                load_adapter(tuned, adapter(run.folder / "tuned" / name, align | TUNED[name] | chooser))
+
+            def draw(some: Sequence[Item]) -> torch.Tensor:
+                streams = [item.generator("sample", device=place) for item in some]
+                texts = [item.prompt.title for item in some]
+                how: dict[str, Any] = {"size": (size, size), "steps": pictures_steps, "guidance": guidance[0]}
+                return tuned.sample(texts, generators=streams, **how).cpu()
+
+            return draw_set(folder, items, draw, 60)
+
+        def judged(images: torch.Tensor) -> Columns:
+            found = {
+                name: judge_pairs(one, images, [pair for pair in pairs for _ in seeds]) for name, one in jury.items()
+            }
+            columns = {Column(rate, name): getattr(one, rate).numpy() for name, one in found.items() for rate in CHANCE}
+            both = {rate: np.logical_and.reduce([columns[Column(rate, name)] for name in found]) for rate in CHANCE}
+            return columns | {Column(rate, EVERY): values for rate, values in both.items()}
+
+        for name in [BASE, *rows]:
+            study.row(name, [item.prompt.title for item in items], partial(painted, name), judged)
+        return study.finish(Column("right", EVERY))
 
 
-def faults(parts: list[str], snapshots: list[str], prompts: int, judges: list[str], samples: int) -> Iterator[str]:
+def adapter(folder: Path, asked: Mapping[str, Any]) -> Path:
+    """The adapter of a run of `align mi-tune` with these arguments, which is begun or gone on with where it is not
+    finished."""
+    if not (folder / "adapter").is_dir():
+        start = {"resume": folder} if is_file(folder / RECORD) else {"out": folder}
+        find("mi-tune", "align").function(**asked, **start)
+    return folder / "adapter"
+
+
+def faults(
+    parts: list[str], snapshots: list[str], prompts: int, judges: list[str], samples: int, rows: list[str]
+) -> Iterator[str]:
     """What is wrong with values that are illegal together."""
+    for row in rows:
+        if row not in TUNED:
+            yield signatures.unknown(row, TUNED, "row") + f". There are {', '.join(TUNED)}"
+    if "tune" in parts and sum(map(is_pair_reader, judges)) < TUNE_JUDGES:
+        yield "tune is judged by two pair readers: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
     if "training" in parts and not snapshots:
         yield "--parts training measures the denoisers of --snapshots FOLDER FOLDER ...: give them"
     if prompts > (most := len(compositional_prompts())):

@@ -13,6 +13,7 @@ from robustclip.errors import UsageError
 
 from ..diffusion.tiny import tiny_pipeline
 
+READERS = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]
 JUDGES = ["emoji-judge", "emoji-judge-disjoint"]
 
 
@@ -31,25 +32,42 @@ def reproduce(**given: Any) -> dict[str, Any]:
 def test_ranks_are_written_and_what_is_scored_is_not_scored_again(pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     reproduce(model=str(pipeline), out=out)
-    found = json.loads((out / "results.json").read_text())
+    found = json.loads((out / "ranks.json").read_text())
     own = found[str(pipeline)]
     told = {(row["first"], row["second"]): row for row in own["captions"]}
     assert told["gap", "colours exchanged"]["n"] == told["emoji-judge", "another picture's"]["n"] == 2
     names = {row["first"] for row in own["guidance 5"]}
     assert names == {"gap", "difference", "trajectory", *JUDGES}
     assert {row["what"] for row in own["variance"]} == {"tau", "evaluations"}
-    assert "Kendall's tau" in (out / "tables.txt").read_text()
+    assert "Kendall's tau" in (out / "ranks.txt").read_text()
     kept = sorted((out / "ranks").rglob("*.json"))
     before = {path: path.stat().st_mtime_ns for path in kept}
     reproduce(model=str(pipeline), resume=out, prompts=3)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
-    assert json.loads((out / "results.json").read_text())[str(pipeline)] == own
+    assert json.loads((out / "ranks.json").read_text())[str(pipeline)] == own
 
 
 def test_snapshots_are_measured_in_order(pipeline: Path, tmp_path: Path) -> None:
     reproduce(parts=["training"], snapshots=[str(pipeline)], out=tmp_path / "run")
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads((tmp_path / "run" / "ranks.json").read_text())
     assert [name for name in found if name != "judges"] == ["00 sd"]
+
+
+def test_tuned_models_are_judged_beside_the_model_as_it_is(pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    call = {"parts": ["tune"], "model": str(pipeline), "seeds": [0], "judges": READERS}
+    reproduce(**call, rows=["gap"], out=out)
+    trained = (out / "tuned" / "gap" / "adapter" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns
+    (pool,) = (out / "pool").iterdir()
+    assert len(list(pool.iterdir())) == 2
+    reproduce(**call, rows=["gap", "random"], resume=out)
+    assert (out / "tuned" / "gap" / "adapter" / "pytorch_lora_weights.safetensors").stat().st_mtime_ns == trained
+    found = json.loads((out / "results.json").read_text())
+    assert list(found["rows"]) == ["base", "gap", "random"]
+    pictures = [sorted((out / "cells" / row / "images").iterdir()) for row in found["rows"]]
+    assert [one.name for one in pictures[0]] == [one.name for one in pictures[1]]
+    assert pictures[0][0].read_bytes() != pictures[1][0].read_bytes()
+    assert all((out / "tuned" / row / "adapter").is_dir() for row in ("gap", "random"))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +77,8 @@ def test_snapshots_are_measured_in_order(pipeline: Path, tmp_path: Path) -> None
         ({"prompts": 61}, "60"),
         ({"samples": 1}, "samples"),
         ({"judges": []}, "judges"),
+        ({"rows": ["gab"]}, "gap"),
+        ({"parts": ["tune"]}, "pair readers"),
     ],
 )
 def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:

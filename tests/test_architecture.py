@@ -97,6 +97,15 @@ def test_namesakes_are_not_confused() -> None:
     assert not misplaced("import transformers_extra\nfrom . import transformers\nimport torch.utils.data", "cli.py")
 
 
+def test_rooms_import_downwards_only() -> None:
+    code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True, no_logo=True))"
+    paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_no_page_is_too_long() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     faults = [

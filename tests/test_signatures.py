@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AfterValidator, FilePath, NewPath, PositiveFloat, PositiveInt
 
-from robustclip.errors import UsageError
-from robustclip.signatures import as_config, as_flag, as_keyword, bind, parameters, raise_faults, unknown, written
+from robustclip.errors import UsageError, raise_faults
+from robustclip.signatures import as_config, as_flag, as_keyword, bind, parameters, unknown, written
 
 
 def even(number: int) -> int:

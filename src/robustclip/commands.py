@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 from rich.filesize import decimal
 
 from robustclip import signatures
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.runs.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
 from robustclip.runs.terminal import counted
 from robustclip.signatures import Expand, Pairs, Parameter, as_config, as_flag, written
@@ -152,7 +152,7 @@ class TypedCommand(click.Command):
         )
         overwrite = bool(common.get("overwrite", ctx.params.get("overwrite")))
         misfits.extend(self._outputs(common["json"], arguments, overwrite=overwrite))
-        signatures.raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
+        raise_faults(ctx.command_path, [*misfits, *faults], f"Its flags: {ctx.command_path} --help")
         ctx.params = {"arguments": arguments, "common": common}
         ctx.args = []
         return []

@@ -37,6 +37,18 @@ class RunError(Coded, RuntimeError):
     """A fault of the run (exit code 1): the call was good, something it met on the way was not."""
 
 
+def as_fault(told: str | UsageError) -> UsageError:
+    return UsageError(told) if isinstance(told, str) else told
+
+
+def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") -> None:
+    """Raise one UsageError that lists all `faults` of `call`, and has their codes; do nothing where there is none."""
+    if faults:
+        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
+        raise UsageError("\n".join(line for line in lines if line), "faults", faults=list(map(as_fault, faults)))
+
+
 def require(module: str, extra: str, use: str) -> None:
     """Raise UsageError where an optional library is not installed, with the extra that installs it; imports nothing."""
     try:

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from robustclip import signatures
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, raise_faults
 from robustclip.runs.files import holds_something, is_file
 from robustclip.signatures import Pairs, Parameter, as_keyword
 from robustclip.source import Function, Source
@@ -292,7 +292,7 @@ def run(name: str, room: str, arguments: dict[str, object]) -> Any:
     """
     recipe = find(name, room)
     bound, faults = recipe.bind(arguments)
-    signatures.raise_faults(f"{room}({name!r})", faults, f"Its arguments: robustclip {room} {name} --help")
+    raise_faults(f"{room}({name!r})", faults, f"Its arguments: robustclip {room} {name} --help")
     return recipe.load()[0](**bound)
 
 

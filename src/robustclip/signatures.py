@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar, Union, ge
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, as_fault, raise_faults
 from robustclip.runs.files import plain, read_yaml
 
 P = ParamSpec("P")
@@ -268,18 +268,6 @@ def _left_to_function(error: Exception) -> bool:
         or any(kind == "literal_error" and word for kind, word in found)
         or all(kind in OF_VALUES for kind, _ in found)
     )
-
-
-def as_fault(told: str | UsageError) -> UsageError:
-    return UsageError(told) if isinstance(told, str) else told
-
-
-def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") -> None:
-    """Raise one UsageError that lists all `faults` of `call`, and has their codes; do nothing where there is none."""
-    if faults:
-        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
-        lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
-        raise UsageError("\n".join(line for line in lines if line), "faults", faults=list(map(as_fault, faults)))
 
 
 def unknown(given: str, known: Iterable[str], kind: str) -> str:

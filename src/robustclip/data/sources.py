@@ -20,9 +20,9 @@ from robustclip.data.mixture import Mixture, Weights, check_weights
 from robustclip.data.samples import SampleSource, positive_id
 from robustclip.data.shards import PIPE, SUFFIXES, ShardSource, shards_in
 from robustclip.data.tables import FolderSource, TableSource
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.runs.processes import ALONE, Place
-from robustclip.signatures import QUOTIENT, raise_faults
+from robustclip.signatures import QUOTIENT
 
 TABLES = (".csv", ".tsv")
 EMOJI = {"guide-styles": "guide_styles", "unseen-train": "unseen_styles"}  # our split: its name in splits.json

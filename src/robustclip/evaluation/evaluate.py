@@ -22,7 +22,7 @@ from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, odd_pictures, read_examples
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.evaluation import certificates, certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.comparison import compare
@@ -44,7 +44,7 @@ from robustclip.runs.files import check_new_file, check_writable, clashes, is_fi
 from robustclip.runs.processes import owning, saying
 from robustclip.runs.rng import generator
 from robustclip.runs.terminal import counted
-from robustclip.signatures import raise_faults, typed, unknown
+from robustclip.signatures import typed, unknown
 
 Referees = Sequence[str | Path | TwoTower]
 TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions"]

@@ -22,13 +22,13 @@ from robustclip.data.images import decode, from_pil, resize
 from robustclip.data.pictures import Pictures, Stored, resize_and_crop
 from robustclip.data.samples import Sample
 from robustclip.data.shards import SUFFIXES, ShardSource, shards_in
-from robustclip.errors import Fault, RunError, Skip, UsageError
+from robustclip.errors import Fault, RunError, Skip, UsageError, raise_faults
 from robustclip.inits.mixture import RIDGE, check_installed, fit_classes, fit_components
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.runs import rng
 from robustclip.runs.files import check_new_file, is_folder
 from robustclip.runs.terminal import TrainingProgress
-from robustclip.signatures import raise_faults, typed
+from robustclip.signatures import typed
 
 T = TypeVar("T")
 AT_ONCE = 256  # pictures decoded by the threads before the next are begun

@@ -15,7 +15,7 @@ from rich.console import Group
 
 from robustclip import __version__
 from robustclip.attacks.spec import AttackSpec
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.evaluation import report as tables
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
@@ -32,7 +32,7 @@ from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_writable, is_file, rescuing, write_json
 from robustclip.runs.processes import owning, saying
 from robustclip.runs.terminal import counted, watched
-from robustclip.signatures import raise_faults, typed, unknown
+from robustclip.signatures import typed, unknown
 
 if TYPE_CHECKING:  # which needs diffusers
     from robustclip.pages.information import InformationViewer

@@ -190,7 +190,7 @@ def plan(recipe: str, **arguments: object) -> Estimate:
     """
     function, pairs = command(recipes.find(recipe, "robustify"))
     bound, found = signatures.bind(function, arguments, pairs=pairs)
-    signatures.raise_faults(f"plan({recipe!r})", found, f"Its arguments: robustclip plan {recipe} --help")
+    raise_faults(f"plan({recipe!r})", found, f"Its arguments: robustclip plan {recipe} --help")
     return function(**bound)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, final
 
 import torch
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.referees import registry, toy
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
@@ -22,7 +22,7 @@ from robustclip.referees.weights import digest, read_weights, write_weights
 from robustclip.robustification.finish import REFEREE, Which, referee_at
 from robustclip.runs.files import atomic_write, check_new_folder, new_folder, sha256, write_json
 from robustclip.runs.folder import RECORD
-from robustclip.signatures import raise_faults, typed, unknown
+from robustclip.signatures import typed, unknown
 
 FormatName = Literal["open_clip", "hf", "timm", "image-tower"]
 CLASSIFIES, EMBEDS = "zero-shot-image-classification", "image-feature-extraction"

@@ -14,11 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, raise_faults
 from robustclip.runs.files import is_draft, is_file, is_folder
 from robustclip.runs.folder import HOME, RECORD, Run
 from robustclip.runs.processes import is_alive
-from robustclip.signatures import raise_faults
 
 
 def _no_file(path: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustclip import __version__
 from robustclip.diffusion.mutual_information import METRIC, OWN
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
@@ -43,7 +43,7 @@ from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
 from robustclip.runs.processes import owning
 from robustclip.runs.terminal import counted
-from robustclip.signatures import raise_faults, typed, unknown
+from robustclip.signatures import typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")
 EMBEDDED: Final = ("emoji-scenes", "emoji-judge")

@@ -57,37 +57,35 @@ SHOWN, VALIDATED = 6, 12  # prompts
 
 def recipe(
     *,
-    model: Annotated[
-        str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"
-    ] = "emoji-diffusion",
-    prompts: Annotated[Path | None, "a file of prompts; by default pairs of coloured things, none of the 60"] = None,
-    count: Annotated[PositiveInt, "prompts, where no file is given"] = 64,
+    model: Annotated[str, "diffusion model: a name, or a diffusers pipeline folder"] = "emoji-diffusion",
+    prompts: Annotated[
+        Path | None, "a file of prompts; default: pairs of coloured objects, none of the 60 evaluation prompts"
+    ] = None,
+    count: Annotated[PositiveInt, "number of prompts if no file is given"] = 64,
     mode: Mode = "fixed",
     by: Annotated[
-        str | None, "what chooses: mi, gap, random, mi:MODEL, or a referee or pair reader by name; else the mode's"
+        str | None, "selection score: mi, gap, random, mi:MODEL, or a referee or pair reader; default: the mode's"
     ] = None,
-    samples: Annotated[PositiveInt, "of each prompt (M)"] = 50,
-    keep: Annotated[PositiveInt, "of these (k)"] = 1,
-    rounds: Annotated[PositiveInt, "each on samples of the model of the last"] = 1,
+    samples: Annotated[PositiveInt, "samples per prompt (M)"] = 50,
+    keep: Annotated[PositiveInt, "samples kept per prompt (k)"] = 1,
+    rounds: Annotated[PositiveInt, "rounds, each on samples of the previous round's model"] = 1,
     sampling_steps: PositiveInt = 100,
     guidance: PositiveFloat = 7.5,
-    steps: Annotated[PositiveInt, "of training, in each round"] = 300,
+    steps: Annotated[PositiveInt, "training steps per round"] = 300,
     batch_size: PositiveInt = 400,
-    at_once: Annotated[PositiveInt, "of a batch, that pass the denoiser together"] = 8,
+    at_once: Annotated[PositiveInt, "batch elements per denoiser pass"] = 8,
     rank: PositiveInt = 32,
     lr: PositiveFloat = 1e-4,
     real_share: Annotated[
-        float, Field(ge=0, lt=1), "of a batch: pictures of the embedded world with their captions"
+        float, Field(ge=0, lt=1), "share of real captioned pictures of the embedded world in a batch"
     ] = 0.0,
     size: Annotated[PositiveInt, "height and width of samples"] = 64,
-    pool: Annotated[Path | None, "a folder that keeps all samples of the first round, for other runs too"] = None,
+    pool: Annotated[Path | None, "folder that stores all samples of the first round, to share between runs"] = None,
     save_every: PositiveInt = 50,
-    dora: Annotated[bool | None, "DoRA, or --no-dora LoRA; by default the mode's"] = None,
-    validate_every: Annotated[PositiveInt | None, "steps between pictures of validation prompts"] = None,
-    stop_by: Annotated[
-        str | None, "a referee that picks the best validation; leave it out of tables, for it chose"
-    ] = None,
-    merge: Annotated[bool, "also write the denoiser with the adapter added to its weights"] = False,
+    dora: Annotated[bool | None, "DoRA, or LoRA with --no-dora; default: the mode's"] = None,
+    validate_every: Annotated[PositiveInt | None, "steps between validations"] = None,
+    stop_by: Annotated[str | None, "referee that selects the best validation step; do not use it as a judge"] = None,
+    merge: Annotated[bool, "also save the denoiser with the adapter merged"] = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",

@@ -36,10 +36,10 @@ CHANGES: Final[dict[str, dict[str, Any]]] = {
 
 def recipe(
     *,
-    referee: Annotated[str, "who guides"] = "emoji-robust",
-    others: Annotated[list[str], "guides to compare with it, all else equal"] = [],  # noqa: B006  (never changed)
-    judges: Annotated[list[str], "who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
-    prompts: Annotated[PositiveInt, "so many of the 200, evenly spread"] = 67,
+    referee: Annotated[str, "guiding referee"] = "emoji-robust",
+    others: Annotated[list[str], "other guides to compare with"] = [],  # noqa: B006  (never changed)
+    judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
+    prompts: Annotated[PositiveInt, "number of the 200 prompts, evenly spaced"] = 67,
     batch_size: PositiveInt = 32,
     resume: ResumeFrom | None = None,
     device: str = "auto",

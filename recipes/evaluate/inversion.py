@@ -100,21 +100,21 @@ SHOWN: Final = ("right", "attributes", "both", "L", "L augmented")  # results.js
 
 def recipe(
     *,
-    cells: Annotated[list[str], "rows, by name; by default the headline's"] = HEADLINE,
-    judges: Annotated[list[str], "who judge"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006  (never changed)
-    score: Annotated[Score, "of a picture and a text, by a judge"] = "sum",
-    reader: Annotated[str, "who guides, where a cell names nobody else, and whose losses are told"] = "emoji-blip2",
-    model: Annotated[str, "the diffusion model"] = "emoji-diffusion",
-    prompts: Annotated[PositiveInt, "so many of the 60, from the first on"] = 60,
+    cells: Annotated[list[str], "row names; default: the headline's"] = HEADLINE,
+    judges: Annotated[list[str], "judges"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006  (never changed)
+    score: Annotated[Score, "score of a picture and a text"] = "sum",
+    reader: Annotated[str, "guide of rows that name no other; its losses are reported"] = "emoji-blip2",
+    model: Annotated[str, "diffusion model"] = "emoji-diffusion",
+    prompts: Annotated[PositiveInt, "number of the 60 prompts, from the first"] = 60,
     seeds: Seeds = [0],  # noqa: B006
     steps: PositiveInt = 160,
-    copies: Annotated[NonNegativeInt, "augmented views a step, where a cell does not say"] = 8,
-    budget: Annotated[PositiveFloat | None, "minutes: no cell is begun that would end later"] = None,
+    copies: Annotated[NonNegativeInt, "augmented views per step, unless the row sets it"] = 8,
+    budget: Annotated[PositiveFloat | None, "time budget in minutes: no row starts that would exceed it"] = None,
     batch_size: PositiveInt = 60,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:

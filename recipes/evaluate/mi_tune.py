@@ -88,20 +88,18 @@ class Setting:
 def recipe(
     *,
     parts: Annotated[list[Part], "what to measure, see below"] = ["ranks"],  # noqa: B006
-    model: Annotated[str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"] = (
-        "emoji-diffusion"
-    ),
-    snapshots: Annotated[list[str], "folders of a denoiser along its training, in order"] = [],  # noqa: B006
-    judges: Annotated[list[str], "pair readers and CLIPs that mutual information is compared with"] = [  # noqa: B006
+    model: Annotated[str, "diffusion model: a name, or a diffusers pipeline folder"] = ("emoji-diffusion"),
+    snapshots: Annotated[list[str], "denoiser folders along a training, in order"] = [],  # noqa: B006
+    judges: Annotated[list[str], "pair readers and CLIPs to compare with"] = [  # noqa: B006
         *("emoji-blip2-judge", "emoji-blip2-judge-disjoint"),
         *("emoji-judge", "emoji-judge-disjoint"),
     ],
-    prompts: Annotated[PositiveInt, "so many of the 60, from the first on"] = 60,
-    samples: Annotated[PositiveInt, "of each prompt"] = 12,
-    scenes: Annotated[PositiveInt, "real scenes of each prompt"] = 2,
-    guidance: Annotated[list[PositiveFloat], "of sampling"] = [5.0],  # noqa: B006
+    prompts: Annotated[PositiveInt, "number of the 60 prompts, from the first"] = 60,
+    samples: Annotated[PositiveInt, "samples per prompt"] = 12,
+    scenes: Annotated[PositiveInt, "real scenes per prompt"] = 2,
+    guidance: Annotated[list[PositiveFloat], "guidance scales of sampling"] = [5.0],  # noqa: B006
     sampling_steps: PositiveInt = 50,
-    draws: Annotated[PositiveInt, "of each of the 32 noise levels of an estimate"] = 2,
+    draws: Annotated[PositiveInt, "draws per noise level (32 levels)"] = 2,
     size: PositiveInt = 64,
     rows: Annotated[list[str], "of tune, by name, beside the model as it is"] = HEADLINE,
     seeds: Annotated[Seeds, "of tune's pictures of each prompt"] = [0, 1, 2],  # noqa: B006

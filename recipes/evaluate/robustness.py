@@ -69,18 +69,16 @@ more."""
 
 def recipe(
     *,
-    rows: Annotated[list[str], "rows to train and measure; else all"] = [],  # noqa: B006  (never changed)
-    seeds: Annotated[PositiveInt, "training seeds of the headline rows; the rest has one"] = 3,
-    steps: Annotated[PositiveInt, "updates, the same for all rows"] = 150,
+    rows: Annotated[list[str], "rows to train and measure; default: all"] = [],  # noqa: B006  (never changed)
+    seeds: Annotated[PositiveInt, "training seeds of the headline rows; other rows use one"] = 3,
+    steps: Annotated[PositiveInt, "updates per row"] = 150,
     batch_size: PositiveInt = 128,
     lr: PositiveFloat = 1e-3,
     eps: PositiveFloat = 1.5,
-    images: Annotated[
-        PositiveInt, "of unseen styles, and as many of the judge's held-back ones for the PAG score"
-    ] = 100,
-    strong_attack: Annotated[str, "its name, as after the @ of --attack"] = "autoattack-light",
-    prompts: Annotated[NonNegativeInt, "painted by each, for R-Precision; 0 paints nothing"] = 24,
-    measure: Annotated[bool, "or only train"] = True,
+    images: Annotated[PositiveInt, "images of unseen styles, and as many held-back ones for the PAG score"] = 100,
+    strong_attack: Annotated[str, "attack name, as after the @ of --attack"] = "autoattack-light",
+    prompts: Annotated[NonNegativeInt, "prompts for R-Precision; 0 skips it"] = 24,
+    measure: Annotated[bool, "evaluate after training, or train only"] = True,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",

@@ -61,22 +61,24 @@ class Cell:
 
 def recipe(
     *,
-    control: Annotated[str, "the guide of equal training time that is not robust"] = "emoji-vanilla-long",
-    robust: Annotated[str, "the guide that is"] = "emoji-robust",
-    judges: Annotated[list[str], "who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
+    control: Annotated[str, "non-robust guide of equal training time"] = "emoji-vanilla-long",
+    robust: Annotated[str, "robust guide"] = "emoji-robust",
+    judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
     prompts: PromptFile = None,
-    candidates: Annotated[list[PositiveInt], "of R-Precision"] = [10, 40],  # noqa: B006
-    canvas: Annotated[list[Framework], "what is optimised"] = ["pixels", "pyramid", "strokes", "vqgan", "styler"],  # noqa: B006
-    init: Annotated[list[Literal["mixture", "noise"]], "where pixels and pyramid start"] = ["mixture", "noise"],  # noqa: B006
-    pictures: Annotated[PositiveInt | None, "of pixels, pyramid and strokes, spread over the prompts; else all"] = None,
-    slow_pictures: Annotated[PositiveInt, "of vqgan and styler"] = 50,
-    steps: Annotated[PositiveInt, "of pixels and pyramid"] = 32,
-    views: Annotated[PositiveInt, "of pixels and pyramid"] = 8,
-    lr: Annotated[PositiveFloat, "of pixels and pyramid"] = 0.02,
+    candidates: Annotated[list[PositiveInt], "candidates of R-Precision"] = [10, 40],  # noqa: B006
+    canvas: Annotated[list[Framework], "methods"] = ["pixels", "pyramid", "strokes", "vqgan", "styler"],  # noqa: B006
+    init: Annotated[list[Literal["mixture", "noise"]], "init of pixels and pyramid"] = ["mixture", "noise"],  # noqa: B006
+    pictures: Annotated[
+        PositiveInt | None, "prompts for pixels, pyramid and strokes, evenly spaced; default: all"
+    ] = None,
+    slow_pictures: Annotated[PositiveInt, "prompts for vqgan and styler"] = 50,
+    steps: Annotated[PositiveInt, "for pixels and pyramid"] = 32,
+    views: Annotated[PositiveInt, "for pixels and pyramid"] = 8,
+    lr: Annotated[PositiveFloat, "for pixels and pyramid"] = 0.02,
     stroke_steps: PositiveInt = 80,
     vqgan_steps: PositiveInt = 80,
     styler_steps: PositiveInt = 80,
-    aesthetics: Annotated[Path | None, "weights of an aesthetics predictor, .pth or .safetensors"] = None,
+    aesthetics: Annotated[Path | None, "weights of an aesthetic predictor, .pth or .safetensors"] = None,
     batch_size: PositiveInt = 32,
     resume: ResumeFrom | None = None,
     device: str = "auto",

@@ -24,10 +24,10 @@ METRICS = ("frechet", "cmmd", "label-score", "clipscore", "cosine")
 
 def recipe(
     *,
-    control: Annotated[str, "the guide of equal training time that is not robust"] = "emoji-vanilla-long",
-    robust: Annotated[str, "the guide that is"] = "emoji-robust",
-    judges: Annotated[list[str], "who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
-    seeds: Annotated[PositiveInt, "pictures of each prompt, with the seeds from 0 on"] = 2,
+    control: Annotated[str, "non-robust guide of equal training time"] = "emoji-vanilla-long",
+    robust: Annotated[str, "robust guide"] = "emoji-robust",
+    judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
+    seeds: Annotated[PositiveInt, "pictures per prompt, with seeds from 0"] = 2,
     steps: PositiveInt = 32,
     views: PositiveInt = 8,
     lr: PositiveFloat = 0.02,

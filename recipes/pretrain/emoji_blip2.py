@@ -28,9 +28,9 @@ from robustclip.views.views import Draws
 def recipe(
     *,
     name: RefereeName = "emoji-blip2",
-    tower: Annotated[str, "the CLIP whose image tower it looks through"] = "emoji-vanilla",
-    split: Annotated[str, "whose drawings it learns from"] = "guide-styles",
-    unseen: Annotated[str, "whose drawings it is measured on"] = "unseen-styles",
+    tower: Annotated[str, "CLIP whose frozen image tower is used"] = "emoji-vanilla",
+    split: Annotated[str, "training split"] = "guide-styles",
+    unseen: Annotated[str, "evaluation split"] = "unseen-styles",
     steps: PositiveInt = 2000,
     batch_size: Annotated[int, Field(ge=2)] = 64,
     lr: PositiveFloat = 1e-3,
@@ -40,7 +40,7 @@ def recipe(
     queries: PositiveInt = 16,
     shared: PositiveInt = 64,
     augmented: Annotated[
-        float, Field(ge=0, le=1), "share of each batch that is seen turned, in other colours and partly erased"
+        float, Field(ge=0, le=1), "share of each batch with affine, colour and erasing augmentation"
     ] = 0.5,
     save_every: PositiveInt = 100,
     resume: ResumeFrom | None = None,

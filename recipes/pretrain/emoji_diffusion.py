@@ -23,16 +23,16 @@ DROPPED = 0.1  # share of captions that are left out, for guidance
 
 def recipe(
     *,
-    vae: Annotated[Path, "the autoencoder's folder, of pretrain/emoji-vae"],
+    vae: Annotated[Path, "autoencoder folder from pretrain/emoji-vae"],
     steps: PositiveInt = 2500,
     batch_size: PositiveInt = 128,
-    repeat: Annotated[PositiveInt, "each picture is seen so often in a batch, under other noise"] = 2,
+    repeat: Annotated[PositiveInt, "noise draws per picture in a batch"] = 2,
     lr: PositiveFloat = 6e-4,
-    placed: Annotated[NonNegativeFloat, "weight of the supervision of cross-attention"] = 0.02,
+    placed: Annotated[NonNegativeFloat, "weight of the cross-attention supervision"] = 0.02,
     channels: list[PositiveInt] = [96, 192],  # noqa: B006  (never changed)
-    start: Annotated[str | None, "a diffusion model on the same autoencoder, whose denoiser is trained on"] = None,
+    start: Annotated[str | None, "diffusion model on the same autoencoder to continue from"] = None,
     save_every: PositiveInt = 100,
-    snapshots: Annotated[NonNegativeInt, "averages along the way that are kept as folders, the last included"] = 0,
+    snapshots: Annotated[NonNegativeInt, "number of EMA snapshots saved as folders, including the last"] = 0,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",

@@ -30,7 +30,7 @@ def recipe(
     start: str | None = None,
     split: str = "guide-styles",
     dataset: Literal["emoji", "icons"] = "emoji",
-    sizes: Annotated[list[PositiveInt] | None, "of the images, one drawn for each batch; else the data set's"] = None,
+    sizes: Annotated[list[PositiveInt] | None, "image sizes, one drawn per batch; default: the data set's"] = None,
     objective: ObjectiveName = "text-bank",
     steps: PositiveInt = 2000,
     batch_size: PositiveInt = 128,

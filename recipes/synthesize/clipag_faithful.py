@@ -31,7 +31,7 @@ def recipe(
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
-    notebook: Annotated[bool, "with the notebook's slips; --no-notebook mends them"] = True,
+    notebook: Annotated[bool, "keep the notebook's bugs; --no-notebook fixes them"] = True,
     init: Init = "auto",
     candidates: Candidates = 1000,
     steps: NonNegativeInt = 100,
@@ -39,19 +39,21 @@ def recipe(
     views: PositiveInt = 32,
     patches: PositiveInt = 32,
     patch_weight: NonNegativeFloat = 5.0,
-    patch_quantile: Annotated[float, Field(ge=0, lt=1), "of patch losses that count as zero (Rejection)"] = 0.0,
+    patch_quantile: Annotated[
+        float, Field(ge=0, lt=1), "fraction of patch losses that count as zero (Rejection)"
+    ] = 0.0,
     noise: NonNegativeFloat = 0.01,
     clip_norm: PositiveFloat = 0.001,
     threshold: Annotated[float, Field(gt=0, le=1), "quantile of dynamic thresholding"] = 0.95,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
+    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:

@@ -50,46 +50,46 @@ def read_content(given: str) -> torch.Tensor:
     return load_image(given)
 
 
-Contents = Annotated[list[str], AfterValidator(_contents), "what is restyled: picture files, or emoji:NAME"]
+Contents = Annotated[list[str], AfterValidator(_contents), "pictures to restyle: files, or emoji:NAME"]
 
 
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (never changed)
     *,
-    text: Annotated[list[str], "the styles, for those who look for --text: the same as the prompts"] = [],  # noqa: B006
+    text: Annotated[list[str], "styles; alias of the prompts"] = [],  # noqa: B006
     prompts: PromptFile = None,
     content: Contents = ["emoji:cat face"],  # noqa: B006
-    pairs: Annotated[bool, "the n-th content in the n-th style, instead of every one in every style"] = False,
-    source: Annotated[str, "what the content is, in words: the text to come from"] = "an emoji",
+    pairs: Annotated[bool, "combine the n-th content with the n-th style, instead of all with all"] = False,
+    source: Annotated[str, "source text: a description of the content"] = "an emoji",
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
-    canvas: Annotated[
-        Literal["network", "pixels"], "what is optimised: the paper's style network, or pixels"
-    ] = "network",
-    content_features: Annotated[str, "a convolutional referee's, or a file of VGG-19's weights"] = "emoji-vanilla",
-    templates: Annotated[bool, "CLIPStyler's prompt ensemble; --no-templates takes the texts alone"] = False,
+    canvas: Annotated[Literal["network", "pixels"], "canvas: the paper's style network, or pixels"] = "network",
+    content_features: Annotated[
+        str, "content features: a convolutional referee, or a file of VGG-19 weights"
+    ] = "emoji-vanilla",
+    templates: Annotated[bool, "use CLIPStyler's prompt ensemble"] = False,
     steps: NonNegativeInt = 100,
     lr: PositiveFloat = 2e-3,
-    halve_every: Annotated[PositiveInt, "steps after which the learning rate is halved"] = 100,
-    augment: Annotated[bool, "patches in perspective; --no-augment takes crops as they are"] = True,
+    halve_every: Annotated[PositiveInt, "steps between halvings of the learning rate"] = 100,
+    augment: Annotated[bool, "random perspective of patches"] = True,
     patches: NonNegativeInt = 8,
-    patch_size: Annotated[float, Field(gt=0, le=1), "share of a side"] = 0.5,
-    threshold: Annotated[NonNegativeFloat, "patch losses below it count as zero"] = 0.7,
+    patch_size: Annotated[float, Field(gt=0, le=1), "patch side, as a fraction of the picture's"] = 0.5,
+    threshold: Annotated[NonNegativeFloat, "threshold below which patch losses count as zero"] = 0.7,
     lambda_patch: NonNegativeFloat = 9000.0,
     lambda_dir: NonNegativeFloat = 500.0,
     lambda_content: NonNegativeFloat = 150.0,
     lambda_tv: NonNegativeFloat = 2e-3,
-    contrast: Annotated[NonNegativeFloat, "of the picture that is handed out; the release's is 1.5"] = 1.0,
+    contrast: Annotated[NonNegativeFloat, "contrast of the saved picture; the release uses 1.5"] = 1.0,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
+    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:

@@ -24,26 +24,24 @@ def recipe(
     prompt: Prompts = [],  # noqa: B006  (never changed)
     *,
     prompts: PromptFile = None,
-    referee: Annotated[Referees, "whose similarity is told; nobody guides"] = ["emoji-robust"],  # noqa: B006
+    referee: Annotated[Referees, "referees whose similarity is reported (no guidance)"] = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
-    model: Annotated[
-        str, "the diffusion model: a name, or a pipeline's folder as diffusers writes it"
-    ] = "emoji-diffusion",
-    adapter: Annotated[Path | None, "a folder of robustclip align, or another of load_lora_weights"] = None,
+    model: Annotated[str, "diffusion model: a name, or a diffusers pipeline folder"] = "emoji-diffusion",
+    adapter: Annotated[Path | None, "LoRA folder, from robustclip align or any of load_lora_weights"] = None,
     size: Size = None,
-    steps: Annotated[PositiveInt, "of DDIM"] = 50,
+    steps: Annotated[PositiveInt, "DDIM steps"] = 50,
     guidance: Annotated[float, AfterValidator(check_guidance)] = 5.0,
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "keep film strips and GIFs; there is nothing on them"] = False,
-    enlarge: Annotated[Enlarge, "small pictures in the contact sheet"] = "nearest",
+    ways: Annotated[bool | None, "save film strips and GIFs (empty for this recipe)"] = False,
+    enlarge: Annotated[Enlarge, "interpolation of small pictures in the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:

@@ -60,38 +60,40 @@ def recipe(
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
-    model: Annotated[str, "the generator: a name, or a folder of robustclip convert"] = "emoji-vqgan",
+    model: Annotated[str, "VQGAN: a name, or a folder from robustclip convert"] = "emoji-vqgan",
     size: Size = None,
-    mode: Annotated[Mode, "with the release's slips, or without"] = "fixed",
+    mode: Annotated[Mode, "faithful: with the release's bugs; fixed: without"] = "fixed",
     init: Annotated[
-        str, AfterValidator(_init), "codes (random ones), or as clipag: auto, mixture, noise, gradient, an image ..."
+        str, AfterValidator(_init), "codes (random), or as in clipag: auto, mixture, noise, gradient, an image ..."
     ] = "auto",
     candidates: Candidates = 1000,
     steps: NonNegativeInt = 100,
     optimiser: Optimiser = "adam",
     lr: PositiveFloat = 0.1,
-    cut_method: Annotated[Literal["latest", "original"], "the whole picture, or squares of it"] = "latest",
-    views: Annotated[PositiveInt, "cutouts a step"] = 8,
-    cut_pow: Annotated[float, Field(ge=0.001, le=100), "above 1, squares are smaller"] = 1.0,
+    cut_method: Annotated[Literal["latest", "original"], "views: the whole picture, or square cutouts"] = "latest",
+    views: Annotated[PositiveInt, "cutouts per step"] = 8,
+    cut_pow: Annotated[
+        float, Field(ge=0.001, le=100), "exponent of the cutout size; above 1, cutouts are smaller"
+    ] = 1.0,
     cut_min: Annotated[
         Annotated[int, Field(ge=1, le=LARGEST)] | None, "pixels of the smallest square; by default as said above"
     ] = None,
     augment: Annotated[
-        bool | None, "cutouts: affine, perspective, colours, erasing, noise; by default of latest"
+        bool | None, "augmentations of cutouts: affine, perspective, colour, erasing, noise; default: those of latest"
     ] = None,
-    init_weight: Annotated[NonNegativeFloat, "of what holds the latents"] = 0.0,
-    prior: Annotated[Prior | None, "towards which; by default zero in mode faithful, else the start"] = None,
+    init_weight: Annotated[NonNegativeFloat, "weight of the latent prior"] = 0.0,
+    prior: Annotated[Prior | None, "target of the latent prior; default: zero in mode faithful, else the start"] = None,
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "keep film strips and GIFs; by default of up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "small pictures in GIFs, strips and the contact sheet"] = "nearest",
+    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:

@@ -31,11 +31,11 @@ EXPLAINED = 6  # drawings, and as many scenes
 @typed
 def run_demo(
     *,
-    out: Annotated[RunFolder, "the folder to write, which must not exist yet"] = Path("runs/demo"),
+    out: Annotated[RunFolder, "output folder, which must not exist"] = Path("runs/demo"),
     steps: Annotated[PositiveInt, "updates of the image tower"] = 450,
     eps: Annotated[PositiveFloat, "L2 radius of the training attack, at 64x64"] = 1.5,
-    attack: Annotated[str, "the attack that measures, norm:eps@steps"] = "l2:1.5@20",
-    limit: Annotated[PositiveInt, "images of the unseen styles that both are measured on"] = 256,
+    attack: Annotated[str, "attack of the evaluation, norm:eps@steps"] = "l2:1.5@20",
+    limit: Annotated[PositiveInt, "number of evaluation images of unseen styles"] = 256,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,

@@ -221,7 +221,7 @@ down-sampled), "equal" is §3 (each source drawn about equally often)."""
 
 Data = Annotated[
     list[str],
-    "any pairs instead of the four sources: shards, a table or a folder, several as SOURCE=WEIGHT",
+    "data instead of the four sources: shards, a table or a folder; several as SOURCE=WEIGHT",
 ]
 """The type of a `data` flag that may be given several times."""
 

@@ -65,8 +65,10 @@ def _config(path: Path | None) -> Path | None:
 def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "a .ckpt of taming-transformers, or its .safetensors"],
     *,
-    config: Annotated[Path | None, AfterValidator(_config), "its model.yaml; the shapes are held against it"] = None,
-    out: Annotated[Path, AfterValidator(_new_folder), "the folder to write, which must not exist yet"],
+    config: Annotated[
+        Path | None, AfterValidator(_config), "its model.yaml, which the shapes are checked against"
+    ] = None,
+    out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
 ) -> Converted:
     """Write a VQGAN of taming-transformers as a folder of diffusers, which `synthesize vqgan --model FOLDER` takes.
 

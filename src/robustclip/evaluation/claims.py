@@ -147,8 +147,8 @@ class Verification:
 def verify(
     name: Annotated[str, "name or folder"],
     *,
-    measure: Annotated[bool, "measure one claim again, the cheapest"] = True,
-    claim: Annotated[str | None, "the name of the claim to measure"] = None,
+    measure: Annotated[bool, "re-measure one claim, the cheapest"] = True,
+    claim: Annotated[str | None, "name of the claim to re-measure"] = None,
     device: str = "auto",
 ) -> Verification:
     """Compare the hashes of a referee's files with its card, and measure one of its claims again.

@@ -174,14 +174,14 @@ def fit(
     out: Annotated[str | os.PathLike[str], "the .safetensors file to write"],
     size: Annotated[int, "height and width of the Gaussians, in pixels"] = 16,
     components: Annotated[
-        Literal["classes"] | int, "a Gaussian a class, or so many groups of similar pictures (k-means)"
+        Literal["classes"] | int, "classes: one Gaussian per class; or a number of k-means clusters"
     ] = "classes",
-    limit: Annotated[int | None, "take no more pictures than this"] = None,
+    limit: Annotated[int | None, "maximum number of pictures"] = None,
     seed: int = 0,
-    ridge: Annotated[float, "added to every variance, pixels in [-1, 1]"] = RIDGE,
-    directions: Annotated[int | None, "keep so many principal components (a smaller file), else all"] = None,
-    precision: Annotated[Precision, "32, 16 or 8 bits a number"] = "half",
-    notes: Annotated[str, "goes into the file, e.g. the licence of the pictures"] = "",
+    ridge: Annotated[float, "ridge added to every variance, for pixels in [-1, 1]"] = RIDGE,
+    directions: Annotated[int | None, "number of principal components to keep; default: all"] = None,
+    precision: Annotated[Precision, "bits per number: 32, 16 or 8"] = "half",
+    notes: Annotated[str, "note stored in the file, e.g. the licence of the pictures"] = "",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fit Gaussians on pictures made small, and write them to a file that synthesis can start from.

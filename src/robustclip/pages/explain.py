@@ -79,24 +79,24 @@ def explain(
     *,
     referees: Annotated[Referees, "names, tags or folders, shown side by side"],
     images: Annotated[Sequence[str], "files, folders, emoji/SPLIT or emoji/scenes"],
-    texts: Annotated[Sequence[str], "looked for in every image; else what is known of each image"] = (),
-    method: Annotated[Method, "how maps are made"] = "gradcam",
-    layer: Annotated[str | None, "a layer of the image tower; else the one that suits the method"] = None,
+    texts: Annotated[Sequence[str], "texts, paired with every image; default: each image's label or caption"] = (),
+    method: Annotated[Method, "heat map method"] = "gradcam",
+    layer: Annotated[str | None, "layer of the image tower; default: by architecture and method"] = None,
     target: Annotated[
-        Target | None, "the number that maps are of: the text's logit unless given, its cosine, or a softmax over texts"
+        Target | None, "differentiated scalar: the text's logit (default), its cosine, or a softmax over texts"
     ] = None,
     attack: Annotated[str, "norm:eps@steps, e.g. l2:1.5@20, or none", checked(read_attack)] = "l2:1.5@20",
-    objective: Annotated[Objective, "what the attack is after"] = "negation",
-    negations: Annotated[Sequence[str], "of each text, in the texts' order; else 'not' before it"] = (),
-    targets: Annotated[Sequence[str], "what a targeted attack makes of each text, or of all"] = (),
-    gradients: Annotated[bool, "show input gradients too"] = True,
-    mi: Annotated[str | None, "a diffusion model by name or folder: a map of mutual information beside"] = None,
-    limit: Annotated[PositiveInt | None, "so many images of each folder or set, drawn by the seed"] = None,
+    objective: Annotated[Objective, "objective of the attack"] = "negation",
+    negations: Annotated[Sequence[str], "negation of each text, in order; default: 'not' before it"] = (),
+    targets: Annotated[Sequence[str], "target text of a targeted attack, for each text or for all"] = (),
+    gradients: Annotated[bool, "also show input gradients"] = True,
+    mi: Annotated[str | None, "diffusion model for maps of mutual information"] = None,
+    limit: Annotated[PositiveInt | None, "number of images per folder or set, sampled by the seed"] = None,
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 16,
-    out: Annotated[Path, "a folder for the report and its numbers"] = Path("runs/explanation"),
+    out: Annotated[Path, "output folder for the report and its numbers"] = Path("runs/explanation"),
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
-    seed: Annotated[int, "keys the subset, random starts and noise"] = 0,
+    seed: Annotated[int, "seed of subset, random starts and noise"] = 0,
 ) -> Explanation:
     """Show where referees look for texts in images, side by side, and whether an attack can move their eyes.
 

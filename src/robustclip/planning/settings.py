@@ -95,12 +95,14 @@ def count_of(text: object) -> object:
 class Terms:
     """Where a run would be made, how long, and what is assumed of it."""
 
-    gpu: Annotated[str, AfterValidator(known_gpu), "its name, or `here` to measure a step on this machine"] = "h100"
-    count: Annotated[PositiveInt, "how many of them, a process each"] = 1
-    samples: Annotated[int | None, BeforeValidator(count_of), "pairs to see, as 100M; sets --steps"] = None
-    mfu: Annotated[float, Field(gt=0, le=1), "the share of their peak that tensor cores reach (assumed)"] = 0.3
-    price: Annotated[NonNegativeFloat | None, "of one GPU for an hour, else the table's"] = None
-    fsdp: Annotated[bool, "split weights, gradients and moments over the GPUs"] = False
+    gpu: Annotated[str, AfterValidator(known_gpu), "GPU name, or `here` to time a step on this machine"] = "h100"
+    count: Annotated[PositiveInt, "number of GPUs, one process each"] = 1
+    samples: Annotated[int | None, BeforeValidator(count_of), "number of training pairs, e.g. 100M; sets --steps"] = (
+        None
+    )
+    mfu: Annotated[float, Field(gt=0, le=1), "assumed utilisation of peak FLOPS"] = 0.3
+    price: Annotated[NonNegativeFloat | None, "price of one GPU hour; default: the table's"] = None
+    fsdp: Annotated[bool, "shard weights, gradients and moments over the GPUs (FSDP)"] = False
 
 
 def faults(gpu: str, count: int, fsdp: bool, dtype: str, quick: bool) -> Iterator[str]:

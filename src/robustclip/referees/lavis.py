@@ -103,9 +103,9 @@ def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "LAVIS' blip2_pretrained.pth, or its .safetensors"],
     *,
     vision: Annotated[
-        Path | None, AfterValidator(_checkpoint), "eva_vit_g.pth, where the checkpoint lacks the frozen image tower"
+        Path | None, AfterValidator(_checkpoint), "eva_vit_g.pth, if the checkpoint lacks the frozen image tower"
     ] = None,
-    out: Annotated[Path, AfterValidator(_new_folder), "the folder to write, which must not exist yet"],
+    out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
 ) -> Converted:
     """Write BLIP-2's first stage as a folder that `synthesize referee-can-play --referee FOLDER` takes.
 

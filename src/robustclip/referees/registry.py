@@ -138,7 +138,7 @@ def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
 
 @typed
 def add(
-    folder: Annotated[Path, "a referee's folder"], *, name: Annotated[str | None, "else the card's"] = None
+    folder: Annotated[Path, "a referee's folder"], *, name: Annotated[str | None, "name; default: the card's"] = None
 ) -> Entry:
     """Register a referee's folder under a name; the folder stays where it is.
 

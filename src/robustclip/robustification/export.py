@@ -194,12 +194,12 @@ TRANSPARENCY = (
 def export(
     run: Annotated[Path | TwoTower, "a run's folder, or what load_referee takes: a name, a folder, a tag"],
     *,
-    name: Annotated[str, "what the referee will be called"],
-    to: Annotated[Path | None, "the folder to write; else one in the registry"] = None,
-    format: Annotated[FormatName, "which library will load it"] = "open_clip",
-    checkpoint: Annotated[Which, "of a run: its end, or its best accuracy on the probe under attack"] = "last",
+    name: Annotated[str, "name of the referee"],
+    to: Annotated[Path | None, "output folder; default: one in the registry"] = None,
+    format: Annotated[FormatName, "library that loads it"] = "open_clip",
+    checkpoint: Annotated[Which, "checkpoint of a run: last, or best probe accuracy under attack"] = "last",
     half: Annotated[bool, "round weights to float16"] = False,
-    register: Annotated[bool, "let load_referee find it by name, not by its folder only"] = True,
+    register: Annotated[bool, "register it, so that load_referee finds it by name"] = True,
     push: Annotated[str | None, "upload it to the Hugging Face hub as ORG/NAME"] = None,
 ) -> Path:
     """Write what a run trained for the library that will load it, register it under `name`, and return the folder.

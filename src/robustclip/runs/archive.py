@@ -26,8 +26,8 @@ def _no_file(path: Path) -> Path:
     return path
 
 
-Home = Annotated[Path, "where the runs are", AfterValidator(_no_file)]
-Name = Annotated[str, "a run's name: that of its folder"]
+Home = Annotated[Path, "folder of runs", AfterValidator(_no_file)]
+Name = Annotated[str, "run name (its folder's name)"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def list_runs(*, folder: Home = HOME) -> list[Summary]:
 
 
 def show(
-    name: Annotated[str, "a run's name, or the path of its folder"],
+    name: Annotated[str, "run name, or path of its folder"],
     *,
     folder: Home = HOME,
 ) -> Run:
@@ -119,11 +119,11 @@ def show(
 
 
 def clean(
-    names: Annotated[list[str] | None, "runs; else all that are finished"] = None,
+    names: Annotated[list[str] | None, "run names; default: all finished runs"] = None,
     *,
-    whole: Annotated[bool, "remove the named runs with all they hold"] = False,
-    best: Annotated[bool, "remove the best checkpoint on the probe too"] = False,
-    dry_run: Annotated[bool, "only say what would be removed"] = False,
+    whole: Annotated[bool, "remove the named runs entirely"] = False,
+    best: Annotated[bool, "also remove the best checkpoint"] = False,
+    dry_run: Annotated[bool, "only list what would be removed"] = False,
     folder: Home = HOME,
 ) -> Freed:
     """Remove the checkpoints of finished runs, whose referees and metrics stay, or with --whole the runs you name.

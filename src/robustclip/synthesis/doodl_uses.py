@@ -52,8 +52,8 @@ def _guidance(value: float | None) -> float | None:
     return value
 
 
-Function = Annotated[Any, PlainValidator(_function), "in Python: a function of pictures, (B,3,H,W) to (B,)"]
-Aim = Annotated[str, AfterValidator(_aim), "of the aesthetics: up, down, or a number to come near"]
+Function = Annotated[Any, PlainValidator(_function), "Python only: a function of pictures, (B,3,H,W) to (B,)"]
+Aim = Annotated[str, AfterValidator(_aim), "direction of the aesthetic score: up, down, or a target value"]
 Guidance = Annotated[float | None, AfterValidator(_guidance), "classifier-free, of the chain; by default the mode's"]
 
 

@@ -86,14 +86,18 @@ def _size(given: Any) -> Any:
 
 
 Prompts = Annotated[
-    list[str], AfterValidator(_prompts), 'what to paint, "a cat", or in parts: "a cat:1.0 | image:photo.png:0.5"'
+    list[str], AfterValidator(_prompts), 'prompts: "a cat", or weighted parts: "a cat:1.0 | image:photo.png:0.5"'
 ]
 PromptFile = Annotated[
-    Path | None, AfterValidator(_prompt_file), "captions instead: .txt, .jsonl or .csv, a picture each"
+    Path | None, AfterValidator(_prompt_file), "prompt file: .txt, .jsonl or .csv, one picture per caption"
 ]
-Referees = Annotated[list[str], PlainValidator(_referees), "who guides: a name, tag or folder; several as NAME=WEIGHT"]
-BestOf = Annotated[PositiveInt, "paint so many pictures of each prompt and seed, and keep one"]
-By = Annotated[str | None, "who chooses it: mi (of the recipe's own model), mi:MODEL, a referee; else the guides"]
+Referees = Annotated[
+    list[str], PlainValidator(_referees), "guiding referees: name, tag or folder; several as NAME=WEIGHT"
+]
+BestOf = Annotated[PositiveInt, "generate N pictures per prompt and seed, and keep the best"]
+By = Annotated[
+    str | None, "selection score of --best-of: mi (of the recipe's model), mi:MODEL, or a referee; default: the guides"
+]
 Size = Annotated[str | int | tuple[int, int] | None, AfterValidator(_size), "64, or height x width: 48x96"]
 
 

@@ -55,7 +55,7 @@ def _candidates(count: int) -> int:
 
 
 Candidates = Annotated[
-    PositiveInt, AfterValidator(_candidates), "of the mixture, of which each picture takes the most similar"
+    PositiveInt, AfterValidator(_candidates), "number of mixture candidates; each picture starts from the most similar"
 ]
 Init = Annotated[
     str,

@@ -55,11 +55,11 @@ METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 def judge(
     pictures: Annotated[Sequence[Path], "folders of `synthesize`, or of images; several are compared"],
     *,
-    judge: Annotated[
-        Referees, "names or folders of those who judge, and did not guide; mi:MODEL, a diffusion model"
-    ] = JUDGES,
+    judge: Annotated[Referees, "judges (names or folders) that did not guide; mi:MODEL for a diffusion model"] = JUDGES,
     metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
-    candidates: Annotated[PositiveInt | None, "texts to choose from in R-Precision; else all different prompts"] = None,
+    candidates: Annotated[
+        PositiveInt | None, "number of candidates in R-Precision; default: all distinct prompts"
+    ] = None,
     prompts: Annotated[
         Path | None, "what images that do not say it are to show, jsonl or csv with file and prompt; a benchmark's, txt"
     ] = None,
@@ -67,17 +67,17 @@ def judge(
     category: Annotated[Category | None, "of the benchmark's prompts"] = None,
     per_prompt: Annotated[PositiveInt, "pictures that the benchmark has of each prompt"] = PER_PROMPT,
     reference: Annotated[str | Path | None, "real images: emoji/SPLIT or a folder of class folders or images"] = None,
-    aesthetics: Annotated[Path | None, "weights of an aesthetics predictor, .pth or .safetensors"] = None,
-    inception_weights: Annotated[Path | None, "torch-fidelity's, for fid and inception-score"] = None,
-    allow_self: Annotated[bool, "let a referee judge pictures that it guided"] = False,
-    size: Annotated[Side | None, "height and width that pictures in files are brought to"] = None,
+    aesthetics: Annotated[Path | None, "weights of an aesthetic predictor, .pth or .safetensors"] = None,
+    inception_weights: Annotated[Path | None, "torch-fidelity's Inception weights, for fid and inception-score"] = None,
+    allow_self: Annotated[bool, "allow a referee to judge pictures that it guided"] = False,
+    size: Annotated[Side | None, "resize pictures to this height and width"] = None,
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
-    out: Annotated[Path | None, "a folder for figures, table and every picture's own numbers"] = None,
-    csv: Annotated[Path | None, "write the figures here"] = None,
+    out: Annotated[Path | None, "output folder for metrics, table and per-picture scores"] = None,
+    csv: Annotated[Path | None, "CSV file of the metrics"] = None,
     overwrite: bool = False,
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
-    seed: Annotated[int, "keys the candidates, the bootstrap and the jackknife"] = 0,
+    seed: Annotated[int, "seed of candidates and bootstrap"] = 0,
 ) -> JudgeReport:
     """Judge pictures by what they were to show.
 

@@ -76,9 +76,9 @@ def test_every_command_of_the_documentation_parses(
     page: str, call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1"):  # what the pages take for granted
+    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1", "runs/clipag-2"):  # what the pages take for granted
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("captions.jsonl", "color_val.txt", "spatial_val.txt", "complex_val.txt"):
+    for name in ("captions.jsonl", "color_val.txt", "spatial_val.txt", "complex_val.txt", "survey.key.json"):
         (tmp_path / name).touch()
     for name in ("last.ckpt", "blip2_pretrained.pth", "eva_vit_g.pth"):
         (tmp_path / name).touch()

@@ -34,6 +34,7 @@ def recipe(
     steps: PositiveInt = 1500,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 2e-3,
+    measured: Annotated[PositiveInt, "scenes of each category that it is measured on"] = 200,
     save_every: PositiveInt = 50,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -51,7 +52,7 @@ def recipe(
     calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
     if quick:
-        steps, batch_size, save_every = 4, 4, 2
+        steps, batch_size, measured, save_every = 4, 4, 4, 2
     arguments = dict(locals())
     place = pick_device(device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
@@ -81,14 +82,14 @@ def recipe(
             title="training a scene reader",
             shown=("loss", "right"),
         )
-        calibrate(reader, split, seed=seed + 1, scenes=2 if quick else 40)
+        calibrate(reader, split, seed=seed + 1, scenes=2 if quick else 20)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-scenes", "arguments": kept, "steps": steps}
         save_scene_reader(reader, folder, tower, provenance=provenance)
-        found = measure_answers(load_scene_reader(folder, place), unseen, n=4 if quick else 200)
-        measured = {"split": unseen, **found}
-        save_scene_reader(reader, folder, tower, provenance=provenance | {"measured": measured})
+        found = measure_answers(load_scene_reader(folder, place), unseen, n=measured)
+        figures = {"split": unseen, **found}
+        save_scene_reader(reader, folder, tower, provenance=provenance | {"measured": figures})
         run.finish(numbers)
     return {"out": str(run.folder), "reader": str(folder), **numbers, "measured": found}
 

@@ -236,6 +236,13 @@ app = _group(
         numbers=_as_json,
         long=True,
     ),
+    _group(
+        "survey",
+        "Ask people which of two pictures fits better, blind.",
+        "Ask people which of two pictures fits its prompt better, on one page that does not say whose they are.",
+        _verb("make", "pages.survey:make", "Make the page, and its key."),
+        _verb("read", "pages.survey:read", "Read the answers: preferences with intervals.", printing.preferences),
+    ),
     RecipeGroup(
         "align",
         show=printing.aligned,

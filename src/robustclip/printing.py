@@ -92,6 +92,15 @@ def aligned(values: Mapping[str, object]) -> None:
     echo(f"before and after, of the same noise: {Path(str(values['out'])) / 'pictures.png'}")
 
 
+def preferences(values: Mapping[str, Any]) -> None:
+    """What `survey read` found."""
+    echo(f"{values['answers']} answers to {values['answered']} of {values['trials']} trials")
+    echo(f"left: {values['left']}, neither: {values['neither']}")
+    for one in values["preferences"]:
+        share, low, high = (f"{100 * one[name]:.1f}" for name in ("value", "low", "high"))
+        echo(f"{one['set']} above {one['against']}: {share}% ({low} to {high}, n = {one['n']})")
+
+
 def painted(result: Result) -> None:
     """Where the pictures are, and how near each came to its prompt."""
     for item, file, similarity in list(zip(result.items, result.files, result.similarity.tolist(), strict=True))[:FEW]:

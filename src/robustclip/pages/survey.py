@@ -1,0 +1,211 @@
+"""A survey of people: which of two pictures fits its prompt better, asked blind on one page; and what was answered."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+from robustclip import __version__
+from robustclip.data.images import to_pil
+from robustclip.errors import UsageError
+from robustclip.evaluation.generation.folders import read_pictures
+from robustclip.evaluation.generation.measure import shared
+from robustclip.evaluation.generation.pictures import Pictures
+from robustclip.evaluation.generation.preference import preference
+from robustclip.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval
+from robustclip.pages.rendering import environment
+from robustclip.runs.files import (
+    atomic_write,
+    check_new_file,
+    clashes,
+    is_file,
+    is_folder,
+    read_json,
+    read_text,
+    table_rows,
+    write_json,
+)
+from robustclip.runs.rng import generator
+from robustclip.signatures import raise_faults, typed
+
+QUESTION: Final = "Which picture shows this better?"
+ANSWERS: Final = {"left": 1.0, "neither": 0.5, "right": 0.0}
+HEADER: Final = ["trial", "answer", "seconds"]
+SHOWN: Final = 320  # pixels of a picture's side on the page
+LONGEST: Final = 2**24  # bytes of a file of answers
+
+
+@typed
+def make(
+    pictures: Annotated[Sequence[Path], "two or more folders of `synthesize`, or of images, of the same prompts"],
+    *,
+    out: Annotated[Path, "the page to write; beside it, its key: which picture is whose"],
+    question: Annotated[str, "what is asked of each two pictures"] = QUESTION,
+    trials: Annotated[PositiveInt | None, "how many are asked, drawn by the seed; else all"] = None,
+    size: Annotated[PositiveInt | None, "height and width that pictures in files are brought to"] = None,
+    overwrite: bool = False,
+    seed: Annotated[int, "keys which trials there are, their order, and which picture is left"] = 0,
+) -> dict[str, Any]:
+    """Make a page that asks which of two pictures fits their prompt better.
+
+    It is one file, and sends nothing: people open it, answer with the arrow keys, and save their answers as CSV. Sets
+    are compared two by two on the prompts and seeds that they share, in random order and on random sides. The page does
+    not say whose a picture is; its key does, PAGE.key.json, which `robustclip survey read` takes with the answers.
+
+    Raises UsageError for fewer than two sets, and sets that share no prompt.
+    """
+    key = out.with_name(f"{out.stem}.key.json")
+    raise_faults("survey.make()", list(_faults(pictures, out, key, overwrite)))
+    sets = [read_pictures(folder, size=size) for folder in pictures]
+    if len({one.name for one in sets}) < len(sets):
+        raise UsageError("a set is given twice: a survey compares different ones", "set_twice")
+    pairs = [
+        (first, mine, second, theirs)
+        for first, second in combinations(range(len(sets)), 2)
+        for mine, theirs in zip(*shared(sets[first], sets[second]), strict=True)
+    ]
+    if not pairs:
+        raise UsageError(
+            "the sets share no prompt (and seed): a survey compares pictures of the same", "nothing_shared"
+        )
+    stream = generator(seed, "survey")
+    order = torch.randperm(len(pairs), generator=stream).tolist()[:trials]
+    turned = (torch.rand(len(pairs), generator=stream) < 0.5).tolist()
+    asked, kept = [], []
+    for number in order:
+        first, mine, second, theirs = pairs[number]
+        sides = [(sets[first], mine), (sets[second], theirs)]
+        left, right = reversed(sides) if turned[number] else sides
+        name = hashlib.sha256(f"{seed} {number} {question}".encode()).hexdigest()[:12]
+        prompt = sets[first].prompts[mine]
+        asked.append({"trial": name, "prompt": prompt, "left": _encoded(*left), "right": _encoded(*right)})
+        kept.append({"trial": name, "prompt": prompt, "left": left[0].name, "right": right[0].name})
+    code = environment().get_template("survey.js").render()
+    script = f"const TRIALS = {_in_script(asked)};\n{code}"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment().get_template("survey.html.j2")
+    with atomic_write(out, "w") as file:
+        file.write(
+            page.render(
+                question=question, script=script, script_hash=f"sha256-{digest}", size=SHOWN, version=__version__
+            )
+        )
+    write_json(key, {"question": question, "seed": seed, "sets": [one.name for one in sets], "trials": kept})
+    return {"page": str(out), "key": str(key), "trials": len(asked), "sets": len(sets)}
+
+
+@typed
+def read(
+    key: Annotated[Path, "the page's PAGE.key.json"],
+    answers: Annotated[Sequence[Path], "files of answers that people saved, one each"],
+    *,
+    seed: Annotated[int, "keys the bootstrap"] = 0,
+) -> dict[str, Any]:
+    """Read what people answered: on which share of trials each set was preferred to each other, with 95% intervals.
+
+    "neither" counts half. Where every trial was answered once, the interval is Wilson's; where several people answered,
+    trials are resampled with all their answers (bootstrap), for people agree on a picture more than by chance.
+
+    Raises UsageError for files that are not of this survey, and answers that are given twice in one file.
+    """
+    trials, sets = _key(key)
+    said: dict[str, list[float]] = {}
+    left = {"left": 0, "answers": 0, "neither": 0}
+    for file in [answers] if isinstance(answers, str | Path) else answers:
+        for trial, answer in _answers(Path(file), trials):
+            said.setdefault(trial, []).append(ANSWERS[answer])
+            left["answers"] += 1
+            left["left"] += answer == "left"
+            left["neither"] += answer == "neither"
+    if not said:
+        raise UsageError(f"nobody answered any of the {len(trials)} trials of {key}", "no_answers")
+    found = []
+    for first, second in combinations(sets, 2):
+        shares = []
+        for trial, values in said.items():
+            sides = trials[trial]
+            if {sides["left"], sides["right"]} == {first, second}:
+                shares.append([value if sides["left"] == first else 1 - value for value in values])
+        if shares:
+            found.append({"set": first, "against": second, **vars(_interval(shares, seed))})
+    return {"trials": len(trials), "answered": len(said), **left, "preferences": found}
+
+
+def _interval(shares: Sequence[Sequence[float]], seed: int) -> Interval:
+    """Of trials, each with the answers of one or several people."""
+    if all(len(values) == 1 for values in shares):
+        flat = np.array([values[0] for values in shares])
+        return preference(flat, np.full_like(flat, 0.5))
+    totals, counts = np.array([sum(values) for values in shares]), np.array([len(values) for values in shares])
+    rows = np.random.default_rng(seed).integers(len(shares), size=(RESAMPLES, len(shares)))
+    drawn = totals[rows].sum(1) / counts[rows].sum(1)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(totals.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+
+
+def _faults(pictures: Sequence[Path], out: Path, key: Path, overwrite: bool) -> Any:
+    if isinstance(pictures, str | Path) or len(pictures) < 2:
+        yield "a survey compares two sets of pictures or more: survey make RUN_A RUN_B --out survey.html"
+    for folder in pictures if not isinstance(pictures, str | Path) else [pictures]:
+        if not is_folder(folder):
+            yield f"no folder of pictures at {str(folder)[:200]!r}"
+    for file in (out, key):
+        try:
+            check_new_file(file, overwrite=overwrite)
+        except UsageError as error:
+            yield str(error)
+    yield from clashes({"out": out, "key": key})
+
+
+def _encoded(pictures: Pictures, place: int) -> str:
+    """A picture without anything that its file says of it, as a data URL."""
+    file = io.BytesIO()
+    to_pil(pictures.images[torch.tensor([place])][0]).save(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _in_script(values: object) -> str:
+    """JSON that ends no script, whatever a prompt says."""
+    return json.dumps(values).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _key(file: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """({trial: its sides}, names of the sets)."""
+    values = read_json(file)
+    trials = values.get("trials") if isinstance(values, dict) else None
+    fields = ("trial", "left", "right")
+    whole = isinstance(trials, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in trials
+    )
+    if not whole or not isinstance(values.get("sets"), list):
+        raise UsageError(f"{file} is no key of a survey: give PAGE.key.json, which survey make wrote", "no_key")
+    return {one["trial"]: one for one in trials}, [str(name) for name in values["sets"]]
+
+
+def _answers(file: Path, trials: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    if not is_file(file):
+        raise UsageError(f"there is no file of answers at {str(file)[:200]!r}", "no_answers")
+    rows = table_rows(io.StringIO(read_text(file, LONGEST), newline=""), file)
+    header = next(rows, (1, []))[1]
+    if header != HEADER:
+        raise UsageError(f"{file} holds no answers of a survey: its columns are not {', '.join(HEADER)}", "no_answers")
+    found: dict[str, str] = {}
+    for number, (trial, answer, _) in rows:
+        if trial not in trials or answer not in ANSWERS:
+            raise UsageError(
+                f"{file}, line {number}, answers no trial of this survey: {trial[:40]},{answer[:40]}", "foreign"
+            )
+        if trial in found:
+            raise UsageError(f"{file} answers trial {trial} twice", "answered_twice")
+        found[trial] = answer
+    return list(found.items())

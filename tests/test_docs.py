@@ -76,7 +76,8 @@ def test_every_command_of_the_documentation_parses(
     page: str, call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1", "runs/clipag-2"):  # what the pages take for granted
+    # what the pages take for granted
+    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1", "runs/clipag-2"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("captions.jsonl", "color_val.txt", "spatial_val.txt", "complex_val.txt", "survey.key.json"):
         (tmp_path / name).touch()

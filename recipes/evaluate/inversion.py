@@ -15,6 +15,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.images import resize
 from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
+from robustclip.diffusion.mutual_information import MARK
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, Score, Verdict, judge_pairs
@@ -57,6 +58,8 @@ CELLS: Final[dict[str, dict[str, Any]]] = {
     "referee-vanilla": {"referee": [VANILLA]},
     "referee-robust": {"referee": [ROBUST]},
     "referee-blip2+robust": {"referee": [ALSO_READER, ROBUST]},
+    "referee-mi": {"referee": ["mi:emoji-diffusion"]},  # the diffusion model's own mutual information
+    "referee-blip2+mi": {"referee": [ALSO_READER, "mi:emoji-diffusion"]},
     "referee-vanilla-copies-0": {"referee": [VANILLA], "copies": 0},
     "referee-robust-copies-0": {"referee": [ROBUST], "copies": 0},
     "referee-blip2+robust-copies-0": {"referee": [ALSO_READER, ROBUST], "copies": 0},
@@ -198,7 +201,8 @@ def changed(cell: str, reader: str) -> dict[str, Any]:
 def refuse_guides(jury: Mapping[str, Blip2], guide: Blip2, cells: Sequence[str]) -> None:
     """Raises UsageError for a judge that guides, or looks through a guide's own image tower: pictures made to please a
     referee please it whatever they show."""
-    clips = dict.fromkeys(name for cell in cells for name in CELLS[cell].get("referee", []) if name is not ALSO_READER)
+    named = dict.fromkeys(name for cell in cells for name in CELLS[cell].get("referee", []) if name is not ALSO_READER)
+    clips = [name for name in named if not name.startswith(MARK)]
     towers = {guide.card.architecture.get("fingerprint"): guide.card.name}
     towers |= {fingerprint(load_referee(name)): name for name in clips}
     for name, judge in jury.items():

@@ -130,9 +130,14 @@ class RecipeGroup(click.Group):
 class PlanGroup(RecipeGroup):
     """The recipes that make a CLIP robust, planned instead of run."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "mi-tune"]
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         from robustclip.planning import plan
 
+        if cmd_name == "mi-tune":
+            return _verb(cmd_name, "diffusion.budget:plan_tuning", "MI-TUNE of a diffusion model: `align mi-tune`.")
         recipe = recipes.find(cmd_name, self.room)
         return TypedCommand(
             cmd_name,

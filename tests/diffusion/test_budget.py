@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from diffusers import UNet2DConditionModel
 
+from robustclip.cli import app
 from robustclip.diffusion import budget as module
-from robustclip.diffusion.budget import budget, counted, tell_budget
+from robustclip.diffusion.budget import CONFIGS, budget, counted, plan_tuning, tell_budget
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
 
@@ -65,3 +68,24 @@ def test_what_is_counted_is_what_is_kept_and_told_of_large_models(
     monkeypatch.setattr(module, "free_memory", lambda _: 1e6)
     with pytest.raises(UsageError, match="--batch-size 1"):
         tell_budget(model, (16, 16), **setting)
+
+
+def test_the_plan_of_mi_tune_counts_evaluations_of_the_denoiser(tmp_path: Path) -> None:
+    """On SD 2.1-base's published configs: its 866 million weights, and about 0.8 TFLOP an evaluation."""
+    with torch.device("meta"):
+        weights = sum(one.numel() for one in UNet2DConditionModel.from_config(CONFIGS["unet"]).parameters())
+    assert round(weights / 1e6) == 866
+    found = plan_tuning()
+    assert found["samples"] == 35_000
+    assert found["sampling EFLOP"] == pytest.approx(7e6 * 0.8e-6, rel=0.1)
+    assert found["training EFLOP"] == pytest.approx(3 * 0.12e6 * 0.8e-6, rel=0.1)
+    assert plan_tuning(rounds=2, by="gap")["sampling EFLOP"] == pytest.approx(
+        2 * found["sampling EFLOP"] * (200 + 64) / 200
+    )
+    tiny_pipeline(tmp_path / "sd")
+    assert 0 < plan_tuning(model=str(tmp_path / "sd"), size=16)["sampling EFLOP"] < 1e-3
+    done = CliRunner().invoke(app, ["plan", "mi-tune", "--count", "10"])
+    assert done.exit_code == 0
+    assert "GPU hours" in done.output
+    with pytest.raises(UsageError):
+        plan_tuning(model=str(tmp_path / "nowhere"))

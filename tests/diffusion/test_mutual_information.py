@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.diffusion.mutual_information import (
@@ -19,7 +23,10 @@ from robustclip.diffusion.mutual_information import (
     sample_with_mi,
     widths,
 )
+from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
+
+from .tiny import tiny_pipeline
 
 DRAWS = 1000
 
@@ -256,6 +263,42 @@ def test_impossible_settings_and_damaged_denoisers_are_refused() -> None:
             sample_with_mi(toy, x, y, None, generators=[], steps=steps, skip=skip)
     with pytest.raises(RunError, match="NaN"):
         pointwise_mi(toy, x, Texts(y.y * math.nan), None)
+
+
+def test_pictures_and_prompts_come_in_pairs() -> None:
+    toy = TOYS["1-D"]
+    x, y = toy.draw(3)
+    for latents, texts in ((x[:1], y), (x, Texts(y.y[:1]))):
+        with pytest.raises(UsageError, check=lambda error: error.code == "not_pairs"):
+            pointwise_mi(toy, latents, texts, None)
+        assert information_matrix(toy, latents, texts, None, draws=1)[0].numel() == 3
+
+
+def test_a_denoiser_that_reads_no_text_is_refused(tmp_path: Path) -> None:
+    """One whose cross-attention writes nothing, and one that was distilled for a guidance, as LCM's UNets are."""
+    tiny_pipeline(tmp_path / "sd")
+    model = load_diffusion(tmp_path / "sd")
+    for name, weights in model.unet.named_parameters():
+        if "attn2.to_out" in name:
+            weights.data.zero_()
+    given = torch.zeros(1, 4, 8, 8), model.embed_prompts(["a cat"]), model.embed_prompts([""])
+    with pytest.raises(RunError, check=lambda error: error.code == "text_not_read"):
+        pointwise_mi(model, *given)
+    config = tmp_path / "sd" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"time_cond_proj_dim": 16}))
+    unet = UNet2DConditionModel.from_config(json.loads(config.read_text()))
+    save_file(unet.state_dict(), tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UsageError, check=lambda error: error.code == "distilled_guidance"):
+        load_diffusion(tmp_path / "sd")
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_that_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_pipeline(tmp_path / "sd")
+    model = load_diffusion(tmp_path / "sd")
+    long = "a cat " * model.texts.context
+    given = torch.zeros(1, 4, 8, 8), model.embed_prompts([long]), model.embed_prompts([""])
+    assert pointwise_mi(model, *given).nats.isfinite().all()
+    assert f"reads {model.texts.context}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_schedule_that_ends_without_signal_is_refused() -> None:

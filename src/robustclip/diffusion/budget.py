@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +16,7 @@ from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory
+from robustclip.runs.files import read_json
 
 try:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -22,6 +25,22 @@ except ImportError as error:
 
 TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
 FUSED: Final = 2  # times what is free may be counted, for attention counts with what fused kernels do not keep (ours)
+SD21: Final = "stable-diffusion-2.1-base"
+CONFIGS: Final[dict[str, Any]] = {  # of the published model, as diffusers writes them; the rest are its defaults
+    "unet": {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+        "attention_head_dim": [5, 10, 20, 20],
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+}
 LARGE: Final = 100_000_000  # weights of a denoiser from which on its budget is told
 
 
@@ -81,6 +100,45 @@ def budget(
     decoding, decoding_flops = counted(autoencoder, lambda: autoencoder.decode(latents(1)).sample)
     weights = sum(one.nbytes for model in (denoiser, autoencoder) for one in model.parameters())
     return Budget(weights, evaluation, decoding, flops, decoding_flops)
+
+
+def plan_tuning(
+    *,
+    model: Annotated[str, "a pipeline's folder, of which configs alone are read, or SD 2.1-base by this name"] = SD21,
+    count: Annotated[PositiveInt, "prompts"] = 700,
+    samples: Annotated[PositiveInt, "of each prompt (M)"] = 50,
+    rounds: PositiveInt = 1,
+    sampling_steps: PositiveInt = 100,
+    by: Annotated[Literal["mi", "gap"], "what chooses: mi costs no evaluation, gap 64 a sample"] = "mi",
+    steps: Annotated[PositiveInt, "of training, in each round"] = 300,
+    batch_size: PositiveInt = 400,
+    at_once: Annotated[PositiveInt, "of a batch, that pass the denoiser together"] = 8,
+    size: Annotated[PositiveInt, "height and width of samples"] = 512,
+    tflops: Annotated[PositiveFloat, "that a GPU reaches; an A100 in half precision about 100"] = 100.0,
+) -> dict[str, float]:
+    """FLOPs, hours and memory of `robustclip align mi-tune`, without weights or a network.
+
+    robustclip plan mi-tune --samples 50 --tflops 100
+
+    Sampling takes 2 evaluations of the denoiser a step, training one forward and, because gradients pass all layers to
+    the adapters but reach no other weight, about as much on the way back again. MI-TUNE's authors report 24 hours of
+    sampling and 8 of training on one A100 for the defaults.
+    """
+    folder = Path(model)
+    configs = CONFIGS if model == SD21 else {part: read_json(folder / part / "config.json") for part in CONFIGS}
+    found = budget({"in_channels": 4, **configs["unet"]}, configs["vae"], (size, size))
+    one = found.flops / 2
+    drawn = rounds * count * samples
+    sampling = drawn * (2 * sampling_steps + (64 if by == "gap" else 0)) * one
+    training = 3 * rounds * steps * batch_size * one
+    return {
+        "samples": drawn,
+        "sampling EFLOP": sampling / 1e18,
+        "training EFLOP": training / 1e18,
+        "sampling GPU hours": sampling / tflops / 3.6e15,
+        "training GPU hours": training / tflops / 3.6e15,
+        "GB while training": (found.weights + at_once * found.evaluation / 2) / 1e9,
+    }
 
 
 def tell_budget(

@@ -135,7 +135,10 @@ def pointwise_forms(
     if len(latents) != len(conditioning):
         raise UsageError(
             f"{len(latents)} pictures and {len(conditioning)} prompts are no pairs: give one prompt for each picture, "
-            "or ask information_matrix for each picture with each prompt"
+            "or ask information_matrix for each picture with each prompt",
+            "not_pairs",
+            pictures=len(latents),
+            prompts=len(conditioning),
         )
     if levels < 1 or draws < 1:
         raise UsageError(f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4")
@@ -167,7 +170,8 @@ def pointwise_forms(
     if count and not maps.any():
         raise RunError(
             "the denoiser predicts the same with the prompt and without it: it reads no text, or was distilled for one "
-            "guidance; take the model before its distillation"
+            "guidance; take the model before its distillation",
+            "text_not_read",
         )
     repeated, every, times = (
         torch.stack([one.sum(2) for one in terms]),

@@ -59,6 +59,12 @@ class LatentDiffusion(nn.Module):
         self.prediction = str(scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
             raise UsageError(f"this model predicts {self.prediction!r}, and SDS wants one of {', '.join(PREDICTIONS)}")
+        if unet.config.get("time_cond_proj_dim") is not None:
+            raise UsageError(
+                "this denoiser was distilled for guidance that it takes as an input (time_cond_proj_dim), and has no "
+                "prediction without the prompt: give the model that it was distilled from",
+                "distilled_guidance",
+            )
         self.name = name
         self.dtype = dtype
         self.checkpointing = checkpointing

@@ -232,7 +232,7 @@ def scenes(items: Sequence[Item]) -> torch.Tensor:
 def sampling(
     cell: str, model: str, size: tuple[int, int], steps: int, place: torch.device, dtype: str
 ) -> Callable[[Sequence[Item]], torch.Tensor]:
-    """What draws items as a cell says: the diffusion model by itself, by DDIM. It is loaded where something is."""
+    """Plain DDIM samples of the diffusion model for the rows that need them; loaded lazily."""
 
     def draw(items: Sequence[Item]) -> torch.Tensor:
         painter = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))

@@ -92,7 +92,7 @@ def recipe(
 
 
 def finished(folder: Path) -> Path:
-    """Where the model goes: the name, or where a run that goes on has written it already, the next one."""
+    """Output folder of the model: the named one, or a numbered one if a resumed run has written it."""
     taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
     return next(path for path in taken if not path.exists())
 

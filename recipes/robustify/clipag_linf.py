@@ -12,7 +12,7 @@ def recipe() -> None:
       robustclip robustify clipag-linf --sbu 'sbu/{00000..00099}.tar' --cc3m ... --cc12m ... --laion ...
       robustclip robustify clipag-linf --data 'pairs/{00000..00099}.tar' --data captions.csv=2.0
 
-    The paper's eps is not in its text; 2/255 is ours, after FARE and TeCoA.
+    The paper does not state its eps; 2/255 is ours, after FARE and TeCoA.
 
-    Everything else, and what is ours in it, is clipag-vit-b32's.
+    All other settings are clipag-vit-b32's.
     """

@@ -73,11 +73,11 @@ def recipe(
       robustclip robustify clipag-vit-b32 --sbu 'sbu/{00000..00099}.tar' --cc3m ... --cc12m ... --laion ...
       robustclip robustify clipag-vit-b32 --data 'pairs/{00000..00099}.tar' --data captions.csv=2.0
 
-    5.1 million samples; the paper used 8 A40 for a "relatively short" fine-tuning, and no length is given. The released
-    CLIPAG_ViTB32.pt is what it should come near. eps 1.5 at 224x224 is not printed in the text at hand: it fits the
-    "mean pixel change" that is (RMS 0.99/255).
+    5.1 million samples; the paper used 8 A40 for a "relatively short" fine-tuning, and no length is given. The
+    target is the released CLIPAG_ViTB32.pt. eps 1.5 at 224x224 is inferred from the stated "mean pixel change" (RMS
+    0.99/255).
 
-    Not from the paper, since its text does not give them, and so ours: steps, batch size, lr, weight decay, warm-up
+    Not stated in the paper, and so ours: steps, batch size, lr, weight decay, warm-up
     (the last four near RobustVLM's released settings), schedule, optimiser (AdamW), average of the weights, attack
     steps and step size (2.5 eps / steps), random start, LAION's share. From its text: frozen text tower, the whole
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.

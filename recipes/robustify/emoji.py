@@ -67,14 +67,13 @@ def recipe(
 
     robustclip robustify emoji
 
-    About 40 minutes on one CPU core. emoji-robust is this recipe with these defaults: on 500 drawings of unseen
-    styles it has the right name among its first five for 57.6%, and for 41.8% under PGD-20 at eps 1.5
-    (docs/embedded.md).
+    About 40 minutes on one CPU core. emoji-robust is this recipe with these defaults: top-5 57.6% on 500 drawings
+    of unseen styles, and 41.8% under PGD-20 at eps 1.5 (docs/embedded.md).
 
     CLIPAG's setting (frozen text tower, L2 ball, PGD on the training loss, its App. A.1), with three choices that are
     ours: the loss is a softmax over the names of all concepts (`--objective clip` is the paper's), eps 2.0 belongs to
-    64x64 pixels (RMS 0.018; CLIPAG's 1.5 at 224x224 is 0.0039), and the attack takes 2 steps. Every value that CLIPAG's
-    text does not give (lr, schedule, steps) is ours too.
+    64x64 pixels (RMS 0.018; CLIPAG's 1.5 at 224x224 is 0.0039), and the attack takes 2 steps. Values that CLIPAG does
+    not state (lr, schedule, steps) are ours.
     """
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 16, 5, 20

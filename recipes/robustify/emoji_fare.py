@@ -16,11 +16,11 @@ from robustclip.recipes import preset
     attack_momentum=0.9,
 )
 def recipe() -> None:
-    """FARE on emoji: emoji-vanilla's own embeddings of clean images, kept under RobustVLM's attack.
+    """FARE on emoji: preserve emoji-vanilla's clean embeddings under RobustVLM's attack.
 
     robustclip robustify emoji-fare
 
-    No text and no label is read. The attack is the released one at eps 4/255 (PGD-10, step 1/255, momentum 0.9); rate,
+    Uses neither texts nor labels. The attack is the released one at eps 4/255 (PGD-10, step 1/255, momentum 0.9); rate,
     schedule and batch are the recipe emoji's, and so ours. A step costs three times that of emoji's PGD-2:
-    `--attack-steps 2` is within reach of a CPU. On equal terms with all other objectives: docs/robustness.md.
+    `--attack-steps 2` is affordable on a CPU. Comparison of all objectives: docs/objectives.md.
     """

@@ -62,14 +62,14 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """FARE on ViT-L/14 with the released settings: embeddings stay where the original had them, whatever the attack.
+    """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack.
 
       robustclip robustify fare-vit-l14 --data imagenet/train
 
     This is FARE-2 (eps 2/255); `--eps 0.015686` is FARE-4. From RobustVLM's code and README: loss, attack (PGD-10, step
     1/255, momentum 0.9, uniform start), two epochs of ImageNet in batches of 128, AdamW, cosine, float32, no clipping,
-    the last weights. Its README's warm-up is 1,400 steps, its script's default 14,000. Ours differs in what it does not
-    decay (gains, biases), and in momentum on normalised gradients, whose sign it then takes.
+    the last weights. Its README's warm-up is 1,400 steps, its script's default 14,000. Differences: no weight
+    decay of gains and biases; momentum on normalised gradients, of which the sign is taken.
     """
     if quick:  # the same run on the embedded set; from a small referee, unless another is asked for
         start = "emoji-vanilla" if start == DOWNLOADED else start

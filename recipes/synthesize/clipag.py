@@ -61,14 +61,13 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Paint with a robust referee, without a generator.
+    """Text to image by a robust referee, without a generator.
 
     robustclip synthesize clipag "a green turtle" "a blue butterfly"
 
-    CLIPAG's method with our own choices where they make pictures more recognisable: 256 views a picture, a few seconds
-    each on two cores when painted in batches, and 1,000 candidates a seed. docs/synthesis.md says how it differs from
-    the paper, docs/painting.md what judges recognise: 90% of its pictures of 200 prompts among 10 names, by
-    emoji-judge.
+    CLIPAG's method with our defaults, chosen for R-Precision: 256 view passes per picture (a few seconds on two cores
+    in batches), and 1,000 init candidates per seed. Differences from the paper: docs/synthesis.md; results:
+    docs/painting.md (R-Precision among 10 names 90% on 200 prompts, by emoji-judge).
     """
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4

@@ -57,12 +57,12 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Paint as CLIPAG's notebook does: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding.
+    """CLIPAG's notebook: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding.
 
     robustclip synthesize clipag-faithful "a green turtle"
 
     6,400 views a picture, 25 times those of `clipag`. Constants are those of CLIPAG_T2I.ipynb (CLIPAG 94c7b20).
-    Its slips are kept unless --no-notebook: candidates of the first 20 classes only, ranked without the referee's
+    Its bugs are kept unless --no-notebook: candidates of the first 20 classes only, ranked without the referee's
     normalisation, and the picture of the lowest view loss is saved one step late. Deviations: its mixture is of
     Tiny-ImageNet, ours of emoji or of your own images (robustclip mixture fit); gradients are clipped picture by
     picture, where the notebook paints one; --dtype float16 is its precision.

@@ -92,7 +92,7 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Draw with strokes: curves, widths and colours that a referee pulls at; pictures, and SVG files of them.
+    """CLIPDraw: optimise vector strokes (points, widths, colours) by a referee; writes pictures and SVG files.
 
     robustclip synthesize clipdraw "a green turtle" "a blue butterfly"
 

@@ -93,17 +93,18 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Restyle a picture by a text: CLIPStyler, by any referee.
+    """CLIPStyler: text-guided style transfer, by any referee.
 
     robustclip synthesize clipstyler "made of gold" "a pencil drawing" --content "emoji:cat face"
 
-    Every content in every style. Loss weights, threshold and network are those of train_CLIPstyler.py (cyclomon/
-    CLIPstyler 4843cec). Ours, for the embedded referees' 64 pixels: steps and rate (200 and 5e-4 there), 8 patches of
-    half a side (64 of a quarter), no prompt ensemble (--templates), the source "an emoji" ("a Photo"), contrast as it
-    is (1.5), and a content loss on a small tower's features, relative to the content's own. The release at its size is
-    --size 512 --steps 200 --lr 5e-4 --patches 64 --patch-size 0.25 --templates --source "a Photo" --contrast 1.5
-    --content-features vgg19-dcbb9e9d.pth. Deviations: its steps are one more, its template list lacks one of ImageNet's
-    80, and it stretches what it saves to the full range. --canvas pixels is CLIPAG's ablation, whose rate is unknown.
+    Every content is combined with every style. Loss weights, threshold and network are those of train_CLIPstyler.py
+    (cyclomon/CLIPstyler 4843cec). Ours, for the embedded referees' 64 pixels: steps and rate (200 and 5e-4 there), 8
+    patches of half a side (64 of a quarter), no prompt ensemble (--templates), the source "an emoji" ("a Photo"),
+    contrast as it is (1.5), and a content loss on a small tower's features, relative to the content's own. The
+    release at its size is --size 512 --steps 200 --lr 5e-4 --patches 64 --patch-size 0.25 --templates --source "a
+    Photo" --contrast 1.5 --content-features vgg19-dcbb9e9d.pth. Deviations: its steps are one more, its template list
+    lacks one of ImageNet's 80, and it stretches what it saves to the full range. --canvas pixels is CLIPAG's
+    ablation, whose rate is unknown.
     """
     if quick:
         steps, patches, batch_size = 4, 2, 4

@@ -45,12 +45,12 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Sample a diffusion model's own pictures; with --best-of N keep the best of N by mutual information or a referee.
+    """Sample a diffusion model; with --best-of N keep the best of N by mutual information or a referee.
 
     robustclip synthesize diffusion "a yellow banana and a blue butterfly" --best-of 50 --by mi
 
-    By mi the model itself chooses: it says how sure it was, not how right it is (docs/mutual-information.md has how far
-    judges agree).
+    mi is the model's own score, a measure of confidence rather than correctness (agreement with judges:
+    docs/mutual-information.md).
     """
     if quick:
         steps, batch_size, best_of = 2, 4, min(best_of, 2)

@@ -49,12 +49,12 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Paint by Direct Ascent Synthesis: from grey, over all resolutions at once.
+    """Direct Ascent Synthesis: optimise all resolutions at once, from grey.
 
     robustclip synthesize direct-ascent "a green turtle" --referee emoji-robust --referee emoji-vanilla=0.5
 
-    Written from the paper's description (margins, jitter, uniform noise, SGD, 100 steps, tanh). It was made for
-    ensembles of ordinary CLIPs: give several referees. Two choices are ours: levels at powers of two (--every-size is
+    Written from the paper's description (margins, jitter, uniform noise, SGD, 100 steps, tanh). It is designed for
+    ensembles of ordinary CLIPs: pass several referees. Two choices are ours: levels at powers of two (--every-size is
     the demo's), and steps of a fixed length for each level (--no-unit-steps --lr 0.1 is the demo's plain SGD).
     """
     if quick:

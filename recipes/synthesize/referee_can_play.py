@@ -94,7 +94,7 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Paint latents of a diffusion model, guided by a referee that reads image and text, and by Score Distillation.
+    """Optimise diffusion latents by a pair reader's matching loss and Score Distillation.
 
     robustclip synthesize referee-can-play "a yellow banana and a blue butterfly"
 
@@ -103,10 +103,10 @@ def recipe(
     robustclip convert lavis-blip2, --size 512.
 
     Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5, or a diffusion model
-    by mutual information, --referee mi:emoji-diffusion (8 evaluations a step, forward and back). Each of several pulls
-    by a stream of its own, brought to its weight's share of w1, for their losses are of different scales (ours).
+    by mutual information, --referee mi:emoji-diffusion (8 evaluations a step, forward and back). Each has its
+    own stream, rescaled to its weight's share of w1, because losses differ in scale (ours).
 
-    --mode released is VLMinv's loop, number by number (tests/golden/vlminv.py); docs/inversion.md lists what differs.
+    --mode released reproduces VLMinv's loop (tests/golden/vlminv.py); docs/inversion.md lists the differences.
     Iterations are counted from 0; in the other modes the averages restart at 40 and 100 and not at the last.
     """
     way = WAYS[mode]

@@ -97,7 +97,7 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Paint with the codes of a VQGAN, guided by a referee: VQGAN+CLIP.
+    """VQGAN+CLIP: optimise the codes of a VQGAN by a referee.
 
     robustclip synthesize vqgan "a green turtle" "a clock:0.5:0.9 | blurry:-0.3"
 
@@ -106,8 +106,8 @@ def recipe(
     --steps 500 --views 32 --size 512 --model FOLDER, of the ImageNet VQGAN (robustclip convert taming-vqgan), with
     --batch-size 1 where memory is short.
 
-    A prompt's third number is its `stop`, the distance at which it no longer pulls. --mode faithful keeps two slips:
-    views shift up and down only, and --init-weight pulls latents to zero, ever less, instead of to the start. The
+    A prompt's third number is its `stop`, the distance at which its gradient becomes 0. --mode faithful keeps two bugs:
+    views shift vertically only, and --init-weight pulls latents to zero, with decay, instead of to the start. The
     smallest square of --cut-method original is of the referee's size; where the picture is no larger, of half its side
     (ours).
 

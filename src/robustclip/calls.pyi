@@ -53,7 +53,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """CLIPAG's ablation of the architecture: ConvNeXt-Base (App. C), which painted over-saturated colours."""
+        """CLIPAG's ablation of the architecture: ConvNeXt-Base (App. C), whose pictures were over-saturated."""
     def clipag_linf(
         self,
         *,
@@ -141,7 +141,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), which painted with artefacts."""
+        """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), whose pictures had artefacts."""
     def clipag_vit_b32(
         self,
         *,
@@ -267,7 +267,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """FARE on emoji: emoji-vanilla's own embeddings of clean images, kept under RobustVLM's attack."""
+        """FARE on emoji: preserve emoji-vanilla's clean embeddings under RobustVLM's attack."""
     def emoji_tecoa(
         self,
         *,
@@ -308,7 +308,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """TeCoA on emoji: the text of the right class among those of all, under RobustVLM's attack."""
+        """TeCoA on emoji: cross-entropy among all class texts under RobustVLM's attack."""
     def emoji_trades(
         self,
         *,
@@ -349,7 +349,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """TRADES on emoji: right on clean images, and the same answers under attack."""
+        """TRADES on emoji: clean loss plus divergence of the predictions under attack."""
     def emoji_vit(
         self,
         *,
@@ -429,7 +429,7 @@ class _Robustify:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Trained:
-        """FARE on ViT-L/14 with the released settings: embeddings stay where the original had them, whatever the attack."""
+        """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack."""
     def tecoa_vit_l14(
         self,
         *,
@@ -510,7 +510,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Paint with a robust referee, without a generator."""
+        """Text to image by a robust referee, without a generator."""
     def clipag_faithful(
         self,
         prompt: str | Sequence[str] = ...,
@@ -543,7 +543,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Paint as CLIPAG's notebook does: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding."""
+        """CLIPAG's notebook: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding."""
     def clipdraw(
         self,
         prompt: str | Sequence[str] = ...,
@@ -584,7 +584,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Draw with strokes: curves, widths and colours that a referee pulls at; pictures, and SVG files of them."""
+        """CLIPDraw: optimise vector strokes (points, widths, colours) by a referee; writes pictures and SVG files."""
     def clipstyler(
         self,
         prompt: str | Sequence[str] = ...,
@@ -624,7 +624,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Restyle a picture by a text: CLIPStyler, by any referee."""
+        """CLIPStyler: text-guided style transfer, by any referee."""
     def diffusion(
         self,
         prompt: str | Sequence[str] = ...,
@@ -651,7 +651,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Sample a diffusion model's own pictures; with --best-of N keep the best of N by mutual information or a referee."""
+        """Sample a diffusion model; with --best-of N keep the best of N by mutual information or a referee."""
     def direct_ascent(
         self,
         prompt: str | Sequence[str] = ...,
@@ -682,7 +682,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Paint by Direct Ascent Synthesis: from grey, over all resolutions at once."""
+        """Direct Ascent Synthesis: optimise all resolutions at once, from grey."""
     def doodl(
         self,
         prompt: str | Sequence[str] = ...,
@@ -785,7 +785,7 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Paint latents of a diffusion model, guided by a referee that reads image and text, and by Score Distillation."""
+        """Optimise diffusion latents by a pair reader's matching loss and Score Distillation."""
     def vqgan(
         self,
         prompt: str | Sequence[str] = ...,
@@ -822,6 +822,6 @@ class _Synthesize:
         out: str | Path | None = ...,
         quick: bool = ...,
     ) -> Result:
-        """Paint with the codes of a VQGAN, guided by a referee: VQGAN+CLIP."""
+        """VQGAN+CLIP: optimise the codes of a VQGAN by a referee."""
 
 synthesize: _Synthesize

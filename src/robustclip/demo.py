@@ -40,14 +40,14 @@ def run_demo(
     dtype: str = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Watch a CLIP being robustified, then see what it gained.
+    """Robustify, export, evaluate and explain a small CLIP.
 
         robustclip demo
 
-    Fine-tunes emoji-vanilla on adversarial emoji, exports it, and measures both on drawings of styles that neither was
-    trained on, clean and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it,
-    explanation/report.html (where both look), referee/ (for load_referee and open_clip), and train/ (the run). About
-    seven minutes on two CPU cores.
+    Fine-tunes emoji-vanilla on adversarial emoji, exports it, and evaluates both on drawings of unseen styles, clean
+    and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it, explanation/report.html
+    (heat maps of both), referee/ (for load_referee and open_clip), and train/ (the run). About seven minutes on two
+    CPU cores.
     """
     print(
         f"1/4  Robustifying {START} for {steps} steps, against L2 attacks of eps {eps:g} on 64x64 pixels.", flush=True
@@ -95,7 +95,7 @@ def faults(eps: float, attack: str) -> Iterator[str]:
 
 
 def tell(report: Report, attack: str, out: Path) -> str:
-    """What was seen, in three sentences and what to run next."""
+    """Summarise the results in three sentences, with the next command."""
 
     def percent(name: str, where: str) -> str:
         return f"{report.row(name, TOP, where).value:.0%}"

@@ -30,11 +30,11 @@ class Coded(Exception):
 
 
 class UsageError(Coded, ValueError):
-    """A fault of the call (exit code 2): the message says what came, what would do, and the call that works."""
+    """A faulty call (exit code 2); the message has the value received, the accepted values and a working call."""
 
 
 class RunError(Coded, RuntimeError):
-    """A fault of the run (exit code 1): the call was good, something it met on the way was not."""
+    """A failure during a valid call (exit code 1)."""
 
 
 def as_fault(told: str | UsageError) -> UsageError:
@@ -60,7 +60,7 @@ def require(module: str, extra: str, use: str) -> None:
 
 
 class Interrupted(Exception):
-    """The run was told to stop by a signal, and has kept what it had (exit code 128 + signal)."""
+    """The run was stopped by a signal after saving its state (exit code 128 + signal)."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ class Fault(StrEnum):
 
 
 class Skip(Exception):
-    """This picture cannot be used; `fault` says why."""
+    """An unusable picture; `fault` gives the reason."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(str(fault))

@@ -66,7 +66,7 @@ def exported(folder: Path) -> None:
 
 
 def evaluated(report: Report) -> None:
-    """The table, and how to see what it tells in numbers."""
+    """Print the table of an evaluation and the next command."""
     rich(report.table())
     names = list(dict.fromkeys(row.referee for row in report.rows))
     next_call("explain", "--referees", *names, "--images", "emoji/scenes", "--limit", 12)
@@ -147,7 +147,7 @@ def demo(result: Mapping[str, Any]) -> None:
 
 
 def entries(referees: Iterable[Entry]) -> None:
-    """A line for each referee; one that is broken says so in its line."""
+    """Print one line per referee; broken ones are marked."""
     table = Table("referee", "kind", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")
     for entry in referees:
         try:

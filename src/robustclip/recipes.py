@@ -50,7 +50,7 @@ EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file; it is run as Python only when its function is asked for."""
+    """A recipe file; executed only when its function is needed."""
 
     path: Path
 
@@ -66,8 +66,7 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the function's docstring, read without running the file; none of a file that is not
-        Python, which `module` says."""
+        """First sentence of the function's docstring, read without executing the file."""
         try:
             text = " ".join(self.source.docstring("recipe").split("\n\n")[0].split())
         except (KeyError, SyntaxError, ValueError, RecursionError, MemoryError):

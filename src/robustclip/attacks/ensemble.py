@@ -31,7 +31,7 @@ fourth."""
 
 @dataclass(frozen=True)
 class Part:
-    """One attack of those in `library_attack`, with its steps (Square's queries) and targets."""
+    """One component attack with its steps (Square: queries) and targets."""
 
     attack: Name
     steps: int
@@ -39,7 +39,7 @@ class Part:
 
 
 def parts(spec: AttackSpec, classes: int) -> list[Part]:
-    """What to run one after the other, each on the images that are still classified right, among `classes` classes.
+    """Component attacks in order, each run on the images still classified correctly, for `classes` classes.
 
     There are never more targets than wrong classes. Raises UsageError for PGD, which needs no classifier, and where a
     part needs more classes.

@@ -41,7 +41,7 @@ def pgd(
     generator: Source = None,
     strict: bool = True,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images inside `threat` around `images` that *maximise* `loss_fn(images) -> (B,)`, one loss per image.
+    """Projected gradient descent: images inside `threat` around `images` that *maximise* `loss_fn(images) -> (B,)`.
 
     images      in [0, 1] (what rounding put outside is clamped); float16 and bfloat16 are raised to float32, in which
                 all arithmetic of the attack is done, also when `loss_fn` runs under autocast. The result is in
@@ -104,7 +104,7 @@ def pgd(
 
 @contextmanager
 def attacking(module: nn.Module | None) -> Iterator[None]:
-    """Put a module in eval mode with frozen parameters; on the way out, also by an error, restore every one of both.
+    """Context manager: a module in eval mode with frozen parameters; both are restored, also after an error.
 
     Eval mode, so that the attack neither moves BatchNorm's statistics nor fights dropout; frozen, so that the
     backward pass only computes what the attack needs, the gradient to the images.
@@ -125,7 +125,7 @@ def attacking(module: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode; on the way out, also by an error, every part of it is in its mode of before."""
+    """Context manager: a module in eval mode; the modes of all submodules are restored, also after an error."""
     modes = [(child, child.training) for child in module.modules()]
     try:
         module.eval()

@@ -40,7 +40,7 @@ def library_attack(
     module: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images inside `threat` whose `logits_fn(images) -> (B, classes)` no longer name `labels`.
+    """Run an attack of torchattacks on `logits_fn(images) -> (B, classes)` inside `threat`, against `labels`.
 
     attack      "pgd" (PGD or PGDL2, by the threat's norm), "apgd" (APGD on the cross-entropy, whose step size is its
                 own), "apgd-dlr" (on the difference of logits ratio; at least 3 classes), "apgd-t" (on its targeted

@@ -38,7 +38,7 @@ TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to abou
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An attack's settings that a reader of a number must know. Eps and step size are in [0, 1] pixel units.
+    """Settings of an attack, as reported with each result. Eps and step size are in [0, 1] pixels.
 
     `kind` is "pgd", or one of the attacks on classifiers that have no settings but a length (`attacks.ensemble` says
     what they are); `steps` are Square's queries, and 100 for the ensembles, whose lengths are fixed. `restarts` and
@@ -90,7 +90,7 @@ class AttackSpec:
 
     @property
     def step_size(self) -> float:
-        """In pixel units: `step` where given, else 2.5 * eps / steps (MadryLab/robustness).
+        """In [0, 1] pixels: `step` if given, else 2.5 * eps / steps (MadryLab/robustness).
 
         Raises UsageError for kinds that choose their own, so that whoever runs PGD with a spec refuses them.
         """
@@ -98,7 +98,7 @@ class AttackSpec:
         return 2.5 * self.eps / self.steps if self.step is None else self.step
 
     def threat(self, size: int | tuple[int, int]) -> ThreatModel:
-        """The ball this attack searches, for images of `size` (height, width)."""
+        """The threat model for images of `size` (height, width)."""
         return ThreatModel(self.norm, self.eps, size)
 
     @property
@@ -107,7 +107,7 @@ class AttackSpec:
         return f"{self.norm}:{_number(self.eps)}"
 
     def check_pgd(self, what: str) -> None:
-        """Raise UsageError unless this is PGD, which is what `what` needs."""
+        """Raise UsageError unless this is PGD, which `what` requires."""
         if self.kind != "pgd":
             raise UsageError(
                 f"{what} needs PGD, and {self} attacks a classifier's logits: write {self.ball}@20 instead"
@@ -174,7 +174,7 @@ def run_attack(
     *,
     key: tuple[int, ...],
 ) -> Float[Tensor, "b 3 h w"]:
-    """One PGD run from one random start, on the images at the size they have; checked afterwards to be inside.
+    """One PGD run from one random start at the images' own size; the result is checked to lie inside the threat model.
 
     Raises RunError if an image left the threat model or [0,1]: then no number that follows would mean anything.
     """
@@ -200,14 +200,14 @@ def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w
 def random_perturbation(
     images: Float[Tensor, "b 3 h w"], threat: ThreatModel, *, seed: int, indices: Int[Tensor, " b"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images moved by noise of exactly the threat model's norm, each with its own generator (seed, index)."""
+    """Add noise of exactly the threat model's norm, with one generator (seed, index) per image."""
     return perturbed(images, threat, [generator(seed, "control", int(index)) for index in indices])
 
 
 def perturbed(
     images: Float[Tensor, "b 3 h w"], threat: ThreatModel, generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images moved by noise of exactly the threat model's norm, each drawn from its own generator (of the CPU).
+    """Add noise of exactly the threat model's norm, with one CPU generator per image.
 
     L2: a Gaussian direction; L-inf: random signs. Where noise would leave [0,1] it changes sign instead of being
     clipped: on a white background clipping would take half of it away, and the control would be too weak.

@@ -26,7 +26,7 @@ IMPLAUSIBLE_RMS = 0.25  # ours: no L2 threat model of the literature changes pix
 @final
 @dataclass(frozen=True)
 class ThreatModel:
-    """The ball of `eps` around an image, in [0, 1] pixel units, at the height and width it is meant for.
+    """A norm ball of radius `eps` around an image, in [0, 1] pixels, for a given height and width.
 
     An L2 eps means nothing without a size: 1.5 changes a 64x64 image 3.5 times as much (RMS) as a 224x224 one.
     A single number as size means a square. Raises UsageError for an unknown norm, an eps that is not a positive
@@ -62,18 +62,19 @@ class ThreatModel:
         return self.eps / self._length_of_ones
 
     def resized(self, size: int | tuple[int, int]) -> ThreatModel:
-        """The threat model of the same RMS change at another size: the same eps for L-inf, not for L2."""
+        """The threat model of equal RMS change at another size: equal eps for L-inf, not for L2."""
         height, width = height_and_width(size)
         growth = math.sqrt(height * width / math.prod(self.size)) if self.norm == "l2" else 1
         return ThreatModel(self.norm, self.eps * growth, (height, width))
 
     def random_start(self, like: Tensor, generator: Source = None) -> Tensor:
-        """A random perturbation for each image of `like` (B, ...), inside the ball; same dtype, device and layout. The
-        generator is one for all, or one an image."""
+        """Random perturbations inside the ball for `like` (B, ...); same dtype, device and layout. One generator for
+        all, or one per image.
+        """
         return torch.empty_like(like).copy_(self._ball.random_start(like, self.eps, generator))
 
     def steepest(self, gradient: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """The direction of length 1 in this norm that a linear loss grows fastest along: sign(g), or g / ||g||.
+        """Steepest ascent direction of unit norm: sign(g) for L-inf, g / ||g|| for L2.
 
         Zero for each image whose gradient is zero or holds a value that is not finite.
         """
@@ -96,7 +97,7 @@ class ThreatModel:
         return self.norms(delta) <= self.eps + rounding * self._length_of_ones
 
     def check(self, images: Tensor) -> None:
-        """Raise UsageError unless `images` is (B,3,H,W) in [0, 1] and, for L2, of the size eps is meant at.
+        """Raise UsageError unless `images` is (B,3,H,W) in [0, 1] and, for L2, has the threat model's size.
 
         An L-inf eps means the same at every size. Reads one number back from the device.
         """
@@ -143,7 +144,7 @@ class ThreatModel:
 
 
 class Ball(ABC):
-    """The three things an attack asks of a norm (random start, steepest direction, projection), and lengths.
+    """Norm-specific operations of an attack: random start, steepest direction, projection, norm.
 
     Perturbations are (B, ...); each image is treated by itself.
     """

@@ -16,7 +16,7 @@ from robustclip.referees.base import check_images
 
 
 class Autoencoder(Protocol):
-    """What a generator of latents can do, and says of itself; see `robustclip.diffusion.stable.LatentDiffusion`."""
+    """Interface of latent generators; see `robustclip.diffusion.stable.LatentDiffusion`."""
 
     factor: int
     channels: int
@@ -78,7 +78,7 @@ def drawn_latents(
 
 
 class Decoder(Protocol):
-    """What a generator of codes can do, and says of itself; see `robustclip.diffusion.vqgan.VQGAN`."""
+    """Interface of code generators; see `robustclip.diffusion.vqgan.VQGAN`."""
 
     factor: int
     channels: int

@@ -51,7 +51,7 @@ class Strokes(Canvas):
 
     @property
     def drawing(self) -> Drawing:
-        """The drawing as it is now, with gradients to the parameters."""
+        """The current drawing, differentiable with respect to the parameters."""
         return Drawing(self.points, self.curves, self.widths, self.colours, self.filled)
 
     def render(self) -> dict[str, Tensor]:

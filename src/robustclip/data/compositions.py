@@ -56,7 +56,7 @@ SPOKEN: Final = {
 
 @dataclass(frozen=True)
 class Item:
-    """A thing of a scene: its noun, what the caption says of it (None: nothing), and a box for each of its drawings.
+    """An object of a scene: its noun, the caption's claim about it (or None), and one box per drawing.
 
     `is_shape` tells a plain shape from a drawing; `drawings` are the ids of the drawings in the icon set.
     """
@@ -134,7 +134,7 @@ class CompositionBatches:
         sprites(self.split)
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder says of this source."""
+        """Description of this source for the run record."""
         return {"source": "compositions", **vars(self), "categories": list(self.categories)}
 
     def batch(self, k: int) -> list[Composition]:

@@ -135,7 +135,7 @@ def label_index(dataset: str = "emoji") -> tuple[list[str], dict[str, int]]:
 
 @cache
 def label_records(dataset: str) -> list[dict[str, Any]]:
-    """What labels.json says of each concept: id, label, group, keywords, and of icons the label with its article.
+    """Records of labels.json: id, label, group, keywords per concept; for icons also the label with its article.
 
     Raises UsageError where the set is not installed: the wheel of robustclip-emoji has no icons yet.
     """

@@ -23,7 +23,7 @@ from robustclip.runs.rng import generator
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes (ours). Zero or one everywhere leaves a drawing as it is, on white.
+    """Ranges of the random augmentations (ours). All zeros and ones leave a drawing unchanged, on white.
 
     rotation: degrees to either side; scale: smallest and largest size relative to the drawing's own; translation:
     share of the side, to either side; flip: probability of mirroring a drawing that has no left and right;
@@ -84,7 +84,7 @@ class EmojiBatches:
         return len(self.samples)
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder says of this source."""
+        """Description of this source for the run record."""
         return {
             "source": self.dataset,
             "split": self.split,
@@ -98,7 +98,7 @@ class EmojiBatches:
         }
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
-        """Batches start, start + 1, ... without end. A position is not needed: k says it all."""
+        """Yield batches start, start + 1, ... endlessly; each is a function of (seed, k), so no position is needed."""
         k = start
         while True:
             yield self.batch(k)
@@ -255,7 +255,7 @@ class DrawingsAndPairs:
             sprites(self.split)
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder says of this source."""
+        """Description of this source for the run record."""
         drawings = None if self.drawings is None else self.drawings.describe()
         return {"pairs": self.pairs.describe(), "drawings": drawings, "compositions": self.count}
 

@@ -51,7 +51,7 @@ COMPOSITIONAL: Final = "compositional.txt"
 
 @dataclass(frozen=True)
 class Thing:
-    """A noun of OBJECTS, in a colour of COLOURS or as it is drawn."""
+    """A noun of OBJECTS with a colour of COLOURS, or uncoloured."""
 
     colour: str | None
     name: str
@@ -135,7 +135,7 @@ class PairBatches:
         _drawings(self.split)
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder says of this source."""
+        """Description of this source for the run record."""
         return {"source": "pairs", "split": self.split, "batch_size": self.batch_size, "seed": self.seed}
 
     def batch(self, k: int) -> PairBatch:

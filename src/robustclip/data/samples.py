@@ -50,7 +50,9 @@ class SampleSource(Protocol):
     name: str  # short, for reports; sources of a mixture that share one are numbered
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
-        """This process's samples, from the first round asked for on. All processes together meet every sample once."""
+        """Yield this process's samples from the given epoch on. All processes together yield each sample once per
+        epoch.
+        """
         ...
 
     def size(self) -> int:

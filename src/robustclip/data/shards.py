@@ -294,7 +294,7 @@ def python_random(seed: int, purpose: str, *indices: int) -> random.Random:
 
 
 def captions_of(record: dict[str, Any], text: str, choice: str | None = None) -> tuple[str, ...]:
-    """The captions that a sample's JSON and text members offer, as ShardSource says; blank ones are none."""
+    """Candidate captions of a sample's JSON and text members (see ShardSource); blank ones are dropped."""
     if choice == "txt":
         offers: list[Any] = [text]
     elif choice is not None:

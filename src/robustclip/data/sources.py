@@ -153,7 +153,7 @@ def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
 
 
 def weighted(parts: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """`SOURCE=WEIGHT` as (the sources, their weights, 1 where none is said; None where no source says one).
+    """Parse `SOURCE=WEIGHT` flags: (sources, weights); 1 for unweighted ones, None if none is weighted.
 
     Raises UsageError for a weight that is not a positive number.
     """
@@ -264,7 +264,7 @@ def mixed(
 
 
 def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[str]:
-    """What a call lacks of the data, unless it is only tried out, and what it says twice."""
+    """Missing or duplicate data flags of a call, unless it is a quick run."""
     if data:
         if given := [f"--{flag}" for flag, value in named.items() if value is not None]:
             yield f"--data and {', '.join(given)}: give either, for --data names all of the data"

@@ -169,7 +169,7 @@ def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tupl
 
 
 def find_column(table: Path, header: Sequence[str], asked: str | None, usual: Sequence[str], what: str) -> int:
-    """The place of the column asked for, or of the first one with a usual name."""
+    """Index of the requested column, or of the first one with a usual name."""
     names = [column.casefold() for column in header] if asked is None else list(header)
     for candidate in usual if asked is None else (asked,):
         if candidate in names:

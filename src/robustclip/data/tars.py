@@ -40,7 +40,7 @@ EXTENDED = (
 
 
 class BrokenTar(Exception):
-    """From here on the archive cannot be read; the message says why."""
+    """The rest of the archive is unreadable; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,9 @@ def _mode_and_limit(shard: Shard, file: io.BufferedReader) -> tuple[Any, float]:
 
 
 class StrictHeader(tarfile.TarInfo):
-    """A header that says so when it is damaged or missing (tarfile takes that for the end of the archive), and of
-    extended headers only small ones."""
+    """A tar header that raises if damaged or missing (tarfile treats that as the end of the archive), and accepts only
+    small extended headers.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:

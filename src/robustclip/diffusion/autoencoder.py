@@ -96,7 +96,7 @@ class AutoencoderTrainer:
         return {"loss": pixels.item(), **numbers}
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Training state for resumption."""
         return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
 
     def load(self, state: dict[str, Any]) -> None:

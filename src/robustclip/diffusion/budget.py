@@ -70,7 +70,7 @@ class Budget:
         return 3 * evaluations * self.flops + 2 * decoded * self.decoding_flops
 
     def told(self, pictures: int, evaluations: int, decoded: int = 1) -> str:
-        """For people."""
+        """The budget as text."""
         return (
             f"a step takes about {pictures * self.step(evaluations, decoded) / 1e12:,.0f} TFLOP and "
             f"{self.peak(pictures, decoded) / 1e9:.1f} GB for {pictures} picture{'s' if pictures > 1 else ''}, besides "

@@ -70,14 +70,14 @@ def convert(
     ] = None,
     out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
 ) -> Converted:
-    """Write a VQGAN of taming-transformers as a folder of diffusers, which `synthesize vqgan --model FOLDER` takes.
+    """Convert a VQGAN checkpoint of taming-transformers to a diffusers folder, for `synthesize vqgan --model FOLDER`.
 
       robustclip convert taming-vqgan last.ckpt --config model.yaml --out imagenet-f16-16384
 
     Made for the ImageNet models of factor 16 with 1,024 and 16,384 codes; others of the layout pass too, and the first
-    stage of a transformer's checkpoint. All that the network is shows in the shapes, so the config is not needed. Every
-    tensor has its place, or is named as left behind (the training loss's). Nothing that lies in the file beside tensors
-    is run. The checkpoint comes from its authors; nothing is downloaded.
+    stage of a transformer's checkpoint. The architecture is inferred from the shapes, so the config is optional. Every
+    tensor is mapped or reported as unused (the training loss's). No code in the file is executed, and nothing is
+    downloaded.
 
     Raises UsageError for files that are none of these, and a config that says otherwise than the shapes; RunError for a
     damaged file.
@@ -95,7 +95,7 @@ def convert(
 
 
 def check_config(layout: Layout, path: Path) -> int:
-    """The resolution that a model.yaml says. Raises UsageError for what is none, or describes another network."""
+    """Read the resolution of a model.yaml and check it against the checkpoint. Raises UsageError if it does not fit."""
     said = _said(path)
     resolution = said.get("resolution", RESOLUTION)
     if type(resolution) is not int or not 0 < resolution < 2**16:

@@ -126,7 +126,7 @@ class DenoiserTrainer:
         return self.average.module
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Training state for resumption."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),

@@ -42,7 +42,7 @@ class Trainer(Protocol):
     steps: int
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Training state for resumption."""
 
     def load(self, state: dict[str, Any], /) -> None:
         """Go on where `state` was taken."""
@@ -90,6 +90,6 @@ def rate(done: int, steps: int, warm_up: int = 100, last: float = 0.05) -> float
 
 
 def free(folder: Path) -> Path:
-    """Where a model goes: the folder, or where a run that goes on has written it already, the next one."""
+    """Output folder of a model: the named one, or a numbered one if a resumed run has written it."""
     taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
     return next(path for path in taken if not path.exists())

@@ -112,7 +112,7 @@ class Chain:
         return torch.stack(state)
 
     def tell(self, rebuilt: Tensor, start: Tensor) -> None:
-        """Measure a reconstruction of the start, and say so where it is bad."""
+        """Measure the reconstruction error of the start, and warn if it is large."""
         off = (rebuilt - start).flatten(2).square().mean(2).sqrt() / start.flatten(2).square().mean(2).sqrt()
         error, told = float(off.max()), self.error
         self.error = error

@@ -53,7 +53,7 @@ ENDINGS: Final = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the shapes of a checkpoint tell of its network.
+    """Hyperparameters of a VQGAN, inferred from the shapes of its checkpoint.
 
     channels: of each level, the finest first; attention: the levels that attend to all places; `latent` channels leave
     the encoder, `code` channels has an entry of the codebook, of which there are `codes`.

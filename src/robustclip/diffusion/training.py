@@ -132,7 +132,7 @@ class VQGANTrainer:
         return {"loss": (pixels + self.perceptual * seen).item(), **numbers, "codes": float(used)}
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Training state for resumption."""
         return {
             "model": self.model.state_dict(),
             "critic": self.critic.state_dict(),

@@ -87,8 +87,7 @@ def task_of(claim: Claim) -> tuple[str, dict[str, Any]]:
 
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
-    """The value of `claim` as it is found now. Raises UsageError where the claim does not say enough to measure it, or
-    names referees that have no name on this machine."""
+    """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so."""
     task, how = task_of(claim)
     if any(find(str(how[name])) is None for name in ("judge", "baseline") if name in how):
         raise UsageError(f"{claim.name!r} tells of a referee that has no name on this machine: add it first")
@@ -151,10 +150,10 @@ def verify(
     claim: Annotated[str | None, "name of the claim to re-measure"] = None,
     device: str = "auto",
 ) -> Verification:
-    """Compare the hashes of a referee's files with its card, and measure one of its claims again.
+    """Check the hashes of a referee's files against its card, and re-measure one of its claims.
 
-    Without `claim` the cheapest on embedded data: a clean one before an attacked one, fewer samples before more, a PAG
-    score last; one on other data is measured when it is named. Raises UsageError for an unknown referee or claim.
+    Without `claim` it takes the cheapest on embedded data: clean before attacked, fewer samples before more, PAG scores
+    last. A claim on other data must be named. Raises UsageError for an unknown referee or claim.
     """
     entry = entry_of(name)
     card = entry.card

@@ -107,28 +107,28 @@ def evaluate(
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "seed of subset, random starts, noise and bootstrap"] = 0,
 ) -> Report:
-    """Measure referees side by side, on the same images, clean and under attack.
+    """Evaluate referees on the same images, clean and under attack.
 
     The attack acts on the images at the size they are given in (64x64 for the emoji set), before a referee resizes
-    them: an L2 eps belongs to that size. Beside each attack stands its control, noise of the same norm. Numbers have
-    95% intervals, paired where two referees are compared.
+    them: an L2 eps refers to that size. The control of each attack is noise of the same norm. Results have 95%
+    intervals, paired for differences of two referees.
 
-    The task pag is the PAG score (`evaluation.pag`): each image is pulled towards another's name, and `judge`, which is
-    none of the referees, says what it sees. The tasks maps and faithfulness are of heat maps, as `explain` shows them;
-    on emoji/scenes it is known where things are. Their attack is CLIPAG's Eq. 4, away from a text and to its negation.
+    The task pag is the PAG score (`evaluation.pag`): each image is attacked towards another's name and classified by
+    `judge`, which is none of the referees. The tasks maps and faithfulness evaluate heat maps as in `explain`;
+    emoji/scenes has bounding boxes. Their attack is CLIPAG's Eq. 4, away from a text and towards its negation.
 
-    Zero-shot classification also takes attacks on classifiers (`attacks.ensemble`): apgd-ce, apgd-dlr, apgd-t, square,
-    autoattack and autoattack-light. Where several attacks search one ball, the row "worst l2:1.5" has what none broke.
-    With `out`, what is found under attack is kept at once; `resume` takes it up, and the numbers are those of an
-    evaluation that was never stopped. Other tasks than zero-shot start over.
+    Zero-shot classification also takes classifier attacks (`attacks.ensemble`): apgd-ce, apgd-dlr, apgd-t, square,
+    autoattack and autoattack-light. With several attacks in one ball, the row "worst l2:1.5" is the worst case over
+    them. With `out`, attacked batches are saved at once; `resume` continues from them with the results of an
+    uninterrupted evaluation. Other tasks than zero-shot start over.
 
-    The task corruptions damages images at five strengths (`evaluation.corruptions`). `masking` asks of each referee
-    whether its robustness under the first attack may be believed (`evaluation.masking`).
+    The task corruptions applies common corruptions at five strengths (`evaluation.corruptions`). `masking` runs
+    gradient-masking sanity checks under the first attack (`evaluation.masking`).
 
-    The task certification says within which L2 radius an answer provably stays (`evaluation.certification`): not of the
-    referee, but of the classifier that its answers to images with noise of `sigma` vote for.
+    The task certification gives certified L2 radii (`evaluation.certification`) of the smoothed classifier with noise
+    of `sigma`, not of the referee.
 
-    Raises one UsageError with all faults that the call shows, another for data that a task can't use.
+    Raises one UsageError with all faults of the call, another for data that a task cannot use.
     """
     rest = (templates, labels, limit, batch_size, sign, out, resume, csv, overwrite, device, dtype)
     raise_faults(
@@ -226,7 +226,7 @@ def answering_judge(name: str | None, guides: Sequence[Judge], *, device: torch.
 
 
 def check_towers(given: Sequence[object]) -> None:
-    """Raise UsageError for an object that is no referee of two towers: there is nothing to choose texts with."""
+    """Raise UsageError for an object without an image and a text tower."""
     for one in given:
         if not isinstance(one, str | Path | TwoTower):
             raise UsageError(
@@ -236,7 +236,7 @@ def check_towers(given: Sequence[object]) -> None:
 
 
 def determining(told: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
-    """What outcomes depend on besides referee and attack: of the report's setting, and of the samples."""
+    """Settings and samples that determine the outcomes, apart from referee and attack."""
     samples = json.dumps([examples.ids, examples.labels.tolist(), examples.label_names])
     digest = hashlib.sha256(samples.encode()).hexdigest()
     return {name: told[name] for name in DETERMINING} | {"samples": digest}

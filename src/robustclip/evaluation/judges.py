@@ -31,7 +31,7 @@ class Judge:
 
 
 def load_judges(given: Sequence[Given], *, device: torch.device) -> list[Judge]:
-    """Load each onto `device` (an object is moved there); where cards share a name, the report says what was given.
+    """Load each referee onto `device`; referees with equal card names are reported under the names given.
 
     Raises UsageError where there is none, or one comes twice.
     """

@@ -146,8 +146,8 @@ def checks(
     spec: AttackSpec,
     others: Sequence[tuple[str, TwoTower]] = (),
 ) -> list[Check]:
-    """All checks of a referee. `spec` is PGD, what its robustness is told for; `others` are referees whose adversarial
-    images it is shown. For each image that is right they cost some 250 passes there and back, and 500 forward.
+    """Run all gradient-masking checks of a referee under `spec` (PGD); `others` are the sources of transferred
+    adversarial images. Costs about 250 forward and backward passes and 500 forward passes per correct image.
 
     Raises UsageError for an attack that is not PGD.
     """

@@ -83,7 +83,7 @@ def pull(
     spec: AttackSpec,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images within `spec`'s ball that the guide finds most like their own unit vector of `texts`.
+    """Targeted PGD: images within `spec`'s ball of maximal cosine with the guide's unit vectors of `texts`.
 
     PGD starts at the image itself, so nothing is drawn and no image depends on its batch; of all steps the best is
     kept. Raises RunError if an image left the ball or [0,1].
@@ -108,7 +108,7 @@ def answers(
     choices: Int[Tensor, "b k"],
     dtype: torch.dtype = torch.float32,
 ) -> Answers:
-    """What the judge says each image shows, among the names in its row of `choices`. `texts` are those of all names.
+    """The judge's zero-shot prediction for each image, among the names in its row of `choices`. `texts` are all names.
 
     A tie counts against the target. Raises RunError where the judge has no answer (NaN).
     """

@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one referee: `passed` is None where it says nothing; `told` are its numbers, in words."""
+    """Result of one check of one referee: `passed` is None if not applicable; `told` are its numbers as text."""
 
     referee: str
     name: str

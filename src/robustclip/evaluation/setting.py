@@ -50,7 +50,7 @@ class Setting:
         return Candidates.among(names, labels, present_only=self.present_only, count=self.count, seed=self.seed)
 
     def choice(self, names: int) -> str:
-        """What a metric's name says of its labels where they are not all of the set's: " of 98 present"."""
+        """Suffix of a metric's name for a restricted label set: " of 98 present"."""
         if self.count is not None:
             return f" of {names} labels"
         return f" of {names} present" if self.present_only else ""

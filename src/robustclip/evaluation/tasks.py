@@ -37,8 +37,8 @@ Task = Callable[[TwoTower, Setting, str], Findings]
 
 
 def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Top-1 and top-5 among the labels; only top-1 under attacks that are after the first answer (`evaluation.strong`).
-    Where the labels are not all of the set's, the metric's name says so.
+    """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.strong`). The
+    metric's name states a restricted label set.
 
     Where several attacks search one ball, what is right after all of them is told under `worst_of`'s name for it.
     """

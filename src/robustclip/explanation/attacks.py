@@ -31,12 +31,12 @@ def negation(own: Float[Tensor, " b"], other: Float[Tensor, " b"]) -> Float[Tens
 
 
 def untargeted(own: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """1 - cos(x, text): away from the text, wherever to."""
+    """1 - cos(x, text): away from the text."""
     return 1 - own
 
 
 def targeted(other: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """cos(x, target): towards another text, wherever from."""
+    """cos(x, target): towards another text."""
     return other
 
 

@@ -28,7 +28,7 @@ PERCENTILES: Final = (20, 40, 60, 80)
 
 
 class ClassTokenGradCAM(BaseCAM):
-    """gScoreCAM's reading of a ViT: each channel weighs what the gradient at the class token says.
+    """GradCAM for ViTs as in gScoreCAM: channels weighted by the gradient at the class token.
 
     After the last block only that token reaches the embedding, so the patches' own gradients are zero there and plain
     GradCAM has nothing to weigh with. The token travels as a row of its own below the grid.
@@ -68,7 +68,7 @@ def activation_maps(
     among: Float[Tensor, "t d"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b h w"]:
-    """What the tower looks at in each image for its own text (a unit vector): from 0 to 1, float32, on the CPU.
+    """Class activation map of each image for its text (a unit vector): in [0, 1], float32, on the CPU.
 
     `pixels` are normalised, of the tower's size, which the maps have too. The target is `logit_scale` times the cosine
     of image and text; with `among` it is the text's share in the softmax of these logits over its unit vectors. Each

@@ -45,7 +45,7 @@ def look(
     objective: Objective = "negation",
     seed: int = 0,
 ) -> Looks:
-    """What `mapper`'s referee looks at in each image for its own text, before and after an attack on that referee.
+    """Heat maps of each image for its text: clean, attacked (on that referee), and with noise of the same norm.
 
     `texts` and `others` (what the objective pulls towards: negations, or targets) are unit vectors; `among` are those
     of a softmax (see `Mapper`). The attack's

@@ -184,10 +184,10 @@ def fit(
     notes: Annotated[str, "note stored in the file, e.g. the licence of the pictures"] = "",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Fit Gaussians on pictures made small, and write them to a file that synthesis can start from.
+    """Fit Gaussians on resized pictures, and write them to a file for `--init`.
 
-    Pictures are resized so that their middle square fills size x size; transparent parts are laid on white, broken
-    pictures counted and left out. One Gaussian a class, as CLIPAG has it (App. A.3), or a group of similar pictures.
+    Pictures are centre-cropped and resized to size x size; transparency is composited over white, broken pictures are
+    counted and skipped. One Gaussian per class, as in CLIPAG (App. A.3), or per k-means cluster.
 
     Returns images, skipped (a count a fault), gaussians, size, directions, bytes and out. Raises UsageError for all
     that the call shows to be wrong, before anything is read; RunError where no picture could be read.

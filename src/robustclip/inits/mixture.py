@@ -144,7 +144,7 @@ class Mixture:
     def candidates(
         self, count: int, generator: torch.Generator, *, notebook: bool = False, temperature: float = 1.0
     ) -> Float[Tensor, "n 3 h w"]:
-        """`count` small pictures of the classes that `pick` gives, all from one generator: what a Pool is made of."""
+        """Sample `count` small pictures of the classes given by `pick`, from one generator."""
         classes = self.pick(count, None if notebook else generator, notebook=notebook)
         return self.draw(classes, [generator] * count, temperature=temperature)
 

@@ -44,7 +44,7 @@ NO_ATTACK: Final = "none"
 
 @dataclass(frozen=True)
 class Explanation:
-    """A report that was written: its page, and what it tells in numbers, as evaluations tell them."""
+    """Result of `explain`: path of the page, the table, and the numbers of each pair."""
 
     page: Path
     report: tables.Report
@@ -98,25 +98,25 @@ def explain(
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "seed of subset, random starts and noise"] = 0,
 ) -> Explanation:
-    """Show where referees look for texts in images, side by side, and whether an attack can move their eyes.
+    """Heat maps and input gradients of referees for image-text pairs, clean and under attack, as one HTML report.
 
         robustclip explain --referees emoji-vanilla-long emoji-robust --images emoji/scenes --limit 12
 
-    Writes report.html, one file that needs no network, and explanation.json, its numbers.
+    Writes report.html, a self-contained file, and explanation.json, its numbers.
 
     gradcam        class activation maps; also gradcam++, layercam, eigencam, scorecam
-    gradcam-cls    gScoreCAM's for a ViT, which CLIPAG's authors followed: weighted by the class token's gradient
-    gradient       what each pixel would change, and smoothgrad, its mean over noisy copies
+    gradcam-cls    as in gScoreCAM for ViTs, used by CLIPAG: weighted by the class token's gradient
+    gradient       magnitude of the input gradient; smoothgrad, its mean over noisy copies
 
-    The target of a map of a layer is the logit of its text, the referee's logit scale times the cosine; --target cosine
-    leaves the scale out, which matters to gradcam++ and scorecam alone, and softmax is over all texts asked for.
+    Layer maps differentiate the text's logit (logit scale times cosine); --target cosine omits the scale, which changes
+    gradcam++ and scorecam only; softmax is over all texts of the call.
 
-    The attack is PGD on each referee by itself, within a ball at each image's own size: "negation" pushes an image away
-    from its text and towards the negated one (CLIPAG App. B, Eq. 4), "untargeted" only away, "targeted" towards another
-    text. Beside it stands noise of the same norm. An image that can't be read, or a referee that has no such map, is
-    named in the report, and the rest is made.
+    The attack is PGD on each referee separately, in a ball at each image's own size: "negation" moves an image away
+    from its text and towards the negated one (CLIPAG App. B, Eq. 4), "untargeted" only away, "targeted" towards
+    another text. The control is noise of the same norm. Unreadable images and referees without such maps are listed
+    in the report.
 
-    Raises one UsageError with all faults that the call shows.
+    Raises one UsageError with all faults of the call.
     """
     given = (
         images,
@@ -212,7 +212,7 @@ def look_at(
     batch_size: int,
     beside: InformationViewer | None = None,
 ) -> tuple[list[Encoded], Outcomes]:
-    """What everybody sees: each pair's part of the page, in their order, and all numbers."""
+    """Compute all heat maps: each pair's part of the page, in order, and all numbers."""
     cases: dict[int, Encoded] = {}
     outcomes = Outcomes()
     for viewer in viewers:
@@ -250,7 +250,7 @@ def faults(
     device: str,
     dtype: str,
 ) -> Iterator[str]:
-    """What is wrong with a call of `explain`, as far as its text shows."""
+    """Faults of a call of `explain` that can be found without running it."""
     if method not in METHODS:
         yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
     if target is not None and target not in TARGETS:
@@ -273,13 +273,13 @@ def faults(
 
 
 def taken(out: Path) -> Iterator[str]:
-    """What is wrong with the folder of an explanation: it holds another."""
+    """Faults of an output folder that already holds an explanation."""
     if is_file(Path(out) / NUMBERS) or is_file(Path(out) / REPORT):
         yield f"{out} already holds an explanation: give another folder"
 
 
 def about(viewer: Viewer, method: Method) -> About:
-    """A referee, for the report's foot."""
+    """A referee's entry in the report's footer."""
     mapper, card = viewer.mapper, viewer.judge.referee.card
     layer = "" if mapper is None else mapper.layer_name
     if mapper is not None and mapper.grid is not None:
@@ -288,7 +288,7 @@ def about(viewer: Viewer, method: Method) -> About:
 
 
 def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
-    """The attack's threat model in words, at the images' size where they share one."""
+    """The threat model as text, at the images' size if they share one."""
     sizes = {pair.size for pair in pairs}
     if spec is None:
         return {}
@@ -299,7 +299,7 @@ def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
 
 
 def describe(viewers: Sequence[Viewer], pairs: Sequence[Pair], task: Task) -> dict[str, Any]:
-    """What was looked at, by whom, and with what."""
+    """Settings of the explanation: data, layers, seed, versions."""
     images = len({pair.id for pair in pairs})
     return {
         "data": f"{counted(images, 'image')}, {counted(len(pairs), 'pair')} of image and text",
@@ -315,7 +315,7 @@ def describe(viewers: Sequence[Viewer], pairs: Sequence[Pair], task: Task) -> di
 
 
 def in_words(value: Any) -> str:
-    """A value of the setting, for the report's foot."""
+    """A setting's value as text."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {inner}" for name, inner in value.items())
     return str(value)

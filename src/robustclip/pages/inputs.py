@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def image(self) -> Float[Tensor, "3 H W"]:
-        """In [0,1]; decoded when asked for, so that a thousand photographs need no memory."""
+        """The image in [0,1], decoded on access to bound memory."""
         return self.open()
 
 

@@ -52,7 +52,7 @@ SCORE_DROP: Final = "drop of the score"
 
 @cache
 def environment() -> Environment:
-    """The templates of this room. A value that they are not told is an error, not an empty place."""
+    """The Jinja2 environment of the report; undefined values are errors."""
     found = Environment(
         loader=PackageLoader("robustclip.pages", "templates"),
         autoescape=True,

@@ -33,7 +33,7 @@ Unit = Literal["percent", "number"]
 
 @dataclass(frozen=True)
 class About:
-    """A referee of the report, for its foot: `card` is shown as it is, `fingerprint` is a hash of all its weights.
+    """A referee in the report's footer: its card, and a hash of its weights as `fingerprint`.
 
     `note` is said beside its name wherever that matters, e.g. why it has no maps.
     """

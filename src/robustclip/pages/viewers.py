@@ -48,7 +48,7 @@ class Seen:
 
 
 class Viewer:
-    """A referee of the report, and what draws its maps; None where it can't be mapped so, and `why` says it."""
+    """A referee of the report with its mapper; None if it cannot be mapped, with the reason in `why`."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class Referee(ABC, nn.Module):
-    """What every judge has: a card, and the pixel size at which it looks at images.
+    """Base class of referees: a card, and the input size of the image tower.
 
     Resizing and normalisation live inside; the world outside speaks (B,3,H,W) float images in [0,1], so that an eps
     means the same everywhere.
@@ -35,16 +35,16 @@ class Referee(ABC, nn.Module):
     @property
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of what the tower sees after resizing."""
+        """Height and width in pixels of the image tower's input, after resizing."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are; images must be there too."""
+        """Device of the weights, on which images are expected."""
 
 
 class TextTower(ABC, nn.Module):
-    """Texts to embeddings. Frozen: a TwoTower keeps it in eval mode and never asks it for gradients."""
+    """Frozen text encoder: always in eval mode, without gradients."""
 
     width: int
     """Length D of the embeddings."""
@@ -52,12 +52,11 @@ class TextTower(ABC, nn.Module):
     """Tokens of a text that are read, the rest is cut; None where there is no limit, or none is known."""
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, uncut, with those that open and close it. To be asked where there is a
-        `context`."""
+        """Number of tokens per text without truncation, including start and end tokens. Only with a `context`."""
         raise NotImplementedError(f"{type(self).__name__} does not count tokens")
 
     def source(self) -> dict[str, str] | None:
-        """Name and digest of weights that are found by name, so that a folder need not hold them; None for others."""
+        """Name and digest of weights that are loaded by name, so that a folder need not contain them; else None."""
         return None
 
     @abstractmethod
@@ -67,7 +66,7 @@ class TextTower(ABC, nn.Module):
 
 @final
 class TwoTower(Referee):
-    """A CLIP: an image tower and a text tower that speak one embedding space.
+    """A CLIP: image tower and text tower with a shared embedding space.
 
     `image_tower` maps normalised (B,3,h,w) of `preprocess.size` to (B,D); `logit_scale` multiplies cosine similarities
     (100 in a trained CLIP) and `logit_bias` is added (SigLIP). Both embeddings are float32 unless the caller opens an
@@ -118,12 +117,13 @@ class TwoTower(Referee):
         return unit(embeddings) if normalize else embeddings
 
     def embed_views(self, views: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
-        """Embed augmented images, not normalised: noise and brightness may take their pixels out of [0,1], which is
-        neither checked nor undone, so that gradients pass."""
+        """Embed augmented images without clamping or range check, so that gradients pass where noise or brightness
+        leaves [0,1].
+        """
         return self.image_tower(self.preprocess(views))
 
     def unnormalised(self) -> TwoTower:
-        """The same towers, shared, that see pixels on the scale of [0,1]: resized, but not normalised by mean and std.
+        """The same towers (shared weights) without mean and std normalisation: images are only resized.
 
         CLIPDraw looks through its CLIP so by default. A slip, for recipes that are to be faithful alone.
         """
@@ -163,7 +163,7 @@ class TwoTower(Referee):
 
 
 def unit(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """Embeddings at length 1, in float32, or float64 if that is what they are."""
+    """L2-normalise embeddings, in float32 (float64 stays)."""
     return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
 
 
@@ -223,15 +223,16 @@ FAMILIES: Final = ("blip2", "blip2-mini")
 
 
 class PairReader(Referee):
-    """A judge of pairs. Images are on the scale of [0,1]; augmented ones may leave it, which is neither checked nor
-    undone, so that gradients pass. A list of texts has one text an image."""
+    """Base class of models that score an image-text pair jointly. Augmented images may leave [0,1] unchecked, so that
+    gradients pass. A list of texts has one text per image.
+    """
 
     can_caption: bool
     """Whether it has a captioning loss."""
 
     @abstractmethod
     def matching_logits(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b 2"]:
-        """Logits of "do not belong together" and "do", float32, with gradients to the pixels."""
+        """Logits of (no match, match), float32, differentiable with respect to the pixels."""
 
     @abstractmethod
     def pair_losses(
@@ -244,18 +245,18 @@ class PairReader(Referee):
 
     @abstractmethod
     def contrastive(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b t"]:
-        """Similarities of all images with all texts, -1 to 1: of their embeddings, which have not seen each other."""
+        """Similarities of all images with all texts in [-1, 1], from separate embeddings."""
 
     @abstractmethod
     def caption(self, images: Float[Tensor, "b 3 H W"]) -> list[str]:
-        """What it says of each image. Raises UsageError where it can't."""
+        """Generate a caption per image. Raises UsageError if the model cannot."""
 
     def check_texts(self, texts: list[str]) -> None:
-        """Say once which texts are longer than what is read of them. The default reads all of any."""
+        """Warn once about texts beyond the context length. The default accepts all."""
 
 
 def not_a_clip(folder: Path) -> UsageError:
-    """What to say where a CLIP is asked for and a pair reader's folder came."""
+    """Error message for a pair reader's folder where a CLIP is required."""
     return UsageError(
         f"{folder} holds a BLIP-2, which reads image and text together, and embeds neither for a CLIP's place: it goes "
         f'where pairs are read, as in robustclip synthesize referee-can-play "a red fish" --referee {folder}'

@@ -101,7 +101,7 @@ class CaptionHead(nn.Module):
 
 @final
 class Blip2(PairReader):
-    """An image tower, whose tokens a Q-Former looks at with learned queries, beside or without a text.
+    """BLIP-2's first stage: an image tower and a Q-Former with learned queries, with or without text.
 
     vision: normalised pixels -> (B,N,W), in any floating dtype; qformer: a Blip2QFormerModel of transformers, which
     computes in float32 unless the caller opens an autocast; embeddings: its Blip2TextEmbeddings; query_tokens: (1,Q,D);
@@ -173,7 +173,7 @@ class Blip2(PairReader):
 
     @torch.no_grad()
     def caption(self, images: Float[Tensor, "b 3 H W"]) -> list[str]:
-        """Greedily: the likeliest token each time, until [SEP]."""
+        """Greedy decoding until [SEP]."""
         tokens = self.image_tokens(images)
         ids = torch.full((len(tokens), 1), self.tokenizer.dec, device=tokens.device)
         for _ in range(self.tokenizer.context - 1):
@@ -188,7 +188,7 @@ class Blip2(PairReader):
         self.tokenizer.check(texts)
 
     def set_checkpointing(self, on: bool = True) -> None:
-        """Whether the image tower keeps nothing, and computes twice: for memory, where gradients reach the pixels.
+        """Enable activation checkpointing of the image tower.
 
         Raises UsageError for a tower that cannot.
         """
@@ -200,7 +200,9 @@ class Blip2(PairReader):
     # The parts, on image tokens (B,N,W) and on ids and mask (B,L) of texts.
 
     def image_tokens(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n w"]:
-        """What the queries look at, in float32. A tower in half precision computes in it, whatever the autocast."""
+        """Image tower outputs for the Q-Former, in float32. A half-precision tower computes in its dtype, regardless of
+        autocast.
+        """
         pixels = self.preprocess(images)
         dtype = next((parameter.dtype for parameter in self.vision.parameters()), pixels.dtype)
         if dtype == torch.float32:
@@ -211,7 +213,7 @@ class Blip2(PairReader):
     def match(
         self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
     ) -> Float[Tensor, "b 2"]:
-        """Queries and text attend to each other; each query has a say, and they are averaged."""
+        """Matching logits: queries and text attend to each other; averaged over queries."""
         queries = self._queries(len(tokens))
         count = queries.shape[1]
         seen = torch.cat([mask.new_ones(len(mask), count), mask], 1)
@@ -258,7 +260,7 @@ class Blip2(PairReader):
         return F.normalize(self.vision_projection(states).float(), dim=-1)
 
     def text_features(self, ids: Int[Tensor, "t l"], mask: Bool[Tensor, "t l"]) -> Float[Tensor, "t s"]:
-        """The unit vector of each text, at its [CLS]."""
+        """Unit vector of each text, at its [CLS]."""
         seen = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         states = self._run(self.embeddings(input_ids=ids), 0, seen, None)
         return F.normalize(self.text_projection(states[:, 0]).float(), dim=-1)

@@ -54,7 +54,7 @@ def _named(tower: dict[str, str]) -> dict[str, str]:
 
 @dataclass
 class Card:
-    """A referee's own account of itself.
+    """Model card of a referee.
 
     `family` names who reads the folder ("open_clip", "transformers", "toy"); `architecture` is an open_clip
     `model_cfg`, `preprocess` an open_clip `preprocess_cfg`; `weights` maps each weight file of the folder to its

@@ -64,7 +64,7 @@ EPS = 1e-5  # of every LayerNorm, in both libraries, unless a config says otherw
 
 
 def to_transformers(towers: Towers) -> dict[str, Tensor]:
-    """The tensors of both towers under CLIPModel's names; a name that it has no place for stays as it is."""
+    """Rename the tensors of both towers to CLIPModel's keys; unknown keys are kept."""
     return {
         **dict(_renamed(towers.image, IMAGE, "vision_model")),
         **dict(_renamed(towers.text, TEXT, "text_model")),

@@ -107,12 +107,12 @@ def convert(
     ] = None,
     out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
 ) -> Converted:
-    """Write BLIP-2's first stage as a folder that `synthesize referee-can-play --referee FOLDER` takes.
+    """Convert LAVIS' first-stage BLIP-2 to a folder, for `synthesize referee-can-play --referee FOLDER`.
 
       robustclip convert lavis-blip2 blip2_pretrained.pth --vision eva_vit_g.pth --out blip2
 
-    All sizes show in the shapes. Every tensor has its place, or is named as left behind. Nothing that lies in the file
-    beside tensors is run. Weights keep their precision. Nothing is downloaded.
+    Sizes are inferred from the shapes. Every tensor is mapped or reported as unused. No code in the file is executed.
+    Weights keep their precision. Nothing is downloaded.
 
     Raises UsageError for files that are none of these; RunError for a damaged file.
     """

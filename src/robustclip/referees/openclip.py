@@ -340,7 +340,7 @@ def as_referee(
     logit_bias: float | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> TwoTower:
-    """Put towers together, frozen and in eval mode, with a card that says what they are."""
+    """Combine towers into a frozen referee in eval mode, with a card of their provenance."""
     card = Card(
         name=name,
         family=FAMILY,

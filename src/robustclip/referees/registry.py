@@ -69,12 +69,12 @@ def home() -> Path:
 
 
 def list_referees() -> list[Entry]:
-    """All referees that have a name: the embedded ones, then the registered, each sorted by name."""
+    """List named referees: embedded, then registered, each sorted by name."""
     return [*_embedded(), *_registered()]
 
 
 def list_all() -> list[Entry]:
-    """All that `list_referees` gives, then the embedded pair readers and generators."""
+    """`list_referees`, then embedded pair readers and generators."""
     others: tuple[tuple[Literal["pair reader", "generator"], str], ...] = (
         ("pair reader", "pair_readers"),
         ("generator", "generators"),
@@ -88,7 +88,7 @@ def list_all() -> list[Entry]:
 
 
 def find(name: str) -> Entry | None:
-    """The referee of that name, if there is one."""
+    """Find a referee by name; None if absent."""
     return next((entry for entry in list_referees() if entry.name == name), None)
 
 
@@ -152,7 +152,7 @@ def add(
 
 @typed
 def remove(name: str) -> Path:
-    """Forget a registered referee, and return its folder: deleted if it lived in the registry, else still there."""
+    """Unregister a referee and return its folder: deleted if inside the registry, else kept."""
     entry = find(name)
     if entry is None:
         raise UsageError(_unknown(name, [entry.name for entry in _registered()]))

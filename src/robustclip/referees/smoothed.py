@@ -106,7 +106,7 @@ def smoothed(
     chunk: int | None = None,
     fresh: bool = False,
 ) -> TwoTower:
-    """`referee` as it sees through Gaussian noise: its image embeddings are means over `samples` noisy copies.
+    """Randomised smoothing of `referee`: image embeddings are means over `samples` noisy copies.
 
     sigma    the noise's standard deviation on the [0,1] scale, at the size the images are given in.
     chunk    noisy images that pass the tower at once; None: all, `samples` times the batch.

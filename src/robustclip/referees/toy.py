@@ -39,7 +39,7 @@ class ToyText(TextTower):
         return torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
 
     def source(self) -> dict[str, str]:
-        """There are no weights: the name says all."""
+        """None: there are no weights."""
         return {"name": f"toy {self.width}", "sha256": ""}
 
 

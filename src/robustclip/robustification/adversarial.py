@@ -28,7 +28,7 @@ MOST: Final = 100_000
 
 
 class WarmStarts:
-    """The last perturbation of each sample by its id, in half precision on the CPU."""
+    """Last perturbation of each sample by id, in float16 on the CPU."""
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
@@ -78,7 +78,7 @@ both."""
 
 @dataclass(frozen=True)
 class AdversarialGradients:
-    """The gradients of one update.
+    """Compute the gradients of one adversarial update.
 
     embed               images in [0, 1] to embeddings by `tower`, which has been put in the mode to train in;
                         normalised or not, for objectives that need unit vectors make them
@@ -125,8 +125,7 @@ class AdversarialGradients:
     def attacked(
         self, step: int, batch: Batch, texts: Float[Tensor, "b d"], original: Float[Tensor, "b d"] | None
     ) -> Float[Tensor, "b 3 h w"]:
-        """The inner problem: images of the batch that maximise the attack's loss inside the threat model (or as they
-        are)."""
+        """Inner maximisation: adversarial images of the batch inside the threat model (or the clean ones)."""
         if self.threat is None:
             return batch.images
         objective = self.attack_objective or self.objective

@@ -29,7 +29,7 @@ CLASSIFIES, EMBEDS = "zero-shot-image-classification", "image-feature-extraction
 
 
 class Format(ABC):
-    """One way to write a referee.
+    """An export format.
 
     `is_referee` says whether load_referee finds both towers in what it writes; `library` and `task` are the Hugging
     Face hub's words.
@@ -202,7 +202,7 @@ def export(
     register: Annotated[bool, "register it, so that load_referee finds it by name"] = True,
     push: Annotated[str | None, "upload it to the Hugging Face hub as ORG/NAME"] = None,
 ) -> Path:
-    """Write what a run trained for the library that will load it, register it under `name`, and return the folder.
+    """Export a run or a referee for a library, register it under `name`, and return the folder.
 
         open_clip     both towers, open_clip's config and tokenizer files:
                       open_clip.create_model_and_transforms("local-dir:FOLDER")
@@ -213,10 +213,10 @@ def export(
         image-tower   the tensors of open_clip's `visual`, as robust CLIPs are often released:
                       model.visual.load_state_dict(torch.load("FOLDER/image_tower.pt"))
 
-    The card lies beside them. robustclip.load_referee(NAME) loads the first two; the others lack a text tower, and are
-    not registered. A referee changes between open_clip and transformers where both have the architecture: its unit
-    embeddings, and those of a timm tower, then agree within 1e-5, which is checked before anything is written. As it
-    is, embeddings after load_referee are bit-equal in float32 to those before.
+    Each folder contains the card. robustclip.load_referee(NAME) loads the first two; the others lack a text tower and
+    are not registered. Conversion between open_clip and transformers requires an architecture that both have; unit
+    embeddings, also those of a timm tower, agree within 1e-5, which is checked before writing. Without conversion,
+    float32 embeddings after load_referee are bit-equal.
 
     The pixels of the hf processor are those of the referee where an image has the tower's size. Where it resizes, they
     are one step of 255 apart, more beside hard edges: like open_clip's own transform it rounds to 8 bits and clamps
@@ -230,8 +230,8 @@ def export(
     from the folder's safetensors. So plain open_clip needs no network, and the folder must not be moved; export it
     again (`export(FOLDER, name=..., to=...)`) to put it elsewhere. load_referee does not mind a move.
 
-    Only --push sends anything anywhere: the folder becomes one commit of a model repository, with the card as README.md
-    and `license: unknown`, which is yours to change there.
+    Only --push uses the network: the folder becomes one commit of a model repository, with the card as README.md and
+    `license: unknown`, to be set there.
 
     Raises UsageError for a name that is unsafe or taken, a folder that exists, a run that has no referee yet, a format
     whose library has no such architecture, and --push without a token; RunError where the hub refuses.
@@ -263,7 +263,7 @@ def export(
 
 
 def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[str]:
-    """What is wrong with a call of `export`, as far as its text shows."""
+    """Faults of a call of `export` that can be found without running it."""
     if format not in FORMATS:
         yield unknown(format, FORMATS, "format") + f" There are {', '.join(FORMATS)}"
     elif to is None and not FORMATS[format].is_referee:

@@ -26,8 +26,9 @@ OF_THIS_MACHINE = ("out", "resume")
 def save_trained(
     referee: TwoTower, run: Run, *, name: str, threat: ThreatModel | None, started_from: Card | None, samples: int
 ) -> dict[str, Any]:
-    """Write the run's referee with its card, end the run, and return its numbers. Claims are measured later, on the
-    exported file."""
+    """Write the trained referee with its card, finish the run, and return its numbers. Claims are measured later, on
+    the exported files.
+    """
     provenance = {key: run.record[key] for key in ("recipe", "arguments", "versions", "commit", "started")}
     provenance["arguments"] = _portable(provenance["arguments"])
     if "resumed" in run.record:

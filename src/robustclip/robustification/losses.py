@@ -37,7 +37,7 @@ Reads = Literal["texts", "clean", "original", "original_here"]
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch of B pairs as a loss sees it. Embeddings (B,D) are as the tower gives them, not normalised.
+    """Inputs of a loss for B pairs. Embeddings (B,D) are unnormalised.
 
     features        of the images in question, attacked or not, by the tower in training
     texts, ids      normalised embeddings of the captions (B,D), and which concept each pair shows (B,)
@@ -74,7 +74,7 @@ class Objective:
 
     @property
     def reads_texts(self) -> bool:
-        """Whether the batch's own captions are looked at."""
+        """Whether the loss uses the batch's captions."""
         return "texts" in self.reads
 
     def __call__(
@@ -123,7 +123,7 @@ def refuse_degenerate(
 
 
 def one_pair(name: str) -> str:
-    """What to say of a contrastive loss over a single pair."""
+    """Error message for a contrastive loss over a single pair."""
     return (
         f"the loss {name} tells the pairs of a batch apart, and a batch of one trains nothing (its loss is constant): "
         "give --batch-size 2 or more"
@@ -161,8 +161,9 @@ def siglip(scale: float, bias: float) -> Objective:
 
 
 def fare() -> Objective:
-    """Squared L2 distance, a sum over dimensions and not a mean, of unnormalised embeddings to what the original tower
-    says of the untouched image (FARE, Schlarmann et al. 2024, Eq. 3): no texts, no labels."""
+    """FARE (Schlarmann et al. 2024, Eq. 3): squared L2 distance (sum over dimensions) of unnormalised embeddings to the
+    original tower's clean embeddings; no texts, no labels.
+    """
 
     def loss(seen: Seen) -> Tensor:
         assert seen.original is not None

@@ -46,14 +46,14 @@ class OverfitAlarm:
 
 @dataclass
 class BadSteps:
-    """Steps whose loss or gradient was not finite: left out, told, and too much when `limit` come in a row (ours)."""
+    """Count skipped steps with non-finite loss or gradient; fails after `limit` in a row (ours)."""
 
     limit: int = 10
     in_a_row: int = 0
     total: int = 0
 
     def count(self, step: int, loss: float, batch: Batch, embed: Embed, tower: nn.Module, checkpoints: Path) -> str:
-        """Count one, and say so in a sentence. Raises RunError at the limit."""
+        """Count and log one. Raises RunError at the limit."""
         self.in_a_row += 1
         self.total += 1
         with judging(tower):
@@ -76,7 +76,7 @@ class BadSteps:
 
 @torch.no_grad()
 def matching_accuracy(images: Tensor, texts: Tensor, ids: Tensor) -> float:
-    """The share of images (B,D) whose nearest text of the batch (B,D) carries their id."""
+    """Share of images (B,D) whose nearest text of the batch (B,D) has the same id."""
     nearest = (images @ texts.T).argmax(dim=1)
     return float((ids[nearest] == ids).float().mean())
 
@@ -122,7 +122,7 @@ def similarities(embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Ten
 
 
 def overfit(step: int, attack_steps: int, accuracies: dict[str, float]) -> str:
-    """What the alarm says."""
+    """Message of the overfitting alarm."""
     return (
         f"step {step}: training overfits to its own attack: accuracy on the probe is {accuracies['weak_accuracy']:.1%} "
         f"under PGD-{attack_steps} and {accuracies['strong_accuracy']:.1%} under PGD-20; more --attack-steps or a "

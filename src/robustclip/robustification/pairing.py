@@ -79,11 +79,11 @@ class PairTrainer:
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Training state for resumption."""
         return {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UsageError for a state of another reader."""
+        """Resume from `state`. Raises UsageError for the state of another reader."""
         try:
             self.reader.load_state_dict(state["reader"])
             self.optimiser.load_state_dict(state["optimiser"])

@@ -24,7 +24,7 @@ TAGS = ("clip", "adversarial-robustness", "robustclip")
 
 
 def fault(repo: str) -> str | None:
-    """Why nothing can be pushed to `repo` from here, and what would do, as far as it shows without asking the hub."""
+    """Reason why `repo` cannot be pushed to, with the remedy, without contacting the hub."""
     try:
         validate_repo_id(repo)
         organisation, _, name = repo.partition("/")
@@ -43,7 +43,7 @@ def fault(repo: str) -> str | None:
 
 
 def push(folder: Path, repo: str, *, card: Card, usage: str, library: str, task: str) -> str:
-    """Upload an exported folder as one commit, the repository made where it is missing; returns its address.
+    """Upload an exported folder as one commit, creating the repository if missing; returns its URL.
 
     README.md is the card under the hub's front matter. Raises RunError where the hub refuses or is out of reach; the
     folder is untouched either way, and an older commit in the repository stays in its history.

@@ -91,13 +91,13 @@ def ready_to_train(
 
 
 def has_batch_statistics(tower: nn.Module) -> bool:
-    """Whether the tower normalises by statistics of its batch when it trains."""
+    """Whether the tower uses batch statistics in training."""
     return any(isinstance(module, _BatchNorm) for module in tower.modules())
 
 
 @contextmanager
 def judging(tower: nn.Module) -> Iterator[None]:
-    """The tower as it judges, in eval mode and without gradients; afterwards every part of it is as before."""
+    """Context manager: the tower in eval mode without gradients; modes are restored afterwards."""
     with eval_mode(tower), torch.no_grad():
         yield
 
@@ -115,7 +115,7 @@ class Remembered(Protocol):
 
 @dataclass
 class TrainingState:
-    """Weights, moments and schedules, and how far the run is: `step` updates, and where in the data.
+    """Weights, optimiser, schedule and data position after `step` updates.
 
     Everything random is a function of seed, step and sample, so no generator is among it.
     """
@@ -132,7 +132,7 @@ class TrainingState:
 
     @property
     def seconds(self) -> float:
-        """Time that training took, over all its starts."""
+        """Training time over all starts."""
         return round(self.seconds_before + time.monotonic() - self.began, 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,8 +146,7 @@ class TrainingState:
         return distributed.whole(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
     def restore(self, run: Run, device: torch.device) -> None:
-        """Load the newest readable checkpoint of the run, and forget what was measured after it. Without one, the run
-        begins at its first step."""
+        """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0."""
         saved = checkpoint.newest(run.checkpoints, device, run.warn)
         if saved is not None:
             self._check_fits(saved, run)

@@ -37,7 +37,7 @@ from robustclip.runs.terminal import TrainingProgress
 
 
 def tell(described: dict[str, Any]) -> None:
-    """Say, before the work, what the data were taken for and what of them is left out."""
+    """Report the data layout and ignored files before training."""
     for source in described.get("sources", []) if distributed.is_main() else []:
         for line in (source.get("layout"), *source.get("left_out", [])):
             if line:
@@ -80,8 +80,8 @@ def train(
     resume: bool = False,
     seed: int = 0,
 ) -> TwoTower:
-    """Fine-tune `referee.image_tower` on adversarial images; the text tower stays frozen. Returns `referee`, its tower
-    holding the averaged weights, in eval mode.
+    """Fine-tune `referee.image_tower` on adversarial images with a frozen text tower. Returns `referee` with the
+    averaged weights, in eval mode.
 
     For each batch of pairs (CLIPAG Eq. 3): find delta in the threat model that maximises the objective, the tower in
     eval mode and its weights frozen; then descend the same objective on images + delta, plus `clean_weight` times the

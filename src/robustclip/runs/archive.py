@@ -95,9 +95,9 @@ class Freed:
 
 
 def list_runs(*, folder: Home = HOME) -> list[Summary]:
-    """The runs in a folder, those started last at the end.
+    """List the runs of a folder, newest last.
 
-    A run whose process is gone without a word is killed; `--resume` goes on with it.
+    A run whose process ended without a record has the status killed; `--resume` continues it.
     """
     return sorted(map(_summary, records(folder)), key=lambda run: run.started)
 
@@ -107,7 +107,7 @@ def show(
     *,
     folder: Home = HOME,
 ) -> Run:
-    """A run: its arguments, numbers, curves and warnings.
+    """Show a run: arguments, metrics, curves and warnings.
 
     Raises UsageError for what is neither the name of a run in `folder` nor the path of one.
     """
@@ -126,13 +126,13 @@ def clean(
     dry_run: Annotated[bool, "only list what would be removed"] = False,
     folder: Home = HOME,
 ) -> Freed:
-    """Remove the checkpoints of finished runs, whose referees and metrics stay, or with --whole the runs you name.
+    """Remove the checkpoints of finished runs (referees and metrics are kept), or with --whole the named runs.
 
       robustclip runs clean --dry-run
       robustclip runs clean emoji-1 emoji-2 --whole
 
-    A run that is not finished needs its checkpoints to go on: it is passed over, or refused where it is named. One that
-    may be running is never touched.
+    Unfinished runs keep their checkpoints for resumption: they are skipped, or refused if named. Runs that may be
+    running are never changed.
 
     Raises UsageError for names of no run, and for runs that are not to be touched.
     """

@@ -155,7 +155,7 @@ def check_memory(needed: float, what: str, device: str | torch.device = "cpu") -
 
 
 def free_memory(device: str | torch.device) -> float | None:
-    """Bytes that are free on a device; None where nobody tells."""
+    """Free bytes on a device; None if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])

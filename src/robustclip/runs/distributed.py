@@ -136,7 +136,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def is_sharded() -> bool:
-    """Whether the launcher was told to shard, and there is more than one process to shard over."""
+    """Whether FSDP is enabled with more than one process."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and count() > 1
 
 
@@ -162,7 +162,7 @@ def whole(state: Any) -> Any:
 
 
 def load_module(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load whole tensors into a module, split as it is."""
+    """Load full tensors into a possibly sharded module."""
     own = module.state_dict()
     module.load_state_dict(
         {name: _laid_out(value, own[name]) if name in own else value for name, value in state.items()}

@@ -118,8 +118,9 @@ def _refusal(error: BaseException, path: Path | None) -> str | None:
 
 @contextmanager
 def rescuing(numbers: Callable[[], object]) -> Iterator[None]:
-    """Where the block cannot write, `numbers` go to the temporary folder as JSON, or to stderr where that is full too;
-    the RunError says where they are."""
+    """Context manager: if writing fails, `numbers` are saved as JSON in the temporary folder, or printed to stderr;
+    RunError says where.
+    """
     try:
         yield
     except (RunError, OSError) as error:
@@ -280,8 +281,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """What JSON from outside says. Raises UsageError, naming `source`, for what is no JSON, holds integers of thousands
-    of digits, or lists and objects more than 100 levels deep in each other."""
+    """Parse untrusted JSON. Raises UsageError, naming `source`, for invalid JSON, integers of thousands of digits, or
+    nesting beyond 100 levels.
+    """
     try:
         found = json.loads(text)
         _check_depth(found, 0)

@@ -153,8 +153,8 @@ class Run:
         arguments: Mapping[str, object],
         room: str = ROBUSTIFY,
     ) -> Run:
-        """A new run, or with `resume` the run of that folder, to go on with what lies there. Where several processes
-        work together, the main one does it, and all get the same run.
+        """Create a run, or with `resume` reopen the folder's run. With several processes the main one does it, and all
+        get the same run.
 
         Raises UsageError where that run was made by another recipe or still runs, and where both folders are given.
         """
@@ -190,7 +190,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A run that exists, as it is. Raises UsageError for a folder that holds none."""
+        """Open an existing run. Raises UsageError if there is none."""
         return cls(Path(folder), read_record(Path(folder)))
 
     @property
@@ -226,7 +226,7 @@ class Run:
 
     @property
     def resumption(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         called = quote(self.called.removeprefix(f"{self.room}/"))
         return f"robustclip {quote(self.room)} {called} --resume {quote(str(self.folder))}"
 
@@ -263,7 +263,7 @@ class Run:
         return self._metrics.lines()
 
     def trim(self, step: int) -> None:
-        """Forget what was measured after `step` updates, so that a run that goes on from there writes it again."""
+        """Drop metrics recorded after `step` updates, before resuming there."""
         self._metrics.trim(step, write=self._writes)
 
     def note(self, **facts: object) -> None:

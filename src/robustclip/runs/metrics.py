@@ -63,7 +63,7 @@ class Metrics:
         return lines
 
     def trim(self, step: int, *, write: bool = True) -> None:
-        """Forget what was measured after `step`, in the curves too; the clock goes on from the last line that is left.
+        """Drop metrics after `step`, also from the curves; the clock continues from the last line.
 
         `write` says whether to do so on the disk as well.
         """

@@ -92,7 +92,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Within the block, whatever a library raises over a stranger's file becomes a UsageError that begins with `what`.
+    """Context manager: any exception of a library on an untrusted file becomes a UsageError that begins with `what`.
 
     Libraries check what honest people get wrong; over a config or tokenizer made to harm they raise anything.
     """

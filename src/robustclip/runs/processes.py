@@ -33,7 +33,7 @@ def this_process() -> dict[str, Any]:
 
 
 def is_alive(process: Mapping[str, Any]) -> bool | None:
-    """Whether that process still runs; None where that cannot be told, because it ran on another host."""
+    """Whether a process is running; None if unknown (another host)."""
     if process.get("host") != platform.node():
         return None
     try:
@@ -181,8 +181,9 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def saying(stopped: str) -> Iterator[None]:
-    """A KeyboardInterrupt that leaves the block becomes Interrupted, which says `stopped`: what is kept, and how to go
-    on."""
+    """Context manager: KeyboardInterrupt becomes Interrupted with the message `stopped` (what is kept, how to
+    resume).
+    """
     try:
         yield
     except KeyboardInterrupt as error:

@@ -17,8 +17,9 @@ Choose = Callable[[Float[Tensor, "p 3 h w"], Sequence[Item]], Float[Tensor, " p"
 
 
 def best_of(paint: Paint, count: int, choose: Choose, steps: int) -> Paint:
-    """Paint `count` pictures of each item, of `steps` each, and keep the best. The first of them is the one that is
-    painted without this; all scores are told in the picture's file."""
+    """Best-of-N: generate `count` pictures per item, of `steps` each, and keep the best. The first is the one generated
+    without this; all scores are stored in the file.
+    """
 
     def painted(items: Sequence[Item], watch: Watch) -> Painted:
         best, scores = None, []

@@ -34,7 +34,7 @@ PROBE = 8  # images of the pass that `--dtype measure` times
 
 
 class Guides:
-    """One or more CLIPs that say how near a picture is to its prompt; of several, the weighted mean says it.
+    """One or more CLIPs as guides; the objective is their weighted mean.
 
     A prompt's parts are embedded once, however many pictures are made of it.
     """

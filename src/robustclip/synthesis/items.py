@@ -83,8 +83,7 @@ LARGEST_SEED: Final = 2**63 - 1
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to be painted. `id` is its file's name without ending, unique in a run; `repeat` tells apart the same
-    prompt given twice."""
+    """A picture to generate. `id` is the file name's stem, unique in a run; `repeat` distinguishes repeated prompts."""
 
     id: str
     prompt: Prompt

@@ -41,7 +41,7 @@ class Watch(Protocol):
         """`images` as they are after `step` steps, and their numbers: `similarity` and each term's loss."""
 
     def tell(self, loss: str) -> None:
-        """What is about to be minimised, before the first step."""
+        """Announce the objective before the first step."""
 
 
 Paint = Callable[[Sequence[Item], Watch], Painted]
@@ -84,7 +84,7 @@ class Result:
 
     @cached_property
     def images(self) -> Float[Tensor, "n 3 h w"]:
-        """All of them, on the CPU; those of a large run are read when first asked for."""
+        """All pictures, on the CPU; read lazily for large runs."""
         return torch.stack([self.image(index) for index in range(len(self))])
 
     def numbers(self) -> dict[str, Any]:

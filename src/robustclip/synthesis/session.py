@@ -63,7 +63,7 @@ def _referees(given: Any) -> list[Given]:
 
 
 def parse_size(given: object) -> tuple[int, int] | None:
-    """`64` as (64, 64) and `48x96` as (48, 96), height first; None as it is.
+    """Parse `64` as (64, 64) and `48x96` as (48, 96), height first; None is returned unchanged.
 
     Raises UsageError for what is neither, and for sides that no referee takes (8 to 4096 pixels).
     """

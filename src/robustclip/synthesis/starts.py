@@ -66,8 +66,9 @@ Init = Annotated[
 
 
 def named_mixture(card: Card) -> str | None:
-    """The mixture that fits what a referee was trained on: the `mixture` of its card's provenance, or the embedded one
-    where the provenance says that it was trained on the emoji set; None where nothing says so."""
+    """The default mixture of a referee: the `mixture` of its card's provenance, or the embedded one if it was trained
+    on the emoji set; else None.
+    """
     named, data = card.provenance.get("mixture"), card.provenance.get("data")
     if isinstance(named, str) and named == Path(named).name:  # no path: a card may come from elsewhere
         return named

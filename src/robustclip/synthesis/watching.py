@@ -26,7 +26,7 @@ EVERY: Final = 1.0
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a notebook's kernel. IPython is looked at only where someone else has loaded it."""
+    """Whether this runs in a notebook kernel, without importing IPython."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and hasattr(shell, "kernel")
 

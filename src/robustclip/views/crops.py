@@ -154,7 +154,7 @@ def boxes(
 @final
 @dataclass(frozen=True)
 class RandomCrop:
-    """A part of each view, all places alike, resized (bilinear) to `size` (default: left as it is).
+    """Uniformly random crop of each view, resized bilinearly to `size` (default: not resized).
 
     `side` is a whole number of pixels, which makes square crops (CLIPAG's notebook: 128 of 224, to 224), or a fraction
     of the picture's height and of its width (1.0 is all of it, 1 is one pixel). Raises UsageError for a side that is

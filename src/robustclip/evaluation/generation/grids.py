@@ -152,7 +152,7 @@ class Study:
 
 
 def resumed_rows(folder: Path, arguments: Mapping[str, Any], *, same: Sequence[str], rows: str) -> list[str]:
-    """The rows of a run that goes on: those it was ever asked for (its argument `rows`), then those of this call.
+    """Rows of a resumed run: those requested before (its argument `rows`), then those of this call.
 
     Raises UsageError where this call differs in an argument of `same`.
     """

@@ -79,22 +79,22 @@ def judge(
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "seed of candidates and bootstrap"] = 0,
 ) -> JudgeReport:
-    """Judge pictures by what they were to show.
+    """Score generated pictures against their prompts, by referees that did not guide them.
 
-    r-precision      is a picture's prompt nearer to it than other prompts are? Told with their number and chance
-    cosine           of picture and prompt, and clipscore, Hessel's, which is another number
-    aesthetics       a predictor's score, of the file given
+    r-precision      rank of the own prompt among candidates; reported with their number and chance
+    cosine           of picture and prompt; clipscore, as defined by Hessel et al.
+    aesthetics       score of the given predictor
     frechet, cmmd    distances of the judge's embeddings to those of real images; fid, the same with Inception
-    mutual-information   in nats, of picture and prompt: what a judge mi:MODEL says, whatever else is asked
-    label-score      how sure and varied the judge's zero-shot answers are; inception-score, the same with Inception
+    mutual-information   of picture and prompt in nats, by judges mi:MODEL, always included
+    label-score      Inception Score on the judge's zero-shot predictions; inception-score, the same with Inception
 
-    Several folders are compared on the prompts and seeds that they share. Where the reference has captions or labels,
-    its own pictures of these prompts are judged too. A referee does not judge what it guided.
+    Several folders are compared on their common prompts and seeds. If the reference has captions or labels, its own
+    pictures of these prompts are scored too. A referee may not judge pictures that it guided.
 
     With --benchmark compbench the judges are those of --category: one that answers questions, a detector, a CLIP, each
     a folder of transformers; emoji-scenes does the first two. Called again with the same --out, it goes on.
 
-    Raises one UsageError with all faults that the call shows, another for pictures that can't be judged so.
+    Raises one UsageError with all faults of the call, another for pictures that cannot be scored this way.
     """
     given = (prompts, reference, aesthetics, inception_weights, out, csv, overwrite, device, dtype)
     raise_faults("judge()", list(faults(pictures, metrics, candidates, *given, benchmark, category)))

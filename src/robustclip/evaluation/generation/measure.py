@@ -56,7 +56,7 @@ class Questions:
 
 @dataclass
 class Answers:
-    """What one judge says of N pictures: scores (n,) by metric, ranks among candidates, features of the whole set."""
+    """Scores (n,) of N pictures by metric, ranks among candidates, and features, by one judge."""
 
     pictures: Pictures
     judge: str
@@ -75,7 +75,7 @@ class Answers:
 
 
 class Court:
-    """One judge who has read all prompts, and now looks at sets of pictures."""
+    """A judge with embedded prompts, for scoring sets of pictures."""
 
     def __init__(self, name: str, judge: TwoTower, prompts: Sequence[str], questions: Questions) -> None:
         self.name, self.judge, self.questions = name, judge, questions
@@ -108,7 +108,7 @@ class Court:
         return answers
 
     def embed(self, pictures: Pictures) -> Float[Tensor, "n d"]:
-        """As `embeddings.embed`, told on stderr."""
+        """`embeddings.embed` with progress on stderr."""
         asked, title = self.questions, f"{self.name} looks at {pictures.name}"
         return embed(self.judge, pictures.images, batch_size=asked.batch_size, dtype=asked.dtype, title=title)
 
@@ -166,8 +166,7 @@ def set_comparisons(answers: Answers, others: Answers, real: Answers | None, que
 
 
 def shared(pictures: Pictures, others: Pictures) -> tuple[list[int], list[int]]:
-    """The places, in either set, of the pictures that both have of a prompt and seed; of a prompt alone, in their
-    order, where nothing says the seeds of one set."""
+    """Indices of the pictures with the same prompt and seed in both sets; by prompt alone where seeds are unknown."""
     sets = (pictures, others)
     if not all(any(seed is not None for seed in one.seeds) for one in sets):
         sets = (replace(pictures, seeds=[]), replace(others, seeds=[]))

@@ -74,7 +74,7 @@ def places_of(pictures: Pictures, prompts: Sequence[str]) -> list[int]:
 
 
 def chosen(pictures: Pictures, places: Sequence[int]) -> Pictures:
-    """Some of them, in the order of `places`; no image is read before it is asked for."""
+    """A subset in the order of `places`; images are read lazily."""
     return replace(
         pictures,
         images=_Chosen(pictures.images, torch.tensor(places, dtype=torch.long)),

@@ -13,7 +13,7 @@ from robustclip.evaluation.intervals import CONFIDENCE, Interval
 
 
 def preference(scores: ArrayLike, others: ArrayLike) -> Interval:
-    """The share of N pairs in which `scores` (n,) is above `others` (n,), a tie counting half; 1/2 says neither.
+    """Share of N pairs with `scores` (n,) above `others` (n,); a tie counts half.
 
     Wilson's interval; with ties it is a little too wide. Raises UsageError for sets that are not paired, for none, and
     for scores that are not numbers.

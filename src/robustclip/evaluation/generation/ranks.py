@@ -22,8 +22,8 @@ Scores = Float[NDArray[np.float64], "prompts samples"]
 
 
 def agreement(first: Scores, second: Scores, *, seed: int = 0) -> Interval:
-    """Kendall's tau-b of two scores of the same samples, in [-1, 1]: its mean over the prompts, with a bootstrap's
-    interval over them. A prompt whose samples one score does not tell apart counts 0.
+    """Kendall's tau-b of two scores of the same samples, in [-1, 1]: mean over prompts with a bootstrap interval.
+    Prompts with constant scores count 0.
 
     Raises UsageError for scores of other samples, and for a single sample a prompt.
     """

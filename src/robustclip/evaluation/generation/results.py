@@ -26,7 +26,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 class Column(NamedTuple):
-    """What was measured, and by whom ("" where nobody judges)."""
+    """Metric and judge of a column ("" without a judge)."""
 
     metric: str
     judge: str = ""

@@ -40,7 +40,8 @@ def test_every_command_takes_the_common_flags(words: tuple[str, ...]) -> None:
         group = found
     with suppress(UsageError):  # what the call lacks, after the flags are known
         group.make_context(words[-1], ["--device", "cpu"])
-    assert {"--json", "--device", "--dtype", "--seed"} <= {flag for option in group.params for flag in option.opts}
+    common = {"--config", "--print-config", "--json", "--device", "--dtype", "--seed"}
+    assert common <= {flag for option in group.params for flag in option.opts}
     assert "no effect" not in shown.stdout
     assert not re.search(r"default:\s+(\[\]|\"\"|\(\)|None)", shown.stdout)
     assert not re.search(r"0\.\d{9}", shown.stdout), "a number has a short name, such as 2/255"

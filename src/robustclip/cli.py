@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.runs import terminal
 from robustclip.runs.processes import number_of, terminable
 from robustclip.signatures import Pairs
+from robustclip.source import Function as Described
 from robustclip.source import of_module
 
 
@@ -74,14 +76,18 @@ def _load(module: str, function: str) -> tuple[Function, Pairs | None]:
     return inspect.unwrap(names[function]), names.get("faults")
 
 
-def _verb(name: str, target: str, summary: str, show: Show = printing.numbers, **settings: Any) -> TypedCommand:
-    module, function = f"robustclip.{target}".split(":")
-    load, describe = partial(_load, module, function), lambda: of_module(module).read(function)
-    return TypedCommand(name, load, describe=describe, summary=summary, show=show, **settings)
+def _describe(module: str, function: str) -> Described:
+    """Its signature and docstring, without an import of the module."""
+    return of_module(module).read(function)
 
 
-def _as_json(result: Any) -> object:
-    return result.to_json()
+def _numbers(result: Any) -> object:
+    """What a verb returned as plain values, for `--json`."""
+    if isinstance(result, Path):
+        return {"folder": str(result)}
+    if isinstance(result, list):
+        return [_numbers(one) for one in result]
+    return result.to_json() if hasattr(result, "to_json") else result
 
 
 class InOrder(click.Group):
@@ -92,36 +98,28 @@ class InOrder(click.Group):
 
 
 class RecipeGroup(click.Group):
-    """The recipes of a room as commands: those that are shipped by name, any other by its path.
+    """The recipes of a room as commands, those that are shipped by name, any other by its path; and verbs added."""
 
-    `show` prints what a recipe returns for people; `numbers` makes it the plain values of `--json`.
-    """
-
-    def __init__(
-        self,
-        room: str,
-        *,
-        name: str | None = None,
-        show: Show = printing.numbers,
-        numbers: Callable[[Any], object] = lambda result: result,
-        **settings: Any,
-    ) -> None:
-        super().__init__(name or room, **settings)
-        self.room, self.show, self.numbers = room, show, numbers
+    def __init__(self, name: str, room: str, summary: str, text: str, show: Show) -> None:
+        takes = {"synthesize": "RECIPE PROMPT... [FLAGS]", "evaluate": "TABLE [FLAGS]"}.get(room, "RECIPE [FLAGS]")
+        super().__init__(name, short_help=summary, help=text, subcommand_metavar=takes)
+        self.room, self.show = room, show
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [recipe.name for recipe in recipes.available(self.room)]
+        return [*(recipe.name for recipe in recipes.available(self.room)), *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        recipe = recipes.find(cmd_name, self.room)
+        return self.commands.get(cmd_name) or self._of(cmd_name, recipes.find(cmd_name, self.room))
+
+    def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         return TypedCommand(
-            cmd_name,
+            name,
             recipe.load,
             describe=recipe.describe,
             expansions=recipe.expansions,
             summary=recipe.summary,
             show=self.show,
-            numbers=self.numbers,
+            numbers=(lambda result: result.numbers()) if self.room == "synthesize" else _numbers,
             long=True,
             estimate=partial(_estimated, recipe) if self.room == "robustify" else None,
         )
@@ -130,23 +128,11 @@ class RecipeGroup(click.Group):
 class PlanGroup(RecipeGroup):
     """The recipes that make a CLIP robust, planned instead of run."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), "mi-tune"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+    def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         from robustclip.planning import plan
 
-        if cmd_name == "mi-tune":
-            return _verb(cmd_name, "diffusion.budget:plan_tuning", "MI-TUNE of a diffusion model: `align mi-tune`.")
-        recipe = recipes.find(cmd_name, self.room)
-        return TypedCommand(
-            cmd_name,
-            lambda: plan.command(recipe),
-            describe=lambda: plan.describe(recipe),
-            summary=recipe.summary,
-            show=lambda estimate: terminal.rich(estimate.table()),
-            numbers=_as_json,
-        )
+        load, describe = partial(plan.command, recipe), partial(plan.describe, recipe)
+        return TypedCommand(name, load, describe=describe, summary=recipe.summary, show=self.show, numbers=_numbers)
 
 
 def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
@@ -159,186 +145,135 @@ def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
     except UsageError as error:  # a recipe whose tower no flag names
         click.echo(f"how long is not known: {error}")
         return
-    terminal.rich(estimate.table())
+    printing.tabled(estimate)
     printing.next_call("plan", recipe.name, "--gpu", "here")
 
 
-def _group(name: str, summary: str, text: str, *commands: click.Command) -> click.Group:
-    group = InOrder(name, short_help=summary, help=text)
-    for command in commands:
-        group.add_command(command)
-    return group
-
-
-app = _group(
-    "robustclip",
-    "",
-    "Make CLIP robust, measure it under attack, and use its readable gradients.",
-    _verb(
+TABLE: tuple[tuple[Any, ...], ...] = (
+    # A verb: its words, the function, what help lists of it, how its result is shown.
+    # Recipes: the verb, their room, what help lists of it, the head of its help, how a result is shown.
+    # A group of verbs, which follow: its name, what help lists of it, the head of its help.
+    (
         "doctor",
         "doctor:doctor",
         "Show versions, devices, missing packages and how to install them.",
         printing.found_here,
     ),
-    _verb(
-        "demo",
-        "demo:run_demo",
-        "Robustify, export, evaluate and explain a small CLIP, in minutes.",
-        printing.demo,
-        numbers=lambda result: result["report"],
+    ("demo", "demo:run_demo", "Robustify, export, evaluate and explain a small CLIP, in minutes.", printing.demo),
+    (
+        *("plan", "robustify", "Estimate FLOPs, memory, hours and cost of a training run."),
+        "Estimate FLOPs, GPU memory, hours and cost of a recipe's run before it starts.",
+        printing.tabled,
     ),
-    PlanGroup(
-        "robustify",
-        name="plan",
-        short_help="Estimate FLOPs, memory, hours and cost of a training run.",
-        help="Estimate FLOPs, GPU memory, hours and cost of a recipe's run before it starts.",
-        subcommand_metavar="RECIPE [FLAGS]",
+    (
+        "plan mi-tune",
+        "diffusion.budget:plan_tuning",
+        "MI-TUNE of a diffusion model: `align mi-tune`.",
+        printing.numbers,
     ),
-    RecipeGroup(
-        "robustify",
-        show=printing.trained,
-        short_help="Fine-tune a CLIP adversarially.",
-        help="Fine-tune a CLIP adversarially: by a recipe below, or the path of your own recipe file.",
-        subcommand_metavar="RECIPE [FLAGS]",
+    (
+        *("robustify", "robustify", "Fine-tune a CLIP adversarially."),
+        "Fine-tune a CLIP adversarially: by a recipe below, or the path of your own recipe file.",
+        printing.trained,
     ),
-    _verb(
-        "evaluate",
-        "evaluation.evaluate:evaluate",
-        "Evaluate referees, clean and under attack.",
-        printing.evaluated,
-        numbers=_as_json,
-        long=True,
-    ),
-    _verb(
-        "explain",
-        "pages.explain:explain",
-        "Heat maps and input gradients, clean and under attack.",
-        printing.explained,
-        numbers=_as_json,
-        long=True,
-    ),
-    _verb(
-        "export",
-        "robustification.export:export",
-        "Export a run for open_clip, transformers or timm.",
+    ("evaluate", "evaluation.evaluate:evaluate", "Evaluate referees, clean and under attack.", printing.evaluated),
+    ("explain", "pages.explain:explain", "Heat maps and input gradients, clean and under attack.", printing.explained),
+    (
+        *("export", "robustification.export:export", "Export a run for open_clip, transformers or timm."),
         printing.exported,
-        numbers=lambda folder: {"folder": str(folder)},
-        long=True,
     ),
-    RecipeGroup(
-        "synthesize",
-        show=printing.painted,
-        numbers=lambda result: result.numbers(),
-        short_help="Text to image, guided by a referee.",
-        help="Text to image, guided by a referee: by a recipe below, or the path of your own recipe file.",
-        subcommand_metavar="RECIPE PROMPT... [FLAGS]",
+    (
+        *("synthesize", "synthesize", "Text to image, guided by a referee."),
+        "Text to image, guided by a referee: by a recipe below, or the path of your own recipe file.",
+        printing.painted,
     ),
-    _verb(
-        "judge",
-        "evaluation.generation.judge:judge",
+    (
+        *("judge", "evaluation.generation.judge:judge"),
         "Score generated pictures: R-Precision, CLIPScore, FID and more.",
-        lambda report: terminal.rich(report.table()),
-        numbers=_as_json,
-        long=True,
+        printing.tabled,
     ),
-    _group(
-        "survey",
-        "Ask people which of two pictures fits better, blind.",
+    (
+        *("survey", "Ask people which of two pictures fits better, blind."),
         "Ask people which of two pictures fits its prompt better, on one page that does not say whose they are.",
-        _verb("make", "pages.survey:make", "Make the page, and its key."),
-        _verb("read", "pages.survey:read", "Read the answers: preferences with intervals.", printing.preferences),
     ),
-    RecipeGroup(
-        "align",
-        show=printing.aligned,
-        short_help="Fine-tune a diffusion model on its best samples.",
-        help="Fine-tune a diffusion model on its best samples: by a recipe below, or the path of your own recipe file.",
-        subcommand_metavar="RECIPE [FLAGS]",
+    ("survey make", "pages.survey:make", "Make the page, and its key.", printing.numbers),
+    ("survey read", "pages.survey:read", "Read the answers: preferences with intervals.", printing.preferences),
+    (
+        *("align", "align", "Fine-tune a diffusion model on its best samples."),
+        "Fine-tune a diffusion model on its best samples: by a recipe below, or the path of your own recipe file.",
+        printing.aligned,
     ),
-    RecipeGroup(
-        "evaluate",
-        name="reproduce",
-        short_help="Reproduce a paper's table.",
-        help="Reproduce a paper's table with the embedded referees or yours; resumable, with intervals.",
-        subcommand_metavar="TABLE [FLAGS]",
+    (
+        *("reproduce", "evaluate", "Reproduce a paper's table."),
+        "Reproduce a paper's table with the embedded referees or yours; resumable, with intervals.",
+        printing.numbers,
     ),
-    _group(
-        "mixture",
-        "Fit Gaussian mixtures as initial images.",
-        "Gaussian mixtures as initial images of synthesis.",
-        _verb("fit", "inits.fit:fit", "Fit a mixture on a folder of images, or shards.", printing.fitted, long=True),
-    ),
-    _group(
-        "runs",
-        "List, show and clean runs.",
-        "Run folders on this disk.",
-        _verb(
-            "list",
-            "runs.archive:list_runs",
-            "List runs with status and size.",
-            printing.runs,
-            numbers=lambda summaries: [run.to_json() for run in summaries],
-        ),
-        _verb(
-            "show",
-            "runs.archive:show",
-            "Show a run's arguments, metrics and warnings.",
-            printing.run,
-            numbers=lambda run: {**run.record, "status": run.status, "metrics": run.metrics()},
-        ),
-        _verb(
-            "clean",
-            "runs.archive:clean",
-            "Remove checkpoints of finished runs, or whole runs.",
-            printing.freed,
-            numbers=_as_json,
-        ),
-    ),
-    _group(
-        "referees",
-        "List, show, verify, add or remove referees.",
+    ("mixture", "Fit Gaussian mixtures as initial images.", "Gaussian mixtures as initial images of synthesis."),
+    ("mixture fit", "inits.fit:fit", "Fit a mixture on a folder of images, or shards.", printing.fitted),
+    ("runs", "List, show and clean runs.", "Run folders on this disk."),
+    ("runs list", "runs.archive:list_runs", "List runs with status and size.", printing.runs),
+    ("runs show", "runs.archive:show", "Show a run's arguments, metrics and warnings.", printing.run),
+    ("runs clean", "runs.archive:clean", "Remove checkpoints of finished runs, or whole runs.", printing.freed),
+    (
+        *("referees", "List, show, verify, add or remove referees."),
         "Referees on this machine: embedded and registered ones.",
-        _verb("list", "referees.registry:list_all", "List names, kinds and threat models.", printing.entries),
-        _verb(
-            "show",
-            "referees.registry:describe",
-            "Show the card of a referee, pair reader or generator.",
-            printing.card,
-            numbers=lambda card: card if isinstance(card, dict) else card.to_json(),
-        ),
-        _verb(
-            "verify",
-            "evaluation.claims:verify",
-            "Check a referee's hashes and re-measure a claim.",
-            printing.verification,
-        ),
-        _verb("add", "referees.registry:add", "Register a referee's folder under a name.", printing.added),
-        _verb(
-            "remove",
-            "referees.registry:remove",
-            "Unregister a referee.",
-            lambda folder: terminal.echo(f"forgot {folder}"),
-        ),
     ),
-    _group(
-        "convert",
-        "Convert published checkpoints.",
+    ("referees list", "referees.registry:list_all", "List names, kinds and threat models.", printing.entries),
+    (
+        *("referees show", "referees.registry:describe", "Show the card of a referee, pair reader or generator."),
+        printing.card,
+    ),
+    (
+        *("referees verify", "evaluation.claims:verify", "Check a referee's hashes and re-measure a claim."),
+        printing.verification,
+    ),
+    ("referees add", "referees.registry:add", "Register a referee's folder under a name.", printing.added),
+    ("referees remove", "referees.registry:remove", "Unregister a referee.", printing.forgotten),
+    (
+        *("convert", "Convert published checkpoints."),
         "Convert published checkpoints to folders that robustclip loads.",
-        _verb(
-            "taming-vqgan",
-            "diffusion.convert:convert",
-            "Convert a VQGAN of taming-transformers.",
-            partial(printing.converted, "synthesize", "vqgan", "a cat", "--model"),
-            numbers=_as_json,
-        ),
-        _verb(
-            "lavis-blip2",
-            "referees.lavis:convert",
-            "Convert a first-stage BLIP-2 of LAVIS.",
-            partial(printing.converted, "synthesize", "referee-can-play", "a cat and a dog", "--referee"),
-            numbers=_as_json,
-        ),
+    ),
+    (
+        *("convert taming-vqgan", "diffusion.convert:convert", "Convert a VQGAN of taming-transformers."),
+        partial(printing.converted, "synthesize", "vqgan", "a cat", "--model"),
+    ),
+    (
+        *("convert lavis-blip2", "referees.lavis:convert", "Convert a first-stage BLIP-2 of LAVIS."),
+        partial(printing.converted, "synthesize", "referee-can-play", "a cat and a dog", "--referee"),
     ),
 )
-click.version_option(__version__)(app)
-app.context_settings["help_option_names"] = ["-h", "--help"]
+LONG = ("evaluate", "explain", "export", "judge", "mixture fit")
+"""Verbs that take `--dry-run`, beside recipes."""
+NUMBERS: dict[str, Callable[[Any], object]] = {
+    "demo": lambda result: result["report"],
+    "runs show": lambda run: {**run.record, "status": run.status, "metrics": run.metrics()},
+}
+"""What `--json` writes of a result that has no `to_json`."""
+
+
+def _built() -> click.Group:
+    """The whole command line."""
+    text = "Make CLIP robust, measure it under attack, and use its readable gradients."
+    root = InOrder("robustclip", help=text, context_settings={"help_option_names": ["-h", "--help"]})
+    groups: dict[str, click.Group] = {"": root}
+    for words, *rest in TABLE:
+        above, _, name = words.rpartition(" ")
+        command: click.Command
+        match rest:
+            case [str(summary), str(text)]:
+                command = groups[words] = InOrder(name, short_help=summary, help=text)
+            case [str(room), str(summary), str(text), show]:
+                kind = PlanGroup if words == "plan" else RecipeGroup
+                command = groups[words] = kind(words, room, summary, text, show)
+            case [str(target), str(summary), show]:
+                module, function = f"robustclip.{target}".split(":")
+                load, describe = partial(_load, module, function), partial(_describe, module, function)
+                numbers, long = NUMBERS.get(words, _numbers), words in LONG
+                command = TypedCommand(
+                    name, load, describe=describe, summary=summary, show=show, numbers=numbers, long=long
+                )
+        groups[above].add_command(command)
+    return click.version_option(__version__)(root)
+
+
+app = _built()

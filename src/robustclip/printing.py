@@ -40,6 +40,16 @@ def numbers(values: Mapping[str, object]) -> None:
         echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
+def tabled(result: Any) -> None:
+    """The table of a result."""
+    rich(result.table())
+
+
+def forgotten(folder: Path) -> None:
+    """The folder of a referee that has no name any more."""
+    echo(f"forgot {folder}")
+
+
 def next_call(*words: object) -> None:
     """The command that usually comes next, to be copied."""
     echo(f"next: robustclip {shlex.join(map(str, words))}")
@@ -132,12 +142,6 @@ def added(entry: Entry) -> None:
     """The name of a referee, and how to check it."""
     echo(f"added {entry.name}")
     next_call("referees", "verify", entry.name)
-
-
-def demonstration(shown: Mapping[str, Any]) -> None:
-    """The demo's table, and what it shows in words."""
-    rich(shown["table"])
-    echo(shown["told"])
 
 
 def demo(result: Mapping[str, Any]) -> None:

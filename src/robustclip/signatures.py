@@ -158,8 +158,7 @@ def bind(
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
     faults: list[UsageError] = []
-    expanding: dict[str, Expand] = {} if "config" in known else {"config": with_config}
-    for name, expand in (expanding | dict(expansions or {})).items():
+    for name, expand in {"config": with_config, **(expansions or {})}.items():
         if given.get(name) is None:
             continue
         try:

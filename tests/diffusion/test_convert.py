@@ -61,7 +61,7 @@ def layout(net: TamingVQGAN) -> Layout:
 
 
 def test_the_folder_is_loaded_here_and_by_diffusers(net: TamingVQGAN, checkpoint: Path, tmp_path: Path) -> None:
-    made = convert(checkpoint, config=tmp_path / "model.yaml", out=tmp_path / "tiny")
+    made = convert(checkpoint, model_yaml=tmp_path / "model.yaml", out=tmp_path / "tiny")
     assert (made.folder, made.tensors) == (tmp_path / "tiny", len(net.state_dict()))
     assert "10 codes of 6 channels, each for 4x4 pixels; left behind: 1 tensors of the training loss" in str(made)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -84,10 +84,10 @@ def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("", "--out is missing"),
         ("--out {folder}", "exists: write elsewhere"),
         ("--out {file}", "is not a folder"),
-        ("--out {out} --config nowhere.yaml", "is no file"),
-        ("--out {out} --config {pipe}", "is no file"),
-        ("--out {out} --config {file}", "is no config of a VQGAN"),
-        ("--out {out} --confg x", "did you mean --config"),
+        ("--out {out} --model-yaml nowhere.yaml", "is no file"),
+        ("--out {out} --model-yaml {pipe}", "is no file"),
+        ("--out {out} --model-yaml {file}", "is no config of a VQGAN"),
+        ("--out {out} --model-yml x", "did you mean --model-yaml"),
     ):
         yield "a checkpoint", f"convert taming-vqgan {{taming_half}} {flags}", 2, words
     yield "a conversion of something else", "convert dalle x.ckpt", 2, "No such command"

@@ -65,14 +65,14 @@ def _config(path: Path | None) -> Path | None:
 def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "a .ckpt of taming-transformers, or its .safetensors"],
     *,
-    config: Annotated[
+    model_yaml: Annotated[
         Path | None, AfterValidator(_config), "its model.yaml, which the shapes are checked against"
     ] = None,
     out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
 ) -> Converted:
     """Convert a VQGAN checkpoint of taming-transformers to a diffusers folder, for `synthesize vqgan --model FOLDER`.
 
-      robustclip convert taming-vqgan last.ckpt --config model.yaml --out imagenet-f16-16384
+      robustclip convert taming-vqgan last.ckpt --model-yaml model.yaml --out imagenet-f16-16384
 
     Made for the ImageNet models of factor 16 with 1,024 and 16,384 codes; others of the layout pass too, and the first
     stage of a transformer's checkpoint. The architecture is inferred from the shapes, so the config is optional. Every
@@ -83,7 +83,7 @@ def convert(
     damaged file.
     """
     taming = read_taming(checkpoint)
-    resolution = RESOLUTION if config is None else check_config(taming.layout, config)
+    resolution = RESOLUTION if model_yaml is None else check_config(taming.layout, model_yaml)
     card = {
         "name": out.name,
         "made_by": "robustclip convert taming-vqgan",
@@ -106,7 +106,9 @@ def check_config(layout: Layout, path: Path) -> int:
         if name in said and said[name] != found
     ]
     if faults:
-        raise UsageError(f"{path} is not this checkpoint's: {'; '.join(faults)}. Give its own, or leave out --config")
+        raise UsageError(
+            f"{path} is not this checkpoint's: {'; '.join(faults)}. Give its own, or leave out --model-yaml"
+        )
     return resolution
 
 
@@ -127,7 +129,7 @@ def _said(path: Path) -> dict[str, Any]:
         return dict(params["ddconfig"]) | {name: params[name] for name in ("embed_dim", "n_embed") if name in params}
     except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no config of a VQGAN (YAML with model, params, ddconfig): leave out --config, nothing needs it"
+            f"{path} is no config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console, Group
 from safetensors.torch import load_file, save
 
@@ -41,7 +41,6 @@ PAGE: Final = 190  # characters a line of the tables in a file
 SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
 KINDS: Final = ("colours exchanged", "another thing", "a thing missing", "another picture's")
 TRAJECTORY: Final = "trajectory"
-REPEATED: Final = 6  # prompts and samples whose estimates are repeated, for their variance
 READER, CLIP = "emoji-blip2", "emoji-vanilla-long"  # which choose, and judge nothing here
 TUNED: Final[dict[str, dict[str, Any]]] = {
     # What chooses. All rows are compared with "base", the model as it is.
@@ -100,6 +99,7 @@ def recipe(
     guidance: Annotated[list[PositiveFloat], "guidance scales of sampling"] = [5.0],  # noqa: B006
     sampling_steps: PositiveInt = 50,
     draws: Annotated[PositiveInt, "draws per noise level (32 levels)"] = 2,
+    repeated: Annotated[int, Field(ge=2), "prompts and samples whose estimates are made twice, for their variance"] = 6,
     size: PositiveInt = 64,
     rows: Annotated[list[str], "of tune, by name, beside the model as it is"] = HEADLINE,
     seeds: Annotated[Seeds, "of tune's pictures of each prompt"] = [0, 1, 2],  # noqa: B006
@@ -133,7 +133,7 @@ def recipe(
     table.txt, results.json, contact_sheet.png.
     """
     if quick:
-        prompts, samples, scenes, sampling_steps, draws, pictures_steps = 2, 3, 1, 2, 1, 2
+        prompts, samples, scenes, sampling_steps, draws, pictures_steps, repeated = 2, 3, 1, 2, 1, 2, 2
         trained_on, tune_steps, batch_size = 2, 2, 4
     arguments = dict(locals())
     place = pick_device(device)
@@ -158,7 +158,7 @@ def recipe(
                 at = f"guidance {strength:g}"
                 results[name][at] = ranks(own, raters, setting, folder / at.replace(" ", "-"))
             results[name]["variance"] = variance(
-                own, folder / f"guidance-{guidance[0]:g}", pairs[: 2 if quick else REPEATED], 2 if quick else DRAWS
+                own, folder / f"guidance-{guidance[0]:g}", pairs, repeated, 2 if quick else DRAWS
             )
             shown += list(tables(name, results[name]))
             write_json(run.folder / "ranks.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
@@ -315,16 +315,19 @@ def scored(
 
 
 @torch.no_grad()
-def variance(model: LatentDiffusion, folder: Path, pairs: Sequence[Pair], draws: int) -> list[dict[str, Any]]:
+def variance(
+    model: LatentDiffusion, folder: Path, pairs: Sequence[Pair], repeated: int, draws: int
+) -> list[dict[str, Any]]:
     """Denoiser evaluations to an error of 5% of the spread between a prompt's samples, by form; and tau between two
-    estimates of them by half of the draws each, with common draws and with each sample's own."""
+    estimates of them by half of the draws each, with common draws and with each sample's own: of the first `repeated`
+    samples of as many prompts."""
     rows: list[dict[str, Any]] = []
     for common in (True, False):
         needed: dict[Form, list[float]] = {form: [] for form in FORMS}
         halves: dict[Form, list[Any]] = {form: [] for form in FORMS}
         way = "common draws" if common else "own draws"
-        for number, pair in enumerate(watched(pairs, f"variance with {way}", "prompts")):
-            latents = load_file(folder / f"{number:03d}.safetensors")["latents"][:REPEATED].to(model.device)
+        for number, pair in enumerate(watched(pairs[:repeated], f"variance with {way}", "prompts")):
+            latents = load_file(folder / f"{number:03d}.safetensors")["latents"][:repeated].to(model.device)
             texts = model.embed_prompts([str(pair)]).rows(torch.zeros(len(latents), dtype=torch.long))
             empty = model.embed_prompts([""])
             for form, one in pointwise_forms(model, latents, texts, empty, draws=draws, common=common).items():

@@ -84,3 +84,19 @@ def test_tuned_models_are_judged_beside_the_model_as_it_is(pipeline: Path, tmp_p
 def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         reproduce(**given)
+
+
+@pytest.mark.slow
+def test_the_gap_tells_captions_of_scenes_apart_and_the_difference_does_not(tmp_path: Path) -> None:
+    """The bands of docs/mutual-information.md, on the embedded model."""
+    recipes.run(
+        "mi-tune",
+        "evaluate",
+        {"judges": JUDGES, "prompts": 24, "samples": 2, "sampling_steps": 2, "scenes": 1, "draws": 1, "repeated": 2}
+        | {"device": "cpu", "out": tmp_path / "run"},
+    )
+    found = json.loads((tmp_path / "run" / "ranks.json").read_text())["emoji-diffusion"]["captions"]
+    value = {(row["first"], row["second"]): row["value"] for row in found}
+    assert value["gap", "another picture's"] >= 0.9
+    assert value["gap", "a thing missing"] >= 0.75
+    assert value["difference", "another picture's"] <= 0.25

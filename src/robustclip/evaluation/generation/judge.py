@@ -108,7 +108,8 @@ def judge(
         if category is not None and prompts is not None:
             texts, roles = read_prompts(prompts), load_roles(EMBEDDED if judge == JUDGES else judge, where)
             sets = _told_apart([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in folders])
-            notes = check_guides(sets, [roles.clip] if roles.clip else [], allow_self=allow_self)
+            jury = [(roles.clip.name, fingerprint(roles.clip.referee))] if roles.clip else []
+            notes = check_guides(sets, jury, allow_self=allow_self)
             parts = complex_parts(prompts, texts) if category == "complex" and roles.complete else None
             report = judge_benchmark(sets, roles, category, parts=parts, out=out, batch_size=batch_size, seed=seed)
             report.notes += notes

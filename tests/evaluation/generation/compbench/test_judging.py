@@ -23,6 +23,7 @@ from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.judges import Judge
 from robustclip.referees.base import TwoTower
 from robustclip.referees.detecting import Detection
+from robustclip.referees.smoothed import fingerprint
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 PROMPTS = ["a red bench", "a blue bowl."]
@@ -205,6 +206,21 @@ def test_the_command_matches_judges_and_writes(release: Path, tmp_path: Path) ->
     assert (stored["setting"]["category"], stored["setting"]["prompts"]) == ("color", 2)
     assert "a red bench" in json.loads((out / "pictures.json").read_text())["run"]
     assert "P(yes)" in (out / "table.txt").read_text()
+
+
+def test_a_clip_does_not_judge_what_it_guided(
+    run_folder: Callable[..., Path], colour_referee: Callable[..., TwoTower], tmp_path: Path
+) -> None:
+    seer = colour_referee("seer", words={"a cat eats": RED})
+    guides = [{"name": "seer", "weight": 1.0, "fingerprint": fingerprint(seer)}]
+    shown = run_folder("guided", {"a cat eats": RED}, referees=guides)
+    (tmp_path / "prompts.txt").write_text("a cat eats\n")
+    settings: dict[str, Any] = {"benchmark": "compbench", "category": "non-spatial", "per_prompt": 1, "judge": [seer]}
+    with pytest.raises(UsageError):
+        judge([shown], prompts=tmp_path / "prompts.txt", device="cpu", **settings)
+    report = judge([shown], prompts=tmp_path / "prompts.txt", device="cpu", allow_self=True, **settings)
+    assert report.figure("cosine").value == pytest.approx(1.0)
+    assert any("guided" in note for note in report.notes)
 
 
 def test_faults_of_a_call() -> None:

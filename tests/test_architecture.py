@@ -21,6 +21,7 @@ ONLY_IMPORTERS = {
     "diffusers": ["diffusion/"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/watching.py"],
+    "imscore": ["evaluation/generation/scorers.py"],
     "jinja2": ["pages/rendering.py"],
     "kornia": ["views/"],
     "open_clip": ["referees/openclip.py"],
@@ -31,6 +32,7 @@ ONLY_IMPORTERS = {
     "sklearn": ["inits/mixture.py"],
     "spacy": ["evaluation/generation/compbench/phrases.py"],
     "svgelements": ["drawing/svg_reader.py"],
+    "t2v_metrics": ["evaluation/generation/scorers.py"],
     "torch_fidelity": ["evaluation/generation/inception.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": [

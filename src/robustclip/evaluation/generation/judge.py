@@ -36,6 +36,7 @@ from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE,
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.rprecision import count_candidates
+from robustclip.evaluation.generation.scorers import LOADERS, ScorerCourt, is_scorer
 from robustclip.evaluation.judges import Judge, load_judges
 from robustclip.referees.image_judges import load_aesthetics
 from robustclip.referees.smoothed import fingerprint
@@ -253,9 +254,10 @@ def judge_pictures(
         count_candidates(questions.candidates, len(texts))
     where = pick_device(device)
     given = [judges] if isinstance(judges, str | Path) else list(judges)
-    referees = [one for one in given if not is_diffusion_judge(one)]
+    referees = [one for one in given if not (is_diffusion_judge(one) or is_scorer(one))]
     jury = load_judges(referees, device=where) if referees or not given else []
-    models = courts(given, questions, where)
+    scorers = [ScorerCourt(str(one), questions, where) for one in given if is_scorer(one)]
+    models = [*courts(given, questions, where), *scorers]
     notes = [note for pictures in sets for note in pictures.notes]
     known = [(one.name, fingerprint(one.referee)) for one in jury] + [(one.name, one.fingerprint) for one in models]
     notes += check_guides(sets, known, allow_self=allow_self)
@@ -279,7 +281,7 @@ def judge_pictures(
         if real is not None and real.features is not None and beside:
             same = court.look(chosen(real.pictures, beside), real.features[beside])
             report.figures += measure.values(same, questions)
-    informed = replace(questions, metrics=[METRIC])
+    informed = replace(questions, metrics=[METRIC, *LOADERS])
     for model in models:
         report.setting["judges"][model.name] = model.fingerprint
         mine = [pictures.name for pictures in sets if model.fingerprint in pictures.generators]

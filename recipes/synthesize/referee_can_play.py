@@ -19,7 +19,7 @@ from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.brush import FRAMES, paint_batch
 from robustclip.synthesis.guides import PairGuides, text_of
-from robustclip.synthesis.inversion import WAYS, Algorithm1, Average, Mode, Optimiser
+from robustclip.synthesis.inversion import VARIANTS, Algorithm1, Average, Mode, Optimiser
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge, GradientPictures, strip
@@ -109,15 +109,15 @@ def recipe(
     --mode released reproduces VLMinv's loop (tests/golden/vlminv.py); docs/inversion.md lists the differences.
     Iterations are counted from 0; in the other modes the averages restart at 40 and 100 and not at the last.
     """
-    way = WAYS[mode]
-    copies = way.copies if copies is None else copies
-    added_noise = way.added_noise if added_noise is None else added_noise
-    optimiser, lr = optimiser or way.optimiser, way.lr if lr is None else lr
-    guidance = way.guidance if guidance is None else guidance
-    way = replace(way, optimiser=optimiser, lr=lr, guidance=guidance)
+    variant = VARIANTS[mode]
+    copies = variant.copies if copies is None else copies
+    added_noise = variant.added_noise if added_noise is None else added_noise
+    optimiser, lr = optimiser or variant.optimiser, variant.lr if lr is None else lr
+    guidance = variant.guidance if guidance is None else guidance
+    variant = replace(variant, optimiser=optimiser, lr=lr, guidance=guidance)
     if quick:
         steps, sds_only, copies, batch_size, hardest = 6, 1, min(copies, 2), 4, None
-    arguments = {name: value for name, value in locals().items() if name != "way"}
+    arguments = {name: value for name, value in locals().items() if name != "variant"}
     arguments |= {"seeds": seeds if seed is None else [seed]}
     place = pick_device(device)
     generator = load_diffusion(
@@ -140,13 +140,22 @@ def recipe(
     assert isinstance(guides, PairGuides)
     session.size = generator.whole_cells(session.size)
     starts = None if init == "noise" else session.starts(init, candidates=1)
-    look = views_of(copies, guides.size, noise_scale, added_noise, down_only=way.as_coded)
+    look = views_of(copies, guides.size, noise_scale, added_noise, down_only=variant.as_coded)
     reduce = MEAN if hardest is None else Hardest(hardest)
     cells = session.size[0] * session.size[1] // generator.factor**2
-    share = cells / REFERENCE if way.rescaled else 1.0
+    share = cells / REFERENCE if variant.rescaled else 1.0
     empty = generator.embed_prompts([""])
     algorithm = Algorithm1(
-        way, steps, sds_only, w1, (share * sds_weight, share * sds_last), noise, ema, ema_decay, ema_start, ema_period
+        variant,
+        steps=steps,
+        sds_only=sds_only,
+        w1=w1,
+        w2=(share * sds_weight, share * sds_last),
+        noise=noise,
+        average=ema,
+        decay=ema_decay,
+        start=ema_start,
+        period=ema_period,
     )
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
@@ -156,17 +165,17 @@ def recipe(
             session.size,
             [item.generator("start", device=guides.device) for item in items],
             device=guides.device,
-            through=way.through,
+            through=variant.through,
         )
         if starts is not None:
             canvas.encode(starts(items))
         distillation = None
         if sds:
             texts = [text_of(one) for one in asked]
-            read = [prepared(text) for text in texts] if way.as_coded else texts
+            read = [prepared(text) for text in texts] if variant.as_coded else texts
             told = generator.embed_prompts([sds_prompt.format(text) for text in read])
             distillation = Distillation(
-                generator, told, empty, guidance=way.guidance, times=way.times, weighting=weighting
+                generator, told, empty, guidance=variant.guidance, times=variant.times, weighting=weighting
             )
         referees: list[tuple[Any, float, str]] = [
             (loss, weight, loss.reader.card.name)
@@ -225,7 +234,7 @@ def faults(
     yield from call_faults(prompt, prompts)
     if not vlm and not sds:
         yield "--no-vlm and --no-sds leave nothing that pulls: leave one of them out"
-    copies = WAYS[mode].copies if copies is None else copies
+    copies = VARIANTS[mode].copies if copies is None else copies
     if hardest is not None and hardest > max(copies, 1):
         yield f"the {hardest} hardest of {copies} copies: give --hardest up to --copies"
     if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):

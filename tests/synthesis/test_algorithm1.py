@@ -16,7 +16,7 @@ from robustclip.canvases.base import Canvas
 from robustclip.errors import RunError, UsageError
 from robustclip.losses.distillation import Distillation
 from robustclip.runs.rng import generator
-from robustclip.synthesis.inversion import WAYS, Algorithm1
+from robustclip.synthesis.inversion import VARIANTS, Algorithm1
 from robustclip.synthesis.loop import Moment, MovingAverage, optimise, restarts_of
 from robustclip.synthesis.pictures import GradientPictures, strip
 from robustclip.synthesis.terms import Stream, Term, Terms
@@ -72,7 +72,7 @@ def miss(views: Tensor) -> Tensor:
 
 
 def test_three_iterations_are_the_stored_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    algorithm = Algorithm1(WAYS["faithful"], 3, 1, w2=(8.0, 4.0), decay=0.5, start=1, period=2)
+    algorithm = Algorithm1(VARIANTS["faithful"], 3, 1, w2=(8.0, 4.0), decay=0.5, start=1, period=2)
     canvas = Toy()
     streams = algorithm.streams(canvas, Replayed(Given(), None, None, times=(0, 3)), [(miss, 1.0, "referee")])
     rows = [[generator(row, "z")] for row in range(2)]
@@ -139,7 +139,7 @@ def test_a_plain_average_is_the_last_picture() -> None:
 
 
 def test_the_referee_rests_in_the_last_steps() -> None:
-    algorithm = Algorithm1(WAYS["fixed"], 6, 2)
+    algorithm = Algorithm1(VARIANTS["fixed"], 6, 2)
     canvas = Toy()
     streams = algorithm.streams(canvas, Replayed(Given(), None, None, times=(0, 3)), [(miss, 1.0, "referee")])
     assert [bool(streams[1].terms(canvas.render(), lambda _: [], step)[1]) for step in range(6)] == [True] * 4 + [
@@ -148,14 +148,14 @@ def test_the_referee_rests_in_the_last_steps() -> None:
 
 
 def test_weights_and_rates_are_the_papers() -> None:
-    algorithm = Algorithm1(WAYS["faithful"])
+    algorithm = Algorithm1(VARIANTS["faithful"])
     assert (algorithm.weight(0), algorithm.weight(80), algorithm.weight(160)) == pytest.approx((800, 600, 400))
     assert (algorithm.rate(0), algorithm.rate(80), algorithm.rate(160)) == pytest.approx((1, 0.75, 0.5))
-    assert Algorithm1(WAYS["fixed"]).rate(4) == pytest.approx(0.5 * algorithm.rate(4))
+    assert Algorithm1(VARIANTS["fixed"]).rate(4) == pytest.approx(0.5 * algorithm.rate(4))
 
 
 def test_each_of_several_referees_has_its_share_of_w1() -> None:
-    algorithm = Algorithm1(WAYS["released"], 4, 1)
+    algorithm = Algorithm1(VARIANTS["released"], 4, 1)
     canvas = Toy()
     streams = algorithm.streams(
         canvas,

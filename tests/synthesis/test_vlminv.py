@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from robustclip.canvases.latents import Latents
 from robustclip.losses.distillation import Distillation
 from robustclip.runs.rng import generator
-from robustclip.synthesis.inversion import WAYS, Algorithm1
+from robustclip.synthesis.inversion import VARIANTS, Algorithm1
 from robustclip.synthesis.loop import MovingAverage, optimise
 from robustclip.views import GaussianNoise, Views
 from robustclip.views.policies import inverted
@@ -73,13 +73,13 @@ class Handed:
 
 
 def test_twelve_iterations_are_the_released_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = replace(WAYS["released"], warm_up=3, copies=2)
-    algorithm = Algorithm1(way, 12, 2, w2=(0.8, 0.4), decay=0.5, start=4, period=3)
-    canvas = Latents(Decoder(), (4, 4), [generator(0, "start")], through=way.through)
+    variant = replace(VARIANTS["released"], warm_up=3, copies=2)
+    algorithm = Algorithm1(variant, 12, 2, w2=(0.8, 0.4), decay=0.5, start=4, period=3)
+    canvas = Latents(Decoder(), (4, 4), [generator(0, "start")], through=variant.through)
     canvas.latent.data = number("start").view(1, *SHAPE).clone()
     handed = Handed(monkeypatch)
-    copies = inverted(0.1, way.added_noise)
-    look = Views(way.copies, copies[4:])  # the noises; what comes before moves pixels and colours
+    copies = inverted(0.1, variant.added_noise)
+    look = Views(variant.copies, copies[4:])  # the noises; what comes before moves pixels and colours
 
     def drawn(purpose: str, step: int) -> list[Generator]:
         if purpose.startswith("sds draws"):
@@ -95,7 +95,7 @@ def test_twelve_iterations_are_the_released_ones(monkeypatch: pytest.MonkeyPatch
 
     streams = algorithm.streams(
         canvas,
-        Distillation(Denoiser(), None, None, guidance=way.guidance, times=way.times),
+        Distillation(Denoiser(), None, None, guidance=variant.guidance, times=variant.times),
         [(miss, 1.0, "referee")],
         look,
         generators=rows("noise of the gradient", range(10)),
@@ -126,7 +126,7 @@ def test_the_stored_numbers_are_the_scripts() -> None:
 @pytest.mark.parametrize(("steps", "sds_only"), [(160, 10), (60, 10), (100, 0)])
 def test_rates_and_restarts_at_the_released_settings(steps: int, sds_only: int) -> None:
     script = runpy.run_path(str(GOLDEN.with_suffix(".py")))
-    algorithm = Algorithm1(WAYS["released"], steps, sds_only)
+    algorithm = Algorithm1(VARIANTS["released"], steps, sds_only)
     for step in range(steps):
         assert algorithm.rate(step) == pytest.approx(script["rate_of"](step, 10, steps))
     canvas = Latents(Decoder(), (4, 4), [generator(0, "start")])
@@ -138,9 +138,9 @@ def test_rates_and_restarts_at_the_released_settings(steps: int, sds_only: int) 
 
 def test_the_released_copies() -> None:
     """Ten of them; noise of 0.2 for all beside each one's own below 0.1; shifts as kornia reads a translate of 0.1."""
-    way = WAYS["released"]
-    assert (way.copies, way.added_noise, way.times, way.guidance) == (10, 0.2, (50, 949), 30)
-    noises = Views(400, inverted(0.1, way.added_noise)[4:])
+    variant = VARIANTS["released"]
+    assert (variant.copies, variant.added_noise, variant.times, variant.guidance) == (10, 0.2, (50, 949), 30)
+    noises = Views(400, inverted(0.1, variant.added_noise)[4:])
     seen = noises(torch.full((1, 3, 16, 16), 0.5), [generator(0, "copies")])[0] - 0.5
     spread = seen.flatten(1).std(1)
     own = (spread**2 - 0.2**2).clamp(min=0).sqrt()

@@ -7,7 +7,7 @@ import math
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +128,8 @@ JUDGED_FROM = 100  # samples, before their faults are held against a source
 USABLE = "usable"
 
 Chunk = tuple[list[Sample], dict[str, Any]]  # with the state of the stream before it
+Decoded = tuple[UInt8[Tensor, "n 3 h w"], list[Sample], dict[str, Any]]
+"""The same decoded, each sample without its bytes and with one caption; pictures are undefined where it has a fault."""
 
 
 class Loader:
@@ -214,22 +216,28 @@ class Loader:
 
     def _batches(self, stream: Drawn) -> Iterator[Batch]:
         images: list[Tensor] = []
-        pairs: list[Pair] = []
-        for chunk in self._decoded(stream):
-            for taken, (image, pair) in enumerate(zip(chunk.images, chunk.pairs, strict=True), 1):
-                if not self._usable(pair):
+        samples: list[Sample] = []
+        for decoded, chunk, state in self._decoded(stream):
+            for taken, (image, sample) in enumerate(zip(decoded, chunk, strict=True), 1):
+                if not self._usable(sample):
                     continue
                 images.append(image)
-                pairs.append(pair)
-                if len(pairs) == self.share:
+                samples.append(sample)
+                if len(samples) == self.share:
+                    captions = [sample.captions[0] for sample in samples]
                     yield Batch(
                         torch.stack(images).float().div_(255),
-                        [pair.caption for pair in pairs],
-                        torch.tensor([pair.positive for pair in pairs]),
-                        [pair.id for pair in pairs],
-                        self._position(chunk.state, taken),
+                        captions,
+                        torch.tensor(
+                            [
+                                positive_id(concept=sample.concept, caption=caption)
+                                for sample, caption in zip(samples, captions, strict=True)
+                            ]
+                        ),
+                        [sample.id for sample in samples],
+                        self._position(state, taken),
                     )
-                    images, pairs = [], []
+                    images, samples = [], []
 
     def _position(self, state: dict[str, Any], taken: int) -> dict[str, Any]:
         """Behind the first `taken` samples of the chunk at which the stream had this state."""
@@ -238,21 +246,21 @@ class Loader:
         told = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
         return {"place": place, "stream": state, "taken": taken, "met": met, **told}
 
-    def _usable(self, pair: Pair) -> bool:
-        counts = self.met.setdefault(pair.source, Counter())
+    def _usable(self, sample: Sample) -> bool:
+        counts = self.met.setdefault(sample.source, Counter())
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
-        if pair.epoch > 0 and judged and not counts[USABLE]:
+        if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-            raise RunError(f"empty data: none of the samples of {pair.source} can be used ({kinds})")
-        if pair.fault is None:
+            raise RunError(f"empty data: none of the samples of {sample.source} can be used ({kinds})")
+        if sample.fault is None:
             counts[USABLE] += 1
-            for remark in pair.remarks:
+            for remark in sample.remarks:
                 self.remarks[remark] += 1
-                self.examples.setdefault(remark, pair.id)
+                self.examples.setdefault(remark, sample.id)
             return True
-        counts[pair.fault.value] += 1
-        self.faults[pair.fault.value] += 1
-        self.examples.setdefault(pair.fault.value, pair.id)
+        counts[sample.fault.value] += 1
+        self.faults[sample.fault.value] += 1
+        self.examples.setdefault(sample.fault.value, sample.id)
         self._judge()
         return False
 
@@ -307,28 +315,6 @@ class Loader:
         return {**self.mixture.describe(), **preparation, "batch_size": self.batch_size, "seed": self.seed, **odd}
 
 
-@dataclass(slots=True)
-class Pair:
-    """What is known of a sample after decoding, besides its picture; with a fault there is none."""
-
-    id: str
-    source: str
-    epoch: int
-    fault: Fault | None
-    caption: str = ""
-    positive: int = 0
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A chunk of samples after decoding; images are undefined where a sample has a fault."""
-
-    images: UInt8[Tensor, "n 3 h w"]
-    pairs: list[Pair]
-    state: dict[str, Any]  # of the stream, before the chunk
-
-
 class Decoder(Dataset[Decoded]):
     """What a worker does: decode a chunk of samples."""
 
@@ -339,20 +325,21 @@ class Decoder(Dataset[Decoded]):
     def __getitem__(self, chunk: Chunk) -> Decoded:
         samples, state = chunk
         images = torch.empty(len(samples), 3, *self.preparation.shape, dtype=torch.uint8)
-        pairs = [Pair(sample.id, sample.source, sample.epoch, sample.fault) for sample in samples]
-        for sample, pair, image in zip(samples, pairs, images, strict=True):
-            if sample.fault is not None:
-                continue
-            generator = rng.generator(self.seed, "augmentation", sample.epoch, stable_number(sample.id))
-            pair.caption = sample.captions[int(torch.randint(len(sample.captions), (), generator=generator))]
-            pair.positive = positive_id(concept=sample.concept, caption=pair.caption)
-            remarks: Counter[str] = Counter()
-            try:
-                image.copy_(self.preparation(sample.image, generator, remarks))
-                pair.remarks = tuple(remarks)
-            except Skip as skip:
-                pair.fault = skip.fault
-        return Decoded(images, pairs, state)
+        return images, [self._decode(sample, image) for sample, image in zip(samples, images, strict=True)], state
+
+    def _decode(self, sample: Sample, image: UInt8[Tensor, "3 h w"]) -> Sample:
+        """The sample without its bytes, with one caption, and with what was found about its picture, now in `image`."""
+        if sample.fault is not None:
+            return replace(sample, image=b"")
+        generator = rng.generator(self.seed, "augmentation", sample.epoch, stable_number(sample.id))
+        caption = sample.captions[int(torch.randint(len(sample.captions), (), generator=generator))]
+        remarks: Counter[str] = Counter()
+        fault = None
+        try:
+            image.copy_(self.preparation(sample.image, generator, remarks))
+        except Skip as skip:
+            fault, remarks = skip.fault, Counter()
+        return replace(sample, image=b"", captions=(caption,), fault=fault, remarks=tuple(remarks))
 
 
 def _as_it_is(chunk: Any) -> Any:

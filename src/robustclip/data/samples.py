@@ -35,6 +35,7 @@ class Sample:
     round: int = 0  # of the epoch
     source: str = ""  # and the epoch: filled in by the stream
     epoch: int = 0
+    remarks: tuple[str, ...] = ()  # what was odd about the picture: filled in when it is decoded
 
     @property
     def id(self) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustclip import recipes, signatures
+from robustclip.errors import raise_faults
 from robustclip.planning.settings import (
     GIB,
     GPUS,

@@ -36,7 +36,7 @@ Reads = Literal["texts", "clean", "original", "original_here"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class LossInputs:
     """Inputs of a loss for B pairs. Embeddings (B,D) are unnormalised.
 
     features        of the images in question, attacked or not, by the tower in training
@@ -53,7 +53,7 @@ class Seen:
     original: Embeddings | None = None
     original_here: Embeddings | None = None
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Seen:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> LossInputs:
         """The same with `change` applied to all embeddings."""
         given = {name: value for name, value in vars(self).items() if name != "ids" and value is not None}
         return replace(self, **{name: change(value) for name, value in given.items()})
@@ -61,14 +61,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss by name: `loss(Seen) -> (B,)`.
+    """A loss by name: `loss(LossInputs) -> (B,)`.
 
     `coupled` says that an image's loss depends on the other images of its batch, so that the attack must climb and
     choose for the batch as a whole; `reads` what it looks at besides the images' own embeddings.
     """
 
     name: str
-    loss: Callable[[Seen], Tensor]
+    loss: Callable[[LossInputs], Tensor]
     coupled: bool
     reads: frozenset[Reads] = frozenset({"texts"})
 
@@ -87,20 +87,22 @@ class Objective:
         original: Embeddings | None = None,
         original_here: Embeddings | None = None,
     ) -> PerImage:
-        """The loss of each image. Arguments are the fields of `Seen`; raises ValueError where one that is read is
+        """The loss of each image. Arguments are the fields of `LossInputs`; raises ValueError where one that is read is
         missing."""
-        seen = Seen(features, texts, ids, clean, original, original_here)
-        if lacking := sorted(name for name in self.reads if getattr(seen, name) is None):
+        inputs = LossInputs(features, texts, ids, clean, original, original_here)
+        if lacking := sorted(name for name in self.reads if getattr(inputs, name) is None):
             raise ValueError(f"the objective {self.name} reads {', '.join(lacking)}, which this call does not give")
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
-            return self.loss(seen.mapped(lambda embeddings: embeddings.to(exact)))
+            return self.loss(inputs.mapped(lambda embeddings: embeddings.to(exact)))
 
 
 def clip(scale: float) -> Objective:
     """CLIP's batch-contrastive loss in both directions (Radford et al. 2021, Fig. 3): what CLIPAG's Eq. 3 uses
     "in practice" (CLIPAG §3), in the attack as in the update. `scale` is the frozen exp(logit_scale)."""
-    return Objective("clip", lambda seen: contrastive(unit(seen.features), seen.texts, seen.ids, scale), coupled=True)
+    return Objective(
+        "clip", lambda inputs: contrastive(unit(inputs.features), inputs.texts, inputs.ids, scale), coupled=True
+    )
 
 
 def refuse_degenerate(
@@ -135,8 +137,8 @@ def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " 
     captions are not read. Raises UsageError for a set of fewer than two different texts."""
     _refuse_one_text(bank)
 
-    def loss(seen: Seen) -> Tensor:
-        return matching_cross_entropy(_logits(seen.features, bank, scale), seen.ids[:, None] == bank_ids)
+    def loss(inputs: LossInputs) -> Tensor:
+        return matching_cross_entropy(_logits(inputs.features, bank, scale), inputs.ids[:, None] == bank_ids)
 
     return Objective("text-bank", loss, coupled=False, reads=frozenset())
 
@@ -153,9 +155,9 @@ def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " 
 def siglip(scale: float, bias: float) -> Objective:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, Alg. 1), an image's share of it: the sum over its texts."""
 
-    def loss(seen: Seen) -> Tensor:
-        sign = torch.where(seen.ids[:, None] == seen.ids, 1.0, -1.0)
-        return -F.logsigmoid(sign * (scale * unit(seen.features) @ seen.texts.T + bias)).sum(dim=1)
+    def loss(inputs: LossInputs) -> Tensor:
+        sign = torch.where(inputs.ids[:, None] == inputs.ids, 1.0, -1.0)
+        return -F.logsigmoid(sign * (scale * unit(inputs.features) @ inputs.texts.T + bias)).sum(dim=1)
 
     return Objective("siglip", loss, coupled=True)
 
@@ -165,9 +167,9 @@ def fare() -> Objective:
     original tower's clean embeddings; no texts, no labels.
     """
 
-    def loss(seen: Seen) -> Tensor:
-        assert seen.original is not None
-        return (seen.features - seen.original).square().sum(dim=1)
+    def loss(inputs: LossInputs) -> Tensor:
+        assert inputs.original is not None
+        return (inputs.features - inputs.original).square().sum(dim=1)
 
     return Objective("fare", loss, coupled=False, reads=frozenset({"original"}))
 
@@ -178,9 +180,9 @@ def divergence(scale: float, bank: Float[Tensor, "t d"]) -> Objective:
     `text_bank`."""
     _refuse_one_text(bank)
 
-    def loss(seen: Seen) -> Tensor:
-        assert seen.clean is not None
-        return kl(_logits(seen.clean, bank, scale), _logits(seen.features, bank, scale))
+    def loss(inputs: LossInputs) -> Tensor:
+        assert inputs.clean is not None
+        return kl(_logits(inputs.clean, bank, scale), _logits(inputs.features, bank, scale))
 
     return Objective("divergence", loss, coupled=False, reads=frozenset({"clean"}))
 
@@ -191,9 +193,9 @@ def trades(base: Objective, scale: float, bank: Float[Tensor, "t d"], beta: floa
     in their code."""
     apart = divergence(scale, bank)
 
-    def loss(seen: Seen) -> Tensor:
-        assert seen.clean is not None
-        return base.loss(replace(seen, features=seen.clean)) + beta * apart.loss(seen)
+    def loss(inputs: LossInputs) -> Tensor:
+        assert inputs.clean is not None
+        return base.loss(replace(inputs, features=inputs.clean)) + beta * apart.loss(inputs)
 
     return Objective(f"trades of {base.name}", loss, base.coupled, base.reads | {"clean"})
 
@@ -214,16 +216,16 @@ def anchored(
     reg_level "feat" and "logit"), which adds them to the update only: attack with `base`.
     """
 
-    def loss(seen: Seen) -> Tensor:
-        assert seen.original_here is not None
-        assert seen.clean is not None
-        texts = seen.texts if bank is None else bank
-        total = base.loss(seen)
-        for other in (seen.original_here, seen.clean):
+    def loss(inputs: LossInputs) -> Tensor:
+        assert inputs.original_here is not None
+        assert inputs.clean is not None
+        texts = inputs.texts if bank is None else bank
+        total = base.loss(inputs)
+        for other in (inputs.original_here, inputs.clean):
             if features:
-                total = total + features * torch.linalg.vector_norm(unit(seen.features) - unit(other), dim=1)
+                total = total + features * torch.linalg.vector_norm(unit(inputs.features) - unit(other), dim=1)
             if answers:
-                total = total + answers * kl(_logits(seen.features, texts, scale), _logits(other, texts, scale))
+                total = total + answers * kl(_logits(inputs.features, texts, scale), _logits(other, texts, scale))
         return total
 
     beside: set[Reads] = {"clean", "original_here"} if bank is not None else {"clean", "original_here", "texts"}

@@ -18,15 +18,15 @@ Average = Literal["restart", "plain", "none"]
 Mode = Literal["faithful", "released", "fixed"]
 
 
-@dataclass(frozen=True)
-class Way:
+@dataclass(frozen=True, kw_only=True)
+class Variant:
     """What the three modes differ by.
 
     optimiser       of the referee's stream; that of SDS is plain SGD at rate 1.
     lr, warm_up     of the referee's stream: its rate at first, and iterations that lead up to it.
     sds_decays      the SDS stream's rate falls as the referee's does.
     weighted_norm   the referee's gradient is brought to w1 times the norm of the weighted SDS gradient.
-    shaken          noise is also added to the referee's gradient.
+    gradient_noise  noise is also added to the referee's gradient.
     last_noise      deviation of z's noise in the last steps, which are SDS' alone.
     copies          augmented views of the picture that the referee sees in each step.
     added_noise     deviation of noise on each copy, beside the one that is drawn below 0.1.
@@ -42,31 +42,43 @@ class Way:
 
     optimiser: Optimiser
     lr: float
-    warm_up: int
-    sds_decays: bool
-    weighted_norm: bool
-    shaken: bool
-    last_noise: float
-    through: bool
-    rescaled: bool
-    guidance: float
+    warm_up: int = 0
+    sds_decays: bool = True
+    weighted_norm: bool = False
+    gradient_noise: bool = False
+    last_noise: float = 0.0
+    through: bool = False
+    rescaled: bool = False
+    guidance: float = 30.0
     copies: int = 30
     added_noise: float = 0.0
     times: tuple[int, int] = (50, 950)
     as_coded: bool = False
 
 
-WAYS: Final[dict[Mode, Way]] = {
+VARIANTS: Final[dict[Mode, Variant]] = {
     # The paper's text: Adam; both rates fall from 1.0 to 0.5; Alg. 1 has the norm of the SDS gradient itself.
-    "faithful": Way("adam", 1.0, 0, True, False, False, 0.0, False, False, 30.0),
+    "faithful": Variant(optimiser="adam", lr=1.0),
     # VLMinv generate.py's defaults and blip2_sds.py's loop (commit 4dd4c13): SGD without momentum (the flag never
     # reaches it), 10 iterations of warm-up; SDS at a constant rate, its times below 950 - 1; the norm after w2; noise
     # on gradient, latents and copies, and a little to the end. tests/golden/vlminv.py restates it.
-    "released": Way("sgd", 1.0, 10, False, True, True, 0.01, False, False, 30.0, 10, 0.2, (50, 949), True),
+    "released": Variant(
+        optimiser="sgd",
+        lr=1.0,
+        warm_up=10,
+        sds_decays=False,
+        weighted_norm=True,
+        gradient_noise=True,
+        last_noise=0.01,
+        copies=10,
+        added_noise=0.2,
+        times=(50, 949),
+        as_coded=True,
+    ),
     # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
     # SDS weight brought to the latent's size. Rate and guidance are chosen on the small embedded model, which a
     # guidance of 30 drives into dark and glaring colours.
-    "fixed": Way("adam", 0.3, 10, True, False, False, 0.0, True, True, 5.0),
+    "fixed": Variant(optimiser="adam", lr=0.3, warm_up=10, through=True, rescaled=True, guidance=5.0),
 }
 
 
@@ -74,7 +86,7 @@ WAYS: Final[dict[Mode, Way]] = {
 class Algorithm1:
     """Its constants; iterations are counted from 0."""
 
-    way: Way
+    variant: Variant
     steps: int = 160
     sds_only: int = 10  # the last iterations, without the referee
     w1: float = 2.0
@@ -96,24 +108,24 @@ class Algorithm1:
     ) -> list[Stream]:
         """SDS, where there is one, and each referee (its loss, weight and name), whose gradient is brought to its share
         of w1 norms of that of SDS. With one referee this is Alg. 1; several, of losses of different scales, are ours.
-        `generators`, one a picture, draw the noise on the gradient of the first, in a way that shakes it.
+        `generators`, one a picture, draw the noise on the gradient of the first, where the variant has it.
         """
         falling = cosine_decay(self.steps, 0.5)
         streams: list[Stream] = []
         if sds is not None:  # g_sds = w2 grad SDS; z <- z - beta g_sds
             term = Term(sds, reads="latent", weight=self.weight, name="sds")
             descent = torch.optim.SGD(canvas.parameters(), lr=1.0)
-            schedule = falling if self.way.sds_decays else None
+            schedule = falling if self.variant.sds_decays else None
             streams.append(Stream(Terms((term,)), descent, schedule=schedule, name="sds"))
         total = sum(weight for _, weight, _ in referees)
-        kind = torch.optim.Adam if self.way.optimiser == "adam" else torch.optim.SGD
-        shake = Noise(self.noise, generators, self.steps - self.sds_only).drawn if self.way.shaken else None
+        kind = torch.optim.Adam if self.variant.optimiser == "adam" else torch.optim.SGD
+        shake = Noise(self.noise, generators, self.steps - self.sds_only).drawn if self.variant.gradient_noise else None
         for row, (loss, weight, name) in enumerate(referees):  # g = w1 grad L ||grad SDS|| / ||grad L||
             share = weight / total
             streams.append(
                 Stream(
                     Terms((self._term(loss, look, reduce),)),
-                    kind(canvas.parameters(), lr=self.way.lr * share),
+                    kind(canvas.parameters(), lr=self.variant.lr * share),
                     match=None if sds is None else (streams[0], self._norms(share)),
                     schedule=self.rate,
                     shake=shake if row == 0 else None,
@@ -125,20 +137,20 @@ class Algorithm1:
     def callbacks(self, canvas: Canvas, generators: Sequence[Sequence[Generator]]) -> list[Callback]:
         """Noise on z, and the moving average, which restarts z at `start` and every `period` from there. `generators`
         are two rows, each of one a picture."""
-        calm, way = self.steps - self.sds_only, self.way
+        calm, variant = self.steps - self.sds_only, self.variant
         restarts = restarts_of(self.start, self.period, self.steps)
-        if way.as_coded:
+        if variant.as_coded:
             restarts = [step - 1 for step in restarts_of(self.start, self.period, calm + 1) if step]
         average = MovingAverage(
-            None if way.as_coded else list(canvas.parameters()),
+            None if variant.as_coded else list(canvas.parameters()),
             self.decay,
             restarts if self.average == "restart" else [],
             last=self.average == "plain",
         )
-        found: list[Callback] = [average.lend] if way.as_coded else []
+        found: list[Callback] = [average.lend] if variant.as_coded else []
         found.append(Noise(self.noise, generators[0], calm))
-        if way.last_noise:
-            found.append(Noise(lambda step: way.last_noise if step >= calm else 0.0, generators[1]))
+        if variant.last_noise:
+            found.append(Noise(lambda step: variant.last_noise if step >= calm else 0.0, generators[1]))
         return found if self.average == "none" else [*found, average]
 
     def weight(self, step: int) -> float:
@@ -148,8 +160,8 @@ class Algorithm1:
 
     def rate(self, step: int) -> float:
         """The factor of the referee's rate."""
-        warm_up = self.way.warm_up
-        if self.way.as_coded:
+        warm_up = self.variant.warm_up
+        if self.variant.as_coded:
             after = step - warm_up
             return (step + 1) / warm_up if after < 0 else cosine_decay(self.steps - warm_up, 0.5)(after)
         return min(1.0, (step + 1) / max(warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
@@ -165,4 +177,4 @@ class Algorithm1:
 
     def _norms(self, share: float) -> Schedule:
         """Of the SDS stream's gradient, in which w2 is."""
-        return lambda step: share * self.w1 / (1.0 if self.way.weighted_norm else max(self.weight(step), 1e-12))
+        return lambda step: share * self.w1 / (1.0 if self.variant.weighted_norm else max(self.weight(step), 1e-12))

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import UsageError
+from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, write_json
-from robustclip.runs.folder import terminal
 
 Kind = Literal["value", "difference", "preference"]
 

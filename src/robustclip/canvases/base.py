@@ -9,27 +9,28 @@ from torch import Tensor, nn
 
 
 class Canvas(ABC, nn.Module):
-    """What is optimised: P pictures at once, none of which knows of the others.
+    """Base class: parameters of P independent pictures.
 
     Every parameter's first axis is the picture, so that gradients can be clipped and pictures kept one by one.
     """
 
     @abstractmethod
     def render(self) -> dict[str, Tensor]:
-        """What terms may read, by name, with gradients to the parameters: "image" (P,3,H,W) in [0,1], and whatever else
-        the canvas is made of, with the picture as first axis."""
+        """Render by name, differentiably: "image" (P,3,H,W) in [0,1], and other tensors that terms may read, with
+        pictures first.
+        """
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "p 3 H W"]) -> None:
-        """Start from these images, in [0,1]. Raises UsageError where they are not of the canvas's number and size."""
+        """Initialise from images in [0,1]. Raises UsageError for another number or size."""
 
     def project(self) -> None:
-        """Put the parameters back into their legal set after a step; nothing, where every value is legal."""
+        """Project the parameters to their valid set after a step; a no-op by default."""
 
     def picture(self, image: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p 3 h w"]:
-        """What is handed out of a rendered image: all of it, unless the canvas has margins that only views see."""
+        """The final picture from a rendered image: without margins, if the canvas has any."""
         return image
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by the names under which an optimiser may treat them differently."""
+        """Named parameter groups for the optimiser."""
         return {"all": list(self.parameters())}

@@ -27,8 +27,7 @@ class Autoencoder(Protocol):
 
 @final
 class Latents(Canvas):
-    """Scaled latents of P pictures of `size` (height, width), which start as N(0,I), each picture's from its own of
-    `generators`.
+    """Scaled latents of P pictures of `size` (height, width), initialised as N(0,I) by one of `generators` per picture.
 
     through: gradients pass pixels that were cut to [0,1]; without it they stop there, as in the release of
     Referee-Can-Play (VLMinv). Raises UsageError for a size that is not whole in cells.
@@ -65,8 +64,9 @@ class Latents(Canvas):
 def drawn_latents(
     autoencoder: Autoencoder, size: tuple[int, int], generators: Sequence[Generator], device: torch.device | str
 ) -> Float[Tensor, "p c h w"]:
-    """N(0,I) for pictures of `size`, each from its generator. Raises UsageError for a size that is not whole in
-    cells."""
+    """Sample N(0,I) latents for pictures of `size`, one generator each. Raises UsageError if the size is not a multiple
+    of the cell.
+    """
     factor = autoencoder.factor
     if any(side % factor or not side for side in size):
         fit = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
@@ -93,7 +93,7 @@ class Decoder(Protocol):
 
 @final
 class Codes(Canvas):
-    """Latent vectors of P pictures of `size` (height, width), of which the nearest codes are decoded.
+    """VQGAN latents of P pictures of `size` (height, width); the nearest codes are decoded (straight-through gradient).
 
     They start as random codes, each picture's drawn from its own of `generators`. After each step a vector is cut,
     channel by channel, to the range of the codebook (VQGAN-CLIP's generate.py, as are the gradients below).
@@ -138,7 +138,7 @@ class Codes(Canvas):
 
 
 class Chain(Protocol):
-    """What samples, and its inverse; see `robustclip.diffusion.reversible.Chain`."""
+    """Interface of a sampler with its inverse; see `robustclip.diffusion.reversible.Chain`."""
 
     pictures: list[int]
 
@@ -149,8 +149,8 @@ class Chain(Protocol):
 
 @final
 class ChainStart(Canvas):
-    """x_T of P pictures of `size` (height, width), N(0,I) at first, each picture's from its own of `generators`. It
-    renders the end of the chain; `given` are the tensors that the chain's denoiser reads.
+    """Initial latents x_T of P pictures of `size` (height, width), N(0,I) by one of `generators` per picture. Renders
+    the end of the chain; `given` are the denoiser's conditioning tensors.
 
     "image" and, of samplers whose both latents are pictures (EDICT), "other".
 
@@ -190,7 +190,7 @@ class ChainStart(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Start where the chain ends in these images: exactly if it is not tied, else the mean of the pair."""
+        """Invert the chain from these images: exactly if untied, else the mean of the pair."""
         check_images(images)
         held = (len(self.latent), 3, *self.size)
         if images.shape != held:

@@ -19,7 +19,7 @@ Projection = Literal["clamp", "threshold"]
 
 @final
 class Pixels(Canvas):
-    """The pixels of P pictures, `images` (P,3,H,W) in [0,1] being the start.
+    """Pixels of P pictures, initialised with `images` (P,3,H,W) in [0,1].
 
     After each step, "clamp" cuts at 0 and 1; "threshold" scales a picture of which more than 1 - `quantile` lies
     outside (dynamic thresholding, CLIPAG's notebook after Saharia et al. 2022): contrast is lost, saturation is not.
@@ -57,8 +57,9 @@ class Pixels(Canvas):
 
 
 def dynamic_threshold(images: Float[Tensor, "p 3 h w"], quantile: float) -> Float[Tensor, "p 3 h w"]:
-    """Images on the scale of [-1,1] are cut at +-s and divided by s, each by its own s: the quantile of its absolute
-    values, and at least 1. Gives [0,1] back."""
+    """Dynamic thresholding (Imagen) on [-1,1]: clip to +-s and divide by s, with s the image's quantile of absolute
+    values, at least 1. Returns [0,1].
+    """
     centred = images * 2 - 1
     magnitudes = centred.flatten(1).abs()
     s = torch.quantile(magnitudes, quantile, dim=1).clamp(min=1).view(-1, 1, 1, 1)
@@ -113,7 +114,7 @@ class Pyramid(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Start from these images, of the size with or without margins, which then repeat the image's edge.
+        """Initialise from images with or without margins; margins replicate the edge.
 
         The whole of it goes into the finest level, and the others begin at zero: they start as corrections.
         """
@@ -131,7 +132,7 @@ class Pyramid(Canvas):
         finest.copy_(torch.atanh(reduced.clamp(NEAREST_TO_BLACK, 1 - NEAREST_TO_BLACK) * 2 - 1))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """The levels by their size, coarse to fine: "1x1", "2x2", ..."""
+        """Levels by size, coarse to fine: "1x1", "2x2", ..."""
         return {f"{level.shape[-2]}x{level.shape[-1]}": [level] for level in self.levels}
 
     def _upsampled(self, level: Tensor) -> Tensor:
@@ -143,5 +144,5 @@ class Pyramid(Canvas):
 
 
 def powers_of_two(largest: int) -> list[int]:
-    """1, 2, 4, ... and `largest` itself."""
+    """1, 2, 4, ... and `largest`."""
     return [*(1 << k for k in range((largest - 1).bit_length())), largest]

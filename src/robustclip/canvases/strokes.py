@@ -16,7 +16,7 @@ from robustclip.referees.base import check_images
 
 @final
 class Strokes(Canvas):
-    """A drawing of P pictures, rendered at `size` (height, width) over `background` (1.0: white).
+    """Vector drawings of P pictures, rendered at `size` (height, width) over `background` (1.0: white).
 
     After each step widths are cut to `widths` (in pixels) and colours to [0,1]; points may leave the picture. CLIPDraw:
     widths (1, 50) at 224 pixels. `softness` is the blur of edges in pixels, see `rasterise`.
@@ -60,7 +60,7 @@ class Strokes(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Give each shape, where it lies, the colour that the image has at its middle point, and make it opaque.
+        """Colour each shape by the image at its centre, and make it opaque.
 
         Ours: no curve is fitted to the image. Raises UsageError for another number or size of images.
         """

@@ -65,14 +65,14 @@ class StyleNet(nn.Module):
 
 
 def instance_norm(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Each channel of each picture with mean 0 and variance 1."""
+    """Instance normalisation without affine parameters."""
     variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
     return (x - mean) * (variance + 1e-5).rsqrt()
 
 
 @final
 class StyleNetwork(Canvas):
-    """P content images, (P,3,H,W) in [0,1] of any size, each repainted by a network of its own.
+    """One style network per content image (P,3,H,W) in [0,1], of any size.
 
     Weights begin as torch begins those of convolutions, each picture's drawn from its own of `generators`. Sides that
     are no multiples of 8 are reflected outwards for the network, and cut again. Raises UsageError below 16 pixels.
@@ -107,7 +107,7 @@ class StyleNetwork(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Take other content, of the same number and size; the networks stay."""
+        """Replace the content images by others of the same number and size; the networks are kept."""
         check_images(images)
         if images.shape != self.content.shape:
             raise UsageError(f"the canvas holds {tuple(self.content.shape)}, the images are {tuple(images.shape)}")

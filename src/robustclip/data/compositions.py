@@ -85,8 +85,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Atom:
-    """One claim of a caption: of item number `item`, that `value` is its `kind`. A relation's other item is `other`; a
-    background belongs to no item (-1)."""
+    """One atomic claim of a caption: item number `item` has `value` of `kind`. Relations have a second item `other`;
+    the background has item -1.
+    """
 
     kind: Literal["thing", "colour", "size", "texture", "shape", "count", "spatial", "comparison", "background"]
     value: str
@@ -150,8 +151,7 @@ def compose(
     size: int = SIZE,
     categories: tuple[str, ...] = CATEGORIES,
 ) -> Composition:
-    """Composition number `number`; its category is the number's turn in `categories`. Raises UsageError for a split
-    that is not there."""
+    """Composition number `number`; `categories` take turns. Raises UsageError for an unknown split."""
     drawings = sprites(split)
     draw = Draw(generator(seed, "composition", number), drawings)
     category = categories[number % len(categories)]
@@ -178,7 +178,7 @@ def compose(
 
 @cache
 def sprites(split: str) -> Sprites:
-    """The drawings that compositions of a split are made of."""
+    """The sprites of a split's compositions."""
     return Sprites(split)
 
 

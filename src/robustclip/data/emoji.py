@@ -40,7 +40,7 @@ from robustclip.errors import RunError, UsageError
 
 @dataclass(frozen=True, repr=False)
 class Labels:
-    """What is known of N images besides their pixels.
+    """Metadata of N images.
 
     labels: (N,) int64 indices into `label_names`; label_names: every label of the data set, also those that no image
     here has; captions: for each image, one or more texts that describe it; ids: unique names; styles: the drawing
@@ -117,7 +117,7 @@ SPLITS = ("guide-styles", "unseen-styles", "unseen-train", "heldout-concepts", "
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawing as it lies in its shard: WebP bytes with alpha, and its metadata."""
+    """One drawing of a shard: WebP bytes with alpha, and metadata."""
 
     id: str
     concept: str
@@ -149,7 +149,7 @@ def label_records(dataset: str) -> list[dict[str, Any]]:
 
 @cache
 def splits(dataset: str = "emoji") -> dict[str, Any]:
-    """Which styles and concepts are held out or held back, as DATA_CARD.md explains."""
+    """Held-out styles and concepts (see DATA_CARD.md)."""
     return json.loads(embedded.path(dataset, "splits.json").read_text(encoding="utf-8"))
 
 
@@ -166,7 +166,7 @@ def caption_forms(label: str, spoken: str, keywords: Sequence[str]) -> list[str]
 
 
 def load_emoji(split: str, rows: Sequence[int] | None = None, dataset: str = "emoji") -> LabelledImages:
-    """The images of `split` on white, (N, 3, S, S) float32 in [0,1] with S of SIZES, and all that is known of them.
+    """Load the images of `split` on white, (N, 3, S, S) float32 in [0,1] with S of SIZES, with their metadata.
 
     N of emoji runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte); judge-train of icons takes
     two gigabytes. `rows` are the numbers of those wanted, in the order wanted; others are not decoded.
@@ -198,7 +198,7 @@ def load_rgba(
 
 
 def load_labels(split: str, dataset: str = "emoji") -> Labels:
-    """What is known of the images of `split`, without decoding them."""
+    """Metadata of the images of `split`, without decoding them."""
     return _labels(list(samples_of(split, dataset)), dataset)
 
 
@@ -280,8 +280,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> LabelledImages:
-    """The labelled images of an embedded data set's split, e.g. `load_split("emoji", "unseen-styles")`; with `rows`
-    those of these numbers, and no other is decoded.
+    """Load a split of an embedded data set, e.g. `load_split("emoji", "unseen-styles")`; with `rows` only these are
+    decoded.
 
     Raises UsageError for a data set or split that is not there, listing those that are.
     """
@@ -301,8 +301,9 @@ STYLE: Final = "twemoji"
 
 
 def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
-    """The drawing of a label, e.g. "cat face", in [0,1] on white. Raises UsageError for a name that is no label, with
-    near ones."""
+    """The drawing of a label, e.g. "cat face", in [0,1] on white. Raises UsageError for an unknown label, with similar
+    ones.
+    """
     names, index = label_index()
     wanted = name.strip().casefold()
     concepts = {label.casefold(): concept for label, concept in zip(names, index, strict=True)}

@@ -46,7 +46,7 @@ SHOW_DATA = (
 
 @dataclass(frozen=True)
 class Examples:
-    """N images, all of `size` (height, width), in [0,1], and what is known of them.
+    """N images of `size` (height, width) in [0,1], with labels, captions or boxes.
 
     `label_names` are all labels of the set, also those that no image has, and `labels` (N,) their indices; both empty
     where the set has none. `captions` holds a list for each image; empty where the set has none. `templates` are those
@@ -70,7 +70,7 @@ class Examples:
 
 
 def odd_pictures(examples: Examples) -> Iterator[str]:
-    """A note that counts the pictures decoded so far whose metadata could not be read."""
+    """Note with the number of decoded pictures with unreadable metadata."""
     images = examples.images
     if isinstance(images, Pictures) and images.odd:
         yield f"{len(images.odd)} pictures have {BROKEN_METADATA}, e.g. {examples.ids[min(images.odd)]}"
@@ -79,7 +79,8 @@ def odd_pictures(examples: Examples) -> Iterator[str]:
 def read_examples(
     data: str | Path, *, size: int | tuple[int, int] | None = None, limit: int | None = None, seed: int = 0
 ) -> Examples:
-    """`emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, or a webdataset folder as clip_benchmark lays it out.
+    """Read evaluation data: `emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, or a clip_benchmark webdataset
+    folder.
 
     `size` is what images of a folder are resized and cut to; None keeps theirs, if they all have the same. `limit`
     takes that many of them, drawn by the seed alone, in their old order. Raises UsageError where there is no such data,

@@ -31,7 +31,7 @@ HOW = "give a folder with one sub-folder of images a class, or one with its capt
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """The pictures of a folder, by their paths, and what is known of them.
+    """Paths and metadata of the pictures of a folder.
 
     layout     "classes": `labels` are places in `names`, all names of the set; "pairs": captions lie beside pictures,
                and `captions_beside` reads them.
@@ -51,7 +51,7 @@ class PictureFolder:
         return [path.relative_to(self.folder).as_posix() for path in self.pictures]
 
     def classes(self) -> list[tuple[str, str]]:
-        """Of each picture, its class's folder and name."""
+        """Class folder and class name of each picture."""
         return [
             (path.relative_to(self.folder).parts[0], self.names[label])
             for path, label in zip(self.pictures, self.labels, strict=True)
@@ -60,14 +60,14 @@ class PictureFolder:
 
 @dataclass
 class Found:
-    """Files below a folder, by their paths; `hidden` are files and folders that begin with a dot, and systems' own."""
+    """Files below a folder by path; `hidden` are dot files and system files."""
 
     pictures: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)
 
     def left_out(self, folder: Path, but: Sequence[Path] = (), loose: Sequence[Path] = ()) -> list[str]:
-        """One line a kind of what is not read, with the names of the first."""
+        """One line per kind of ignored file, with example names."""
         known = {*but}
         others = [path for path in self.others if path not in known]
         return [
@@ -102,7 +102,7 @@ def find_pictures(folder: Path, *, follow: bool = True) -> Found:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a name ends as a picture's. What it holds is decided by its content."""
+    """Whether a name has a picture's extension; the type is decided by content."""
     return name.lower().rpartition(".")[2] in ENDINGS
 
 
@@ -111,7 +111,7 @@ def hidden(name: str) -> bool:
 
 
 def read_folder(folder: Path) -> PictureFolder:
-    """The pictures of a folder, in one of two layouts.
+    """Read a folder of pictures in one of two layouts: class folders, or captions beside pictures.
 
     pairs      a .txt (or a .json with a caption) beside at least half of the pictures, as img2dataset's "files" output
                has them; pictures without one have no caption.

@@ -49,7 +49,7 @@ def check_range(images: Tensor) -> None:
 
 
 def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
-    """Read a picture as RGB in [0, 1], as `decode` does: upright by its EXIF note, transparency laid on white.
+    """Read a picture as RGB in [0, 1], decoded as by `decode`: EXIF orientation applied, transparency over white.
 
     Raises UsageError where there is no file, or none that `decode` takes.
     """
@@ -65,8 +65,8 @@ def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
 def decode(
     encoded: bytes | Path, background: tuple[int, int, int] = PAPER, remarks: Counter[str] | None = None
 ) -> Image.Image:
-    """The one reader of pictures from outside: 8-bit RGB, upright by its EXIF note, transparency laid on `background`,
-    the first frame of a moving picture. Greyscale, palette and CMYK are converted.
+    """Decode an untrusted picture to 8-bit RGB: EXIF orientation applied, transparency composited over `background`,
+    first frame of animations; greyscale, palette and CMYK are converted.
 
     Only the decoders of FORMATS are tried, whatever the file's name (Pillow's EPS reader would start Ghostscript), and
     a picture of more than MAX_PIXELS by its header is refused before memory is asked for. Metadata that cannot be read
@@ -83,13 +83,13 @@ def decode(
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width that `decode` gives, from the header. Raises Skip as `decode`, but for damage further on."""
+    """Height and width as `decode` would return, from the header. Raises Skip as `decode`, except for later damage."""
     picture = _opened(path)
     return (picture.width, picture.height) if _orientation(picture) in TURNED else (picture.height, picture.width)
 
 
 def advice(fault: Fault) -> str:
-    """What would do instead of a picture with this fault."""
+    """Suggested remedy for a picture with this fault."""
     match fault:
         case Fault.TOO_LARGE:
             return f"at most {MAX_PIXELS:,} pixels are decoded (8192 x 8192), so save a smaller copy"
@@ -161,7 +161,7 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def on_colour(picture: Image.Image, colour: tuple[int, int, int] = PAPER) -> Image.Image:
-    """RGB, transparent parts laid on the colour: the one rule for transparent pictures from outside."""
+    """RGB composited over a colour: the single rule for transparent pictures."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
@@ -169,7 +169,7 @@ def on_colour(picture: Image.Image, colour: tuple[int, int, int] = PAPER) -> Ima
 
 
 def from_pil(picture: Image.Image, background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
-    """A Pillow picture as RGB in [0, 1], transparency laid on `background`."""
+    """Pillow picture to RGB in [0, 1], transparency composited over `background`."""
     rgba = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).float() / 255
     return on_background(rgba[None], background)[0]
 
@@ -199,14 +199,14 @@ def save_image(image: Float[Tensor, "3 h w"], path: str | os.PathLike[str]) -> N
 
 
 def on_background(rgba: Float[Tensor, "b 4 h w"], colour: Colour | Tensor = WHITE) -> Float[Tensor, "b 3 h w"]:
-    """Lay images with (straight) alpha on a colour: one for all (3 numbers), or one each (a (B,3) tensor)."""
+    """Composite images with straight alpha over a colour: one for all (3 numbers), or one each (a (B,3) tensor)."""
     paper = torch.as_tensor(colour, dtype=rgba.dtype, device=rgba.device).reshape(-1, 3, 1, 1)
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
     return alpha * rgb + (1 - alpha) * paper
 
 
 def resize(images: Float[Tensor, "b 3 h w"], size: int | tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
-    """Bicubic, antialiased, differentiable; the overshoot of bicubic is clamped back into [0, 1]."""
+    """Bicubic, antialiased, differentiable resizing, clamped to [0, 1]."""
     height, width = (size, size) if isinstance(size, int) else size
     if images.shape[-2:] == (height, width):
         return images
@@ -216,7 +216,7 @@ def resize(images: Float[Tensor, "b 3 h w"], size: int | tuple[int, int]) -> Flo
 def grid(
     images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: int = 2, background: Colour = WHITE
 ) -> Float[Tensor, "3 h2 w2"]:
-    """Lay images out row by row, `columns` to a row (default: all in one), with `padding` pixels around each."""
+    """Arrange images in a grid with `columns` per row (default: one row) and `padding` pixels around each."""
     count, channels, height, width = images.shape
     if count == 0:
         raise UsageError("a grid needs at least one image")
@@ -239,7 +239,7 @@ def titled_grid(
     padding: int = 4,
     font_size: int = 12,
 ) -> Float[Tensor, "3 h2 w2"]:
-    """The images, row by row, with row titles to their left and column titles, wrapped to the image's width, above.
+    """Image grid with row titles on the left and wrapped column titles on top.
 
     Long titles are cut. Raises UsageError unless there are rows x columns images.
     """
@@ -288,8 +288,7 @@ def _cut(title: str) -> str:
 
 
 def clamp_through(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Values cut to [0, 1], with the gradient of VQGAN-CLIP's range clamp: a step along it never leads further
-    out."""
+    """Clamp to [0, 1] with VQGAN-CLIP's gradient: zero where a step would lead further out."""
     clamped: Tensor = _ClampThrough.apply(values)
     return clamped
 

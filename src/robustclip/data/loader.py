@@ -32,7 +32,7 @@ RATIO = (3 / 4, 4 / 3)  # of width to height, Inception's range, as torchvision'
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes `size` (height, width; one number for a square).
+    """Resizing of pictures to `size` (height, width; one number for a square).
 
     crop        "random": a crop of `scale` of the area and a ratio of 3:4 to 4:3, resized; "center": the shorter side
                 resized, the middle kept (CLIP's evaluation transform).
@@ -80,8 +80,8 @@ class Preparation:
 
 
 def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The shorter side resized to that of `size` (height, width), the middle kept: torchvision's Resize and CenterCrop,
-    CLIP's evaluation transform, pixel for pixel.
+    """Resize the shorter side to `size` (height, width) and centre-crop: pixel-equal to torchvision's Resize and
+    CenterCrop, CLIP's evaluation transform.
 
     Raises Skip for a picture so long that it would grow beyond all bounds.
     """

@@ -136,7 +136,7 @@ class Lines:
 
 
 def lines_of(drawing: Drawing) -> Lines:
-    """All curves of all shapes as lines; a filled shape also has the line that closes it.
+    """All curves of all shapes as line segments; filled shapes are closed.
 
     A curve's number of lines depends on nothing but the curve, so no picture depends on its neighbours.
     """

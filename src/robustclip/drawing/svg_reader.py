@@ -53,7 +53,7 @@ Shape = tuple[Curve, float, list[float], bool]  # points, width, colour, filled
 
 
 def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str]]:
-    """(the drawing of one picture, fitted into `size` (height, width) about its middle; what was left out, in words).
+    """Read an SVG: (the drawing, fitted and centred in `size` (height, width); notes on dropped parts).
 
     A shape with a fill and a stroke becomes two, and each part of a path with several parts a shape of its own. Raises
     UsageError for a file that can't be read, is no SVG, declares entities, has nothing to draw, holes, or what is not

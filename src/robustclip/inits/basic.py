@@ -24,7 +24,7 @@ GREY = 0.5
 def noise(
     height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
 ) -> Float[Tensor, "p 3 h w"]:
-    """Every pixel and channel uniform in [0, 1)."""
+    """Uniform noise in [0, 1) per pixel and channel."""
     drawn = [torch.rand(3, height, width, generator=one, device=one.device).to(device) for one in generators]
     return torch.stack(drawn) if drawn else torch.empty(0, 3, height, width, device=device)
 
@@ -32,14 +32,14 @@ def noise(
 def grey(
     height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
 ) -> Float[Tensor, "p 3 h w"]:
-    """Every pixel at 0.5, the start of Direct Ascent Synthesis; nothing is drawn."""
+    """Uniform grey 0.5, the start of Direct Ascent Synthesis."""
     return torch.full((len(generators), 3, height, width), GREY, device=device)
 
 
 def gradient(
     height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
 ) -> Float[Tensor, "p 3 h w"]:
-    """Red grows from 0 across, green from 0 and blue from anywhere downwards, each to a level of U(0, 1).
+    """Random colour gradients: red horizontally, green and blue vertically, each to a level of U(0, 1).
 
     One of VQGAN-CLIP's starts (592d555 generate.py), whose blue ends in the darker half.
     """
@@ -54,7 +54,7 @@ def gradient(
 
 
 def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
-    """Every picture starts from `strength * image + (1 - strength) * noise`, with its own noise.
+    """`strength * image + (1 - strength) * noise`, with noise per picture.
 
     `image` is in [0,1], of any size, and is resized (bicubic, antialiased) without regard to its aspect ratio; strength
     1 is the image itself, 0 noise alone. Raises UsageError for an image that is none and a strength outside [0, 1].
@@ -83,7 +83,7 @@ whole batch, in their order."""
 
 
 def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
-    """A start that draws `n` candidates a picture from `init`, and keeps the one with the highest `score`.
+    """Best-of-N init: draw `n` candidates per picture from `init`, keep the one of highest `score`.
 
     About `chunk` candidates (at least one a picture) are drawn and scored at a time, without gradients; only the best
     so far are kept. Candidates of a picture come from its generator one after the other, so that neither `chunk` nor
@@ -122,8 +122,7 @@ def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
 
 
 def checked(scores: Tensor, shape: tuple[int, int]) -> Float[Tensor, "p n"]:
-    """The scores. Raises UsageError for another shape, and RunError where one is not a number: it would win or lose by
-    chance."""
+    """Validate scores. Raises UsageError for another shape, and RunError for NaN."""
     if scores.shape != shape:
         raise UsageError(f"the score gave {tuple(scores.shape)} for {shape[0]} pictures of {shape[1]} candidates")
     if scores.isnan().any():
@@ -137,7 +136,7 @@ Embed = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]]
 @final
 @dataclass(frozen=True)
 class Pool:
-    """N candidates as small pictures in [0,1] of any one size, and their embeddings at the size of the canvas.
+    """N candidate pictures in [0,1] with their embeddings at the size of the canvas.
 
     Only the small ones are held: 10,000 of 16x16 are 30 MB, of 224x224 six gigabytes.
     """
@@ -157,7 +156,7 @@ class Pool:
         device: str | torch.device = "cpu",
         chunk: int = 256,
     ) -> Pool:
-        """Enlarge the candidates (bicubic) and embed them, `chunk` at a time: `embed` sees each of them once.
+        """Resize (bicubic) and embed the candidates, `chunk` at a time.
 
         Raises UsageError without candidates.
         """
@@ -169,7 +168,7 @@ class Pool:
     def best(
         self, score: Callable[[Float[Tensor, "n d"]], Float[Tensor, "p n"]]
     ) -> tuple[Int64[Tensor, " p"], Float[Tensor, " p"]]:
-        """For each picture the candidate with the highest score, and that score.
+        """Best candidate of each picture, and its score.
 
         `score` gets all embeddings; cosine with P directions (P,D) is `lambda e: directions @ e.T`. Raises UsageError
         for scores of another shape, RunError for scores that are not numbers.
@@ -179,12 +178,12 @@ class Pool:
         return found.indices, found.values
 
     def images(self, indices: Int64[Tensor, " p"]) -> Float[Tensor, "p 3 h2 w2"]:
-        """These candidates at the canvas's size, in [0,1], where the embeddings are."""
+        """Candidates at the canvas's size, in [0,1], on the device of the embeddings."""
         return resize(self.candidates[indices.to(self.candidates.device)].to(self.embeddings.device), self.size)
 
 
 def embedder(referees: Sequence[TwoTower], *, raw: bool = False) -> Embed:
-    """Images in [0,1] -> the unit embeddings of all referees side by side (b, d1 + d2 + ...), to fill a Pool with.
+    """Concatenated unit embeddings (b, d1 + d2 + ...) of [0,1] images by all referees, to fill a Pool.
 
     A weighted sum of their cosines is then one product with the weighted directions side by side. `raw` leaves out the
     normalisation by mean and std (see raw_embed). Raises UsageError without referees.
@@ -199,7 +198,7 @@ def embedder(referees: Sequence[TwoTower], *, raw: bool = False) -> Embed:
 
 
 def raw_embed(referee: TwoTower, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-    """Unit embeddings of [0,1] images that are resized, but not normalised by the referee's mean and std.
+    """Unit embeddings of [0,1] images without mean and std normalisation.
 
     So CLIPAG's notebook ranks its candidates, while its loop normalises: a slip, kept for the faithful recipe alone.
     """

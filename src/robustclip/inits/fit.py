@@ -39,7 +39,7 @@ SHOW_DATA = (
 
 
 class Encoded(NamedTuple):
-    """A picture not yet decoded: `decode` gives it, or raises Skip or RunError; `label` is its class, -1 for none."""
+    """An undecoded picture: `decode` returns it, or raises Skip or RunError; `label` is its class, -1 for none."""
 
     decode: Callable[[], Float[Tensor, "3 h w"]]
     label: int

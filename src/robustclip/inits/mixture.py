@@ -28,7 +28,8 @@ NOTEBOOK_DRAWS = 50  # candidates of a class before the next class has its turn 
 @final
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """C Gaussians over pictures of `size` (height, width) with pixels in [-1, 1], flattened to d = 3 * height * width.
+    """Mixture of C Gaussians over pictures of `size` (height, width), pixels in [-1, 1], flattened to d = 3 * height *
+    width.
 
     Gaussian c has the mean `centre + means[c] @ basis` and the covariance `(F @ basis)^T (F @ basis) + ridge * I`,
     where F are the `counts[c]` rows of `factors` that are its own: with few pictures in d dimensions that is the whole
@@ -76,7 +77,7 @@ class Mixture:
         weights: Float[Tensor, " c"] | None = None,
         notebook: bool = False,
     ) -> Int64[Tensor, " n"]:
-        """Which Gaussian each of `count` candidates is drawn from.
+        """Sample the component of each of `count` candidates.
 
         The default spreads them as evenly as `weights` (the mixture's own if None) allow: systematic sampling, with an
         offset from `generator` (the middle without one), so that no class of equal ones comes twice before each had its
@@ -108,7 +109,7 @@ class Mixture:
     def draw(
         self, classes: Int64[Tensor, " p"], generators: Sequence[torch.Generator], *, temperature: float = 1.0
     ) -> Float[Tensor, "p 3 h w"]:
-        """One picture a class and generator, at the mixture's own size, in [0, 1], on the CPU.
+        """Sample one picture per class and generator at the mixture's size, in [0, 1], on the CPU.
 
         `temperature` multiplies all standard deviations: 0 gives the means. A generator may be given more than once:
         its pictures are drawn in turn. Raises UsageError for a temperature that is no number from 0, and for classes
@@ -149,7 +150,7 @@ class Mixture:
         return self.draw(classes, [generator] * count, temperature=temperature)
 
     def init(self, *, temperature: float = 1.0) -> Init:
-        """A start for a canvas: each picture draws its Gaussian (by the weights) and itself from its own generator."""
+        """An init for canvases: one generator per picture samples component and picture."""
 
         def start(
             height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
@@ -195,7 +196,7 @@ def fit_classes(
     ridge: float = RIDGE,
     directions: int | None = None,
 ) -> Mixture:
-    """A Gaussian for each class that has images: its mean, its covariance (divided by n) + `ridge` * I (notebook).
+    """Fit one Gaussian per class: mean, covariance (divided by n) + `ridge` * I (notebook).
 
     `images` are in [0,1]; the covariance of one image is the ridge alone. `directions` keeps what lies in the first
     that many principal components of all images, around their mean: less memory, less detail. Classes weigh the same,
@@ -234,8 +235,8 @@ def fit_components(
     directions: int | None = None,
     seed: int = 0,
 ) -> Mixture:
-    """A Gaussian for each of so many groups of similar images, whatever their classes: k-means finds the groups, drawn
-    by `seed`, and each counts the same, as a class does.
+    """Fit one Gaussian per k-means cluster of the images, regardless of class; clusters are seeded by `seed` and
+    weighted equally.
 
     With many more directions than images to a group, EM from there on would take very long. The other
     arguments are those of `fit_classes`. Raises UsageError for more components than images, or where

@@ -57,7 +57,7 @@ def save_mixture(
 
 
 def load_mixture(name: str | os.PathLike[str]) -> Mixture:
-    """An embedded mixture by its name (`emoji-guide-styles`), or one from a file that `robustclip mixture fit` wrote.
+    """Load an embedded mixture by name (`emoji-guide-styles`), or a file of `robustclip mixture fit`.
 
     Raises UsageError for a name and path that are not there, and for a file that is no mixture: damaged, of other
     shapes, with numbers that are none.

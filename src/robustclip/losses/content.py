@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 @final
 class FeatureMatch:
-    """Mean squared difference from the features of P contents, summed over layers: (P,V,3,h,w) -> (P,V).
+    """Content loss: mean squared difference of features to P contents, summed over layers: (P,V,3,h,w) -> (P,V).
 
     With `relative` each layer is divided by the mean square of the content's (ours), so that a weight means the same
     for any network; without, as CLIPstyler.
@@ -52,8 +52,9 @@ class FeatureMatch:
 
 
 def vgg19(weights: Path, device: torch.device) -> Features:
-    """The features of CLIPstyler's content loss, by torchvision's VGG-19 with the weights of a file (.safetensors, or
-    a .pth that holds weights alone). Raises UsageError for a file that does not fit."""
+    """VGG-19 features of CLIPstyler's content loss, with torchvision weights from a file (.safetensors, or a
+    weights-only .pth). Raises UsageError for a file that does not fit.
+    """
     from torchvision.models import vgg19 as build
 
     with torch.device("meta"):
@@ -78,8 +79,8 @@ def vgg19(weights: Path, device: torch.device) -> Features:
 
 
 def tower_features(referee: TwoTower, layers: int = 2) -> Features:
-    """Ours, where there is no VGG: the deepest maps of a convolutional image tower at its last `layers` resolutions
-    but the final one, whose maps know little of places.
+    """Features of a convolutional image tower instead of VGG (ours): the deepest maps at its last `layers` resolutions
+    except the final one.
 
     Raises UsageError for a tower without such maps.
     """
@@ -125,7 +126,7 @@ def tower_features(referee: TwoTower, layers: int = 2) -> Features:
 
 @final
 class LatentPrior:
-    """Mean square of what latents differ from `towards` (P,...), or from zero: (P,V,...) -> (P,V).
+    """Latent prior: mean squared difference to `towards` (P,...), or zero: (P,V,...) -> (P,V).
 
     VQGAN-CLIP's `init_weight` pulls towards zero, with a weight of init_weight / (2(2i+1)) in step i; towards the
     start is what its name says.
@@ -144,7 +145,7 @@ class LatentPrior:
 
 @final
 class TotalVariation:
-    """Mean absolute difference of neighbouring pixels, down and across: (P,V,3,h,w) -> (P,V), 0 for one colour."""
+    """Total variation: mean absolute difference of neighbouring pixels: (P,V,3,h,w) -> (P,V)."""
 
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
         down = (views[..., 1:, :] - views[..., :-1, :]).abs().mean((-3, -2, -1))

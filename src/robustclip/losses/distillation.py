@@ -17,7 +17,7 @@ REFERENCE: Final = 64 * 64
 
 
 class Denoiser(Protocol):
-    """What a diffusion model can do; see `robustclip.diffusion.stable.LatentDiffusion`."""
+    """Interface of a diffusion model; see `robustclip.diffusion.stable.LatentDiffusion`."""
 
     steps: int
     alphas_cumprod: Float[Tensor, " t"]
@@ -35,8 +35,8 @@ class Denoiser(Protocol):
 
 @final
 class Distillation:
-    """Views (P,1,C,h,w) of latents -> (P,1): a number whose gradient is SDS', and whose value is that gradient's norm,
-    since the loss that belongs to it means nothing.
+    """SDS on latents (P,1,C,h,w) -> (P,1): the gradient is SDS', the value is that gradient's norm, since SDS has no
+    meaningful loss value.
 
     At a step t of the schedule and with noise e, both drawn for each picture from its generator, the gradient is
     w(t) (e_guided(z_t, t) - e) / cells. `cells` is the latent's height times width, as in the release of
@@ -74,7 +74,7 @@ class Distillation:
 
     @torch.no_grad()
     def gradient(self, latents: Float[Tensor, "p c h w"], generators: Sequence[Generator]) -> Float[Tensor, "p c h w"]:
-        """SDS' gradient at these latents."""
+        """The SDS gradient at these latents."""
         device = latents.device
         times = torch.stack([torch.randint(*self.times, (), generator=one, device=one.device) for one in generators])
         drawn = [torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators]

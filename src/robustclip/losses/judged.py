@@ -22,8 +22,9 @@ Judging = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]
 
 @final
 class OfClass:
-    """Views (P,V,3,h,w) -> (P,V): cross-entropy of each picture's class, or the mean of binary ones over all classes
-    (which DOODL's paper says; its code has the former)."""
+    """Classification loss (P,V,3,h,w) -> (P,V): cross-entropy, or mean binary cross-entropy over all classes (DOODL's
+    paper has the latter, its code the former).
+    """
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Scored:
 
 @final
 class Judged:
-    """Views (P,V,3,h,w) -> (P,V) by a function of pictures."""
+    """Loss by any function of pictures: (P,V,3,h,w) -> (P,V)."""
 
     def __init__(self, judging: Judging) -> None:
         self.judging = judging
@@ -110,7 +111,7 @@ class Judged:
 
 
 def asymmetry(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """The mean squared difference between each picture and its mirror image: an example of a judging function."""
+    """Mean squared difference between a picture and its mirror image: an example of a loss function."""
     return (images - images.flip(-1)).square().mean((1, 2, 3))
 
 
@@ -119,7 +120,7 @@ __all__: Final = ["Judged", "Judging", "OfClass", "Scored", "asymmetry"]
 
 @final
 class Pairing:
-    """Views (P,V,3,h,w) -> losses (P,V), float32: matching and captioning of each view with its picture's text.
+    """Matching and captioning losses of a pair reader: views (P,V,3,h,w) -> (P,V), float32.
 
     The reader computes in `dtype` under autocast. Raises UsageError where both weights are 0, and where there is no
     captioning loss but a weight for it.

@@ -19,7 +19,7 @@ from robustclip.runs.devices import autocast
 
 @dataclass(frozen=True)
 class Target:
-    """What one referee should see in each of P pictures, embedded once.
+    """One referee's target embeddings of P pictures.
 
     directions: (P,T,D) unit vectors, of texts or of images; weights: (P,T), 0 where a picture has fewer than T,
     negative to push away; share: the referee's weight among the referees; stops: (P,T), the distance at which each
@@ -46,7 +46,8 @@ class Target:
 
 
 class Similarity(ABC):
-    """Views (P,V,3,h,w) -> losses (P,V): the weighted sum over texts of their distances, averaged over referees.
+    """Base of similarity losses: views (P,V,3,h,w) -> (P,V), the weighted sum of distances over texts, averaged over
+    referees.
 
     The towers compute in `dtype` under autocast; what follows is float32. Views are resized by each referee to what it
     sees. Raises UsageError where there is no target, or shares that do not add up to something positive.
@@ -62,13 +63,13 @@ class Similarity(ABC):
 
     @abstractmethod
     def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
-        """The distance of two unit vectors, by their cosine."""
+        """Distance of two unit vectors as a function of their cosine."""
 
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
         return self.losses(self.cosines(views))
 
     def cosines(self, views: Float[Tensor, "p v 3 h w"]) -> list[Float[Tensor, "p v t"]]:
-        """Cosine of each view with each direction of its picture, for each referee."""
+        """Cosine of each view with each target of its picture, per referee."""
         found = []
         for target in self.targets:
             with autocast(views.device, self.dtype):
@@ -89,7 +90,7 @@ class Similarity(ABC):
 
     @torch.no_grad()
     def similarity(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
-        """The weighted sum over texts of the views' cosines, averaged over referees, without gradients."""
+        """Weighted sum of the views' cosines over texts, averaged over referees, without gradients."""
         terms = [
             share * torch.einsum("pvt,pt->pv", found, target.weights)
             for target, share, found in zip(self.targets, self.shares, self.cosines(views), strict=True)
@@ -107,7 +108,7 @@ def _stopped(distances: Float[Tensor, "p v t"], target: Target) -> Float[Tensor,
 
 @final
 class Cosine(Similarity):
-    """1 - cos, CLIPAG's loss."""
+    """Cosine distance 1 - cos, CLIPAG's loss."""
 
     def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
         return 1 - cosines
@@ -118,7 +119,7 @@ class Cosine(Similarity):
 
 @final
 class Spherical(Similarity):
-    """2 arcsin^2(|x - y| / 2), the squared great-circle distance by half (VQGAN+CLIP, DOODL)."""
+    """Half the squared great-circle distance, 2 arcsin^2(|x - y| / 2) (VQGAN+CLIP, DOODL)."""
 
     def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
         # |x - y| / 2 = sqrt((1 - cos) / 2) for unit vectors. The slope of arcsin^2 is finite where the two meet, that
@@ -137,7 +138,7 @@ begin that begin as their content."""
 
 @dataclass(frozen=True)
 class Move:
-    """What one referee should see happen to each of P contents.
+    """One referee's content embeddings and text directions of P contents.
 
     origins: (P,D) unit embeddings of the contents; directions: (P,D) unit vectors, from the source's text to the
     style's; share: the referee's weight among the referees.
@@ -177,8 +178,9 @@ class Directional:
 
 @torch.no_grad()
 def ensembled(referee: TwoTower, texts: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "t d"]:
-    """One unit vector a text: the mean of its embeddings in all templates, each as long as the tower gives it (as
-    CLIPstyler; class embeddings of zero-shot tests have unit length before the mean)."""
+    """Prompt ensemble: one unit vector per text, the mean over templates of unnormalised embeddings (as in CLIPstyler;
+    zero-shot class embeddings are normalised before the mean).
+    """
     rows = [
         referee.embed_texts([template.replace("{}", text) for template in templates], normalize=False).float().mean(0)
         for text in texts
@@ -195,7 +197,7 @@ def moves(
     source: str,
     templates: Sequence[str] = ("{}",),
 ) -> list[Move]:
-    """What each referee should see: contents (P,3,H,W) in [0,1] in the styles of the texts (P), from the source's text.
+    """Embed contents (P,3,H,W) in [0,1] and text directions (P) from the source text, for each referee.
 
     Raises UsageError where a style says the same as the source to a referee: there is no direction.
     """
@@ -216,7 +218,8 @@ def moves(
 
 @final
 class NeighbourNorms:
-    """The sum of the L2 norms of four difference maps: across, down, and both diagonals; (P,V,3,h,w) -> (P,V).
+    """CLIPStyler's total variation: sum of the L2 norms of four difference maps (horizontal, vertical, diagonals);
+    (P,V,3,h,w) -> (P,V).
 
     As CLIPstyler's (train_CLIPstyler.py, 4843cec): a norm over all pixels, so it grows with the picture's side.
     """

@@ -150,12 +150,12 @@ class ColourJitter:
 
 
 def grey(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Each pixel's luma."""
+    """Luma of each pixel."""
     return (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def turn_hue(images: Float[Tensor, "b 3 h w"], turns: Float[Tensor, "b 1 1"]) -> Float[Tensor, "b 3 h w"]:
-    """The same value and saturation (of HSV), and a hue further by `turns` of the circle. Greys have none, and stay."""
+    """Rotate the hue (HSV) by `turns` of the circle, keeping value and saturation; greys are unchanged."""
     red, green, blue = images.unbind(1)
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
     divisor = torch.where(chroma > 0, chroma, 1)

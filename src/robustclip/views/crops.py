@@ -73,7 +73,7 @@ class Jitter:
 def pick(
     images: Float[Tensor, "b 3 h w"], rows: Int[Tensor, "b h2"], columns: Int[Tensor, "b w2"]
 ) -> Float[Tensor, "b 3 h2 w2"]:
-    """From each image the given rows and columns. (On a CPU three times as fast as indexing, with its gradient.)"""
+    """Gather rows and columns per image (on a CPU three times as fast as indexing, including the gradient)."""
     places = (rows[:, :, None] * images.shape[-1] + columns[:, None]).flatten(1)[:, None]
     chosen = images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1))
     return chosen.unflatten(2, (rows.shape[1], columns.shape[1]))
@@ -85,7 +85,7 @@ def _moved(draws: Draws, side: int, most: int) -> Int[Tensor, "b side"]:
 
 
 def round_half_up(number: float) -> int:
-    """As DiffAugment rounds lengths to whole pixels."""
+    """Round lengths to whole pixels as DiffAugment does."""
     return int(number + 0.5)
 
 
@@ -142,7 +142,7 @@ class Erasing:
 def boxes(
     like: Float[Tensor, "b 3 h w"], top: Tensor, left: Tensor, bottom: Tensor, right: Tensor
 ) -> Bool[Tensor, "b 1 h w"]:
-    """True where a pixel lies in its image's box: rows top to below bottom, columns left to below right, each (B,)."""
+    """Boolean masks of boxes: rows top to bottom, columns left to right, exclusive ends, each (B,)."""
 
     def between(first: Tensor, end: Tensor, side: int) -> Bool[Tensor, "b side"]:
         places: Int[Tensor, " side"] = torch.arange(side, device=like.device)
@@ -248,7 +248,7 @@ class Rescale:
 
 
 def rescale(images: Float[Tensor, "b 3 h w"], times: float) -> Float[Tensor, "b 3 h w"]:
-    """All images larger or smaller by the same number, in the frame they had. Sides are cut to whole pixels."""
+    """Rescale all images by the same factor within their frame; sides are truncated to whole pixels."""
     height, width = images.shape[-2:]
     inner_height, inner_width = max(1, int(times * height)), max(1, int(times * width))
     resized = F.interpolate(images, (inner_height, inner_width), mode="bilinear", align_corners=False)

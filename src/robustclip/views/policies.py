@@ -21,8 +21,9 @@ from robustclip.views.warps import Affine, Perspective
 @final
 @dataclass(frozen=True)
 class Pooled:
-    """All of each picture at `size`: the mean of its adaptive average and its adaptive maximum pooling. Nothing is
-    drawn. VQGAN-CLIP's method `latest`, its default."""
+    """VQGAN-CLIP's default cutout method `latest`: the mean of adaptive average and max pooling of the picture to
+    `size`.
+    """
 
     size: int | tuple[int, int]
 
@@ -77,15 +78,15 @@ class RandomSquares:
 @final
 @dataclass(frozen=True)
 class ClampThrough:
-    """Cut values to [0, 1]; what is cut keeps a gradient that leads back, and loses one that leads further away."""
+    """Clamp to [0, 1]; the gradient passes where it leads back into the range."""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h w"]:
         return clamp_through(images)
 
 
 def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
-    """VQGAN-CLIP's default augmentations `Af Pe Ji Er` in this order, with its ranges and kornia's meaning of them, and
-    the noise that ends its views, of its own strength for each.
+    """VQGAN-CLIP's default augmentations `Af Pe Ji Er` in order, with its ranges in kornia's semantics, and noise of a
+    random strength per view.
 
     (0.1, 0.0), down and not across, is what its kornia makes of the 0.1 written there; (0.1, 0.1) is what was meant.
     Raises UsageError for translations outside [0, 1].

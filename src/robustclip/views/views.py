@@ -74,11 +74,11 @@ class Draws:
         self.device = torch.device(self.generators[0].device if device is None else device)
 
     def uniform(self, low: float, high: float, *shape: int, shared: bool = False) -> Float[Tensor, "b ..."]:
-        """U[low, high), (P*V, *shape). Numbers are drawn also where low = high: what follows does not shift."""
+        """U[low, high), (P*V, *shape). Drawn even if low = high, so that later draws do not shift."""
         return self._draw(torch.rand, shape, shared).mul_(high - low).add_(low)
 
     def log_uniform(self, low: float, high: float, *, shared: bool = False) -> Float[Tensor, " b"]:
-        """Numbers whose logarithms are uniform, (P*V,): as often half of something as twice of it."""
+        """Log-uniform numbers, (P*V,)."""
         return self.uniform(math.log(low), math.log(high), shared=shared).exp()
 
     def normal(self, *shape: int, shared: bool = False) -> Float[Tensor, "b ..."]:
@@ -86,7 +86,7 @@ class Draws:
         return self._draw(torch.randn, shape, shared)
 
     def integers(self, low: int, high: int, *shape: int, shared: bool = False) -> Int[Tensor, "b ..."]:
-        """Whole numbers from low to high, both included, (P*V, *shape)."""
+        """Uniform integers from low to high inclusive, (P*V, *shape)."""
 
         def between(size: tuple[int, ...], *, generator: torch.Generator, device: torch.device) -> Tensor:
             return torch.randint(low, high + 1, size, generator=generator, device=device)
@@ -94,7 +94,7 @@ class Draws:
         return self._draw(between, shape, shared)
 
     def chance(self, p: float, *, shared: bool = False) -> Bool[Tensor, " b"]:
-        """True with probability p, (P*V,): never for 0, always for 1."""
+        """Bernoulli(p), (P*V,)."""
         return self._draw(torch.rand, (), shared) < p
 
     def _draw(self, kind: Callable[..., Tensor], shape: tuple[int, ...], shared: bool) -> Tensor:
@@ -111,7 +111,7 @@ View = Callable[[Float[Tensor, "b 3 h w"], Draws], Float[Tensor, "b 3 h2 w2"]]
 @final
 @dataclass(frozen=True)
 class Views:
-    """`count` views of each picture through `transforms`, in that order; none are `count` plain copies.
+    """Apply `transforms` in order to `count` copies of each picture; without transforms, plain copies.
 
     It prints itself as "diffaug x32". Raises UsageError for a count below 1.
     """

@@ -110,7 +110,7 @@ class Perspective:
 
 
 def homography(source: Float[Tensor, "b 4 2"], target: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b 3 3"]:
-    """The projective map that takes four points to four points, no three of them on a line."""
+    """The homography that maps four points to four points, no three collinear."""
     ones, zeros = torch.ones_like(source[..., :1]), torch.zeros_like(source)
     points = torch.cat([source, ones], 2)
     # (h1 p) / (h3 p) = x and (h2 p) / (h3 p) = y with h3 = (a, b, 1), for each of the four.
@@ -123,7 +123,7 @@ def homography(source: Float[Tensor, "b 4 2"], target: Float[Tensor, "b 4 2"]) -
 def sample(
     images: Float[Tensor, "b 3 h w"], grid: Float[Tensor, "b h2 w2 2"], padding: Padding
 ) -> Float[Tensor, "b 3 h2 w2"]:
-    """Read images, bilinear, at the grid's places (x, y), where -1 and 1 are the outer edges of the border's pixels."""
+    """Bilinear sampling at grid coordinates (x, y), where -1 and 1 are the outer edges of the border pixels."""
     # Half precision cannot tell the places of a large picture apart.
     wide = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     grid = grid.to(wide)

@@ -122,5 +122,5 @@ class AutoencoderTrainer:
 
 @torch.no_grad()
 def latent_deviation(model: Any, images: Float[Tensor, "b 3 h w"]) -> float:
-    """The standard deviation of these pictures' latents, whose inverse is diffusers' scaling_factor."""
+    """Standard deviation of these pictures' latents; its inverse is diffusers' scaling_factor."""
     return float(model.encode(images * 2 - 1).latent_dist.mean.float().std())

@@ -81,8 +81,9 @@ class Budget:
 def budget(
     unet: Mapping[str, Any], vae: Mapping[str, Any], size: tuple[int, int], *, dtype: torch.dtype = torch.float16
 ) -> Budget:
-    """Of models with these configs (diffusers'), whose weights and arithmetic are of `dtype`, for pictures of `size`,
-    (height, width)."""
+    """Budget of models with these diffusers configs, with weights and arithmetic in `dtype`, for pictures of `size`
+    (height, width).
+    """
     with torch.device("meta"):
         denoiser: Any = UNet2DConditionModel.from_config(dict(unet))
         autoencoder: Any = AutoencoderKL.from_config(dict(vae))
@@ -144,7 +145,7 @@ def plan_tuning(
 def tell_budget(
     model: LatentDiffusion, size: tuple[int, int], *, pictures: int, evaluations: int, decoded: int = 1
 ) -> None:
-    """Say what a step takes, before the first one, of a denoiser that is not small.
+    """Report the cost of a step before the first one, for large denoisers.
 
     Raises UsageError, with the pictures that fit, where memory does not take even one evaluation of each.
     """

@@ -96,7 +96,7 @@ class DenoiserTrainer:
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
 
     def step(self, batch: Encoded, generator: Generator) -> dict[str, float]:
-        """One update on pictures whose captions were dropped in part."""
+        """One update on pictures with partially dropped captions."""
         self.optimiser.param_groups[0]["lr"] = self.lr * rate(self.done, self.steps)
         latents = batch.latents
         noise = torch.randn(latents.shape, generator=generator).to(latents)

@@ -49,7 +49,7 @@ class Trainer(Protocol):
 
 
 def go_on(trainer: Trainer, run: Run, device: torch.device) -> None:
-    """Take up the newest whole state of a resumed run; nothing where there is none."""
+    """Load the newest complete state of a resumed run, if any."""
     if (state := checkpoint.newest(run.checkpoints, device, run.warn)) is not None:
         trainer.load(state)
         run.trim(trainer.done)

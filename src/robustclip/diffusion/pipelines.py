@@ -101,8 +101,9 @@ def load_model(folder: Path, kind: Any) -> Any:
 def save_diffusion(
     folder: Path, vae: Any, unet: Any, schedule: Mapping[str, Any], card: Mapping[str, Any], *, half: bool = False
 ) -> None:
-    """Write a pipeline's folder whose text tower is the package's, which the card names. It is there as a whole or not
-    at all. Raises UsageError where something has that name."""
+    """Write a pipeline folder atomically; its card names the package's text tower. Raises UsageError if the path
+    exists.
+    """
     with new_folder(folder) as draft:
         for name, model in (("vae", vae), ("unet", unet)):
             (draft / name).mkdir()

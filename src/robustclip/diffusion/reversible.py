@@ -74,7 +74,7 @@ class Chain:
 
     @torch.no_grad()
     def invert(self, end: Float[Tensor, "2 p *shape"], *given: Tensor) -> Float[Tensor, "2 p *shape"]:
-        """The start whose sample this state is. Raises UsageError where there is no inverse."""
+        """Invert the chain: the start whose sample is this state. Raises UsageError for samplers without inverse."""
         if not self.reversible:
             raise UsageError(f"{self.name} has no exact inverse: give edict, bdia or o-belm")
         state = list(end.unbind())

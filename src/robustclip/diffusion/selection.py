@@ -48,8 +48,7 @@ class Rater:
 
 
 def whole_in_cells(model: LatentDiffusion, images: Float[Tensor, "m 3 H W"]) -> Float[Tensor, "m 3 h w"]:
-    """Pictures on the model's device; those whose sides are not whole in its cells are resized to the nearest that
-    are."""
+    """Pictures on the model's device, resized to multiples of its cell if necessary."""
     height, width = (max(1, round(side / model.factor)) * model.factor for side in images.shape[-2:])
     return resize(images.to(model.device), (height, width))
 
@@ -194,7 +193,7 @@ def choose_all(
 def chosen_of(
     selection: Selection, model: LatentDiffusion, prompt: str, number: int, folder: Path, round_: int = 1
 ) -> Float[Tensor, "k c h w"]:
-    """`Selection.choose`, kept in `folder`: what lies there whole is not sampled again."""
+    """`Selection.choose` cached in `folder`."""
     path = folder / NAME.format(number)
     if is_file(path):
         return _kept(path, "latents")[0]

@@ -99,8 +99,7 @@ def _kind(way: str, side: str, attends: bool) -> str:
 
 @dataclass(frozen=True)
 class Taming:
-    """A checkpoint, read: the layout of its network, weights by diffusers' names, and what was left behind, by reason,
-    with the number of tensors."""
+    """A parsed checkpoint: network layout, weights by diffusers' keys, and unused tensors counted by reason."""
 
     layout: Layout
     weights: dict[str, Tensor]
@@ -115,7 +114,7 @@ class Taming:
 
 
 def read_taming(path: Path) -> Taming:
-    """Read a checkpoint of a VQGAN of taming-transformers, without running what it may hold beside weights.
+    """Read a taming-transformers VQGAN checkpoint without executing code in it.
 
     Raises UsageError for a missing file, another kind of file, an unsafe pickle, and weights of another network;
     RunError for a damaged file, and for NaN or infinity among the weights.

@@ -70,7 +70,7 @@ class VQGAN(nn.Module):
         return self.model.encode(images * 2 - 1).latents
 
     def quantise(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
-        """The nearest code of each vector, whose gradient passes straight through to the vector."""
+        """Nearest code of each vector, with straight-through gradient."""
         codes = self.codebook[nearest(latents, self.codebook)].permute(0, 3, 1, 2).to(latents.dtype)
         return latents + (codes - latents).detach()
 

@@ -179,7 +179,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise UsageError unless `images` are (B,3,H,W) floats in [0,1], saying what they look like instead."""
+    """Raise UsageError unless `images` are (B,3,H,W) floats in [0,1], with a description of what they look like."""
     if not isinstance(images, Tensor):
         raise UsageError(
             f"images are a {type(images).__name__}; a referee takes a tensor (B,3,H,W) of floats in [0,1]: give e.g. "
@@ -201,7 +201,7 @@ def cleaned(text: str) -> str:
 
 
 def of_transformers(tokenizer: Any, texts: list[str], *, bare: bool = False) -> list[int]:
-    """By a tokenizer of transformers; `bare` counts neither what opens a text nor what closes it."""
+    """Token counts by a transformers tokenizer; `bare` excludes start and end tokens."""
     if not texts:  # which it refuses
         return []
     found = tokenizer(texts, add_special_tokens=not bare, truncation=False, verbose=False)
@@ -209,7 +209,7 @@ def of_transformers(tokenizer: Any, texts: list[str], *, bare: bool = False) -> 
 
 
 def of_open_clip(tokenizer: Any, texts: list[str]) -> list[int]:
-    """By CLIP's own tokenizer as open_clip has it, or by its wrapper of one of transformers."""
+    """Token counts by open_clip's CLIP tokenizer, or its wrapper of a transformers tokenizer."""
     if hasattr(tokenizer, "bpe"):
         return [len(tokenizer.encode(text)) + 2 for text in texts]
     texts = [tokenizer.clean_fn(text) for text in texts]

@@ -78,9 +78,10 @@ def _state(found: Any) -> Tensor:
 def build_full(
     sizes: Mapping[str, Any], tokenizer: PairTokenizer, preprocess: Preprocess, card: Card, *, norm_eps: float = 1e-5
 ) -> Blip2:
-    """A BLIP-2 of random weights, of `sizes` as in PUBLISHED: configs of vision tower and Q-Former, numbers of queries
-    and of shared width, and whether there is a captioning head. `norm_eps` is of the tower's last norm: 1e-5 in LAVIS,
-    1e-6 in transformers. Raises UsageError for configs that are none."""
+    """BLIP-2 with random weights, of `sizes` as in PUBLISHED: configs of vision tower and Q-Former, numbers of queries,
+    shared width, captioning head. `norm_eps` of the tower's last norm: 1e-5 in LAVIS, 1e-6 in transformers. Raises
+    UsageError for invalid configs.
+    """
     described = {name: value for name, value in sizes.items() if name in ("vision", "qformer")}
     check_sizes(described, card.name)
     with refusing(f"{card.name} describes no BLIP-2"):
@@ -114,8 +115,9 @@ def fill(
     source: str,
     norm_eps: float = 1e-5,
 ) -> Blip2:
-    """The same with these weights. The image tower takes the precision of its matrices, all else float32. Raises
-    UsageError where they do not fit, before memory is asked for; RunError where one is not finite."""
+    """Load weights. The image tower takes its matrices' dtype, the rest float32. Raises UsageError before allocation if
+    they do not fit; RunError for non-finite ones.
+    """
     with torch.device("meta"):
         bare = build_full(sizes, tokenizer, Preprocess.from_config(preprocess.config()), card, norm_eps=norm_eps)
     found = dict(weights) | preprocess_state(bare)
@@ -150,7 +152,7 @@ def restore(reader: Blip2) -> None:
 
 
 def save_full(reader: Blip2, folder: Path, sizes: Mapping[str, Any], provenance: dict[str, Any], *, name: str) -> Card:
-    """Write weights in the dtypes that they have, the tokenizer, and a card, into a folder that is there."""
+    """Write weights in their dtypes, the tokenizer and a card into an existing folder."""
     weights = {name: value for name, value in reader.state_dict().items() if not name.startswith("preprocess.")}
     write_weights(folder / WEIGHTS, weights)
     reader.tokenizer.tokenizer.save_pretrained(folder)
@@ -178,7 +180,7 @@ def load_full(folder: Path, card: Card) -> Blip2:
 
 
 def is_library_folder(folder: Path) -> bool:
-    """Whether transformers saved a BLIP-2 for retrieval there."""
+    """Whether the folder is a transformers BLIP-2 for retrieval."""
     path = folder / "config.json"
     if not is_file(path):
         return False

@@ -113,7 +113,7 @@ def clip_config(open_clip_config: Config, defaults: Config, *, eos: int) -> dict
 
 
 def open_clip_config(config: Config) -> dict[str, Any]:
-    """The open_clip config of a CLIPModel's config. Raises UsageError saying what open_clip has no place for."""
+    """open_clip config of a CLIPModel's config. Raises UsageError for settings that open_clip lacks."""
     vision, text = config["vision_config"], config["text_config"]
     strange = []
     if vision["hidden_act"] != text["hidden_act"] or vision["hidden_act"] not in ("gelu", "quick_gelu"):

@@ -95,7 +95,7 @@ def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
 
 
 def refuse_other_files(folder: Path, card: Card, *, hashes: bool = True) -> None:
-    """Raise RunError unless the weights that will be read are there and, by their hashes, those of the card."""
+    """Raise RunError unless the weight files exist and match the card's hashes."""
     missing = [name for name in card.weights if not (folder / name).is_file()]
     if missing or not card.weights:
         lacks = f"missing {', '.join(missing)}" if missing else "its card names no weights"

@@ -134,7 +134,7 @@ def new_clip(
     logit_scale: float,
     name: str,
 ) -> TwoTower:
-    """A CLIPModel as a referee, from what CLIPConfig takes and the tensors of both towers.
+    """Build a CLIPModel referee from CLIPConfig arguments and the tensors of both towers.
 
     Raises UsageError when they do not fit, or CLIPModel's image processor cannot do the preprocessing.
     """
@@ -159,7 +159,7 @@ def clip_tokenizer(tokens: Mapping[str, int], merges: list[tuple[str, str]], len
 
 
 def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
-    """Write what transformers loads again as a CLIPModel; returns the names of the weight files."""
+    """Write a transformers CLIPModel folder; returns the names of the weight files."""
     text_tower = referee.text_tower
     if not isinstance(text_tower, CLIPText):
         raise UsageError(
@@ -219,7 +219,7 @@ def read_preprocess(folder: Path, image_size: int) -> tuple[Preprocess, str]:
 
 
 def processor_file(folder: Path) -> str | None:
-    """The file of a folder that transformers takes the settings of an image processor from, if there is one."""
+    """The image processor's settings file of a transformers folder, if any."""
     return next((name for name in PROCESSORS if _describes_images(folder / name)), None)
 
 

@@ -151,7 +151,7 @@ def text_weights(text_tower: TextTower) -> dict[str, Tensor]:
 
 
 def save_text_files(text_tower: TextTower, folder: Path) -> bool:
-    """Write what open_clip needs beside the weights; returns whether that includes the config of a transformers model.
+    """Write tokenizer and text config files for open_clip; returns whether they include a transformers config.
 
     The tokenizer's files where the tokenizer is one of transformers, config.json where the text tower is.
     """
@@ -223,7 +223,7 @@ def new_referee(
     *,
     logit_bias: float | None = None,
 ) -> TwoTower:
-    """A referee whose image tower has random weights: where training begins.
+    """A referee with a randomly initialised image tower.
 
     The weights come from torch's global generator: seed it inside a `torch.random.fork_rng()` to repeat them.
     """
@@ -256,8 +256,7 @@ def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> 
 
 
 def load_hub(name: str) -> TwoTower:
-    """A model of the Hugging Face hub that brings its own config, `hf-hub:ORG/NAME`; errors as load_tag, and UsageError
-    for what cannot be such a name."""
+    """Load `hf-hub:ORG/NAME` with its own config; errors as load_tag, and UsageError for an invalid name."""
     if not HUB_NAME.fullmatch(name) or ".." in name or "--" in name:
         raise UsageError(
             f"{name[:200]!r} names no model of the Hugging Face hub: give hf-hub:ORG/NAME (letters, digits, '-', '_' "
@@ -287,7 +286,7 @@ def builtin_config(architecture: str) -> dict[str, Any]:
 
 
 def architectures_where(fits: Callable[[dict[str, Any]], bool]) -> list[str]:
-    """The names of open_clip's architectures whose `model_cfg` passes a test."""
+    """Names of open_clip architectures whose `model_cfg` passes a test."""
     return [name for name in list_models() if fits(get_model_config(name))]
 
 

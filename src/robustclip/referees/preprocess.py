@@ -87,7 +87,7 @@ class Preprocess(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Build from an open_clip `preprocess_cfg`, or what `config` gave; `size` is needed."""
+        """Build from an open_clip `preprocess_cfg`, or the output of `config`; `size` is required."""
         known = DEFAULT | {"resize_to", "crop"}
         unknown = sorted(set(config) - known - {"mode"})
         if unknown or "size" not in config:
@@ -118,7 +118,7 @@ class Preprocess(nn.Module):
         return values if self.crop == "round" else {**values, "crop": self.crop}
 
     def beyond_open_clip(self) -> str:
-        """What of it an open_clip `preprocess_cfg` cannot say, in words; empty where there is nothing."""
+        """Settings that an open_clip `preprocess_cfg` cannot express, as text; empty if none."""
         faults = []
         if self.resize_to != self.size and self.resize_mode != "none":
             faults.append(f"a resize to {_by(self.resize_to)} before a crop of {_by(self.size)}")
@@ -158,7 +158,7 @@ class Preprocess(nn.Module):
         return smooth + (stacked.to(images.device).float() / 255 - smooth.detach())
 
     def placed_back(self, maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b H W"]:
-        """Maps of what the tower sees, of its `size`, laid over images of the given size: 0 where it does not look."""
+        """Place maps of the tower's input size on images of the given size: 0 outside the crop."""
         height, width = self._fitted(*size)
         down, right = max(self.size[0] - height, 0) // 2, max(self.size[1] - width, 0) // 2  # padding around the image
         top, left = (self._cut(max(fit - side, 0)) for fit, side in zip((height, width), self.size, strict=True))

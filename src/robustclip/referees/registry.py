@@ -123,13 +123,13 @@ def load_referee(
 
 @typed
 def show(name: Annotated[str, "name or folder"]) -> Card:
-    """The card of a referee, by name or folder."""
+    """Card of a referee, by name or folder."""
     return entry_of(name).card
 
 
 @typed
 def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
-    """The card of a referee or a pair reader, by name or folder; of a generator, what its card.json holds."""
+    """Card of a referee or pair reader, by name or folder; for a generator, its card.json."""
     entry = next((entry for entry in list_all() if entry.name == name), None)
     if entry is not None and entry.kind == "generator":
         return dict(read_json(entry.folder / CARD_FILE))
@@ -311,7 +311,7 @@ def _path(text: str) -> Path:
 
 
 def entry_of(name: str) -> Entry:
-    """The referee of that name, or in that folder. Raises UsageError where there is none."""
+    """The referee of that name or folder. Raises UsageError if there is none."""
     entry = find(name)
     if entry is not None:
         return entry

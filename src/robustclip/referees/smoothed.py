@@ -158,7 +158,7 @@ class Smoothing:
 
     @classmethod
     def parse(cls, text: str) -> Smoothing:
-        """Read it. Raises UsageError for what is none, and for numbers that `smoothed` refuses."""
+        """Parse a smoothing spec. Raises UsageError for an invalid one."""
         found = SPEC.fullmatch(text)
         if found is None:
             raise UsageError(
@@ -215,24 +215,25 @@ def is_smoothed(tower: nn.Module) -> bool:
 
 
 def base_tower(tower: nn.Module) -> nn.Module:
-    """The tower whose weights these are: that below the noise, or the tower itself."""
+    """The underlying tower without smoothing."""
     return tower.tower if isinstance(tower, SmoothedTower) else tower
 
 
 def refuse_smoothed(tower: nn.Module, doing: str, instead: str) -> None:
-    """Raise UsageError for a smoothed tower, saying what it is unfit for, and what to do `instead`."""
+    """Raise UsageError for a smoothed tower, with the reason and the remedy `instead`."""
     if isinstance(tower, SmoothedTower):
         raise UsageError(f"a smoothed referee {doing}: {instead} (its spec without {MARK}{tower.smoothing})")
 
 
 def fingerprint(referee: TwoTower) -> str:
-    """A sha256 of the image tower's weights, the same for a float32 file and its half-precision copy, and for a
-    smoothed referee and its base."""
+    """SHA-256 of the image tower's weights, equal for float32 and half-precision copies, and for a smoothed referee and
+    its base.
+    """
     return digest(base_tower(referee.image_tower).state_dict())
 
 
 def check_judge(guide: TwoTower, judge: TwoTower) -> None:
-    """Raise UsageError when `judge` has the very image tower of `guide`, for a referee's pictures fool that referee."""
+    """Raise UsageError if `judge` shares its image tower with `guide`."""
     if guide is judge or fingerprint(guide) == fingerprint(judge):
         raise UsageError(
             f"the judge {judge.card.name!r} and the guide {guide.card.name!r} are the same weights: pictures made to "

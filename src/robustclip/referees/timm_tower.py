@@ -55,7 +55,7 @@ def timm_model(referee: TwoTower) -> Any:
 
 
 def save_timm(referee: TwoTower, folder: Path, *, half: bool = False) -> list[str]:
-    """Write what `timm.create_model("local-dir:FOLDER", pretrained=True)` loads; returns the names of weight files.
+    """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`; returns the names of weight files.
 
     config.json holds the arguments that build the model, and mean, std, input size and interpolation, for
     `timm.data.resolve_model_data_config`.

@@ -62,8 +62,8 @@ def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors on the CPU, unwrapped from `{"state_dict": ...}`, and from what DataParallel,
-    torch.compile, AveragedModel and FSDP put into names, in any order.
+    """Read a checkpoint's tensors on the CPU, unwrapping `{"state_dict": ...}` and the key prefixes of DataParallel,
+    torch.compile, AveragedModel and FSDP, in any nesting.
 
     Safetensors, a pickle under torch's weights-only reader, or the index of shards of either (`*.index.json`). Where a
     file holds weights and their moving average, the former are read, and a note says so. What a file says of its sizes
@@ -177,7 +177,7 @@ def check_finite(module: nn.Module, *, source: str) -> None:
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
-    """Raise UsageError, naming all that differs, unless `weights` are what `module` consists of.
+    """Raise UsageError, with all differences, unless `weights` match `module` in names, shapes and dtypes.
 
     Only names, shapes and types are compared: `module` may lie on the meta device, where nothing has values.
     """
@@ -210,7 +210,7 @@ def _kind(value: Tensor) -> str:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """A sha256 of tensors by name, the same for a float32 file and its half-precision copy.
+    """SHA-256 of named tensors, equal for a float32 file and its half-precision copy.
 
     Values are rounded to float16 first, so that a referee is known again after an export with half the bytes.
     """
@@ -268,7 +268,7 @@ def _is_dense(value: Tensor) -> bool:
 
 
 def some(names: list[str], shown: int = 5) -> str:
-    """The first few of many names, each cut to a line's length, and how many more there are."""
+    """The first names of a list, truncated, and the number of the rest."""
     brief = [name if len(name) <= LINE and name.isprintable() else f"{name[:LINE]!r}..." for name in names[:shown]]
     return ", ".join(brief) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 

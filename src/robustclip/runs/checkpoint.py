@@ -50,7 +50,7 @@ def save_best(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def newest(folder: Path, device: str | torch.device, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, the best one included; None where there is none.
+    """The newest readable checkpoint, including the best one; None if there is none.
 
     Each newer one that cannot be read is told to `warn`. Half-written drafts are removed. Raises RunError where there
     are checkpoints and none is readable, and where the disk fails, which says nothing of the file.
@@ -96,7 +96,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; [] where there is none. The best one is not among them."""
+    """Checkpoints of a run, oldest first, without the best one."""
     return _named(folder, NAME)
 
 

@@ -20,7 +20,8 @@ UNNAMED = ("auto", "measure")
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto` is the first of cuda, mps, cpu that is there; `cpu`, `cuda`, `cuda:1`, `mps` are taken at their word.
+    """Parse a device: `auto` is the first available of cuda, mps, cpu; `cpu`, `cuda`, `cuda:1`, `mps` are taken as
+    given.
 
     Raises UsageError for a name torch does not know and for a device this machine does not have.
     """
@@ -148,7 +149,7 @@ def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def check_memory(needed: float, what: str, device: str | torch.device = "cpu") -> None:
-    """Raise UsageError where `what` takes more bytes than are free on the device; `needed` is the least it can take."""
+    """Raise UsageError if `what` needs more bytes than are free on the device; `needed` is a lower bound."""
     free = free_memory(device)
     if free is not None and needed > free:
         raise UsageError(f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}")

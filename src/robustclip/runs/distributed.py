@@ -72,7 +72,7 @@ def listed(thing: Any) -> list[Any]:
 
 
 def decided(decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, in all processes; what it raises there ends them all.
+    """Run `decide` in the main process and return its result in all; its exceptions end all.
 
     For what only one may do: make a folder, look at one that another is about to write to.
     """

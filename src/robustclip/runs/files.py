@@ -86,7 +86,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Where the disk refuses what the block writes (it is full, read-only, or others'), RunError names `path`."""
+    """Context manager: OSErrors of writing (full or read-only disk, permissions) become RunError naming `path`."""
     try:
         yield
     except Exception as error:
@@ -141,8 +141,7 @@ def _rescue(numbers: object) -> str:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all files of a folder, which libraries may have written for their owner alone (safetensors does), the mode
-    that any new file has here."""
+    """Apply the umask's default mode to all files of a folder (safetensors writes private files)."""
     probe = folder / f".{secrets.token_hex(4)}.tmp"
     probe.touch(exist_ok=False)
     usual = stat.S_IMODE(probe.stat().st_mode)
@@ -153,12 +152,12 @@ def follow_umask(folder: Path) -> None:
 
 
 def is_draft(path: Path) -> bool:
-    """Whether this is what a process leaves behind that is killed: a draft of `atomic_write`, or its lock."""
+    """Whether a file is a leftover of a killed `atomic_write`, or its lock."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether there is more at that place than a folder with drafts."""
+    """Whether a path holds more than drafts."""
     try:
         folder.lstat()  # raises OSError for a name that no folder takes
     except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +209,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
-    """The text of a small file. Raises UsageError as `read_bytes`, and for what is not UTF-8."""
+    """Read a small UTF-8 text file. Raises UsageError as `read_bytes`, and for invalid UTF-8."""
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -276,7 +275,7 @@ def first_undecodable(path: str | os.PathLike[str]) -> int:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What a small JSON file holds. Raises UsageError as `read_text`, and for what is no JSON or nested too deep."""
+    """Read a small JSON file. Raises UsageError as `read_text`, and for invalid or too deeply nested JSON."""
     return parse_json(read_text(path), path)
 
 
@@ -293,8 +292,9 @@ def parse_json(text: str | bytes, source: object) -> Any:
 
 
 def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
-    """What a small YAML file says, in plain values. Raises UsageError as `read_text`, and for what is no YAML, nested
-    too deep, or has aliases (`*name`), by which a few lines stand for gigabytes."""
+    """Read a small YAML file as plain values. Raises UsageError as `read_text`, and for invalid, too deeply nested or
+    aliased YAML (`*name` allows exponential expansion).
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -320,7 +320,7 @@ def _check_depth(value: object, depth: int) -> None:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Path.is_dir, and False also for what no system takes as a path, such as a text of many lines."""
+    """Path.is_dir, but False for invalid paths such as multi-line texts."""
     with suppress(OSError):
         return Path(path).is_dir()
     return False
@@ -355,13 +355,13 @@ def check_free(path: str | os.PathLike[str]) -> None:
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where something has that name, or no folder can be there."""
+    """Raise UsageError if the path exists or a folder cannot be created there."""
     check_writable(path, folder=True)
     check_free(path)
 
 
 def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raise UsageError where no file of that name can be, or one is there that is not to be replaced."""
+    """Raise UsageError if the file cannot be created, or exists and must not be replaced."""
     check_writable(path)
     if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite")

@@ -119,8 +119,7 @@ class Run:
     def create(
         cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object], room: str = ROBUSTIFY
     ) -> Run:
-        """Start a run in a new folder; where `folder` is None, in runs/<recipe>-<number>. `room` is the command whose
-        recipe it is.
+        """Start a run in a new folder; default runs/<recipe>-<number>. `room` is the recipe's command.
 
         Raises UsageError where the folder exists already and is not empty, RunError where it cannot be written.
         """
@@ -211,7 +210,7 @@ class Run:
 
     @property
     def room(self) -> str:
-        """The command whose recipe it is: robustify, synthesize."""
+        """The recipe's command: robustify, synthesize."""
         return str(self.record.get("room", ROBUSTIFY))
 
     @property
@@ -267,7 +266,7 @@ class Run:
         self._metrics.trim(step, write=self._writes)
 
     def note(self, **facts: object) -> None:
-        """Add facts to run.json, e.g. what the data were."""
+        """Add facts to run.json, e.g. about the data."""
         self.record["notes"] = self.record.get("notes", {}) | plain(facts)
         with self._tolerant():
             self._save()
@@ -326,7 +325,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
+    """Versions of the libraries that determine results."""
     installed = {package: metadata.version(package) for package in PACKAGES}
     return {"robustclip": robustclip.__version__, "python": platform.python_version(), **installed}
 

@@ -22,7 +22,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def check_plain(value: Any, depth: int = 0) -> Any:
-    """`value` itself, as JSON has it. Raises UsageError for what is too deep, not finite, huge or not printable."""
+    """Validate a JSON value and return it. Raises UsageError for too deep, non-finite, huge or non-printable values."""
     if depth > DEEPEST:
         raise UsageError(f"lists and objects lie deeper than {DEEPEST} levels in each other")
     if isinstance(value, dict):

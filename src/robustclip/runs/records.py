@@ -52,7 +52,7 @@ class _Record(_Start):
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the run in `folder`. Raises UsageError where there is none, or one with other types in it."""
+    """Read run.json of `folder`. Raises UsageError if it is missing or has wrong types."""
     path = folder / RECORD
     if not os.path.lexists(path):
         raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}")

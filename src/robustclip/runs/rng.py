@@ -10,7 +10,7 @@ import torch
 
 
 def generator(seed: int, purpose: str, *indices: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator keyed by what it is for, e.g. `generator(seed, "attack", step)`.
+    """A generator keyed by seed and purpose, e.g. `generator(seed, "attack", step)`.
 
     Two streams of different purpose or index are independent, and none depends on how much another was drawn from:
     so step 7 draws the same numbers whether the run started at 0 or resumed at 7. Global seeds are never touched.
@@ -26,15 +26,15 @@ def generator(seed: int, purpose: str, *indices: int, device: str | torch.device
 def each(
     seed: int, purpose: str, *indices: int, ids: Sequence[str], device: str | torch.device = "cpu"
 ) -> list[torch.Generator]:
-    """A generator for each sample, keyed by its id as well: what is drawn for a sample does not depend on which others
-    share its batch, its part of a batch or its process."""
+    """One generator per sample, keyed also by its id, so that draws do not depend on batch, part or process."""
     return [generator(seed, f"{purpose} of {id}", *indices, device=device) for id in ids]  # noqa: A001
 
 
 @contextmanager
 def seeded(seed: int, purpose: str, *indices: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Within the block, what draws from torch's global generators (dropout inside a tower) draws from a stream of this
-    name; they are as before after it."""
+    """Context manager: seed torch's global generators (e.g. for dropout) by a named stream, and restore them
+    afterwards.
+    """
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(generator(seed, purpose, *indices).initial_seed())

@@ -23,7 +23,7 @@ WIDTH_OF_A_PIPE = 160  # columns; tables would be cut to 80 there
 
 
 def shown(text: str) -> str:
-    """The text with what would move a terminal's cursor, colour it or turn text around spelt out: \\x1b."""
+    """Escape control characters of a text (cursor movement, colours, text direction): \\x1b."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -186,8 +186,7 @@ class TrainingProgress:
 
 
 def watched(parts: Sequence[Part], line: str = "", title: str = "") -> Iterator[Part]:
-    """The parts, one by one, under a bar with the title, or where there is no terminal after the line; silent without
-    one."""
+    """Iterate over parts with a progress bar and title; plain lines without a terminal; silent without a title."""
     console = Console(stderr=True)
     if line and not console.is_terminal:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

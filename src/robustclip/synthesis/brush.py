@@ -29,7 +29,7 @@ def paint_batch(
     keep: KeepBest | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Painted:
-    """Optimise the canvas; the pictures are what it renders at the end, or what `keep` kept."""
+    """Optimise the canvas; returns the final rendering, or the pictures that `keep` stored."""
     watch.tell(" and ".join(str(stream.terms) for stream in streams))
     film = Film(steps, FRAMES)
     watching = _Watching(watch, streams)
@@ -48,7 +48,7 @@ def paint_batch(
 
 
 def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str, int], list[Generator]]:
-    """One generator a picture, keyed by what it is for and the step."""
+    """One generator per picture, keyed by purpose and step."""
     return lambda purpose, step: [item.generator(purpose, step, device=device) for item in items]
 
 

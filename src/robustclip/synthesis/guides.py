@@ -89,7 +89,7 @@ class Guides:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what the first of them sees."""
+        """Input height and width of the first guide."""
         return self.referees[0].image_size
 
     @property

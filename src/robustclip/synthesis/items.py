@@ -106,7 +106,7 @@ class Named:
 
 
 def items_of(prompts: Sequence[Prompt], seeds: Sequence[int] = (0,)) -> list[Item]:
-    """Every prompt with every seed, prompt by prompt, named by what is wanted and its seed: `a-green-turtle-s0`."""
+    """All combinations of prompts and seeds, named by prompt and seed: `a-green-turtle-s0`."""
     _check_pictures(len(prompts), len(seeds))
     repeats = _repeats(prompts)
     names = apart((slug(prompt.wanted), f"{prompt} {again}") for prompt, again in zip(prompts, repeats, strict=True))

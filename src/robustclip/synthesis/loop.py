@@ -21,7 +21,7 @@ Trace = dict[str, Float[Tensor, "s p"]]
 
 @dataclass(frozen=True)
 class Moment:
-    """What callbacks are shown of a step: what was rendered and scored in it, before the canvas was changed.
+    """State of a step as passed to callbacks: renderings and losses before the update.
 
     image: (P,3,H,W), detached; losses: (P,), the weighted sum over all streams; numbers: what each term found, (P,);
     gradients: by the streams' names, those that they stepped along.
@@ -50,7 +50,7 @@ def optimise(
     generators: Callable[[str, int], Sequence[Generator]],
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Float[Tensor, "p 3 h w"], Trace]:
-    """Change the canvas for `steps` steps so that the streams' losses fall; (what it then renders, the trace).
+    """Optimise the canvas for `steps` steps on the streams' losses; returns (final rendering, trace).
 
     `generators(purpose, step)` gives one generator a picture, so that a picture does not depend on which others are
     optimised beside it. All streams' gradients are taken at the same rendering, before any of them steps.
@@ -165,7 +165,7 @@ class KeepBest:
             self._images = torch.where(better.view(-1, 1, 1, 1), moment.image, self._images)
 
     def images(self, last: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "p 3 h w"]:
-        """The best pictures; `last` is what the loop returned, which was never measured."""
+        """The best pictures; `last` is the loop's final rendering, which is not measured."""
         self._keep_pending(last)
         return last if self._images is None else self._images
 

@@ -64,7 +64,7 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a PNG file that is undamaged to its end."""
+    """Whether the PNG file exists and is complete."""
     try:
         return any(kind == b"IDAT" for kind, _ in _chunks(path))
     except UsageError:
@@ -74,8 +74,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 def enlarged(
     images: Float[Tensor, "n 3 h w"], how: Enlarge = "nearest", smallest: int = SHOWN
 ) -> Float[Tensor, "n 3 h2 w2"]:
-    """Pictures whose longer side is below `smallest` pixels, larger by the first whole number that reaches it: each
-    pixel repeated, or bicubic."""
+    """Enlarge pictures whose longer side is below `smallest` pixels by an integer factor: nearest or bicubic."""
     height, width = images.shape[-2:]
     times = max(1, -(-smallest // max(height, width)))
     if how == "bicubic":

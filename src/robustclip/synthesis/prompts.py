@@ -120,7 +120,7 @@ class Prompt:
 
     @property
     def wanted(self) -> str:
-        """The title without what is pushed away."""
+        """The title without negative parts."""
         return ", ".join(part.title for part in self.parts if part.weight > 0)
 
     def check_images(self) -> None:
@@ -151,7 +151,7 @@ def parse_all(texts: Sequence[str]) -> list[Prompt]:
 
 
 def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
-    """Refuse texts whose end the referee would not read. A referee whose text tower knows no limit takes all.
+    """Refuse texts longer than the referee's context.
 
     Raises UsageError that names the longest, its tokens and the limit, and says how many there are.
     """

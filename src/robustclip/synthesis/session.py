@@ -190,7 +190,7 @@ class Session:
         return made
 
     def paint(self, paint: Paint, *, steps: int) -> Result:
-        """Paint what is not there yet, batch by batch, and end the run."""
+        """Generate the missing pictures batch by batch, and finish the run."""
         if self.best_of > 1:
             paint, steps = best_of(paint, self.best_of, self._choose, steps), self.best_of * steps
         with self.run:

@@ -36,7 +36,7 @@ SEEDS_KEPT = 4  # whose candidates stay in memory
 
 
 def check_init(text: str) -> str:
-    """The `--init` flag. Raises UsageError for what is neither a name nor a file to start from."""
+    """Validate the `--init` flag. Raises UsageError for neither a known name nor a file."""
     if text not in (AUTO, *PLAIN, "mixture") and not is_file(text):
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "

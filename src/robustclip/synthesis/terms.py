@@ -81,8 +81,9 @@ class ZeroBelow:
 
 @dataclass(frozen=True)
 class ZeroBelowQuantile:
-    """The mean over all views, where losses below the q-quantile of the picture's own views count as zero (CLIPAG's
-    notebook, off by default there)."""
+    """Mean over views, with losses below the q-quantile of the picture's own views counted as zero (CLIPAG's notebook;
+    off by default there).
+    """
 
     q: float
 
@@ -152,7 +153,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Terms:
-    """A sum of terms. Raises UsageError where there is none."""
+    """Sum of terms. Raises UsageError for none."""
 
     terms: tuple[Term, ...]
 
@@ -201,7 +202,7 @@ Schedule = Callable[[int], float]  # step -> factor of every learning rate
 
 @dataclass
 class Stream:
-    """Terms, the optimiser that follows their gradient, and what is done to that gradient first, picture by picture.
+    """Terms with their optimiser, and the per-picture gradient transform before it.
 
     clip_norm   its norm is cut to this (over all parameters of a picture).
     unit_rms    it is scaled to a root mean square of 1, so that the learning rate of plain SGD is the RMS change of a

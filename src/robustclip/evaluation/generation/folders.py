@@ -26,7 +26,7 @@ LONGEST_LIST: Final = 2**28  # bytes
 
 
 def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int | None = None) -> Pictures:
-    """The pictures of a run of `synthesize` (FOLDER/images/*.png, which say what they are), or of any folder.
+    """Read the pictures of a `synthesize` run (FOLDER/images/*.png with provenance), or of any folder.
 
     prompts    a list of what the pictures of another folder are to show, as JSON lines ({"id" or "file", "prompt"},
                "seed" if known) or CSV with these columns; without it pictures.jsonl, prompts.jsonl or prompts.csv in
@@ -121,7 +121,7 @@ def read_reference(reference: str | Path, *, size: int | None = None) -> Picture
 
 
 def says_prompts(folder: str | Path) -> bool:
-    """Whether the pictures of a folder say themselves what they are to show, by the first of them."""
+    """Whether the first picture of a folder has its prompt as provenance."""
     folder = Path(folder)
     home = folder / "images" if is_folder(folder / "images") else folder
     return bool(_told(image_files(home)[:1])) if is_folder(home) else False

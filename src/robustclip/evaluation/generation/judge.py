@@ -296,8 +296,7 @@ def judge_pictures(
 
 
 def check_guides(sets: Sequence[Pictures], jury: Sequence[tuple[str, str]], *, allow_self: bool) -> list[str]:
-    """Raise UsageError where a judge, (name, fingerprint), guided pictures that it is to judge, or chose them; if that
-    is allowed, notes say so."""
+    """Raise UsageError if a judge (name, fingerprint) guided or selected the pictures; if allowed, notes say so."""
     notes = []
     for name, own in jury:
         for pictures in sets:

@@ -19,7 +19,7 @@ from robustclip.errors import UsageError
 
 @dataclass(frozen=True)
 class Pictures:
-    """N images of one size in [0,1], and for each its id and what it is to show.
+    """N images of one size in [0,1] with ids and prompts.
 
     prompts    the text that a judge is asked about: without weights, and without what was to be avoided.
     seeds      what each was painted with; None where nothing says it.
@@ -63,7 +63,7 @@ class Pictures:
 
 
 def from_tensor(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], *, name: str = "pictures") -> Pictures:
-    """Images in memory, with what each is to show; their ids are their places."""
+    """Wrap images in memory with their prompts; ids are their indices."""
     return Pictures(name, images, list(prompts), [str(place) for place in range(len(images))])
 
 

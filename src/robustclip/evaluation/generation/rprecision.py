@@ -78,7 +78,7 @@ def r_precision(
 
 
 def count_candidates(candidates: int | None, texts: int) -> int:
-    """How many candidates there are, of so many texts. Raises UsageError where that is too few of either."""
+    """Number of candidates for so many texts. Raises UsageError if either is too small."""
     count = texts if candidates is None else candidates
     if count < 2:
         raise UsageError(

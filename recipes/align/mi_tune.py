@@ -139,7 +139,7 @@ def recipe(
     if resume is not None:
         go_on(trainer, run, place)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
-    card = {"recipe": "align/mi-tune", "arguments": kept}
+    card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}
     numbers: dict[str, float] = {}
     with run:
         for round_ in range(1 + max(trainer.done - 1, 0) // steps, rounds + 1):

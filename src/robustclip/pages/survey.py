@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 
 from robustclip import __version__
 from robustclip.data.images import to_pil
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, raise_faults
 from robustclip.evaluation.generation.folders import read_pictures
 from robustclip.evaluation.generation.measure import shared
 from robustclip.evaluation.generation.pictures import Pictures
@@ -36,7 +36,7 @@ from robustclip.runs.files import (
     write_json,
 )
 from robustclip.runs.rng import generator
-from robustclip.signatures import raise_faults, typed
+from robustclip.signatures import typed
 
 QUESTION: Final = "Which picture shows this better?"
 ANSWERS: Final = {"left": 1.0, "neither": 0.5, "right": 0.0}
@@ -184,10 +184,11 @@ def _key(file: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     values = read_json(file)
     trials = values.get("trials") if isinstance(values, dict) else None
     fields = ("trial", "left", "right")
-    whole = isinstance(trials, list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in trials
-    )
-    if not whole or not isinstance(values.get("sets"), list):
+    if (
+        not isinstance(trials, list)
+        or not isinstance(values.get("sets"), list)
+        or not all(isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in trials)
+    ):
         raise UsageError(f"{file} is no key of a survey: give PAGE.key.json, which survey make wrote", "no_key")
     return {one["trial"]: one for one in trials}, [str(name) for name in values["sets"]]
 

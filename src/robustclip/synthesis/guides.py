@@ -271,8 +271,9 @@ class PairGuides(Guides):
 
     @property
     def device(self) -> torch.device:
-        alone = [one for one, _ in self.models] if not self.referees else []
-        return next((one.device for one in (*(reader for reader, _ in self.readers), *alone)), None) or super().device
+        if self.readers:
+            return self.readers[0][0].device
+        return super().device if self.referees else self.models[0][0].device
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         super().check(prompts)

@@ -31,7 +31,7 @@ from robustclip.evaluation.generation.compbench.prompts import (
 from robustclip.evaluation.generation.compbench.roles import load_roles
 from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, check_installed, load_inception
-from robustclip.evaluation.generation.information import courts, is_diffusion_judge
+from robustclip.evaluation.generation.information import InformationCourt, courts, is_diffusion_judge
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
 from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
 from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
@@ -257,7 +257,7 @@ def judge_pictures(
     referees = [one for one in given if not (is_diffusion_judge(one) or is_scorer(one))]
     jury = load_judges(referees, device=where) if referees or not given else []
     scorers = [ScorerCourt(str(one), questions, where) for one in given if is_scorer(one)]
-    models = [*courts(given, questions, where), *scorers]
+    models: list[InformationCourt | ScorerCourt] = [*courts(given, questions, where), *scorers]
     notes = [note for pictures in sets for note in pictures.notes]
     known = [(one.name, fingerprint(one.referee)) for one in jury] + [(one.name, one.fingerprint) for one in models]
     notes += check_guides(sets, known, allow_self=allow_self)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +44,7 @@ GUIDANCES: Final = (1.0, 3.0, 5.0, 7.5)
 SEEDS: Final = 2  # pictures of each prompt
 SPLITS: Final = ("guide-styles", "unseen-styles")
 TIMES: Final = (100, 300, 500, 700, 900)  # of 1000 steps of the schedule
+RATES: Final = ("right", "attributes", "both")
 RESAMPLES: Final = 2_000
 SHARES: Final = 10  # of a training, whose mean errors are its learning curve
 SCENES: Final = 200
@@ -57,14 +58,18 @@ def main(folder: Path, runs: Sequence[Path], earlier: Path | None, sheet: Path, 
     measured: dict[str, Any] = {
         "reconstruction": [reconstruction(model, split) for split in SPLITS],
         "own pictures": found_in(pictures, judges),
+        "composed pictures": found_in({split: scenes(split) for split in SPLITS}, judges, "split"),
         "error of the noise": errors(model),
     }
     if runs:
         measured["learning curve"] = [curve(run) for run in runs]
     if earlier is not None:
         before = load_diffusion(earlier)
-        told = read_json(earlier / CARD)["steps"]
-        measured["earlier"] = {"steps": told} | {"own pictures": found_in({7.5: samples(before, 7.5)}, judges)}
+        measured["earlier"] = {
+            "steps": read_json(earlier / CARD)["steps"],
+            "own pictures": found_in({guidance: samples(before, guidance) for guidance in GUIDANCES}, judges),
+            "error of the noise": errors(before),
+        }
     print(json.dumps(measured, indent=2))
     card = read_json(folder / CARD)
     write_json(folder / CARD, card | {"licence": LICENCE, "measured": measured})
@@ -96,17 +101,31 @@ def _samples(model: LatentDiffusion, guidance: float, seed: int) -> Tensor:
     return model.sample(texts, size=(64, 64), steps=50, guidance=guidance, generators=streams)
 
 
-def found_in(pictures: dict[float, Tensor], judges: Sequence[str]) -> list[dict[str, Any]]:
-    """Each judge's rates, with 95% intervals (Wilson)."""
-    found = []
+def found_in(pictures: Mapping[Any, Tensor], judges: Sequence[str], by: str = "guidance") -> list[dict[str, Any]]:
+    """Each judge's rates, and of what all of them find, with 95% intervals (Wilson)."""
+    hits: dict[tuple[str, Any, str], Any] = {}
     for name in judges:
         judge = load_pair_reader(name)
-        for guidance, images in pictures.items():
+        for key, images in pictures.items():
             verdict = judge_pairs(judge, images, compositional_prompts() * SEEDS)
-            rates = {rate: getattr(verdict, rate) for rate in ("right", "attributes", "both")}
-            told = {rate: asdict(intervals.rate(hits.numpy())) for rate, hits in rates.items()}
-            found.append({"judge": name, "guidance": guidance, **told})
-    return found
+            hits |= {(name, key, rate): getattr(verdict, rate).numpy() for rate in RATES}
+    hits |= {
+        ("all", key, rate): np.all([hits[name, key, rate] for name in judges], axis=0)
+        for key in pictures
+        for rate in RATES
+    }
+    return [
+        {"judge": name, by: key, **{rate: asdict(intervals.rate(hits[name, key, rate])) for rate in RATES}}
+        for name in (*judges, "all")
+        for key in pictures
+    ]
+
+
+def scenes(split: str) -> Tensor:
+    """As many composed pictures of each compositional prompt as of its own: what the judges find at best."""
+    return torch.stack(
+        [compose_pair(pair, split=split, number=seed) for seed in range(SEEDS) for pair in compositional_prompts()]
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from measure_vqgan import LICENCE, blur, quality
+from measure_vqgan import blur, quality
 from torch import Tensor
 
 from robustclip.data.embedded import path
@@ -38,6 +38,11 @@ from robustclip.runs.files import read_json, write_json
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
+LICENCE: Final = (
+    "Trained on drawings of Noto Emoji, Firefox OS Emoji and IconPark (Apache-2.0), Fluent Emoji, Flat Color Icons and "
+    "Meteocons (MIT), Emoji One and Streamline (CC-BY-4.0) and Game-icons.net (CC-BY-3.0); NOTICE names their makers. "
+    "No drawing of OpenMoji or Twemoji is in it."
+)
 SHEET: Final = Path(__file__).parents[2] / "docs" / "diffusion.webp"
 JUDGES: Final = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"]
 GUIDANCES: Final = (1.0, 3.0, 5.0, 7.5)

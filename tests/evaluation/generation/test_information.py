@@ -26,7 +26,7 @@ def test_own_prompts_are_worth_more_than_others_and_figures_are_the_estimators(
 ) -> None:
     monkeypatch.setattr(information, "DRAWS", 1)
     pairs = compositional_prompts()[:2]
-    images = torch.stack([compose_pair(pair, split="unseen-styles") for pair in pairs])
+    images = torch.stack([compose_pair(pair, split="guide-styles") for pair in pairs])
     texts = [str(pair) for pair in pairs]
     own, other = from_tensor(images, texts, name="own"), from_tensor(images, texts[1:] + texts[:1], name="other")
     questions = Questions(["cosine"], seed=3)

@@ -89,7 +89,8 @@ class TypedCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        self.parameters, doc = self._described()
+        shown = bool({"-h", "--help"} & set(args) or extra.get("resilient_parsing"))
+        self.parameters, doc = self._described(shown=shown)
         self.help = _unwrapped(doc)
         own = {parameter.name for parameter in self.parameters}
         file = click.Path(dir_okay=False, path_type=Path)
@@ -113,9 +114,9 @@ class TypedCommand(click.Command):
         ]
         return super().make_context(info_name, args, parent, **extra)
 
-    def _described(self) -> tuple[list[Parameter], str]:
-        """Its parameters and docstring: of the source where that is enough, else of the function."""
-        if self.describe is not None:
+    def _described(self, *, shown: bool) -> tuple[list[Parameter], str]:
+        """Its parameters and docstring: of the source where they are only shown, else of the function."""
+        if self.describe is not None and shown:
             try:
                 described = self.describe()
                 return signatures.of_signature(described.signature, self.name or ""), described.doc

@@ -62,31 +62,31 @@ def test_names_are_found_with_hyphens_and_in_other_rooms(
     assert [recipe.name for recipe in recipes.available("robustify")] == ["count-steps"]
     assert recipes.find("count-steps", "robustify").path == room / "count_steps.py"
     assert recipes.find("robustify/count-steps", "synthesize").path == room / "count_steps.py"
-    with pytest.raises(UsageError, match=r"unknown recipe 'count-step': did you mean count-steps\? There are count-st"):
-        recipes.find("count-step", "robustify")
-    with pytest.raises(UsageError, match=r"unknown recipe 'wonder'\. There are count-steps; a path to a \.py file"):
-        recipes.find("wonder", "robustify")
+    for name, near in (("count-step", ["count-steps"]), ("wonder", [])):
+        with pytest.raises(UsageError, match="count-steps") as error:
+            recipes.find(name, "robustify")
+        assert (error.value.code, error.value.values["near"]) == ("unknown_recipe", near)
 
 
 def test_a_path_that_leads_nowhere() -> None:
-    with pytest.raises(UsageError, match=r"there is no recipe file no/where\.py: give a path to one, or a name of"):
+    with pytest.raises(UsageError, check=lambda error: error.code == "unknown_recipe"):
         recipes.find("no/where.py", "robustify")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", r"is not a recipe: it needs a function with a docstring"),
-        ("recipe = 3", r"is not a recipe"),
-        ("def recipe(*, steps: int = 3): ...", r"is not a recipe"),
-        ('def recipe(*, steps: int = 3, out: str = ""):\n    """Do."""', r"must also take device, dtype, seed, quick"),
+        "",
+        "recipe = 3",
+        "def recipe(*, steps: int = 3): ...",
+        'def recipe(*, steps: int = 3, out: str = ""):\n    """Do."""',
     ],
     ids=["empty", "no function", "no docstring", "lacks flags"],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "odd.py"
     path.write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match="odd", check=lambda error: error.code == "not_a_recipe"):
         recipes.find(str(path), "robustify").load()
 
 
@@ -97,9 +97,8 @@ def test_the_python_face_runs_a_recipe(recipe_file: Path) -> None:
 def test_the_python_face_makes_the_same_checks(recipe_file: Path) -> None:
     with pytest.raises(UsageError) as error:
         robustclip.robustify(str(recipe_file), steps="three", sed=1)
-    assert "2 faults in the call of robustify(" in str(error.value)
-    assert "steps= 'three': should be a valid integer" in str(error.value)
-    assert "sed=: unknown argument; did you mean seed=?" in str(error.value)
+    assert error.value.codes == ["faults", "int_parsing", "unknown_argument"]
+    assert "did you mean seed=?" in str(error.value)
     with pytest.raises(UsageError, match="steps=11 is not quick: give 10 or fewer"):
         robustclip.robustify(str(recipe_file), steps=11, quick=True)
 

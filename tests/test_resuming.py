@@ -135,58 +135,53 @@ def test_out_may_repeat_what_resume_says() -> None:
     assert robustify("base", resume=folder, out=folder.absolute(), fail=False)["run"] == str(folder)
 
 
-def faults(name: str, **arguments: object) -> list[str]:
+def faults(name: str, **arguments: object) -> list[UsageError]:
     with pytest.raises(UsageError) as error:
         robustify(name, **arguments)
-    return str(error.value).splitlines()[1:-1]
+    return list(error.value.faults)  # type: ignore[arg-type]
 
 
-def test_there_must_be_a_run_to_go_on_with() -> None:
-    assert faults("base", resume="latest") == [
-        "  resume= 'latest': there is no run of base in runs/: leave out --resume to start one, or give its folder"
-    ]
-    assert faults("base", resume="nowhere") == [
-        "  resume= 'nowhere': there is no such folder: give a run's folder, or latest"
-    ]
-    folder = fail("base")
-    assert faults("base", resume=folder.name) == [
-        "  resume= 'base-1': there is no such folder: did you mean runs/base-1?"
-    ]
-    assert faults("base", resume=".") == ["  resume= '.': . is not a run's folder: it has no run.json"]
-    assert faults("base", resume=folder, out="x") == [
-        "  resume= 'runs/base-1': goes on in that folder: leave out --out x"
-    ]
-    assert faults("ablation", resume=folder) == [
-        "  resume= 'runs/base-1': runs/base-1 is a run of base, not of ablation: "
-        "robustclip robustify base --resume runs/base-1"
-    ]
+@pytest.mark.parametrize(
+    ("name", "given", "code", "shown"),
+    [
+        ("base", {"resume": "latest"}, "no_such_run", "no run of base in runs/"),
+        ("base", {"resume": "nowhere"}, "no_such_run", "or latest"),
+        ("base", {"resume": "base-1"}, "no_such_run", "did you mean runs/base-1?"),
+        ("base", {"resume": "."}, "", "it has no run.json"),
+        ("base", {"resume": "runs/base-1", "out": "x"}, "two_folders", "leave out --out x"),
+        ("ablation", {"resume": "runs/base-1"}, "", "robustclip robustify base --resume runs/base-1"),
+        ("base", {"resume": "latest", "out": "photos"}, "", "it has no run.json"),
+    ],
+)
+def test_there_must_be_a_run_to_go_on_with(name: str, given: dict[str, object], code: str, shown: str) -> None:
+    if given != {"resume": "latest"}:
+        fail("base")
     Path("photos").mkdir()
     Path("photos/a.png").touch()
-    assert faults("base", resume="latest", out="photos") == [
-        "  resume= 'latest': photos is not a run's folder: it has no run.json"
-    ]
+    (fault,) = faults(name, **given)
+    assert (fault.code, fault.values["argument"]) == (code, "resume")
+    assert shown in str(fault)
 
 
 def test_a_run_that_still_runs_is_left_alone() -> None:
     Run.create(None, recipe="base", arguments={"steps": 3})
     (fault,) = faults("base", resume="latest")
-    assert re.search(r"runs/base-1 is still running, as process \d+: stop it first, or wait", fault)
+    assert re.search(r"runs/base-1 is still running, as process \d+: stop it first, or wait", str(fault))
 
 
 def test_all_faults_come_at_once() -> None:
     found = faults("base", resume="latest", steps="ten", sed=3)
-    assert len(found) == 3
-    assert [text in "\n".join(found) for text in ("no run of base", "steps= 'ten'", "unknown argument")] == [True] * 3
+    assert {fault.code for fault in found} == {"no_such_run", "int_parsing", "unknown_argument"}
 
 
 def test_what_a_run_had_is_checked_again() -> None:
     Path("data.csv").touch()
     folder = fail("base", data="data.csv")
     Path("data.csv").unlink()
-    assert faults("base", resume=folder) == ["  data= 'data.csv': path does not point to a file"]
+    assert [fault.code for fault in faults("base", resume=folder)] == ["path_not_file"]
     robustify("base", steps=20)
     (fault,) = faults("base", resume="runs/base-2", quick=True)
-    assert "--steps 20 is not quick" in fault
+    assert "--steps 20 is not quick" in str(fault)
 
 
 def test_arguments_that_the_recipe_no_longer_has_are_left_behind() -> None:

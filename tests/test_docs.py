@@ -136,6 +136,13 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
+def test_the_site_leads_to_every_page() -> None:
+    """`make docs` fails for a page outside the navigation, and is not part of `make test`."""
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f" {page}\n" not in listed] == []
+
+
 def test_the_loop_in_pixel_space_runs() -> None:
     page = ROOT / "docs" / "migration" / "clipag.md"
     (loop,) = (text for text in blocks(page, "python") if "AdamW" in text)

@@ -114,7 +114,9 @@ def quality(count: int, device: str) -> None:
     for recipe, steps, passes in settings:
         with tempfile.TemporaryDirectory() as folder:
             made = run(
-                recipe, "synthesize", {"prompt": texts, "steps": steps, "out": Path(folder) / "run", "ways": False}
+                recipe,
+                "synthesize",
+                {"prompt": texts, "steps": steps, "out": Path(folder) / "run", "save_frames": False},
             )
             results.add(f"{recipe}, {passes} passes", texts, recognised(made.images, texts))
         rich.print(results.table())

@@ -34,7 +34,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.adversarial import AdversarialGradients, Embed, WarmStarts
 from robustclip.robustification.embedded import emoji_objective
-from robustclip.robustification.finish import REFEREE, save_trained
+from robustclip.robustification.monitor import REFEREE, save_trained
 from robustclip.robustification.state import ready_to_train
 from robustclip.robustification.trainer import train
 from robustclip.runs import rng

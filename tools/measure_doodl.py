@@ -45,7 +45,7 @@ def painted(name: str, pairs: list[Pair], setting: dict[str, Any], folder: Path)
     arguments: dict[str, Any] = {
         "prompt": [str(pair) for pair in pairs],
         "referee": [GUIDE],
-        "ways": False,
+        "save_frames": False,
         "batch_size": 24,
     }
     given = {**arguments, **setting, **METHODS[name], "out": out, "device": "cpu", "dtype": "float32"}

@@ -72,7 +72,7 @@ def recipe(
         file = run.folder / "prompts.txt"
         with atomic_write(file, "w") as written:
             written.writelines(f"{text}\n" for text in texts)
-        settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "ways": False}
+        settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "save_frames": False}
         recognised = PromptRecognition(everything, load_judges(judges, device=pick_device(device)), [10, 40], seed)
         results = Results(seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
         study = Study(run, results, recognised.setting)

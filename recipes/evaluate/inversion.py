@@ -162,7 +162,7 @@ def recipe(
             written.writelines(f"{pair}\n" for pair in pairs)
         shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
         shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
-        shared |= {"device": device, "dtype": dtype, "ways": False}
+        shared |= {"device": device, "dtype": dtype, "save_frames": False}
         compared = [(cell, BASE) for cell in (NOISE, REAL, *cells) if cell != BASE]
         study = Study(run, Results(chance=CHANCE, shown=SHOWN, compared=compared), setting, budget)
 

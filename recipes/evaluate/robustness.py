@@ -19,7 +19,7 @@ from robustclip.evaluation.generation.results import Results, plain
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.robustification.finish import REFEREE
+from robustclip.robustification.monitor import REFEREE
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write, read_json, write_json
@@ -223,7 +223,7 @@ class Measuring:
         file = folder / "prompts.txt"
         with atomic_write(file, "w") as written:
             written.writelines(f"{text}\n" for text in texts)
-        settings = {"prompts": file, "device": self.device, "seed": 0, "ways": False, "quick": self.quick}
+        settings = {"prompts": file, "device": self.device, "seed": 0, "save_frames": False, "quick": self.quick}
         painted = paint_set(folder / "paintings", settings | {"referee": [referee], "steps": 32, "batch_size": 24})
         results = Results()
         recognised = PromptRecognition(

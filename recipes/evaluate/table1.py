@@ -108,7 +108,13 @@ def recipe(
     named = load_prompts(path)
     run = Run.start(out, resume, recipe="table1", arguments=arguments, room="reproduce")
     of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps, "styler": styler_steps}
-    settings: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed, "ways": False}
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "save_frames": False,
+    }
     pixels: dict[str, Any] = {"steps": steps, "views": views, "lr": lr}
     if quick:
         named = named[:12]

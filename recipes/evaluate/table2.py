@@ -62,7 +62,7 @@ def recipe(
     prompts = run.folder / "prompts.jsonl"
     with atomic_write(prompts, "w") as file:
         file.writelines(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names)
-    settings |= {"prompts": prompts, "device": device, "dtype": dtype, "ways": False}
+    settings |= {"prompts": prompts, "device": device, "dtype": dtype, "save_frames": False}
     settings |= {"seeds": [seed + more for more in range(seeds)]}
     with run:
         sets: dict[str, dict[str, Any]] = {

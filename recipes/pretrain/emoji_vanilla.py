@@ -15,7 +15,7 @@ from robustclip.robustification.embedded import (
     emoji_probe,
     fresh_referee,
 )
-from robustclip.robustification.finish import save_trained
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -13,8 +13,8 @@ from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
-from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip, siglip
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -14,8 +14,8 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
-from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import one_pair
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -12,12 +12,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip.canvases import Canvas, Pixels, Pyramid
 from robustclip.losses import TotalVariation
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, linear_decay
 from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nudges
 
@@ -50,7 +50,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -72,7 +72,7 @@ def recipe(
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipag", arguments, batch_size=batch_size, ways=ways, views=views + patches)
+    session = Session.open("clipag", arguments, batch_size=batch_size, save_frames=save_frames, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)
     policy = {"nudges": NUDGES, "diffaug": diffaug(), "none": ()}[augment]

@@ -11,13 +11,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip.canvases import Pixels
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.loop import KeepBest
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import MEAN, Stream, Term, Terms, ZeroBelowQuantile
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
 
@@ -46,7 +46,7 @@ def recipe(
     clip_norm: PositiveFloat = 0.001,
     threshold: Annotated[float, Field(gt=0, le=1), "quantile of dynamic thresholding"] = 0.95,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -70,7 +70,9 @@ def recipe(
     if quick:
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipag-faithful", arguments, batch_size=batch_size, ways=ways, views=views + patches)
+    session = Session.open(
+        "clipag-faithful", arguments, batch_size=batch_size, save_frames=save_frames, views=views + patches
+    )
     guides = session.guides
     starts = session.starts(init, candidates=candidates, notebook=notebook)
     whole = Views(views, (GaussianNoise(noise), *diffaug()), name="diffaug")

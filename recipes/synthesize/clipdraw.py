@@ -19,12 +19,12 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import check_memory
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms, piecewise
 from robustclip.views import Perspective, RandomResizedCrop, Views
 
@@ -81,7 +81,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -105,7 +105,7 @@ def recipe(
     if quick:
         steps, strokes, views, batch_size = 6, 16, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipdraw", arguments, batch_size=batch_size, ways=ways, views=views)
+    session = Session.open("clipdraw", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
     given = read_svg(init, session.size) if is_svg(init) else None
     area = (smallest_view, largest_view)

@@ -22,12 +22,12 @@ from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Named, Seeds, apart, items_of_named, load_prompts, slug
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Prompt, parse_all
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, ZeroBelow
 from robustclip.views import Perspective, RandomCrop, Views
 
@@ -82,7 +82,7 @@ def recipe(
     lambda_tv: NonNegativeFloat = 2e-3,
     contrast: Annotated[NonNegativeFloat, "contrast of the saved picture; the release uses 1.5"] = 1.0,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -119,7 +119,9 @@ def recipe(
     else:
         eyes = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
         features = tower_features(eyes)
-    session = Session.open("clipstyler", arguments, batch_size=batch_size, ways=ways, items=items, views=patches)
+    session = Session.open(
+        "clipstyler", arguments, batch_size=batch_size, save_frames=save_frames, items=items, views=patches
+    )
     guides, many = session.guides, max(1, len(arguments["seeds"]))
     content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
     ensemble = imagenet_templates() if templates else ("{}",)

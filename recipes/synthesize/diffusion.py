@@ -34,7 +34,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs (empty for this recipe)"] = False,
+    save_frames: Annotated[bool | None, "save film strips and GIFs (empty for this recipe)"] = False,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -60,7 +60,12 @@ def recipe(
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open(
-        "diffusion", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all, generator=generator
+        "diffusion",
+        arguments,
+        batch_size=batch_size,
+        save_frames=save_frames,
+        load=PairGuides.load_all,
+        generator=generator,
     )
     session.size = generator.whole_cells(session.size)
 

@@ -11,11 +11,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip.canvases import Pyramid
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Clamp, Jitter, UniformNoise, Views
 
@@ -38,7 +38,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -60,7 +60,7 @@ def recipe(
     if quick:
         steps, views, batch_size = 6, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("direct-ascent", arguments, batch_size=batch_size, ways=ways, views=views)
+    session = Session.open("direct-ascent", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
     guides, (height, width) = session.guides, session.size
     short = min(height, width)
     border = round(margin * short)

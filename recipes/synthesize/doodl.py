@@ -17,7 +17,6 @@ from robustclip.diffusion.samplers import Levels, SamplerName
 from robustclip.errors import UsageError
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.doodl import Doodl, Method, Mode, StopBy
 from robustclip.synthesis.doodl_baselines import best_of, one_step_guided
 from robustclip.synthesis.doodl_uses import (
@@ -36,6 +35,7 @@ from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
+from robustclip.synthesis.studio import paint_batch
 
 Init = Annotated[str, AfterValidator(lambda text: text if text == "noise" else check_init(text)), "noise, or an image"]
 
@@ -78,7 +78,7 @@ def recipe(
     slicing: Annotated[bool, "decode pictures one by one to save memory"] = False,
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -129,7 +129,7 @@ def recipe(
     Levels.of(generator.scheduler_config, way.chain_steps)  # which says what does not fit
     rule = "auto" if dtype == "measure" else dtype  # the guides' pass is timed, and no other
     judges = None if stop_by is None else Guides.load(stop_by, device=place, dtype=rule)
-    session = Session.open("doodl", arguments, batch_size=batch_size, ways=ways, load=PairGuides.load_all)
+    session = Session.open("doodl", arguments, batch_size=batch_size, save_frames=save_frames, load=PairGuides.load_all)
     guides = session.guides
     assert isinstance(guides, PairGuides)
     objective = objective_of(ends, guides, way.entropy)

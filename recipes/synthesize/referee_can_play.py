@@ -17,7 +17,6 @@ from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import FRAMES, paint_batch
 from robustclip.synthesis.guides import PairGuides, text_of
 from robustclip.synthesis.inversion import VARIANTS, Algorithm1, Average, Mode, Optimiser
 from robustclip.synthesis.items import Item, Seeds
@@ -25,6 +24,7 @@ from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge, GradientPictures, strip
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
+from robustclip.synthesis.studio import FRAMES, paint_batch
 from robustclip.synthesis.terms import MEAN, Hardest
 from robustclip.views import GaussianNoise, Pooled, Views
 from robustclip.views.policies import inverted
@@ -83,7 +83,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -131,7 +131,7 @@ def recipe(
         "referee-can-play",
         arguments,
         batch_size=batch_size,
-        ways=ways,
+        save_frames=save_frames,
         views=copies,
         load=PairGuides.load_all,
         generator=generator,

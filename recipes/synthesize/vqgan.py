@@ -16,7 +16,6 @@ from robustclip.losses import LatentPrior
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.brush import paint_batch
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
@@ -33,6 +32,7 @@ from robustclip.synthesis.session import (
     parse_size,
 )
 from robustclip.synthesis.starts import Candidates, check_init
+from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Weight
 from robustclip.views import ClampThrough, Pooled, RandomSquares, View, Views
 from robustclip.views.policies import augmented
@@ -86,7 +86,7 @@ def recipe(
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
-    ways: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
+    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
@@ -121,7 +121,7 @@ def recipe(
     generator = load_vqgan(model, pick_device(device))
     if asked := parse_size(size):
         whole_codes(asked, generator.factor)
-    session = Session.open("vqgan", arguments, batch_size=batch_size, ways=ways, views=views)
+    session = Session.open("vqgan", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
     guides, asked = session.guides, session.size
     session.size = whole_codes(asked, generator.factor)
     session.run.note(size=list(session.size))

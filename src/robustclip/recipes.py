@@ -305,7 +305,7 @@ class Trained(dict[str, Any]):
 
     def referee(self) -> TwoTower:
         """What was trained, loaded anew."""
-        from robustclip.robustification.finish import referee_at
+        from robustclip.robustification.monitor import referee_at
 
         return referee_at(self.folder, "last")
 

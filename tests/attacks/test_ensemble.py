@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from robustclip.attacks.ensemble import Part, parts
+from robustclip.attacks.library import Part, parts
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustclip.attacks import AttackSpec
 from robustclip.errors import UsageError
-from robustclip.explanation import attacks
-from robustclip.explanation.attacks import Objective, attack, negate, noise
+from robustclip.explanation import looks
+from robustclip.explanation.looks import Objective, attack, negate, noise
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 
@@ -38,9 +38,9 @@ def objective_of(name: Objective, referee: TwoTower, images: Tensor, own: Tensor
 
 def test_objectives_by_hand() -> None:
     own, other = torch.tensor([0.5]), torch.tensor([0.25])
-    assert attacks.negation(own, other).item() == -0.25
-    assert attacks.untargeted(own).item() == 0.5
-    assert attacks.targeted(other).item() == 0.25
+    assert looks.negation(own, other).item() == -0.25
+    assert looks.untargeted(own).item() == 0.5
+    assert looks.targeted(other).item() == 0.25
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -25,8 +25,8 @@ from robustclip.cli import app
 from robustclip.data.sources import open_data
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.card import Card
+from robustclip.referees.folder import join_towers, split_towers
 from robustclip.referees.similarity import resolve_templates
-from robustclip.referees.towers import join_towers, split_towers
 from robustclip.referees.toy import toy_referee
 from robustclip.referees.weights import read_weights
 from robustclip.runs.plain import check_plain

@@ -20,8 +20,7 @@ from robustclip.attacks import AttackSpec
 from robustclip.data.images import save_image
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.explanation import looks
-from robustclip.explanation.attacks import negate
-from robustclip.explanation.looks import look, numbers
+from robustclip.explanation.looks import look, negate, numbers
 from robustclip.explanation.maps import Mapper
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import cosines

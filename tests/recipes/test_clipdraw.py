@@ -18,7 +18,7 @@ from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
-from robustclip.synthesis import brush
+from robustclip.synthesis import studio
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.terms import Stream, piecewise
 
@@ -81,13 +81,13 @@ def test_the_faithful_mode_leaves_out_the_normalisation(
     draw: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[TwoTower] = []
-    paint = brush.optimise
+    paint = studio.optimise
 
     def watched(canvas: object, streams: list[Stream], **rest: object) -> tuple[Tensor, object]:
         seen.append(next(iter(streams[0].terms)).loss.targets[0].referee)
         return paint(canvas, streams, **rest)
 
-    monkeypatch.setattr(brush, "optimise", watched)
+    monkeypatch.setattr(studio, "optimise", watched)
     fixed = draw(normalise=True, out=tmp_path / "fixed")
     faithful = draw(normalise=False, out=tmp_path / "faithful")
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -102,13 +102,13 @@ def test_the_faithful_mode_leaves_out_the_normalisation(
 
 def test_negatives_push_away(draw: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[Tensor] = []
-    paint = brush.optimise
+    paint = studio.optimise
 
     def watched(canvas: object, streams: list[Stream], **rest: object) -> tuple[Tensor, object]:
         weights.append(next(iter(streams[0].terms)).loss.targets[0].weights)
         return paint(canvas, streams, **rest)
 
-    monkeypatch.setattr(brush, "optimise", watched)
+    monkeypatch.setattr(studio, "optimise", watched)
     draw(negatives=True)
     assert torch.allclose(weights[0], torch.tensor([[1.0, -0.3, -0.3]]))
 

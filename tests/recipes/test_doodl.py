@@ -47,7 +47,7 @@ def paint(model: str, toys: list[str]) -> Paint:
 def test_a_run_writes_pictures_film_strips_and_its_facts(paint: Paint, tmp_path: Path) -> None:
     made = paint(tmp_path / "run", CAT, "a red fish", mode="faithful", steps=3)
     assert made.images.shape == (2, 3, 16, 16)
-    for room in ("images", "ways"):
+    for room in ("images", "frames"):
         assert {path.stem for path in (made.folder / room).iterdir()} == {item.id for item in made.items}
     assert made.steps_of_frames == [0, 1, 2, 3]
     record = json.loads((made.folder / "run.json").read_text())

@@ -19,7 +19,7 @@ from robustclip.recipes import CHECKOUT, available
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
-from robustclip.synthesis import brush
+from robustclip.synthesis import studio
 from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, diffaug
@@ -84,9 +84,9 @@ def test_a_run_writes_what_it_promises(recipe: str, paint: Callable[..., Result]
         assert facts["versions"]["robustclip"]
         assert facts["arguments"]["quick"] is True
         assert not {"prompt", "out", "resume"} & set(facts["arguments"])
-        with Image.open(made.folder / "ways" / f"{item.id}.gif") as way:
+        with Image.open(made.folder / "frames" / f"{item.id}.gif") as way:
             assert way.n_frames == len(made.steps_of_frames) > 2
-        assert (made.folder / "ways" / f"{item.id}.png").exists()
+        assert (made.folder / "frames" / f"{item.id}.png").exists()
         assert torch.equal(made.frames[item.id][-1], made.images[index])
     assert made.steps_of_frames[-1] == 6
 
@@ -196,13 +196,13 @@ Seen = dict[str, Any]
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the recipe handed to the loop last. Nothing is optimised."""
     found: Seen = {}
-    original = brush.paint_batch
+    original = studio.paint_batch
 
     def spy(canvas: Canvas, streams: list[Any], **options: Any) -> Painted:
         found.update(options, canvas=canvas, stream=streams[0], streams=len(streams))
         return original(canvas, streams, **options | {"steps": 0})
 
-    monkeypatch.setattr(brush, "paint_batch", spy)
+    monkeypatch.setattr(studio, "paint_batch", spy)
     return found
 
 

@@ -16,7 +16,7 @@ from robustclip.errors import RunError
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
-from robustclip.synthesis import brush
+from robustclip.synthesis import studio
 from robustclip.synthesis.pictures import is_whole, read_facts
 
 Reproduce = Callable[..., dict[str, Any]]
@@ -135,7 +135,7 @@ def test_table_1_has_every_cell_and_its_start(reproduce: Reproduce, tmp_path: Pa
 def test_a_table_that_was_stopped_paints_no_picture_twice(
     table: str, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painted, original = [0], brush.paint_batch
+    painted, original = [0], studio.paint_batch
 
     def until_the_third(*arguments: Any, **options: Any) -> Any:
         painted[0] += 1
@@ -144,7 +144,7 @@ def test_a_table_that_was_stopped_paints_no_picture_twice(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(brush, "paint_batch", until_the_third)
+        patch.setattr(studio, "paint_batch", until_the_third)
         with pytest.raises(RunError, match="the power is gone"):
             reproduce(table)
     folder = tmp_path / "run"

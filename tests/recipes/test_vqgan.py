@@ -17,7 +17,7 @@ from robustclip.data.images import load_image, save_image
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
 from robustclip.referees.toy import toy_referee
-from robustclip.synthesis import brush
+from robustclip.synthesis import studio
 from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import ClampThrough, Pooled, RandomSquares
@@ -73,13 +73,13 @@ Seen = dict[str, Any]
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the recipe handed to the loop last. Nothing is optimised."""
     found: Seen = {}
-    original = brush.paint_batch
+    original = studio.paint_batch
 
     def spy(canvas: Canvas, streams: list[Any], **options: Any) -> Painted:
         found.update(options, canvas=canvas, stream=streams[0], terms=streams[0].terms.terms)
         return original(canvas, streams, **options | {"steps": 0})
 
-    monkeypatch.setattr(brush, "paint_batch", spy)
+    monkeypatch.setattr(studio, "paint_batch", spy)
     return found
 
 

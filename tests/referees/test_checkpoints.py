@@ -18,10 +18,10 @@ from torchvision.transforms.functional import to_tensor
 from robustclip.errors import UsageError
 from robustclip.referees import checkpoints, openclip
 from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm, logit_numbers
+from robustclip.referees.folder import Towers
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import load_referee
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.towers import Towers
 from robustclip.referees.toy import ToyText
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.towers import Towers, join_towers, split_towers
+from robustclip.referees.folder import Towers, join_towers, split_towers
 from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}

@@ -9,7 +9,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.registry import load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
-from robustclip.robustification.finish import referee_at, save_trained
+from robustclip.robustification.monitor import referee_at, save_trained
 from robustclip.runs import checkpoint
 from robustclip.runs.folder import Run
 

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustclip.errors import UsageError
-from robustclip.runs.metrics import LINES, Metrics
+from robustclip.runs.records import LINES, Metrics
 
 
 def curve(folder: Path, name: str = "loss") -> list[tuple[int, float]]:

@@ -16,8 +16,8 @@ from robustclip.data.sources import open_data
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.embedded import emoji_probe
-from robustclip.robustification.finish import save_trained
 from robustclip.robustification.losses import clip
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

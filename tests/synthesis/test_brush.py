@@ -11,12 +11,12 @@ from torch import Tensor
 from robustclip.canvases import Pixels, Pyramid
 from robustclip.losses import TotalVariation
 from robustclip.referees.toy import toy_referee
-from robustclip.synthesis.brush import FRAMES, generators_of, paint_batch
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.loop import KeepBest, Moment
 from robustclip.synthesis.painted import Painted
 from robustclip.synthesis.prompts import parse_all
+from robustclip.synthesis.studio import FRAMES, generators_of, paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import GaussianNoise, Views
 

@@ -100,7 +100,7 @@ def shade(items: Sequence[Item], watch: Watch) -> Painted:
 
 def test_a_call_becomes_pictures_to_paint_and_a_run(tmp_path: Path) -> None:
     call = arguments(tmp_path / "run", seeds=[0, 1])
-    session = Session.open("toy", call, batch_size=3, ways=False)
+    session = Session.open("toy", call, batch_size=3, save_frames=False)
     assert [item.id for item in session.items] == ["a-cat-s0", "a-cat-s1", "a-dog-s0", "a-dog-s1"]
     assert session.size == (16, 16), "what the referee sees"
     assert session.guides.dtype is torch.float32
@@ -114,7 +114,7 @@ def test_a_call_becomes_pictures_to_paint_and_a_run(tmp_path: Path) -> None:
     assert record["arguments"]["referee"] == ["toy"]
     notes = record["notes"]
     assert (notes["referees"], notes["size"], notes["dtype"]) == (by, [16, 16], "float32")
-    assert not (tmp_path / "run" / "ways").exists()
+    assert not (tmp_path / "run" / "frames").exists()
 
 
 def test_a_picture_does_not_hold_what_thousands_of_others_show(tmp_path: Path) -> None:
@@ -145,7 +145,9 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         )
 
     def session(folder: str, **changed: object) -> Session:
-        made = Session.open("toy", arguments(tmp_path / folder, seeds=[0, 1], **changed), batch_size=3, ways=True)
+        made = Session.open(
+            "toy", arguments(tmp_path / folder, seeds=[0, 1], **changed), batch_size=3, save_frames=True
+        )
         made.guides.similarity = lambda images, _: images.mean((1, 2, 3))  # type: ignore[method-assign]
         return made
 

@@ -63,7 +63,7 @@ def test_a_run_leaves_every_picture_and_what_speaks_of_them(run: Run) -> None:
     names = [item.id for item in asked]
     assert found == sorted(
         [f"images/{name}.png" for name in names]
-        + [f"ways/{name}.{ending}" for name in names for ending in ("gif", "png")]
+        + [f"frames/{name}.{ending}" for name in names for ending in ("gif", "png")]
         + ["contact_sheet.png", "pictures.jsonl", "preview.png", "run.json"]
     )
     facts = read_facts(run.folder / "images" / "picture-3-s0.png")
@@ -128,7 +128,7 @@ def test_large_runs_are_read_when_asked_for(run: Run, monkeypatch: pytest.Monkey
     result = paint_all(items(), noise, run=run, steps=STEPS)
     assert not result.kept
     assert not result.trace
-    assert not (run.folder / "ways").exists()
+    assert not (run.folder / "frames").exists()
     assert result.images.shape == (5, 3, 8, 8)
 
 
@@ -197,7 +197,7 @@ def test_a_disk_that_takes_no_more_is_told(run: Run, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(studio, "write_picture", full)
     with pytest.raises(RunError, match=r"cannot be written to .No space left on device.*--resume .* goes on"):
-        paint_all(items(), noise, run=run, steps=STEPS, ways=False)
+        paint_all(items(), noise, run=run, steps=STEPS, save_frames=False)
 
 
 def test_faulty_calls_are_told(run: Run) -> None:

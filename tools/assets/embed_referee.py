@@ -13,7 +13,7 @@ from pathlib import Path
 
 from robustclip.data.embedded import path
 from robustclip.referees.folder import load_referee_folder, save_referee
-from robustclip.robustification.finish import REFEREE
+from robustclip.robustification.monitor import REFEREE
 
 
 def main(run: Path, name: str, note: str | None) -> None:

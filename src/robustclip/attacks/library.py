@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustclip.attacks.gradient import attacking
+from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, UsageError, require
 
@@ -170,3 +172,57 @@ def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:
         fits &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
     if not fits:
         raise UsageError(f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance")
+
+
+TARGETS: Final = 9
+LIGHT_TARGETS: Final = 3
+QUERIES: Final = 5000
+FEWEST: Final[dict[Name, int]] = {"apgd": 2, "apgd-dlr": 3, "apgd-t": 4, "fab-t": 2, "square": 2}
+"""Classes that an attack compares: the ratio divides by a difference to the third logit, its targeted form to the
+fourth."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component attack with its steps (Square: queries) and targets."""
+
+    attack: Name
+    steps: int
+    targets: int | None = None
+
+
+def parts(spec: AttackSpec, classes: int) -> list[Part]:
+    """Component attacks in order, each run on the images still classified correctly, for `classes` classes.
+
+    There are never more targets than wrong classes. Raises UsageError for PGD, which needs no classifier, and where a
+    part needs more classes.
+    """
+    found = _parts(spec, classes)
+    fewest = max(FEWEST[part.attack] for part in found)
+    if classes < fewest:
+        fewer = f"take {spec.ball}@apgd-ce or {spec.ball}@square, or " if classes >= FEWEST["apgd"] else "take "
+        raise UsageError(
+            f"{spec} compares the logits of at least {fewest} labels, and there are {classes} to choose from: "
+            f"{fewer}more labels"
+        )
+    return found
+
+
+def _parts(spec: AttackSpec, classes: int) -> list[Part]:
+    targets, light = min(TARGETS, classes - 1), min(LIGHT_TARGETS, classes - 1)
+    match spec.kind:
+        case "apgd-ce":
+            return [Part("apgd", spec.steps)]
+        case "apgd-dlr":
+            return [Part("apgd-dlr", spec.steps)]
+        case "apgd-t":
+            return [Part("apgd-t", spec.steps, targets)]
+        case "square":
+            return [Part("square", spec.steps)]
+        case "autoattack":
+            first = [Part("apgd", spec.steps), Part("apgd-t", spec.steps, targets)]
+            return [*first, Part("fab-t", spec.steps, targets), Part("square", QUERIES)]
+        case "autoattack-light":
+            return [Part("apgd", spec.steps), Part("apgd-t", spec.steps, light)]
+        case _:
+            raise UsageError(f"{spec} is PGD, and no attack of torchattacks: call attacks.pgd")

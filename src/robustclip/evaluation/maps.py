@@ -30,8 +30,7 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
     The text of an image is its label, or else its first caption; the attack is CLIPAG's Eq. 4. An empty map points at
     nothing; it has no other number (NaN).
     """
-    from robustclip.explanation.attacks import negate
-    from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, numbers
+    from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, negate, numbers
     from robustclip.explanation.maps import Mapper
     from robustclip.explanation.measures import centre_blob, energy_in_box, pointing_hit
 

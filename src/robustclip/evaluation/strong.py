@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustclip.attacks.ensemble import Part, parts
-from robustclip.attacks.library import library_attack
+from robustclip.attacks.library import Part, library_attack, parts
 from robustclip.attacks.spec import AttackSpec, check_inside, size_of
 from robustclip.data.pictures import Images
 from robustclip.evaluation.ledger import Page

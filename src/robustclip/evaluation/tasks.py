@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustclip.attacks.ensemble import parts
 from robustclip.attacks.gradient import attacking
+from robustclip.attacks.library import parts
 from robustclip.attacks.spec import random_perturbation
 from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError

@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustclip.explanation.attacks import negate
-    from robustclip.explanation.looks import look, numbers
+    from robustclip.explanation.looks import look, negate, numbers
     from robustclip.explanation.maps import Mapper, overlay
 
 _HOME_OF = {

@@ -20,7 +20,7 @@ from robustclip.evaluation import report as tables
 from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.judges import load_judges
-from robustclip.explanation.attacks import Objective
+from robustclip.explanation.looks import Objective
 from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_method
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.pages.rendering import write_report

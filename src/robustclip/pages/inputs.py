@@ -19,7 +19,7 @@ from robustclip.data.images import FORMATS, decode, from_pil, resize
 from robustclip.data.pictures import Stored
 from robustclip.data.scenes import SCENES, Box, compose_scenes
 from robustclip.errors import Skip, UsageError
-from robustclip.explanation.attacks import OBJECTIVES, Objective, negate
+from robustclip.explanation.looks import OBJECTIVES, Objective, negate
 from robustclip.runs.files import is_file, is_folder, read_lines
 from robustclip.runs.rng import generator
 from robustclip.signatures import unknown

@@ -20,9 +20,8 @@ from robustclip.evaluation.judges import Judge
 from robustclip.evaluation.report import CLEAN, Row
 from robustclip.evaluation.setting import Measurement, control_of
 from robustclip.explanation import looks
-from robustclip.explanation.attacks import Objective
 from robustclip.explanation.gradients import show_gradients
-from robustclip.explanation.looks import NOISY, Looks, look, numbers
+from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
 from robustclip.pages.inputs import Pair
 from robustclip.pages.report import Better, Case, Line, Number, View

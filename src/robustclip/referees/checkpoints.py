@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
-from robustclip.referees.folder import CONFIG
+from robustclip.referees.folder import CONFIG, LOGITS, Towers, split_towers
 from robustclip.referees.openclip import (
     SEEN,
     architectures_where,
@@ -30,7 +30,6 @@ from robustclip.referees.openclip import (
 )
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.towers import LOGITS, Towers, split_towers
 from robustclip.referees.weights import INDEX, read_weights, some
 from robustclip.runs import terminal
 from robustclip.runs.files import read_json

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import huggingface, openclip
 from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.folder import CONFIG
+from robustclip.referees.folder import CONFIG, Towers
 from robustclip.referees.huggingface import CLIPText
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.towers import Towers
 from robustclip.referees.weights import load_strictly
 from robustclip.runs.files import write_json
 

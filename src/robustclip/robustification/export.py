@@ -19,7 +19,7 @@ from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, IMAGE_TOWER, load_referee_folder, save_full, save_referee
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import digest, read_weights, write_weights
-from robustclip.robustification.finish import REFEREE, Which, referee_at
+from robustclip.robustification.monitor import REFEREE, Which, referee_at
 from robustclip.runs.files import atomic_write, check_new_folder, new_folder, sha256, write_json
 from robustclip.runs.folder import RECORD
 from robustclip.signatures import typed, unknown

@@ -3,7 +3,7 @@
     run.json        recipe, its room, arguments, versions, commit, status, process, notes, warnings, and the numbers of
                     a finished run
     metrics.jsonl   its numbers over the steps, and
-    tensorboard/    the same as curves: see robustclip.runs.metrics
+    tensorboard/    the same as curves: see robustclip.runs.records
     checkpoints/    see robustclip.runs.checkpoint
     .lock           the process that writes here, from the run's start to its end: see robustclip.runs.processes
 
@@ -42,10 +42,9 @@ from robustclip.runs.files import (
     remove_drafts,
     write_json,
 )
-from robustclip.runs.metrics import Metrics
 from robustclip.runs.processes import is_alive, lock, number_of, this_process, unlock
 from robustclip.runs.records import RECORD as RECORD
-from robustclip.runs.records import ROBUSTIFY, read_record
+from robustclip.runs.records import ROBUSTIFY, Metrics, read_record
 from robustclip.runs.records import Status as Status
 
 HOME: Final = Path("runs")

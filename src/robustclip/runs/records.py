@@ -1,17 +1,34 @@
-"""Validated reading of run.json."""
+"""What a run writes down: run.json, read back, and its numbers over the steps.
+
+    metrics.jsonl   one object a line: step, seconds since the start, numbers
+    tensorboard/    the same as curves; a file for each start of the run
+
+run.json may come from another version, another machine, or a stranger. A line of metrics is on disk as soon as it is
+written. A disk that is full leaves what was there before, whole.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from robustclip.errors import UsageError
-from robustclip.runs.files import read_json
+from robustclip.runs.files import atomic_write, parse_json, plain, read_json, read_text
 from robustclip.runs.plain import first_of
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 """A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
@@ -67,3 +84,104 @@ def read_record(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise UsageError(f"{path} is not a run's record ({first_of(error)})") from error
     return record
+
+
+LINES: Final = "metrics.jsonl"
+MOST: Final = 2**30  # bytes of it
+LARGEST: Final = 1e300  # of its numbers, so that means and spans of them are finite
+CURVES: Final = "tensorboard"
+
+
+class Metrics:
+    """The numbers of the run in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._began = time.monotonic()
+        self._purged_from: int | None = None
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add a line, where a number that isn't finite is null, and a point to each curve. Raises OSError."""
+        line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
+        _append(self.folder / LINES, (json.dumps(plain(line)) + "\n").encode())
+        _append(self._curves, _points(step, numbers))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, without a last one that was cut short. Raises UsageError for any other that is odd."""
+        path = self.folder / LINES
+        if not os.path.lexists(path):
+            return []
+        lines = []
+        for number, text in enumerate(read_text(path, MOST).split("\n")[:-1], 1):  # the last has no end yet
+            line = parse_json(text, f"{path}, line {number},")
+            if (
+                not isinstance(line, dict)
+                or type(line.get("step")) is not int
+                or not all(map(_is_number, line.values()))
+            ):
+                raise UsageError(f"{path}, line {number}, is not a step and its numbers: remove it")
+            lines.append(line)
+        return lines
+
+    def trim(self, step: int, *, write: bool = True) -> None:
+        """Drop metrics after `step`, also from the curves; the clock continues from the last line.
+
+        `write` says whether to do so on the disk as well.
+        """
+        left = [line for line in self.lines() if line["step"] <= step]
+        self._began = time.monotonic() - (left[-1].get("seconds") or 0.0 if left else 0.0)
+        self._purged_from = step + 1
+        if write and (self.folder / LINES).exists():
+            with atomic_write(self.folder / LINES, "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in left)
+
+    @cached_property
+    def _curves(self) -> Path:
+        """This start's file of curves, begun with what TensorBoard wants to read first."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        folder = self.folder / CURVES
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"events.out.tfevents.{time.time_ns() // 1000}.{platform.node()}.{os.getpid()}"
+        events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        if self._purged_from is not None:
+            restart = SessionLog(status=SessionLog.START)
+            events.append(Event(wall_time=time.time(), step=self._purged_from, session_log=restart))
+        _append(path, _records(events))
+        return path
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < LARGEST)
+
+
+def _points(step: int, numbers: Mapping[str, float]) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+    return _records([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
+
+
+def _records(events: Iterable[Event]) -> bytes:
+    """Events as TensorBoard's files hold them. Its own writer works in a thread, which a full disk ends with a
+    traceback."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return buffer.getvalue()
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Add all of `content` to a file or nothing: half of it would spoil what comes next. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise

@@ -10,11 +10,11 @@ from torch import Tensor
 from robustclip.canvases.latents import ChainStart
 from robustclip.data.images import clamp_through
 from robustclip.diffusion.reversible import Chain, guided
-from robustclip.synthesis.brush import generators_of
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Painted, Watch
 from robustclip.synthesis.prompts import Prompt
+from robustclip.synthesis.studio import generators_of
 from robustclip.synthesis.terms import Stream
 
 

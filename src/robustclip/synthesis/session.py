@@ -110,7 +110,7 @@ class Session:
     size: tuple[int, int]
     run: Run
     batch_size: int
-    ways: bool | None
+    save_frames: bool | None
     facts: dict[str, Any]
     enlarge: Enlarge = "nearest"
     best_of: int = 1
@@ -123,7 +123,7 @@ class Session:
         arguments: Mapping[str, Any],
         *,
         batch_size: int,
-        ways: bool | None = None,
+        save_frames: bool | None = None,
         views: int = 1,
         items: list[Item] | None = None,
         load: Callable[..., Guides] = Guides.load,
@@ -175,7 +175,7 @@ class Session:
         if chooses and made_by and chooses[0]["fingerprint"] == made_by["fingerprint"]:
             run.warn(f"{chooses[0]['name']} {OWN}")
         enlarge = arguments.get("enlarge", "nearest")
-        return cls(items, guides, size, run, batch_size, ways, facts, enlarge, count, chooser)
+        return cls(items, guides, size, run, batch_size, save_frames, facts, enlarge, count, chooser)
 
     def starts(self, init: str, **options: Any) -> Starts:
         """Where the pictures start (see `Starts`); written into the run and into each picture."""
@@ -200,7 +200,7 @@ class Session:
                 run=self.run,
                 steps=steps,
                 batch_size=self.batch_size,
-                ways=self.ways,
+                save_frames=self.save_frames,
                 enlarge=self.enlarge,
                 facts=self.facts,
             )

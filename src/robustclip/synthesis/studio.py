@@ -1,7 +1,7 @@
 """Generate many pictures in batches into a run folder, skipping those that exist.
 
 images/<id>.png      each picture, as soon as its batch is done, with all that made it
-ways/<id>.{gif,png}  how it came to be, of a few pictures
+frames/<id>.{gif,png}  how it came to be, of a few pictures
 svg/<id>.svg         the picture's drawing, of methods that draw
 preview.png          the best so far of the batch that is being painted
 contact_sheet.png    prompts x seeds, and
@@ -20,20 +20,26 @@ from signal import SIGTERM
 from typing import Any, Final
 
 import torch
+from torch import Generator, Tensor
 
+from robustclip.canvases.base import Canvas
 from robustclip.data.images import load_image, save_image
 from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.losses.similarity import Cosine, Directional, Similarity
 from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, reason, remove_drafts
 from robustclip.runs.folder import Run, versions
 from robustclip.runs.processes import catching_signals
+from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
-from robustclip.synthesis.painted import Paint, Painted, Result
+from robustclip.synthesis.loop import Callback, Film, KeepBest, Moment, optimise
+from robustclip.synthesis.painted import Paint, Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge, contact_sheet, read_facts, write_gif, write_picture, write_strip
+from robustclip.synthesis.terms import Stream
 from robustclip.synthesis.watching import Watcher
 
 FEW: Final = 16
-"""Pictures of which the ways are kept unless the call says otherwise."""
+"""Up to so many pictures, film strips and GIFs are saved unless the call says otherwise."""
 SMALL: Final = 1000
 """Pictures that a result keeps in memory."""
 
@@ -45,15 +51,15 @@ def paint_all(
     run: Run,
     steps: int,
     batch_size: int = 16,
-    ways: bool | None = None,
+    save_frames: bool | None = None,
     enlarge: Enlarge = "nearest",
     facts: Mapping[str, Any] | None = None,
     silent: bool = False,
 ) -> Result:
     """Paint every item that has no picture yet, `batch_size` at a time, and lay all of them out.
 
-    `steps` is how often a batch calls its watch; `ways` keeps each picture's way (default: of up to 16 pictures), and
-    `enlarge` says how small pictures are enlarged in ways and contact sheet;
+    `steps` is how often a batch calls its watch; `save_frames` saves film strips and GIFs (default: of up to 16
+    pictures), and `enlarge` says how small pictures are enlarged in these and in the contact sheet;
     `facts` go into each picture's file, beside its id, prompt, seed and similarity, and the versions of what painted
     it. Several processes share the pictures that are left.
 
@@ -62,7 +68,7 @@ def paint_all(
     """
     items = list(items)
     _check(items, batch_size)
-    ways = len(items) <= FEW if ways is None else ways
+    save_frames = len(items) <= FEW if save_frames is None else save_frames
     left = distributed.decided(lambda: _left(items, run))
     mine = [items[index] for index in left[distributed.place().mine()]]
     batches = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
@@ -84,12 +90,12 @@ def paint_all(
                 check()
                 watcher.begin(batch)
                 painted = paint(batch, watcher)
-                _write(batch, painted, run, facts, ways=ways, enlarge=enlarge)
+                _write(batch, painted, run, facts, save_frames=save_frames, enlarge=enlarge)
                 watcher.end()
                 if watcher.loss is not None and watcher.done == len(batch):
                     run.note(loss=watcher.loss)
                 if len(items) <= SMALL:
-                    _keep(made, batch, painted, ways=ways)
+                    _keep(made, batch, painted, save_frames=save_frames)
         _wait_for_others([_file(run, items[index]) for index in left], check)
     made.similarity = torch.tensor(distributed.decided(lambda: _lay_out(items, run, enlarge)))
     return made
@@ -120,7 +126,7 @@ def _file(run: Run, item: Item) -> Path:
 
 def _left(items: Sequence[Item], run: Run) -> list[int]:
     """Places of the items that have no whole picture of their prompt and seed."""
-    for room in ("images", "ways"):
+    for room in ("images", "frames"):
         remove_drafts(run.folder / room)
     return [index for index, item in enumerate(items) if not _is_done(run, item)]
 
@@ -137,7 +143,7 @@ def _is_done(run: Run, item: Item) -> bool:
 
 
 def _write(
-    batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, ways: bool, enlarge: Enlarge
+    batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, save_frames: bool, enlarge: Enlarge
 ) -> None:
     """Put a batch on the disk. The picture comes last, for one that is there says that all of it is."""
     images = painted.images.detach()
@@ -147,10 +153,10 @@ def _write(
         raise RunError(f"not a number came out for {names}: take smaller steps, or --dtype float32")
     try:
         for index, item in enumerate(batch):
-            if ways and painted.frames is not None and len(painted.frames):
+            if save_frames and painted.frames is not None and len(painted.frames):
                 frames = painted.frames[:, index]
-                write_gif(run.folder / "ways" / f"{item.id}.gif", frames, enlarge)
-                write_strip(run.folder / "ways" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
+                write_gif(run.folder / "frames" / f"{item.id}.gif", frames, enlarge)
+                write_strip(run.folder / "frames" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
             for ending, texts in painted.beside.items():
                 with atomic_write(run.folder / ending / f"{item.id}.{ending}", "w") as file:
                     file.write(texts[index])
@@ -165,12 +171,12 @@ def _write(
         ) from error
 
 
-def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, ways: bool) -> None:
+def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, save_frames: bool) -> None:
     """Remember what only this call knows of a batch."""
     places = [made.items.index(item) for item in batch]
     for index, item in enumerate(batch):
         made.kept[item.id] = painted.images[index].detach().float().cpu()
-        if ways and painted.frames is not None and len(painted.frames):
+        if save_frames and painted.frames is not None and len(painted.frames):
             made.frames[item.id] = painted.frames[:, index].detach().float().cpu()
             made.steps_of_frames = list(painted.steps_of_frames)
     for name, values in painted.trace.items():
@@ -194,3 +200,64 @@ def _lay_out(items: Sequence[Item], run: Run, enlarge: Enlarge) -> list[float]:
     sheet = contact_sheet(items, lambda index: load_image(_file(run, items[index])), how=enlarge)
     save_image(sheet, run.folder / "contact_sheet.png")
     return [float(facts["similarity"]) for facts in told]
+
+
+FRAMES = 8  # of the way, besides the final picture
+
+
+def paint_batch(
+    canvas: Canvas,
+    streams: Sequence[Stream],
+    *,
+    items: Sequence[Item],
+    guides: Guides,
+    steps: int,
+    watch: Watch,
+    keep: KeepBest | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Painted:
+    """Optimise the canvas; returns the final rendering, or the pictures that `keep` stored."""
+    watch.tell(" and ".join(str(stream.terms) for stream in streams))
+    film = Film(steps, FRAMES)
+    watching = _Watching(watch, streams)
+    kept = [] if keep is None else [keep]
+    last, trace = optimise(
+        canvas,
+        streams,
+        steps=steps,
+        generators=generators_of(items, guides.device),
+        callbacks=[watching, film, *kept, *callbacks],
+    )
+    images = canvas.picture(last if keep is None else keep.images(last))
+    similarity = guides.similarity(images, [item.prompt for item in items])
+    frames = torch.cat([film.frames(), images[None].cpu()]) if film.steps else images[None].cpu()
+    return Painted(images, similarity, trace, frames, [*film.steps, steps])
+
+
+def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str, int], list[Generator]]:
+    """One generator per picture, keyed by purpose and step."""
+    return lambda purpose, step: [item.generator(purpose, step, device=device) for item in items]
+
+
+class _Watching:
+    """Shows each step to a watch, with the similarity that the first term of a referee saw; where its loss does not
+    tell, that of the picture itself."""
+
+    def __init__(self, watch: Watch, streams: Sequence[Stream]) -> None:
+        self.watch = watch
+        terms = [term for stream in streams for term in stream.terms]
+        first = next((term for term in terms if not getattr(term.loss, "draws", False)), terms[0])
+        self.label = first.label
+        self.loss = first.loss
+
+    def __call__(self, moment: Moment) -> None:
+        picture = moment.canvas.picture(moment.image)
+        self.watch(moment.step + 1, picture, {"similarity": self._similarity(moment, picture), **moment.numbers})
+
+    def _similarity(self, moment: Moment, picture: Tensor) -> Tensor:
+        found = moment.numbers.get(self.label, moment.losses)
+        if isinstance(self.loss, Cosine):
+            return self.loss.targets[0].weights.sum(1) - found
+        if isinstance(self.loss, Similarity):  # no number of views says what their cosines were
+            return self.loss.similarity(picture.unsqueeze(1))[:, 0]
+        return 1 - found if isinstance(self.loss, Directional) else -found

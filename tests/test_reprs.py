@@ -10,7 +10,7 @@ import torch
 import robustclip
 from robustclip.data.images import save_image
 from robustclip.data.samples import Batch
-from robustclip.evaluation.generation.report import JudgeReport
+from robustclip.evaluation.generation.judgement import JudgeReport
 from robustclip.evaluation.report import Report, Row
 from robustclip.pages.explain import Explanation
 from robustclip.recipes import Trained

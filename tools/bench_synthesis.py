@@ -19,7 +19,7 @@ from robustclip.canvases import Pixels
 from robustclip.data.prompts import embedded_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition
 from robustclip.evaluation.generation.results import Results
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.named import load_named
 from robustclip.losses import Cosine, Target
 from robustclip.recipes import run
 from robustclip.referees.base import TwoTower
@@ -107,7 +107,7 @@ def quality(count: int, device: str) -> None:
     """R-Precision among 40 by both judges, of pictures of emoji-robust, against the view passes of a picture."""
     prompts = [one.prompt for one in embedded_prompts()]
     texts = prompts[:: max(1, len(prompts) // count)][:count]
-    judges = load_judges(["emoji-judge", "emoji-judge-disjoint"], device=pick_device(device))
+    judges = load_named(["emoji-judge", "emoji-judge-disjoint"], device=pick_device(device))
     recognised, results = PromptRecognition(prompts, judges, [40]), Results()
     settings = [("clipag", steps, 8 * steps) for steps in (8, 16, 32)]
     settings += [("clipag-faithful", steps, 64 * steps) for steps in (25, 100)]

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from robustclip.data.prompts import embedded_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -73,7 +73,7 @@ def recipe(
         with atomic_write(file, "w") as written:
             written.writelines(f"{text}\n" for text in texts)
         settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "save_frames": False}
-        recognised = PromptRecognition(everything, load_judges(judges, device=pick_device(device)), [10, 40], seed)
+        recognised = PromptRecognition(everything, load_named(judges, device=pick_device(device)), [10, 40], seed)
         results = Results(seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
         study = Study(run, results, recognised.setting)
         rows: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes

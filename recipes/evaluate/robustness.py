@@ -15,9 +15,9 @@ from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
-from robustclip.evaluation.generation.results import Results, plain
-from robustclip.evaluation.intervals import Interval
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.generation.results import Results
+from robustclip.evaluation.intervals import Interval, plain
+from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import REPORT_FILE
 from robustclip.robustification.monitor import REFEREE
 from robustclip.runs import terminal
@@ -227,7 +227,7 @@ class Measuring:
         painted = paint_set(folder / "paintings", settings | {"referee": [referee], "steps": 32, "batch_size": 24})
         results = Results()
         recognised = PromptRecognition(
-            everything, load_judges(["emoji-judge"], device=pick_device(self.device)), [10, 40]
+            everything, load_named(["emoji-judge"], device=pick_device(self.device)), [10, 40]
         )
         results.add(name, texts, recognised(painted.images, texts))
         save_image(overview({name: painted.images}, texts), folder / "paintings.png")

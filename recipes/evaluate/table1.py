@@ -17,8 +17,8 @@ from robustclip.data.prompts import embedded_prompts, embedded_styles, prompts_p
 from robustclip.evaluation.generation.embeddings import embed
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.generation.styling import content_similarity, directional_similarity
-from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.evaluation.generation.scores import content_similarity, directional_similarity
+from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
@@ -123,7 +123,7 @@ def recipe(
     cells = list(cells_of(canvas, init, (control, robust)))
     starts = {str(cell.start): cell.start for cell in cells}
     with run:
-        jury = load_judges(judges, device=pick_device(device))
+        jury = load_named(judges, device=pick_device(device))
         predictor = None if aesthetics is None else load_aesthetics(aesthetics)
         if predictor is not None and predictor.width not in {judge.referee.width for judge in jury}:
             predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
@@ -215,7 +215,7 @@ def recognised_and_liked(
     return found
 
 
-def restyled(jury: Sequence[Judge], asked: dict[str, Any], images: torch.Tensor) -> Columns:
+def restyled(jury: Sequence[NamedReferee], asked: dict[str, Any], images: torch.Tensor) -> Columns:
     """What judges say of restyled pictures: the cosine of how picture and text moved, and of picture and content."""
     contents = torch.stack([emoji_drawing(one.removeprefix(PREFIX)) for one in asked["content"]])
     found = {}

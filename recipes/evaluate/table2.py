@@ -13,7 +13,7 @@ from robustclip.evaluation.generation.grids import overview, paint_set
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import Questions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -79,7 +79,7 @@ def recipe(
         drawings, shown = real_drawings()
         chosen = [row for row, prompt in enumerate(shown) if prompt in {one.prompt for one in names}]
         reference = from_tensor(drawings.images[chosen], [shown[row] for row in chosen], name="real drawings")
-        jury = load_judges(judges, device=pick_device(device))
+        jury = load_named(judges, device=pick_device(device))
         report = judge_pictures(
             [_pictures(name, result) for name, result in painted.items()],
             [one.referee for one in jury],

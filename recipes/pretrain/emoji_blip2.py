@@ -12,7 +12,7 @@ from robustclip.data.emoji import load_labels
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import fit, free, go_on
-from robustclip.evaluation.pairing import measure_pair_reader
+from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, load_pair_reader, save_mini

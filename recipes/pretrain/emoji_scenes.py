@@ -13,7 +13,7 @@ from torch import Tensor
 from robustclip.data.composing import SHAPES
 from robustclip.data.compositions import compose, sprites
 from robustclip.diffusion.fitting import fit, free, go_on
-from robustclip.evaluation.answers import measure_answers
+from robustclip.evaluation.pair_readers import measure_answers
 from robustclip.referees.card import Card
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.referees.scene_reader import FAMILY, SceneReader, load_scene_reader, save_scene_reader

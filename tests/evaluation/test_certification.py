@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
-from robustclip.evaluation.certificates import (
+from robustclip.evaluation.certification import (
+    Certified,
+    abstention_rate,
+    certified_accuracy,
     certified_radius,
+    certify,
     largest_radius,
     lower_bound,
     radii_to_report,
     smallest_n,
 )
-from robustclip.evaluation.certification import Certified, abstention_rate, certified_accuracy, certify
 from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import smoothed
 

@@ -16,10 +16,9 @@ from robustclip.data.examples import read_examples
 from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
-from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import notes
-from robustclip.evaluation.judges import Judge
-from robustclip.evaluation.report import Report, Row
+from robustclip.evaluation.named import NamedReferee
+from robustclip.evaluation.report import Report, Row, compare
 from robustclip.evaluation.tasks import Measurement
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import save_referee
@@ -341,11 +340,11 @@ def test_an_eps_that_a_referee_learnt_at_another_size_is_noted(colour_referee, c
     referee.card.threat = ThreatModel("l2", 1.5, 224)
     examples = read_examples(colour_folder)
 
-    found = list(notes([Judge("robust", referee, None)], examples, {"l2:1.5@20": ThreatModel("l2", 1.5, 8)}))
+    found = list(notes([NamedReferee("robust", referee, None)], examples, {"l2:1.5@20": ThreatModel("l2", 1.5, 8)}))
 
     assert any("robust was trained for L2 eps 1.5 at 224x224" in note and "28 times" in note for note in found)
     fitting = {"l2:1.5@20": ThreatModel("l2", 1.5, 224)}
-    assert not any("trained" in note for note in notes([Judge("robust", referee, None)], examples, fitting))
+    assert not any("trained" in note for note in notes([NamedReferee("robust", referee, None)], examples, fitting))
 
 
 def test_rows_by_hand() -> None:

@@ -17,8 +17,8 @@ from robustclip.data.examples import Examples, read_examples
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import masking
-from robustclip.evaluation.judges import load_judges
 from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
+from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import Check
 from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import Candidates
@@ -213,7 +213,7 @@ def test_without_another_referee_transfer_says_nothing(colour_referee: Build, ex
 
 
 def test_an_embedded_guide_has_slopes_and_is_no_harder_for_others(emoji_24: Examples) -> None:
-    [guide, vanilla] = load_judges(["emoji-robust", "emoji-vanilla"], device=torch.device("cpu"))
+    [guide, vanilla] = load_named(["emoji-robust", "emoji-vanilla"], device=torch.device("cpu"))
     among = Candidates.among(emoji_24.label_names, emoji_24.labels, present_only=True)
     spec = AttackSpec.parse("l2:1.5@5")
     with attacking(guide.referee):
@@ -226,7 +226,7 @@ def test_an_embedded_guide_has_slopes_and_is_no_harder_for_others(emoji_24: Exam
 
 def test_flat_backgrounds_are_no_fault(emoji_24: Examples) -> None:
     """Of equal neighbours a maximum has two slopes: without noise those of this guide are off by a tenth."""
-    [guide] = load_judges(["emoji-vanilla"], device=torch.device("cpu"))
+    [guide] = load_named(["emoji-vanilla"], device=torch.device("cpu"))
     among = Candidates.among(emoji_24.label_names, emoji_24.labels, present_only=True)
     with attacking(guide.referee):
         subject = Subject.of(guide.name, guide.referee, setting(emoji_24), among, AttackSpec.parse("l2:1.5@5"))

@@ -18,10 +18,9 @@ from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import cheapest, measured, verify
-from robustclip.evaluation.comparison import compare
-from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.named import NamedReferee
 from robustclip.evaluation.pag import NAMES, answers, draw_pairs, pull
-from robustclip.evaluation.report import Report
+from robustclip.evaluation.report import Report, compare
 from robustclip.evaluation.tasks import TASKS, Setting
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
@@ -62,7 +61,7 @@ def setting(examples: Examples, judge: TwoTower, spec: str = "l2:1.2@40", seed: 
         batch_size=2,
         dtype=torch.float32,
         seed=seed,
-        judge=Judge("judge", judge, None),
+        judge=NamedReferee("judge", judge, None),
         pull=AttackSpec.parse(spec),
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustclip.data.pairs import PairBatches
-from robustclip.evaluation.pairing import AMONG, measure_pair_reader
+from robustclip.evaluation.pair_readers import AMONG, measure_pair_reader
 from robustclip.referees.base import PairReader
 
 SPLIT, SEED = "unseen-styles", 3

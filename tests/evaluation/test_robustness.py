@@ -13,7 +13,7 @@ from robustclip.attacks import AttackSpec
 from robustclip.attacks.spec import check_inside, random_perturbation
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError
-from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
+from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.zeroshot import Predictions, predictions
 from robustclip.referees.similarity import all_cosines, class_embeddings
 
@@ -22,7 +22,8 @@ def under_attack(referee, images: Tensor, targets: Tensor, spec: str, **options)
     """(clean, attacked)."""
     classes = class_embeddings(referee, list(referee.text_tower.words))
     clean = predictions(all_cosines(referee, images, classes, batch_size=2), targets)
-    settings = {"clean": clean, "batch_size": 2, "seed": 0} | options
+    ids = [str(place) for place in range(len(images))]
+    settings = {"clean": clean, "batch_size": 2, "seed": 0, "ids": ids} | options
     return clean, classify_under_attack(referee, images, targets, classes, AttackSpec.parse(spec), **settings)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.evaluation.slopes import slopes
+from robustclip.evaluation.masking import slopes
 
 
 def images() -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
 from robustclip.attacks import AttackSpec
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation import strong
-from robustclip.evaluation.strong import classify_under_strong_attack
+from robustclip.evaluation import attacked as evaluation
+from robustclip.evaluation.attacked import classify_under_attack
 from robustclip.evaluation.zeroshot import Predictions, predictions
 from robustclip.referees.similarity import all_cosines, class_embeddings
 
@@ -34,7 +34,7 @@ def under_attack(referee, images: Tensor, targets: Tensor, spec: str, **options)
     classes = class_embeddings(referee, list(referee.text_tower.words))
     clean = predictions(all_cosines(referee, images, classes, batch_size=16), targets)
     settings = {"clean": clean, "batch_size": 16, "seed": 0, "ids": [str(i) for i in range(len(images))]} | options
-    return clean, classify_under_strong_attack(referee, images, targets, classes, AttackSpec.parse(spec), **settings)
+    return clean, classify_under_attack(referee, images, targets, classes, AttackSpec.parse(spec), **settings)
 
 
 def distances(images: Tensor, words: list[str], targets: Tensor, norm: str) -> Tensor:
@@ -82,14 +82,14 @@ def test_each_part_gets_what_is_still_standing(colour_referee, colours: Tensor, 
     targets = torch.zeros(40, dtype=torch.long)
     targets[:20] = all_cosines(referee, colours[:20], class_embeddings(referee, list(WORDS)), batch_size=20).argmax(1)
     given: list[tuple[str, int]] = []
-    attack = strong.library_attack
+    attack = evaluation.library_attack
 
     def record(images: Tensor, *arguments, **options):
         given.append((options["attack"], len(images)))
         short = options | {"steps": 3}
         return attack(images, *arguments, **short)
 
-    monkeypatch.setattr(strong, "library_attack", record)
+    monkeypatch.setattr(evaluation, "library_attack", record)
     clean, attacked = under_attack(referee, colours, targets, "l2:2@autoattack", batch_size=40)
 
     assert [name for name, _ in given] == ["apgd", "apgd-t", "fab-t", "square"]
@@ -103,8 +103,8 @@ def test_each_part_gets_what_is_still_standing(colour_referee, colours: Tensor, 
 
 def test_images_depend_on_seed_attack_and_ids_alone(colour_referee, plain, monkeypatch) -> None:
     moved: list[Tensor] = []
-    inside = strong.check_inside
-    monkeypatch.setattr(strong, "check_inside", lambda x, y, threat: (moved.append(y), inside(x, y, threat)))
+    inside = evaluation.check_inside
+    monkeypatch.setattr(evaluation, "check_inside", lambda x, y, threat: (moved.append(y), inside(x, y, threat)))
     referee, targets = colour_referee(words=WORDS), torch.full((2,), 3)
     images = plain((0.7, 0.4, 0.3), (0.7, 0.4, 0.3))  # grey, and red at a distance of 0.94
     before = torch.get_rng_state()
@@ -124,7 +124,7 @@ def test_images_depend_on_seed_attack_and_ids_alone(colour_referee, plain, monke
 
 
 def test_every_attacked_image_is_checked(colour_referee, colours: Tensor, monkeypatch) -> None:
-    monkeypatch.setattr(strong, "library_attack", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
+    monkeypatch.setattr(evaluation, "library_attack", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
 
     with pytest.raises(RunError, match="left its threat model"):
         under_attack(colour_referee(words=WORDS), colours, torch.full((40,), 3), "l2:1@apgd-ce")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, cast
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
-from robustclip.evaluation.judges import claims_of
 from robustclip.evaluation.maps import FAITHFULNESS
+from robustclip.evaluation.named import claims_of
 from robustclip.evaluation.report import CLEAN, CONTROL
 from robustclip.evaluation.setting import WORST
 from robustclip.referees.base import TwoTower

@@ -23,14 +23,13 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, odd_pictures, read_examples
 from robustclip.errors import UsageError, raise_faults
-from robustclip.evaluation import certificates, certification
+from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
-from robustclip.evaluation.comparison import compare
-from robustclip.evaluation.judges import Judge, folder_to_sign, load_judges, sign_cards
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
+from robustclip.evaluation.named import NamedReferee, folder_to_sign, load_named, sign_cards
 from robustclip.evaluation.pag import read_spec
-from robustclip.evaluation.report import REPORT_FILE, Report
-from robustclip.evaluation.setting import Findings, Setting, prompts_of
+from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
+from robustclip.evaluation.setting import Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.explanation.gradients import gradient_picture
 from robustclip.explanation.maps import METHODS, check_method
@@ -84,7 +83,7 @@ def evaluate(
     method: Annotated[str, "heat map method of the tasks maps and faithfulness; see explain"] = "gradcam",
     layer: Annotated[str | None, "layer for heat maps; default: by architecture and method"] = None,
     sigma: Annotated[float | None, "noise of certification: standard deviation on [0,1] pixels, e.g. 0.25"] = None,
-    samples: Annotated[PositiveInt, "noisy copies per image for certification"] = certificates.SAMPLES,
+    samples: Annotated[PositiveInt, "noisy copies per image for certification"] = certification.SAMPLES,
     templates: Annotated[str, "plain, emoji, photo, openai-simple, dataset, or a text file"] = "plain",
     labels: Annotated[
         Labels, "candidate labels: all of the set, those of its images, or a number that includes these"
@@ -146,17 +145,17 @@ def evaluate(
     check_towers(given)
     out = None if out is None else Path(out)
     first = [] if baseline is None else [baseline]
-    judges = load_judges([*first, *(one for one in given if one not in first)], device=where)
-    answering = answering_judge(judge, judges, device=where) if "pag" in wanted else None
+    measured = load_named([*first, *(one for one in given if one not in first)], device=where)
+    answering = answering_judge(judge, measured, device=where) if "pag" in wanted else None
     if sign:
-        for one in judges:
+        for one in measured:
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     for line in examples.told:
         terminal.note(f"data: {line}")
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
-    sources = masked.sources_of(judges, masking_source, examples.name, device=where) if masking else []
+    sources = masked.sources_of(measured, masking_source, examples.name, device=where) if masking else []
     pulled = read_spec(pag) if answering is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
     threats = {str(spec): spec.threat(examples.size) for spec in specs}
@@ -178,12 +177,12 @@ def evaluate(
     )
     if "zero-shot" in wanted:
         candidates(setting)  # now, not after hours of another task
-    told = describe(setting, tasks=wanted, baseline=judges[0].name, limit=limit, device=where)
+    told = describe(setting, tasks=wanted, baseline=measured[0].name, limit=limit, device=where)
     report = Report(
         setting=told,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
-        notes=[*examples.told, *notes(judges, examples, threats)],
+        notes=[*examples.told, *notes(measured, examples, threats)],
     )
     kept = out is not None and bool(attacks) and "zero-shot" in wanted
     stopped = f"what was found under attack is kept in {out}: the same call with --resume goes on"
@@ -191,11 +190,11 @@ def evaluate(
         raise_faults("evaluate()", list(taken(out, resume=resume)))  # again: by another process meanwhile
         if out is not None and kept:
             setting = replace(setting, ledger=Ledger(out, determining(told, examples)))
-        measure_all(report, judges, setting, wanted)
+        measure_all(report, measured, setting, wanted)
         if masking:
-            report.checks = masked.checks_of_all(judges, sources, setting, candidates(setting))
+            report.checks = masked.checks_of_all(measured, sources, setting, candidates(setting))
         if "gradients" in wanted:
-            report.picture = picture(judges, setting, [prompts] if isinstance(prompts, str) else prompts)
+            report.picture = picture(measured, setting, [prompts] if isinstance(prompts, str) else prompts)
         report.notes += odd_pictures(examples)
         with rescuing(report.to_json):
             if out is not None:
@@ -203,23 +202,23 @@ def evaluate(
             if csv is not None:
                 report.write_csv(csv)
             if sign:
-                sign_cards(judges, report)
+                sign_cards(measured, report)
     return report
 
 
-def measure_all(report: Report, judges: Sequence[Judge], setting: Setting, wanted: Sequence[str]) -> None:
+def measure_all(report: Report, measured: Sequence[NamedReferee], setting: Setting, wanted: Sequence[str]) -> None:
     """Put the rows and answers of all tasks into the report."""
     for task in wanted:
-        found = {one.name: measure(task, one, setting) for one in judges}
+        found = {one.name: measure(task, one, setting) for one in measured}
         measurements = {name: findings.measurements for name, findings in found.items()}
-        report.rows += compare(task, measurements, baseline=judges[0].name, seed=setting.seed)
+        report.rows += compare(task, measurements, baseline=measured[0].name, seed=setting.seed)
         for name, findings in found.items():
             report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
 
 
-def answering_judge(name: str | None, guides: Sequence[Judge], *, device: torch.device) -> Judge:
+def answering_judge(name: str | None, guides: Sequence[NamedReferee], *, device: torch.device) -> NamedReferee:
     """The PAG score's judge. Raises UsageError when it has the image tower of one of the guides."""
-    [judge] = load_judges([JUDGE if name is None else name], device=device)
+    [judge] = load_named([JUDGE if name is None else name], device=device)
     for guide in guides:
         check_judge(guide.referee, judge.referee)
     return judge
@@ -319,13 +318,13 @@ def check_attack(text: str, tasks: Sequence[str]) -> None:
         check_installed()
 
 
-def measure(task: str, judge: Judge, setting: Setting) -> Findings:
+def measure(task: str, one: NamedReferee, setting: Setting) -> Findings:
     """One task of one referee, in eval mode and with frozen weights, both restored."""
-    with attacking(judge.referee):
-        return TASKS[task](judge.referee, setting, f"{judge.name}, {task}")
+    with attacking(one.referee):
+        return TASKS[task](one.referee, setting, f"{one.name}, {task}")
 
 
-def picture(judges: Sequence[Judge], setting: Setting, prompts: Sequence[str] = ()) -> Float[Tensor, "3 h w"]:
+def picture(measured: Sequence[NamedReferee], setting: Setting, prompts: Sequence[str] = ()) -> Float[Tensor, "3 h w"]:
     """Input gradients of all referees towards each prompt, on an image it is true of where the set has one.
 
     Other prompts get images drawn by the seed; without prompts these choose them: what is true of the images drawn.
@@ -335,22 +334,22 @@ def picture(judges: Sequence[Judge], setting: Setting, prompts: Sequence[str] = 
     prompts = prompts or [truths[index] for index in drawn[:COLUMNS]]
     places = [truths.index(prompt) if prompt in truths else drawn[i % len(drawn)] for i, prompt in enumerate(prompts)]
     return gradient_picture(
-        [(judge.name, judge.referee) for judge in judges], examples.images[torch.tensor(places)], prompts, setting.dtype
+        [(one.name, one.referee) for one in measured], examples.images[torch.tensor(places)], prompts, setting.dtype
     )
 
 
-def notes(judges: Sequence[Judge], examples: Examples, threats: Mapping[str, ThreatModel]) -> Iterator[str]:
+def notes(measured: Sequence[NamedReferee], examples: Examples, threats: Mapping[str, ThreatModel]) -> Iterator[str]:
     """What to know before believing a number."""
     if len(examples) < ENOUGH:
         yield f"only {counted(len(examples), 'image')}: intervals are wide"
-    for judge in judges:
-        trained = judge.referee.card.threat
+    for one in measured:
+        trained = one.referee.card.threat
         for attack, threat in threats.items():
             if trained is None or trained.norm != threat.norm or threat.norm != "l2" or trained.size == threat.size:
                 continue
             same = trained.resized(threat.size)
             yield (
-                f"{judge.name} was trained for {trained}; on these images that change is l2 eps {same.eps:.3g}, "
+                f"{one.name} was trained for {trained}; on these images that change is l2 eps {same.eps:.3g}, "
                 f"and {attack} is {threat.eps / same.eps:.3g} times it"
             )
 

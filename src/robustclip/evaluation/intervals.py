@@ -7,17 +7,33 @@ neither), so the paired bootstrap needs no loop over the images, and is exact in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from torch import Tensor
 
 from robustclip.errors import UsageError
+from robustclip.runs.rng import generator
 
 RESAMPLES = 9_999  # so that the 2.5% and 97.5% quantiles are order statistics
 CONFIDENCE = 0.95
+
+
+class Bounded(Protocol):
+    """A value with the bounds of its 95% interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,17 @@ class Interval:
     low: float
     high: float
     n: int
+
+
+def plain(found: Bounded, sign: str = "", digits: int = 3) -> str:
+    """As it is: "1.250 (1.101 to 1.402)"; with the sign "+" of a difference."""
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
+
+
+def percent(found: Bounded, sign: str = "") -> str:
+    """In percent, or points: "72.0 (60.1 to 82.3)"."""
+    return plain(Interval(100 * found.value, 100 * found.low, 100 * found.high, 0), sign, 1)
 
 
 def rate(hits: ArrayLike) -> Interval:
@@ -93,3 +120,50 @@ def _outcomes(hits: ArrayLike) -> NDArray[np.bool_]:
     if outcomes.ndim != 1 or len(outcomes) == 0:
         raise UsageError(f"an interval needs a list of at least one outcome, not shape {outcomes.shape}")
     return outcomes
+
+
+GROUPS: Final = 20
+
+
+def jackknife(
+    statistic: Callable[..., float], *sets: Tensor, seed: int, low: float = -np.inf, groups: int = GROUPS
+) -> Interval:
+    """`statistic(*sets)` with its 95% interval, where each set (n_i, ...) is a sample of its own, independent of the
+    others. Pictures that are paired belong into one set, side by side.
+
+    `low` is where the statistic's range ends; `n` of the interval counts the first set. Raises UsageError for a set of
+    fewer than 3: nothing would be left to measure.
+    """
+    if not sets or min(map(len, sets)) < 3:
+        raise UsageError(f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}")
+    value, variance = statistic(*sets), 0.0
+    for place, whole in enumerate(sets):
+        order = torch.randperm(len(whole), generator=generator(seed, "jackknife", place))
+        parts = order.tensor_split(min(groups, len(whole)))
+        without = []
+        for part in parts:
+            kept = torch.ones(len(whole), dtype=torch.bool)
+            kept[part] = False
+            without.append(statistic(*sets[:place], whole[kept], *sets[place + 1 :]))
+        variance += (len(parts) - 1) * float(np.var(without))
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * variance**0.5
+    return Interval(value, max(low, value - half), value + half, len(sets[0]))
+
+
+def preference(scores: ArrayLike, others: ArrayLike) -> Interval:
+    """Share of N pairs with `scores` (n,) above `others` (n,); a tie counts half.
+
+    Wilson's interval; with ties it is a little too wide. Raises UsageError for sets that are not paired, for none, and
+    for scores that are not numbers.
+    """
+    first, second = np.asarray(scores, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise UsageError(f"a preference compares scores of the same prompts: {first.shape} and {second.shape} are not")
+    if np.isnan(first).any() or np.isnan(second).any():
+        raise UsageError("a preference compares numbers, and a score is none")
+    n = len(first)
+    share = float((first > second).mean() + (first == second).mean() / 2)
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)

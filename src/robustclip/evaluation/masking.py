@@ -24,16 +24,14 @@ from torch.nn import functional as F
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.library import check_installed
 from robustclip.attacks.spec import AttackSpec, run_attack
-from robustclip.attacks.threat import draw_normal
+from robustclip.attacks.threat import broadcast, draw_normal, per_image_max
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
-from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.evaluation.attacked import answers_to, classify_under_attack
+from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.evaluation.report import Check
-from robustclip.evaluation.robustness import answers_to, classify_under_attack
 from robustclip.evaluation.setting import Setting
-from robustclip.evaluation.slopes import slopes
-from robustclip.evaluation.strong import classify_under_strong_attack
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import all_cosines, batches, class_embeddings, cosines
@@ -77,8 +75,7 @@ class Subject:
 
     def attacked(self, spec: AttackSpec) -> NDArray[np.bool_]:
         """Which images it names rightly untouched and under `spec`, any attack of zero-shot classification."""
-        run = classify_under_attack if spec.kind == "pgd" else classify_under_strong_attack
-        found = run(
+        found = classify_under_attack(
             self.referee,
             self.setting.examples.images,
             self.among.targets,
@@ -119,21 +116,23 @@ def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, mask
         yield f"the masking checks look at the steps of PGD, which {attacks[0]} has not: give PGD as the first attack"
 
 
-def sources_of(judges: Sequence[Judge], source: str | None, data: str, *, device: torch.device) -> Others:
+def sources_of(measured: Sequence[NamedReferee], source: str | None, data: str, *, device: torch.device) -> Others:
     """Whose adversarial images are shown: those of `source`, or else of all referees; where there is but one, on
     embedded data, of emoji-vanilla. Raises UsageError for a source that can't be loaded."""
-    if source is not None or (len(judges) == 1 and data.startswith(EMBEDDED_DATA)):
-        judges = load_judges([source or SOURCE], device=device)
-    return [(judge.name, judge.referee) for judge in judges]
+    if source is not None or (len(measured) == 1 and data.startswith(EMBEDDED_DATA)):
+        measured = load_named([source or SOURCE], device=device)
+    return [(one.name, one.referee) for one in measured]
 
 
-def checks_of_all(judges: Sequence[Judge], sources: Others, setting: Setting, among: Candidates) -> list[Check]:
+def checks_of_all(
+    measured: Sequence[NamedReferee], sources: Others, setting: Setting, among: Candidates
+) -> list[Check]:
     """The checks of all referees under the first attack, each shown the adversarial images of the sources, not its
     own."""
     spec = setting.attacks[0] if setting.attacks else AttackSpec.parse(USUAL)
     return [
         check
-        for name, referee in ((judge.name, judge.referee) for judge in judges)
+        for name, referee in ((one.name, one.referee) for one in measured)
         for check in checks(name, referee, setting, among, spec, [one for one in sources if one[0] != name])
     ]
 
@@ -292,3 +291,24 @@ CHECKS: Final[dict[str, Callable[[Subject, NDArray[np.bool_], Others], Outcome]]
     "transfer not stronger than white box": transfer,
     "loss not flat at the start": not_flat,
 }
+
+
+def slopes(
+    loss: Callable[[Tensor], Tensor], images: Float[Tensor, "b 3 h w"], *, stride: float
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """The L2 length of each image's gradient, and the central finite difference of the loss along it; float64, on the
+    CPU. Where `loss`, images to (B,), is smooth, the two are alike.
+
+    `stride` is the L2 distance to either side, in pixel units; images must be as far from 0 and 1. Without a gradient
+    both are 0. Where a network takes the maximum of equal neighbours, as on a drawing's background, its slope depends
+    on the side and its gradient follows one neighbour only: give such images a little noise.
+    """
+    leaf = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    largest = per_image_max(gradient.abs())  # taken out, so that a tiny gradient does not vanish when it is squared
+    scaled = gradient / broadcast(torch.where(largest > 0, largest, 1), gradient)
+    norms = torch.linalg.vector_norm(scaled, dim=(1, 2, 3))
+    step = stride * scaled / broadcast(torch.where(norms > 0, norms, 1), scaled)
+    with torch.no_grad():
+        above, below = (loss((images.detach() + side * step).clamp(0, 1)).cpu().double() for side in (1, -1))
+    return largest.cpu().double() * norms.cpu().double(), (above - below) / (2 * stride)

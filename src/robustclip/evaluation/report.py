@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, dataclass, field, fields
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +20,8 @@ from torch import Tensor
 
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
+from robustclip.evaluation import intervals
+from robustclip.evaluation.intervals import Interval, percent, plain
 from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, read_json, write_json
 
@@ -28,6 +34,63 @@ PLAIN = ("gradients", "maps", "faithfulness")
 """Tasks whose numbers are told as they are, not in percent."""
 PAGE = 120  # characters a line of table.txt
 REPORT_FILE = "evaluation.json"
+
+
+class Tabled(ABC):
+    """Rows that can be printed, and written as table.txt, CSV and JSON."""
+
+    page: ClassVar[int] = PAGE
+    file: ClassVar[str]
+
+    @abstractmethod
+    def table(self) -> Group:
+        """For a terminal."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """For programs, as plain JSON values."""
+
+    @abstractmethod
+    def lines(self) -> Sequence[Any]:
+        """The rows of the CSV file, which are dataclasses of one kind."""
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return terminal.html(self.table())
+
+    def write_csv(self, path: str | Path) -> None:
+        """All rows, with a header, atomically."""
+        rows = [asdict(row) for row in self.lines()]
+        with atomic_write(path, "w") as file:
+            writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write table.txt, the CSV and the JSON file. The last one's presence says that all the rest is there."""
+        folder = Path(folder)
+        with atomic_write(folder / "table.txt", "w") as file:
+            Console(file=file, width=self.page).print(self.table())
+        self.write_csv((folder / self.file).with_suffix(".csv"))
+        write_json(folder / self.file, self.to_json())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none).
+    `reference` says that no referee has a part in them."""
+
+    metric: str
+    attack: str
+    outcomes: NDArray[Any]
+    reference: bool = False
+
+
+@dataclass
+class Findings:
+    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,7 +131,7 @@ class Check:
 
 
 @dataclass
-class Report:
+class Report(Tabled):
     """All numbers of one evaluation.
 
     `setting` says what was measured and how (data, size, dtype, templates, versions); `threats` maps each attack to
@@ -85,13 +148,14 @@ class Report:
     answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
     picture: Float[Tensor, "3 h w"] | None = field(default=None, repr=False)
     checks: list[Check] = field(default_factory=list)
+    file = REPORT_FILE
 
     def __repr__(self) -> str:
         tasks = ", ".join(dict.fromkeys(row.task for row in self.rows))
         return f"<Report of {len(self.rows)} rows: {tasks} on {self.setting.get('data')}; .table() shows them>"
 
-    def _repr_html_(self) -> str:  # what a notebook shows
-        return terminal.html(self.table())
+    def lines(self) -> Sequence[Row]:
+        return self.rows
 
     def row(self, referee: str, metric: str, attack: str = CLEAN, kind: Kind = "value") -> Row:
         """The row of that description, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`; UsageError if none."""
@@ -155,24 +219,14 @@ class Report:
         made.checks = [Check(**check) for check in found.get("checks", [])]
         return made
 
-    def write_csv(self, path: str | Path) -> None:
-        """All rows, with a header, atomically."""
-        with atomic_write(path, "w") as file:
-            writer = csv.DictWriter(file, [item.name for item in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-
     def save(self, folder: str | Path) -> None:
         """Write evaluation.json, evaluation.csv, table.txt, answers.jsonl and, if there is a picture, gradients.png."""
         folder = Path(folder)
-        with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=PAGE).print(self.table())
-        self.write_csv(folder / "evaluation.csv")
         with atomic_write(folder / "answers.jsonl", "w") as file:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.answers)
         if self.picture is not None:
             save_image(self.picture, folder / "gradients.png")
-        write_json(folder / REPORT_FILE, self.to_json())  # last: its presence says that all the rest is there
+        super().save(folder)
 
 
 def checks_table(checks: list[Check]) -> Table:
@@ -194,7 +248,62 @@ def _heading(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    scale, digits = (1, 3) if row.task in PLAIN else (100, 1)
     sign = "+" if row.kind == "difference" else ""
-    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (row.value, row.low, row.high))
-    return f"{value} ({low} to {high})"
+    return plain(row, sign) if row.task in PLAIN else percent(row, sign)
+
+
+Found = Mapping[str, Iterable[Measurement]]
+"""What each referee, by name, was measured to do in one task."""
+
+
+def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
+    """Rows of one task, metric by metric, attack by attack, each with all referees: values, differences, retentions.
+
+    Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
+    under an attack it is over the referee's own. There is none for numbers that are not rates, nor where the
+    denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did
+    anything, nor a reference.
+    """
+    references = {(m.metric, m.attack) for measured in found.values() for m in measured if m.reference}
+    outcomes = {(m.metric, m.attack, name): m.outcomes for name, measured in found.items() for m in measured}
+    rows: list[Row] = []
+    for metric, attack in _by_metric(outcomes):
+        here = {name: outcomes[metric, attack, name] for name in found}
+
+        def row(name: str, kind: Kind, against: str, of: Interval, metric: str = metric, attack: str = attack) -> Row:
+            is_reference = (metric, attack) in references
+            return Row(name, task, metric, attack, kind, against, of.value, of.low, of.high, of.n, seed, is_reference)
+
+        rows += [row(name, "value", "", _interval(values, seed)) for name, values in here.items()]
+        judged = task == "pag"
+        if attack.startswith(CONTROL) or (judged and attack == CLEAN) or (metric, attack) in references:
+            continue
+        for name, values in here.items():
+            if name != baseline:
+                rows.append(row(name, "difference", baseline, _difference(values, here[baseline], seed)))
+        if judged:  # nothing is retained of what nobody saw before
+            continue
+        for name, values in here.items():
+            against = baseline if attack == CLEAN else name
+            clean = outcomes.get((metric, CLEAN, against))  # how alike two maps are has no clean value
+            if clean is not None and values.dtype == bool and clean.any() and (attack, name) != (CLEAN, baseline):
+                rows.append(row(name, "retention", against, intervals.ratio(values, clean, seed=seed)))
+    return rows
+
+
+def _by_metric(outcomes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Each (metric, attack) once, all attacks of a metric together, otherwise in the order of measuring."""
+    pairs = list(dict.fromkeys((metric, attack) for metric, attack, _ in outcomes))
+    metrics = list(dict.fromkeys(metric for metric, _ in pairs))
+    return sorted(pairs, key=lambda pair: metrics.index(pair[0]))
+
+
+def _interval(values: NDArray[Any], seed: int) -> Interval:
+    return intervals.rate(values) if values.dtype == bool else intervals.mean(values[np.isfinite(values)], seed=seed)
+
+
+def _difference(values: NDArray[Any], others: NDArray[Any], seed: int) -> Interval:
+    if values.dtype == bool:
+        return intervals.difference(values, others, seed=seed)
+    separations = values - others
+    return intervals.mean(separations[np.isfinite(separations)], seed=seed)

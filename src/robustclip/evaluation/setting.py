@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from numpy.typing import NDArray
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.data.examples import Examples
@@ -16,7 +15,7 @@ from robustclip.evaluation.report import CONTROL
 from robustclip.evaluation.zeroshot import Candidates
 
 if TYPE_CHECKING:  # which signs what tasks of this kind measured
-    from robustclip.evaluation.judges import Judge
+    from robustclip.evaluation.named import NamedReferee
 
 
 WORST = "worst "  # the norm and eps follow
@@ -35,7 +34,7 @@ class Setting:
     batch_size: int
     dtype: torch.dtype
     seed: int
-    judge: Judge | None = None
+    judge: NamedReferee | None = None
     pull: AttackSpec | None = None
     method: str = "gradcam"
     layer: str | None = None
@@ -54,25 +53,6 @@ class Setting:
         if self.count is not None:
             return f" of {names} labels"
         return f" of {names} present" if self.present_only else ""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none).
-    `reference` says that no referee has a part in them."""
-
-    metric: str
-    attack: str
-    outcomes: NDArray[Any]
-    reference: bool = False
-
-
-@dataclass
-class Findings:
-    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
-
-    measurements: list[Measurement] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def prompts_of(examples: Examples) -> list[str]:

@@ -15,16 +15,15 @@ from robustclip.attacks.library import parts
 from robustclip.attacks.spec import random_perturbation
 from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.certification import certification
 from robustclip.evaluation.corruptions import corruptions
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
-from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY
+from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Findings, Measurement
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
-from robustclip.evaluation.robustness import classify_under_attack, cosines_under_noise
-from robustclip.evaluation.setting import Findings, Measurement, Setting, control_of, prompts_of, worst_of
-from robustclip.evaluation.strong import classify_under_strong_attack
+from robustclip.evaluation.setting import Setting, control_of, prompts_of, worst_of
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.explanation.gradients import gradient_shares
 from robustclip.referees.base import TwoTower
@@ -37,7 +36,7 @@ Task = Callable[[TwoTower, Setting, str], Findings]
 
 
 def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.strong`). The
+    """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.attacked`). The
     metric's name states a restricted label set.
 
     Where several attacks search one ball, what is right after all of them is told under `worst_of`'s name for it.
@@ -72,8 +71,7 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
         note(name, predictions(scores, among.targets))
     weights = exact(referee) if setting.ledger else ""
     for spec in setting.attacks:
-        classify = classify_under_attack if spec.kind == "pgd" else classify_under_strong_attack
-        answered = classify(
+        answered = classify_under_attack(
             referee,
             examples.images,
             among.targets,

@@ -17,9 +17,9 @@ from robustclip import __version__
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError, raise_faults
 from robustclip.evaluation import report as tables
-from robustclip.evaluation.comparison import compare
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
-from robustclip.evaluation.judges import load_judges
+from robustclip.evaluation.named import load_named
+from robustclip.evaluation.report import compare
 from robustclip.explanation.looks import Objective
 from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_method
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
@@ -135,7 +135,7 @@ def explain(
     )
     raise_faults("explain()", list(faults(*given)))
     spec, where, out = read_attack(attack), pick_device(device), Path(out)
-    judges = load_judges([referees] if isinstance(referees, str | Path) else list(referees), device=where)
+    judges = load_named([referees] if isinstance(referees, str | Path) else list(referees), device=where)
     pairs, left_out = read_pairs(
         _listed(images),
         _listed(texts),

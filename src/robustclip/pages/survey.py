@@ -18,11 +18,9 @@ from pydantic import PositiveInt
 from robustclip import __version__
 from robustclip.data.images import to_pil
 from robustclip.errors import UsageError, raise_faults
-from robustclip.evaluation.generation.folders import read_pictures
 from robustclip.evaluation.generation.measure import shared
-from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.generation.preference import preference
-from robustclip.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval
+from robustclip.evaluation.generation.pictures import Pictures, read_pictures
+from robustclip.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, preference
 from robustclip.pages.rendering import environment
 from robustclip.runs.files import (
     atomic_write,

@@ -16,9 +16,9 @@ from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec
 from robustclip.diffusion.mutual_information import METRIC
 from robustclip.errors import UsageError
-from robustclip.evaluation.judges import Judge
-from robustclip.evaluation.report import CLEAN, Row
-from robustclip.evaluation.setting import Measurement, control_of
+from robustclip.evaluation.named import NamedReferee
+from robustclip.evaluation.report import CLEAN, Measurement, Row
+from robustclip.evaluation.setting import control_of
 from robustclip.explanation import looks
 from robustclip.explanation.gradients import show_gradients
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
@@ -51,7 +51,7 @@ class Viewer:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: NamedReferee,
         method: Method,
         layer: str | None,
         target: Target | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.distances import cmmd, frechet_distance, inception_score
-from robustclip.evaluation.generation.jackknife import jackknife
+from robustclip.evaluation.intervals import jackknife
 
 
 def drawn(seed: int, count: int, width: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:

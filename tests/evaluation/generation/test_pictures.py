@@ -10,8 +10,7 @@ from torch import Tensor
 
 from robustclip.data.images import save_image
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.generation.folders import read_pictures
-from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
+from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of, read_pictures
 from robustclip.runs.files import write_json
 
 RED, GREEN = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)

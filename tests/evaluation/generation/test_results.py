@@ -14,7 +14,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.grids import PromptRecognition
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.named import NamedReferee
 from robustclip.referees.base import TwoTower
 
 PROMPTS = ["red", "green", "blue"]
@@ -129,13 +129,13 @@ def test_faults_are_told(results: Results) -> None:
 
 
 @pytest.fixture
-def judges(colour_referee: Callable[..., TwoTower]) -> list[Judge]:
+def judges(colour_referee: Callable[..., TwoTower]) -> list[NamedReferee]:
     """Two judges, of whom the second takes green for red."""
     mixed_up = colour_referee(name="mixed-up", words=SWAPPED, logit_scale=5.0)
-    return [Judge("eye", colour_referee(), None), Judge("mixed-up", mixed_up, None)]
+    return [NamedReferee("eye", colour_referee(), None), NamedReferee("mixed-up", mixed_up, None)]
 
 
-def test_recognition_by_judges_of_known_answers(judges: list[Judge], plain: Callable[..., Tensor]) -> None:
+def test_recognition_by_judges_of_known_answers(judges: list[NamedReferee], plain: Callable[..., Tensor]) -> None:
     recognised = PromptRecognition(PROMPTS, judges, [2, 3])
     found = recognised(plain(RED, RED, RED), PROMPTS, cosines=True)
     assert found[Column("R-Precision@3", "eye")].tolist() == [True, False, False]
@@ -153,7 +153,7 @@ def test_candidates_are_drawn_by_prompt_for_all_rows(
     numbers = np.random.default_rng(0).random((2, 24, 3)).tolist()
     words = {f"word {place}": tuple(word) for place, word in enumerate(numbers[0])}
     prompts, images = list(words), plain(*map(tuple, numbers[1]))
-    judge, two, all_ = Judge("eye", colour_referee(words=words), None), Column("R-Precision@2", "eye"), 24
+    judge, two, all_ = NamedReferee("eye", colour_referee(words=words), None), Column("R-Precision@2", "eye"), 24
     recognised = PromptRecognition(prompts, [judge], [2, all_])
     first = recognised(images, prompts)
     assert 4 < first[two].sum() < 20
@@ -166,7 +166,9 @@ def test_candidates_are_drawn_by_prompt_for_all_rows(
     assert 0 < one.sum() < 24, "each of several pictures of a prompt faces other candidates"
 
 
-def test_recognition_needs_as_many_prompts_as_candidates(judges: list[Judge], plain: Callable[..., Tensor]) -> None:
+def test_recognition_needs_as_many_prompts_as_candidates(
+    judges: list[NamedReferee], plain: Callable[..., Tensor]
+) -> None:
     with pytest.raises(UsageError, match=r"among 4 needs as many different prompts, and there are 3"):
         PromptRecognition(PROMPTS, judges, [2, 4])
     with pytest.raises(UsageError, match=r"there are 2: give more, or --candidates 2"):

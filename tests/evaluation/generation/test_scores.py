@@ -7,8 +7,8 @@ import torch
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.embeddings import embed_texts
-from robustclip.evaluation.generation.preference import preference
 from robustclip.evaluation.generation.scores import PREFIX, clip_score, cosine, ref_clip_score
+from robustclip.evaluation.intervals import preference
 
 IMAGES = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
 TEXTS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])

@@ -1,9 +1,8 @@
 """Metrics of generated pictures, by referees that did not guide them, with 95% intervals."""
 
-from robustclip.evaluation.generation.folders import read_pictures, read_reference
 from robustclip.evaluation.generation.judge import judge, judge_images, judge_pictures
-from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.generation.report import Figure, JudgeReport
+from robustclip.evaluation.generation.judgement import Figure, JudgeReport
+from robustclip.evaluation.generation.pictures import Pictures, read_pictures, read_reference
 
 __all__ = [
     "Figure",

@@ -28,7 +28,7 @@ from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.generation.scores import cosine
-from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.named import NamedReferee
 from robustclip.recipes import find
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
@@ -223,7 +223,9 @@ class PromptRecognition:
     candidates  how many a picture's prompt is found among
     """
 
-    def __init__(self, texts: Sequence[str], judges: Sequence[Judge], candidates: Sequence[int], seed: int = 0) -> None:
+    def __init__(
+        self, texts: Sequence[str], judges: Sequence[NamedReferee], candidates: Sequence[int], seed: int = 0
+    ) -> None:
         if max(candidates) > (different := len(set(texts))):
             raise UsageError(
                 f"R-Precision among {max(candidates)} needs as many different prompts, and there are {different}: give "

@@ -29,15 +29,22 @@ from robustclip.evaluation.generation.compbench.prompts import (
     read_prompts,
 )
 from robustclip.evaluation.generation.compbench.roles import load_roles
-from robustclip.evaluation.generation.folders import read_pictures, read_reference, says_prompts
 from robustclip.evaluation.generation.inception import HOW, check_installed, load_inception
 from robustclip.evaluation.generation.information import InformationCourt, courts, is_diffusion_judge
+from robustclip.evaluation.generation.judgement import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
-from robustclip.evaluation.generation.pictures import Pictures, chosen, from_tensor, places_of
-from robustclip.evaluation.generation.report import REPORT_FILE, TITLES, JudgeReport
+from robustclip.evaluation.generation.pictures import (
+    Pictures,
+    chosen,
+    from_tensor,
+    places_of,
+    read_pictures,
+    read_reference,
+    says_prompts,
+)
 from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.generation.scorers import LOADERS, ScorerCourt, is_scorer
-from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.image_judges import load_aesthetics
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -219,7 +226,7 @@ def judge_images(
 ) -> JudgeReport:
     """As `judge`, of images in memory, in [0,1], each with its prompt; `guides` are the referees that guided them."""
     where = pick_device(device)
-    given = load_judges(guides, device=where) if len(guides) else []
+    given = load_named(guides, device=where) if len(guides) else []
     named = [{"name": guide.name, "fingerprint": fingerprint(guide.referee)} for guide in given]
     pictures = replace(from_tensor(images, prompts), guides=named)
     return judge_pictures(
@@ -255,7 +262,7 @@ def judge_pictures(
     where = pick_device(device)
     given = [judges] if isinstance(judges, str | Path) else list(judges)
     referees = [one for one in given if not (is_diffusion_judge(one) or is_scorer(one))]
-    jury = load_judges(referees, device=where) if referees or not given else []
+    jury = load_named(referees, device=where) if referees or not given else []
     scorers = [ScorerCourt(str(one), questions, where) for one in given if is_scorer(one)]
     models: list[InformationCourt | ScorerCourt] = [*courts(given, questions, where), *scorers]
     notes = [note for pictures in sets for note in pictures.notes]
@@ -314,7 +321,7 @@ def check_guides(sets: Sequence[Pictures], jury: Sequence[tuple[str, str]], *, a
 def describe(
     sets: Sequence[Pictures],
     texts: Sequence[str],
-    jury: Sequence[Judge],
+    jury: Sequence[NamedReferee],
     questions: Questions,
     reference: Pictures | None,
     device: torch.device,

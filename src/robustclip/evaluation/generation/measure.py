@@ -15,13 +15,11 @@ from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.distances import cmmd, frechet_distance, inception_score
 from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts
 from robustclip.evaluation.generation.inception import Inception
-from robustclip.evaluation.generation.jackknife import jackknife
+from robustclip.evaluation.generation.judgement import Figure
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.generation.preference import preference
-from robustclip.evaluation.generation.report import Figure
 from robustclip.evaluation.generation.rprecision import RPrecision, r_precision
 from robustclip.evaluation.generation.scores import PREFIX, clip_score, cosine
-from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.intervals import Interval, jackknife, preference
 from robustclip.referees.base import TwoTower
 from robustclip.referees.image_judges import Aesthetics
 from robustclip.referees.smoothed import fingerprint

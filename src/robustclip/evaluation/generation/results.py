@@ -15,8 +15,7 @@ from rich.text import Text
 
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
-from robustclip.evaluation.generation.preference import preference
-from robustclip.evaluation.intervals import Interval
+from robustclip.evaluation.intervals import Interval, percent, plain, preference
 from robustclip.runs import terminal
 from robustclip.runs.files import atomic_write, read_json, write_json
 
@@ -292,15 +291,3 @@ class Results:
         if self.rows[row].columns[column].dtype == bool:
             return told
         return f"{told}; higher on {100 * self.preferred(row, against, column).value:.0f}%"
-
-
-def percent(found: Interval, sign: str = "") -> str:
-    """In percent, or points: "72.0 (60.1 to 82.3)"."""
-    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
-
-
-def plain(found: Interval, sign: str = "") -> str:
-    """As it is: "1.250 (1.101 to 1.402)"."""
-    value, low, high = (f"{number:{sign}.3f}" for number in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"

@@ -20,7 +20,7 @@ from robustclip.evaluation.generation.compbench.roles import Roles
 from robustclip.evaluation.generation.compbench.scores import Scorer, geometric_mean
 from robustclip.evaluation.generation.judge import faults, judge
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
-from robustclip.evaluation.judges import Judge
+from robustclip.evaluation.named import NamedReferee
 from robustclip.referees.base import TwoTower
 from robustclip.referees.detecting import Detection
 from robustclip.referees.smoothed import fingerprint
@@ -137,7 +137,7 @@ def test_places_numbers_and_their_mean_with_the_others(
     plain: Callable[..., Tensor], colour_referee: Callable[..., TwoTower], tmp_path: Path
 ) -> None:
     seer = colour_referee("seer", words={"a red cat on the left of a dog": RED, "a red cat eats": RED})
-    roles = Roles(Sure(), Finds(), Judge("seer", seer, None), chunker=RULES)
+    roles = Roles(Sure(), Finds(), NamedReferee("seer", seer, None), chunker=RULES)
     placed, eats = "a red cat on the left of a dog", "a red cat eats"
 
     spatial = judge_benchmark([pictures(plain, (placed, RED))], roles, "spatial")

@@ -17,8 +17,8 @@ from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compbench.prompts import Category, normal, read_prompts
 from robustclip.evaluation.generation.compbench.roles import Roles
 from robustclip.evaluation.generation.compbench.scores import Parts, Scored, Scorer
+from robustclip.evaluation.generation.judgement import Figure, JudgeReport
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.generation.report import Figure, JudgeReport
 from robustclip.referees.similarity import batches
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.files import is_file, plain, read_json, write_json

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.folders import LISTS, read_named, read_pictures, says_prompts
-from robustclip.evaluation.generation.pictures import Pictures, chosen
+from robustclip.evaluation.generation.pictures import LISTS, Pictures, chosen, read_named, read_pictures, says_prompts
 from robustclip.runs.files import is_file, read_lines
 
 Category = Literal["color", "shape", "texture", "spatial", "non-spatial", "complex", "numeracy"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.phrases import Chunker, pick_chunker
 from robustclip.evaluation.generation.compbench.prompts import Category
-from robustclip.evaluation.judges import Judge, load_judges
+from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.detecting import Detection
 from robustclip.referees.scene_reader import SceneReader, is_scene_reader, load_scene_reader, reader_fingerprint
 
@@ -62,7 +62,7 @@ class Roles:
 
     questions: Asks | None = None
     detector: Detects | None = None
-    clip: Judge | None = None
+    clip: NamedReferee | None = None
     grammar: bool = False
     calibration: dict[str, Any] = field(default_factory=dict)
     chunker: Chunker = field(default_factory=pick_chunker)
@@ -131,4 +131,4 @@ def _load(given: object, device: torch.device) -> dict[str, Any]:
         if kind in detector.KINDS:
             return {"detector": detector.load_detector(given, device)}
     found = {role: given for role, method in (("questions", "yes"), ("detector", "detect")) if hasattr(given, method)}
-    return found or {"clip": load_judges([given], device=device)[0]}  # type: ignore[list-item]
+    return found or {"clip": load_named([given], device=device)[0]}  # type: ignore[list-item]

@@ -22,7 +22,7 @@ Given = str | Path | TwoTower
 
 
 @dataclass(frozen=True)
-class Judge:
+class NamedReferee:
     """A referee, the name it has in the report, and its folder, if it came from one."""
 
     name: str
@@ -30,40 +30,42 @@ class Judge:
     folder: Path | None
 
 
-def load_judges(given: Sequence[Given], *, device: torch.device) -> list[Judge]:
+def load_named(given: Sequence[Given], *, device: torch.device) -> list[NamedReferee]:
     """Load each referee onto `device`; referees with equal card names are reported under the names given.
 
     Raises UsageError where there is none, or one comes twice.
     """
     if not given:
         raise UsageError("evaluate() needs at least one referee: see robustclip referees list")
-    judges = [Judge(referee.card.name, referee, _folder(one)) for one in given for referee in [_load(one, device)]]
-    cards = [judge.name for judge in judges]
-    judges = [
-        judge
-        if cards.count(judge.name) == 1 or isinstance(one, TwoTower)
-        else Judge(str(one), judge.referee, judge.folder)
-        for one, judge in zip(given, judges, strict=True)
+    found = [
+        NamedReferee(referee.card.name, referee, _folder(one)) for one in given for referee in [_load(one, device)]
     ]
-    names = [judge.name for judge in judges]
+    cards = [each.name for each in found]
+    found = [
+        each
+        if cards.count(each.name) == 1 or isinstance(one, TwoTower)
+        else NamedReferee(str(one), each.referee, each.folder)
+        for one, each in zip(given, found, strict=True)
+    ]
+    names = [each.name for each in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared"
         )
-    return judges
+    return found
 
 
-def sign_cards(judges: Sequence[Judge], report: Report) -> None:
-    """Write what `report` measured into the judges' cards.
+def sign_cards(measured: Sequence[NamedReferee], report: Report) -> None:
+    """Write what `report` measured into the referees' cards.
 
     Recall from captions to images is signed for whole sets only: n counts captions there, so a claim could not say
     which images it was measured on.
     """
-    for judge in judges:
-        folder = folder_to_sign(judge)
+    for one in measured:
+        folder = folder_to_sign(one)
         card = Card.load(folder)
         whole = report.setting["limit"] is None
-        card.sign([one for one in claims_of(report, judge.name) if whole or "text to image" not in one.name])
+        card.sign([claim for claim in claims_of(report, one.name) if whole or "text to image" not in claim.name])
         card.save(folder)
 
 
@@ -109,15 +111,13 @@ def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
     return {}
 
 
-def folder_to_sign(judge: Judge) -> Path:
+def folder_to_sign(one: NamedReferee) -> Path:
     """The judge's folder. Raises UsageError where it has none, or one that can't be written."""
-    if judge.folder is None:
-        raise UsageError(
-            f"cannot sign {judge.name}: it has no folder with a card; export it, and give the folder's name"
-        )
-    if not os.access(judge.folder, os.W_OK) or not os.access(judge.folder / CARD_FILE, os.W_OK):
-        raise UsageError(f"cannot sign {judge.name}: {judge.folder} is read-only; copy it, and give the copy")
-    return judge.folder
+    if one.folder is None:
+        raise UsageError(f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name")
+    if not os.access(one.folder, os.W_OK) or not os.access(one.folder / CARD_FILE, os.W_OK):
+        raise UsageError(f"cannot sign {one.name}: {one.folder} is read-only; copy it, and give the copy")
+    return one.folder
 
 
 def _load(one: Given, device: torch.device) -> TwoTower:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import UsageError
-from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.evaluation.intervals import percent, plain
+from robustclip.evaluation.report import Tabled
+from robustclip.runs.files import write_json
 
 Kind = Literal["value", "difference", "preference"]
 
@@ -83,7 +84,7 @@ class Figure:
 
 
 @dataclass
-class JudgeReport:
+class JudgeReport(Tabled):
     """All figures of one judgement.
 
     `setting` says what was judged and how; `notes` what to know before believing a figure. `pictures` holds
@@ -94,6 +95,8 @@ class JudgeReport:
     figures: list[Figure]
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    page = PAGE
+    file = REPORT_FILE
 
     def figure(
         self, metric: str, *, pictures: str | None = None, judge: str | None = None, kind: Kind = "value"
@@ -120,8 +123,8 @@ class JudgeReport:
     def __repr__(self) -> str:
         return f"<JudgeReport of {len(self.figures)} figures; .table() shows them>"
 
-    def _repr_html_(self) -> str:  # what a notebook shows
-        return terminal.html(self.table())
+    def lines(self) -> Sequence[Figure]:
+        return self.figures
 
     def table(self) -> Group:
         """For a terminal: metric by metric, the judges side by side; their hashes and the notes below."""
@@ -158,21 +161,10 @@ class JudgeReport:
         figures = [asdict(figure) for figure in self.figures]
         return {"setting": self.setting, "notes": self.notes, "figures": figures}
 
-    def write_csv(self, path: str | Path) -> None:
-        """All figures, with a header, atomically."""
-        with atomic_write(path, "w") as file:
-            writer = csv.DictWriter(file, [item.name for item in fields(Figure)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(figure) for figure in self.figures)
-
     def save(self, folder: str | Path) -> None:
         """Write judgement.json, judgement.csv, table.txt and pictures.json."""
-        folder = Path(folder)
-        with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=PAGE).print(self.table())
-        self.write_csv(folder / "judgement.csv")
-        write_json(folder / PICTURES_FILE, self.pictures)
-        write_json(folder / REPORT_FILE, self.to_json())  # last: its presence says that all the rest is there
+        write_json(Path(folder) / PICTURES_FILE, self.pictures)
+        super().save(folder)
 
 
 def _title(figure: Figure) -> str:
@@ -192,8 +184,5 @@ def _heading(figure: Figure) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    percent = figure.kind == "preference" or figure.metric in PERCENT
-    scale, digits = (100, 1) if percent else (1, 3)
     sign = "+" if figure.kind == "difference" else ""
-    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (figure.value, figure.low, figure.high))
-    return f"{value} ({low} to {high})"
+    return (percent if figure.kind == "preference" or figure.metric in PERCENT else plain)(figure, sign)

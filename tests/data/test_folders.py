@@ -35,7 +35,7 @@ def test_training_and_evaluation_find_the_same_pictures(tmp_path, encode) -> Non
     assert sorted(found.ids) == sorted(names)
     assert sorted(sample.key for sample in FolderSource(tmp_path).samples) == sorted(names)
     assert found.label_names == ["a", "b"]
-    said = "\n".join(found.told)
+    said = "\n".join(found.reported)
     for part in ("5 pictures of 2 classes", "3 hidden", "notes.md", "loose.png"):
         assert part in said
 
@@ -51,8 +51,8 @@ def test_captions_beside_pictures_are_a_layout_of_their_own(tmp_path, encode) ->
     assert len(set(batch.positives.tolist())) == 3
     found = read_examples(tmp_path, size=8)
     assert found.captions[0] == ["thing 00000/000000000"]
-    assert found.told[0] == "3 pairs: captions from .txt beside each picture"
-    assert "00000 holds 2 pictures, and 00000_stats.json counts 3" in found.told
+    assert found.reported[0] == "3 pairs: captions from .txt beside each picture"
+    assert "00000 holds 2 pictures, and 00000_stats.json counts 3" in found.reported
 
 
 def test_captions_in_json_alone(tmp_path, encode) -> None:

@@ -2,7 +2,7 @@
 
 They attack classifiers, so in place of a loss they take logits and labels. Its AutoAttack is not used: of 3.5.1, it
 gives APGD 10 steps instead of the paper's 100, and as many targets as there are wrong classes instead of 9. What
-`attacks.ensemble` puts together from its parts has the paper's numbers. torchattacks pins an old `requests` that
+`attacks.library` puts together from its parts has the paper's numbers. torchattacks pins an old `requests` that
 other packages cannot live with, so it comes with `pip install 'robustclip[evaluation]'` only.
 """
 

@@ -40,7 +40,7 @@ TOLERANCE = 1e-4  # relative; a float32 norm over 150,528 values is good to abou
 class AttackSpec:
     """Settings of an attack, as reported with each result. Eps and step size are in [0, 1] pixels.
 
-    `kind` is "pgd", or one of the attacks on classifiers that have no settings but a length (`attacks.ensemble` says
+    `kind` is "pgd", or one of the attacks on classifiers that have no settings but a length (`attacks.library` says
     what they are); `steps` are Square's queries, and 100 for the ensembles, whose lengths are fixed. `restarts` and
     `step` are PGD's; `step` is the step size where it is not the default of 2.5 * eps / steps.
     """

@@ -21,7 +21,7 @@ from robustclip.data.emoji import load_labels
 from robustclip.data.folders import NAMES, caption_lines, class_names, read_folder
 from robustclip.data.images import BROKEN_METADATA
 from robustclip.data.images import ENDINGS as PICTURES
-from robustclip.data.pictures import Images, Pictures, Stored
+from robustclip.data.pictures import Images, Pictures, Stored, draw_subset
 from robustclip.data.scenes import SCENES, compose_scenes
 from robustclip.data.shards import SUFFIX, not_shards, shards_in
 from robustclip.data.tars import (
@@ -36,7 +36,6 @@ from robustclip.data.tars import (
 )
 from robustclip.errors import UsageError
 from robustclip.runs.files import is_folder, read_lines
-from robustclip.runs.rng import generator
 
 SHOW_DATA = (
     "give emoji/SPLIT, icons/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark "
@@ -51,7 +50,7 @@ class Examples:
     `label_names` are all labels of the set, also those that no image has, and `labels` (N,) their indices; both empty
     where the set has none. `captions` holds a list for each image; empty where the set has none. `templates` are those
     that came with the set, if any. `boxes` (top, left, bottom, right; half-open pixels) are where the things of the
-    first captions are, in sets that know it. `told` says what was read, and what lies there and was not.
+    first captions are, in sets that know it. `reported` says what was read, and what lies there and was not.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Examples:
     captions: list[list[str]]
     templates: tuple[str, ...] = ()
     boxes: Int[Tensor, "n 4"] | None = None
-    told: tuple[str, ...] = ()
+    reported: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,8 +114,8 @@ def _read_scenes() -> Examples:
 def _read_split(data: str, limit: int | None, seed: int) -> Examples:
     """The images of a split, or the drawn ones, so that no other is decoded."""
     dataset, _, name = data.partition("/")
-    chosen = None if limit is None else _drawn(len(load_labels(name, dataset)), limit, seed)
-    split = load_split(dataset, name, None if chosen is None else chosen.tolist())
+    rows = None if limit is None else draw_subset(range(len(load_labels(name, dataset))), limit, seed)
+    split = load_split(dataset, name, rows)
     height, width = split.images.shape[-2:]
     return Examples(data, split.images, (height, width), split.ids, split.labels, split.label_names, split.captions)
 
@@ -133,7 +132,7 @@ def _read_folder(folder: Path) -> Examples:
         captions=[caption_lines(path) for path in found.pictures] if found.layout == "pairs" else [],
         templates=_templates(folder),
     )
-    return replace(examples, told=(found.told, *found.left_out))
+    return replace(examples, reported=(found.reported, *found.left_out))
 
 
 def _templates(folder: Path) -> list[str]:
@@ -214,10 +213,10 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
         captions=captions,
         templates=_templates(root),
     )
-    told = [f"{len(pictures):,} pictures of {len(shards):,} shards", *not_shards(shards[0].parent)]
+    reported = [f"{len(pictures):,} pictures of {len(shards):,} shards", *not_shards(shards[0].parent)]
     if passed:
-        told.append(f"{len(passed):,} members that are no sample left out ({', '.join(passed[:3])})")
-    return replace(examples, told=tuple(told))
+        reported.append(f"{len(passed):,} members that are no sample left out ({', '.join(passed[:3])})")
+    return replace(examples, reported=tuple(reported))
 
 
 def _from_pictures(
@@ -246,18 +245,11 @@ def _from_pictures(
     )
 
 
-def _drawn(count: int, limit: int, seed: int) -> Int[Tensor, " limit"] | None:
-    """Places of `limit` of `count` images in their order, drawn by the seed; None where that is all of them."""
-    if limit >= count:
-        return None
-    return torch.randperm(count, generator=generator(seed, "subset"))[:limit].sort().values
-
-
 def _subset(examples: Examples, limit: int | None, seed: int) -> Examples:
-    chosen = None if limit is None else _drawn(len(examples), limit, seed)
-    if chosen is None:
+    if limit is None or limit >= len(examples):
         return examples
-    places, images = chosen.tolist(), examples.images
+    places, images = draw_subset(range(len(examples)), limit, seed), examples.images
+    chosen = torch.tensor(places)
     return replace(
         examples,
         images=Pictures([images.pictures[i] for i in places], images.size)

@@ -35,7 +35,7 @@ class PictureFolder:
 
     layout     "classes": `labels` are places in `names`, all names of the set; "pairs": captions lie beside pictures,
                and `captions_beside` reads them.
-    told       one line that says what was recognised; `left_out` one for each kind of thing that is not read.
+    reported   one line that says what was recognised; `left_out` one for each kind of thing that is not read.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class PictureFolder:
     pictures: list[Path]
     labels: list[int]
     names: list[str]
-    told: str
+    reported: str
     left_out: list[str] = field(default_factory=list)
 
     def ids(self) -> list[str]:
@@ -190,12 +190,12 @@ def _of_json(path: Path) -> tuple[str, ...]:
 
 def _pairs(folder: Path, found: Found, beside: dict[Path, Path]) -> PictureFolder:
     kind = next(iter(beside.values())).suffix
-    told = f"{len(found.pictures):,} pairs: captions from {kind} beside each picture"
+    reported = f"{len(found.pictures):,} pairs: captions from {kind} beside each picture"
     if missing := len(found.pictures) - len(beside):
-        told += f", which {missing:,} have not"
+        reported += f", which {missing:,} have not"
     known = [path.with_suffix(end) for path in found.pictures for end in (".txt", ".json")]
     left_out = [*found.left_out(folder, known), *_miscounted(folder, found)]
-    return PictureFolder(folder, "pairs", found.pictures, [], [], told, left_out)
+    return PictureFolder(folder, "pairs", found.pictures, [], [], reported, left_out)
 
 
 def _miscounted(folder: Path, found: Found) -> Iterator[str]:
@@ -225,11 +225,11 @@ def _classes(folder: Path, found: Found) -> PictureFolder:
         raise UsageError(f"{', '.join(full)} in {folder} are parts of a data set, not classes: give {folder / full[0]}")
     names, places, how = _named(folder, folders, full)
     labels = [places[held[path][0]] for path in inside]
-    told = f"{len(inside):,} pictures of {len(full):,} classes, one sub-folder each, {how}"
+    reported = f"{len(inside):,} pictures of {len(full):,} classes, one sub-folder each, {how}"
     left_out = found.left_out(folder, [folder / name for name in BESIDES], loose)
     if empty := [name for name in folders if name not in full]:
         left_out.append(f"{len(empty):,} sub-folders without pictures left out ({', '.join(empty[:SHOWN])})")
-    return PictureFolder(folder, "classes", inside, labels, names, told, left_out)
+    return PictureFolder(folder, "classes", inside, labels, names, reported, left_out)
 
 
 def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str], dict[str, int], str]:

@@ -243,8 +243,8 @@ class Loader:
         """Behind the first `taken` samples of the chunk at which the stream had this state."""
         met = {name: dict(counts) for name, counts in self.met.items()}
         place = [self.place.rank, self.place.world_size]
-        told = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
-        return {"place": place, "stream": state, "taken": taken, "met": met, **told}
+        reported = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
+        return {"place": place, "stream": state, "taken": taken, "met": met, **reported}
 
     def _usable(self, sample: Sample) -> bool:
         counts = self.met.setdefault(sample.source, Counter())

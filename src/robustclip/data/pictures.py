@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,9 @@ from robustclip.data.images import BROKEN_METADATA, advice, decode, from_pil, re
 from robustclip.data.tars import MAX_MEMBER
 from robustclip.errors import RunError, Skip, UsageError
 from robustclip.runs.files import read_bytes
+from robustclip.runs.rng import generator
+
+T = TypeVar("T")
 
 LONGEST_LABEL = 9  # digits
 LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
@@ -122,3 +125,11 @@ def resize_and_crop(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Flo
     whole = resize(image[None], grown)[0]
     top, left = (whole.shape[-2] - size[0]) // 2, (whole.shape[-1] - size[1]) // 2
     return whole[:, top : top + size[0], left : left + size[1]]
+
+
+def draw_subset(things: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """`limit` of the things in their order, drawn by the seed alone; all of them without a limit or below it."""
+    if limit is None or limit >= len(things):
+        return list(things)
+    drawn = torch.randperm(len(things), generator=generator(seed, "subset"))[:limit].sort().values
+    return [things[place] for place in drawn.tolist()]

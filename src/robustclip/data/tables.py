@@ -52,7 +52,7 @@ class TableSource:
         if not self.samples:
             raise UsageError(f"{self.table} has a header and no rows")
         between = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}.get(separator, repr(separator))
-        self.told = (
+        self.reported = (
             f"{len(rows):,} rows of a table, between {between}: pictures of the column {header[image]!r}, captions of "
             f"{header[caption]!r}"
         )
@@ -71,7 +71,7 @@ class TableSource:
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": self.name, "kind": "table", "file": str(self.table)}
-        return described | {"samples": len(self.samples), "layout": self.told, "left_out": []}
+        return described | {"samples": len(self.samples), "layout": self.reported, "left_out": []}
 
 
 class FolderSource:
@@ -129,7 +129,7 @@ class FolderSource:
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": self.name, "kind": "image folder", "folder": str(self.folder)}
-        described |= {"layout": self.found.told, "left_out": self.found.left_out, "samples": len(self.samples)}
+        described |= {"layout": self.found.reported, "left_out": self.found.left_out, "samples": len(self.samples)}
         if self.found.layout == "classes":
             described |= {"classes": len({*self.found.labels}), "templates": list(self.templates)}
         return described

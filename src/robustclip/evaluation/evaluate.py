@@ -116,7 +116,7 @@ def evaluate(
     `judge`, which is none of the referees. The tasks maps and faithfulness evaluate heat maps as in `explain`;
     emoji/scenes has bounding boxes. Their attack is CLIPAG's Eq. 4, away from a text and towards its negation.
 
-    Zero-shot classification also takes classifier attacks (`attacks.ensemble`): apgd-ce, apgd-dlr, apgd-t, square,
+    Zero-shot classification also takes classifier attacks (`attacks.library`): apgd-ce, apgd-dlr, apgd-t, square,
     autoattack and autoattack-light. With several attacks in one ball, the row "worst l2:1.5" is the worst case over
     them. With `out`, attacked batches are saved at once; `resume` continues from them with the results of an
     uninterrupted evaluation. Other tasks than zero-shot start over.
@@ -151,7 +151,7 @@ def evaluate(
         for one in measured:
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
-    for line in examples.told:
+    for line in examples.reported:
         terminal.note(f"data: {line}")
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
@@ -182,7 +182,7 @@ def evaluate(
         setting=told,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
-        notes=[*examples.told, *notes(measured, examples, threats)],
+        notes=[*examples.reported, *notes(measured, examples, threats)],
     )
     kept = out is not None and bool(attacks) and "zero-shot" in wanted
     stopped = f"what was found under attack is kept in {out}: the same call with --resume goes on"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,18 +19,16 @@ from robustclip.data import load_split
 from robustclip.data.examples import read_examples
 from robustclip.data.folders import find_pictures
 from robustclip.data.images import decode, from_pil, resize
-from robustclip.data.pictures import Pictures, Stored, resize_and_crop
+from robustclip.data.pictures import Pictures, Stored, draw_subset, resize_and_crop
 from robustclip.data.samples import Sample
 from robustclip.data.shards import SUFFIXES, ShardSource, shards_in
 from robustclip.errors import Fault, RunError, Skip, UsageError, raise_faults
 from robustclip.inits.mixture import RIDGE, check_installed, fit_classes, fit_components
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
-from robustclip.runs import rng
 from robustclip.runs.files import check_new_file, is_folder
 from robustclip.runs.terminal import TrainingProgress
 from robustclip.signatures import typed
 
-T = TypeVar("T")
 AT_ONCE = 256  # pictures decoded by the threads before the next are begun
 SHOW_DATA = (
     "give emoji/SPLIT, a folder of images, one with a sub-folder a class, or webdataset shards "
@@ -77,7 +75,7 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
             return _shards(text, size, limit)
         pictures = find_pictures(folder).pictures
         if any(path.parent == folder for path in pictures):  # a plain folder: all that lies in it and below
-            return _small([Encoded(Stored(path).image, -1) for path in _some(pictures, limit, seed)], size, [])
+            return _small([Encoded(Stored(path).image, -1) for path in draw_subset(pictures, limit, seed)], size, [])
         examples = read_examples(folder, size=size, limit=limit, seed=seed)
         assert isinstance(examples.images, Pictures)
         labels = examples.labels.tolist() or [-1] * len(examples)
@@ -91,7 +89,7 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
 def _split(name: str, size: int, limit: int | None, seed: int) -> Small:
     dataset, part = name.split("/", 1)
     split = load_split(dataset, part)
-    rows = torch.tensor(_some(range(len(split)), limit, seed))
+    rows = torch.tensor(draw_subset(range(len(split)), limit, seed))
     parts = [resize(split.images[part], size) for part in rows.split(AT_ONCE)]
     return Small(torch.cat(parts), split.labels[rows], split.label_names, Counter())
 
@@ -99,13 +97,6 @@ def _split(name: str, size: int, limit: int | None, seed: int) -> Small:
 def _labelled(folder: Path) -> bool:
     """Whether shards have a `.cls` that counts the lines of a classnames.txt, as clip_benchmark's do."""
     return any((place / "classnames.txt").is_file() for place in (folder, folder.parent))
-
-
-def _some(things: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    if limit is None or limit >= len(things):
-        return list(things)
-    drawn = torch.randperm(len(things), generator=rng.generator(seed, "subset"))[:limit].sort().values
-    return [things[place] for place in drawn.tolist()]
 
 
 def _shards(pattern: str, size: int, limit: int | None) -> Small:

@@ -9,19 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.data.emoji import load_emoji
 from robustclip.data.folders import find_pictures
 from robustclip.data.images import FORMATS, decode, from_pil, resize
-from robustclip.data.pictures import Stored
+from robustclip.data.pictures import Stored, draw_subset
 from robustclip.data.scenes import SCENES, Box, compose_scenes
 from robustclip.errors import Skip, UsageError
 from robustclip.explanation.looks import OBJECTIVES, Objective, negate
 from robustclip.runs.files import is_file, is_folder, read_lines
-from robustclip.runs.rng import generator
 from robustclip.signatures import unknown
 
 EMBEDDED: Final = "emoji/"
@@ -84,7 +82,7 @@ def read_pairs(
     Raises UsageError for what is no image or folder, where nothing is left, and for more than 20,000 pairs.
     """
     notes: list[str] = []
-    found = [one for source in images for one in _drawn(list(_find(source, notes)), limit, seed)]
+    found = [one for source in images for one in draw_subset(list(_find(source, notes)), limit, seed)]
     texts = list(dict.fromkeys(text.strip() for text in texts))
     if len(found) * max(1, len(texts)) > MOST:
         raise UsageError(f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit")
@@ -160,13 +158,6 @@ def _others(
             return lambda text: each.get(text, targets[0])
         case "untargeted":
             return lambda _: ""
-
-
-def _drawn(found: list[Found], limit: int | None, seed: int) -> list[Found]:
-    if limit is None or limit >= len(found):
-        return found
-    chosen = torch.randperm(len(found), generator=generator(seed, "subset"))[:limit].sort().values
-    return [found[index] for index in chosen.tolist()]
 
 
 def _find(source: str, notes: list[str]) -> Iterator[Found]:

@@ -91,8 +91,8 @@ def load_local_dir(folder: Path) -> TwoTower:
         raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
-    told = config.get("preprocess_cfg") or {}
-    preprocess_cfg = {key: value for key, value in told.items() if value is not None}
+    reported = config.get("preprocess_cfg") or {}
+    preprocess_cfg = {key: value for key, value in reported.items() if value is not None}
     preprocess_cfg["size"] = model_cfg["vision_cfg"].get("image_size", 224)  # open_clip takes the tower's, too
     silent = sorted(set(SEEN) - set(preprocess_cfg))
     scale, bias = logit_numbers(file, towers, model_cfg)
@@ -177,10 +177,10 @@ def _preprocess(architecture: str, size: Any, tag: str | None) -> tuple[Preproce
     kinds = [str(cfg) for cfg in published.values()]
     usual = next(cfg for cfg in published.values() if str(cfg) == max(kinds, key=kinds.count))
     others = [name for name, cfg in published.items() if cfg != usual]
-    told = f"that of the published weights of {architecture}"
+    reported = f"that of the published weights of {architecture}"
     if others:
-        told += f", but for {some(others)} (give pretrained=TAG if yours descend from one)"
-    return Preprocess.from_config({"size": size, **usual}), told
+        reported += f", but for {some(others)} (give pretrained=TAG if yours descend from one)"
+    return Preprocess.from_config({"size": size, **usual}), reported
 
 
 def _or_index(folder: Path, file: Path | None) -> Path | None:

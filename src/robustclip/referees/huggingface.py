@@ -117,12 +117,14 @@ def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
     model = CLIPModel(config)
     load_strictly(model, weights, source=str(path))
     vision: Any = config.vision_config
-    preprocess, told = read_preprocess(folder, vision.image_size)
+    preprocess, reported = read_preprocess(folder, vision.image_size)
     scale = model.logit_scale.exp().item() if card is None else card.logit_scale
     with refusing(f"{folder} has no tokenizer that can be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     name = folder.resolve().name
-    card = card or replace(_card(name, config, preprocess, scale), provenance={"source": name, "preprocessing": told})
+    card = card or replace(
+        _card(name, config, preprocess, scale), provenance={"source": name, "preprocessing": reported}
+    )
     return _referee(model, tokenizer, preprocess, scale, card)
 
 

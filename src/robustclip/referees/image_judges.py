@@ -153,10 +153,10 @@ def _of_folder(folder: Path) -> Classifier:
             raise UsageError(f"{folder} has no {name}: give a folder as timm.models.save_for_hf(...) writes it")
     config = read_json(folder / "config.json")
     try:
-        architecture, told = str(config["architecture"]), config["pretrained_cfg"]
+        architecture, reported = str(config["architecture"]), config["pretrained_cfg"]
         given = {key: value for key, value in config.get("model_args", {}).items() if key not in NEVER}
         given["num_classes"] = int(config["num_classes"])
-        facts = (tuple(told["input_size"][1:]), tuple(told["mean"]), tuple(told["std"]))
+        facts = (tuple(reported["input_size"][1:]), tuple(reported["mean"]), tuple(reported["std"]))
         if not timm.is_model(architecture):  # which else might name a download
             raise UsageError(f"timm has no model {architecture[:100]}")
         with torch.device("meta"):
@@ -191,10 +191,12 @@ def _of_timm(name: str) -> Classifier:
             f"the weights of {name} cannot be fetched ({str(error)[:200]}): save it where there is a network, by "
             "timm.models.save_for_hf(model, FOLDER, safe_serialization=True), and give that folder"
         ) from error
-    told = model.pretrained_cfg
+    reported = model.pretrained_cfg
     info = ImageNetInfo() if model.num_classes == 1000 else None
     names = [tuple(_several(info.index_to_description(row))) for row in range(1000)] if info else []
-    return Classifier(name, model, tuple(told["input_size"][1:]), names, model.num_classes, told["mean"], told["std"])
+    return Classifier(
+        name, model, tuple(reported["input_size"][1:]), names, model.num_classes, reported["mean"], reported["std"]
+    )
 
 
 def _of_torchvision(name: str) -> Classifier:

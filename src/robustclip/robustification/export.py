@@ -321,11 +321,11 @@ def _texts(given: TwoTower, referee: TwoTower) -> dict[str, str]:
         return {}
     cosines = (given.embed_texts(AWKWARD).cpu() * referee.embed_texts(AWKWARD).cpu()).sum(1)
     others = int((cosines < 1 - 1e-4).sum())
-    told = (
+    reported = (
         f"open_clip's tokenizer mends texts and transformers' does not: of {len(AWKWARD)} awkward ones (curly quotes, "
         f"HTML entities, ligatures, mojibake) {others} embed otherwise than before, lowest cosine {cosines.min():.3f}"
     )
-    return {"texts": told}
+    return {"texts": reported}
 
 
 def _card(card: Card, name: str, *, half: bool) -> Card:

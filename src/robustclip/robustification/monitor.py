@@ -64,12 +64,12 @@ class BadSteps:
             finite = embed(batch.images).isfinite().all(dim=1).tolist()
         blamed = [sample for sample, good in zip(batch.ids, finite, strict=True) if not good]
         why = f"; not finite are the embeddings of {', '.join(blamed[:3])}" if blamed else ""
-        told = f"step {step} was left out: its loss is {loss} or its gradient not finite{why}"
+        reported = f"step {step} was left out: its loss is {loss} or its gradient not finite{why}"
         if self.in_a_row < self.limit:
-            return told
+            return reported
         found = checkpoint.checkpoints(checkpoints)
         last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
-        raise RunError(f"{told}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
+        raise RunError(f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -220,8 +220,8 @@ def train(
                 optimizer.zero_grad(set_to_none=True)  # so that the optimiser does nothing
                 for buffer, before in zip(tower.buffers(), statistics, strict=True):
                     buffer.copy_(before)
-                if told := bad.count(done, loss.item(), batch, embed, tower, run.checkpoints):
-                    run.warn(told)
+                if reported := bad.count(done, loss.item(), batch, embed, tower, run.checkpoints):
+                    run.warn(reported)
             else:
                 bad.in_a_row = 0
             optimizer.step()
@@ -255,8 +255,8 @@ def train(
             if done % checkpoint_every == 0 or done == steps or stopping:
                 state.save(run, keep, needed=stopping or done == steps)
             if stopping and done < steps:
-                told = f"stopped at step {done} of {steps}, after a checkpoint: --resume {run.folder} goes on"
-                raise Interrupted(caught.signal or SIGTERM, told)
+                reported = f"stopped at step {done} of {steps}, after a checkpoint: --resume {run.folder} goes on"
+                raise Interrupted(caught.signal or SIGTERM, reported)
 
     referee.image_tower.load_state_dict(distributed.whole(averaged.module.state_dict()))
     referee.image_tower.requires_grad_(False).eval()

@@ -111,8 +111,8 @@ def _refusal(error: BaseException, path: Path | None) -> str | None:
         return os.strerror(error.errno) if ours else None
     if isinstance(found := error.__cause__ or error.__context__, OSError):  # torch's own error follows the disk's
         return _refusal(found, path) if found.errno in FULL else None
-    if type(error).__name__ == "SafetensorError" and (told := re.search(r"(?:code: |os error )(\d+)", str(error))):
-        return os.strerror(int(told[1]))
+    if type(error).__name__ == "SafetensorError" and (reported := re.search(r"(?:code: |os error )(\d+)", str(error))):
+        return os.strerror(int(reported[1]))
     return None
 
 
@@ -124,8 +124,10 @@ def rescuing(numbers: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     except (RunError, OSError) as error:
-        told = f"{error}" if isinstance(error, RunError) else f"{error.filename or 'a file'}: {error.strerror or error}"
-        raise RunError(f"{told}. The numbers are not lost: they are {_rescue(plain(numbers()))}") from error
+        reported = (
+            f"{error}" if isinstance(error, RunError) else f"{error.filename or 'a file'}: {error.strerror or error}"
+        )
+        raise RunError(f"{reported}. The numbers are not lost: they are {_rescue(plain(numbers()))}") from error
 
 
 def _rescue(numbers: object) -> str:

@@ -171,8 +171,8 @@ class Run:
                     run = cls.open(resume)  # again: what it says may have changed before the lock was ours
                     if run.status == "finished":
                         run.check_resumable(recipe)
-                        told = "is finished: only what is missing of it, or newly asked for, is done"
-                        terminal.note(f"{run.folder} {told}")
+                        reported = "is finished: only what is missing of it, or newly asked for, is done"
+                        terminal.note(f"{run.folder} {reported}")
                     remove_drafts(run.folder)
                     for outcome in ("reason", "ended", "numbers"):
                         run.record.pop(outcome, None)
@@ -294,8 +294,10 @@ class Run:
     ) -> None:
         if error is not None:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            told = type(error).__name__ if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-            self.fail(told.removesuffix(": "), "interrupted" if stopped else "failed")
+            reported = (
+                type(error).__name__ if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            )
+            self.fail(reported.removesuffix(": "), "interrupted" if stopped else "failed")
             if isinstance(error, KeyboardInterrupt) and self._writes:
                 raise Interrupted(number_of(error), f"stopped: {self.resumption} goes on") from error
         elif self.record["status"] == "running":

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
+import griffe
 import nbformat
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
@@ -15,6 +16,7 @@ from nbconvert import MarkdownExporter
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
 PAGES: Final = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+COLUMNS: Final = re.compile(r"(?P<name>[\w+.*~/-]+(?:, [\w+.*~/-]+)*) {2,}(?P<text>\S.*)")  # of a docstring
 LINK: Final = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 
@@ -57,3 +59,29 @@ def relinked(text: str, folder: Path, repository: str) -> str:
         return f"{repository}/blob/main/{name}"
 
     return LINK.sub(target, text)
+
+
+class Columns(griffe.Extension):
+    """Render a docstring's parameters, written in two aligned columns, as a list."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = listed(obj.docstring.value)
+
+
+def listed(text: str) -> str:
+    """Markdown of a docstring, in which rows of aligned columns are items of a list."""
+    lines: list[str] = []
+    column = 0  # of the current item's text
+    for line in text.split("\n"):
+        if found := COLUMNS.fullmatch(line):
+            lines += [] if column else [""]
+            lines.append(f"- `{found['name']}`: {found['text']}")
+            column = found.start("text")
+        elif column and line[:column].isspace() and len(line) > column:
+            lines.append(f"  {line.strip()}")
+        else:
+            lines += [""] * (column > 0 and line != "")
+            lines.append(line)
+            column = 0
+    return "\n".join(lines)

@@ -8,9 +8,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from robustclip import evaluate
 from robustclip.errors import UsageError
-from robustclip.evaluation.report import REPORT_FILE, Report
-from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write
+from robustclip.evaluation.report import REPORT_FILE
+from robustclip.runs.files import atomic_write, read_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.signatures import unknown
 
@@ -99,7 +98,7 @@ def recipe(
                 usual: dict[str, Any] = {"limit": limit, "sign": sign and name in SIGNED, "seed": seed}
                 usual |= {"device": device, "dtype": dtype} | settings | ({"limit": limit} if quick else {})
                 evaluate(referees, out=folder, resume=True, **usual)
-            sections.append(f"## {name}\n\n{terminal.markdown(Report.read(folder).table())}")
+            sections.append(f"## {name}\n\n{read_text(folder / 'table.md')}")
             with atomic_write(run.folder / "table.md", "w") as file:
                 file.write("\n".join(sections))
         run.finish()

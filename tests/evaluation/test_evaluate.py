@@ -201,6 +201,7 @@ def test_all_tasks_leave_their_files(colour_folder: Path, toy_folder: Path, tmp_
     }
     assert (out / "gradients.png").stat().st_size > 0
     assert "low-frequency share" in (out / "table.txt").read_text()
+    assert "| low-frequency share | clean | " in (out / "table.md").read_text()
     share = report.row("toy", "low-frequency share")
     assert 0 < share.low <= share.value <= share.high < 1
 

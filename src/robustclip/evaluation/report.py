@@ -23,7 +23,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval, percent, plain
 from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.files import atomic_write, write_json
 
 Kind = Literal["value", "difference", "retention"]
 
@@ -37,7 +37,7 @@ REPORT_FILE = "evaluation.json"
 
 
 class Tabled(ABC):
-    """Rows that can be printed, and written as table.txt, CSV and JSON."""
+    """Rows that can be printed, and written as table.txt, table.md, CSV and JSON."""
 
     page: ClassVar[int] = PAGE
     file: ClassVar[str]
@@ -66,10 +66,12 @@ class Tabled(ABC):
             writer.writerows(rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, the CSV and the JSON file. The last one's presence says that all the rest is there."""
+        """Write table.txt, table.md, the CSV and the JSON file, whose presence says that all the rest is there."""
         folder = Path(folder)
         with atomic_write(folder / "table.txt", "w") as file:
             Console(file=file, width=self.page).print(self.table())
+        with atomic_write(folder / "table.md", "w") as file:
+            file.write(terminal.markdown(self.table()))
         self.write_csv((folder / self.file).with_suffix(".csv"))
         write_json(folder / self.file, self.to_json())
 
@@ -211,16 +213,8 @@ class Report(Tabled):
         told = {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
         return told | ({"checks": [asdict(check) for check in self.checks]} if self.checks else {})
 
-    @classmethod
-    def read(cls, folder: Path) -> Report:
-        """What `save` wrote, but for the answers and the picture."""
-        found = read_json(folder / REPORT_FILE)
-        made = cls(found["setting"], found["threats"], [Row(**row) for row in found["rows"]], found["notes"])
-        made.checks = [Check(**check) for check in found.get("checks", [])]
-        return made
-
     def save(self, folder: str | Path) -> None:
-        """Write evaluation.json, evaluation.csv, table.txt, answers.jsonl and, if there is a picture, gradients.png."""
+        """Write evaluation.json, evaluation.csv, table.txt, table.md, answers.jsonl, and gradients.png of a picture."""
         folder = Path(folder)
         with atomic_write(folder / "answers.jsonl", "w") as file:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.answers)

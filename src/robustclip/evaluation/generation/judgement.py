@@ -162,7 +162,7 @@ class JudgeReport(Tabled):
         return {"setting": self.setting, "notes": self.notes, "figures": figures}
 
     def save(self, folder: str | Path) -> None:
-        """Write judgement.json, judgement.csv, table.txt and pictures.json."""
+        """Write judgement.json, judgement.csv, table.txt, table.md and pictures.json."""
         write_json(Path(folder) / PICTURES_FILE, self.pictures)
         super().save(folder)
 

@@ -32,6 +32,9 @@ RESERVED = (".json", ".partial", ".tmp")
 """Endings of what lies beside referees in the registry."""
 
 
+Kind = Literal["referee", "pair reader", "scene reader", "generator"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A referee that has a name, and its folder. `origin` is "embedded" (in the package) or "registered"; pair readers
@@ -40,7 +43,7 @@ class Entry:
     name: str
     folder: Path
     origin: Literal["embedded", "registered"]
-    kind: Literal["referee", "pair reader", "generator"] = "referee"
+    kind: Kind = "referee"
 
     @property
     def card(self) -> Card:
@@ -74,9 +77,10 @@ def list_referees() -> list[Entry]:
 
 
 def list_all() -> list[Entry]:
-    """`list_referees`, then embedded pair readers and generators."""
-    others: tuple[tuple[Literal["pair reader", "generator"], str], ...] = (
+    """`list_referees`, then embedded pair readers, scene readers and generators."""
+    others: tuple[tuple[Kind, str], ...] = (
         ("pair reader", "pair_readers"),
+        ("scene reader", "scene_readers"),
         ("generator", "generators"),
     )
     found = [

@@ -180,11 +180,11 @@ def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENE
                     answers[asked.kind].append(answer)
     for kind, values in logits.items():
         if values:
-            fitted = _platt(torch.stack(values), torch.tensor(answers[kind]))
+            fitted = platt(torch.stack(values), torch.tensor(answers[kind]))
             reader.scales[KINDS.index(kind)], reader.shifts[KINDS.index(kind)] = fitted
 
 
-def _platt(logits: Float[Tensor, " n"], answers: Tensor) -> tuple[float, float]:
+def platt(logits: Float[Tensor, " n"], answers: Tensor) -> tuple[float, float]:
     """Scale (kept positive) and shift that make the logits likeliest."""
     fitted = torch.zeros(2, requires_grad=True)
     optimiser = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")

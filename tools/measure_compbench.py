@@ -19,13 +19,14 @@ from robustclip.data.compositions import compose
 from robustclip.evaluation.generation.compbench.judging import judge_benchmark
 from robustclip.evaluation.generation.compbench.prompts import CATEGORIES, match
 from robustclip.evaluation.generation.compbench.roles import load_roles
-from robustclip.evaluation.generation.folders import read_pictures
+from robustclip.evaluation.generation.pictures import read_pictures
 from robustclip.recipes import find
 from robustclip.runs.files import atomic_write, write_json
 from robustclip.runs.folder import RECORD
 from robustclip.synthesis.pictures import write_picture
 
 SEED = 11
+STEPS = 25  # of DDIM
 JUDGES = ("emoji-scenes", "emoji-judge")
 METRICS = ("soft-tifa", "vqa-product", "detected-places", "detected-numbers", "cosine")
 
@@ -97,7 +98,7 @@ def table(rows: dict[tuple[str, str], dict[str, dict[str, float]]]) -> list[str]
 
 
 def _sampled(prompts: list[str], guidance: float, folder: Path) -> None:
-    recipe("diffusion", prompts, folder, guidance=guidance)
+    recipe("diffusion", prompts, folder, guidance=guidance, steps=STEPS)
 
 
 def _painted(prompts: list[str], folder: Path) -> None:

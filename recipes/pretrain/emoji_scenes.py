@@ -47,9 +47,9 @@ def recipe(
 
     robustclip robustify pretrain/emoji-scenes
 
-    Ten minutes on a CPU core that does nothing else. The image tower stays frozen; heads on its stages learn middles, boxes, colours,
-    nouns and textures from compositions that are drawn on the fly, half of them blurred and noisy. Its answers are
-    calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
+    Ten minutes on a CPU core that does nothing else. The image tower stays frozen; heads on its stages learn middles,
+    boxes, colours, nouns and textures from compositions that are drawn on the fly, half of them blurred and noisy. Its
+    answers are calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
     if quick:
         steps, batch_size, measured, save_every = 4, 4, 4, 2

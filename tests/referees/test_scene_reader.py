@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from robustclip.referees.scene_reader import (
     GRID,
     Found,
     SceneReader,
+    background,
     cropped,
     load_scene_reader,
     reader_fingerprint,
@@ -57,34 +57,44 @@ def found() -> Found:
 
 
 @pytest.mark.parametrize(
-    ("question", "chance"),
+    ("question", "there", "said"),
     [
-        ("a fish?", 1.0),
-        ("a circle?", 0.0),
-        ("a red fish?", 1.0),
-        ("a blue fish?", 0.0),
-        ("a blue hat?", 1.0),
-        ("a flat hat?", 1.0),
-        ("a flat fish?", 0.0),
-        ("two fish?", 0.5),  # the second is there with probability 1/2
-        ("three fish?", 0.0),
-        ("a large hat?", 1.0),
-        ("a small fish?", 1.0),
-        ("a large fish?", 0.0),
-        ("two fish to the left of a hat?", 1.0),
-        ("a hat to the left of two fish?", 0.0),
-        ("two fish above a hat?", 0.0),
-        ("a hat bigger than a fish?", 1.0),
-        ("a fish bigger than a hat?", 0.0),
-        ("a fish inside a hat?", 0.0),
-        ("a pink background?", 1.0),
-        ("a white background?", 0.0),
+        ("a fish?", 1.0, 0.5),
+        ("a circle?", 0.0, 0.5),
+        ("a red fish?", 1.0, 1.0),
+        ("a blue fish?", 1.0, 0.0),
+        ("a blue hat?", 1.0, 1.0),
+        ("a flat hat?", 1.0, 1.0),
+        ("a flat fish?", 1.0, 0.0),
+        ("two fish?", 1.0, 0.5),  # the second is there with probability 1/2
+        ("three fish?", 1.0, 0.0),
+        ("a large hat?", 1.0, 1.0),
+        ("a small fish?", 1.0, 1.0),
+        ("a large fish?", 1.0, 0.0),
+        ("two fish to the left of a hat?", 1.0, 1.0),
+        ("a hat to the left of two fish?", 1.0, 0.0),
+        ("two fish above a hat?", 1.0, 0.0),
+        ("a hat bigger than a fish?", 1.0, 1.0),
+        ("a fish bigger than a hat?", 1.0, 0.0),
+        ("a fish inside a hat?", 1.0, 0.0),
+        ("a pink background?", 1.0, 0.5),
+        ("a white background?", 0.0, 0.5),
     ],
 )
 def test_a_question_is_answered_from_what_was_found(
-    reader: SceneReader, found: Found, question: str, chance: float
+    reader: SceneReader, found: Found, question: str, there: float, said: float
 ) -> None:
-    assert reader.raw(found, read_question(question)).sigmoid().item() == pytest.approx(chance, abs=0.01)
+    assert reader.raw(found, read_question(question)).sigmoid().tolist() == pytest.approx([there, said], abs=0.01)
+
+
+def test_a_background_is_the_colour_of_the_empty_cells() -> None:
+    image = torch.tensor(BACKGROUNDS["light blue"])[:, None, None].expand(3, 64, 64).clone()
+    image[:, :32] = 0.0
+    empty = torch.ones(GRID, GRID)
+    empty[: GRID // 2] = 0.0
+    chances = background(image, empty)
+    assert tuple(BACKGROUNDS)[int(chances.argmax())] == "light blue"
+    assert chances.max() > 0.9
 
 
 def test_a_noun_it_does_not_know_is_refused(reader: SceneReader, found: Found) -> None:
@@ -131,13 +141,12 @@ def test_training_goes_down() -> None:
 
 
 def test_calibration_puts_a_half_between_no_and_yes() -> None:
-    scale, shift = platt(
-        torch.tensor([2.0, 3.0, 3.2, 4.0, 4.0, 5.0]), torch.tensor([False, False, True, False, True, True])
-    )
-    assert scale > 0
-    assert 2.9 < -shift / scale < 4.1
-    chances = [1 / (1 + math.exp(-scale * logit - shift)) for logit in (2.0, 5.0)]
-    assert chances[0] < 0.25 < 0.75 < chances[1]
+    logits = torch.tensor([2.0, 3.0, 3.2, 4.0, 4.0, 5.0])[:, None]
+    scales, shift = platt(logits, torch.tensor([False, False, True, False, True, True]))
+    assert scales > 0
+    assert 2.9 < -shift / scales < 4.1
+    low, high = (logits[[0, 5], 0] * scales + shift).sigmoid().tolist()
+    assert low < 0.25 < 0.75 < high
 
 
 def test_a_folder_gives_back_the_reader(reader: SceneReader, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from robustclip.data import embedded
 from robustclip.data.composing import TEXTURES
 from robustclip.data.compositions import BACKGROUNDS
 from robustclip.data.pairs import COLOURS
-from robustclip.data.questions import Asked, read_question
+from robustclip.data.questions import Asked, Thing, read_question
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
@@ -47,17 +47,17 @@ MOST: Final = 12  # drawings found in a picture
 FAINT: Final = 0.02  # how sure one has to be a drawing to be named
 KINDS: Final = ("thing", "shape", "colour", "size", "texture", "count", "spatial", "comparison", "background")
 LARGE: Final = 0.345  # longer side from which a thing is large, between SMALL and LARGE of compositions
+NEAR_COLOUR: Final = 0.05  # of backgrounds in RGB, over which one passes into another
 SOFT: Final = 0.03  # share of the side over which a place or size passes from one to the other
 
 
 class Cells(NamedTuple):
-    """What a grid of g x g cells says: logits of a drawing's being there and of having its middle there, of colours and
-    backgrounds, and top, left, bottom, right of the box from the cell's middle, in shares of the side."""
+    """What a grid of g x g cells says: logits of a drawing's being there, of its middle's, and of colours, and top,
+    left, bottom, right of the box from the cell's middle, in shares of the side."""
 
     drawn: Float[Tensor, "b g g"]
     middles: Float[Tensor, "b g g"]
     colours: Float[Tensor, "b c g g"]
-    backgrounds: Float[Tensor, "b k g g"]
     boxes: Float[Tensor, "b 4 g g"]
 
 
@@ -104,7 +104,7 @@ class SceneReader(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.into = nn.Conv2d(channels, WIDTH, 1)
         self.blocks = nn.ModuleList(_Block(WIDTH) for _ in range(2))
-        heads = [nn.Conv2d(WIDTH, size, 1) for size in (1, 1, len(COLOURS), len(BACKGROUNDS), 4)]
+        heads = [nn.Conv2d(WIDTH, size, 1) for size in (1, 1, len(COLOURS), 4)]
         for head in heads:
             nn.init.normal_(head.weight, std=0.01)
         self.heads = nn.ModuleList(heads)
@@ -114,7 +114,7 @@ class SceneReader(nn.Module):
             self.similar.weight.copy_(START_SCALE * texts)
         self.inner = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, INNER), nn.GELU())
         self.names, self.textures = nn.Linear(INNER, len(nouns)), nn.Linear(INNER, len(TEXTURES))
-        self.register_buffer("scales", torch.ones(len(KINDS)))
+        self.register_buffer("scales", torch.ones(len(KINDS), 2))
         self.register_buffer("shifts", torch.zeros(len(KINDS)))
 
     @property
@@ -134,8 +134,8 @@ class SceneReader(nn.Module):
         states = self.into(self.norm(cells.movedim(1, -1)).movedim(-1, 1))
         for block in self.blocks:
             states = states + block(states)
-        drawn, middles, colours, backgrounds, boxes = (head(states).float() for head in self.heads)
-        return Cells(drawn[:, 0], middles[:, 0], colours, backgrounds, boxes)
+        drawn, middles, colours, boxes = (head(states).float() for head in self.heads)
+        return Cells(drawn[:, 0], middles[:, 0], colours, boxes)
 
     def look(self, images: Float[Tensor, "b 3 h w"], rows: Sequence[int], boxes: Float[Tensor, "m 4"]) -> Named:
         """Name what M boxes (top, left, bottom, right in shares) hold, each of the picture in its row."""
@@ -156,8 +156,7 @@ class SceneReader(nn.Module):
         peaks = (sure * (F.max_pool2d(sure[:, None], 3, 1, 1)[:, 0] == sure)).flatten(1)
         scores, at = peaks.topk(MOST)
         boxes = (cells.boxes + _middles(cells.boxes)).flatten(2)
-        empty = 1 - cells.drawn.sigmoid().flatten(1)
-        backgrounds = (cells.backgrounds.log_softmax(1).flatten(2) * empty[:, None]).sum(2) / empty.sum(1, keepdim=True)
+        empty = 1 - cells.drawn.sigmoid()
         colours = cells.colours.softmax(1).flatten(2)
         results = []
         for row in range(len(images)):
@@ -165,7 +164,7 @@ class SceneReader(nn.Module):
             around = boxes[row][:, kept].T
             named = self.look(images, [row] * len(kept), around)
             own = peaks[row][kept], named.nouns.softmax(1), colours[row][:, kept].T, named.textures.softmax(1)
-            results.append(Found(*own, around, backgrounds[row].softmax(0)))
+            results.append(Found(*own, around, background(images[row], empty[row])))
         return results
 
     @torch.no_grad()
@@ -192,53 +191,72 @@ class SceneReader(nn.Module):
         results = []
         for found, texts in zip(self.found(images.to(self.device)), questions, strict=True):
             asked = [read_question(text) for text in texts]
-            raw = torch.stack([self.raw(found, one) for one in asked]) if asked else torch.zeros(0)
-            kinds = torch.tensor([KINDS.index(one.kind) for one in asked], dtype=torch.long, device=self.device)
-            results.append((self.scales[kinds] * raw + self.shifts[kinds]).sigmoid().cpu())
+            results.append(self.sure(found, asked).cpu())
         return results
 
-    def raw(self, found: Found, asked: Asked) -> Float[Tensor, ""]:
-        """The uncalibrated logit of yes."""
-        if asked.background is not None:
-            sure = found.background[tuple(BACKGROUNDS).index(asked.background)]
-        elif asked.relation is None:
-            sure = self._has(found, asked)
-        else:
-            sure = self._related(found, asked)
-        return torch.logit(sure.clamp(1e-6, 1 - 1e-6))
+    def sure(self, found: Found, asked: Sequence[Asked]) -> Float[Tensor, " q"]:
+        """The calibrated probability of yes to each question about one picture."""
+        if not asked:
+            return torch.zeros(0)
+        raw = torch.stack([self.raw(found, one) for one in asked])
+        kinds = torch.tensor([KINDS.index(one.kind) for one in asked], dtype=torch.long, device=self.device)
+        return ((self.scales[kinds] * raw).sum(1) + self.shifts[kinds]).sigmoid()
 
-    def _has(self, found: Found, asked: Asked) -> Tensor:
-        """Some drawing is it, or for a number that so many are (the drawings taken for independent)."""
-        thing = asked.things[0]
-        each = found.sure * found.nouns[:, self._column(thing.noun)]
+    def raw(self, found: Found, asked: Asked) -> Float[Tensor, 2]:
+        """The uncalibrated logits of the things' being there, and of what is said of them (0 where nothing is)."""
+        if asked.background is not None:
+            there, said = found.background[tuple(BACKGROUNDS).index(asked.background)], found.sure.new_tensor(0.5)
+        elif asked.relation is None:
+            there, said = self._has(found, asked.things[0])
+        else:
+            there, said = self._related(found, asked)
+        return torch.logit(torch.stack([there, said]).clamp(1e-6, 1 - 1e-6))
+
+    def _has(self, found: Found, thing: Thing) -> tuple[Tensor, Tensor]:
+        """Some drawing is of the noun; and the one that is most likely so has what is said of it. For a number: so many
+        are as likely of the noun as that one (the drawings taken for independent)."""
+        nouns = found.nouns[:, self._column(thing.noun)]
+        each = found.sure * nouns
+        best = int(each.argmax())
+        said = [each.new_ones(())]
         if thing.colour:
-            each = each * found.colours[:, tuple(COLOURS).index(thing.colour)]
+            said.append(found.colours[best, tuple(COLOURS).index(thing.colour)])
         if thing.texture:
-            each = each * found.textures[:, tuple(TEXTURES).index(thing.texture)]
+            said.append(found.textures[best, tuple(TEXTURES).index(thing.texture)])
         if thing.size:
             sign = 1 if thing.size == "large" else -1
-            each = each * (sign * (_longer(found.boxes) - LARGE) / SOFT).sigmoid()
-        if thing.number == 1:
-            return 1 - (1 - each).prod()
-        numbers = each.new_zeros(max(MOST, thing.number) + 1)
-        numbers[0] = 1
-        for one in each:
-            numbers = numbers * (1 - one) + torch.cat([numbers.new_zeros(1), numbers[:-1]]) * one
-        return numbers[thing.number]
+            said.append((sign * (_longer(found.boxes)[best] - LARGE) / SOFT).sigmoid())
+        if thing.number > 1:
+            numbers = each.new_zeros(max(MOST, thing.number) + 1)
+            numbers[0] = 1
+            for one in found.sure * (nouns / nouns[best]).clamp(max=1):
+                numbers = numbers * (1 - one) + torch.cat([numbers.new_zeros(1), numbers[:-1]]) * one
+            said.append(numbers[thing.number])
+        return 1 - (1 - each).prod(), torch.stack(said).prod() if len(said) > 1 else each.new_tensor(0.5)
 
-    def _related(self, found: Found, asked: Asked) -> Tensor:
+    def _related(self, found: Found, asked: Asked) -> tuple[Tensor, Tensor]:
+        """Both things are there; and their relation holds, of the boxes around all that are likely each."""
         sides, there = [], found.sure.new_ones(())
         for thing in asked.things:
             each = found.sure * found.nouns[:, self._column(thing.noun)]
             there = there * (1 - (1 - each).prod())
             own = found.boxes[each >= min(0.5, float(each.max()))]
             sides.append(torch.cat([own[:, :2].amin(0), own[:, 2:].amax(0)]))
-        return there * _holds(str(asked.relation), sides[0], sides[1])
+        return there, _holds(str(asked.relation), sides[0], sides[1])
 
     def _column(self, noun: str) -> int:
         if noun not in self.nouns:
             raise UsageError(f"{self.card.name} knows {len(self.nouns)} nouns, and {noun[:60]!r} is none of them")
         return self.nouns.index(noun)
+
+
+def background(image: Float[Tensor, "3 h w"], empty: Float[Tensor, "g g"]) -> Float[Tensor, " k"]:
+    """Probabilities of BACKGROUNDS: how near the mean colour of the empty cells is to each."""
+    cells = F.interpolate(image[None], size=empty.shape, mode="area")[0]
+    weights = empty.pow(4)
+    mean = (cells * weights).sum((1, 2)) / weights.sum().clamp(min=1e-6)
+    colours = torch.tensor(list(BACKGROUNDS.values()), device=image.device)
+    return (-((colours - mean).norm(dim=1) / NEAR_COLOUR).square()).softmax(0)
 
 
 def cropped(images: Float[Tensor, "m 3 h w"], boxes: Float[Tensor, "m 4"]) -> Float[Tensor, "m 3 c c"]:

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robustclip.data.composing import TEXTURES, Draw
-from robustclip.data.compositions import BACKGROUNDS, CATEGORIES, Composition, compose, sprites
+from robustclip.data.compositions import CATEGORIES, Composition, compose, sprites
 from robustclip.data.pairs import COLOURS
 from robustclip.data.questions import contrasts, read_question
 from robustclip.diffusion.fitting import rate
@@ -24,6 +24,8 @@ from robustclip.runs.rng import generator
 IGNORED: Final = -100
 COVERED: Final = 0.15  # share of a cell that a drawing covers, from which the cell is to say its noun
 NEAR: Final = 10.0  # weight of a middle among cells, most of which are none
+SAID: Final = ("colour", "size", "texture", "count")
+"""Kinds of what is said of one thing."""
 SHAKEN: Final = 0.05  # standard deviation of a box's edges in training, as a share of its sides
 SCENES: Final = 20  # of each category, that answers are calibrated on
 
@@ -31,13 +33,12 @@ SCENES: Final = 20  # of each category, that answers are calibrated on
 @dataclass
 class Targets:
     """What is to be said of B scenes: by cells, IGNORED where nothing is known or next to a middle, drawn, middles,
-    colours and backgrounds (b,g,g), and boxes (b,4,g,g) where a middle is; and of all M drawings the row of their
+    colours (b,g,g), and boxes (b,4,g,g) where a middle is; and of all M drawings the row of their
     scene, their box (m,4) in shares of the side, noun and texture (IGNORED where none is claimed)."""
 
     drawn: Tensor
     middles: Tensor
     colours: Tensor
-    backgrounds: Tensor
     boxes: Tensor
     rows: list[int]
     around: Tensor
@@ -50,7 +51,7 @@ def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
     columns = {noun: column for column, noun in enumerate(nouns)}
     grid = (len(scenes), GRID, GRID)
     drawn, middles, boxes = torch.zeros(grid), torch.zeros(grid), torch.zeros(len(scenes), 4, GRID, GRID)
-    colours, backgrounds = (torch.full(grid, IGNORED) for _ in range(2))
+    colours = torch.full(grid, IGNORED)
     rows: list[int] = []
     around, named, textures = [], [], []
     for row, scene in enumerate(scenes):
@@ -59,9 +60,6 @@ def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
         shares = F.adaptive_avg_pool2d(F.one_hot(scene.mask.long(), len(each) + 1).movedim(-1, 0).float(), GRID)[1:]
         covered, owner = shares.max(0)
         drawn[row] = (covered > COVERED).float()
-        background = next((atom.value for atom in scene.atoms if atom.kind == "background"), None)
-        if background is not None:
-            backgrounds[row][covered == 0] = tuple(BACKGROUNDS).index(background)
         for number, (item, box) in enumerate(each):
             own = (owner == number) & (covered > COVERED)
             if item.colour:
@@ -77,7 +75,7 @@ def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
             named.append(columns[item.noun])
             textures.append(tuple(TEXTURES).index(item.texture) if item.texture else IGNORED)
     found = torch.tensor(around), torch.tensor(named), torch.tensor(textures)
-    return Targets(drawn, middles, colours, backgrounds, boxes, rows, *found)
+    return Targets(drawn, middles, colours, boxes, rows, *found)
 
 
 def _nearest(cells: Tensor, box: tuple[int, int, int, int], side: int) -> tuple[int, int]:
@@ -99,7 +97,6 @@ def losses(cells: Cells, named: Named, wanted: Targets) -> dict[str, Float[Tenso
         "drawn": F.binary_cross_entropy_with_logits(cells.drawn, wanted.drawn),
         "middles": 2 * (middles * weights).sum() / weights.sum(),
         "colours": _entropy(cells.colours, wanted.colours),
-        "backgrounds": 0.5 * _entropy(cells.backgrounds, wanted.backgrounds),
         "boxes": 10 * F.smooth_l1_loss(cells.boxes[at], wanted.boxes[at], beta=0.05),
         "nouns": F.cross_entropy(named.nouns, wanted.nouns, label_smoothing=0.05),
         "textures": _entropy(named.textures, wanted.textures),
@@ -165,37 +162,45 @@ class SceneTrainer:
 
 
 def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENES, size: int = 64) -> None:
-    """Fit scale and shift of each kind's logits (Platt 1999) on questions about new scenes of a split."""
+    """Fit scales and shift of each kind's logits (Platt 1999) on questions about new scenes of a split: true and false
+    ones, and what is said of a thing asked of one that is not there."""
     logits: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     answers: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     reader.eval()
     for number in range(scenes * len(CATEGORIES)):
         scene = compose(number, split, seed=seed, size=size)
+        draw = Draw(generator(seed, "calibration", number), sprites(split))
+        there = {item.noun for item in scene.items}
         with torch.no_grad():
             found = reader.found(scene.image[None].to(reader.device))[0]
-            for pair in contrasts(scene, Draw(generator(seed, "calibration", number), sprites(split))):
-                for question, answer in zip(pair, (True, False), strict=True):
-                    asked = read_question(question.text)
-                    logits[asked.kind].append(reader.raw(found, asked).cpu())
-                    answers[asked.kind].append(answer)
+            for pair in contrasts(scene, draw):
+                asked = [read_question(question.text) for question in pair]
+                if asked[0].kind in SAID:
+                    absent = draw.one([noun for noun in reader.nouns if noun not in there])
+                    asked.append(asked[0]._replace(things=[asked[0].things[0]._replace(noun=absent)]))
+                for place, one in enumerate(asked):
+                    logits[one.kind].append(reader.raw(found, one).cpu())
+                    answers[one.kind].append(place == 0)
     for kind, values in logits.items():
         if values:
-            fitted = platt(torch.stack(values), torch.tensor(answers[kind]))
-            reader.scales[KINDS.index(kind)], reader.shifts[KINDS.index(kind)] = fitted
+            row = KINDS.index(kind)
+            reader.scales[row], reader.shifts[row] = platt(torch.stack(values), torch.tensor(answers[kind]))
 
 
-def platt(logits: Float[Tensor, " n"], answers: Tensor) -> tuple[float, float]:
-    """Scale (kept positive) and shift that make the logits likeliest."""
-    fitted = torch.zeros(2, requires_grad=True)
+def platt(logits: Float[Tensor, "n f"], answers: Bool[Tensor, " n"]) -> tuple[Float[Tensor, " f"], Float[Tensor, ""]]:
+    """Scales (kept positive) and shift that make the answers likeliest, yes and no weighing the same."""
+    fitted = torch.zeros(logits.shape[1] + 1, requires_grad=True)
     optimiser = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")
+    wanted = answers.float()
+    weights = torch.where(answers, 0.5 / wanted.mean().clamp(min=1e-6), 0.5 / (1 - wanted.mean()).clamp(min=1e-6))
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        wanted = answers.float()
-        loss = F.binary_cross_entropy_with_logits(fitted[0].exp() * logits + fitted[1], wanted)
-        loss = loss + 1e-3 * fitted.square().sum()  # where all answers are right, the scale would grow without end
+        found = logits @ fitted[:-1].exp() + fitted[-1]
+        loss = F.binary_cross_entropy_with_logits(found, wanted, weights)
+        loss = loss + 1e-3 * fitted.square().sum()  # where all answers are right, the scales would grow without end
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    return float(fitted[0].detach().exp()), float(fitted[1].detach())
+    return fitted[:-1].detach().exp(), fitted[-1].detach()

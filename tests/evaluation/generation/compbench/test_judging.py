@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustclip.data.compositions import compose
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
 from robustclip.evaluation.generation.compbench.phrases import RULES
 from robustclip.evaluation.generation.compbench.prompts import Category, match, read_benchmark, read_prompts
-from robustclip.evaluation.generation.compbench.roles import Roles
+from robustclip.evaluation.generation.compbench.roles import Roles, load_roles
 from robustclip.evaluation.generation.compbench.scores import Scorer, geometric_mean
 from robustclip.evaluation.generation.judge import faults, judge
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
@@ -221,6 +222,22 @@ def test_a_clip_does_not_judge_what_it_guided(
     report = judge([shown], prompts=tmp_path / "prompts.txt", device="cpu", allow_self=True, **settings)
     assert report.figure("cosine").value == pytest.approx(1.0)
     assert any("guided" in note for note in report.notes)
+
+
+def test_the_embedded_judge_tells_scenes_from_each_other() -> None:
+    scenes = [compose(n, "unseen-styles", seed=2, size=64, categories=("shape",)) for n in range(6)]
+    captions = [scene.caption for scene in scenes]
+    images = torch.stack([scene.image for scene in scenes])
+    own = from_tensor(images, captions, name="own")
+    other = from_tensor(images.roll(1, 0), captions, name="other")
+    report = judge_benchmark([own, other], load_roles("emoji-scenes", torch.device("cpu")), "shape")
+    assert report.figure("soft-tifa", pictures="own").value > 0.6
+    assert report.figure("soft-tifa", kind="difference").value < -0.3
+    calibration = report.figure("soft-tifa", pictures="own").calibration
+    assert calibration is not None
+    assert "95.4%" in calibration
+    with pytest.raises(UsageError):  # another wording than that of compositions
+        judge_benchmark([from_tensor(images[:1], ["cats!"])], load_roles("emoji-scenes", torch.device("cpu")), "shape")
 
 
 def test_faults_of_a_call() -> None:

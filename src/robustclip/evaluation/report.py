@@ -134,13 +134,11 @@ class Check:
 
 @dataclass
 class Report(Tabled):
-    """All numbers of one evaluation.
+    """Results of one evaluation.
 
-    `setting` says what was measured and how (data, size, dtype, templates, versions); `threats` maps each attack to
-    its threat model in words, RMS included; `notes` hold what a reader should know before believing a number;
-    `answers` has an entry for every answer of every referee; `picture` shows the input gradients. JSON leaves the last
-    two out: `save` writes them into files of their own. `checks` are those of masked gradients, where they were asked
-    for.
+    `setting`: data, size, dtype, templates, versions; `threats`: each attack's threat model as text, including RMS;
+    `notes`: caveats; `answers`: every referee's prediction per sample; `picture`: the input gradients. JSON omits the
+    last two, which `save` writes to separate files. `checks`: gradient-masking checks, if requested.
     """
 
     setting: dict[str, Any]

@@ -52,16 +52,15 @@ class HeatMaps:
 
 
 class Mapper:
-    """What draws a referee's maps. Raises UsageError for a method or layer that the referee has not,
-    and where grad-cam is not installed for a method that needs it.
+    """Computes heat maps of a referee. Raises UsageError for an unsupported method or layer, and for a method whose
+    library, grad-cam, is not installed.
 
-    `layer` is a path below `referee.image_tower`; without one `choose_layer` knows. `dtype` is what the tower computes
-    in, `batch_size` how many images at once; `seed` keys SmoothGrad's noise.
+    `layer` is a path below `referee.image_tower`; the default is chosen by `choose_layer`. `dtype` is the tower's
+    compute dtype; `seed` keys SmoothGrad's noise.
 
-    `target` is the number whose gradient makes a map of a layer: the "cosine" of image and text; its "logit", that is
-    the cosine times the referee's logit scale, which is the default; or the "softmax" of the logits over all texts that
-    are asked for. gradcam++ and scorecam are not linear in it, so that their maps differ between cosine and logit; the
-    others' do not. Maps of pixels are of the cosine, and eigencam reads no text: both refuse a target.
+    `target` is the scalar that layer maps differentiate: the "cosine" of image and text; its "logit" (the default), the
+    cosine times the referee's logit scale; or the "softmax" of the logits over all texts. Only gradcam++ and scorecam
+    differ between cosine and logit. Pixel maps are of the cosine, and eigencam ignores the text: both refuse a target.
     """
 
     def __init__(

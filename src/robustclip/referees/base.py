@@ -26,8 +26,8 @@ SURROGATE: Final = re.compile("[\ud800-\udfff]")
 class Referee(ABC, nn.Module):
     """Base class of referees: a card, and the input size of the image tower.
 
-    Resizing and normalisation live inside; the world outside speaks (B,3,H,W) float images in [0,1], so that an eps
-    means the same everywhere.
+    Referees resize and normalise themselves; all interfaces take (B,3,H,W) float images in [0,1], so that eps has the
+    same units everywhere.
     """
 
     card: Card

@@ -1,8 +1,8 @@
 """One adversarial training step (CLIPAG Eq. 3): attack, then gradients of the loss on the attacked images.
 
-A contrastive loss knows no single image: each is measured against the texts of all others, in the attack as in the
-update. So where a batch is spread over processes, or held in memory part by part, embeddings are gathered before the
-loss is taken, at every step of the attack too, and every image meets the same negatives as if one device held it all.
+A contrastive loss compares every image with the texts of all others, in the attack as in the update. If a batch is
+spread over processes, or processed in parts, embeddings are gathered before the loss, also in each attack step, so that
+every image has the same negatives as on a single device.
 """
 
 from __future__ import annotations

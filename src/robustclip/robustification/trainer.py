@@ -83,35 +83,34 @@ def train(
     """Fine-tune `referee.image_tower` on adversarial images with a frozen text tower. Returns `referee` with the
     averaged weights, in eval mode.
 
-    For each batch of pairs (CLIPAG Eq. 3): find delta in the threat model that maximises the objective, the tower in
-    eval mode and its weights frozen; then descend the same objective on images + delta, plus `clean_weight` times the
-    objective on the clean images. `attack_objective` is maximised instead, where it is given (TRADES). `threat=None`
-    trains on clean images, which is how the controls are made.
+    For each batch of pairs (CLIPAG Eq. 3): maximise the objective over delta in the threat model, with the tower frozen
+    and in eval mode; then minimise it on images + delta, plus `clean_weight` times the objective on clean images. With
+    `attack_objective` the attack maximises that instead (TRADES). `threat=None` trains on clean images (controls).
 
-    `referee` is on the device to train on. `data` yields batches without end, images (B,3,H,W) in [0,1]; where several
-    processes train together, each yields its own share of a batch. `steps` counts updates; `step_size` is
+    `referee` is on the training device. `data` yields endless batches, images (B,3,H,W) in [0,1]; with several
+    processes, each yields its own share of a batch. `steps` counts updates; `step_size` is
     2.5 eps / attack_steps unless given.
 
-    warm_start          attacks go on where the sample's last one ended; in one process only
-    gradients_by        who makes an update's gradients, by other attacks than PGD (see tools/half_the_cost.py)
-    accumulate          parts of a process's share that are held in memory one at a time; attack and update still meet
-                        the negatives of the whole batch (see `adversarial`), which costs a forward pass at each step.
-    attack_negatives    "local" spares the attack that; its losses are then of one part in one process.
-    frozen_statistics   BatchNorm normalises by its running statistics, as it does when the tower judges.
-    grad_checkpointing  the tower keeps its blocks' inputs only, and computes the rest again.
-    dtype               bfloat16 computes the tower under autocast; float64 makes everything float64, which is how
-                        exactness is tested; "auto" and "measure" as in `pick_dtype`: a resumed run keeps its dtype.
-    any_size            images reach the tower in the size that the data gives them, which may differ between batches;
-                        an L2 eps is scaled to the same RMS change of a pixel. Else they are resized as preprocess says.
-    keep                checkpoints to keep, besides the best one on the probe.
+    warm_start          start each attack from the sample's last perturbation; single process only
+    gradients_by        class that computes an update's gradients, for attacks other than PGD (tools/half_the_cost.py)
+    accumulate          number of parts that a process's share is split into; attack and update still use the negatives
+                        of the whole batch (see `adversarial`), at the cost of one more forward pass per step.
+    attack_negatives    "local": the attack uses the negatives of its own part and process only.
+    frozen_statistics   BatchNorm normalises by running statistics, as in eval mode.
+    grad_checkpointing  store block inputs only and recompute activations.
+    dtype               bfloat16: autocast; float64: everything in float64, for tests of exactness; "auto" and
+                        "measure" as in `pick_dtype`. A resumed run keeps its dtype.
+    any_size            pass images at the size of the data, which may differ between batches; an L2 eps is scaled to
+                        the same RMS change. Otherwise images are resized by the referee's preprocess.
+    keep                number of recent checkpoints to keep, besides the best one on the probe.
 
-    Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` speaks through the
-    run's log. Writes checkpoints and metrics to `run`; with `resume` the newest readable checkpoint there is where it
-    starts, and on the same machine the result is bit-equal to that of a run that was never stopped.
+    Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` warns in the run's
+    log. Writes checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same
+    machine the result is bit-equal to that of an uninterrupted run.
 
-    A step whose loss or gradient is not finite changes nothing and is told, with the samples to blame. Raises RunError
-    after ten of them in a row, naming the last good checkpoint; UsageError for settings that don't go together;
-    Interrupted, after a checkpoint, on SIGINT or SIGTERM.
+    A step with a non-finite loss or gradient is skipped and logged with the samples that caused it. Raises RunError
+    after ten in a row, naming the last good checkpoint; UsageError for incompatible settings; Interrupted, after a
+    checkpoint, on SIGINT or SIGTERM.
     """
     if warm_start:
         refuse_warm_starts(distributed.count())

@@ -115,7 +115,7 @@ CALLS = {
     "list": "referees list --json %.json",
     "show": "referees show emoji-robust --json %.json",
     "verify": "referees verify emoji-robust --json %.json",
-    "runs": "runs show emoji --folder out --json %.json",
+    "runs": "runs show emoji --folder out/emoji/.. --json %.json",
     "faults": "robustify emoji --stpes 3 --lr much --norm l3 --batch-size 0 --resume nowhere",
     "no-recipe": "synthesize clipga 'a cat'",
 }

@@ -38,7 +38,6 @@ from robustclip.synthesis.prompts import Prompt
 
 Part = Literal["ranks", "training", "tune"]
 PAGE: Final = 190  # characters a line of the tables in a file
-SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
 KINDS: Final = ("colours exchanged", "another thing", "a thing missing", "another picture's")
 TRAJECTORY: Final = "trajectory"
 READER, CLIP = "emoji-blip2", "emoji-vanilla-long"  # which choose, and judge nothing here
@@ -96,6 +95,7 @@ def recipe(
     prompts: Annotated[PositiveInt, "number of the 60 prompts, from the first"] = 60,
     samples: Annotated[PositiveInt, "samples per prompt"] = 12,
     scenes: Annotated[PositiveInt, "real scenes per prompt"] = 2,
+    split: Annotated[str, "of the scenes' drawings; no model here saw unseen-styles"] = "unseen-styles",
     guidance: Annotated[list[PositiveFloat], "guidance scales of sampling"] = [5.0],  # noqa: B006
     sampling_steps: PositiveInt = 50,
     draws: Annotated[PositiveInt, "draws per noise level (32 levels)"] = 2,
@@ -151,7 +151,7 @@ def recipe(
             folder = run.folder / "ranks" / Path(name).name.replace(" ", "-")
             results[name] = {
                 "fingerprint": own.fingerprint,
-                "captions": captions(own, raters, pairs, scenes, size, folder),
+                "captions": captions(own, raters, pairs, scenes, split, size, folder),
             }
             for strength in guidance:
                 setting = Setting(pairs, samples, sampling_steps, strength, (size, size), draws, seed)
@@ -246,7 +246,13 @@ def remembered(path: Path, make: Callable[[], dict[str, list[float]]]) -> dict[s
 
 @torch.no_grad()
 def captions(
-    model: LatentDiffusion, raters: Sequence[Rater], pairs: Sequence[Pair], scenes: int, size: int, folder: Path
+    model: LatentDiffusion,
+    raters: Sequence[Rater],
+    pairs: Sequence[Pair],
+    scenes: int,
+    split: str,
+    size: int,
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """How often each score puts a real scene's own caption above the others, by kind of these."""
     names = [*FORMS, *(one.name for one in raters)]
@@ -257,14 +263,14 @@ def captions(
         texts = [str(pair), others.swapped[0], others.first[0], others.missing[0], str(pairs[(at + 1) % len(pairs)])]
 
         def make(pair: Pair = pair, number: int = number, texts: list[str] = texts) -> dict[str, list[float]]:
-            image = resize(compose_pair(pair, split=SPLIT, number=number)[None], size)
+            image = resize(compose_pair(pair, split=split, number=number)[None], size)
             latents = model.encode(image.to(model.device)).expand(len(texts), -1, -1, -1)
             forms = pointwise_forms(model, latents, model.embed_prompts(texts), model.embed_prompts([""]), draws=1)
             return {form: one.nats.tolist() for form, one in forms.items()} | {
                 one.name: [float(one(image, text)[0]) for text in texts] for one in raters
             }
 
-        for name, (right, *wrong) in remembered(folder / "scenes" / f"{number}-{at:03d}.json", make).items():
+        for name, (right, *wrong) in remembered(folder / f"scenes-{split}" / f"{number}-{at:03d}.json", make).items():
             for kind, value in zip(KINDS, wrong, strict=True):
                 found[name][kind].append((right, value))
     return [

@@ -88,11 +88,12 @@ def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
 
 @pytest.mark.slow
 def test_the_gap_tells_captions_of_scenes_apart_and_the_difference_does_not(tmp_path: Path) -> None:
-    """The bands of docs/mutual-information.md, on the embedded model."""
+    """Bands of docs/mutual-information.md: the embedded model, scenes in the styles that it was trained on."""
     recipes.run(
         "mi-tune",
         "evaluate",
         {"judges": JUDGES, "prompts": 24, "samples": 2, "sampling_steps": 2, "scenes": 1, "draws": 1, "repeated": 2}
+        | {"split": "guide-styles"}
         | {"device": "cpu", "out": tmp_path / "run"},
     )
     found = json.loads((tmp_path / "run" / "ranks.json").read_text())["emoji-diffusion"]["captions"]

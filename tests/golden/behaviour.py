@@ -46,6 +46,7 @@ SMALL = "--limit 24 --batch-size 12 --device cpu"
 
 CALLS = {
     # name: the words after `robustclip`; % is out/NAME, where it writes, and others may read
+    "list": "referees list --json %.json",  # first: exports add names
     "emoji": f"robustify emoji {QUICK} --out %",
     "emoji-fare": f"robustify emoji-fare {QUICK} --out %",
     "emoji-tecoa": f"robustify emoji-tecoa {QUICK} --out %",
@@ -112,7 +113,6 @@ CALLS = {
     "plan": "plan emoji --json %.json",
     "plan-large": "plan fare-vit-l14 --gpu a100 --count 4 --steps 1000 --json %.json",
     "plan-tower": "plan clipag-vit-b32 --data x.tar --batch-size 512 --accumulate 4 --json %.json",
-    "list": "referees list --json %.json",
     "show": "referees show emoji-robust --json %.json",
     "verify": "referees verify emoji-robust --json %.json",
     "runs": "runs show emoji --folder out/emoji/.. --json %.json",

@@ -74,9 +74,9 @@ def main() -> None:
             shown = match(read_pictures(folder), prompts, per_prompt=1)
             report = judge_benchmark([shown], roles, category, out=given.out / "judged")
             rows[category, name] = {one.metric: vars(one) for one in report.figures}
-    write_json(given.out / "figures.json", {f"{c}/{g}": row for (c, g), row in rows.items()})
-    with atomic_write(given.out / "table.md", "w") as file:
-        file.write("\n".join(table(rows)) + "\n")
+        write_json(given.out / "figures.json", {f"{c}/{g}": row for (c, g), row in rows.items()})
+        with atomic_write(given.out / "table.md", "w") as file:
+            file.write("\n".join(table(rows)) + "\n")
 
 
 def table(rows: dict[tuple[str, str], dict[str, dict[str, float]]]) -> list[str]:

@@ -236,6 +236,9 @@ def test_the_embedded_judge_tells_scenes_from_each_other() -> None:
     calibration = report.figure("soft-tifa", pictures="own").calibration
     assert calibration is not None
     assert "95.4%" in calibration
+    placed = from_tensor(images[:1], ["an orange synagogue above two mammoths"])
+    found = judge_benchmark([placed], load_roles("emoji-scenes", torch.device("cpu")), "spatial")
+    assert {figure.metric for figure in found.figures} == {"vqa-product", "soft-tifa", "detected-places"}
     with pytest.raises(UsageError):  # another wording than that of compositions
         judge_benchmark([from_tensor(images[:1], ["cats!"])], load_roles("emoji-scenes", torch.device("cpu")), "shape")
 

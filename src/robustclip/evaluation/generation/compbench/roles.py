@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.phrases import Chunker, pick_chunker
+from robustclip.evaluation.generation.compbench.phrases import RULES, Chunker, pick_chunker
 from robustclip.evaluation.generation.compbench.prompts import Category
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.detecting import Detection
@@ -96,7 +96,8 @@ class _Embedded:
         return self.reader.yes(images, questions)
 
     def detect(self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str]) -> list[list[Detection]]:
-        return self.reader.detect(images, labels)
+        known = [label for label in labels if label in self.reader.nouns]
+        return self.reader.detect(images, known) if known else [[] for _ in images]
 
 
 def load_roles(given: object, device: torch.device) -> Roles:
@@ -113,7 +114,7 @@ def load_roles(given: object, device: torch.device) -> Roles:
                 )
             setattr(roles, role, judge)
             if isinstance(judge, _Embedded):
-                roles.grammar = True
+                roles.grammar, roles.chunker = True, RULES  # whose nouns are one word, as the captions' are
                 roles.calibration = dict(judge.reader.card.provenance.get("measured") or {})
     return roles
 

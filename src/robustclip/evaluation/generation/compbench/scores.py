@@ -102,7 +102,7 @@ class Scorer:
                 scored.scores["detected-places"] = spatial_score(wanted, detected)
 
     def _has_places(self, prompt: str) -> bool:
-        return self.parts is None or self.parts[normal(prompt)].places
+        return self.parts is not None and self.parts[normal(prompt)].places
 
     def _numbers(self, prompt: str) -> dict[str, int]:
         return {phrase.noun: phrase.number for phrase in self.roles.chunker.phrases(prompt)}

@@ -11,6 +11,7 @@ import torch
 import robustclip
 from robustclip import printing
 from robustclip.errors import UsageError
+from robustclip.evaluation import claims
 from robustclip.evaluation.report import LOW_FREQUENCY, Report
 from robustclip.referees import registry
 from robustclip.referees.smoothed import check_judge
@@ -30,7 +31,7 @@ def test_all_eight_are_embedded_and_small() -> None:
 
 @pytest.mark.parametrize("name", [*GUIDES, *VITS, *JUDGES])
 def test_files_are_those_on_the_card(name: str) -> None:
-    found = registry.verify(name, measure=False)
+    found = claims.verify(name, measure=False)
     assert found.files
     assert found.holds
     card = registry.show(name)
@@ -84,7 +85,7 @@ def test_a_short_robustification_buys_robustness(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_claim_measured_again_is_the_claim() -> None:
-    found = registry.verify("emoji-judge")
+    found = claims.verify("emoji-judge")
     assert found.claim is not None
     assert found.measured == pytest.approx(found.claim.value, abs=2 / found.claim.n)
     assert torch.isfinite(torch.tensor(found.measured))

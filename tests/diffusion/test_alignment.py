@@ -310,7 +310,7 @@ def test_two_processes_train_the_same_adapter(folder: Path, tmp_path: Path) -> N
         "rounds/1/000001.safetensors",
         "adapter/pytorch_lora_weights.safetensors",
     ):
-        found, expected = (load_file(out / f"{name}.safetensors") for out in (two, one))
+        found, expected = (load_file(out / name) for out in (two, one))
         assert found.keys() == expected.keys()
         for key, values in expected.items():
             torch.testing.assert_close(found[key], values, rtol=1e-4, atol=1e-5)

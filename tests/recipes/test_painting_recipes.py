@@ -24,7 +24,8 @@ from robustclip.synthesis.painted import Painted, Result
 from robustclip.synthesis.pictures import read_facts
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, diffaug
 
-OF_CONTENT = {"clipstyler", "doodl", "referee-can-play"}  # others: tests/recipes/test_{clipstyler,doodl,...}.py
+# Others: tests/recipes/test_{clipstyler,doodl,...}.py, tests/evaluation/generation/test_information.py.
+OF_CONTENT = {"clipstyler", "diffusion", "doodl", "referee-can-play"}
 RECIPES = [recipe.name for recipe in available("synthesize") if recipe.name not in OF_CONTENT]
 PROMPTS = ["a green turtle", "a blue butterfly"]
 SHORT = {

@@ -28,6 +28,7 @@ from robustclip.diffusion.pipelines import load_diffusion, load_vae
 from robustclip.errors import UsageError
 from robustclip.recipes import find
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
+from robustclip.referees.scene_reader import load_scene_reader
 from robustclip.runs.rng import generator
 
 
@@ -263,3 +264,11 @@ def test_pictures_are_encoded_with_the_words_and_cells_of_their_things(trained: 
             assert own == texts.encoder.tokenizer.tokenize(phrase)
             shown = (batch.masks[row] == 1 + thing).float().mean()
             assert found.cells[row, thing].mean().item() == pytest.approx(shown.item(), abs=1e-6) != 0
+
+
+def test_a_scene_reader_is_trained_and_answers(tmp_path: Path) -> None:
+    found = pretrain("emoji-scenes", quick=True, out=tmp_path / "scenes")
+    assert len(losses(tmp_path / "scenes")) == 4
+    reader = load_scene_reader(Path(found["reader"]), torch.device("cpu"))
+    assert set(reader.nouns) >= {"butterfly", "star"}
+    assert found["measured"]

@@ -15,8 +15,8 @@ from robustclip.recipes import CHECKOUT, find, run
 from robustclip.referees.card import Card
 
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
-# Which end in no CLIP: tests/diffusion/test_training.py, tests/recipes/test_pretraining_of_generators.py.
-GENERATORS = {"emoji_vqgan", "emoji_vae", "emoji_diffusion", "emoji_blip2"}
+# Which end in no CLIP: tests/diffusion/test_training.py, tests/referees/test_scene_reader.py and others.
+GENERATORS = {"emoji_vqgan", "emoji_vae", "emoji_diffusion", "emoji_blip2", "emoji_scenes"}
 TRAINING = sorted(
     path for room in ("robustify", "pretrain") for path in (CHECKOUT / room).glob("*.py") if path.stem not in GENERATORS
 )

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these generators alone")
     given = parser.parse_args()
     roles = load_roles(JUDGES, torch.device("cpu"))
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for category in CATEGORIES:
         own = "colour" if category == "color" else category
         # Captions are of unseen styles' compositions, so that the scenes show them.
@@ -79,7 +80,7 @@ def main() -> None:
             file.write("\n".join(table(rows)) + "\n")
 
 
-def table(rows: dict[tuple[str, str], dict[str, dict[str, float]]]) -> list[str]:
+def table(rows: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> list[str]:
     """Soft-TIFA's geometric mean by category, and below it the benchmark's own scores where there are any."""
     generators = list(dict.fromkeys(name for _, name in rows))
     lines = ["| category | score | n | " + " | ".join(generators) + " |", "|---" * (3 + len(generators)) + "|"]

@@ -106,7 +106,7 @@ def tell(report: Report, attack: str, out: Path) -> str:
         f"On clean drawings {START} has the right name among its first five for {clean[0]}, {NAME} for {clean[1]}. "
         f"Under {attack} the first is left with {attacked[0]}, the second with {attacked[1]}. "
         f"Of the energy of their input gradients, {shares[0]:.0%} and {shares[1]:.0%} lie in structures larger than 8 "
-        f"pixels: open {out / 'gradients.png'} and see noise turn into outlines. Where each looks, and whether the "
-        f"attack moves its eyes: open {out / 'explanation' / 'report.html'}.\n"
+        f"pixels: open {out / 'gradients.png'} and see noise turn into outlines. Heat maps, clean and "
+        f"under attack: open {out / 'explanation' / 'report.html'}.\n"
         f"Next: robustclip evaluate emoji-vanilla-long emoji-robust {out / 'referee'} --attack {attack} --limit 256"
     )

@@ -62,7 +62,7 @@ def requirements() -> dict[str, dict[str, Any]]:
     """What this package asks for: {name: {wanted, installed, extra, remedy}}; `remedy` is None where all is well."""
     found = {}
     for wanted, extra in _wanted():
-        if extra == "dev":
+        if extra in ("dev", "docs"):
             continue
         try:
             installed = metadata.version(wanted.name)

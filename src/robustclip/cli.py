@@ -172,6 +172,10 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         printing.numbers,
     ),
     (
+        *("plan doodl", "diffusion.budget:plan_doodl", "DOODL's memory and time: `synthesize doodl`."),
+        printing.numbers,
+    ),
+    (
         *("robustify", "robustify", "Fine-tune a CLIP adversarially."),
         "Fine-tune a CLIP adversarially: by a recipe below, or the path of your own recipe file.",
         printing.trained,

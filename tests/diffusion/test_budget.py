@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from robustclip.cli import app
 from robustclip.diffusion import budget as module
-from robustclip.diffusion.budget import CONFIGS, budget, counted, plan_tuning, tell_budget
+from robustclip.diffusion.budget import CONFIGS, budget, counted, plan_doodl, plan_tuning, tell_budget
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
 
@@ -89,3 +90,26 @@ def test_the_plan_of_mi_tune_counts_evaluations_of_the_denoiser(tmp_path: Path) 
     assert "GPU hours" in done.output
     with pytest.raises(UsageError):
         plan_tuning(model=str(tmp_path / "nowhere"))
+
+
+def test_a_plan_of_doodl_tells_memory_and_time_before_anything_is_loaded(tmp_path: Path) -> None:
+    tiny_pipeline(tmp_path / "sd")
+    setting: dict[str, Any] = {"model": str(tmp_path / "sd"), "size": 16, "steps": 10}
+    ours, paper = plan_doodl(**setting), plan_doodl(**setting, sampler="edict", chain_steps=50)
+    assert (ours["evaluations a sample"], paper["evaluations a sample"]) == (20, 100)
+    assert 4.5 < paper["seconds a step"] / ours["seconds a step"] < 5.5
+    two = plan_doodl(**setting, batch_size=2)
+    assert two["TFLOP a step"] == pytest.approx(2 * ours["TFLOP a step"])
+    assert two["peak GB"] - ours["peak GB"] == pytest.approx(ours["peak GB"] - ours["weights GB"])
+    assert ours["minutes"] == pytest.approx(10 * ours["seconds a step"] / 60)
+    for wrong in ({"size": 17}, {"chain_steps": 30}, {"model": str(tmp_path)}):
+        with pytest.raises(UsageError):
+            plan_doodl(**setting | wrong)
+
+
+@pytest.mark.slow
+def test_doodl_with_stable_diffusion_fits_one_gpu_of_24_gb() -> None:
+    """EDICT at 50 steps and 512 pixels, as in the paper; the release ran out of 40 GB with several guides."""
+    found = plan_doodl(sampler="edict", chain_steps=50)
+    assert 8 < found["peak GB"] < 16
+    assert 300 < found["TFLOP a step"] < 600

@@ -57,6 +57,8 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--loss f", "a loss is a Python function"),
         ("--stop-by emoji-robust", "also guides"),
         ("--stop-by nobody", "nobody"),
+        ("--stop-by emoji-judge --method best-of", "has none"),
+        ("--patience 0", "greater than 0"),
     ):
         yield "a flag of doodl", [*QUICK, *given.split()], 2, words
     steps = ["synthesize", "doodl", "a cat", "--chain-steps", "30"]

@@ -72,7 +72,7 @@ def canvas_of(doodl: Doodl, chain: Any) -> ChainStart:
 @pytest.mark.parametrize("mode", ["faithful", "released"])
 def test_the_algorithm_line_by_line(mode: Mode) -> None:
     steps = 3
-    doodl = Doodl.of(mode, "exemplar", noise=1e-2, clip=1e-2)
+    doodl = Doodl.of("exemplar", mode=mode, noise=1e-2, clip=1e-2)
     canvas = canvas_of(doodl, chain := chain_of())
     stream = doodl.stream(canvas, [(Judged(far), 1.0)], dim)
     optimise(*(canvas, [stream]), steps=steps, generators=lambda *_: seeded(0), callbacks=doodl.callbacks(seeded(7)))
@@ -102,21 +102,21 @@ def test_modes_and_uses_have_their_constants() -> None:
     assert (WAYS["faithful"].entropy, WAYS["released"].entropy) == ("binary", "cross")
     for mode in ("faithful", "released"):
         assert (WAYS[mode].sampler, WAYS[mode].chain_steps, WAYS[mode].guidance) == ("edict", 50, 7.5)
-    text, fine = Doodl.of("faithful", "text"), Doodl.of("released", "class")
+    text, fine = Doodl.of("text", mode="faithful"), Doodl.of("class", mode="released")
     assert (text.task.scale, text.task.clip, text.task.noise, text.task.steps) == (1, 1e-3, 1e-4, 50)
     assert (fine.task.scale, fine.task.clip, fine.task.noise, fine.task.steps) == (0.05, 1e-2, 1e-3, 50)
     assert not TASKS["aesthetics"].tied
-    ours = Doodl.of("fixed", "class")
+    ours = Doodl.of("class", mode="fixed")
     assert (ours.task.scale, ours.task.clip) == (WAYS["fixed"].gain * 0.05, WAYS["fixed"].clip)
-    assert Doodl.of("fixed", "class", scale=2.0).task.scale == 2
-    given = Doodl.of("fixed", "text", clip=0.5, sampler="o-belm", steps=3, momentum=0.1)
+    assert Doodl.of("class", mode="fixed", scale=2.0).task.scale == 2
+    given = Doodl.of("text", mode="fixed", clip=0.5, sampler="o-belm", steps=3, momentum=0.1)
     assert (given.task.clip, given.way.sampler, given.task.steps, given.momentum) == (0.5, "o-belm", 3, 0.1)
 
 
 def test_a_given_image_starts_exactly_where_it_is_not_tied() -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     for name in ("edict", "bdia", "o-belm"):
-        canvas = canvas_of(Doodl.of("fixed", "aesthetics"), chain_of(name, 10))  # type: ignore[arg-type]
+        canvas = canvas_of(Doodl.of("aesthetics", mode="fixed"), chain_of(name, 10))  # type: ignore[arg-type]
         canvas.encode(images)
         assert canvas.latent.shape == (2, 2, 3, 4, 4)
         with torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_given_image_starts_exactly_where_it_is_not_tied() -> None:
         canvas.latent.data.mul_(2)
         canvas.project()
         assert torch.equal(canvas.latent, 2 * before)  # not renormalised
-    tied = canvas_of(Doodl.of("fixed", "text"), chain_of("bdia", 10))
+    tied = canvas_of(Doodl.of("text", mode="fixed"), chain_of("bdia", 10))
     norms = tied.latent.detach().flatten(1).norm(dim=1)
     tied.latent.data.mul_(3)
     tied.project()
@@ -137,7 +137,7 @@ def test_a_given_image_starts_exactly_where_it_is_not_tied() -> None:
 def test_the_loss_falls_by_every_sampler_and_by_one_step_noise() -> None:
     for name in ("edict", "bdia", "o-belm", "ddim"):
         for wrap in (lambda chain: chain, Predicted):
-            doodl = Doodl.of("fixed", "function", clip=1.0, sampler=name)
+            doodl = Doodl.of("function", mode="fixed", clip=1.0, sampler=name)
             canvas = canvas_of(doodl, wrap(chain_of(name)))  # type: ignore[arg-type]
             stream = doodl.stream(canvas, [(Judged(far), 1.0)], None)
             _, trace = optimise(canvas, [stream], steps=5, generators=lambda *_: seeded(0))
@@ -240,3 +240,21 @@ def test_a_judge_keeps_its_best_step() -> None:
     assert images[:, 0, 0, 0].tolist() == [1, 0]
     assert one.steps is not None
     assert one.steps.tolist() == [1, 0]
+
+
+def test_a_judge_ends_the_loop_when_no_picture_gets_better() -> None:
+    class Judge:
+        seen = 0
+
+        def similarity(self, images: Tensor, _: Any) -> Tensor:
+            self.seen += 1
+            return torch.tensor([-abs(self.seen - 2.0), -abs(self.seen - 4.0)])  # best at steps 1 and 3
+
+    doodl = Doodl.of("function", noise=0.0)
+    canvas = canvas_of(doodl, chain_of())
+    stream = doodl.stream(canvas, [(Judged(far), 1.0)], None)
+    judge = StopBy(Judge(), [], patience=2)  # type: ignore[arg-type]
+    _, trace = optimise(canvas, [stream], steps=50, generators=lambda *_: seeded(0), callbacks=[judge])
+    assert len(trace["loss"]) == 6  # 3 is the last best step, and 5 comes two later
+    assert judge.steps is not None
+    assert judge.steps.tolist() == [1, 3]

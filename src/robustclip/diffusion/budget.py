@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs import terminal
@@ -139,6 +140,43 @@ def plan_tuning(
         "sampling GPU hours": sampling / tflops / 3.6e15,
         "training GPU hours": training / tflops / 3.6e15,
         "GB while training": (found.weights + at_once * found.evaluation / 2) / 1e9,
+    }
+
+
+def plan_doodl(
+    *,
+    model: Annotated[str, "a pipeline's folder, of which configs alone are read, or SD 2.1-base by this name"] = SD21,
+    size: Annotated[PositiveInt, "height and width of pictures"] = 512,
+    sampler: SamplerName = "bdia",
+    chain_steps: PositiveInt = 20,
+    steps: Annotated[PositiveInt, "of the optimisation"] = 50,
+    batch_size: Annotated[PositiveInt, "pictures at a time"] = 1,
+    tflops: Annotated[PositiveFloat, "that a GPU reaches; an A100 in half precision about 100"] = 100.0,
+) -> dict[str, float]:
+    """Memory and time of a batch of `robustclip synthesize doodl`, without weights or a network.
+
+    robustclip plan doodl --sampler edict --chain-steps 50
+
+    The referee is not counted. Raises UsageError for a folder without configs, a size that is no multiple of a latent's
+    cell, and steps that do not divide a schedule of 1000.
+    """
+    folder = Path(model)
+    configs = CONFIGS if model == SD21 else {part: read_json(folder / part / "config.json") for part in CONFIGS}
+    cell = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    if size % cell:
+        near = max(size // cell, 1) * cell
+        raise UsageError(f"{size} is no multiple of a latent's {cell} pixels: give --size {near}", "size_not_divisible")
+    couplings = SAMPLERS[sampler](Levels.of({"num_train_timesteps": 1000}, chain_steps))
+    evaluations, decoded = sum(bool(one.noise) for one in couplings), 2 if sampler == "edict" else 1
+    found = budget({"in_channels": 4, **configs["unet"]}, configs["vae"], (size, size))
+    flops = batch_size * found.step(evaluations, decoded)
+    return {
+        "evaluations a sample": evaluations,
+        "weights GB": found.weights / 1e9,
+        "peak GB": found.peak(batch_size, decoded) / 1e9,
+        "TFLOP a step": flops / 1e12,
+        "seconds a step": flops / tflops / 1e12,
+        "minutes": steps * flops / tflops / 6e13,
     }
 
 

@@ -175,6 +175,8 @@ class TrainingProgress:
         parts = [f"{TITLES.get(name, name.replace('_', ' '))} {value:.3f}" for name, value in self.numbers.items()]
         speed = self.images_per_second
         parts.append(f"{speed:.1f} images/s" if speed >= 1 or speed == 0 else f"{speed:.2g} images/s")
+        if (steps := len(self.finished_steps) - 1) and self.seconds > steps:  # of slow ones, what one takes
+            parts.append(f"{self.seconds / steps:.1f} s a step")
         if self.eta is not None:
             minutes, seconds = divmod(round(self.eta), 60)
             hours, minutes = divmod(minutes, 60)

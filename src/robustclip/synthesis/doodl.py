@@ -15,6 +15,7 @@ from robustclip.losses.judged import Entropy
 from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.inversion import Mode as Mode
 from robustclip.synthesis.loop import Callback, Moment, Noise
+from robustclip.synthesis.prompts import Prompt
 from robustclip.synthesis.terms import MEAN, Looking, Loss, Lowest, Reduce, Stream, Term, Terms
 from robustclip.views import Views
 from robustclip.views.policies import RandomSquares
@@ -61,7 +62,7 @@ class Way:
     whole       the smallest crop is the referee's input size, which for small pictures is all of them; else half the
                 picture's side.
     gain        the task's scale is multiplied by it.
-    clip, lr    of all tasks: instead of the task's clip, and the rate after it.
+    clip        of all tasks, instead of the task's.
     """
 
     sampler: SamplerName = "edict"
@@ -74,7 +75,6 @@ class Way:
     whole: bool = True
     gain: float = 1.0
     clip: float | None = None
-    lr: float = 1.0
 
 
 WAYS: Final[dict[Mode, Way]] = {
@@ -98,20 +98,16 @@ class Doodl:
     momentum: float = 0.9
 
     @classmethod
-    def of(cls, mode: Mode, use: Use, **given: Any) -> Doodl:
-        """Those of a mode and a use, but for what is given and not None: fields of either, and momentum."""
-        kept = {name: value for name, value in given.items() if value is not None}
-        way, task = WAYS[mode], TASKS[use]
-        task = replace(task, **{name: kept.pop(name) for name in [*kept] if name in Task.__dataclass_fields__})
-        if way.clip is not None and given.get("clip") is None:
-            task = replace(task, clip=way.clip)
-        if given.get("scale") is None:
-            task = replace(task, scale=way.gain * task.scale)
-        return cls(replace(way, **{name: kept.pop(name) for name in [*kept] if name != "momentum"}), task, **kept)
-
-    def quick(self) -> Doodl:
-        """The same in seconds."""
-        return replace(self, way=replace(self.way, chain_steps=4), task=replace(self.task, steps=2))
+    def of(cls, use: Use, *, mode: Mode = "fixed", momentum: float = 0.9, **given: Any) -> Doodl:
+        """Those of a mode and a use, but for what is given and not None: fields of `Way` and `Task`. Other names, such
+        as the rest of a recipe's arguments, are passed over."""
+        way, task, kept = WAYS[mode], TASKS[use], {name: one for name, one in given.items() if one is not None}
+        ours = replace(task, scale=way.gain * task.scale, clip=task.clip if way.clip is None else way.clip)
+        return cls(
+            replace(way, **{name: kept[name] for name in ("sampler", "chain_steps", "guidance") if name in kept}),
+            replace(ours, **{name: kept[name] for name in Task.__dataclass_fields__ if name in kept}),
+            momentum,
+        )
 
     def canvas(
         self,
@@ -149,7 +145,7 @@ class Doodl:
             for loss, weight in losses
         )
         scale = (0.5 if len(reads) == 1 or not self.task.tied else 0.25) * (self.task.scale if self.way.scaled else 1.0)
-        descent = torch.optim.SGD(canvas.parameters(), lr=self.way.lr, momentum=self.momentum)
+        descent = torch.optim.SGD(canvas.parameters(), lr=1.0, momentum=self.momentum)
         return Stream(Terms(terms), descent, scale=scale, clip_value=self.task.clip, name="doodl")
 
     def callbacks(self, generators: Sequence[Generator]) -> list[Callback]:
@@ -158,23 +154,32 @@ class Doodl:
 
 
 class StopBy:
-    """Keeps the picture that judges who do not guide find most like its prompt, for each picture by itself."""
+    """Keeps the picture that judges who do not guide find most like its prompt, for each picture by itself, and ends
+    the loop when none of a batch has got better for `patience` steps."""
 
-    def __init__(self, judges: Guides, prompts: Sequence[Any]) -> None:
-        self.judges, self.prompts = judges, prompts
+    def __init__(self, judges: Guides, prompts: Sequence[Prompt], patience: int | None = None) -> None:
+        self.judges, self.prompts, self.patience = judges, prompts, patience
         self.best: Tensor | None = None
         self.images: Tensor | None = None
         self.steps: Tensor | None = None
+        self.found: list[Tensor] = []
 
-    def __call__(self, moment: Moment) -> None:
+    def __call__(self, moment: Moment) -> bool:
         self.see(moment.canvas.picture(moment.image), moment.step)
+        assert self.steps is not None
+        return self.patience is not None and bool((moment.step - self.steps >= self.patience).all())
 
     def see(self, images: Tensor, step: int) -> Tensor:
         """The best pictures, these among them."""
         found = self.judges.similarity(images, self.prompts)
+        self.found.append(found)
         if self.best is None or self.images is None or self.steps is None:
             self.best, self.images, self.steps = found, images, torch.full_like(found, step)
         better = found > self.best
         self.best, self.steps = torch.where(better, found, self.best), torch.where(better, step, self.steps)
         self.images = torch.where(better[:, None, None, None], images, self.images)
         return self.images
+
+    def trace(self) -> Tensor:
+        """What the judges found before each step, (S,P); the picture after the last is not among it."""
+        return torch.stack(self.found[:-1] or self.found)

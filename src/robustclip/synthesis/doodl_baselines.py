@@ -54,7 +54,6 @@ def best_of(
 
 def one_step_guided(
     canvas: ChainStart,
-    chain: Chain,
     stream: Stream,
     scale: float,
     items: Sequence[Item],
@@ -63,6 +62,8 @@ def one_step_guided(
     watch: Watch,
 ) -> Painted:
     """DDIM's steps, each corrected by the slope of the losses at the picture that it predicts."""
+    chain = canvas.chain
+    assert isinstance(chain, Chain)
     watch.tell(f"{stream.terms}, by one-step guidance at scale {scale:g}")
     draw = generators_of(items, guides.device)
     losses: list[Tensor] = []

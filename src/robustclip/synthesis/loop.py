@@ -37,9 +37,10 @@ class Moment:
 
 
 class Callback(Protocol):
-    """Runs between step and projection: it may change the canvas's parameters, or only look."""
+    """Runs between step and projection: it may change the canvas's parameters, or only look. True ends the loop after
+    this step."""
 
-    def __call__(self, moment: Moment, /) -> None: ...
+    def __call__(self, moment: Moment, /) -> bool | None: ...
 
 
 def optimise(
@@ -53,7 +54,8 @@ def optimise(
     """Optimise the canvas for `steps` steps on the streams' losses; returns (final rendering, trace).
 
     `generators(purpose, step)` gives one generator a picture, so that a picture does not depend on which others are
-    optimised beside it. All streams' gradients are taken at the same rendering, before any of them steps.
+    optimised beside it. All streams' gradients are taken at the same rendering, before any of them steps. A callback
+    that returns True makes the step that it was shown the last.
     """
     trace: list[dict[str, Tensor]] = []
     for step in range(steps):
@@ -70,10 +72,11 @@ def optimise(
                 stream.step(found, step)
         followed = {stream.name: found for stream, found in zip(streams, prepared, strict=True) if found is not None}
         moment = Moment(step, steps, canvas, image, losses, numbers, followed)
-        for callback in callbacks:
-            callback(moment)
+        ended = [callback(moment) for callback in callbacks]
         canvas.project()
         trace.append({"loss": losses, **numbers})
+        if any(ended):
+            break
     with torch.no_grad():
         return canvas.render()["image"].clone(), _stacked(trace)
 

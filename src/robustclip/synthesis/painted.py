@@ -54,7 +54,7 @@ class Result:
 
     `similarity` is what each picture's file says. `trace` (S steps, N pictures), and `frames` by the items' ids, are of
     what this call painted: NaN, or nothing, for pictures that were there before, came from other processes, or are of
-    more than 1,000.
+    more than 1,000. `ended` are the steps that pictures with frames took, which a held-out judge may end early.
     """
 
     folder: Path
@@ -63,6 +63,7 @@ class Result:
     trace: dict[str, Float[Tensor, "s n"]] = field(default_factory=dict)
     frames: dict[str, Float[Tensor, "f 3 h w"]] = field(default_factory=dict)
     steps_of_frames: list[int] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict, repr=False)
     kept: dict[str, Float[Tensor, "3 h w"]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -107,7 +108,8 @@ class Result:
         found = self.frames.get(self.items[index].id)
         if found is None:
             raise UsageError(f"picture {index} was not painted by this call, so that its way is not kept")
-        return to_pil(film_strip(found, self.steps_of_frames))
+        steps = [*self.steps_of_frames[: len(found) - 1], self.ended[self.items[index].id]]
+        return to_pil(film_strip(found, steps))
 
     def _repr_png_(self) -> bytes | None:  # what a notebook shows
         return self.sheet()._repr_png_()

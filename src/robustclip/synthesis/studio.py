@@ -178,10 +178,14 @@ def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, save_frames:
         made.kept[item.id] = painted.images[index].detach().float().cpu()
         if save_frames and painted.frames is not None and len(painted.frames):
             made.frames[item.id] = painted.frames[:, index].detach().float().cpu()
-            made.steps_of_frames = list(painted.steps_of_frames)
+            made.ended[item.id] = painted.steps_of_frames[-1]
+            if len(painted.steps_of_frames) >= len(made.steps_of_frames):
+                made.steps_of_frames = list(painted.steps_of_frames)
     for name, values in painted.trace.items():
-        whole = made.trace.setdefault(name, torch.full((len(values), len(made)), math.nan))
-        whole[:, places] = values.detach().float().cpu()
+        whole = made.trace.get(name, torch.empty(0, len(made)))
+        longer = torch.full((max(len(values) - len(whole), 0), len(made)), math.nan)  # batches may end early
+        made.trace[name] = whole = torch.cat([whole, longer])
+        whole[: len(values), places] = values.detach().float().cpu()
 
 
 def _lay_out(items: Sequence[Item], run: Run, enlarge: Enlarge) -> list[float]:
@@ -231,7 +235,7 @@ def paint_batch(
     images = canvas.picture(last if keep is None else keep.images(last))
     similarity = guides.similarity(images, [item.prompt for item in items])
     frames = torch.cat([film.frames(), images[None].cpu()]) if film.steps else images[None].cpu()
-    return Painted(images, similarity, trace, frames, [*film.steps, steps])
+    return Painted(images, similarity, trace, frames, [*film.steps, len(trace.get("loss", []))])
 
 
 def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str, int], list[Generator]]:
@@ -252,7 +256,8 @@ class _Watching:
 
     def __call__(self, moment: Moment) -> None:
         picture = moment.canvas.picture(moment.image)
-        self.watch(moment.step + 1, picture, {"similarity": self._similarity(moment, picture), **moment.numbers})
+        numbers = {"similarity": self._similarity(moment, picture), "loss": moment.losses, **moment.numbers}
+        self.watch(moment.step + 1, picture, numbers)
 
     def _similarity(self, moment: Moment, picture: Tensor) -> Tensor:
         found = moment.numbers.get(self.label, moment.losses)

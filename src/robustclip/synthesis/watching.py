@@ -123,7 +123,9 @@ class Watcher:
         now = time.monotonic()
         if now - self.last_look >= SHOW_EVERY or step >= self.steps:
             self.last_look = now
-            self.progress.numbers |= {"similarity": similarity.mean().item(), "best": self.similarity.max().item()}
+            told = {"loss": numbers["loss"].mean().item()} if "loss" in numbers else {}
+            told |= {"similarity": similarity.mean().item(), "best": self.similarity.max().item()}
+            self.progress.numbers |= told
         self.progress.advance(images=len(images) / self.steps)
         if now - self.last_preview >= PREVIEW_EVERY:
             self._preview(step)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,11 @@ def test_starting_does_not_import_torch(start: str) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "package", sorted({path.parent for path in PACKAGE.rglob("__init__.py")}), ids=lambda p: p.name
+)
+def test_a_package_has_all_that_it_exports(package: Path) -> None:
+    module = import_module(".".join(package.relative_to(PACKAGE.parent).parts))
+    assert [name for name in getattr(module, "__all__", []) if not hasattr(module, name)] == []

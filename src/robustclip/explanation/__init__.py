@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "Mapper": "maps",
     "look": "looks",
-    "negate": "attacks",
+    "negate": "looks",
     "numbers": "looks",
     "overlay": "maps",
 }

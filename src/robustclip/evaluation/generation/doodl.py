@@ -236,7 +236,7 @@ def linear(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
         loss.backward()
         return loss
 
-    descent.step(closure)  # type: ignore[no-untyped-call]
+    descent.step(closure)
     weight, bias = weight.detach() / std, bias.detach()
     return weight, bias - weight @ mean
 
@@ -244,7 +244,7 @@ def linear(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
 def fit_classifier(drawings: LabelledImages, names: list[str], folder: Path, referee: str) -> None:
     """A last layer on the referee's frozen trunk, fitted on crops of drawings, in the layout of timm."""
     tower = load_referee(referee).eval()
-    trunk = tower.image_tower.trunk
+    trunk: Any = tower.image_tower.trunk
     model: Any = timm.create_model("resnet10t", num_classes=len(names))
     weights = {key: value for key, value in trunk.state_dict().items() if not key.startswith("fc.")}
     model.load_state_dict(weights, strict=False)

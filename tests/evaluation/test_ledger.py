@@ -179,7 +179,7 @@ def test_a_full_disk_does_not_cost_the_numbers(
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     for place in ({"out": tmp_path / "out"}, {"csv": tmp_path / "x.csv"}):
-        with pytest.raises(RunError, match=r"(table\.txt|x\.csv) could not be written \(No space left on device\)"):
+        with pytest.raises(RunError, match=r"(answers\.jsonl|x\.csv) could not be written \(No space left on device\)"):
             evaluate([colour_referee()], data=colour_folder, device="cpu", **place)
         (kept,) = (tmp_path / "spare").iterdir()
         assert json.loads(kept.read_text())["rows"] == whole.to_json()["rows"]

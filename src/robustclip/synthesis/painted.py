@@ -108,8 +108,8 @@ class Result:
         found = self.frames.get(self.items[index].id)
         if found is None:
             raise UsageError(f"picture {index} was not painted by this call, so that its way is not kept")
-        steps = [*self.steps_of_frames[: len(found) - 1], self.ended[self.items[index].id]]
-        return to_pil(film_strip(found, steps))
+        *before, last = self.steps_of_frames[: len(found)]
+        return to_pil(film_strip(found, [*before, self.ended.get(self.items[index].id, last)]))
 
     def _repr_png_(self) -> bytes | None:  # what a notebook shows
         return self.sheet()._repr_png_()

@@ -28,7 +28,14 @@ from robustclip.synthesis.pictures import write_picture
 
 SEED = 11
 STEPS = 25  # of DDIM
+MOST = 8  # samples to choose from
 JUDGES = ("emoji-scenes", "emoji-judge")
+BEST = 2.0  # guidance of the rows that choose among samples
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"best of {MOST} by MI": ("diffusion", {"guidance": BEST, "steps": STEPS, "best_of": MOST, "by": "mi"}),
+    "DOODL": ("doodl", {"steps": 10, "chain_steps": 10, "crops": 8}),
+    "Referee-Can-Play": ("referee_can_play", {"copies": 8}),
+}
 METRICS = ("soft-tifa", "vqa-product", "detected-places", "detected-numbers", "cosine")
 
 
@@ -41,7 +48,8 @@ def scenes(prompts: list[str], numbers: list[int], category: str, folder: Path) 
     write_json(folder / RECORD, {"notes": {}})
 
 
-def recipe(name: str, prompts: list[str], folder: Path, **settings: object) -> None:
+def recipe(name: str, prompts: list[str], folder: Path, **settings: Any) -> None:
+    """Run a recipe of `synthesize`, or resume it."""
     place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
     find(name, "synthesize").function(prompt=prompts, **settings, **place)
 
@@ -50,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=12, help="of each category")
     parser.add_argument("--out", type=Path, default=Path("runs/compbench"))
+    parser.add_argument("--adapter", type=Path, help="of a run of robustclip align mi-tune: adds its row")
     parser.add_argument("--only", nargs="*", help="these generators alone")
     given = parser.parse_args()
     roles = load_roles(JUDGES, torch.device("cpu"))
@@ -63,9 +72,18 @@ def main() -> None:
         prompts, numbers = list(kept), list(kept.values())
         generators: dict[str, Callable[[Path], None]] = {
             "scenes": lambda folder, p=prompts, n=numbers, c=own: scenes(p, n, c, folder),  # type: ignore[misc]
-            **{f"diffusion, guidance {guidance:g}": partial(_sampled, prompts, guidance) for guidance in (2.0, 5.0)},
-            "clipag, no generator": partial(_painted, prompts),
+            **{
+                f"diffusion, guidance {guidance:g}": partial(
+                    recipe, "diffusion", prompts, guidance=guidance, steps=STEPS
+                )
+                for guidance in (2.0, 5.0)
+            },
+            "clipag, no generator": partial(recipe, "clipag", prompts),
+            **{name: partial(recipe, method, prompts, **how) for name, (method, how) in METHODS.items()},
         }
+        if given.adapter:
+            how = {"adapter": given.adapter, "guidance": BEST, "steps": STEPS}
+            generators["MI-TUNE"] = partial(recipe, "diffusion", prompts, **how)
         for name, make in generators.items():
             if given.only and name not in given.only:
                 continue
@@ -96,14 +114,6 @@ def table(rows: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> list[str]:
             count = next(one["n"] for one in found if one is not None)
             lines.append(f"| {category} | {metric} | {count} | " + " | ".join(cells) + " |")
     return lines
-
-
-def _sampled(prompts: list[str], guidance: float, folder: Path) -> None:
-    recipe("diffusion", prompts, folder, guidance=guidance, steps=STEPS)
-
-
-def _painted(prompts: list[str], folder: Path) -> None:
-    recipe("clipag", prompts, folder)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from robustclip.data.images import resize, save_image, titled_grid
 from robustclip.data.pairs import draw_pair
 from robustclip.diffusion.adapters import add_adapter, merge_adapter, save_adapter
 from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.fitting import fit, free, go_on, save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
@@ -85,6 +84,7 @@ def recipe(
     dora: Annotated[bool | None, "DoRA, or LoRA with --no-dora; default: the mode's"] = None,
     validate_every: Annotated[PositiveInt | None, "steps between validations"] = None,
     stop_by: Annotated[str | None, "referee that selects the best validation step; do not use it as a judge"] = None,
+    text: Annotated[bool, "adapters on the text tower as well; its states are then computed anew in each step"] = False,
     merge: Annotated[bool, "also save the denoiser with the adapter merged"] = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -133,7 +133,7 @@ def recipe(
     shown = fresh[:SHOWN]
     show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
     before = show(shown)
-    add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora if dora is None else dora, seed=seed)
+    add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora if dora is None else dora, text=text, seed=seed)
     trainer = AdapterTrainer(tuned, steps, lr=lr, clip=way.clip, at_once=at_once)
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
     if resume is not None:
@@ -146,8 +146,7 @@ def recipe(
             folder = run.folder / "rounds" / str(round_)
             title = f"round {round_}: {samples} samples a prompt"
             chosen = choose_all(selection, tuned, texts, folder, round_, title)
-            every = torch.arange(len(texts)).repeat_interleave(keep)
-            own = torch.cat(chosen).to(place), tuned.embed_prompts(texts).rows(every)
+            own = torch.cat(chosen).to(place), [text for text in texts for _ in range(keep)]
             learned = AlignmentPool(own, real, real_share)
             trainer.begin(round_, steps)
 
@@ -185,11 +184,21 @@ def recipe(
 
 
 def faults(
-    samples: int, keep: int, steps: int, validate_every: int | None, stop_by: str | None, quick: bool
+    *,
+    samples: int,
+    keep: int,
+    steps: int,
+    validate_every: int | None,
+    stop_by: str | None,
+    text: bool,
+    merge: bool,
+    quick: bool,
 ) -> Iterator[str]:
     """What is wrong with values that are illegal together."""
     if keep > samples:
         yield f"--keep {keep} of --samples {samples}: keep at most as many as are drawn"
+    if text and merge:
+        yield "--merge writes the denoiser alone, and --text adapts the text tower too: leave one of them out"
     if stop_by is not None and validate_every is None:
         yield "--stop-by chooses among validations: say how often there is one, as in --validate-every 10"
     if validate_every is not None and validate_every > steps and not quick:
@@ -215,7 +224,7 @@ def sampled(
 
 
 @torch.no_grad()
-def real_pictures(model: LatentDiffusion, count: int, size: int, seed: int) -> tuple[torch.Tensor, Conditioning]:
-    """Latents of pictures that the embedded generator's training draws from, with their captions' states."""
+def real_pictures(model: LatentDiffusion, count: int, size: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents of pictures that the embedded generator's training draws from, with their captions."""
     images, captions = DrawingsAndPairs("guide-styles", count, seed, single=0.0).batch(0)
-    return model.encode(resize(images, size).to(model.device)), model.embed_prompts(captions)
+    return model.encode(resize(images, size).to(model.device)), captions

@@ -24,6 +24,7 @@ from robustclip.diffusion.adapters import (
     trainable,
 )
 from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
+from robustclip.diffusion.conditioning import CLIPStates
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Selection, chosen_of
 from robustclip.diffusion.stable import LatentDiffusion
@@ -64,34 +65,37 @@ def noise_of(model: LatentDiffusion) -> torch.Tensor:
 
 def trained(model: LatentDiffusion, steps: int = 3, **settings: Any) -> AdapterTrainer:
     trainer = AdapterTrainer(model, steps, lr=1e-2, **settings)
-    texts = model.embed_prompts(["a cat", "a dog"])
-    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     while trainer.done < steps:
         stream = generator(0, "alignment", trainer.done)
         trainer.step(*pool.batch(4, stream), stream)
     return trainer
 
 
-@pytest.mark.parametrize("dora", [True, False])
-def test_an_adapter_changes_nothing_at_first_and_is_all_that_trains(model: LatentDiffusion, dora: bool) -> None:
-    before, base = noise_of(model), base_digest(model)
-    parameters = add_adapter(model, rank=2, alpha=2, dora=dora)
+@pytest.mark.parametrize(("dora", "text"), [(True, True), (True, False), (False, False)])
+def test_an_adapter_changes_nothing_at_first_and_is_all_that_trains(
+    model: LatentDiffusion, dora: bool, text: bool
+) -> None:
+    before, base = noise_of(model), [base_digest(one) for one in (model.unet, model.texts.tower)]
+    parameters = add_adapter(model, rank=2, alpha=2, dora=dora, text=text)
     assert torch.allclose(noise_of(model), before, atol=1e-5)
     names = [name for name, _ in trainable(model)]
     assert len(names) == len(parameters)
     assert any("magnitude" in name for name in names) == dora
+    states = model.embed_prompts(["a cat"]).states
     trained(model)
     assert not torch.allclose(noise_of(model), before, atol=1e-3)
-    assert base_digest(model) == base
+    assert torch.allclose(model.embed_prompts(["a cat"]).states, states, atol=1e-3) != text
+    assert [base_digest(one) for one in (model.unet, model.texts.tower)] == base
     with pytest.raises(UsageError, match="already"):
         add_adapter(model)
 
 
-@pytest.mark.parametrize("dora", [True, False])
+@pytest.mark.parametrize(("dora", "text"), [(True, True), (False, True), (True, False)])
 def test_a_saved_adapter_is_read_by_diffusers_by_us_and_merged(
-    model: LatentDiffusion, folder: Path, dora: bool, tmp_path: Path
+    model: LatentDiffusion, folder: Path, dora: bool, text: bool, tmp_path: Path
 ) -> None:
-    add_adapter(model, rank=2, alpha=2, dora=dora)
+    add_adapter(model, rank=2, alpha=2, dora=dora, text=text)
     trained(model)
     expected = noise_of(model)
     save_adapter(model, tmp_path / "adapter", {"recipe": "test"})
@@ -103,7 +107,7 @@ def test_a_saved_adapter_is_read_by_diffusers_by_us_and_merged(
 
     theirs = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     theirs.load_lora_weights(tmp_path / "adapter")
-    again.unet = theirs.unet
+    again.unet, again.texts = theirs.unet, CLIPStates(theirs.text_encoder, theirs.tokenizer)
     assert torch.allclose(noise_of(again), expected, atol=1e-5)
 
     merge_adapter(model)
@@ -129,7 +133,7 @@ def test_an_adapter_of_another_denoiser_is_refused(model: LatentDiffusion, folde
 
 def test_the_gradient_is_clipped_and_accumulated(model: LatentDiffusion) -> None:
     add_adapter(model, rank=2, alpha=2)
-    texts = model.embed_prompts(["a cat"]).rows(torch.zeros(4, dtype=torch.long))
+    texts = ["a cat"] * 4
     latents = 10 * torch.randn(4, 4, 8, 8, generator=generator(0, "latents"))
     numbers = {}
     for at_once in (1, 4):
@@ -153,8 +157,7 @@ def test_training_goes_on_bit_by_bit(folder: Path) -> None:
     state = trained(part, 2).state()
     trainer = AdapterTrainer(rest, 4, lr=1e-2)
     trainer.load(state)
-    texts = rest.embed_prompts(["a cat", "a dog"])
-    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     while trainer.done < 4:
         stream = generator(0, "alignment", trainer.done)
         trainer.step(*pool.batch(4, stream), stream)
@@ -209,11 +212,10 @@ def test_samples_of_a_pool_are_shared_by_selections(model: LatentDiffusion, tmp_
 
 
 def test_a_pool_mixes_real_pictures_in(model: LatentDiffusion) -> None:
-    texts = model.embed_prompts(["a cat"])
-    pool = AlignmentPool((torch.zeros(1, 4, 2, 2), texts), (torch.ones(1, 4, 2, 2), texts), 0.25)
-    latents, conditioning = pool.batch(8, generator(0, "x"))
+    pool = AlignmentPool((torch.zeros(1, 4, 2, 2), ["a cat"]), (torch.ones(1, 4, 2, 2), ["a dog"]), 0.25)
+    latents, prompts = pool.batch(8, generator(0, "x"))
     assert float(latents.mean()) == pytest.approx(0.25)
-    assert len(conditioning) == 8
+    assert prompts == ["a cat"] * 6 + ["a dog"] * 2
 
 
 def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_path: Path) -> None:
@@ -241,6 +243,7 @@ def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_
     [
         ({"samples": 2, "keep": 3}, "keep"),
         ({"stop_by": "emoji-judge"}, "validate-every"),
+        ({"text": True, "merge": True}, "merge"),
         ({"steps": 5, "validate_every": 6, "quick": False}, "no validation"),
         ({"by": "nobody"}, "nobody"),
         ({"model": "nowhere"}, "nowhere"),
@@ -254,8 +257,7 @@ def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
 def test_the_best_validation_is_taken_back_also_after_a_resume(model: LatentDiffusion, folder: Path) -> None:
     add_adapter(model, rank=2, alpha=2)
     trainer = AdapterTrainer(model, 4, lr=1e-2)
-    texts = model.embed_prompts(["a cat", "a dog"])
-    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), texts))
+    pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     noise = {}
     for score in (1.0, 3.0, 2.0):
         stream = generator(0, "alignment", trainer.done)
@@ -314,3 +316,18 @@ def test_two_processes_train_the_same_adapter(folder: Path, tmp_path: Path) -> N
         assert found.keys() == expected.keys()
         for key, values in expected.items():
             torch.testing.assert_close(found[key], values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_embedded_text_tower_is_adapted_and_read_back(tmp_path: Path) -> None:
+    """Its layers have BERT's names, which diffusers does not read."""
+    model, again = load_diffusion("emoji-diffusion"), load_diffusion("emoji-diffusion")
+    before = model.embed_prompts(["a cat"]).states
+    add_adapter(model, rank=2, alpha=2, text=True)
+    with torch.no_grad():
+        for name, one in trainable(model):
+            one.add_(0.1 * name.startswith("text_encoder"))
+    save_adapter(model, tmp_path / "adapter", {})
+    load_adapter(again, tmp_path / "adapter")
+    states = model.embed_prompts(["a cat"]).states
+    assert not torch.allclose(states, before, atol=1e-2)
+    assert torch.allclose(again.embed_prompts(["a cat"]).states, states, atol=1e-5)

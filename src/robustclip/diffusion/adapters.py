@@ -1,8 +1,9 @@
-"""Low-rank adapters of a diffusion model's denoiser, by peft, in diffusers' LoRA format."""
+"""Low-rank adapters of a diffusion model's denoiser and text tower, by peft, in diffusers' LoRA format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,24 +25,30 @@ WEIGHTS: Final = "pytorch_lora_weights.safetensors"
 CARD: Final = "card.json"
 TARGETS: Final = ("to_k", "to_q", "to_v", "to_out.0")
 """The attention projections that MI-TUNE adapts."""
+TEXT_TARGETS: Final = (
+    *("q_proj", "k_proj", "v_proj", "out_proj"),
+    *("query", "key", "value", "attention.output.dense"),
+)
+"""The same of CLIP's text towers and of BERT's."""
 
 
 def add_adapter(
-    model: LatentDiffusion, *, rank: int = 32, alpha: int = 32, dora: bool = True, seed: int = 0
+    model: LatentDiffusion, *, rank: int = 32, alpha: int = 32, dora: bool = True, text: bool = False, seed: int = 0
 ) -> list[nn.Parameter]:
-    """Put adapters on the attention projections of a frozen denoiser; its trainable parameters, the adapters' alone.
+    """Put adapters on the attention projections of a frozen denoiser, and with `text` on those of its text tower.
 
-    At first they change nothing. `dora` decomposes weights into magnitude and direction (Liu et al. 2024); without it
-    they are LoRA's. Raises UsageError for a denoiser that has adapters.
+    Returns the trainable parameters, which are the adapters'. At first they change nothing. `dora` decomposes weights
+    into magnitude and direction (Liu et al. 2024); without it, and on the text tower, they are LoRA's. Raises
+    UsageError for a denoiser that has adapters.
     """
     if getattr(model.unet, "peft_config", None):
         raise UsageError("this denoiser has an adapter already: merge it first (`merge_adapter`)")
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, use_dora=dora, init_lora_weights="gaussian", target_modules=list(TARGETS)
-    )
+    config = partial(LoraConfig, r=rank, lora_alpha=alpha, init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.unet.add_adapter(config)
+        model.unet.add_adapter(config(use_dora=dora, target_modules=list(TARGETS)))
+        if text:  # LoRA: transformers' load_adapter, which diffusers calls, drops DoRA's magnitudes
+            model.texts.tower.add_adapter(config(target_modules=list(TEXT_TARGETS)))
     trained = dict(trainable(model))
     # MI-TUNE's release parses --use_dora and trains LoRA: what was asked for is checked on the layers.
     assert dora == any("lora_magnitude_vector" in name for name in trained)
@@ -50,12 +57,13 @@ def add_adapter(
 
 def trainable(model: LatentDiffusion) -> list[tuple[str, nn.Parameter]]:
     """The adapters' parameters by name."""
-    return [(name, one) for name, one in model.unet.named_parameters() if one.requires_grad]
+    towers = (*model.unet.named_parameters(), *model.texts.named_parameters(prefix="text_encoder"))
+    return [(name, one) for name, one in towers if one.requires_grad]
 
 
-def base_digest(model: LatentDiffusion) -> str:
-    """sha256 of the denoiser's own weights, whatever adapters it has."""
-    state = model.unet.state_dict().items()
+def base_digest(module: nn.Module) -> str:
+    """sha256 of a network's own weights, whatever adapters it has."""
+    state = module.state_dict().items()
     return digest({name.replace(".base_layer", ""): one for name, one in state if "lora_" not in name})
 
 
@@ -64,18 +72,22 @@ def save_adapter(model: LatentDiffusion, folder: Path, card: Mapping[str, Any]) 
 
     Raises UsageError where something has that name.
     """
-    config = model.unet.peft_config["default"].to_dict()
-    metadata = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    layers: dict[str, Any] = {}
+    for name, module in (("unet", model.unet), ("text_encoder", model.texts.tower)):
+        if getattr(module, "peft_config", None):
+            config = module.peft_config["default"].to_dict()
+            metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+            layers |= {f"{name}_lora_layers": get_peft_model_state_dict(module, adapter_name="default")}
+            layers |= {f"{name}_lora_adapter_metadata": metadata}
     with new_folder(folder) as draft:
-        StableDiffusionPipeline.save_lora_weights(
-            draft, unet_lora_layers=get_peft_model_state_dict(model.unet), unet_lora_adapter_metadata=metadata
-        )
-        kept = {"base": model.name, "base_sha256": base_digest(model), "weights_sha256": sha256(draft / WEIGHTS)}
-        write_json(draft / CARD, {**card, **kept})
+        StableDiffusionPipeline.save_lora_weights(draft, **layers)
+        described = {"base": model.name, "weights_sha256": sha256(draft / WEIGHTS)}
+        described |= {"base_sha256": base_digest(model.unet), "text_sha256": base_digest(model.texts.tower)}
+        write_json(draft / CARD, {**card, **described})
 
 
 def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
-    """Put a saved adapter on a diffusion model's denoiser, frozen.
+    """Put a saved adapter on a diffusion model's denoiser, and on its text tower where it has one for it; frozen.
 
     Raises UsageError for a folder without one, an adapter of another denoiser, and weights that are not the card's.
     """
@@ -85,19 +97,33 @@ def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
     if card.get("weights_sha256") not in (None, sha256(folder / WEIGHTS)):
         raise UsageError(f"{folder / WEIGHTS} is not the file that its card describes: copy the folder again")
-    if card.get("base_sha256") not in (None, base_digest(model)):
-        raise UsageError(
-            f"{folder} adapts the denoiser of {card.get('base')}, and {model.name} has another: load it on the former"
-        )
+    for key, part, module in (
+        ("base_sha256", "denoiser", model.unet),
+        ("text_sha256", "text tower", model.texts.tower),
+    ):
+        if card.get(key) not in (None, base_digest(module)):
+            raise UsageError(
+                f"{folder} adapts the {part} of {card.get('base')}, and {model.name} has another: load it on the former"
+            )
     try:
         model.unet.load_lora_adapter(folder, prefix="unet", weight_name=WEIGHTS, use_safetensors=True)
+        state, _, metadata = StableDiffusionPipeline.lora_state_dict(
+            folder, weight_name=WEIGHTS, use_safetensors=True, return_lora_metadata=True
+        )
+        texts, config = (_below("text_encoder.", one or {}) for one in (state, metadata))
+        if texts:  # what diffusers calls too, for CLIP's towers alone
+            model.texts.tower.load_adapter(adapter_state_dict=texts, peft_config=LoraConfig(**config))
     except (RuntimeError, ValueError, KeyError) as error:
         raise UsageError(f"the adapter of {folder} does not fit this denoiser: {str(error)[:200]}") from error
     model.requires_grad_(False)
 
 
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): one for name, one in values.items() if name.startswith(prefix)}
+
+
 def merge_adapter(model: LatentDiffusion) -> None:
-    """Add the adapter to the denoiser's own weights, in place; nothing of it is left."""
+    """Add the denoiser's adapter to its own weights, in place; nothing of it is left."""
     model.unet.fuse_lora()
     model.unet.unload_lora()
     model.requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from robustclip.runs.devices import autocast
 class AdapterTrainer:
     """One AdamW step after the other on the adapters of `model` (betas .9 and .999, weight decay .01, constant rate).
 
+    States of prompts are kept where the text tower has no adapters.
     clip: the largest norm of the gradient; None: not clipped, as MI-TUNE's release trains in effect. best: the score,
     step and adapters of the best validation so far, in a round. Several processes (accelerate) share each batch, and
     train as one would.
@@ -38,6 +40,8 @@ class AdapterTrainer:
 
     def __post_init__(self) -> None:
         self.parameters = [one for _, one in trainable(self.model)]
+        self.adapts_texts = any(one.requires_grad for one in self.model.texts.parameters())
+        self.states: dict[str, Conditioning] = {}
         self.renew()
 
     def begin(self, round_: int, steps: int) -> None:
@@ -51,11 +55,9 @@ class AdapterTrainer:
         """A new optimiser."""
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
 
-    def step(
-        self, latents: Float[Tensor, "b c h w"], conditioning: Conditioning, stream: Generator
-    ) -> dict[str, float]:
-        """One update on latents and their prompts' states; noise and steps of the schedule (uniform) are drawn from
-        `stream`, and the batch passes the denoiser `at_once` at a time.
+    def step(self, latents: Float[Tensor, "b c h w"], prompts: Sequence[str], stream: Generator) -> dict[str, float]:
+        """One update on latents and their prompts; noise and steps of the schedule (uniform) are drawn from `stream`,
+        and the batch passes the denoiser `at_once` at a time.
 
         Raises RunError for a loss that is not finite, UsageError for fewer latents than processes.
         """
@@ -71,7 +73,7 @@ class AdapterTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for rows in mine.split(self.at_once):
-            given = conditioning.rows(rows)
+            given = self.embed([prompts[row] for row in rows.tolist()])
             with autocast(latents.device, model.dtype):
                 found = model.unet(noisy[rows], times[rows], given.states, encoder_attention_mask=given.mask).sample
             loss = F.mse_loss(found.float(), target[rows]) * (len(rows) * distributed.count() / count)
@@ -85,6 +87,15 @@ class AdapterTrainer:
         self.optimiser.step()
         self.done += 1
         return {"loss": total, "grad_norm": float(norm)}
+
+    def embed(self, prompts: list[str]) -> Conditioning:
+        """Token states of prompts, with a gradient where the text tower has adapters."""
+        if self.adapts_texts:
+            return self.model.embed_prompts(prompts)
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.states]:
+            found = self.model.embed_prompts(new)
+            self.states |= {prompt: found.rows([row]) for row, prompt in enumerate(new)}
+        return reduce(Conditioning.beside, [self.states[prompt] for prompt in prompts])
 
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on."""
@@ -124,24 +135,22 @@ class AdapterTrainer:
 
 @dataclass(frozen=True)
 class AlignmentPool:
-    """Chosen latents and real ones, each with its prompt's states: what adapters are trained on.
+    """Chosen latents and real ones, each with its prompt: what adapters are trained on.
 
-    chosen, real: (latents, conditioning), where `real` may be None; share: of real pictures in a batch.
+    chosen, real: (latents, prompts), where `real` may be None; share: of real pictures in a batch.
     """
 
-    chosen: tuple[Float[Tensor, "n c h w"], Conditioning]
-    real: tuple[Float[Tensor, "m c h w"], Conditioning] | None = None
+    chosen: tuple[Float[Tensor, "n c h w"], Sequence[str]]
+    real: tuple[Float[Tensor, "m c h w"], Sequence[str]] | None = None
     share: float = 0.0
 
-    def batch(self, count: int, stream: Generator) -> tuple[Float[Tensor, "b c h w"], Conditioning]:
+    def batch(self, count: int, stream: Generator) -> tuple[Float[Tensor, "b c h w"], list[str]]:
         """`count` of them, drawn with replacement; of these `share`, rounded, real."""
         real = 0 if self.real is None else round(self.share * count)
-        parts: Sequence[tuple[Any, int]] = ((self.chosen, count - real), (self.real, real))
-        latents, texts = [], []
-        for part, wanted in parts:
-            if wanted:
+        latents, prompts = [], []
+        for part, wanted in ((self.chosen, count - real), (self.real, real)):
+            if part is not None and wanted:
                 rows = torch.randint(len(part[0]), (wanted,), generator=stream)
                 latents.append(part[0][rows])
-                texts.append(part[1].rows(rows))
-        together = texts[0] if len(texts) == 1 else texts[0].beside(texts[1])
-        return torch.cat(latents), together
+                prompts += [part[1][row] for row in rows.tolist()]
+        return torch.cat(latents), prompts

@@ -44,6 +44,11 @@ class TextStates(ABC, nn.Module):
     width: int
     context: int
 
+    @property
+    @abstractmethod
+    def tower(self) -> Any:
+        """The transformers model, which adapters go on."""
+
     @abstractmethod
     def count_tokens(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, uncut."""
@@ -77,6 +82,10 @@ class SentenceStates(TextStates):
         self.encoder = encoder or SentenceEncoder()
         self.width, self.context = self.encoder.width, context
 
+    @property
+    def tower(self) -> Any:
+        return self.encoder.transformer
+
     def count_tokens(self, texts: list[str]) -> list[int]:
         return self.encoder.count_tokens(texts)
 
@@ -96,11 +105,14 @@ class CLIPStates(TextStates):
         self.context = int(model.config.max_position_embeddings)
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
 
+    @property
+    def tower(self) -> Any:
+        return self.model
+
     def count_tokens(self, texts: list[str]) -> list[int]:
         with self._tokenizing:
             return of_transformers(self.tokenizer, texts)
 
-    @torch.no_grad()
     def states(self, texts: list[str]) -> tuple[Tensor, None]:
         with self._tokenizing:
             ids = self.tokenizer(

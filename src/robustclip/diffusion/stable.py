@@ -92,8 +92,9 @@ class LatentDiffusion(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the denoiser's weights, adapters among them: what generator this is."""
-        return digest(self.unet.state_dict())
+        """sha256 of the denoiser's weights, with its adapters and the text tower's: what generator this is."""
+        adapted = {name: one for name, one in self.texts.state_dict().items() if "lora_" in name}
+        return digest(self.unet.state_dict() | adapted)
 
     def whole_cells(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""

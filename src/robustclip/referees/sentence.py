@@ -78,7 +78,6 @@ class SentenceEncoder(TextTower):
         rows = [self._embed(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
         return torch.cat(rows) if rows else torch.empty(0, self.width, device=self._device())
 
-    @torch.no_grad()
     def token_states(self, texts: list[str], length: int) -> tuple[Float[Tensor, "t l d"], Bool[Tensor, "t l"]]:
         """The last hidden states of `length` tokens of each text, cut or padded, and which of them are tokens."""
         ids, mask = self._tokens(texts, padding="max_length", length=length)

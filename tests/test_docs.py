@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -43,7 +44,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         if "robustclip" not in words or words[:2] == ["pip", "install"]:
             continue
         call = words[words.index("robustclip") + 1 :]
-        yield call[: call.index("&")] if "&" in call else call
+        yield list(takewhile(lambda word: word not in ("&", ">"), call))
 
 
 CALLS = [(page.relative_to(ROOT).as_posix(), call) for page in PAGES for call in commands(page)]

@@ -163,7 +163,7 @@ TABLE: tuple[tuple[Any, ...], ...] = (
     (
         *("plan", "robustify", "Estimate FLOPs, memory, hours and cost of a training run."),
         "Estimate FLOPs, GPU memory, hours and cost of a recipe's run before it starts.",
-        printing.tabled,
+        printing.planned,
     ),
     (
         "plan mi-tune",

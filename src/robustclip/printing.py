@@ -45,6 +45,15 @@ def tabled(result: Any) -> None:
     rich(result.table())
 
 
+def planned(estimate: Any) -> None:
+    """The table of a plan, or the script that launches the run, which may be piped into a file."""
+    if estimate.terms.launch is None:
+        tabled(estimate)
+    else:
+        for line in estimate.command.splitlines():
+            echo(line)
+
+
 def forgotten(folder: Path) -> None:
     """The folder of a referee that has no name any more."""
     echo(f"forgot {folder}")

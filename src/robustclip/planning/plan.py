@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from robustclip import recipes, signatures
 from robustclip.errors import raise_faults
+from robustclip.planning.launch import Launch
 from robustclip.planning.settings import (
     GIB,
     GPUS,
@@ -30,17 +30,16 @@ from robustclip.planning.settings import (
     faults,
     settings_of,
 )
-from robustclip.recipes import Recipe
+from robustclip.recipes import LATEST, Recipe
 from robustclip.runs import terminal
-from robustclip.signatures import Pairs
+from robustclip.runs.folder import HOME
+from robustclip.signatures import Pairs, Parameter
 from robustclip.source import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from robustclip.planning.costs import Memory, StepFlops, TowerFlops
     from robustclip.planning.towers import Rehearsal
-
-MACHINE: Final = 8  # GPUs of one
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Estimate:
             ("time of the run", in_time(self.hours), f"{self.hours * terms.count:,.1f} GPU hours"),
             ("cost", "unknown" if self.cost is None else f"${self.cost:,.2f}", price),
             ("memory of a GPU", f"{self.memory.peak / GIB:,.1f} GB", of_gpu),
-            ("", self._advice(), ""),
+            ("", self.advice(), ""),
         ]
         lines = Table("", "", "", box=None, pad_edge=False, show_header=False)
         for row in rows:
@@ -131,7 +130,8 @@ class Estimate:
         assumed = [Text(f"- {sentence}", style="dim") for sentence in self.assumptions()]
         return Group(lines, Text("\nAssumed:"), *assumed, Text("\nTo run it (with its data):"), Text(self.command))
 
-    def _advice(self) -> str:
+    def advice(self) -> str:
+        """Whether it fits into a GPU's memory, and what to change if not."""
         if self.fits:
             return "fits"
         if self.memory.fullest == "probe":
@@ -227,9 +227,14 @@ def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Func
 
 
 def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Estimate:
-    """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse too."""
+    """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse too, and, of a plan with
+    `launch`, for a call that the recipe would refuse: planning alone needs no data."""
     from robustclip.planning import costs, towers
 
+    if terms.launch:
+        asked = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
+        hint = f"Its flags: robustclip robustify {recipe.name} --help"
+        raise_faults(f"robustify {recipe.name}", recipe.bind(asked)[1], hint)
     settings = settings_of(recipe, arguments, terms.samples)
     settings.share(terms.count)
     design = towers.blueprint(settings.start, settings.architecture)
@@ -264,7 +269,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         for accumulate in parts
     }
     usable = (1 - RESERVED) * memory_of_gpu
-    return Estimate(
+    found = Estimate(
         recipe=recipe.name,
         settings=settings,
         terms=terms,
@@ -283,23 +288,69 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         has_grouped_convolutions=towers.has_grouped_convolutions(imagined.image_tower),
         command=command_line(recipe, arguments, settings.steps, terms),
     )
+    return replace(found, command=script(recipe, arguments, found)) if terms.launch else found
 
 
 def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms: Terms) -> str:
     """How the planned run is started: the flags that were given, with the steps that the samples make."""
-    defaults = {parameter.name: parameter.default for parameter in signatures.parameters(recipe.function)}
-    given = {name: value for name, value in arguments.items() if value != defaults[name]} | {"steps": steps}
-    flags = [word for name, value in given.items() for word in _written(name, value)]
-    run = ["robustify", recipe.name if recipe.path.is_relative_to(recipes.folder()) else str(recipe.path), *flags]
+    run = ["robustify", _name(recipe), *_flags(_parameters(recipe), {**arguments, "steps": steps}, {"steps"})]
     if terms.count == 1:
         return shlex.join(["robustclip", *run])
     launch = ["accelerate", "launch", "--num_processes", str(terms.count)]
-    if terms.count > MACHINE:
-        launch += ["--num_machines", str(ceil(terms.count / MACHINE)), "--machine_rank", "RANK"]
+    if terms.nodes > 1:
+        launch += ["--num_machines", str(terms.nodes), "--machine_rank", "RANK"]
         launch += ["--main_process_ip", "HEAD", "--main_process_port", "29500"]
     if terms.fsdp:
         launch += ["--use_fsdp", "--fsdp_version", "2"]
     return shlex.join([*launch, "-m", "robustclip", *run])
+
+
+def script(recipe: Recipe, arguments: Mapping[str, Any], found: Estimate) -> str:
+    """The script that launches the planned run by `terms.launch`; its first comment is the command that prints it.
+
+    The run goes to runs/RECIPE unless `out` is given.
+    """
+    terms, steps = found.terms, found.settings.steps
+    assert terms.launch is not None
+    parameters = _parameters(recipe)
+    out = arguments["out"] or HOME / recipe.name
+    run = {**arguments, "steps": steps, "out": out} | ({"resume": LATEST} if "resume" in parameters else {})
+    of_terms = _flags(inspect.signature(Terms, eval_str=True).parameters, vars(terms), {"gpu", "count"})
+    launched = Launch(
+        ["robustify", _name(recipe), *_flags(parameters, run, {"steps"})],
+        terms.count,
+        terms.nodes,
+        fsdp=terms.fsdp,
+        workers=arguments.get("workers", 0),
+        hours=found.hours,
+    )
+    about = [
+        shlex.join(["robustclip", "plan", _name(recipe), *of_terms, *_flags(parameters, arguments)]),
+        f"{steps:,} steps of {found.settings.batch_size:,}, {found.settings.share(terms.count):,} on each of "
+        f"{terms.count} x {terms.gpu}: about {in_time(found.hours)}, {found.memory.peak / GIB:.0f} of "
+        f"{found.memory_of_gpu / GIB:.0f} GB ({found.advice()})",
+    ]
+    return launched.script(terms.launch, about)
+
+
+def _name(recipe: Recipe) -> str:
+    return recipe.name if recipe.path.is_relative_to(recipes.folder()) else str(recipe.path)
+
+
+def _parameters(recipe: Recipe) -> Mapping[str, Parameter]:
+    return {parameter.name: parameter for parameter in signatures.parameters(recipe.function)}
+
+
+def _flags(
+    parameters: Mapping[str, Parameter | inspect.Parameter], values: Mapping[str, Any], always: Collection[str] = ()
+) -> list[str]:
+    """The flags of values that are not the default, and of those `always` written."""
+    return [
+        word
+        for name, value in values.items()
+        if name in always or value != parameters[name].default
+        for word in _written(name, value)
+    ]
 
 
 def _written(name: str, value: object) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
 from robustclip.errors import UsageError
+from robustclip.planning.launch import Launcher
 from robustclip.recipes import Recipe
 from robustclip.runs.processes import Place
 
@@ -103,10 +104,22 @@ class Terms:
     mfu: Annotated[float, Field(gt=0, le=1), "assumed utilisation of peak FLOPS"] = 0.3
     price: Annotated[NonNegativeFloat | None, "price of one GPU hour; default: the table's"] = None
     fsdp: Annotated[bool, "shard weights, gradients and moments over the GPUs (FSDP)"] = False
+    per_node: Annotated[PositiveInt, "GPUs of one machine"] = 8
+    launch: Annotated[Launcher | None, "print a script that launches the run, instead of the table"] = None
+
+    @property
+    def nodes(self) -> int:
+        """Machines that the GPUs are on."""
+        return ceil(self.count / self.per_node)
 
 
-def faults(gpu: str, count: int, fsdp: bool, dtype: str, quick: bool) -> Iterator[str]:
+def faults(
+    gpu: str, count: int, fsdp: bool, per_node: int, launch: Launcher | None, dtype: str, quick: bool
+) -> Iterator[str]:
     """What is wrong with terms and flags that are illegal together."""
+    if launch and count > per_node and count % per_node:
+        near = " or ".join(f"--count {per_node * nodes}" for nodes in (count // per_node, count // per_node + 1))
+        yield f"--count {count}: machines of {per_node} GPUs (--per-node) are used whole: give {near}"
     if quick:
         yield "--quick: a quick run takes seconds, there is nothing to plan: leave it out"
     if fsdp and count == 1:

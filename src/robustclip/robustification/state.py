@@ -183,13 +183,18 @@ class TrainingState:
 
     def _write(self, run: Run, needed: bool, save: Callable[[Path, int, dict[str, Any]], Path]) -> None:
         state = self.state_dict()
+
+        def write() -> None:
+            save(run.checkpoints, self.step, state)
+
+        if needed:  # all wait: a launcher may end the main process as soon as another one has ended
+            distributed.decided(write)
+            return
         if not distributed.is_main():
             return
         try:
-            save(run.checkpoints, self.step, state)
+            write()
         except RunError as error:
-            if needed:
-                raise
             run.warn(str(error))
 
 

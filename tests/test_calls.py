@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+from mypy import api
 from write_stubs import STUB, stub
 
 import robustclip
@@ -24,7 +25,28 @@ def test_the_stub_is_that_of_the_recipes() -> None:
         for item in node.body
         if isinstance(item, ast.FunctionDef) and item.name != "__call__"
     }
-    assert methods == {(room, one.path.stem) for room in ("robustify", "synthesize") for one in recipes.available(room)}
+    every = {(room, one) for room in ("robustify", "synthesize") for one in recipes.available(room)}
+    assert methods == {(room, one.path.stem) for room, one in every if one.base is None}
+    assert all(f"    {one.path.stem} = {one.base.path.stem}\n" in text for _, one in every if one.base is not None)
+
+
+def test_a_type_checker_refuses_wrong_keywords_of_recipes_and_of_presets(tmp_path: Path) -> None:
+    calls = [
+        'robustify.clipag_vit_b32(data=["a.tar"], eps=1.5)',
+        'robustify.clipag_linf(data=["a.tar"], eps=2 / 255)',
+        'robustify.clipag_linf(data=["a.tar"], epsilon=2 / 255)',
+        'robustify.emoji_trades(steps="many")',
+        'synthesize.clipag("a cat", stepz=3)',
+    ]
+    stub_lines = STUB.read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "called.py"
+    file.write_text("\n".join([*stub_lines, *calls]), encoding="utf-8")
+    flags = ["--follow-imports=skip", "--ignore-missing-imports", "--config-file=", "--disable-error-code=empty-body"]
+    output, _, status = api.run([*flags, f"--cache-dir={tmp_path / 'cache'}", str(file)])
+    lines = {int(line.split(":")[1]): line.rsplit("[")[-1] for line in output.splitlines()[:-1] if ": error:" in line}
+    first = len(stub_lines) + 1
+    assert status == 1
+    assert lines == {first + 2: "call-arg]", first + 3: "arg-type]", first + 4: "call-arg]"}
 
 
 def test_every_recipe_is_completed_with_its_own_signature() -> None:

@@ -39,6 +39,17 @@ def annotation(parameter: Parameter) -> str:
     return f"{kind} | None" if parameter.default is None else kind
 
 
+def alias(recipe: Recipe, base: Recipe) -> Iterator[str]:
+    """The lines of a preset, which takes what its base takes."""
+    yield f"    {recipe.path.stem} = {base.path.stem}"
+    yield f'    """{summary(recipe)}"""'
+
+
+def summary(recipe: Recipe) -> str:
+    """The first paragraph of a recipe's docstring, in one line."""
+    return recipe.describe().doc.split("\n\n")[0].replace("\n", " ")
+
+
 def method(recipe: Recipe, result: str) -> Iterator[str]:
     """The lines of one recipe."""
     described = recipe.describe()
@@ -53,8 +64,7 @@ def method(recipe: Recipe, result: str) -> Iterator[str]:
         if not parameter.positional:
             yield f"        {parameter.name}: {annotation(parameter)} = ...,"
     yield f"    ) -> {result}:"
-    first = described.doc.split("\n\n")[0].replace("\n", " ")
-    yield f'        """{first}"""'
+    yield f'        """{summary(recipe)}"""'
 
 
 def stub() -> str:
@@ -68,8 +78,8 @@ def stub() -> str:
         )
         given += [] if room == "robustify" else ["referee: Any = ...", "*", "recipe: str = ..."]
         lines += [f"    def __call__(self, {', '.join(given)}, **arguments: Any) -> {result}: ..."]
-        for recipe in recipes.available(room):
-            lines += method(recipe, result)
+        for recipe in sorted(recipes.available(room), key=lambda recipe: recipe.base is not None):
+            lines += alias(recipe, base) if (base := recipe.base) else method(recipe, result)
         lines += ["", f"{room}: _{room.title()}", ""]
     return "\n".join(lines)
 

@@ -81,6 +81,12 @@ class Recipe:
         (base,), changed = varied
         return Function(_changed(find(base, ROOM).describe().signature, changed), self.source.docstring("recipe"))
 
+    @property
+    def base(self) -> Recipe | None:
+        """The recipe that this one is a preset of, read without running the file."""
+        varied = self.source.decorator("recipe", "preset")
+        return None if varied is None else find(varied[0][0], ROOM)
+
     @cached_property
     def module(self) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"robustclip_recipe_{self.path.stem}", self.path)

@@ -21,7 +21,7 @@ from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
-from robustclip.runs.devices import pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.runs.distributed import is_main
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
@@ -113,7 +113,7 @@ def recipe(
     arguments = dict(locals())
     ddim = 2 if quick else 50
     way, place = WAYS[mode], pick_device(device)
-    tuned = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype == "auto" else dtype, place))
+    tuned = load_diffusion(model, place, dtype=dtype)
     texts = training_pairs(count, seed) if prompts is None else [named.prompt.wanted for named in load_prompts(prompts)]
     selection = Selection(
         by=selector(by or way.by, place),

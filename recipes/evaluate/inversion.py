@@ -26,7 +26,7 @@ from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
-from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Item, Seeds, items_of
@@ -235,7 +235,7 @@ def sampling(
     """Plain DDIM samples of the diffusion model for the rows that need them; loaded lazily."""
 
     def draw(items: Sequence[Item]) -> torch.Tensor:
-        painter = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
+        painter = load_diffusion(model, place, dtype=dtype)
         streams = [item.generator("sample", device=place) for item in items]
         texts = [item.prompt.title for item in items]
         guidance = CELLS[cell]["guidance"]

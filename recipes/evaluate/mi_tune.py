@@ -29,7 +29,7 @@ from robustclip.evaluation.generation.results import Column, Results
 from robustclip.recipes import find
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.runs import terminal
-from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write, is_file, plain, read_json, write_json
 from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
 from robustclip.runs.terminal import watched
@@ -138,7 +138,7 @@ def recipe(
         trained_on, tune_steps, batch_size = 2, 2, 4
     arguments = dict(locals())
     place = pick_device(device)
-    loaded = partial(load_diffusion, device=place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
+    loaded = partial(load_diffusion, device=place, dtype=dtype)
     pairs = compositional_prompts()[:prompts]
     raters = [load_rater(name, place) for name in judges]
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="reproduce")

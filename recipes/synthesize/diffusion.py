@@ -11,7 +11,7 @@ from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 from robustclip.diffusion.adapters import load_adapter
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
-from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import PairGuides
 from robustclip.synthesis.items import Item, Seeds
@@ -56,7 +56,7 @@ def recipe(
         steps, batch_size, best_of = 2, 4, min(best_of, 2)
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     place = pick_device(device)
-    generator = load_diffusion(model, place, dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place))
+    generator = load_diffusion(model, place, dtype=dtype)
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open(

@@ -15,7 +15,7 @@ from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import check_guidance
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
-from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import PairGuides, text_of
 from robustclip.synthesis.inversion import VARIANTS, Algorithm1, Average, Mode, Optimiser
@@ -123,7 +123,7 @@ def recipe(
     generator = load_diffusion(
         model,
         place,
-        dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, place),
+        dtype=dtype,
         slicing=slicing,
         checkpointing=checkpointing,
     )

@@ -209,6 +209,16 @@ def test_memory_savers_change_no_number(saved: tuple[Path, Any], model: LatentDi
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(None, torch.float32), ("auto", torch.float32), ("measure", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_a_dtype_without_a_name_is_float32(saved: tuple[Path, Any], dtype: str | None, expected: torch.dtype) -> None:
+    assert load_diffusion(saved[0], dtype=dtype).dtype == expected
+    with pytest.raises(UsageError, match="fp32"):
+        load_diffusion(saved[0], dtype="fp32")
+
+
 def test_half_precision_keeps_float32_answers(saved: tuple[Path, Any], model: LatentDiffusion, latents: Tensor) -> None:
     half = load_diffusion(saved[0], dtype=torch.bfloat16, half=True)
     times = torch.tensor([100, 700])

@@ -16,6 +16,7 @@ from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.referees.sentence import MINILM
 from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
+from robustclip.runs.devices import UNNAMED, pick_dtype
 from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
 
 try:
@@ -36,7 +37,7 @@ def load_diffusion(
     given: str | Path,
     device: str | torch.device = "cpu",
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype | None = None,
     half: bool = False,
     prediction: str | None = None,
     slicing: bool = False,
@@ -44,6 +45,7 @@ def load_diffusion(
 ) -> LatentDiffusion:
     """A latent diffusion model by its embedded name, or from a pipeline's folder as diffusers writes it.
 
+    `dtype` is what it computes in, see `diffusion_dtype`.
     `half` keeps the weights of the UNet and the text tower in `dtype`, where they else compute in it under autocast.
     `prediction` says what the UNet gives where the folder's scheduler does not; one that differs from it is refused.
 
@@ -63,6 +65,7 @@ def load_diffusion(
                 f"{folder} has no {part}/: a pipeline has {', '.join(f'{one}/' for one in PARTS)}. Save it whole, with "
                 "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
             )
+    dtype = diffusion_dtype(dtype, device)
     scheduler = _scheduler(folder / "scheduler", prediction)
     vae = load_vae(folder / "vae", device)
     unet = load_model(folder / "unet", UNet2DConditionModel).to(device)
@@ -79,6 +82,14 @@ def load_diffusion(
         slicing=slicing,
         checkpointing=checkpointing,
     ).to(device)
+
+
+def diffusion_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    """The dtype that a diffusion model computes in: the named one; float32 for "auto", "measure" and None.
+
+    Raises UsageError for an unknown name.
+    """
+    return pick_dtype("float32" if dtype is None or dtype in UNNAMED else dtype, device)
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu") -> Any:

@@ -19,7 +19,7 @@ from robustclip.diffusion.reversible import Predicted, chain_of
 from robustclip.diffusion.samplers import Levels
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.runs.devices import UNNAMED, pick_device, pick_dtype
+from robustclip.runs.devices import pick_device
 from robustclip.synthesis.doodl import Doodl, StopBy
 from robustclip.synthesis.doodl_baselines import best_of, one_step_guided
 from robustclip.synthesis.doodl_uses import Ends, Objective, check_crops, objective_of, told_to_the_model, use_of
@@ -62,7 +62,7 @@ class DoodlSession:
         generator = load_diffusion(
             arguments["model"],
             device,
-            dtype=pick_dtype("float32" if dtype in UNNAMED else dtype, device),
+            dtype=dtype,
             checkpointing=arguments["checkpointing"],
         )
         Levels.of(generator.scheduler_config, doodl.way.chain_steps)  # which says what does not fit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustclip.data.images import load_image
 from robustclip.diffusion.mutual_information import MARK, pointwise_mi
-from robustclip.diffusion.pipelines import load_diffusion
+from robustclip.diffusion.pipelines import diffusion_dtype, load_diffusion
 from robustclip.diffusion.selection import information_of, whole_in_cells
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
@@ -25,7 +25,7 @@ from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
-from robustclip.runs.devices import UNNAMED, chosen_dtype, pick_dtype
+from robustclip.runs.devices import UNNAMED, chosen_dtype
 from robustclip.synthesis.prompts import Part, Prompt, check_context
 
 Given = str | Path | TwoTower
@@ -255,7 +255,7 @@ class PairGuides(Guides):
         readers = [(load_pair_reader(name, device), weight) for name, weight in (parse_weight(one) for one in pairs)]
         if channels_last:
             readers = [(reader.to(memory_format=torch.channels_last), weight) for reader, weight in readers]
-        chosen = clips.dtype if clips else pick_dtype("float32" if dtype in UNNAMED else dtype, device)
+        chosen = clips.dtype if clips else diffusion_dtype(dtype, device)
         weighted = [parse_weight(one.removeprefix(MARK)) for one in named]
         return cls(
             readers, clips, chosen, [(load_diffusion(one, device, dtype=chosen), weight) for one, weight in weighted]

@@ -16,7 +16,7 @@ from robustclip.data.images import resize, save_image, titled_grid
 from robustclip.data.pairs import draw_pair
 from robustclip.diffusion.adapters import add_adapter, merge_adapter, save_adapter
 from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
-from robustclip.diffusion.fitting import fit, free, go_on, save_model
+from robustclip.diffusion.fitting import free, save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
@@ -134,10 +134,9 @@ def recipe(
     show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
     before = show(shown)
     add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora if dora is None else dora, text=text, seed=seed)
-    trainer = AdapterTrainer(tuned, steps, lr=lr, clip=way.clip, at_once=at_once)
+    trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=way.clip, at_once=at_once)
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
-    if resume is not None:
-        go_on(trainer, run, place)
+    trainer.resume(run, place)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
     card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}
     numbers: dict[str, float] = {}
@@ -164,8 +163,8 @@ def recipe(
                         trainer.judge(found["validation"])
                 return found
 
-            numbers = fit(
-                trainer, step, run, images=batch_size, save_every=save_every, title=f"round {round_}", shown=("loss",)
+            numbers = trainer.fit(
+                step, run, images=batch_size, save_every=save_every, title=f"round {round_}", shown=("loss",)
             )
             card["steps"] = trainer.take_best()
             if round_ < rounds and is_main() and not (folder / "adapter").exists():

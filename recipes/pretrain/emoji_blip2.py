@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from robustclip.data.emoji import load_labels
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
-from robustclip.diffusion.fitting import fit, free, go_on
+from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
@@ -73,8 +73,7 @@ def recipe(
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
     data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
     run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, room="robustify")
-    if resume is not None:
-        go_on(trainer, run, place)
+    trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
@@ -83,8 +82,7 @@ def recipe(
         return trainer.step(images.to(place), batch.captions, batch.swapped, generator(seed, "negatives", k))
 
     with run:
-        numbers = fit(
-            trainer,
+        numbers = trainer.fit(
             step,
             run,
             images=batch_size,

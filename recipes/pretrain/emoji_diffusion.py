@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, encode, new_denoiser
-from robustclip.diffusion.fitting import fit, free, go_on
+from robustclip.diffusion.fitting import free
 from robustclip.diffusion.pipelines import load_diffusion, load_vae, save_diffusion
 from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -84,8 +84,7 @@ def recipe(
         save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
 
     run = Run.start(out, resume, recipe="emoji-diffusion", arguments=arguments, room="robustify")
-    if resume is not None:
-        go_on(trainer, run, place)
+    trainer.resume(run, place)
 
     wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}
 
@@ -99,8 +98,7 @@ def recipe(
         return numbers
 
     with run:
-        numbers = fit(
-            trainer,
+        numbers = trainer.fit(
             step,
             run,
             images=batch_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustclip.data.composing import SHAPES
 from robustclip.data.compositions import compose, sprites
-from robustclip.diffusion.fitting import fit, free, go_on
+from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_answers
 from robustclip.referees.card import Card
 from robustclip.referees.registry import RefereeName, load_referee
@@ -62,8 +62,7 @@ def recipe(
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
     trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
     run = Run.start(out, resume, recipe="emoji-scenes", arguments=arguments, room="robustify")
-    if resume is not None:
-        go_on(trainer, run, place)
+    trainer.resume(run, place)
     run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": seed})
 
     def step(k: int) -> dict[str, float]:
@@ -73,8 +72,7 @@ def recipe(
         return trainer.step(pictures.to(place), scenes, generator(seed, "boxes", k))
 
     with run:
-        numbers = fit(
-            trainer,
+        numbers = trainer.fit(
             step,
             run,
             images=batch_size,

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
-from robustclip.diffusion.fitting import fit, free, go_on, save_model
+from robustclip.diffusion.fitting import free, save_model
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -66,8 +66,7 @@ def recipe(
     )
     data = DrawingsAndPairs("guide-styles", batch_size, seed, single=0.0 if quick else 0.25)
     run = Run.start(out, resume, recipe="emoji-vae", arguments=arguments, room="robustify")
-    if resume is not None:
-        go_on(trainer, run, place)
+    trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
@@ -75,8 +74,7 @@ def recipe(
         return trainer.step(images, generator(seed, "latents", k))
 
     with run:
-        numbers = fit(
-            trainer,
+        numbers = trainer.fit(
             step,
             run,
             images=batch_size,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import Augmentation, EmojiBatches
+from robustclip.diffusion.fitting import free
 from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import save_vqgan
 from robustclip.referees.registry import load_referee
-from robustclip.runs import checkpoint
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
-from robustclip.runs.terminal import TrainingProgress
 
 # Mostly white, as the drawings' own pictures; a referee's training has more of everything.
 AUGMENTATION = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)
@@ -70,32 +68,25 @@ def recipe(
     )
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, augmentation=AUGMENTATION)
     run = Run.start(out, resume, recipe="emoji-vqgan", arguments=arguments, room="robustify")
-    if resume is not None and (state := checkpoint.newest(run.checkpoints, place, run.warn)) is not None:
-        trainer.load(state)
-        run.trim(trainer.done)
+    trainer.resume(run, place)
     run.note(data=data.describe())
-    numbers: dict[str, float] = {}
-    with run, TrainingProgress(total=steps, start=trainer.done, title="training a VQGAN") as progress:
-        while trainer.done < steps:
-            images = data.batch(trainer.done).images.to(place, memory_format=torch.channels_last)
-            numbers = trainer.step(images, generator(seed, "codes", trainer.done))
-            progress.numbers |= {name: numbers[name] for name in ("l1", "perceptual", "codes")}
-            progress.advance(images=batch_size)
-            run.log(trainer.done, **numbers)
-            if trainer.done % save_every == 0 or trainer.done == steps:
-                checkpoint.save(run.checkpoints, trainer.done, trainer.state())
-        folder = finished(run.folder / "generator")
-        card = {"name": "emoji-vqgan", "recipe": "pretrain/emoji-vqgan", "arguments": _plain(arguments), "steps": steps}
+
+    def step(k: int) -> dict[str, float]:
+        images = data.batch(k).images.to(place, memory_format=torch.channels_last)
+        return trainer.step(images, generator(seed, "codes", k))
+
+    with run:
+        numbers = trainer.fit(
+            step,
+            run,
+            images=batch_size,
+            save_every=save_every,
+            title="training a VQGAN",
+            shown=("l1", "perceptual", "codes"),
+        )
+        folder = free(run.folder / "generator")
+        kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}
+        card = {"name": "emoji-vqgan", "recipe": "pretrain/emoji-vqgan", "arguments": kept, "steps": steps}
         save_vqgan(model, folder, card, half=True)
         run.finish(numbers)
     return {"out": str(run.folder), "generator": str(folder), **numbers}
-
-
-def finished(folder: Path) -> Path:
-    """Output folder of the model: the named one, or a numbered one if a resumed run has written it."""
-    taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
-    return next(path for path in taken if not path.exists())
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}

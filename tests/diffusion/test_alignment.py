@@ -64,7 +64,7 @@ def noise_of(model: LatentDiffusion) -> torch.Tensor:
 
 
 def trained(model: LatentDiffusion, steps: int = 3, **settings: Any) -> AdapterTrainer:
-    trainer = AdapterTrainer(model, steps, lr=1e-2, **settings)
+    trainer = AdapterTrainer(model, steps=steps, lr=1e-2, **settings)
     pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     while trainer.done < steps:
         stream = generator(0, "alignment", trainer.done)
@@ -137,13 +137,13 @@ def test_the_gradient_is_clipped_and_accumulated(model: LatentDiffusion) -> None
     latents = 10 * torch.randn(4, 4, 8, 8, generator=generator(0, "latents"))
     numbers = {}
     for at_once in (1, 4):
-        trainer = AdapterTrainer(model, 1, lr=0.0, clip=1e-3, at_once=at_once)
+        trainer = AdapterTrainer(model, steps=1, lr=0.0, clip=1e-3, at_once=at_once)
         numbers[at_once] = trainer.step(latents, texts, generator(0, "x"))
         clipped = torch.stack([one.grad.norm() for one in trainer.parameters if one.grad is not None]).norm()
         assert float(clipped) == pytest.approx(1e-3, rel=1e-2)
         assert numbers[at_once]["grad_norm"] > 1e-2
     assert numbers[1] == pytest.approx(numbers[4], rel=1e-4)
-    free = AdapterTrainer(model, 1, lr=0.0, clip=None)
+    free = AdapterTrainer(model, steps=1, lr=0.0, clip=None)
     free.step(latents, texts, generator(0, "x"))
     whole = torch.stack([one.grad.norm() for one in free.parameters if one.grad is not None]).norm()
     assert float(whole) == pytest.approx(numbers[4]["grad_norm"], rel=1e-4)
@@ -155,7 +155,7 @@ def test_training_goes_on_bit_by_bit(folder: Path) -> None:
         add_adapter(one, rank=2, alpha=2)
     trained(whole, 4)
     state = trained(part, 2).state()
-    trainer = AdapterTrainer(rest, 4, lr=1e-2)
+    trainer = AdapterTrainer(rest, steps=4, lr=1e-2)
     trainer.load(state)
     pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     while trainer.done < 4:
@@ -256,7 +256,7 @@ def test_impossible_calls_are_refused(given: dict[str, Any], word: str) -> None:
 
 def test_the_best_validation_is_taken_back_also_after_a_resume(model: LatentDiffusion, folder: Path) -> None:
     add_adapter(model, rank=2, alpha=2)
-    trainer = AdapterTrainer(model, 4, lr=1e-2)
+    trainer = AdapterTrainer(model, steps=4, lr=1e-2)
     pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     noise = {}
     for score in (1.0, 3.0, 2.0):
@@ -266,7 +266,7 @@ def test_the_best_validation_is_taken_back_also_after_a_resume(model: LatentDiff
         noise[trainer.done] = noise_of(model)
     again = load_diffusion(folder)
     add_adapter(again, rank=2, alpha=2)
-    other = AdapterTrainer(again, 4)
+    other = AdapterTrainer(again, steps=4)
     other.load(trainer.state())
     for one, own in ((trainer, model), (other, again)):
         assert one.take_best() == 2

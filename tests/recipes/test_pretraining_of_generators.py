@@ -149,7 +149,7 @@ def images_of(count: int) -> torch.Tensor:
 
 
 def autoencoder(steps: int = 12) -> AutoencoderTrainer:
-    return AutoencoderTrainer(new_autoencoder((16, 16), latent=4), lambda images: [images], steps, lr=5e-3)
+    return AutoencoderTrainer(new_autoencoder((16, 16), latent=4), lambda images: [images], steps=steps, lr=5e-3)
 
 
 def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
@@ -166,7 +166,7 @@ def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
     means = trainer.model.encode(images * 2 - 1).latent_dist.mean
     assert deviation == pytest.approx(means.std().item(), rel=1e-5)
     with pytest.raises(UsageError, match="another network"):
-        AutoencoderTrainer(new_autoencoder((16, 32), latent=4), lambda one: [one], 4).load(kept)
+        AutoencoderTrainer(new_autoencoder((16, 32), latent=4), lambda one: [one], steps=4).load(kept)
     with pytest.raises(UsageError, match="multiples of 16"):
         new_autoencoder((16, 20))
 
@@ -186,7 +186,7 @@ EMPTY = (torch.zeros(3, 16), torch.tensor([True, False, False]))
 
 
 def test_a_denoiser_learns_and_its_loss_is_min_snr() -> None:
-    trainer = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40, lr=5e-3, placed=0.5)
+    trainer = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), steps=40, lr=5e-3, placed=0.5)
     batch = encoded().drawn(3, 0.0, EMPTY, generator(0, "batch"))
     assert len(batch.latents) == 18
     stream = generator(0, "noise")
@@ -207,7 +207,7 @@ def test_a_denoiser_learns_and_its_loss_is_min_snr() -> None:
     assert last["error"] < 0.8 * first["error"]
     assert last["misplaced"] < 0.3 < first["misplaced"]
     assert trainer.averaged() is not trainer.model
-    other = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), 40)
+    other = DenoiserTrainer(new_denoiser((32,), latent=2, size=4, text=16, heads=2), steps=40)
     other.load(trainer.state())
     assert other.done == 40
     with pytest.raises(UsageError, match="multiples of 32"):

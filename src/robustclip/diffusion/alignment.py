@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from robustclip.diffusion.adapters import trainable
 from robustclip.diffusion.conditioning import Conditioning
+from robustclip.diffusion.fitting import Trainer
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import RunError, UsageError
 from robustclip.runs import distributed
@@ -21,7 +22,7 @@ from robustclip.runs.devices import autocast
 
 
 @dataclass
-class AdapterTrainer:
+class AdapterTrainer(Trainer):
     """One AdamW step after the other on the adapters of `model` (betas .9 and .999, weight decay .01, constant rate).
 
     States of prompts are kept where the text tower has no adapters.
@@ -30,12 +31,13 @@ class AdapterTrainer:
     train as one would.
     """
 
+    stateful = ("optimiser",)
+    values = ("done", "best")
+
     model: LatentDiffusion
-    steps: int
-    lr: float = 1e-4
+    lr: float = field(default=1e-4, kw_only=True)
     clip: float | None = 1.0
     at_once: int = 8
-    done: int = 0
     best: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -98,9 +100,8 @@ class AdapterTrainer:
         return reduce(Conditioning.beside, [self.states[prompt] for prompt in prompts])
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
-        kept = {"optimiser": self.optimiser.state_dict(), "done": self.done, "best": self.best}
-        return {"adapters": self._adapters(), **kept}
+        """Training state for resumption."""
+        return {"adapters": self._adapters(), **super().state()}
 
     def _adapters(self) -> dict[str, Tensor]:
         return {name: one.detach() for name, one in trainable(self.model)}
@@ -129,8 +130,7 @@ class AdapterTrainer:
         with torch.no_grad():
             for name, one in own.items():
                 one.copy_(given[name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.done, self.best = state["done"], state["best"]
+        super().load(state)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Bool, Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from robustclip.data.emoji_batches import Captioned
 from robustclip.diffusion.conditioning import SentenceStates
-from robustclip.diffusion.fitting import rate
-from robustclip.errors import UsageError
+from robustclip.diffusion.fitting import Trainer, check_channels
 from robustclip.runs.devices import autocast
 
 GROUPS: Final = 32  # of channels that are normalised together: diffusers' default
@@ -54,8 +53,7 @@ def new_denoiser(
     """A UNet2DConditionModel of diffusers with random weights that are a function of `seed`; each level of channels has
     cross-attention to the text, and each but the first halves the latent. Raises UsageError for channels that are not
     whole in groups of the norm."""
-    if not channels or any(number % GROUPS for number in channels):
-        raise UsageError(f"channels are multiples of {GROUPS}, one for each level, as in 96 192: not {list(channels)}")
+    check_channels(channels, GROUPS, "96 192")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(
@@ -73,18 +71,16 @@ def new_denoiser(
 
 
 @dataclass
-class DenoiserTrainer:
+class DenoiserTrainer(Trainer):
     """One step after the other: `step(batch, generator)` gives the numbers of it.
 
     model: a UNet2DConditionModel that predicts noise; placed: the weight of the supervision of cross-attention.
     """
 
+    stateful = ("model", "average", "optimiser")
+
     model: Any
-    steps: int
-    lr: float = 1e-3
     placed: float = 0.02
-    dtype: torch.dtype = torch.float32
-    done: int = 0
     scheduler: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +93,6 @@ class DenoiserTrainer:
 
     def step(self, batch: Encoded, generator: Generator) -> dict[str, float]:
         """One update on pictures with partially dropped captions."""
-        self.optimiser.param_groups[0]["lr"] = self.lr * rate(self.done, self.steps)
         latents = batch.latents
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         times = torch.randint(self.scheduler.config["num_train_timesteps"], (len(latents),), generator=generator)
@@ -112,10 +107,7 @@ class DenoiserTrainer:
         denoising = (errors * ratio.clamp(max=SNR) / ratio).mean()
         placing = torch.stack([misplaced(weights, batch.words, batch.cells) for weights in self.kept]).mean()
         loss = denoising + self.placed * placing
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.update(loss)
         self.average.update_parameters(self.model)
         self.done += 1
         self.kept.clear()
@@ -124,25 +116,6 @@ class DenoiserTrainer:
     def averaged(self) -> Any:
         """The model with the averaged weights."""
         return self.average.module
-
-    def state(self) -> dict[str, Any]:
-        """Training state for resumption."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "done": self.done,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UsageError for a state of another network."""
-        try:
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
-        self.done = state["done"]
 
 
 @torch.no_grad()

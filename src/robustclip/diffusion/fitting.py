@@ -1,16 +1,21 @@
-"""Training loop shared by the generators: progress, metrics in a run folder, resumable state."""
+"""Resumable trainer and training loop of the small networks: generators, pair readers, scene readers, adapters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from robustclip.errors import UsageError
 from robustclip.runs import checkpoint
+from robustclip.runs.devices import autocast
 from robustclip.runs.files import new_folder
 from robustclip.runs.folder import Run
 from robustclip.runs.terminal import TrainingProgress
@@ -35,50 +40,102 @@ def write_model(model: Any, folder: Path, *, half: bool = False) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-class Trainer(Protocol):
-    """Something that learns in steps: `done` of `steps` so far."""
+@dataclass(kw_only=True)
+class Trainer:
+    """Base of trainers: `done` of `steps` updates at a peak rate `lr`, computed in `dtype` under autocast.
 
-    done: int
+    A subclass has `step(...)`, one update that returns its metrics. stateful: attributes with a state dict, the
+    trained network first; values: other attributes that a resumed run restores.
+    """
+
+    stateful: ClassVar[tuple[str, ...]] = ("model", "optimiser")
+    values: ClassVar[tuple[str, ...]] = ("done",)
+
     steps: int
+    lr: float = 1e-3
+    dtype: torch.dtype = torch.float32
+    done: int = 0
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        return self.lr * rate(self.done, self.steps)
+
+    def update(self, loss: Tensor) -> None:
+        """Update the network by the gradient of a loss, clipped to norm 1."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(getattr(self, self.stateful[0]).parameters(), 1.0)
+        self.optimiser.step()
 
     def state(self) -> dict[str, Any]:
         """Training state for resumption."""
+        parts = {name: getattr(self, name).state_dict() for name in self.stateful}
+        return parts | {name: getattr(self, name) for name in self.values}
 
-    def load(self, state: dict[str, Any], /) -> None:
-        """Go on where `state` was taken."""
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a `state`. Raises UsageError for that of another network."""
+        try:
+            for name in self.stateful:
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
+        for name in self.values:
+            setattr(self, name, state[name])
+
+    def resume(self, run: Run, device: torch.device) -> None:
+        """Restore the newest complete checkpoint of a resumed run; nothing in a new run."""
+        if (state := checkpoint.newest(run.checkpoints, device, run.warn)) is not None:
+            self.load(state)
+            run.trim(self.done)
+
+    def fit(
+        self,
+        step: Callable[[int], Mapping[str, float]],
+        run: Run,
+        *,
+        images: int,
+        save_every: int,
+        title: str,
+        shown: Sequence[str],
+    ) -> dict[str, float]:
+        """Train up to `steps` and return the last metrics. `step(k)` is update k on `images` pictures; it calls `step`
+        of the trainer. The state is saved every `save_every` updates and after the last.
+        """
+        metrics: dict[str, float] = {}
+        with TrainingProgress(total=self.steps, start=self.done, title=title) as progress:
+            while self.done < self.steps:
+                metrics = dict(step(self.done))
+                progress.numbers |= {name: metrics[name] for name in shown}
+                progress.advance(images=images)
+                run.log(self.done, **metrics)
+                if self.done % save_every == 0 or self.done == self.steps:
+                    checkpoint.save(run.checkpoints, self.done, self.state())
+        return metrics
 
 
-def go_on(trainer: Trainer, run: Run, device: torch.device) -> None:
-    """Load the newest complete state of a resumed run, if any."""
-    if (state := checkpoint.newest(run.checkpoints, device, run.warn)) is not None:
-        trainer.load(state)
-        run.trim(trainer.done)
+def feature_distance(
+    features: Callable[[Tensor], Sequence[Tensor]], images: Tensor, targets: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Mean squared difference of unit-length features at each position, summed over layers (as LPIPS), float32."""
+    with autocast(images.device, dtype):
+        layers = features(images)
+        with torch.no_grad():
+            target_layers = features(targets)
+    pairs = zip(layers, target_layers, strict=True)
+    return torch.stack(
+        [(F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean() for a, b in pairs]
+    ).sum()
 
 
-def fit(
-    trainer: Trainer,
-    step: Callable[[int], Mapping[str, float]],
-    run: Run,
-    *,
-    images: int,
-    save_every: int,
-    title: str,
-    shown: Sequence[str],
-) -> dict[str, float]:
-    """Step until all are done; the last numbers. `step(k)` is the k-th, of so many `images`; it advances the trainer.
-
-    Every `save_every` steps, and at the end, the trainer's state is written, whole or not at all.
-    """
-    numbers: dict[str, float] = {}
-    with TrainingProgress(total=trainer.steps, start=trainer.done, title=title) as progress:
-        while trainer.done < trainer.steps:
-            numbers = dict(step(trainer.done))
-            progress.numbers |= {name: numbers[name] for name in shown}
-            progress.advance(images=images)
-            run.log(trainer.done, **numbers)
-            if trainer.done % save_every == 0 or trainer.done == trainer.steps:
-                checkpoint.save(run.checkpoints, trainer.done, trainer.state())
-    return numbers
+def check_channels(channels: Sequence[int], groups: int, example: str) -> None:
+    """Raise UsageError for channels of levels that group norms of `groups` groups cannot divide."""
+    if not channels or any(number % groups for number in channels):
+        raise UsageError(
+            f"channels are multiples of {groups}, one for each level, as in {example}: not {list(channels)}"
+        )
 
 
 def rate(done: int, steps: int, warm_up: int = 100, last: float = 0.05) -> float:

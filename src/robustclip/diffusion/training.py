@@ -17,8 +17,8 @@ from diffusers import VQModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustclip.diffusion.fitting import Trainer, check_channels, feature_distance
 from robustclip.diffusion.vqgan import nearest
-from robustclip.errors import UsageError
 from robustclip.runs.devices import autocast
 
 COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
@@ -33,10 +33,7 @@ def new_vqgan(
     """A VQModel of diffusers with random weights that are a function of `seed`; a level of channels each halves the
     picture once more, but for the first. Raises UsageError for channels that are not whole in groups of the norm."""
     levels = len(channels)
-    if not channels or any(number % GROUPS for number in channels):
-        raise UsageError(
-            f"channels are multiples of {GROUPS}, one for each level, as in 16 32 64: not {list(channels)}"
-        )
+    check_channels(channels, GROUPS, "16 32 64")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VQModel(
@@ -70,23 +67,22 @@ def discriminator(width: int = 32, seed: int = 0) -> nn.Sequential:
 
 
 @dataclass
-class VQGANTrainer:
+class VQGANTrainer(Trainer):
     """One step after the other: `step(images)` gives the numbers of it.
 
     model: a VQModel; features: pictures in [0,1] -> spatial features, whose distance counts `perceptual`; the
     adversary joins after `start_gan` steps. Rates fall along a cosine to a twentieth over `steps`.
     """
 
+    stateful = ("model", "critic", "optimiser", "critic_optimiser")
+    values = ("unused", "done")
+
     model: Any
     critic: nn.Module
     features: Features
-    steps: int
-    lr: float = 1e-3
     perceptual: float = 1.0
     adversarial: float = 0.5
     start_gan: int = 1000
-    dtype: torch.dtype = torch.float32
-    done: int = 0
     unused: Int[Tensor, " k"] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,11 +90,13 @@ class VQGANTrainer:
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), lr=self.lr / 2, betas=(0.5, 0.9))
         self.unused = torch.zeros(self.model.config["num_vq_embeddings"], dtype=torch.long)
 
+    def learning_rate(self) -> float:
+        """The model's; the critic's is half of it."""
+        falling = 0.05 + 0.95 * (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        return self.lr * falling * min(1.0, (self.done + 1) / 100)
+
     def step(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> dict[str, float]:
         """One update of the model, and, once it counts, one of the critic, on pictures in [0,1]."""
-        rate = 0.05 + 0.95 * (1 + math.cos(math.pi * self.done / self.steps)) / 2
-        for optimiser, lr in ((self.optimiser, self.lr), (self.critic_optimiser, self.lr / 2)):
-            optimiser.param_groups[0]["lr"] = lr * rate * min(1.0, (self.done + 1) / 100)
         with autocast(images.device, self.dtype):
             latents = self.model.encode(images * 2 - 1).latents
         latents = latents.float()
@@ -110,7 +108,7 @@ class VQGANTrainer:
             made = (self.model.decode(passed, force_not_quantize=True).sample + 1) / 2
         made = made.float()
         pixels = (made - images).abs().mean()
-        seen = self._distance(made, images)
+        seen = feature_distance(self.features, made, images, self.dtype)
         matched = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
         loss = pixels + self.perceptual * seen
         numbers = {"l1": pixels.item(), "perceptual": seen.item(), "codebook": matched.item()}
@@ -120,50 +118,13 @@ class VQGANTrainer:
             weight = self._balance(loss, against)
             numbers |= {"adversarial": against.item(), "balance": weight.item()}
             loss = loss + self.adversarial * weight * against
-        self.optimiser.zero_grad(set_to_none=True)
-        (loss + matched).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.update(loss + matched)
         if self.done >= self.start_gan - 200:  # the critic learns before it is heard
             numbers["critic"] = self._criticise(images, made.detach())
         self._feed(index, latents.detach(), generator)
         self.done += 1
         used = index.unique().numel()
         return {"loss": (pixels + self.perceptual * seen).item(), **numbers, "codes": float(used)}
-
-    def state(self) -> dict[str, Any]:
-        """Training state for resumption."""
-        return {
-            "model": self.model.state_dict(),
-            "critic": self.critic.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "critic_optimiser": self.critic_optimiser.state_dict(),
-            "unused": self.unused,
-            "done": self.done,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UsageError for a state of other networks."""
-        try:
-            self.model.load_state_dict(state["model"])
-            self.critic.load_state_dict(state["critic"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
-        self.unused, self.done = state["unused"], state["done"]
-
-    def _distance(self, made: Tensor, images: Tensor) -> Tensor:
-        """Mean squared difference of features at unit length, position by position, summed over layers (as LPIPS)."""
-        with autocast(made.device, self.dtype):
-            found, wanted = self.features(made), self.features(images)
-        pairs = zip(found, wanted, strict=True)
-        return torch.stack(
-            [
-                (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1).detach()).square().sum(1).mean()
-                for a, b in pairs
-            ]
-        ).sum()
 
     def _criticised(self, images: Tensor) -> Tensor:
         with autocast(images.device, self.dtype):
@@ -172,6 +133,7 @@ class VQGANTrainer:
     def _criticise(self, images: Tensor, made: Tensor) -> float:
         """The hinge loss of the released code."""
         loss = F.relu(1 - self._criticised(images)).mean() + F.relu(1 + self._criticised(made)).mean()
+        self.critic_optimiser.param_groups[0]["lr"] = self.learning_rate() / 2
         self.critic_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.critic_optimiser.step()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from robustclip.diffusion.fitting import rate
+from robustclip.diffusion.fitting import Trainer
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
 from robustclip.runs.devices import autocast
@@ -24,15 +24,13 @@ COLDEST: Final = 0.01  # the lowest temperature of the contrastive loss
 
 
 @dataclass
-class PairTrainer:
+class PairTrainer(Trainer):
     """One step after the other: `step(...)` gives the numbers of it. All parameters of `reader` that ask for gradients
     are trained; its tower does not."""
 
+    stateful = ("reader", "optimiser")
+
     reader: Blip2
-    steps: int
-    lr: float = 1e-3
-    dtype: torch.dtype = torch.float32
-    done: int = 0
 
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
@@ -57,8 +55,6 @@ class PairTrainer:
                 f"a batch of {len(captions)} pictures with one caption has nothing to contrast: give --batch-size 2 or "
                 "more, and data with several captions"
             )
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * rate(self.done, self.steps)
         reader = self.reader.train()
         with autocast(images.device, self.dtype):
             tokens = reader.image_tokens(images)
@@ -68,28 +64,12 @@ class PairTrainer:
             matching, right = self._matching(tokens, captions, swapped, cosines.detach(), generator)
             captioning = reader.caption_losses(tokens, ids, mask).mean()
         loss = contrastive + matching + captioning
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_((p for p in reader.parameters() if p.requires_grad), 1.0)
-        self.optimiser.step()
+        self.update(loss)
         with torch.no_grad():
             reader.temperature.clamp_(COLDEST, 0.5)
         self.done += 1
         numbers = {"contrastive": contrastive, "matching": matching, "captioning": captioning, "right": right}
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
-
-    def state(self) -> dict[str, Any]:
-        """Training state for resumption."""
-        return {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Resume from `state`. Raises UsageError for the state of another reader."""
-        try:
-            self.reader.load_state_dict(state["reader"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
-        self.done = state["done"]
 
     def _contrastive(self, cosines: Float[Tensor, "b b"], captions: Sequence[str]) -> Tensor:
         """In both directions, labels smoothed (LAVIS: 0.1); captions that are the same are no negatives."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustclip.data.composing import TEXTURES, Draw
 from robustclip.data.compositions import CATEGORIES, Composition, compose, sprites
 from robustclip.data.pairs import COLOURS
 from robustclip.data.questions import contrasts, read_question
-from robustclip.diffusion.fitting import rate
-from robustclip.errors import UsageError
+from robustclip.diffusion.fitting import Trainer
 from robustclip.referees.scene_reader import GRID, KINDS, Cells, Named, SceneReader
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import generator
@@ -110,25 +109,22 @@ def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 @dataclass
-class SceneTrainer:
+class SceneTrainer(Trainer):
     """One step after the other on compositions; only the head is trained."""
 
+    stateful = ("reader", "optimiser")
+
     reader: SceneReader
-    steps: int
-    lr: float = 2e-3
-    dtype: torch.dtype = torch.float32
-    done: int = 0
+    lr: float = field(default=2e-3, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=0.05, betas=(0.9, 0.98))
+        trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.05, betas=(0.9, 0.98))
 
     def step(
         self, images: Float[Tensor, "b 3 s s"], scenes: Sequence[Composition], stream: torch.Generator
     ) -> dict[str, float]:
         """One update on pictures in [0,1] of these scenes; boxes are shaken before what they hold is named."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * rate(self.done, self.steps)
         wanted = targets_of(scenes, self.reader.nouns)
         sides = (wanted.around[:, 2:] - wanted.around[:, :2]).repeat(1, 2)
         shaken = wanted.around + SHAKEN * sides * torch.randn(wanted.around.shape, generator=stream)
@@ -139,26 +135,10 @@ class SceneTrainer:
             named = self.reader.look(images, wanted.rows, shaken.to(images.device))
         parts = losses(cells, named, wanted)
         loss = torch.stack(list(parts.values())).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimiser.step()
+        self.update(loss)
         self.done += 1
         right = (named.nouns.argmax(1) == wanted.nouns).float().mean()
         return {"loss": loss.item(), "right": right.item(), **{name: value.item() for name, value in parts.items()}}
-
-    def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
-        return {"reader": self.reader.state_dict(), "optimiser": self.optimiser.state_dict(), "done": self.done}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UsageError for a state of another reader."""
-        try:
-            self.reader.load_state_dict(state["reader"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
-        self.done = state["done"]
 
 
 def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENES, size: int = 64) -> None:

@@ -131,11 +131,13 @@ def test_help_of_an_evaluation_does_not_wait_for_torchvision() -> None:
     [
         "import robustclip",
         "import runpy, sys; sys.argv = ['robustclip', '--help']; runpy.run_module('robustclip', run_name='__main__')",
+        "from robustclip.cli import main; main(['synthesize', 'doodl', '--help'])",
     ],
-    ids=["import robustclip", "robustclip --help"],
+    ids=["import robustclip", "robustclip --help", "robustclip synthesize doodl --help"],
 )
-def test_starting_does_not_import_torch(start: str) -> None:
-    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {start}"
+def test_starting_imports_neither_torch_nor_psutil_nor_progress_bars(start: str) -> None:
+    slow = {"torch", "psutil", "rich.progress"}
+    code = f"import atexit, sys; atexit.register(lambda: print(bool({slow} & set(sys.modules)))); {start}"
     paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -32,7 +32,7 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import atomic_write, is_file, plain, read_json, write_json
 from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
-from robustclip.runs.terminal import watched
+from robustclip.runs.progress import watched
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.prompts import Prompt
 

@@ -6,19 +6,19 @@ import itertools
 import pytest
 from rich.console import Console
 
-from robustclip.runs import terminal
-from robustclip.runs.terminal import TrainingProgress
+from robustclip.runs import progress
+from robustclip.runs.progress import TrainingProgress
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock is one second later."""
     ticks = itertools.count()
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
 
 
 def test_without_a_terminal_the_last_step_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
     stream = io.StringIO()
     with TrainingProgress(total=3, console=Console(file=stream)) as bar:
         for step in range(3):
@@ -27,7 +27,7 @@ def test_without_a_terminal_the_last_step_is_a_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_without_a_terminal_a_line_comes_every_so_often(monkeypatch: pytest.MonkeyPatch, clock: None) -> None:
-    monkeypatch.setattr(terminal, "LINE_EVERY", 4.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 4.0)
     stream = io.StringIO()
     with TrainingProgress(total=10, console=Console(file=stream)) as bar:
         for _ in range(10):
@@ -39,14 +39,14 @@ def test_without_a_terminal_a_line_comes_every_so_often(monkeypatch: pytest.Monk
 
 def test_speed_and_eta_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with TrainingProgress(total=4000, console=Console(file=io.StringIO())) as bar:
         assert bar.images_per_second == 0
         assert bar.eta is None
-        for _ in range(terminal.WINDOW):
+        for _ in range(progress.WINDOW):
             now += 100.0  # a slow start is forgotten
             bar.advance(images=8)
-        for _ in range(terminal.WINDOW):
+        for _ in range(progress.WINDOW):
             now += 2.0
             bar.advance(images=8)
         assert bar.images_per_second == 4
@@ -73,7 +73,7 @@ def test_in_a_terminal_there_is_a_bar_with_the_numbers() -> None:
 
 def test_what_is_made_once_in_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with TrainingProgress(total=12, console=Console(file=io.StringIO())) as bar:
         now += 20.0
         bar.advance(images=1)

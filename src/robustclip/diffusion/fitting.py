@@ -18,7 +18,7 @@ from robustclip.runs import checkpoint
 from robustclip.runs.devices import autocast
 from robustclip.runs.files import new_folder
 from robustclip.runs.folder import Run
-from robustclip.runs.terminal import TrainingProgress
+from robustclip.runs.progress import TrainingProgress
 
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 

@@ -26,8 +26,8 @@ from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import distributed
 from robustclip.runs.files import atomic_write, is_file
+from robustclip.runs.progress import watched
 from robustclip.runs.rng import generator
-from robustclip.runs.terminal import watched
 
 NAME: Final = "{:06d}.safetensors"
 Selector = Literal["mi", "gap", "random"]

@@ -31,8 +31,9 @@ from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.similarity import class_embeddings
 from robustclip.referees.smoothed import check_sigma, refuse_smoothed
 from robustclip.runs.devices import autocast
+from robustclip.runs.progress import watched
 from robustclip.runs.rng import each
-from robustclip.runs.terminal import counted, watched
+from robustclip.runs.terminal import counted
 
 CHOOSING = 100  # n0, alpha and n's order of magnitude are those of Cohen et al., who take n = 100,000
 SAMPLES = 1_000

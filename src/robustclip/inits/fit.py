@@ -26,7 +26,7 @@ from robustclip.errors import Fault, RunError, Skip, UsageError, raise_faults
 from robustclip.inits.mixture import RIDGE, check_installed, fit_classes, fit_components
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.runs.files import check_new_file, is_folder
-from robustclip.runs.terminal import TrainingProgress
+from robustclip.runs.progress import TrainingProgress
 from robustclip.signatures import typed
 
 AT_ONCE = 256  # pictures decoded by the threads before the next are begun

@@ -31,7 +31,8 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import check_writable, is_file, rescuing, write_json
 from robustclip.runs.processes import owning, saying
-from robustclip.runs.terminal import counted, watched
+from robustclip.runs.progress import watched
+from robustclip.runs.terminal import counted
 from robustclip.signatures import typed, unknown
 
 if TYPE_CHECKING:  # which needs diffusers

@@ -16,7 +16,8 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.runs.devices import autocast
 from robustclip.runs.files import is_file, read_lines
-from robustclip.runs.terminal import counted, watched
+from robustclip.runs.progress import watched
+from robustclip.runs.terminal import counted
 
 
 def cosines(

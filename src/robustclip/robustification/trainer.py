@@ -33,7 +33,7 @@ from robustclip.runs import distributed, terminal
 from robustclip.runs.devices import autocast
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
-from robustclip.runs.terminal import TrainingProgress
+from robustclip.runs.progress import TrainingProgress
 
 
 def tell(described: dict[str, Any]) -> None:

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-import psutil
-
 from robustclip.errors import Interrupted, UsageError
 from robustclip.runs.files import LOCK, naming, read_json
 
@@ -29,6 +27,8 @@ CLOCK: Final = 2.0
 
 def this_process() -> dict[str, Any]:
     """What `is_alive` needs to find this process again: host, pid, and when it started (seconds since 1970)."""
+    import psutil  # here, so that --help does not wait for it
+
     return {"host": platform.node(), "pid": os.getpid(), "born": psutil.Process().create_time()}
 
 
@@ -36,6 +36,8 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
     """Whether a process is running; None if unknown (another host)."""
     if process.get("host") != platform.node():
         return None
+    import psutil  # here, so that --help does not wait for it
+
     try:
         found = psutil.Process(int(process["pid"]))
         same = abs(found.create_time() - float(process["born"])) < CLOCK

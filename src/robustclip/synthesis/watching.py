@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustclip.data.images import to_pil
 from robustclip.runs import distributed
-from robustclip.runs.terminal import TrainingProgress
+from robustclip.runs.progress import TrainingProgress
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.pictures import OVERVIEW, overview, write_picture
 

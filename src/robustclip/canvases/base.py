@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.errors import UsageError
+from robustclip.referees.base import check_images
+
 
 class Canvas(ABC, nn.Module):
     """Base class: parameters of P independent pictures.
@@ -34,3 +37,10 @@ class Canvas(ABC, nn.Module):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Named parameter groups for the optimiser."""
         return {"all": list(self.parameters())}
+
+
+def check_fit(images: Float[Tensor, "p 3 H W"], count: int, size: tuple[int, int]) -> None:
+    """Raise UsageError unless `images` are `count` pictures in [0,1] of `size` (height, width)."""
+    check_images(images)
+    if images.shape != (count, 3, *size):
+        raise UsageError(f"the canvas holds {(count, 3, *size)}, the images are {tuple(images.shape)}")

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustclip.canvases.base import Canvas
+from robustclip.canvases.base import Canvas, check_fit
 from robustclip.data.images import clamp_through
 from robustclip.errors import UsageError
-from robustclip.referees.base import check_images
 
 
 class Autoencoder(Protocol):
@@ -54,10 +53,7 @@ class Latents(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        check_images(images)
-        held = (len(self.latent), 3, *self.size)
-        if images.shape != held:
-            raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
+        check_fit(images, len(self.latent), self.size)
         self.latent.copy_(self.autoencoder[0].encode(images))
 
 
@@ -124,10 +120,7 @@ class Codes(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        check_images(images)
-        held = (len(self.latent), 3, *self.size)
-        if images.shape != held:
-            raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
+        check_fit(images, len(self.latent), self.size)
         self.latent.copy_(self.decoder[0].encode(images))
 
     @torch.no_grad()
@@ -191,10 +184,7 @@ class ChainStart(Canvas):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
         """Invert the chain from these images: exactly if untied, else the mean of the pair."""
-        check_images(images)
-        held = (len(self.latent), 3, *self.size)
-        if images.shape != held:
-            raise UsageError(f"the canvas holds {held}, the images are {tuple(images.shape)}")
+        check_fit(images, len(self.latent), self.size)
         latents = self.autoencoder[0].encode(images).to(self.latent.dtype)
         start = self.chain.invert(self.chain.ending(latents, *self.given), *self.given)
         self.latent.copy_(start.mean(0) if self.tied else start.transpose(0, 1))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustclip.canvases.base import Canvas
+from robustclip.canvases.base import Canvas, check_fit
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
 
@@ -43,9 +43,8 @@ class Pixels(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        check_images(images)
-        if images.shape != self.pixels.shape:
-            raise UsageError(f"the canvas holds {tuple(self.pixels.shape)}, the images are {tuple(images.shape)}")
+        height, width = self.pixels.shape[-2:]
+        check_fit(images, len(self.pixels), (height, width))
         self.pixels.copy_(images.clamp(0, 1))
 
     @torch.no_grad()
@@ -123,8 +122,7 @@ class Pyramid(Canvas):
         count = len(self.levels[0])
         if images.shape == (count, 3, height - 2 * self.margin, width - 2 * self.margin) and self.margin:
             images = F.pad(images, (self.margin,) * 4, mode="replicate")
-        if images.shape != (count, 3, height, width):
-            raise UsageError(f"the canvas holds {(count, 3, height, width)}, the images are {tuple(images.shape)}")
+        check_fit(images, count, self.size)
         finest = self.levels[-1]
         reduced = F.interpolate(images, finest.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
         for level in self.levels:

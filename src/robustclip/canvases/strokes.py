@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustclip.canvases.base import Canvas
+from robustclip.canvases.base import Canvas, check_fit
 from robustclip.drawing import Drawing, rasterise
 from robustclip.errors import UsageError
-from robustclip.referees.base import check_images
 
 
 @final
@@ -64,12 +63,8 @@ class Strokes(Canvas):
 
         Ours: no curve is fitted to the image. Raises UsageError for another number or size of images.
         """
-        check_images(images)
+        check_fit(images, len(self.points), self.size)
         height, width = self.size
-        if images.shape != (len(self.points), 3, height, width):
-            raise UsageError(
-                f"the canvas holds {(len(self.points), 3, height, width)}, the images are {tuple(images.shape)}"
-            )
         middle = (3 * self.curves + 1) // 2
         at = self.points.gather(2, middle[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
         x, y = at[..., 0].long().clamp(0, width - 1), at[..., 1].long().clamp(0, height - 1)

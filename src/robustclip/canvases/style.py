@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, vmap
 
-from robustclip.canvases.base import Canvas
+from robustclip.canvases.base import Canvas, check_fit
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
 
@@ -108,9 +108,8 @@ class StyleNetwork(Canvas):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
         """Replace the content images by others of the same number and size; the networks are kept."""
-        check_images(images)
-        if images.shape != self.content.shape:
-            raise UsageError(f"the canvas holds {tuple(self.content.shape)}, the images are {tuple(images.shape)}")
+        height, width = self.content.shape[-2:]
+        check_fit(images, len(self.content), (height, width))
         self.content.copy_(images)
 
     def _painted(self, weights: dict[str, Tensor], content: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:

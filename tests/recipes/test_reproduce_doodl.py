@@ -12,6 +12,8 @@ from robustclip import recipes
 from robustclip.data.images import load_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.results import Column, Results
+from robustclip.referees.folder import save_referee
+from robustclip.referees.toy import toy_referee
 
 from ..diffusion.tiny import tiny_pipeline
 
@@ -51,6 +53,38 @@ def test_a_table_is_written_and_goes_on_where_it_was_stopped(setting: dict[str, 
         if name == "text: DOODL, robust":
             continue  # of which one picture was painted anew, in a smaller batch
         assert all((again.rows[name].columns[column] == values).all() for column, values in row.columns.items())
+
+
+EVERY = {
+    "samplers": 16,  # 4 samplers at 4 pairs of steps and guidance
+    "vocabulary": 4,  # plain, DOODL, best of N, one-step guidance
+    "exemplars": 5,  # and the exemplars themselves
+    "aesthetics": 6,  # up and down by two methods, unchanged, and the given pictures
+    "curve": 4,  # plain, and 1, 2 and 4 steps
+    "chain": 4,  # plain and DOODL at 2 and 4 steps
+}
+
+
+SLOW = ("samplers", "vocabulary", "aesthetics")
+
+
+@pytest.mark.parametrize("part", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in EVERY])
+def test_each_part_has_all_its_rows(setting: dict[str, Any], part: str, tmp_path: Path) -> None:
+    if part == "vocabulary":
+        setting["robust"] = "emoji-robust"  # whose trunk the classifier takes
+    if part in ("exemplars", "aesthetics"):  # whose given drawings have 64 pixels a side
+        save_referee(toy_referee(size=64, name="toy-64"), tmp_path / "home" / "referees" / "toy-64")
+        setting["robust"] = "toy-64"
+    recipes.find("doodl", "evaluate").function(**setting, parts=[part], out=tmp_path / "run")
+    results = Results.read(tmp_path / "run")
+    assert len(results.rows) == EVERY[part]
+    assert all(name.startswith(f"{part}: ") for name in results.rows)
+    for row in results.rows.values():
+        assert row.columns
+        assert all(len(values) == 2 for values in row.columns.values())
+        assert all(torch.isfinite(torch.as_tensor(values).double()).all() for values in row.columns.values())
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert all(name in table for name in results.rows)
 
 
 def test_who_guides_does_not_judge(setting: dict[str, Any], tmp_path: Path) -> None:

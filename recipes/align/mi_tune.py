@@ -30,24 +30,28 @@ from robustclip.synthesis.items import load_prompts
 Mode = Literal["faithful", "released", "fixed"]
 
 
-@dataclass(frozen=True)
-class Way:
-    """What the modes differ by."""
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What the modes differ by; the defaults are the paper's."""
 
-    by: Selector
-    kappa: Kappa
-    skip: int
-    dora: bool
-    clip: float | None
+    by: Selector = "mi"  # Eq. 2, on the sampling trajectory
+    kappa: Kappa = "exact"  # weights of Eq. 2's sum
+    skip: int = 0  # steps of the schedule, from 0, that the sum leaves out
+    dora: bool = True
+    clip: float | None = 1.0  # norm of the gradient
 
 
-WAYS: Final[dict[Mode, Way]] = {
-    # The paper: Eq. 2 on the trajectory, DoRA, gradients clipped at 1.
-    "faithful": Way("mi", "exact", 0, True, 1.0),
-    # Its code: no alpha_t in kappa, steps up to 50 skipped, --use_dora not passed on, an exhausted iterator clipped.
-    "released": Way("mi", "released", SKIPPED, False, None),
-    # Ours: the MMSE gap of the finished latent, which ranks prompts of a given picture where Eq. 2 does not.
-    "fixed": Way("gap", "exact", 0, True, 1.0),
+VARIANTS: Final[dict[Mode, Variant]] = {
+    "faithful": Variant(),
+    # MI-TUNE's code.
+    "released": Variant(
+        kappa="released",  # without alpha_t
+        skip=SKIPPED,
+        dora=False,  # --use_dora is not passed on
+        clip=None,  # it clips an exhausted iterator of parameters
+    ),
+    # Ours: the MMSE gap of the finished latent ranks the prompts of a given picture, where Eq. 2 does not.
+    "fixed": Variant(by="gap"),
 }
 REAL: Final = 256
 """Real pictures that --real-share draws from, encoded once."""
@@ -112,17 +116,17 @@ def recipe(
         validate_every = validate_every and 1
     arguments = dict(locals())
     ddim = 2 if quick else 50
-    way, place = WAYS[mode], pick_device(device)
+    variant, place = VARIANTS[mode], pick_device(device)
     tuned = load_diffusion(model, place, dtype=dtype)
     texts = training_pairs(count, seed) if prompts is None else [named.prompt.wanted for named in load_prompts(prompts)]
     selection = Selection(
-        by=selector(by or way.by, place),
+        by=selector(by or variant.by, place),
         samples=samples,
         keep=keep,
         steps=sampling_steps,
         guidance=guidance,
-        kappa=way.kappa,
-        skip=way.skip,
+        kappa=variant.kappa,
+        skip=variant.skip,
         size=(size, size),
         seed=seed,
         pool=pool,
@@ -133,8 +137,8 @@ def recipe(
     shown = fresh[:SHOWN]
     show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
     before = show(shown)
-    add_adapter(tuned, rank=rank, alpha=rank, dora=way.dora if dora is None else dora, text=text, seed=seed)
-    trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=way.clip, at_once=at_once)
+    add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=text, seed=seed)
+    trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
     trainer.resume(run, place)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}

@@ -19,7 +19,7 @@ from robustclip.losses.judged import Judged, OfClass, Scored, asymmetry
 from robustclip.referees.image_judges import Aesthetics, AestheticsLinear, Classifier
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import doodl_uses
-from robustclip.synthesis.doodl import TASKS, WAYS, Doodl, StopBy
+from robustclip.synthesis.doodl import TASKS, VARIANTS, Doodl, StopBy
 from robustclip.synthesis.doodl_uses import check_crops, exemplars, use_of
 from robustclip.synthesis.inversion import Mode
 from robustclip.synthesis.loop import optimise
@@ -98,19 +98,19 @@ def test_the_algorithm_line_by_line(mode: Mode) -> None:
 
 
 def test_modes_and_uses_have_their_constants() -> None:
-    assert isinstance(WAYS["released"].reduce, Lowest)
-    assert (WAYS["faithful"].entropy, WAYS["released"].entropy) == ("binary", "cross")
+    assert isinstance(VARIANTS["released"].reduce, Lowest)
+    assert (VARIANTS["faithful"].entropy, VARIANTS["released"].entropy) == ("binary", "cross")
     for mode in ("faithful", "released"):
-        assert (WAYS[mode].sampler, WAYS[mode].chain_steps, WAYS[mode].guidance) == ("edict", 50, 7.5)
+        assert (VARIANTS[mode].sampler, VARIANTS[mode].chain_steps, VARIANTS[mode].guidance) == ("edict", 50, 7.5)
     text, fine = Doodl.of("text", mode="faithful"), Doodl.of("class", mode="released")
     assert (text.task.scale, text.task.clip, text.task.noise, text.task.steps) == (1, 1e-3, 1e-4, 50)
     assert (fine.task.scale, fine.task.clip, fine.task.noise, fine.task.steps) == (0.05, 1e-2, 1e-3, 50)
     assert not TASKS["aesthetics"].tied
     ours = Doodl.of("class", mode="fixed")
-    assert (ours.task.scale, ours.task.clip) == (WAYS["fixed"].gain * 0.05, WAYS["fixed"].clip)
+    assert (ours.task.scale, ours.task.clip) == (VARIANTS["fixed"].gain * 0.05, VARIANTS["fixed"].clip)
     assert Doodl.of("class", mode="fixed", scale=2.0).task.scale == 2
     given = Doodl.of("text", mode="fixed", clip=0.5, sampler="o-belm", steps=3, momentum=0.1)
-    assert (given.task.clip, given.way.sampler, given.task.steps, given.momentum) == (0.5, "o-belm", 3, 0.1)
+    assert (given.task.clip, given.variant.sampler, given.task.steps, given.momentum) == (0.5, "o-belm", 3, 0.1)
 
 
 def test_a_given_image_starts_exactly_where_it_is_not_tied() -> None:

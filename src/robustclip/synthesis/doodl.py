@@ -50,25 +50,23 @@ TASKS: Final[dict[Use, Task]] = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """What the three modes differ by.
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What the modes differ by; the defaults are common to the paper and its release.
 
     sampler, chain_steps, guidance: of the chain.
-    scaled      the loss is multiplied by the task's scale, which acts before the clip.
     reduce      of the losses of a picture's crops.
-    entropy     of a classifier's answer.
-    through     gradients pass pixels that were cut to [0,1].
+    entropy     of a classifier's logits.
+    through     gradients pass pixels that were clamped to [0,1].
     whole       the smallest crop is the referee's input size, which for small pictures is all of them; else half the
                 picture's side.
-    gain        the task's scale is multiplied by it.
-    clip        of all tasks, instead of the task's.
+    gain        factor of the task's loss scale.
+    clip        of all tasks, in place of the task's.
     """
 
     sampler: SamplerName = "edict"
     chain_steps: int = 50
     guidance: float = 7.5
-    scaled: bool = True
     reduce: Reduce = MEAN
     entropy: Entropy = "cross"
     through: bool = False
@@ -77,15 +75,21 @@ class Way:
     clip: float | None = None
 
 
-WAYS: Final[dict[Mode, Way]] = {
-    # The paper's text: the mean over crops, binary cross-entropy. Its rates cannot be read (they are lost in the text
-    # that we have): the rate is 1, and the release's scales stand in.
-    "faithful": Way(entropy="binary"),
-    # salesforce/DOODL: the best crop counts alone; cross-entropy.
-    "released": Way(reduce=Lowest()),
-    # Ours: BDIA, which costs half of EDICT's evaluations, at 20 steps; and a gain at which most numbers of the gradient
-    # reach the clip. Chosen on 8 prompts and the small embedded model, whose gradients are below the release's clip.
-    "fixed": Way("bdia", 20, 3.0, through=True, whole=False, gain=300.0, clip=3e-2),
+VARIANTS: Final[dict[Mode, Variant]] = {
+    # The paper's text. Its learning rates are illegible in the text that we have: rate 1 and the release's scales.
+    "faithful": Variant(entropy="binary"),
+    # salesforce/DOODL, demo.ipynb.
+    "released": Variant(reduce=Lowest()),  # the best crop alone counts
+    # Ours, chosen on 8 prompts and the small embedded model, whose gradients are below the release's clip.
+    "fixed": Variant(
+        sampler="bdia",  # half of EDICT's evaluations
+        chain_steps=20,
+        guidance=3.0,
+        through=True,
+        whole=False,
+        gain=300.0,  # most elements of the gradient reach the clip
+        clip=3e-2,
+    ),
 }
 
 
@@ -93,18 +97,20 @@ WAYS: Final[dict[Mode, Way]] = {
 class Doodl:
     """Its constants. Chain, decode, losses of crops, gradient, clip, momentum, step, noise, average, rescale."""
 
-    way: Way
+    variant: Variant
     task: Task
     momentum: float = 0.9
 
     @classmethod
     def of(cls, use: Use, *, mode: Mode = "fixed", momentum: float = 0.9, **given: Any) -> Doodl:
-        """Those of a mode and a use, but for what is given and not None: fields of `Way` and `Task`. Other names, such
-        as the rest of a recipe's arguments, are passed over."""
-        way, task, kept = WAYS[mode], TASKS[use], {name: one for name, one in given.items() if one is not None}
-        ours = replace(task, scale=way.gain * task.scale, clip=task.clip if way.clip is None else way.clip)
+        """The settings of a mode and a use, with fields of `Variant` and `Task` in `given` that are not None in their
+        place; other names are ignored, such as a recipe's further arguments."""
+        variant, task = VARIANTS[mode], TASKS[use]
+        kept = {name: one for name, one in given.items() if one is not None}
+        clip = task.clip if variant.clip is None else variant.clip
+        ours = replace(task, scale=variant.gain * task.scale, clip=clip)
         return cls(
-            replace(way, **{name: kept[name] for name in ("sampler", "chain_steps", "guidance") if name in kept}),
+            replace(variant, **{name: kept[name] for name in ("sampler", "chain_steps", "guidance") if name in kept}),
             replace(ours, **{name: kept[name] for name in Task.__dataclass_fields__ if name in kept}),
             momentum,
         )
@@ -125,14 +131,14 @@ class Doodl:
             device=device,
             tied=self.task.tied,
             renormalise=self.task.tied,
-            through=self.way.through,
+            through=self.variant.through,
         )
 
     def look(self, crops: int, size: tuple[int, int], picture: tuple[int, int]) -> Looking | None:
         """Crops of a picture, pooled to what a referee sees; None for none."""
         if not crops:
             return None
-        smallest = None if self.way.whole else max(1, min(picture) // 2)
+        smallest = None if self.variant.whole else max(1, min(picture) // 2)
         return Views(crops, (RandomSquares(size, self.task.power, smallest, averaged=True),), name="crops")
 
     def stream(self, canvas: ChainStart, losses: Sequence[tuple[Loss, float]], look: Looking | None) -> Stream:
@@ -140,11 +146,11 @@ class Doodl:
         is tied, which halves it again."""
         reads = ["image", "other"][: len(canvas.chain.pictures)]
         terms = tuple(
-            Term(loss, look, weight=weight, reduce=self.way.reduce, reads=read)
+            Term(loss, look, weight=weight, reduce=self.variant.reduce, reads=read)
             for read in reads
             for loss, weight in losses
         )
-        scale = (0.5 if len(reads) == 1 or not self.task.tied else 0.25) * (self.task.scale if self.way.scaled else 1.0)
+        scale = self.task.scale * (0.5 if len(reads) == 1 or not self.task.tied else 0.25)
         descent = torch.optim.SGD(canvas.parameters(), lr=1.0, momentum=self.momentum)
         return Stream(Terms(terms), descent, scale=scale, clip_value=self.task.clip, name="doodl")
 

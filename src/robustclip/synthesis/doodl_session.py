@@ -58,14 +58,14 @@ class DoodlSession:
         """
         device, dtype = pick_device(arguments["device"]), arguments["dtype"]
         if arguments["method"] == "one-step":  # whose steps read the levels alone
-            doodl = replace(doodl, way=replace(doodl.way, sampler="bdia"))
+            doodl = replace(doodl, variant=replace(doodl.variant, sampler="bdia"))
         generator = load_diffusion(
             arguments["model"],
             device,
             dtype=dtype,
             checkpointing=arguments["checkpointing"],
         )
-        Levels.of(generator.scheduler_config, doodl.way.chain_steps)  # which says what does not fit
+        Levels.of(generator.scheduler_config, doodl.variant.chain_steps)  # which says what does not fit
         rule = "auto" if dtype == "measure" else dtype  # the guides' pass is timed, and no other
         held_out = arguments["stop_by"] and Guides.load(arguments["stop_by"], device=device, dtype=rule)
         session = Session.open(
@@ -76,7 +76,7 @@ class DoodlSession:
             load=PairGuides.load_all,
         )
         assert isinstance(session.guides, PairGuides)
-        objective = objective_of(ends, session.guides, doodl.way.entropy)
+        objective = objective_of(ends, session.guides, doodl.variant.entropy)
         session.size = generator.whole_cells(session.size)
         starts = None if arguments["init"] == "noise" else session.starts(arguments["init"], candidates=1)
         look = doodl.look(arguments["crops"], objective.size, session.size)
@@ -85,17 +85,17 @@ class DoodlSession:
 
     def chain(self, items: Sequence[Item]) -> tuple[Any, tuple[Tensor, Tensor]]:
         """The sampler of a batch, by the mode and the prompts, and the tensors that its denoiser reads."""
-        way = self.doodl.way
+        variant = self.doodl.variant
         constants = {"edict": {"p": self.arguments["p"]}, "bdia": {"gamma": self.arguments["gamma"]}}
         told = [told_to_the_model(item, self.arguments["model_prompt"]) for item in items]
         chain, given = chain_of(
             self.generator,
             self.generator.embed_prompts(told),
             self.empty,
-            sampler=way.sampler,
-            steps=way.chain_steps,
-            guidance=way.guidance,
-            constants=constants.get(way.sampler, {}),
+            sampler=variant.sampler,
+            steps=variant.chain_steps,
+            guidance=variant.guidance,
+            constants=constants.get(variant.sampler, {}),
         )
         return Predicted(chain) if self.arguments["method"] == "one-step-noise" else chain, given
 
@@ -160,7 +160,7 @@ class DoodlSession:
         """Of a batch, by its method."""
         steps = self.doodl.task.steps
         samples = self.arguments["candidates"] or 2 * steps + 1  # a step samples, and goes the same way back
-        of_method = {"plain": 0, "best-of": samples, "one-step": self.doodl.way.chain_steps}
+        of_method = {"plain": 0, "best-of": samples, "one-step": self.doodl.variant.chain_steps}
         return of_method.get(self.arguments["method"], steps)
 
     def paint(self, paint: Any) -> Result:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from robustclip.data.compositions import compose
@@ -21,6 +22,7 @@ from robustclip.evaluation.generation.compbench.judging import judge_benchmark
 from robustclip.evaluation.generation.compbench.prompts import CATEGORIES, match
 from robustclip.evaluation.generation.compbench.roles import load_roles
 from robustclip.evaluation.generation.pictures import read_pictures
+from robustclip.evaluation.intervals import mean
 from robustclip.recipes import find
 from robustclip.runs.files import atomic_write, write_json
 from robustclip.runs.folder import RECORD
@@ -31,6 +33,7 @@ STEPS = 25  # of DDIM
 MOST = 8  # samples to choose from
 JUDGES = ("emoji-scenes", "emoji-judge")
 BEST = 2.0  # guidance of the rows that choose among samples
+SAMPLER = f"diffusion, guidance {BEST:g}"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     f"best of {MOST} by MI": ("diffusion", {"guidance": BEST, "steps": STEPS, "best_of": MOST, "by": "mi"}),
     "DOODL": ("doodl", {"steps": 10, "chain_steps": 10, "crops": 8}),
@@ -63,6 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     roles = load_roles(JUDGES, torch.device("cpu"))
     rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    pooled: dict[str, list[float]] = {}
     for category in CATEGORIES:
         own = "colour" if category == "color" else category
         # Captions are of unseen styles' compositions, so that the scenes show them.
@@ -93,9 +97,31 @@ def main() -> None:
             shown = match(read_pictures(folder), prompts, per_prompt=1)
             report = judge_benchmark([shown], roles, category, out=given.out / "judged")
             rows[category, name] = {one.metric: vars(one) for one in report.figures}
+            found = report.pictures[shown.name]
+            pooled.setdefault(name, []).extend(soft_tifa(found[prompt]) for prompt in prompts)
         write_json(given.out / "figures.json", {f"{c}/{g}": row for (c, g), row in rows.items()})
         with atomic_write(given.out / "table.md", "w") as file:
-            file.write("\n".join(table(rows)) + "\n")
+            file.write("\n".join([*table(rows), "", *overall(pooled)]) + "\n")
+
+
+def soft_tifa(pictures: dict[str, Any]) -> float:
+    """Mean Soft-TIFA of a prompt's pictures."""
+    each = [one["judges"][JUDGES[0]]["soft-tifa"] for one in pictures.values()]
+    return float(np.mean(each))
+
+
+def overall(pooled: dict[str, list[float]]) -> list[str]:
+    """Soft-TIFA over all prompts of all categories, and paired with the first sampler."""
+    lines = ["| | n | soft-tifa | minus " + SAMPLER + " |", "|---|---|---|---|"]
+    for name, values in pooled.items():
+        cells = [
+            f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})" for one in (mean(values, seed=SEED),)
+        ]
+        if name != SAMPLER and len(pooled.get(SAMPLER, [])) == len(values):
+            found = mean([value - base for value, base in zip(values, pooled[SAMPLER], strict=True)], seed=SEED)
+            cells.append(f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})")
+        lines.append(f"| {name} | {len(values)} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def table(rows: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> list[str]:

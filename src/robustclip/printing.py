@@ -159,10 +159,16 @@ def demo(result: Mapping[str, Any]) -> None:
     echo(result["told"])
 
 
-def entries(referees: Iterable[Entry]) -> None:
+def entries(referees: Iterable[Entry | Any]) -> None:
     """Print one line per referee; broken ones are marked."""
+    from robustclip.referees.released import Released
+
     table = Table("referee", "kind", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")
     for entry in referees:
+        if isinstance(entry, Released):
+            source = entry.source or "no weights found"
+            table.add_row(*map(Text, (entry.name, "referee", entry.threat, "released", source)))
+            continue
         try:
             threat = None if entry.kind == "generator" else entry.card.threat
             robust_to = "nothing" if threat is None else str(threat)
@@ -190,6 +196,20 @@ def verification(found: Verification) -> None:
             f"{claim.name} on {claim.data}, {claim.attack or 'clean'}: claimed {claim.value:.4g} "
             f"({claim.low:.4g} to {claim.high:.4g}, n = {claim.n}), measured {found.measured:.4g}"
         )
+    if (sanity := found.sanity) is not None:
+        from robustclip.evaluation.intervals import percent
+
+        table = Table("sanity check", "top-1 in %", box=None, pad_edge=False, header_style="dim")
+        for name, accuracy in {"as loaded": sanity.accuracy, **sanity.settings}.items():
+            table.add_row(Text(name), percent(accuracy))
+        rich(table)
+        labels = f"{sanity.labels} labels of {sanity.data}, chance {100 * sanity.chance:.1f}%"
+        echo(f"{sanity.accuracy.n} images among {labels}, 95% intervals")
+        if sanity.cause is not None:
+            raise RunError(f"{found.name} was loaded wrong, likely the {sanity.cause}: {sanity.told}", "loaded_wrong")
+        echo("no fault found")
+        if not found.files:
+            return
     if not found.holds:
         raise RunError(f"{found.name} is not what its card says")
     echo(f"{found.name} is what its card says")

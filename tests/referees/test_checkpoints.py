@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from robustclip.errors import UsageError
-from robustclip.referees import checkpoints, openclip
+from robustclip.referees import checkpoints, openclip, recognition
 from robustclip.referees.checkpoints import load_checkpoint, load_local_dir, load_timm, logit_numbers
 from robustclip.referees.folder import Towers
 from robustclip.referees.preprocess import Preprocess
@@ -176,7 +176,7 @@ def test_shapes_that_no_architecture_has(tmp_path: Path, architecture: str) -> N
 def test_fitting_architectures_are_found_by_shapes(name: str) -> None:
     with torch.device("meta"):
         weights = dict(openclip.build_image_tower(checkpoints.builtin_config(name)).state_dict())
-    assert f" {name}" in checkpoints._fitting(weights, name)
+    assert f" {name}" in recognition.fitting(weights, name)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model._orig_mod.", "clipmodel.", "a.b.module.net."])

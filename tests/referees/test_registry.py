@@ -144,7 +144,7 @@ def test_arguments_of_checkpoints_belong_to_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="built-in says itself what it is: leave out architecture, quick_gelu"):
         load_referee("built-in", architecture="ViT-B-32", quick_gelu=True)
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
-    with pytest.raises(UsageError, match=r'model.pt does not say its architecture: .*architecture="ViT-B-32"'):
+    with pytest.raises(UsageError, check=lambda error: error.code == "unknown_architecture"):
         load_referee(tmp_path / "model.pt")
 
 

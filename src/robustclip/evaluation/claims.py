@@ -13,11 +13,13 @@ from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.maps import FAITHFULNESS
 from robustclip.evaluation.named import claims_of
 from robustclip.evaluation.report import CLEAN, CONTROL
+from robustclip.evaluation.sanity import DATA, Sanity, check
 from robustclip.evaluation.setting import WORST
 from robustclip.referees.base import TwoTower
-from robustclip.referees.card import Card, Claim
+from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.folder import load_referee_folder
-from robustclip.referees.registry import entry_of, find
+from robustclip.referees.registry import entry_of, find, load_referee
+from robustclip.runs.devices import pick_device
 from robustclip.runs.files import sha256
 from robustclip.signatures import typed
 
@@ -124,7 +126,7 @@ class Verification:
     """What `verify` found: for each weight file whether its hash is the card's, and one claim measured again.
 
     `text_tower` is None where the text tower's weights are in the folder; `claim` and `measured` are None where the
-    card claims nothing or it was not asked for.
+    card claims nothing or it was not asked for, and so is `sanity`.
     """
 
     name: str
@@ -132,11 +134,14 @@ class Verification:
     text_tower: bool | None
     claim: Claim | None = None
     measured: float | None = None
+    sanity: Sanity | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether all hashes agree, and the measured value lies in the claim's interval."""
+        """Whether all hashes agree, the measured value lies in the claim's interval, and no fault was found."""
         hashes = all(self.files.values()) and self.text_tower is not False
+        if self.sanity is not None and self.sanity.cause is not None:
+            return False
         if self.claim is None or self.measured is None:
             return hashes
         return hashes and self.claim.low <= self.measured <= self.claim.high
@@ -148,25 +153,34 @@ def verify(
     *,
     measure: Annotated[bool, "re-measure one claim, the cheapest"] = True,
     claim: Annotated[str | None, "name of the claim to re-measure"] = None,
+    sanity: Annotated[bool, "classify 200 labelled images, to tell whether it was loaded wrong"] = False,
+    data: Annotated[str | Path, "images of the sanity check: emoji/SPLIT, or a folder of class folders"] = DATA,
     device: str = "auto",
 ) -> Verification:
     """Check the hashes of a referee's files against its card, and re-measure one of its claims.
 
     Without `claim` it takes the cheapest on embedded data: clean before attacked, fewer samples before more, PAG scores
-    last. A claim on other data must be named. Raises UsageError for an unknown referee or claim.
+    last. A claim on other data must be named. With `sanity`, no claim is measured unless it is named: labelled images
+    tell a wrong activation or normalisation, a text tower of another model and a permuted head
+    (`evaluation.sanity.check`); then `name` may be all that `load_referee` takes by name. Raises UsageError for an
+    unknown referee or claim.
     """
+    if sanity and find(name) is None and not (Path(name) / CARD_FILE).is_file():
+        loaded = load_referee(name, device=device)
+        return Verification(loaded.card.name, {}, None, sanity=check(loaded, data=data))
     entry = entry_of(name)
     card = entry.card
-    chosen = cheapest(card, claim) if measure or claim else None
+    chosen = cheapest(card, claim) if claim or (measure and not sanity) else None
     files = {file: _has_hash(entry.folder / file, digest) for file, digest in card.weights.items()}
     if not all(files.values()):  # numbers of other weights would say nothing about the claim
         return Verification(card.name, files, None)
     named = card.text_tower
-    referee = load_referee_folder(entry.folder, checked=False) if named or chosen else None
+    referee = load_referee_folder(entry.folder, checked=False) if named or chosen or sanity else None
     text_tower = referee.text_tower.source() == named if referee and named else None
+    found = check(referee.to(pick_device(device)), data=data) if referee and sanity else None
     if referee is None or chosen is None or text_tower is False:
-        return Verification(card.name, files, text_tower)
-    return Verification(card.name, files, text_tower, chosen, measured(referee, chosen, device))
+        return Verification(card.name, files, text_tower, sanity=found)
+    return Verification(card.name, files, text_tower, chosen, measured(referee, chosen, device), found)
 
 
 def _has_hash(path: Path, digest: str) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from robustclip.errors import RunError, UsageError
+from robustclip.referees import lora, recognition
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.folder import CONFIG, LOGITS, Towers, split_towers
 from robustclip.referees.openclip import (
@@ -30,16 +29,17 @@ from robustclip.referees.openclip import (
 )
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.weights import INDEX, read_weights, some
+from robustclip.referees.weights import INDEX, load_strictly, read_weights, some
 from robustclip.runs import terminal
 from robustclip.runs.files import read_json
 
 
 def load_checkpoint(
-    path: Path, architecture: str, *, quick_gelu: bool | None = None, pretrained: str | None = None
+    path: Path, architecture: str | None = None, *, quick_gelu: bool | None = None, pretrained: str | None = None
 ) -> TwoTower:
     """A checkpoint file of one of open_clip's architectures: a full CLIP, or an image tower alone (FARE, TeCoA).
 
+    Without `architecture` it is recognised by the shapes of its tensors (`recognition`).
     An image tower alone takes its text tower, logit scale and preprocessing from `pretrained`: a tag of the
     architecture or the file of a full CLIP. A file does not say whether it was trained with QuickGELU: for
     architectures that exist in both kinds, `quick_gelu` must (or an architecture that ends in `-quickgelu`, or a tag).
@@ -49,9 +49,11 @@ def load_checkpoint(
     naming the architectures that fit, for two models in one file, and for a full CLIP without a logit_scale.
     """
     path = Path(path)
+    weights = read_weights(path)
+    architecture = recognition.named(weights, path) if architecture is None else architecture
     model_cfg = builtin_config(architecture)
-    towers = split_towers(read_weights(path), image_names(model_cfg), source=path)
-    hint = _fitting(towers.image, architecture)
+    towers = recognition.towers_of(weights, image_names(model_cfg), path)
+    hint = recognition.fitting(towers.image, architecture)
     if quick_gelu is None and pretrained is not None:
         quick_gelu = tag_quick_gelu(architecture, pretrained)
     model_cfg["quick_gelu"] = _decided_quick_gelu(path, architecture, model_cfg, quick_gelu)
@@ -69,6 +71,31 @@ def load_checkpoint(
         text_tower, preprocess, scale, bias = base.text_tower, base.preprocess, base.logit_scale, base.logit_bias
         provenance |= {"text_tower": base.card.name, "preprocessing": f"that of {base.card.name}"}
     return as_referee(image_tower, text_tower, preprocess, model_cfg, path.stem, scale, bias, provenance)
+
+
+def load_adapted(path: Path, base: TwoTower | None) -> TwoTower:
+    """`base` with the LoRA adapter of a PEFT folder, or of its weight file, merged into its image tower.
+
+    Raises UsageError without a base, naming the architectures that fit, and where the adapter does not fit it.
+    """
+    adapter = lora.find(path)
+    if adapter is None:
+        raise UsageError(f"{path} is no LoRA adapter: give a folder with {lora.CONFIG}", "no_adapter", path=str(path))
+    if base is None:
+        fits = architectures_where(adapter.fits)
+        raise UsageError(
+            f"{path} holds a LoRA adapter ({adapter}) without the model that it was trained from, and is none by "
+            f"itself. Architectures it fits: {some(fits) or 'no ViT of open_clip'}. Give the base, by name or file: "
+            f'load_referee("{path}", pretrained="robust-clip:tecoa4-vit-b-16-laion2b")',
+            "adapter_without_base",
+            path=str(path),
+            fits=fits,
+        )
+    merged = lora.merge(adapter, base.image_tower.state_dict(), base.card.name)
+    load_strictly(base.image_tower, merged, source=f"{path} merged into {base.card.name}")
+    provenance = base.card.provenance | {"adapter": path.name, "adapter's base": base.card.name}
+    base.card = replace(base.card, name=path.name, provenance=provenance, claims=[], weights={})
+    return base
 
 
 def load_local_dir(folder: Path) -> TwoTower:
@@ -237,36 +264,3 @@ def _base(path: Path, architecture: str, quick_gelu: bool, pretrained: str | Non
     if not split_towers(read_weights(base), source=base).text:
         raise UsageError(f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP")
     return load_checkpoint(base, architecture, quick_gelu=quick_gelu)
-
-
-def _fitting(image: Mapping[str, Tensor], architecture: str) -> str:
-    """Which architectures have an image tower of these shapes, as a sentence for an error."""
-    names = architectures_where(lambda model_cfg: _fits(image, model_cfg))
-    if names:
-        near = get_close_matches(architecture, names, n=5, cutoff=0.0)
-        return f"Architectures with an image tower of these shapes: {', '.join(near)}"
-    return "No ViT or ResNet of open_clip has an image tower of these shapes"
-
-
-def _fits(image: Mapping[str, Tensor], model_cfg: Mapping[str, Any]) -> bool:
-    vision = model_cfg["vision_cfg"]
-    layers = vision.get("layers", 12)
-    if "timm_model_name" in vision:
-        return False  # its shapes show only once it is built
-    if isinstance(layers, list):
-        found = [len({name.split(".")[1] for name in image if name.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
-        head = image.get("attnpool.c_proj.weight")
-        return found == layers and head is not None and head.shape[0] == model_cfg["embed_dim"]
-    stem, head, positions = image.get("conv1.weight"), image.get("proj"), image.get("positional_embedding")
-    if stem is None or head is None or positions is None or stem.ndim != 4:
-        return False
-    blocks = {name.split(".")[2] for name in image if name.startswith("transformer.resblocks.")}
-    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
-    grid = [side // patch for side in (size if isinstance(size, list) else [size, size])]
-    return (
-        stem.shape[0] == vision.get("width", 768)
-        and stem.shape[-1] == patch
-        and len(blocks) == layers
-        and head.shape[-1] == model_cfg["embed_dim"]
-        and positions.shape[0] == grid[0] * grid[1] + 1
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.utils.hub import cached_file
 
 from robustclip.data.images import to_pil
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower, of_transformers
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.weights import check_fit, load_strictly, read_weights, weights_file, write_weights
+from robustclip.referees.weights import INDEX, check_fit, load_strictly, read_weights, weights_file, write_weights
 from robustclip.runs.files import is_file, read_json, write_json
 from robustclip.runs.plain import check_sizes, refusing
 
@@ -27,6 +28,9 @@ WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSORS = ("processor_config.json", PREPROCESSOR)
 """Where transformers looks for the settings of an image processor, in its order (transformers 5 writes the first)."""
+BytePairs = Callable[[], tuple[dict[str, int], list[tuple[str, str]]]]
+"""`openclip.byte_pairs`, which gives CLIP's own."""
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 RESAMPLING = {3: "bicubic", 2: "bilinear", 0: "nearest"}
 """PIL's numbers, which both files call `resample`."""
 ROUNDING = 2.5 / 255
@@ -95,11 +99,35 @@ def refuse_remote_code(name: str) -> None:
         raise UsageError(f"{name} is refused: {str(error).strip().splitlines()[0]}") from error
 
 
-def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
+def fetch(repository: str, file: str | None, *, call: str) -> Path:
+    """A file of a repository of the Hugging Face hub, or a folder of a CLIPModel's config and weights, from the local
+    cache or the hub. Raises RunError where neither has it; `call` is the way out that the error names."""
+    try:
+        found = Path(str(cached_file(repository, file or "config.json")))
+        if file is not None:
+            return found
+        index = cached_file(repository, f"{WEIGHTS}{INDEX}", _raise_exceptions_for_missing_entries=False)
+        shards = {WEIGHTS} if index is None else set(read_json(index)["weight_map"].values())
+        for shard in sorted(shards):
+            cached_file(repository, str(shard))
+        return found.parent
+    except (OSError, ValueError) as error:  # no network, no such repository, not in the cache
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"could not fetch {file or 'the folder'} of {repository} ({reason}). Ways out: run once where there is a "
+            f"network, and copy the Hugging Face cache (HF_HOME) over; or download it elsewhere, and {call}",
+            "unreachable",
+            repository=repository,
+        ) from error
+
+
+def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs | None = None) -> TwoTower:
     """A transformers CLIPModel folder: config.json, weights, tokenizer and image processor.
 
     The activation (QuickGELU or not) is the config's, preprocessing that of the folder's image processor
-    (`read_preprocess`). Only local files are read. Raises UsageError when weights are missing or do not fit.
+    (`read_preprocess`). A folder without tokenizer files whose vocabulary has the size of `byte_pairs()` gets the
+    tokenizer of these, as LEAF's are used with CLIP's. Only local files are read. Raises UsageError when weights are
+    missing or do not fit.
     """
     folder = Path(folder)
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
@@ -119,13 +147,21 @@ def load_folder(folder: Path, card: Card | None = None) -> TwoTower:
     vision: Any = config.vision_config
     preprocess, reported = read_preprocess(folder, vision.image_size)
     scale = model.logit_scale.exp().item() if card is None else card.logit_scale
-    with refusing(f"{folder} has no tokenizer that can be read"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = _tokenizer(folder, config, byte_pairs)
     name = folder.resolve().name
     card = card or replace(
         _card(name, config, preprocess, scale), provenance={"source": name, "preprocessing": reported}
     )
     return _referee(model, tokenizer, preprocess, scale, card)
+
+
+def _tokenizer(folder: Path, config: Any, byte_pairs: BytePairs | None) -> Any:
+    if byte_pairs is not None and not any(is_file(folder / name) for name in TOKENIZERS):
+        tokens, merges = byte_pairs()
+        if config.text_config.vocab_size == len(tokens):
+            return clip_tokenizer(tokens, merges, config.text_config.max_position_embeddings)
+    with refusing(f"{folder} has no tokenizer that can be read"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def new_clip(

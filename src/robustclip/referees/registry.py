@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,9 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower, not_a_clip
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, load_referee_folder
+from robustclip.referees.lora import CONFIG as ADAPTER
+from robustclip.referees.lora import WEIGHTS as ADAPTER_WEIGHTS
+from robustclip.referees.released import PREFIX, RELEASED, Released, find_released
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import read_json, write_json
@@ -76,8 +79,8 @@ def list_referees() -> list[Entry]:
     return [*_embedded(), *_registered()]
 
 
-def list_all() -> list[Entry]:
-    """`list_referees`, then embedded pair readers, scene readers and generators."""
+def list_all() -> list[Entry | Released]:
+    """`list_referees`, then embedded pair readers, scene readers and generators, then released robust CLIPs."""
     others: tuple[tuple[Kind, str], ...] = (
         ("pair reader", "pair_readers"),
         ("scene reader", "scene_readers"),
@@ -88,7 +91,7 @@ def list_all() -> list[Entry]:
         for kind, where in others
         for name, folder in embedded.folders(where, CARD_FILE).items()
     ]
-    return [*list_referees(), *found]
+    return [*list_referees(), *found, *RELEASED.values()]
 
 
 def find(name: str) -> Entry | None:
@@ -110,11 +113,14 @@ def load_referee(
     - the name of an embedded or registered referee, or a referee's folder;
     - an open_clip tag, "ViT-B-32:laion2b_s34b_b79k", or a source that brings its config, "hf-hub:ORG/NAME" or
       "local-dir:FOLDER" (nothing is fetched that is not in the local cache and out of reach);
-    - a checkpoint file with its open_clip `architecture`, and `quick_gelu` where the architecture exists in both kinds;
-      an image tower alone also needs `pretrained`, a tag or a full checkpoint to take the text tower from;
+    - a checkpoint file, with its open_clip `architecture` unless the shapes of its tensors tell it, and `quick_gelu`
+      where the architecture exists in both kinds; an image tower alone also needs `pretrained`, a tag or a full
+      checkpoint to take the text tower from, and the folder of a LoRA adapter the model that it was trained from;
     - a transformers CLIPModel folder;
     - any of these and how to smooth it, "emoji-vanilla~smooth:0.25x16": sigma x samples (see `smoothed`);
-    - "timm:MODEL" with `pretrained`, the file of its weights, beside the sentence encoder as text tower.
+    - "timm:MODEL" with `pretrained`, the file of its weights, beside the sentence encoder as text tower;
+    - a released robust CLIP, "robust-clip:fare4-vit-l-14" (`robustclip referees list` names them), from the hub or
+      from `pretrained`, the file or folder of it that was downloaded.
 
     Raises UsageError for a name that is none of these (naming near ones), for files that are unsafe or do not fit;
     RunError for what is truncated or out of reach.
@@ -133,8 +139,15 @@ def show(name: Annotated[str, "name or folder"]) -> Card:
 
 @typed
 def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
-    """Card of a referee or pair reader, by name or folder; for a generator, its card.json."""
-    entry = next((entry for entry in list_all() if entry.name == name), None)
+    """Card of a referee or pair reader, by name or folder; for a generator, its card.json; for a released robust CLIP,
+    what is known of it; for a weight file, what it is recognised as."""
+    if name.startswith(PREFIX):
+        return asdict(find_released(name))
+    if find(name) is None and ((path := _path(name)).is_file() or (path / ADAPTER).is_file()):
+        from robustclip.referees.recognition import recognise
+
+        return asdict(recognise(path))
+    entry = next((entry for entry in list_all() if isinstance(entry, Entry) and entry.name == name), None)
     if entry is not None and entry.kind == "generator":
         return dict(read_json(entry.folder / CARD_FILE))
     return show(name) if entry is None else entry.card
@@ -204,6 +217,8 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
         return by_spec(_load(base, given), smoothing)
     entry = find(name)
     path = _path(name)
+    if entry is None and (path / ADAPTER).is_file():
+        return _load_checkpoint(path, given)
     if entry is not None or path.is_dir():
         _refuse(given, name, ())
         return _load_folder(path if entry is None else entry.existing_folder())
@@ -217,6 +232,11 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
 
         _refuse(given, name, ())
         return load_hub(name)
+    if name.startswith(PREFIX):
+        from robustclip.referees.releases import load_released
+
+        _refuse(given, name, ("pretrained",))
+        return load_released(name, given.get("pretrained"))
     if name.startswith("timm:"):
         from robustclip.referees.checkpoints import load_timm
 
@@ -224,7 +244,7 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
         return load_timm(name.removeprefix("timm:"), given.get("pretrained"))
     from robustclip.referees.weights import SUFFIXES
 
-    if path.is_file() or path.suffix in SUFFIXES:  # an index of shards, too
+    if path.is_file() or path.name.endswith(SUFFIXES):  # an index of shards, too
         return _load_checkpoint(path, given)
     if name in (readers := embedded.folders("pair_readers", CARD_FILE)):
         raise not_a_clip(readers[name])
@@ -247,7 +267,9 @@ def _load_folder(folder: Path) -> TwoTower:
     from robustclip.referees import huggingface
 
     if huggingface.is_clip_folder(folder):
-        return huggingface.load_folder(folder)
+        from robustclip.referees.openclip import byte_pairs
+
+        return huggingface.load_folder(folder, byte_pairs=byte_pairs)
     from robustclip.referees.blip2_full import is_library_folder
 
     if is_library_folder(folder):
@@ -259,16 +281,14 @@ def _load_folder(folder: Path) -> TwoTower:
 
 
 def _load_checkpoint(path: Path, given: dict[str, Any]) -> TwoTower:
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    if "architecture" not in given:
-        raise UsageError(
-            f"{path} does not say its architecture: "
-            f'load_referee("{path}", architecture="ViT-B-32", quick_gelu=False), as its makers trained it'
-        )
-    from robustclip.referees.checkpoints import load_checkpoint
+    if not path.exists():
+        raise UsageError(f"there is no file {path}", "missing_file", path=str(path))
+    from robustclip.referees.checkpoints import load_adapted, load_checkpoint
 
-    return load_checkpoint(path, **given)
+    if path.is_file() and not path.name.startswith(ADAPTER_WEIGHTS):
+        return load_checkpoint(path, **given)
+    base = given.pop("pretrained", None)
+    return load_adapted(path, None if base is None else _load(base, given))
 
 
 def _refuse(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,18 @@ from robustclip.errors import RunError, UsageError
 from robustclip.runs.files import atomic_write, is_file, read_json
 from robustclip.runs.terminal import note
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 SUFFIXES = (".safetensors", *PICKLES)
 INDEX = ".index.json"
 """How the name of a list of shards ends, as transformers writes it."""
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+TRAINED = ("vision_encoder_state_dict", "partial_state_dict")
+"""What TeCoA's code and its descendants (AdvFLYP, QT-AFT) call the tower that they trained, beside a `state_dict` of
+visual prompts, which is usually empty."""
+PROMPTS = ("add_prompter", "params")
+"""What the same code, and AGFT's, call prompts that were trained beside a tower."""
+WRAPPERS = (*TRAINED, "state_dict", "model_state_dict", "model")
+MODULES = "modules"
+"""Where AGFT's code saves a state dict for each trained module, by the module's name."""
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """What trainers call a moving average of the weights: read where a file holds nothing else."""
 STATES, DEEPEST = (WRAPPERS, AVERAGED), 4  # levels of such wrappers in each other
@@ -81,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return _unwrapped(load_file(path), path)
         except (SafetensorError, OSError) as error:
             raise RunError(_broken(path, error)) from error
-    if path.suffix not in PICKLES:
+    if not path.name.endswith(PICKLES):
         raise UsageError(f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}")
     _check_archive(path)
     try:
@@ -257,10 +264,30 @@ def _state(content: object, path: Path) -> object:
                 f"{path} holds a moving average of its weights too ({averaged[0]}), which is left out. To take it: "
                 f"torch.save(torch.load({str(path)!r}, weights_only=True)[{averaged[0]!r}], 'averaged.pt')"
             )
+        if any(isinstance(content.get(key), Mapping) and content[key] for key in (*TRAINED, MODULES)):
+            _refuse_prompts(content, path)
+        if isinstance(modules := content.get(MODULES), Mapping):
+            return {f"{module}.{name}": value for module, state in modules.items() for name, value in _items(state)}
         if not plain and not averaged:
             return content
         content = content[(plain or averaged)[0]]
     return content
+
+
+def _items(state: object) -> Iterable[tuple[object, object]]:
+    return state.items() if isinstance(state, Mapping) else ()
+
+
+def _refuse_prompts(content: Mapping[str, object], path: Path) -> None:
+    """Raise UsageError where a tower was trained beside prompts, without which it is another model."""
+    found = [key for key in PROMPTS if isinstance(content.get(key), Mapping) and content[key]]
+    if found:
+        raise UsageError(
+            f"{path} holds visual prompts beside the tower ({', '.join(found)}), and the tower was trained to see "
+            "images through them: open_clip has no place for prompts. Take a checkpoint that was trained without",
+            "visual_prompts",
+            path=str(path),
+        )
 
 
 def _is_dense(value: Tensor) -> bool:

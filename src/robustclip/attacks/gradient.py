@@ -175,7 +175,10 @@ class _Broken:
             others = f" (and of {len(found) - 1} others)" if len(found) > 1 else ""
             raise RunError(
                 f"image {row + 1} of {len(steps)} was not attacked: its loss or gradient is not finite at step {step}"
-                f"{others}. Compute in float32, or look at what loss_fn gives for images[{row}]"
+                f"{others}. Compute in float32, or look at what loss_fn gives for images[{row}]",
+                "not_finite",
+                image=row,
+                step=step,
             )
 
 

@@ -105,7 +105,9 @@ def _check_finite(found: Tensor, rows: Tensor, images: Tensor, what: str) -> Non
         at = int(far.argmin()) if len(rows) < len(images) else int(good.int().argmin())
         raise RunError(
             f"image {at + 1} of {len(images)} was not attacked: {what} are not finite. Compute in float32, or look at "
-            f"what logits_fn gives for images[{at}]"
+            f"what logits_fn gives for images[{at}]",
+            "not_finite",
+            image=at,
         )
 
 

@@ -126,7 +126,9 @@ class Chain:
         if not latents.detach().isfinite().all():
             raise RunError(
                 f"{self.name}: a latent is not finite at step {one.step + 1} of {self.steps} (time {one.time}), on the "
-                f"way {way}: compute in float32 (--dtype float32), or take less guidance or another sampler"
+                f"way {way}: compute in float32 (--dtype float32), or take less guidance or another sampler",
+                "not_finite",
+                step=one.step,
             )
 
 

@@ -82,7 +82,7 @@ class VQGAN(nn.Module):
 @torch.no_grad()
 def nearest(latents: Float[Tensor, "p c h w"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, "p h w"]:
     """The number of the code that is nearest to each vector."""
-    flat = latents.permute(0, 2, 3, 1).flatten(0, 2).float()
+    flat = latents.permute(0, 2, 3, 1).flatten(0, 2).to(codebook.dtype)
     parts = flat.split(max(1, AT_ONCE // len(codebook)))
     index = torch.cat([torch.cdist(part, codebook).argmin(1) for part in parts])
     return index.view(len(latents), *latents.shape[2:])

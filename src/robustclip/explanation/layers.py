@@ -96,7 +96,7 @@ def spatial_layers(referee: TwoTower) -> dict[str, Layer]:
     handles = [module.register_forward_hook(_recorder(outputs, name)) for name, module in tower.named_modules() if name]
     try:
         with eval_mode(tower):
-            tower(torch.zeros(2, 3, height, width, device=referee.device))
+            tower(torch.zeros(2, 3, height, width, device=referee.device, dtype=referee.preprocess.mean.dtype))
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ DEMO := OMP_WAIT_POLICY=passive $(BIN)/robustclip demo
 DOCS := .venv-docs
 DOCS_NEEDS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
 
-.PHONY: demo test test-slow check docs bench
+.PHONY: demo test test-slow test-gpu check docs bench
 
 $(INSTALLED): pyproject.toml src/robustclip_emoji/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("robustclip needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -24,10 +24,13 @@ demo: $(INSTALLED)
 	$(DEMO)
 
 test: $(INSTALLED)
-	$(PYTEST) -m 'not slow' -n 2 --dist worksteal
+	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+test-gpu: $(INSTALLED)
+	$(PYTEST) -m gpu tests/selftest
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

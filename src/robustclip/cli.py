@@ -159,6 +159,11 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         "Show versions, devices, missing packages and how to install them.",
         printing.found_here,
     ),
+    (
+        *("selftest", "selftest.selftest:selftest"),
+        "Check this machine's devices and dtypes against float64 on the CPU.",
+        printing.selftested,
+    ),
     ("demo", "demo:run_demo", "Robustify, export, evaluate and explain a small CLIP, in minutes.", printing.demo),
     (
         *("plan", "robustify", "Estimate FLOPs, memory, hours and cost of a training run."),

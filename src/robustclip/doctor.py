@@ -47,7 +47,7 @@ def doctor(*, device: str = "auto") -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "missing": [name for name, package in packages.items() if package["remedy"]],
-        "devices": _devices(),
+        "devices": devices(),
         "chosen": _tried(device),
         "threads": _threads(),
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
@@ -134,7 +134,7 @@ def _install(name: str, extra: str | None) -> str:
     return f"pip install {name}" if extra is None else f"pip install 'robustclip[{extra}]'"
 
 
-def _devices() -> dict[str, str]:
+def devices() -> dict[str, str]:
     """Each device torch can compute on, and what it is."""
     import torch
 

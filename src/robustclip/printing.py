@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # printing must not cost an import of torch
     from robustclip.referees.registry import Entry
     from robustclip.runs.archive import Freed, Summary
     from robustclip.runs.folder import Run
+    from robustclip.selftest.selftest import Selftest
     from robustclip.synthesis.painted import Result
 
 FEW = 12  # pictures that are named one by one
@@ -145,6 +146,18 @@ def found_here(facts: dict[str, Any]) -> None:
 
     rich(report(facts))
     next_call("demo")
+
+
+def selftested(found: Selftest) -> None:
+    """The tables of a selftest. Raises RunError where a check is not within its bound, after all was said."""
+    rich(found.table())
+    if found.faults:
+        raise RunError(
+            f"{counted(len(found.faults), 'check')} of {len(found.rows)} failed on this machine: --json FILE writes "
+            "what a bug report needs",
+            "selftest_failed",
+            failed=len(found.faults),
+        )
 
 
 def added(entry: Entry) -> None:

@@ -1,0 +1,229 @@
+"""`robustclip selftest`: every check on every device and dtype, against float64 on the CPU."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+import robustclip
+from robustclip.doctor import devices
+from robustclip.errors import Coded, UsageError, require
+from robustclip.runs.devices import free_memory, pick_device
+from robustclip.runs.terminal import counted, watched
+from robustclip.selftest.checks import CHECKS, Check
+from robustclip.selftest.settings import TRUTH, Setting, accelerators, dtypes_of, no_accelerator, settings_of
+from robustclip.signatures import typed
+
+Result = Literal["within", "exceeded", "overflow", "not finite", "out of memory", "failed", "skipped"]
+Fault = tuple[Result, str]
+GOOD: Final = ("within", "skipped")
+NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""What torch says in a RuntimeError where a CPU, MPS or an older driver has no more."""
+LONGEST: Final = 300  # characters of an exception's message
+MB: Final = 1e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check in one setting.
+
+    result      "within" its bound, "exceeded", "overflow" (not finite in float16) and so on, see `Result`
+    reason      why, of all but the first
+    difference  from the truth, relative to its norm, as is the bound
+    seconds     of the only run, kernels' loading and compilation included
+    memory      the peak in bytes that was allocated on a CUDA device, unknown elsewhere
+    """
+
+    check: str
+    device: str
+    setting: str
+    bound: float
+    result: Result
+    reason: str = ""
+    difference: float | None = None
+    seconds: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Selftest:
+    """What was found on this machine, and the rows."""
+
+    versions: dict[str, str]
+    found: dict[str, dict[str, Any]]
+    notes: list[str]
+    rows: list[Row]
+
+    @property
+    def faults(self) -> list[Row]:
+        """Rows that are neither within their bound nor skipped."""
+        return [row for row in self.rows if row.result not in GOOD]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "faults": len(self.faults)}
+
+    def table(self) -> Group:
+        """What was found, a table a device of differences and their bounds, and what is wrong."""
+        told = [" ".join(f"{name} {version}" for name, version in self.versions.items())]
+        for name, facts in self.found.items():
+            free = "" if facts["free_gb"] is None else f", {facts['free_gb']:.1f} GB free"
+            told.append(f"{name}: {facts['is']}{free}; {', '.join(facts['dtypes'])}")
+        parts: list[Text | Table] = [*map(Text, [*told, *self.notes])]
+        for name in dict.fromkeys(row.device for row in self.rows):
+            parts += [Text(), _table(name, [row for row in self.rows if row.device == name])]
+        run = [row for row in self.rows if row.result != "skipped"]
+        within = sum(row.result == "within" for row in run)
+        parts += [Text(), Text(f"{within} of {counted(len(run), 'check')} within their bounds")]
+        reasons = dict.fromkeys(row.reason for row in self.rows if row.result == "skipped")
+        parts += [Text(f"skipped: {reason}") for reason in reasons]
+        parts += [
+            Text(f"{row.device}, {row.setting}, {row.check}: {row.result}: {row.reason}", style="red")
+            for row in self.faults
+        ]
+        return Group(*parts)
+
+
+@typed
+def selftest(*, device: str = "auto") -> Selftest:
+    """Check this machine's devices and dtypes against float64 on the CPU.
+
+    Small models with drawn weights take a PGD step, an update, an attack of every family, a synthesis step of every
+    canvas, GradCAM, smoothing, SDS and a gradient through a reversible sampler; docs/gpu.md explains the rows. `auto`
+    checks the CPU and every accelerator, a device's name the CPU and that device.
+
+    The exit code is 1 where a difference exceeds its bound or a check fails. `--json FILE` writes what a bug report
+    needs.
+    """
+    places = accelerators() if device == "auto" else [pick_device(device)]
+    places = [torch.device("cpu"), *(place for place in places if place.type != "cpu")]
+    notes = [no_accelerator()] if len(places) == 1 and not accelerators() else []
+    return Selftest(versions(), found_on(places), notes, run_checks([one for at in places for one in settings_of(at)]))
+
+
+def versions() -> dict[str, str]:
+    return {"robustclip": robustclip.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+
+
+def found_on(places: Sequence[torch.device]) -> dict[str, dict[str, Any]]:
+    """What each device is, its free memory and the dtypes that it computes in."""
+    kinds = devices()
+    facts = {}
+    for place in places:
+        free = free_memory(place)
+        name = f"cuda:{place.index or 0}" if place.type == "cuda" else str(place)
+        facts[name] = {"is": kinds[name], "free_gb": None if free is None else free / 1e9, "dtypes": dtypes_of(place)}
+    return facts
+
+
+def run_checks(settings: Sequence[Setting], checks: Sequence[Check] = CHECKS) -> list[Row]:
+    """Every check in every setting. What goes wrong is a row's result, never an exception."""
+    with one_thread():
+        return list(_rows(settings, checks))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context manager: one thread of the CPU, for on models this small several mostly wait for each other."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(settings: Sequence[Setting], checks: Sequence[Check]) -> Iterator[Row]:
+    pairs = [(check, one) for check in checks for one in settings if check.compiled or not one.compiled]
+    truths: dict[str, Tensor | Fault] = {}
+    for check, setting in watched(pairs, f"selftest: {counted(len(pairs), 'check')}", "selftest"):
+        if check.name not in truths:
+            truths[check.name] = attempted(check, TRUTH)
+        yield compared(check, setting, truths[check.name])
+
+
+def compared(check: Check, setting: Setting, truth: Tensor | Fault) -> Row:
+    """One row. Without a truth the check is not run, and the row has the truth's fault."""
+    row = partial(Row, check.name, str(setting.device), setting.name, check.bound(setting.roundoff))
+    if not isinstance(truth, Tensor):
+        return row(*truth)
+    on_cuda = setting.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    began = time.perf_counter()
+    found = attempted(check, setting)
+    seconds = time.perf_counter() - began
+    memory = torch.cuda.max_memory_allocated(setting.device) if on_cuda else None
+    if not isinstance(found, Tensor):
+        return row(*found, seconds=seconds, memory=memory)
+    bound = check.bound(setting.roundoff)
+    difference = float((found - truth).norm() / truth.norm())
+    if not math.isfinite(difference):
+        count = int((~found.isfinite()).sum())
+        result: Result = "overflow" if setting.dtype == torch.float16 else "not finite"
+        return row(result, f"{count:,} of {counted(found.numel(), 'number')} are not finite", None, seconds, memory)
+    if difference > bound:
+        told = f"off by {difference:.1e} of the truth's norm, and the bound is {bound:.1e}"
+        return row("exceeded", told, difference, seconds, memory)
+    return row("within", "", difference, seconds, memory)
+
+
+def attempted(check: Check, setting: Setting) -> Tensor | Fault:
+    """The numbers of a check, (n,) float64 on the CPU, or why there are none."""
+    try:
+        if check.needs is not None:
+            require(*check.needs, check.name)
+    except UsageError as error:
+        return "skipped", str(error)
+    try:
+        with setting.precision():
+            return check.run(setting).detach().cpu().double().flatten()  # MPS has no float64
+    except Exception as error:  # of whatever kind: it is what the row tells
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fault_of(error, setting)
+
+
+def fault_of(error: Exception, setting: Setting) -> Fault:
+    """What kind of failure an exception is, and its message in a line."""
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
+        return "out of memory", told
+    if isinstance(error, Coded) and error.code == "not_finite":
+        return "overflow" if setting.dtype == torch.float16 else "not finite", str(error)
+    return "failed", told
+
+
+def _table(device: str, rows: Sequence[Row]) -> Table:
+    """A line a check and a column a setting; below them the seconds and the peak memory of each column."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    table = Table(f"{device}: difference / bound", *settings, box=None, pad_edge=False, header_style="dim")
+    of = {(row.check, row.setting): row for row in rows}
+    for check in dict.fromkeys(row.check for row in rows):
+        table.add_row(check, *(_cell(of.get((check, one))) for one in settings))
+    columns = [[row for row in rows if row.setting == one] for one in settings]
+    table.add_row("seconds", *(f"{sum(row.seconds or 0 for row in column):.1f}" for column in columns))
+    peaks = [max((row.memory or 0 for row in column), default=0) for column in columns]
+    if any(peaks):
+        table.add_row("peak memory", *(f"{peak / MB:.0f} MB" for peak in peaks))
+    return table
+
+
+def _cell(row: Row | None) -> Text:
+    if row is None or row.result == "skipped":
+        return Text("-", style="dim")
+    if row.difference is None:
+        return Text(row.result, style="red")
+    return Text(f"{row.difference:.1e} / {row.bound:.1e}", style="" if row.result == "within" else "red")

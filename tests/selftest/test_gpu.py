@@ -1,0 +1,29 @@
+"""`make test-gpu`: the rows of `robustclip selftest` on every accelerator, one test each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustclip.selftest.checks import CHECKS, Check
+from robustclip.selftest.selftest import run_checks
+from robustclip.selftest.settings import Setting, accelerators, no_accelerator, settings_of
+
+FOUND = accelerators()
+ROWS = [
+    pytest.param(check, setting, id=f"{place} {setting.name} {check.name}")
+    for place in FOUND or [torch.device("cuda")]
+    for check in CHECKS
+    for setting in settings_of(place)
+    if check.compiled or not setting.compiled
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not FOUND, reason=no_accelerator())
+@pytest.mark.parametrize(("check", "setting"), ROWS)
+def test_an_accelerator_is_within_the_bounds(check: Check, setting: Setting) -> None:
+    (row,) = run_checks([setting], [check])
+    if row.result == "skipped":
+        pytest.skip(row.reason)
+    assert row.result == "within", f"{row.result}: {row.reason}"

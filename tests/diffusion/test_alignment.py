@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from robustclip.diffusion.adapters import (
     CARD,
     add_adapter,
-    base_digest,
     load_adapter,
     merge_adapter,
     save_adapter,
@@ -27,7 +26,7 @@ from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
 from robustclip.diffusion.conditioning import CLIPStates
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Selection, chosen_of
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import LatentDiffusion, base_digest
 from robustclip.errors import RunError, UsageError
 from robustclip.recipes import find, run
 from robustclip.runs.rng import generator
@@ -206,6 +205,12 @@ def test_samples_of_a_pool_are_shared_by_selections(model: LatentDiffusion, tmp_
     brightest = [Selection(**one, by=brightness).choose(model, "a cat", 0)[0] for one in (asked, SMALL)]
     assert torch.allclose(*brightest, atol=1e-4)
     assert path.stat().st_mtime_ns == before
+    gaps = Selection(**asked, by="gap").choose(model, "a cat", 0)
+    (kept,) = tmp_path.rglob("*.gap.safetensors")
+    save_file({"scores": gaps[1].flip(0)}, kept)  # so that a second computation would show
+    add_adapter(model, rank=2, alpha=2)  # a new one changes nothing: the same pool
+    assert torch.equal(Selection(**asked, by="gap").choose(model, "a cat", 0)[1], gaps[1].flip(0))
+    kept.unlink()
     Selection(**{**asked, "guidance": 3.0}).drawn(model, "a cat", 0)
     Selection(**asked).drawn(model, "a cat", 0, round_=2)  # of another model by then: not kept
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2

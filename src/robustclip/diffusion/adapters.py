@@ -10,9 +10,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import LatentDiffusion, base_digest
 from robustclip.errors import UsageError
-from robustclip.referees.weights import digest
 from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
 
 try:
@@ -59,12 +58,6 @@ def trainable(model: LatentDiffusion) -> list[tuple[str, nn.Parameter]]:
     """The adapters' parameters by name."""
     towers = (*model.unet.named_parameters(), *model.texts.named_parameters(prefix="text_encoder"))
     return [(name, one) for name, one in towers if one.requires_grad]
-
-
-def base_digest(module: nn.Module) -> str:
-    """sha256 of a network's own weights, whatever adapters it has."""
-    state = module.state_dict().items()
-    return digest({name.replace(".base_layer", ""): one for name, one in state if "lora_" not in name})
 
 
 def save_adapter(model: LatentDiffusion, folder: Path, card: Mapping[str, Any]) -> None:

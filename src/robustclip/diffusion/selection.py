@@ -19,7 +19,7 @@ from torch import Tensor
 from robustclip.data.images import resize
 from robustclip.diffusion.mutual_information import MARK, Form, Kappa, pointwise_mi, sample_with_mi
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import LatentDiffusion, base_digest
 from robustclip.errors import RunError
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
@@ -99,7 +99,7 @@ class Selection:
 
     by: "mi", the information on the trajectory (the paper); "gap", the MMSE gap of the finished latent; "random"; or a
     `Scorer`. The samples of a prompt are the same whatever chooses among them. `pool` is a folder that keeps those of
-    the first round, all of them, for other selections: what lies there is not drawn again.
+    the first round, all of them, and their gaps for other selections: what lies there is not computed again.
     """
 
     by: Selector | Scorer = "mi"
@@ -121,8 +121,16 @@ class Selection:
         """(the chosen latents, best first; the scores of all samples) of prompt `number` in this round."""
         latents, nats = self.drawn(model, prompt, number, round_)
         own = generator(self.seed, f"choice for {prompt}", round_, number)
-        parts = zip(latents.split(self.batch_size), nats.split(self.batch_size), strict=True)
-        found = torch.cat([self._scored(model, part, known, prompt, own) for part, known in parts])
+        path = self._pooled(model, prompt, number, round_)
+        path = path.with_suffix(".gap.safetensors") if path is not None and self.by == "gap" else None
+        if path is not None and is_file(path) and len(scores := _kept(path, "scores")[0]) >= self.samples:
+            found = scores[: self.samples]
+        else:
+            parts = zip(latents.split(self.batch_size), nats.split(self.batch_size), strict=True)
+            found = torch.cat([self._scored(model, part, known, prompt, own) for part, known in parts])
+            if path is not None:
+                with atomic_write(path) as file:
+                    file.write(save({"scores": found}))
         return latents[found.topk(self.keep).indices], found
 
     @torch.no_grad()
@@ -130,12 +138,9 @@ class Selection:
         self, model: LatentDiffusion, prompt: str, number: int, round_: int = 1
     ) -> tuple[Float[Tensor, "m c h w"], Float[Tensor, " m"]]:
         """All samples of a prompt, float32, and their information on the trajectory in nats."""
-        path, parts, left = None, [], range(self.samples)
-        if self.pool is not None and round_ == 1:
-            how = (model.fingerprint, self.steps, self.guidance, self.kappa, self.skip, self.size, self.seed)
-            path = self.pool / _key(how)[:16] / f"{number:06d}-{_key(prompt)[:8]}.safetensors"
-            parts = [_kept(path, "latents", "nats")] if is_file(path) else []
-            left = left[len(parts[0][1]) :] if parts else left
+        path = self._pooled(model, prompt, number, round_)
+        parts = [_kept(path, "latents", "nats")] if path is not None and is_file(path) else []
+        left = range(len(parts[0][1]) if parts else 0, self.samples)
         batches = (left[first : first + self.batch_size] for first in range(0, len(left), self.batch_size))
         parts += [self._sampled(model, prompt, batch, round_, number) for batch in batches]
         latents, nats = (torch.cat([part[at].float().to(model.device) for part in parts]) for at in (0, 1))
@@ -143,6 +148,14 @@ class Selection:
             with atomic_write(path) as file:
                 file.write(save({"latents": latents.cpu().contiguous(), "nats": nats.cpu()}, {"prompt": prompt}))
         return latents[: self.samples], nats[: self.samples]
+
+    def _pooled(self, model: LatentDiffusion, prompt: str, number: int, round_: int) -> Path | None:
+        """The pool's file of a prompt's samples; None without a pool, and after the first round."""
+        if self.pool is None or round_ > 1:
+            return None
+        # New adapters change nothing: the first round samples the denoiser below them.
+        how = (base_digest(model.unet), self.steps, self.guidance, self.kappa, self.skip, self.size, self.seed)
+        return self.pool / _key(how)[:16] / f"{number:06d}-{_key(prompt)[:8]}.safetensors"
 
     def _sampled(
         self, model: LatentDiffusion, prompt: str, places: range, round_: int, number: int

@@ -239,3 +239,9 @@ def check_guidance(guidance: float) -> float:
             "--guidance 30"
         )
     return guidance
+
+
+def base_digest(module: nn.Module) -> str:
+    """sha256 of a network's own weights, whatever adapters it has."""
+    state = module.state_dict().items()
+    return digest({name.replace(".base_layer", ""): one for name, one in state if "lora_" not in name})

@@ -22,7 +22,8 @@ import robustclip
 from robustclip.doctor import devices
 from robustclip.errors import Coded, UsageError, require
 from robustclip.runs.devices import free_memory, pick_device
-from robustclip.runs.terminal import counted, watched
+from robustclip.runs.progress import watched
+from robustclip.runs.terminal import counted
 from robustclip.selftest.checks import CHECKS, Check
 from robustclip.selftest.settings import TRUTH, Setting, accelerators, dtypes_of, no_accelerator, settings_of
 from robustclip.signatures import typed

@@ -186,6 +186,7 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         printing.trained,
     ),
     ("evaluate", "evaluation.evaluate:evaluate", "Evaluate referees, clean and under attack.", printing.evaluated),
+    ("distance", "evaluation.perceptual:distance", "Perceptual distance of two pictures.", printing.numbers),
     ("explain", "pages.explain:explain", "Heat maps and input gradients, clean and under attack.", printing.explained),
     (
         *("export", "robustification.export:export", "Export a run for open_clip, transformers or timm."),

@@ -5,6 +5,16 @@ from __future__ import annotations
 from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
 from robustclip.losses.judged import Pairing
+from robustclip.losses.perceptual import PerceptualDistance
 from robustclip.losses.similarity import Cosine, Spherical, Target
 
-__all__ = ["Cosine", "Distillation", "LatentPrior", "Pairing", "Spherical", "Target", "TotalVariation"]
+__all__ = [
+    "Cosine",
+    "Distillation",
+    "LatentPrior",
+    "Pairing",
+    "PerceptualDistance",
+    "Spherical",
+    "Target",
+    "TotalVariation",
+]

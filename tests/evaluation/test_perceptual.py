@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustclip.attacks.spec import AttackSpec
+from robustclip.data.images import save_image
+from robustclip.errors import UsageError
+from robustclip.evaluation.perceptual import Triplets, corruption_triplets, distance, read_nights, two_afc
+from robustclip.losses import PerceptualDistance
+from robustclip.referees.base import TwoTower
+
+HEADER = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,prompt,split,is_imagenet"
+
+
+def flat(colour: tuple[float, float, float], count: int = 1, side: int = 8) -> Tensor:
+    return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(count, 3, side, side).contiguous()
+
+
+def test_a_distance_by_hand(colour_referee: Callable[..., TwoTower]) -> None:
+    """The referee embeds an image as its mean colour: red and green are orthogonal, red and yellow 45 degrees apart."""
+    measure = PerceptualDistance(colour_referee())
+    red, green, yellow = flat((1, 0, 0)), flat((0, 1, 0)), flat((1, 1, 0), side=16)
+    assert measure(red, green).item() == pytest.approx(1)
+    assert measure(red, yellow).item() == pytest.approx(1 - 0.5**0.5)
+    assert measure(red, red).item() == 0
+    moved = red.clone().requires_grad_()
+    measure(moved, yellow).sum().backward()
+    assert moved.grad is not None
+    assert moved.grad[0, 1].sum() < 0  # more green is nearer
+    with pytest.raises(UsageError, check=lambda error: error.code == "unequal_batches"):
+        measure(red, flat((1, 0, 0), 2))
+
+
+def test_forced_choice_by_hand_clean_and_under_attack() -> None:
+    """On pixels, the reference .5 lies between .4 and .7. The middle of both is .55, which L-inf .04 does not reach and
+    .06 does; L2 of the same move is .05 sqrt(192) = .69."""
+    grey = [flat((level,) * 3, 3) for level in (0.5, 0.4, 0.7)]
+    triplets = Triplets("levels", *grey, ids=["a", "b", "c"])
+    shares = {
+        attack: two_afc(lambda images: images.flatten(1), triplets, AttackSpec.parse(attack) if attack else None)[0]
+        for attack in ("", "linf:0.04@5", "linf:0.06@5", "l2:0.6@5", "l2:0.8@5")
+    }
+    assert [interval.value for interval in shares.values()] == [1, 1, 0, 1, 0]
+    noise, _ = two_afc(lambda images: images.flatten(1), triplets, AttackSpec.parse("l2:0.8@5"), control=True)
+    assert noise.value == 1
+    tied = Triplets("ties", grey[0], grey[1], grey[1], ids=["a", "b", "c"])
+    assert two_afc(lambda images: images.flatten(1), tied)[0].value == 0
+
+
+def test_the_weaker_corruption_is_nearer_in_pixels() -> None:
+    triplets = corruption_triplets(limit=24)
+    again = corruption_triplets(limit=24)
+    assert torch.equal(triplets.farther, again.farther)
+    assert len(triplets) == 24
+    errors = [(one - triplets.reference).square().mean((1, 2, 3)) for one in (triplets.nearer, triplets.farther)]
+    for kind in (0, 1, 3):  # noise, blur and contrast grow with the strength; JPEG's error does nearly always
+        assert (errors[0] < errors[1])[kind::4].all()
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Path:
+    for name, level in (("ref", 0.5), ("left", 0.4), ("right", 0.9)):
+        save_image(torch.full((3, 12, 10), level), tmp_path / f"{name}.png")
+    rows = [
+        "0,1,0,7,ref.png,left.png,right.png,x,test,False",
+        "1,0,1,6,ref.png,left.png,right.png,x,test,False",
+        "2,0,1,5,ref.png,left.png,right.png,x,test,False",
+        "3,0,1,9,ref.png,left.png,right.png,x,test,True",
+        "4,0,1,9,ref.png,left.png,right.png,x,train,True",
+    ]
+    (tmp_path / "data.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return tmp_path
+
+
+def test_nights_layout(nights: Path) -> None:
+    triplets = read_nights(nights, size=8)
+    assert triplets.ids == ["0", "1"]  # of 6 votes and more, and not of ImageNet
+    assert triplets.reference.shape == (2, 3, 8, 8)
+    assert triplets.nearer.mean((1, 2, 3)).tolist() == pytest.approx([0.4, 0.9], abs=1 / 255)
+    assert triplets.farther.mean((1, 2, 3)).tolist() == pytest.approx([0.9, 0.4], abs=1 / 255)
+    assert read_nights(nights, "test_imagenet", size=8).ids == ["3"]
+    _, answers = two_afc(lambda images: images.flatten(1), triplets)
+    assert answers.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("table", "code"),
+    [
+        ("id,path\n0,x.png\n", "not_nights"),
+        (f"{HEADER}\n0,1,0,many,a,b,c,x,test,False\n", "not_nights"),
+        (f"{HEADER}\n0,1,0,3,a,b,c,x,test,False\n", "empty_split"),
+    ],
+)
+def test_what_is_not_nights(table: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(table)
+    with pytest.raises(UsageError, check=lambda error: error.code == code):
+        read_nights(tmp_path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    for name, level in (("a", 0.2), ("b", 0.8)):
+        save_image(torch.full((3, 20, 30), level), tmp_path / f"{name}.png")
+    a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    command = [sys.executable, "-m", "robustclip", "distance", a, b, "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text()) == distance(a, b)
+    assert distance(a, a)["distance"] == 0
+    done = subprocess.run([*command[:4], a, str(tmp_path / "none.png")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2

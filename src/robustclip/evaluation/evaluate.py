@@ -46,7 +46,9 @@ from robustclip.runs.terminal import counted
 from robustclip.signatures import typed, unknown
 
 Referees = Sequence[str | Path | TwoTower]
-TaskName = Literal["zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions"]
+TaskName = Literal[
+    "zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions", "edits"
+]
 COLUMNS = 8  # of the gradient picture
 Labels = Literal["all", "present"] | PositiveInt
 Side = Annotated[int, Field(gt=0, le=LARGEST)]

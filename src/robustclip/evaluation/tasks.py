@@ -18,6 +18,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.certification import certification
 from robustclip.evaluation.corruptions import corruptions
+from robustclip.evaluation.edits import edits
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
@@ -207,6 +208,7 @@ TASKS: dict[str, Task] = {
     "faithfulness": faithfulness,
     "certification": certification,
     "corruptions": corruptions,
+    "edits": edits,
 }
 
 
@@ -221,6 +223,8 @@ def missing_for(task: str, examples: Examples) -> str | None:
         return f"retrieval needs captions, and {examples.name} has none: use --tasks zero-shot, or add captions"
     if task == "gradients" and not labels and not captions:
         return f"gradients need labels or captions as prompts, and {examples.name} has neither"
+    if task == "edits" and len(set(prompts_of(examples)) if labels or captions else ()) < 2:
+        return f"edits need images of at least 2 different labels or captions, and {examples.name} has fewer"
     if task == "pag" and not labels and not captions:
         return f"pag needs labels or captions to pull images towards, and {examples.name} has neither"
     if task in ("maps", "faithfulness") and not labels and not captions:

@@ -33,9 +33,10 @@ SHORT = {
     "clipag-faithful": {"steps": 6, "views": 2, "candidates": 60, "patches": 2},
     "clipdraw": {"steps": 6, "views": 2, "strokes": 16},
     "direct-ascent": {"steps": 6, "views": 2},
+    "inr": {"steps": 6, "views": 2, "candidates": 50, "fit_steps": 4, "width": 16, "layers": 2},
     "vqgan": {"steps": 6, "views": 2, "candidates": 50},
 }
-OF_A_START = ("clipag", "clipag-faithful", "vqgan")
+OF_A_START = ("clipag", "clipag-faithful", "inr", "vqgan")
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 

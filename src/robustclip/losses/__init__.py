@@ -5,6 +5,7 @@ from __future__ import annotations
 from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
 from robustclip.losses.judged import Pairing
+from robustclip.losses.modality import Pairs, aligned, procrustes
 from robustclip.losses.perceptual import PerceptualDistance
 from robustclip.losses.similarity import Cosine, Spherical, Target
 
@@ -13,8 +14,11 @@ __all__ = [
     "Distillation",
     "LatentPrior",
     "Pairing",
+    "Pairs",
     "PerceptualDistance",
     "Spherical",
     "Target",
     "TotalVariation",
+    "aligned",
+    "procrustes",
 ]

@@ -50,16 +50,17 @@ class Similarity(ABC):
     referees.
 
     The towers compute in `dtype` under autocast; what follows is float32. Views are resized by each referee to what it
-    sees. Raises UsageError where there is no target, or shares that do not add up to something positive.
+    sees. `pooled` takes one embedding a picture, the normalised mean of its views' (CLIP^-1), in place of each view's.
+    Raises UsageError where there is no target, or shares that do not add up to something positive.
     """
 
-    def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32, *, pooled: bool = False) -> None:
         shares = sum(target.share for target in targets)
         if not targets or not shares > 0:
             raise UsageError(f"{len(targets)} referees of weights that add up to {shares:g}: give one that counts")
         self.targets = list(targets)
         self.shares = [target.share / shares for target in targets]
-        self.dtype = dtype
+        self.dtype, self.pooled = dtype, pooled
 
     @abstractmethod
     def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
@@ -75,6 +76,8 @@ class Similarity(ABC):
             with autocast(views.device, self.dtype):
                 embeddings = target.referee.embed_views(views.flatten(0, 1))
             unit = F.normalize(embeddings.float(), dim=-1).unflatten(0, views.shape[:2])
+            if self.pooled:
+                unit = F.normalize(unit.mean(1, keepdim=True), dim=-1).expand_as(unit)
             found.append(torch.einsum("pvd,ptd->pvt", unit, target.directions))
         return found
 

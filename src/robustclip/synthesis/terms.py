@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import cos, pi
+from math import cos, exp, pi
 from typing import Any, Final, cast
 
 import torch
@@ -311,3 +311,9 @@ def piecewise(steps: int, factors: Mapping[float, float]) -> Schedule:
 def linear_decay(steps: int, last: float = 0.0) -> Schedule:
     """From 1 to `last` along a line."""
     return lambda step: 1 - (1 - last) * step / max(steps, 1)
+
+
+def moving_peak(place: int, places: int, steps: int, spread: float) -> Schedule:
+    """exp(-(place - peak)^2 / (2 spread^2)), whose peak moves along a line from the first of `places` to the last:
+    CLIP^-1's rate of a layer."""
+    return lambda step: exp(-(((place - (places - 1) * step / max(steps - 1, 1)) / spread) ** 2) / 2)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -117,6 +118,8 @@ def test_the_global_generator_is_left_alone(folder) -> None:
 def test_a_batch_is_what_the_trainer_expects(folder) -> None:
     (batch,) = first(loader(folder, batch_size=8), 1)
     assert batch.images.shape == (8, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    batch = batch.to("cpu")
     assert batch.images.dtype == torch.float32
     assert 0 <= batch.images.min() < 0.2
     assert 0.8 < batch.images.max() <= 1
@@ -133,7 +136,26 @@ def test_white_is_one_and_black_is_zero(tmp_path, write_tar) -> None:
         write_tar(tmp_path / f"{name}.tar", [("0.png", picture.getvalue()), ("0.txt", name.encode())])
     (batch,) = first(loader(tmp_path, batch_size=2), 1)
     values = {caption: image.unique().tolist() for caption, image in zip(batch.captions, batch.images, strict=True)}
-    assert values == {"white": [1.0], "black": [0.0]}
+    assert values == {"white": [255], "black": [0]}
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_on_every_device_pictures_are_their_values_divided_by_255(device: str, layout: torch.memory_format) -> None:
+    """All 256, bit for bit, by NumPy's division; what is float32 already stays as it is."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    batch = Batch(images, ["a", "b"], torch.arange(2), ["0", "1"])
+    for moved in (batch.to(device, layout), batch.to(device, layout).to(device, layout)):
+        assert moved.images.device.type == moved.positives.device.type == device
+        assert moved.images.is_contiguous(memory_format=layout)
+        assert np.array_equal(moved.images[1, 2].flatten().cpu().numpy(), values)
 
 
 def test_a_sample_is_augmented_anew_each_epoch(folder) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustclip.data.loader import CHUNK, Loader, Preparation
+from robustclip.data.loader import CHUNK, Loader, Preparation, redealt
 from robustclip.data.mixture import Dice, Mixture, Weights
 from robustclip.data.samples import Batch, Sample
 from robustclip.data.shards import ROUND, ShardSource
@@ -194,7 +194,7 @@ def test_a_position_of_another_process_or_other_data_is_refused(here) -> None:
     position = next(loader(here, "many", "pets", place=Place(0, 2)).batches()).position
     with pytest.raises(UsageError, match="is that of process 0 of 2, and this is process 1 of 2"):
         loader(here, "many", "pets", place=Place(1, 2)).batches(1, position)
-    with pytest.raises(UsageError, match="process 0 of 1: go on with as many processes as before"):
+    with pytest.raises(UsageError, match="process 0 of 1: continue each process from its own"):
         loader(here, "many", "pets").batches(1, position)
     with pytest.raises(UsageError, match="is one in many, pets, and the data are now many, pairs: go on with the same"):
         loader(here, "many", "pairs.csv", place=Place(0, 2)).batches(1, position)
@@ -208,3 +208,49 @@ def test_the_share_of_faults_is_judged_over_the_whole_run(here) -> None:
     share = lenient.faults.total() / (lenient.faults.total() + 180)
     with pytest.raises(RunError, match="--max-skipped"):
         list(islice(loader(here, "many", max_skipped=share / 2).batches(30, last.position), 20))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize("weights", ["size", "equal"])
+def test_another_number_of_processes_meets_each_sample_once_in_every_epoch_from_the_next(
+    here, before: int, after: int, weights: Weights
+) -> None:
+    """What had been begun is not begun again, and nothing is left out of an epoch, nor met in it twice."""
+    names = ("many", "packed.tar.gz", "pets")
+
+    def loaders(count: int) -> list[Loader]:
+        places = (Place(rank, count) for rank in range(count))
+        return [loader(here, *names, weights=weights, batch_size=6, place=place) for place in places]
+
+    positions = [list(islice(source.batches(), 5 + rank))[-1].position for rank, source in enumerate(loaders(before))]
+    begun = {
+        name: max(position["reached"].get(name, 0) for position in positions)
+        for name in positions[0]["stream"]["sources"]
+    }
+    resumed = loaders(after)
+    met: Counter[tuple[str, int, str]] = Counter()
+    for source in resumed:
+        position = json.loads(json.dumps(redealt(positions, source.place)))
+        next(source.batches(5, position))  # as it is resumed: the position is one of these data and this process
+        stream = source.mixture.stream(source.seed, source.place, position["stream"])
+        while any(cursor.epoch <= begun[name] + 2 for name, cursor in stream.cursors.items()):
+            sample = next(stream)
+            met[sample.source, sample.epoch, sample.key] += 1
+    for name, source in resumed[0].mixture.sources.items():
+        assert min(epoch for of, epoch, _ in met if of == name) == begun[name] + 1
+        for epoch in (begun[name] + 1, begun[name] + 2):
+            of_epoch = {key: times for (of, at, key), times in met.items() if (of, at) == (name, epoch)}
+            assert of_epoch == dict.fromkeys((sample.key for sample in source.epoch(0, 0)), 1)
+
+
+def test_what_all_processes_counted_lives_on_in_the_first_of_another_number(here) -> None:
+    sources = [loader(here, "many", batch_size=60, place=Place(rank, 2)) for rank in range(2)]
+    positions = [next(source.batches()).position for source in sources]
+    resumed = [loader(here, "many", batch_size=60, place=Place(rank, 3)) for rank in range(3)]
+    for source in resumed:
+        source.batches(1, redealt(positions, source.place))
+    assert resumed[0].faults == sources[0].faults + sources[1].faults
+    assert resumed[0].faults.total() > max(source.faults.total() for source in sources)
+    assert not resumed[1].faults + resumed[2].faults
+    with pytest.raises(UsageError, match="is not one that this version wrote"):
+        resumed[0].batches(1, redealt([{"epoch": 3}], Place(0, 3)))

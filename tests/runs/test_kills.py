@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -286,6 +287,90 @@ def test_two_processes_that_are_killed_together_go_on_together(tmp_path: Path) -
     assert code == 0, errors
     assert len(record(folder)["resumed"]) == 1
     assert_same_run(folder, whole)
+
+
+RESTARTABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as in the scripts of `robustclip plan --launch torchrun`
+
+
+def torchrun(processes: int, restarts: int) -> list[str]:
+    agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*agent, f"--max-restarts={restarts}", "-m", "robustclip"]
+
+
+def kill_one(folder: Path, rank: int, *flags: str, restarts: int) -> tuple[int, str]:
+    """Kill one of two processes after ten steps, and leave the rest to the launcher; (exit code, stderr)."""
+    with start(folder, *flags, launch=torchrun(2, restarts), env=RESTARTABLE) as process:
+        until = time.monotonic() + PATIENCE
+        while len(metrics(folder)) < 10:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        (struck,) = (one for one in psutil.Process(process.pid).children() if one.environ().get("RANK") == str(rank))
+        struck.kill()
+        _, errors = process.communicate(timeout=PATIENCE)
+    return process.returncode, errors
+
+
+SHARED = ["--data", "shards", "--frozen-statistics"]
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that is left alone."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    code, errors = finish(folder, *SHARED, launch=torchrun(2, 0))
+    assert code == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_launcher_restarts_both_when_one_is_killed(tmp_path: Path, of_two: Path, rank: int) -> None:
+    code, errors = kill_one(tmp_path / "run", rank, *SHARED, restarts=1)
+    assert code == 0, errors
+    assert len(record(tmp_path / "run")["resumed"]) == 1
+    assert_same_run(tmp_path / "run", of_two)
+
+
+def test_when_one_is_killed_the_other_ends_and_both_can_be_started_again(tmp_path: Path, of_two: Path) -> None:
+    folder = tmp_path / "run"
+    code, _ = kill_one(folder, 1, *SHARED, restarts=0)
+    assert code != 0
+    assert record(folder)["status"] in ("failed", "running", "interrupted")
+    code, errors = finish(folder, launch=torchrun(2, 0))
+    assert code == 0, errors
+    assert_same_run(folder, of_two)
+
+
+def test_drawings_go_on_with_another_number_of_processes_to_the_same_weights(tmp_path: Path) -> None:
+    """Their batches are a function of the step; only the order of sums differs."""
+    flags = ["--data", "drawings", "--frozen-statistics", "--dropout", "0", "--dtype", "float64"]
+    code, _ = kill_one(tmp_path / "run", 1, *flags, restarts=0)
+    assert code != 0
+    for folder in (tmp_path / "run", tmp_path / "whole"):
+        code, errors = finish(folder, *([] if folder.exists() else flags))
+        assert code == 0, errors
+    ours, theirs = (load_file(tmp_path / run / "referee" / "image_tower.safetensors") for run in ("run", "whole"))
+    for name, weights in theirs.items():
+        torch.testing.assert_close(ours[name], weights, rtol=1e-8, atol=1e-12)
+
+
+def test_shards_go_on_with_another_number_of_processes_from_the_next_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, _ = kill_one(folder, 1, *SHARED, restarts=0)
+    assert code != 0
+    before = checkpoint.load(checkpoint.checkpoints(folder / "checkpoints")[-1])
+    code, errors = finish(folder)
+    assert code == 0, errors
+    (warning,) = (line for line in record(folder)["warnings"] if "processes" in line)
+    assert "by 2 processes and continues with 1" in warning
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == list(range(1, STEPS + 1))
+    after = checkpoint.load(checkpoint.checkpoints(folder / "checkpoints")[-1])
+    (position,) = after["data"]
+    samples = 16 * (STEPS - before["step"])
+    assert position["reached"] == {"emoji": 1 + max(place["reached"]["emoji"] for place in before["data"])}
+    assert position["stream"]["sources"]["emoji"][2] <= samples, "no sample of the epoch was passed over"
+    usable = sum(place["met"]["emoji"]["usable"] for place in before["data"])
+    assert position["met"]["emoji"]["usable"] == usable + samples
 
 
 @pytest.fixture

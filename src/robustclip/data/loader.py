@@ -6,7 +6,7 @@ import atexit
 import math
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -126,6 +126,7 @@ def pixels(picture: Image.Image) -> UInt8[Tensor, "3 h w"]:
 CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
 JUDGED_FROM = 100  # samples, before their faults are held against a source
 USABLE = "usable"
+POSITION = {"place", "stream", "taken", "met", "examples"}
 
 Chunk = tuple[list[Sample], dict[str, Any]]  # with the state of the stream before it
 Decoded = tuple[UInt8[Tensor, "n 3 h w"], list[Sample], dict[str, Any]]
@@ -133,7 +134,8 @@ Decoded = tuple[UInt8[Tensor, "n 3 h w"], list[Sample], dict[str, Any]]
 
 
 class Loader:
-    """Batches of exactly `batch_size` usable pairs, without end; a batch may span two epochs.
+    """Batches of exactly `batch_size` usable pairs, without end; a batch may span two epochs. Their images are uint8
+    (see `Batch.to`).
 
     Samples are read in one place, in the mixture's order, and decoded in `workers` processes (0: in this one), which
     hand them back in that order: the batches are the same for any number of workers. What is random about a sample
@@ -177,6 +179,7 @@ class Loader:
         self.remarks: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.met: dict[str, Counter[str]] = {}  # of each source: samples usable, and skipped by kind
+        self.reached: dict[str, int] = {}  # of each source: the epoch of its last sample
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... Nothing before `position` is decoded, and of each source no more than the
@@ -189,6 +192,7 @@ class Loader:
         at = self._check(position) if position else {}
         self.met = {name: Counter(counts) for name, counts in at.get("met", {}).items()}
         self.examples = dict(at.get("examples", {}))
+        self.reached = dict(at.get("reached", {}))
         self.faults.clear()
         self.faults.update(sum(self.met.values(), Counter()))
         del self.faults[USABLE]
@@ -199,13 +203,13 @@ class Loader:
         return islice(self._batches(stream), 0 if position else start, None)
 
     def _check(self, position: dict[str, Any]) -> dict[str, Any]:
-        if not {"place", "stream", "taken", "met", "examples"} <= position.keys():
+        if not position.keys() >= POSITION:
             raise UsageError("the position in the data is not one that this version wrote: start a new run")
         ours = [self.place.rank, self.place.world_size]
         if position["place"] != ours:
             raise UsageError(
-                "the position in the data is that of process {} of {}, and this is process {} of {}: go on with as "
-                "many processes as before, each from its own".format(*position["place"], *ours)
+                "the position in the data is that of process {} of {}, and this is process {} of {}: continue each "
+                "process from its own, or give those of all processes to `redealt`".format(*position["place"], *ours)
             )
         if set(position["stream"]["sources"]) != set(self.mixture.sources):
             raise UsageError(
@@ -226,7 +230,7 @@ class Loader:
                 if len(samples) == self.share:
                     captions = [sample.captions[0] for sample in samples]
                     yield Batch(
-                        torch.stack(images).float().div_(255),
+                        torch.stack(images),
                         captions,
                         torch.tensor(
                             [
@@ -243,11 +247,12 @@ class Loader:
         """Behind the first `taken` samples of the chunk at which the stream had this state."""
         met = {name: dict(counts) for name, counts in self.met.items()}
         place = [self.place.rank, self.place.world_size]
-        reported = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
+        reported = {"examples": dict(self.examples), "remarks": dict(self.remarks), "reached": dict(self.reached)}
         return {"place": place, "stream": state, "taken": taken, "met": met, **reported}
 
     def _usable(self, sample: Sample) -> bool:
         counts = self.met.setdefault(sample.source, Counter())
+        self.reached[sample.source] = sample.epoch
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
         if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
@@ -313,6 +318,42 @@ class Loader:
         }
         odd = {"odd_samples": dict(self.remarks)} if self.remarks else {}
         return {**self.mixture.describe(), **preparation, "batch_size": self.batch_size, "seed": self.seed, **odd}
+
+
+def redealt(positions: Sequence[dict[str, Any]], place: Place) -> dict[str, Any]:
+    """Position from which the process at `place` continues the run of another number of processes, whose `positions`
+    these are.
+
+    Each source begins the epoch after the last one that any of them had begun: from there on every sample is met once
+    an epoch by all processes together. What was left of the epoch before is not met in it. Counts of skipped samples
+    go to the first process.
+    """
+    if not all(position.keys() >= POSITION for position in positions):
+        return dict(positions[0])  # which `Loader.batches` refuses
+    streams = [position["stream"] for position in positions]
+    reached = [position.get("reached", {}) for position in positions]
+    begun = {
+        name: 1
+        + max(epochs.get(name, stream["sources"][name][0]) for epochs, stream in zip(reached, streams, strict=True))
+        for name in streams[0]["sources"]
+    }
+    counts = {name: Counter[str]() for name in begun}
+    for position in positions if place.rank == 0 else []:
+        for name, met in position["met"].items():
+            counts[name].update(met)
+    remarks = sum((Counter(position.get("remarks", {})) for position in positions), Counter[str]())
+    return {
+        "place": [place.rank, place.world_size],
+        "stream": {
+            **{name: value for name, value in streams[0].items() if name == "sizes"},
+            "draws": max(stream["draws"] for stream in streams),
+            "sources": {name: [epoch, 0, 0] for name, epoch in begun.items()},
+        },
+        "taken": 0,
+        "met": {name: dict(met) for name, met in counts.items() if met},
+        "examples": {kind: sample for position in reversed(positions) for kind, sample in position["examples"].items()},
+        "remarks": dict(remarks) if place.rank == 0 else {},
+    }
 
 
 class Decoder(Dataset[Decoded]):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from robustclip.errors import Fault, UsageError
@@ -92,12 +92,13 @@ def stable_number(text: str) -> int:
 
 @dataclass(repr=False)
 class Batch:
-    """Image-text pairs. `images` are float32 in [0, 1] on the CPU; two pairs whose `positives` are equal show the same
-    concept or carry the same caption, and are no negatives of each other; `ids` name the samples.
+    """Image-text pairs. `images` are on the CPU, uint8 as decoded or float32 in [0, 1], which `to` makes of both; two
+    pairs whose `positives` are equal show the same concept or carry the same caption, and are no negatives of each
+    other; `ids` name the samples.
 
     `position` is where this process's next batch begins, in JSON's types, if the number of the batch does not tell."""
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     captions: list[str]
     positives: Int[Tensor, " b"]
     ids: list[str]
@@ -110,9 +111,17 @@ class Batch:
         return len(self.captions)
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The same pairs with images and positives on `device`, the images laid out as asked."""
-        images = self.images.to(device, memory_format=memory_format, non_blocking=True)
-        return replace(self, images=images, positives=self.positives.to(device, non_blocking=True))
+        """The same pairs with images, float32 in [0, 1] laid out as asked, and positives on `device`. To a GPU they
+        travel from pinned memory, without waiting; 8-bit images become float32 there, a quarter of the bytes."""
+        device = torch.device(device)
+        images, positives = self.images, self.positives
+        if device.type == "cuda" and not images.is_cuda:
+            images, positives = images.pin_memory(), positives.pin_memory()
+        images = images.to(device, memory_format=memory_format, non_blocking=True)
+        if images.dtype == torch.uint8:
+            # By a tensor there: by a number, CUDA multiplies with its reciprocal, which is not the CPU's quotient.
+            images = images.float().div_(torch.tensor(255.0, device=device))
+        return replace(self, images=images, positives=positives.to(device, non_blocking=True))
 
 
 class BatchSource(Protocol):

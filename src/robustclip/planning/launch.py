@@ -18,6 +18,10 @@ Launcher = Literal["accelerate", "torchrun", "slurm"]
 PORT: Final = 29500
 RESTARTS: Final = 3  # of all processes after one died, by torch's elastic agent
 LONGEST: Final = 24  # hours that a job asks for; a longer run is requeued
+OWN_STORE: Final = (
+    "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else restarted processes may find the addresses of dead ones"
+)
+"""torch keeps one key-value store over restarts, and gloo and NCCL look each other up there under the same keys."""
 CONTINUED: Final = " \\\n    "
 
 
@@ -47,7 +51,7 @@ class Launch:
             flags[0] = flags[0].replace("--multi_gpu", "--use_fsdp --fsdp_version 2")
         usage = []
         if self.nodes == 1:
-            flags += [f"--num_machines 1 --max_restarts {RESTARTS}"]
+            flags[0] += " --num_machines 1"
         else:
             usage = ["# Run it on each machine: bash SCRIPT RANK ADDRESS_OF_MACHINE_0"]
             flags += [
@@ -66,7 +70,8 @@ class Launch:
                 f"--nnodes {self.nodes} {each}",
                 f'--rdzv-backend c10d --rdzv-endpoint "${{1:?address of one of the machines}}:{PORT}"',
             ]
-        return [*usage, *self._fsdp(), CONTINUED.join(["exec torchrun", *flags, "-m robustclip"]) + self._flags()]
+        exports = [*self._fsdp(), OWN_STORE]
+        return [*usage, *exports, CONTINUED.join(["exec torchrun", *flags, "-m robustclip"]) + self._flags()]
 
     def _slurm(self) -> list[str]:
         each = self.count // self.nodes

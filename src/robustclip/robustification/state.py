@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustclip.attacks.gradient import eval_mode
+from robustclip.data.loader import redealt
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import refuse_smoothed
@@ -202,12 +203,13 @@ def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str,
     """This process's place in the data, of those of all that trained together; None where a step tells it."""
     if len(positions) == distributed.count():
         return positions[distributed.rank()]
-    if any(positions):
-        raise UsageError(
-            f"{run.folder} was trained by {len(positions)} processes, each of which has its place in the data, and "
-            f"this call has {distributed.count()}: launch as many as before"
-        )
-    return None
+    if not (found := [position for position in positions if position]):
+        return None
+    run.warn(
+        f"{run.folder} was trained by {len(positions)} processes and continues with {distributed.count()}: the data go "
+        "on with the next epoch of each source, and what was left of the present one is passed over"
+    )
+    return redealt(found, distributed.place())
 
 
 def training_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, resume: bool) -> torch.dtype:

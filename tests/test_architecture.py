@@ -20,6 +20,7 @@ PAGE = 400  # lines
 ONLY_IMPORTERS = {
     "accelerate": ["runs/distributed.py"],
     "diffusers": ["diffusion/"],
+    "fsspec": ["data/remote.py"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/watching.py"],
     "imscore": ["evaluation/generation/scorers.py"],

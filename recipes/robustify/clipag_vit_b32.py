@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -55,6 +56,7 @@ def recipe(
     grad_checkpointing: bool = False,
     max_skipped: Annotated[Share | None, "stop if more than this share of the samples is unusable"] = None,
     allow_commands: Annotated[bool, "allow shards of the form pipe:COMMAND, which execute commands"] = False,
+    cache: Annotated[Path | None, "folder that keeps shards fetched from URLs; default: fetched in each epoch"] = None,
     workers: NonNegativeInt = 4,
     channels_last: bool = False,
     compile: bool = False,
@@ -93,7 +95,7 @@ def recipe(
     sources = data or [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
     settings = (sources, mix, 1.0 if data else laion_share, batch_size, referee.image_size)
     buffer = 500 if quick else 10_000  # undecoded samples of each source, read before the first is given
-    mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands)
+    mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands, cache=cache)
     batches = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
     probe = next(mixture(seed=seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)

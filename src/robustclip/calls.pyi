@@ -40,6 +40,7 @@ class _Robustify:
         grad_checkpointing: bool = ...,
         max_skipped: float | None = ...,
         allow_commands: bool = ...,
+        cache: str | Path | None = ...,
         workers: int = ...,
         channels_last: bool = ...,
         compile: bool = ...,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from robustclip import recipes
 from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
 from robustclip.cli import app
+from robustclip.data.remote import Remote
 from robustclip.data.sources import open_data
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.card import Card
@@ -271,7 +273,7 @@ places = st.sampled_from(["pipe:touch x", "http://a/b.tar", "s3://a/{0..9}.tar",
 @given(words | shards | places | st.lists(words | shards | places, max_size=3), words)
 @example("pipe:curl http://a/b.tar", "size")
 @example("{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "size")
-def test_any_data_is_a_usage_error_that_touches_nothing(data: str | list[str], weights: str) -> None:
+def test_any_data_is_urls_or_a_usage_error_and_touches_nothing(data: str | list[str], weights: str) -> None:
     here = Path.cwd()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(socket.socket, "connect", forbidden)
@@ -279,8 +281,9 @@ def test_any_data_is_a_usage_error_that_touches_nothing(data: str | list[str], w
         patch.setattr(os, "system", forbidden)
         os.chdir(folder)
         try:
-            with pytest.raises(UsageError):
-                open_data(data, batch_size=2, size=8, weights=weights)
+            with suppress(UsageError):
+                opened = open_data(data, batch_size=2, size=8, weights=weights).mixture.sources.values()
+                assert all(isinstance(shard, Remote) for source in opened for shard in vars(source)["shards"])
             assert not list(Path(folder).iterdir())
         finally:
             os.chdir(here)

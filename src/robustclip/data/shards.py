@@ -23,6 +23,7 @@ from braceexpand import braceexpand
 from webdataset.filters import shuffle
 
 from robustclip.data.images import ENDINGS
+from robustclip.data.remote import Remote, check_url
 from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.tars import BrokenTar, Command, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
 from robustclip.errors import Fault, UsageError
@@ -38,14 +39,18 @@ MAX_SHARDS = 1_000_000
 Pattern = str | os.PathLike[str]
 
 
-def find_shards(shards: Pattern | Sequence[Pattern], *, allow_commands: bool = False) -> list[Shard]:
+def find_shards(
+    shards: Pattern | Sequence[Pattern], *, allow_commands: bool = False, cache: Path | None = None
+) -> list[Shard]:
     """The shards that a path, a brace list (`cc3m/{00000..00331}.tar`), a pattern (`cc3m/*.tar`), a folder of shards,
-    a command (`pipe:COMMAND`, if allowed; braces are expanded too) or a list of these stands for, in their order.
+    a URL (http://, https://, s3://, hf://; with braces), a command (`pipe:COMMAND`, if allowed; with braces) or a list
+    of these stands for, in their order. `cache` is the folder that shards at URLs are kept in.
 
-    Raises UsageError naming what is missing, or there twice, and for a command that is not allowed.
+    Raises UsageError naming what is missing, or there twice, for a command that is not allowed, and for a URL that is
+    not read or needs a library that is not installed.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
-    found = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands)]
+    found = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands, cache)]
     missing = [shard for shard in found if isinstance(shard, Path) and not shard.is_file()]
     if missing:
         named = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -59,14 +64,12 @@ def find_shards(shards: Pattern | Sequence[Pattern], *, allow_commands: bool = F
     return found
 
 
-def _expand(pattern: str, allow_commands: bool) -> list[Shard]:
+def _expand(pattern: str, allow_commands: bool, cache: Path | None) -> list[Shard]:
     if pattern.startswith(PIPE):
         return _commands(pattern, allow_commands)
-    if scheme := re.match(r"[a-zA-Z][\w+.-]+:(?=//)", pattern):
-        raise UsageError(
-            f"{pattern}: {scheme[0]} is not read, only local files are. Copy the shards here first and give their "
-            "path, or give a command that writes them to its output: 'pipe:COMMAND', with --allow-commands"
-        )
+    if re.match(r"[a-zA-Z][\w+.-]+://", pattern):
+        check_url(pattern)
+        return [Remote(url, cache) for url in _braces(pattern)]
     there = Path(pattern).expanduser()
     if there.exists():
         return [*shards_in(there)] if there.is_dir() else [there]
@@ -156,7 +159,8 @@ class ShardSource:
 
     `without` leaves out the samples of these concepts; of the others each epoch takes a `share` of its own, without
     opening more shards than that takes. `name` is the folder's unless given. With `allow_commands`, a shard may be
-    `pipe:COMMAND`, a shell command that writes it; one that fails is a broken shard.
+    `pipe:COMMAND`, a shell command that writes it; one that fails is a broken shard. Shards at URLs are fetched whole,
+    each time they are read unless a folder `cache` keeps them; one that cannot be fetched is a broken shard too.
 
     Raises UsageError for shards that are missing, naming them.
     """
@@ -172,10 +176,11 @@ class ShardSource:
         shuffle_buffer: int = 10_000,
         open_shards: int = 8,
         allow_commands: bool = False,
+        cache: Path | None = None,
     ) -> None:
-        self.shards = find_shards(shards, allow_commands=allow_commands)
-        folders = [shard.absolute().parent for shard in self.shards if isinstance(shard, Path)]
-        self.root = Path(os.path.commonpath(folders)) if folders else None
+        self.shards = find_shards(shards, allow_commands=allow_commands, cache=cache)
+        places = [place for shard in self.shards if (place := _place(shard)) is not None]
+        self.root = Path(os.path.commonpath([place.parent for place in places])) if places else None
         self.left_out = not_shards(shards) if isinstance(shards, str | os.PathLike) else []
         self.name = name or (self.root.name if self.root else "pipe")
         self.labels = {shard: self._label(number, shard) for number, shard in enumerate(self.shards)}
@@ -188,9 +193,9 @@ class ShardSource:
         self.open_shards = open_shards
 
     def _label(self, number: int, shard: Shard) -> str:
-        if self.root is None or not isinstance(shard, Path):
+        if self.root is None or (place := _place(shard)) is None:
             return f"pipe-{number:05d}"
-        return SUFFIX.sub("", shard.absolute().relative_to(self.root).as_posix())
+        return SUFFIX.sub("", place.relative_to(self.root).as_posix())
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         purpose = f"order of {self.name}"
@@ -270,12 +275,12 @@ class ShardSource:
 
     def size(self) -> int:
         """From the counts that img2dataset writes beside its shards, else from the names in the tar files. Raises
-        UsageError for commands, which would have to be run for that."""
+        UsageError for commands and URLs, which would have to be run and fetched for that."""
         files = [shard for shard in self.shards if isinstance(shard, Path)]
         if len(files) < len(self.shards):
             raise UsageError(
-                f"the size of {self.name} is not known before its commands are run: give --data-weights equal, or one "
-                "number a source, e.g. 1,1,2"
+                f"the size of {self.name} is not known before its commands are run and its URLs fetched: give "
+                "--data-weights equal, or one number a source, e.g. 1,1,2"
             )
         return math.ceil(self.share * sum(count_samples(shard) for shard in files))
 
@@ -286,6 +291,13 @@ class ShardSource:
         described |= {"shards": len(self.shards), "first": first, "last": last, "caption": self.caption or "any"}
         described |= {"layout": f"{len(self.shards):,} shards, {first} to {last}", "left_out": self.left_out}
         return described | {"shuffle_buffer": self.shuffle_buffer, "open_shards": self.open_shards, "share": self.share}
+
+
+def _place(shard: Shard) -> Path | None:
+    """Where a shard is, to name it by: its path, or its URL's as one; commands have none."""
+    if isinstance(shard, Remote):
+        return Path("/", shard.key)
+    return shard.absolute() if isinstance(shard, Path) else None
 
 
 def python_random(seed: int, purpose: str, *indices: int) -> random.Random:

@@ -27,8 +27,8 @@ from robustclip.signatures import QUOTIENT
 TABLES = (".csv", ".tsv")
 EMOJI = {"guide-styles": "guide_styles", "unseen-train": "unseen_styles"}  # our split: its name in splits.json
 FORMS = (
-    "shards ('cc3m/{00000..00331}.tar', or their folder), a .csv or .tsv table of paths and captions, a folder with "
-    "one sub-folder of images a class, or emoji"
+    "shards ('cc3m/{00000..00331}.tar', also at a URL, or their folder), a .csv or .tsv table of paths and captions, a "
+    "folder with one sub-folder of images a class, or emoji"
 )
 SEVERAL = "::"
 
@@ -51,6 +51,7 @@ def open_data(
     place: Place = ALONE,
     max_skipped: float | None = None,
     allow_commands: bool = False,
+    cache: Path | None = None,
 ) -> Loader:
     """Training batches from one source, or from several joined by `::` (or a list), each of them shards, a table, an
     image folder, or `emoji` (the embedded guide styles without the held-out concepts; `emoji/unseen-train`).
@@ -59,7 +60,7 @@ def open_data(
     SOURCE=WEIGHT say theirs themselves, and the others among them weigh 1. `caption` names the column, the member or
     the JSON key that holds it; `templates` make captions of class names; `shares` say what part of each source an epoch
     takes (all of it). For `batch_size`, `place` and `max_skipped` see Loader; shards that are commands (`pipe:COMMAND`)
-    are read with `allow_commands` only.
+    are read with `allow_commands` only, and shards at URLs are kept in the folder `cache`, if given.
 
     Raises one UsageError that lists every fault of the call, missing shards among them.
     """
@@ -80,6 +81,7 @@ def open_data(
                     share=share,
                     shuffle_buffer=shuffle_buffer,
                     allow_commands=allow_commands,
+                    cache=cache,
                 )
             )
         except UsageError as error:
@@ -113,11 +115,17 @@ def open_source(
     share: float = 1.0,
     shuffle_buffer: int = 10_000,
     allow_commands: bool = False,
+    cache: Path | None = None,
 ) -> SampleSource:
     """The source that one part of --data stands for. Raises UsageError for what is none."""
     path = Path(part).expanduser()
     shards = partial(
-        ShardSource, caption=caption, share=share, shuffle_buffer=shuffle_buffer, allow_commands=allow_commands
+        ShardSource,
+        caption=caption,
+        share=share,
+        shuffle_buffer=shuffle_buffer,
+        allow_commands=allow_commands,
+        cache=cache,
     )
     if part.startswith(PIPE):
         return shards(part)
@@ -243,6 +251,7 @@ def mixed(
     max_skipped: float | None = None,
     shuffle_buffer: int = 10_000,
     allow_commands: bool = False,
+    cache: Path | None = None,
 ) -> Loader:
     """The sources as one stream, by either reading of the paper. "concatenated" takes every sample of each source once
     an epoch, of the last one the part `laion_share`, another one each epoch."""
@@ -260,6 +269,7 @@ def mixed(
         max_skipped=max_skipped,
         shuffle_buffer=shuffle_buffer,
         allow_commands=allow_commands,
+        cache=cache,
     )
 
 

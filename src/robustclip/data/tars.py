@@ -21,7 +21,8 @@ from typing import Any, Self, cast
 
 from robustclip.data.images import ENDINGS as PICTURES
 from robustclip.data.images import MAX_BYTES
-from robustclip.errors import Fault
+from robustclip.data.remote import Remote, fetched
+from robustclip.errors import Fault, RunError
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBER = MAX_BYTES
@@ -53,7 +54,7 @@ class Command:
         return f"pipe:{self.line}"
 
 
-Shard = Path | Command
+Shard = Path | Command | Remote
 
 
 def read_tar(shard: Shard, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | Fault]]:
@@ -127,7 +128,7 @@ def belongs_to_another(sample: str, members: Iterable[str], samples: Container[s
 def _telling() -> Iterator[None]:
     try:
         yield
-    except BrokenTar:
+    except (BrokenTar, RunError):
         raise
     except Exception as error:  # tarfile raises what it runs into, down to RecursionError
         raise BrokenTar(str(error)) from error
@@ -167,6 +168,10 @@ class StrictHeader(tarfile.TarInfo):
 def _opened(shard: Shard) -> Iterator[io.BufferedReader]:
     if isinstance(shard, Path):
         with shard.open("rb") as file:
+            yield file
+        return
+    if isinstance(shard, Remote):
+        with fetched(shard) as path, path.open("rb") as file:
             yield file
         return
     process = subprocess.Popen(

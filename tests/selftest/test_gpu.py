@@ -20,6 +20,7 @@ ROWS = [
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # torch.compile warns of what it traces, and drivers of what they are
 @pytest.mark.skipif(not FOUND, reason=no_accelerator())
 @pytest.mark.parametrize(("check", "setting"), ROWS)
 def test_an_accelerator_is_within_the_bounds(check: Check, setting: Setting) -> None:

@@ -178,6 +178,7 @@ def test_the_command_checks_the_cpu_and_writes_what_a_bug_report_needs(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile warns of what it traces
 def test_a_compiled_tower_is_attacked_alike() -> None:
     (check,) = (one for one in CHECKS if one.name == "PGD step, ViT")
     (row,) = run_checks([Setting("compiled", CPU, compiled=True)], [check])

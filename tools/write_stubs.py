@@ -6,7 +6,7 @@ python tools/write_stubs.py
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import textwrap
 from pathlib import Path
 
 from robustclip import recipes, signatures
@@ -16,6 +16,7 @@ from robustclip.signatures import Parameter
 
 STUB = Path(__file__).parents[1] / "src" / "robustclip" / "calls.pyi"
 RESULTS = {"robustify": "Trained", "synthesize": "Result"}
+INDENT = " " * 8
 TYPES = {"INTEGER": "int", "NUMBER": "float", "TEXT": "str", "PATH": "str | Path", "": "bool"}
 HEAD = '''"""Signatures of the recipes, for editors. Written by tools/write_stubs.py: do not edit."""
 

@@ -136,7 +136,7 @@ def test_where_nothing_is_positional_a_flag_takes_all_up_to_the_next(
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--steps", "3", "--texts"], "--texts"), (["--texts=a", "b"], "b: belongs to no flag")],
+    [(["--steps", "3", "--texts"], "--texts"), (["--texts=a", "b"], "b: unexpected argument")],
     ids=["no value", "a value too many"],
 )
 def test_a_flag_without_a_value_and_a_value_without_a_flag_are_faults(flags: list[str], message: str, toy: str) -> None:
@@ -159,7 +159,7 @@ def test_all_faults_of_a_call_come_at_once_and_exit_with_2(toy: str, tmp_path: P
         "  --step-sizes: unknown flag; did you mean --step-size?",
         "  --wonder: unknown flag",
         "  --quik: unknown flag; did you mean --quick?",
-        "  extra: belongs to no flag",
+        "  extra: unexpected argument",
         "  --steps 'ten': should be a valid integer, unable to parse string as an integer (default: 5)",
         "  --norm 'l3': should be 'l2' or 'linf' (default: l2)",
         "  --captions 'nowhere': path does not point to a file",

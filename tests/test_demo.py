@@ -23,5 +23,5 @@ def test_the_demo_writes_a_table_a_picture_and_a_referee(tmp_path: Path) -> None
     referee = robustclip.load_referee(out / "referee")
     assert referee.card.threat == robustclip.ThreatModel("l2", 1.5, 64)
     assert (out / "referee" / "open_clip_model.safetensors").is_file()
-    assert "Next: robustclip evaluate" in shown["told"]
+    assert "Next: robustclip evaluate" in shown["summary"]
     assert robustclip.referees.registry.find(NAME) is None  # so that a second demo may be run

@@ -25,7 +25,7 @@ def test_numbers_have_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_demo_ends_with_its_table_and_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    printing.demo({"table": Table("metric", title="zero-shot"), "told": "It kept its names."})
+    printing.demo({"table": Table("metric", title="zero-shot"), "summary": "It kept its names."})
     shown = capsys.readouterr().out
     assert "metric" in shown
     assert shown.endswith("\nIt kept its names.\n")

@@ -35,7 +35,7 @@ def pgd(*given: Any, **named: Any) -> Any:
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "evaluate limit": (lambda: robustclip.evaluate(NAME, limit="x"), "limit= 'x': should be a valid integer"),
     "evaluate half a limit": (lambda: robustclip.evaluate(NAME, limit=2.5), "limit= 2.5"),
-    "evaluate true limit": (lambda: robustclip.evaluate(NAME, limit=True), "limit= True: is a truth value"),
+    "evaluate true limit": (lambda: robustclip.evaluate(NAME, limit=True), "limit= True: is a boolean"),
     "evaluate tasks": (lambda: robustclip.evaluate(NAME, tasks=3), "tasks="),
     "evaluate no tasks": (lambda: robustclip.evaluate(NAME, tasks=None), "tasks="),
     "evaluate attack": (lambda: robustclip.evaluate(NAME, attack=3), "attack= 3: should be a valid string"),
@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "judge seed": (lambda: judge(["x"], seed="x"), "seed= 'x'"),
     "judge metrics": (lambda: judge(["x"], metrics=3), "metrics= 3"),
     "fit size": (lambda: fit("emoji/unseen-styles", out="m.safetensors", size="x"), "size= 'x'"),
-    "fit components": (lambda: fit("emoji/unseen-styles", out="m.safetensors", components=True), "truth value"),
+    "fit components": (lambda: fit("emoji/unseen-styles", out="m.safetensors", components=True), "boolean"),
     "robustify three": (lambda: robustclip.robustify(3), "a recipe is a name or a path, not 3"),
     "robustify nothing": (lambda: robustclip.robustify(None), "a recipe is a name or a path, not None"),
     "robustify steps": (lambda: robustclip.robustify("emoji", steps="x"), "steps= 'x'"),

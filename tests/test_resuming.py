@@ -196,7 +196,7 @@ def test_the_command_does_the_same() -> None:
     folder = fail("base", steps=7)
     done = CliRunner().invoke(app, ["robustify", "ablation", "--resume", "latest", "--wonder"])
     told = str(done.exception)
-    assert "--resume 'latest': there is no run of ablation in runs/" in told
+    assert "--resume 'latest': no run of ablation in runs/" in told
     assert "--wonder: unknown flag" in told
     assert Run.open(folder).status == "failed"
     flags = ["--resume", "latest", "--no-fail", "--lr", "0.75", "--json", "n.json"]
@@ -212,7 +212,7 @@ def test_a_recipe_of_ones_own_is_found_again_by_its_file(house: Path) -> None:
     folder = fail("mine.py", steps=8)
     assert Run.open(folder).called == "mine.py"
     assert robustify("mine.py", resume="latest", fail=False)["steps"] == "8"
-    with pytest.raises(UsageError, match="there is no run of base in runs/"):
+    with pytest.raises(UsageError, match="no run of base in runs/"):
         robustify("base", resume="latest")
     by_path = str(house / "base.py")
     assert recipes.find(by_path, "robustify").full_name == "base", "a shipped recipe's path is its name"

@@ -24,27 +24,27 @@ class Recipes:
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self.__signature__ = inspect.signature(function)
 
-    def __call__(self, *given: Any, **arguments: Any) -> Any:
-        return self._function(*given, **arguments)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(one.path.stem for one in recipes.available(self._room))]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        found = {one.path.stem: one for one in recipes.available(self._room)}.get(name)
-        if found is None or name.startswith("_"):
-            raise AttributeError(f"there is no recipe {name!r}: {', '.join(dir(self))}")
-        signature = inspect.signature(found.function)
+        file = {one.path.stem: one for one in recipes.available(self._room)}.get(name)
+        if file is None or name.startswith("_"):
+            raise AttributeError(f"no recipe {name!r}: {', '.join(dir(self))}")
+        signature = inspect.signature(file.function)
 
-        def recipe(*given: Any, **arguments: Any) -> Any:
-            bound = signature.bind_partial(*given, **arguments).arguments
+        def recipe(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind_partial(*args, **kwargs).arguments
             if isinstance(bound.get("prompt"), str):
                 bound["prompt"] = [bound["prompt"]]
             if self._room == "robustify":
-                return self._function(found.name, **bound)
-            return recipes.run(found.name, self._room, dict(bound))
+                return self._function(file.name, **bound)
+            return recipes.run(file.name, self._room, dict(bound))
 
-        recipe.__name__, recipe.__doc__ = name, found.function.__doc__
+        recipe.__name__, recipe.__doc__ = name, file.function.__doc__
         recipe.__signature__ = signature  # type: ignore[attr-defined]
         return recipe
 

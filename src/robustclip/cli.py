@@ -27,12 +27,11 @@ from robustclip.source import of_module
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command, and exit: 0 for success, 2 for a fault of the call, 1 of the run, 128 + the signal when stopped
-    by one."""
+    """Run one command and exit: 0 for success, 2 for a faulty call, 1 for a failed run, 128 + signal if interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text that the terminal can show
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    if logging.lastResort is not None:  # which prints warnings where nobody has set up logging
+    if logging.lastResort is not None:  # prints warnings if logging is not configured
         logging.lastResort.setFormatter(terminal.Shown())
     try:
         with terminable():
@@ -50,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--traceback" in arguments or os.environ.get("ROBUSTCLIP_TRACEBACK"):
             traceback.print_exc()
-        click.secho(f"robustclip: {terminal.shown(_told(error))}", err=True, fg="red")
+        click.secho(f"robustclip: {terminal.shown(_message(error))}", err=True, fg="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, UsageError | RunError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -70,19 +69,19 @@ Show = Callable[[Any], None]
 
 
 def _load(module: str, function: str) -> tuple[Function, Pairs | None]:
-    """A function of the package without its checks of Python calls, which the command line makes itself, and the
-    `faults` of its module, which know its illegal pairs."""
+    """A function of the package without its `typed` checks, which the command line makes itself, and its module's
+    `faults`, which yields illegal combinations."""
     names = vars(import_module(module))
     return inspect.unwrap(names[function]), names.get("faults")
 
 
 def _describe(module: str, function: str) -> Described:
-    """Its signature and docstring, without an import of the module."""
+    """Signature and docstring of a function, without importing its module."""
     return of_module(module).read(function)
 
 
 def _numbers(result: Any) -> object:
-    """What a verb returned as plain values, for `--json`."""
+    """A verb's result as plain values, for `--json`."""
     if isinstance(result, Path):
         return {"folder": str(result)}
     if isinstance(result, list):
@@ -91,14 +90,14 @@ def _numbers(result: Any) -> object:
 
 
 class InOrder(click.Group):
-    """Verbs in the order of work, as they are added."""
+    """Group whose help lists commands in the order they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
 class RecipeGroup(click.Group):
-    """The recipes of a room as commands, those that are shipped by name, any other by its path; and verbs added."""
+    """The recipes of a room as commands: shipped ones by name, others by path; further verbs can be added."""
 
     def __init__(self, name: str, room: str, summary: str, text: str, show: Show) -> None:
         takes = {"synthesize": "RECIPE PROMPT... [FLAGS]", "evaluate": "TABLE [FLAGS]"}.get(room, "RECIPE [FLAGS]")
@@ -126,7 +125,7 @@ class RecipeGroup(click.Group):
 
 
 class PlanGroup(RecipeGroup):
-    """The recipes that make a CLIP robust, planned instead of run."""
+    """The `robustify` recipes, planned instead of run."""
 
     def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         from robustclip.planning import plan
@@ -143,7 +142,7 @@ def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
     try:
         estimate = command(recipe)[0](**vars(Terms()), **arguments)
     except UsageError as error:  # a recipe whose tower no flag names
-        click.echo(f"how long is not known: {error}")
+        click.echo(f"duration: unknown: {error}")
         return
     printing.tabled(estimate)
     printing.next_call("plan", recipe.name, "--gpu", "here")

@@ -31,36 +31,35 @@ Function = Callable[..., Any]
 EVERYWHERE = {
     "device": "auto, cpu, cuda, cuda:<index> or mps",
     "dtype": "auto (a rule by device and tower), measure (the faster), float32, bfloat16 or float16",
-    "seed": "keys everything random",
+    "seed": "seed of all random numbers",
 }
-"""Flags that every command takes, so that a script may pass them to any; help shows them where they do something."""
+"""Flags that every command accepts, so that scripts can pass them anywhere; help lists them where they matter."""
 
 USUAL = EVERYWHERE | {
     "out": "the folder to write, which must not exist yet",
-    "resume": "a run's folder, or latest: go on with it, with the flags it had where none are given here",
-    "quick": "shrink the run to seconds, to see that it works",
-    "overwrite": "replace files that are there (--json, --csv); else they are left as they are, and the call refused",
+    "resume": "a run's folder, or latest: resume it; flags not given keep that run's values",
+    "quick": "shrink the run to seconds, as a smoke test",
+    "overwrite": "replace existing files (--json, --csv); without it such a call is refused",
 }
-"""What flags of these names mean wherever they don't say otherwise."""
+"""Default help texts of flags with these names."""
 
 _log = logging.getLogger("robustclip")
 LONGEST_PATH = 1000  # characters
-DRY_RUN = "check the call, say what it would read and write, and end"
+DRY_RUN = "check the call, print what it would read and write, and exit"
 PLACES = ("out", "to", "csv", "svg")
-"""Parameters that name what is written."""
+"""Parameters that name output files or folders."""
 TEXTS = ("prompt", "texts", "negations", "targets", "notes", "name")
-"""Parameters whose values are words, and no files that happen to be called so."""
+"""Parameters whose values are text even where a file of that name exists."""
 
 
 class TypedCommand(click.Command):
-    """A command whose flags are the parameters of a typed function, plus those that every command has.
+    """A command whose flags are the parameters of a typed function, plus those common to all commands.
 
-    load: gives the function, and what knows its illegal pairs of values; called when the command is.
-    describe: gives its signature and docstring, for help and completion; by default those of the loaded function.
-    expansions: what arguments such as `resume` stand for (see `signatures.bind`).
-    show: prints the function's result for people; numbers: makes it the plain values that `--json FILE` writes.
-    long: take `--dry-run`, which checks the call and says what it would read and write, and by `estimate` how long it
-    would take.
+    load: returns the function and the generator of its illegal combinations; called when the command runs.
+    describe: returns signature and docstring for help and completion; by default those of the loaded function.
+    expansions: see `signatures.bind`.
+    show: prints the function's result; numbers: converts it to the plain values that `--json FILE` writes.
+    long: add `--dry-run`, which checks the call and prints inputs, outputs and, with `estimate`, the duration.
     """
 
     def __init__(
@@ -97,11 +96,11 @@ class TypedCommand(click.Command):
         common: dict[str, dict[str, Any]] = {
             **{name: {"expose_value": False, "hidden": True, "metavar": "TEXT"} for name in EVERYWHERE},
             "config": {"type": file, "help": "a YAML file of arguments, which flags override"},
-            "print_config": {"is_flag": True, "help": "print all arguments of this call as such a file, and end"},
+            "print_config": {"is_flag": True, "help": "print all arguments of this call as such a file, and exit"},
             "json": {"type": file, "help": "write the numbers here"},
             "overwrite": {"is_flag": True, "help": USUAL["overwrite"]},
             **({"dry_run": {"is_flag": True, "help": DRY_RUN}} if self.long else {}),
-            "traceback": {"is_flag": True, "expose_value": False, "help": "show where a failure comes from"},
+            "traceback": {"is_flag": True, "expose_value": False, "help": "show the traceback of a failure"},
         }
         self.common = [name for name in common if name not in own and name not in (*EVERYWHERE, "traceback")]
         self.params = [
@@ -115,12 +114,12 @@ class TypedCommand(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def _described(self, *, shown: bool) -> tuple[list[Parameter], str]:
-        """Its parameters and docstring: of the source where they are only shown, else of the function."""
+        """Parameters and docstring: from the source if only shown, else from the imported function."""
         if self.describe is not None and shown:
             try:
                 described = self.describe()
                 return signatures.of_signature(described.signature, self.name or ""), described.doc
-            except Exception as error:  # what the function's own file says of it comes when it is loaded
+            except Exception as error:  # errors of the file itself are raised when it is imported below
                 _log.debug("%s: its source does not show its flags: %r", self.name, error)
         function, _ = self.load()
         return signatures.parameters(function), inspect.getdoc(function) or ""
@@ -130,20 +129,20 @@ class TypedCommand(click.Command):
         return [*names, "[FLAGS]"]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Bind the whole call, so that its faults come at once, where click itself would stop at the first."""
+        """Bind the whole call and report all faults together; click itself would stop at the first."""
         cut = args.index("--") if "--" in args else len(args)
         args, after = args[:cut], args[cut + 1 :]
         repeated = {as_flag(parameter) for parameter in self.parameters if parameter.repeated}
         for flag, value in pairwise([*args, "--"]):
-            if flag in repeated and _is_flag(value):  # which click lets pass, and forgets
+            if flag in repeated and _is_flag(value):  # click drops such a flag silently
                 raise click.BadOptionUsage(flag, f"Option {flag!r} requires an argument.", ctx)
         if not any(parameter.positional for parameter in self.parameters):
             args = list(_spelt_out(args, repeated))
         super().parse_args(ctx, args)
-        if ctx.resilient_parsing:  # a shell asks what may follow, and nothing is called
+        if ctx.resilient_parsing:  # shell completion
             return []
         common = {name: ctx.params.pop(name) for name in self.common}
-        given = {name: value for name, value in ctx.params.items() if _came(ctx, name)}
+        given = {name: value for name, value in ctx.params.items() if _on_command_line(ctx, name)}
         positional, misfits = self._sort(ctx.args, after)
         if common.get("config") is not None:
             given["config"] = common["config"]
@@ -159,7 +158,7 @@ class TypedCommand(click.Command):
         return []
 
     def _outputs(self, json: Path | None, arguments: dict[str, Any], *, overwrite: bool) -> Iterator[UsageError]:
-        """What is wrong with the place of `--json`."""
+        """Faults of the path given to `--json`."""
         if json is None:
             return
         try:
@@ -168,7 +167,8 @@ class TypedCommand(click.Command):
             yield UsageError(f"--json: {error}", error.code)
         named = {f"--{name}": arguments.get(name) for name in (*PLACES, "resume")}
         outputs = {flag: place for flag, place in named.items() if isinstance(place, str | Path)}
-        yield from (UsageError(told, "clash") for told in clashes(outputs | {"--json": json}) if "--json" in told)
+        messages = clashes(outputs | {"--json": json})
+        yield from (UsageError(message, "clash") for message in messages if "--json" in message)
 
     def invoke(self, ctx: click.Context) -> None:
         arguments, common = ctx.params["arguments"], ctx.params["common"]
@@ -180,7 +180,7 @@ class TypedCommand(click.Command):
             self._rehearse(arguments, file)
             return
         result = self.function(**arguments)
-        if os.environ.get("RANK", "0") != "0":  # of processes that train together, one speaks
+        if os.environ.get("RANK", "0") != "0":  # only the main process prints
             return
         if file is None:
             self.show(result)
@@ -188,12 +188,12 @@ class TypedCommand(click.Command):
         numbers = plain(self.numbers(result))
         try:
             self.show(result)
-        finally:  # what is shown first is not lost with a disk that is full, nor the file with a result that is no good
+        finally:  # a full disk must not lose the printed result, nor an error of `show` the file
             with rescuing(lambda: numbers):
                 write_json(file, numbers)
 
     def _rehearse(self, arguments: dict[str, Any], json: Path | None) -> None:
-        """Say what a call would do. All that its text shows to be wrong was refused before."""
+        """Print what a valid call would read, write and take."""
         defaults = {parameter.name: parameter.default for parameter in self.parameters}
         places = {name: value for name, value in arguments.items() if name in PLACES and value is not None}
         if json is not None:
@@ -201,8 +201,8 @@ class TypedCommand(click.Command):
         for name, value in arguments.items():
             if name in places:
                 continue
-            if name not in TEXTS and (found := list(_found(value))):
-                click.echo(f"reads {name.replace('_', ' ')}: {', '.join(found)}")
+            if name not in TEXTS and (files := list(_existing_files(value))):
+                click.echo(f"reads {name.replace('_', ' ')}: {', '.join(files)}")
             elif value != defaults[name]:
                 click.echo(f"{name.replace('_', ' ')}: {written(value)}")
         for name, value in places.items():
@@ -212,12 +212,11 @@ class TypedCommand(click.Command):
         if self.estimate is not None and not arguments.get("quick"):
             self.estimate(arguments)
         elif "quick" in defaults:
-            click.echo("how long: try it with --quick, which takes seconds, or with few --steps")
+            click.echo("duration: not estimated; try --quick, which takes seconds, or a small --steps")
         click.echo("nothing was run (--dry-run)")
 
     def _sort(self, rest: list[str], after: list[str]) -> tuple[dict[str, object], list[UsageError]]:
-        """What is not a known flag, and what came after `--`, where nothing is one: (values of positional parameters,
-        what fits nowhere)."""
+        """Sort the words that click did not parse, and those after `--`: (values of positional parameters, faults)."""
         values: list[str] = []
         misfits: list[UsageError] = []
         flags = [flag for option in self.params for flag in option.opts if flag.startswith("--")]
@@ -230,18 +229,18 @@ class TypedCommand(click.Command):
             flag = token.partition("=")[0]
             misfits.append(UsageError(signatures.unknown(flag, flags, "flag"), "unknown_flag", flag=flag))
             if "=" not in token and tokens and not _is_flag(tokens[0]):
-                tokens.popleft()  # most likely its value
+                tokens.popleft()  # presumably the flag's value
         values += after
         positional: dict[str, object] = {}
         for parameter in self.parameters:
             if parameter.positional and values:
                 positional[parameter.name] = values if parameter.repeated else values.pop(0)
                 values = [] if parameter.repeated else values
-        return positional, misfits + [UsageError(f"{value}: belongs to no flag", "no_flag") for value in values]
+        return positional, misfits + [UsageError(f"{value}: unexpected argument", "no_flag") for value in values]
 
 
-def _found(value: object) -> Iterator[str]:
-    """The files and folders among the values of a parameter, with their size."""
+def _existing_files(value: object) -> Iterator[str]:
+    """Files and folders among the values of a parameter, with their size."""
     for one in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(one, str | Path) or not 0 < len(str(one)) <= LONGEST_PATH:
             continue
@@ -253,7 +252,7 @@ def _found(value: object) -> Iterator[str]:
 
 
 def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:
-    """`--images a b` as `--images a --images b`. Only where nothing is positional: there b has no other meaning."""
+    """Expand `--images a b` to `--images a --images b`; only for commands without positional parameters."""
     current = ""
     for arg in args:
         if _is_flag(arg):
@@ -267,8 +266,8 @@ def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:
 
 
 def _option(parameter: Parameter) -> click.Option:
-    """The flag of a parameter. Its value is left as text: `signatures.bind` reads it. Each switch can be turned off,
-    for a run that goes on may have had it on."""
+    """The flag of a parameter. Values stay text, which `signatures.bind` parses. Switches have a --no form, since a
+    resumed run may have had them on."""
     flag = as_flag(parameter)
     is_switch = parameter.label == ""
     return click.Option(
@@ -280,12 +279,12 @@ def _option(parameter: Parameter) -> click.Option:
         default=None if parameter.required else parameter.default,
         shell_complete=partial(_completed, parameter),
         metavar=parameter.label,
-        help=_told(parameter),
+        help=_help(parameter),
     )
 
 
-def _told(parameter: Parameter) -> str:
-    """What help says of a flag; a default that is nothing goes without saying, as does that a switch is off."""
+def _help(parameter: Parameter) -> str:
+    """Help text of a flag with its default, except for None and switches that are off."""
     text = parameter.help or USUAL.get(parameter.name, "")
     if parameter.required:
         return f"{text} (required)"
@@ -297,7 +296,7 @@ def _told(parameter: Parameter) -> str:
 
 
 def _completed(parameter: Parameter, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """What a shell offers as the value of a flag: the words that its type names, else files where it takes paths."""
+    """Shell completion of a flag's value: the choices of its type, else files if it takes paths."""
     if parameter.choices:
         return [CompletionItem(word) for word in parameter.choices if word.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file")] if "PATH" in parameter.label.split("|") else []
@@ -305,10 +304,14 @@ def _completed(parameter: Parameter, _: click.Context, __: click.Parameter, inco
 
 def _split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """`--tasks a,b` is `--tasks a --tasks b`; not for texts and paths, which may hold commas."""
-    return tuple(part for value in values for part in value.split(",")) if _came(ctx, option.name or "") else values
+    return (
+        tuple(part for value in values for part in value.split(","))
+        if _on_command_line(ctx, option.name or "")
+        else values
+    )
 
 
-def _came(ctx: click.Context, name: str) -> bool:
+def _on_command_line(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
@@ -317,27 +320,27 @@ def _is_flag(token: str) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """A docstring without what only Python sees; click may wrap its prose, but not its indented blocks."""
+    """A docstring without its Raises and Returns blocks; click wraps prose but not indented blocks."""
     blocks = [block for block in text.split("\n\n") if not block.startswith(("Raises ", "Returns "))]
     return "\n\n".join(map(_laid_out, blocks))
 
 
 def _laid_out(block: str) -> str:
-    """A block as help shows it: prose is left to click, which wraps it; a list of terms, each with two spaces or more
-    before what it means, is wrapped below its meanings; commands and code stay as they are."""
+    """A block of help text: click wraps prose; definition lists (term, two or more spaces, meaning) are wrapped with a
+    hanging indent; commands and code are kept verbatim."""
     lines = block.split("\n")
     items = [re.fullmatch(r"(?P<term>\S+(?: \S+)*) {2,}(?P<meaning>\S.*)", line) for line in lines]
     if items[0] is None:
         return f"\b\n{block}" if re.search(r"^ {2}", block, re.MULTILINE) else block
     column = max(item.start("meaning") for item in items if item)
-    found: list[tuple[str, str]] = []
+    definitions: list[tuple[str, str]] = []
     for line, item in zip(lines, items, strict=True):
         if item:
-            found.append((item["term"], item["meaning"]))
+            definitions.append((item["term"], item["meaning"]))
         else:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
-    told = (
+            definitions[-1] = (definitions[-1][0], f"{definitions[-1][1]} {line.strip()}")
+    wrapped = (
         textwrap.fill(meaning, 78, initial_indent=f"{term:{column}}", subsequent_indent=" " * column)
-        for term, meaning in found
+        for term, meaning in definitions
     )
-    return "\b\n" + "\n".join(told)
+    return "\b\n" + "\n".join(wrapped)

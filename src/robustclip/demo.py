@@ -78,11 +78,11 @@ def run_demo(
         device=device,
         seed=seed,
     )
-    return {"report": report.to_json(), "told": tell(report, attack, out), "table": report.table()}
+    return {"report": report.to_json(), "summary": summarise(report, attack, out), "table": report.table()}
 
 
 def faults(eps: float, attack: str) -> Iterator[str]:
-    """What would only show in the middle of the demo."""
+    """Faults that would otherwise show in the middle of the demo."""
     for check in (
         partial(ThreatModel, "l2", eps, 64),
         lambda: AttackSpec.parse(attack).threat(64),
@@ -94,7 +94,7 @@ def faults(eps: float, attack: str) -> Iterator[str]:
             yield str(error)
 
 
-def tell(report: Report, attack: str, out: Path) -> str:
+def summarise(report: Report, attack: str, out: Path) -> str:
     """Summarise the results in three sentences, with the next command."""
 
     def percent(name: str, where: str) -> str:

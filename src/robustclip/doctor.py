@@ -28,17 +28,19 @@ IMPORTED_AS: Final = {
 }
 """Packages whose module has another name, both in canonical form."""
 
-NOT_INSTALLED: Final = "robustclip is not installed, so nobody says what it needs: pip install -e ."
+NOT_INSTALLED: Final = "robustclip is not installed, so its requirements are unknown: pip install -e ."
 
 GB: Final = 1e9
 
 
 @typed
 def doctor(*, device: str = "auto") -> dict[str, Any]:
-    """Show versions, devices and memory, what is missing, and how to get it.
+    """Show versions, devices, memory, missing packages and the commands that install them.
 
-    `--device` tries that device with a small product, and fails where there is none.
+    `--device` runs a small matrix product on that device, and fails if there is no such device.
     """
+    import torch  # here, so that --help and `remedy` load no torch
+
     packages = requirements()
     return {
         "robustclip": robustclip.__version__,
@@ -49,7 +51,7 @@ def doctor(*, device: str = "auto") -> dict[str, Any]:
         "missing": [name for name, package in packages.items() if package["remedy"]],
         "devices": devices(),
         "chosen": _tried(device),
-        "threads": _threads(),
+        "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
         "memory_free_gb": round(psutil.virtual_memory().available / GB, 1),
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / GB, 1),
@@ -59,9 +61,9 @@ def doctor(*, device: str = "auto") -> dict[str, Any]:
 
 
 def requirements() -> dict[str, dict[str, Any]]:
-    """What this package asks for: {name: {wanted, installed, extra, remedy}}; `remedy` is None where all is well."""
-    found = {}
-    for wanted, extra in _wanted():
+    """This package's requirements: {name: {wanted, installed, extra, remedy}}; `remedy` is None if satisfied."""
+    packages = {}
+    for wanted, extra in _declared():
         if extra in ("dev", "docs"):
             continue
         try:
@@ -69,25 +71,25 @@ def requirements() -> dict[str, dict[str, Any]]:
         except metadata.PackageNotFoundError:
             installed = None
         fits = installed is not None and wanted.specifier.contains(installed, prereleases=True)
-        found[wanted.name] = {
+        packages[wanted.name] = {
             "wanted": str(wanted.specifier),
             "installed": installed,
             "extra": extra,
             "remedy": None if fits else _install(wanted.name, extra),
         }
-    return found
+    return packages
 
 
 def remedy(module: str) -> str:
-    """How to get a module that could not be imported."""
+    """The command that installs a module which could not be imported."""
     name = canonicalize_name(module.partition(".")[0])
-    found = [
+    providers = [
         (wanted.name, extra)
-        for wanted, extra in _wanted()
+        for wanted, extra in _declared()
         if name in (canonicalize_name(wanted.name), IMPORTED_AS.get(canonicalize_name(wanted.name)))
     ]
-    # diffusers is in two extras, `align` and `synthesis`: the second brings nothing that its users do not need
-    return _install(*max(found, key=lambda one: one[1] or "")) if found else f"pip install {name}"
+    # diffusers is in two extras: prefer `synthesis` to `align`, which also installs peft
+    return _install(*max(providers, key=lambda one: one[1] or "")) if providers else f"pip install {name}"
 
 
 def report(facts: dict[str, Any]) -> Group:
@@ -112,22 +114,22 @@ def report(facts: dict[str, Any]) -> Group:
     return Group(*map(Text, lines), Text(), table, Text(), *map(Text, ending))
 
 
-def _wanted() -> list[tuple[Requirement, str | None]]:
-    """What the installed package declares: each requirement, and the extra that asks for it (None: the core)."""
+def _declared() -> list[tuple[Requirement, str | None]]:
+    """The installed package's requirements, each with its extra (None: the core)."""
     try:
         described = metadata.metadata("robustclip")
     except metadata.PackageNotFoundError:  # run from its source, without an installation
         return []
     extras = described.get_all("Provides-Extra") or []
-    found: list[tuple[Requirement, str | None]] = []
+    declared: list[tuple[Requirement, str | None]] = []
     for text in described.get_all("Requires-Dist") or []:
         wanted = Requirement(text)
         marker = wanted.marker
         if marker is None or marker.evaluate({"extra": ""}):
-            found.append((wanted, None))
+            declared.append((wanted, None))
         else:
-            found += [(wanted, extra) for extra in extras if marker.evaluate({"extra": extra})][:1]
-    return found
+            declared += [(wanted, extra) for extra in extras if marker.evaluate({"extra": extra})][:1]
+    return declared
 
 
 def _install(name: str, extra: str | None) -> str:
@@ -138,13 +140,13 @@ def devices() -> dict[str, str]:
     """Each device torch can compute on, and what it is."""
     import torch
 
-    found = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"}
+    devices = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"}
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = f"{card.name}, {card.total_memory / GB:.1f} GB"
+        devices[f"cuda:{index}"] = f"{card.name}, {card.total_memory / GB:.1f} GB"
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
-    return found
+        devices["mps"] = "Apple GPU"
+    return devices
 
 
 def _tried(name: str) -> str:
@@ -155,9 +157,3 @@ def _tried(name: str) -> str:
     device = pick_device(name)
     torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).sum().item()
     return str(device)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

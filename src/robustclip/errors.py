@@ -13,8 +13,8 @@ class Coded(Exception):
         raise UsageError(f"eps {eps} is at least 1: ...", "eps_too_large", eps=eps)
         with pytest.raises(UsageError, check=lambda error: error.code == "eps_too_large"): ...
 
-    code: the kind of fault in a few words, snake_case; values: what it is about; faults: the single errors where one
-    error tells several, whose codes `codes` lists beside its own.
+    code: kind of fault, snake_case; values: the values involved; faults: the single errors of a combined one, whose
+    codes `codes` lists after its own.
     """
 
     def __init__(self, message: str, code: str = "", *, faults: Sequence[Coded] = (), **values: object) -> None:
@@ -37,12 +37,12 @@ class RunError(Coded, RuntimeError):
     """A failure during a valid call (exit code 1)."""
 
 
-def as_fault(told: str | UsageError) -> UsageError:
-    return UsageError(told) if isinstance(told, str) else told
+def as_fault(fault: str | UsageError) -> UsageError:
+    return UsageError(fault) if isinstance(fault, str) else fault
 
 
 def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") -> None:
-    """Raise one UsageError that lists all `faults` of `call`, and has their codes; do nothing where there is none."""
+    """Raise one UsageError that lists all `faults` of `call` with their codes; do nothing without faults."""
     if faults:
         count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
@@ -50,7 +50,7 @@ def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") 
 
 
 def require(module: str, extra: str, use: str) -> None:
-    """Raise UsageError where an optional library is not installed, with the extra that installs it; imports nothing."""
+    """Raise UsageError if an optional library is not installed, naming the extra that installs it; imports nothing."""
     try:
         installed = find_spec(module) is not None
     except ValueError:  # blocked: sys.modules[module] is None
@@ -81,7 +81,7 @@ class Fault(StrEnum):
     NO_CAPTION = "no caption"
     NOT_UTF8 = "caption not in UTF-8"
     BAD_METADATA = "metadata not a JSON object"
-    NOT_A_FILE = "link or device in a shard, or a name without end"
+    NOT_A_FILE = "link or device in a shard, or an overlong name"
     HIDDEN = "hidden file in a shard"
     BROKEN_SHARD = "broken shard"
 

@@ -56,23 +56,23 @@ def planned(estimate: Any) -> None:
 
 
 def forgotten(folder: Path) -> None:
-    """The folder of a referee that has no name any more."""
+    """The folder of an unregistered referee."""
     echo(f"forgot {folder}")
 
 
 def next_call(*words: object) -> None:
-    """The command that usually comes next, to be copied."""
+    """The command that usually comes next."""
     echo(f"next: robustclip {shlex.join(map(str, words))}")
 
 
 def trained(values: Mapping[str, object]) -> None:
-    """The numbers of a training run, what the accuracies are, and what to do with a referee."""
+    """The numbers of a training run, what the accuracies mean, and the export command."""
     numbers(values)
     if "strong_accuracy" in values:
         echo(
             "accuracies are top-1 on the probe, a fixed batch of training data: weak under PGD with the steps of the "
-            "training attack, strong under PGD-20, clean without an attack. A weak one far above the strong one says "
-            "that the training overfits to its own attack."
+            "training attack, strong under PGD-20, clean without an attack. Weak far above strong means that training "
+            "overfits to its own attack."
         )
     folder = values.get("run")
     if isinstance(folder, str) and (Path(folder) / "referee").is_dir():
@@ -80,7 +80,7 @@ def trained(values: Mapping[str, object]) -> None:
 
 
 def exported(folder: Path) -> None:
-    """Where the referee is, and how to measure it."""
+    """The exported folder and the command that evaluates it."""
     echo(f"exported to {folder}")
     next_call("evaluate", "emoji-vanilla", folder, "--attack", "l2:1.5@20", "--limit", 256)
 
@@ -93,14 +93,14 @@ def evaluated(report: Report) -> None:
 
 
 def fitted(values: Mapping[str, object]) -> None:
-    """What was fitted, and how to start from it."""
+    """The numbers of a fit, and the command that starts from it."""
     numbers(values)
     if "out" in values:
         next_call("synthesize", "clipag", "a cat", "--init", values["out"])
 
 
 def converted(*words: Any) -> None:
-    """What was converted (the last argument, with its `folder`), and the call that takes it, to which `words` lead."""
+    """The conversion (the last argument, with its `folder`), and the command `words` that loads it."""
     *call, made = words
     echo(str(made))
     next_call(*call, made.folder)
@@ -113,7 +113,7 @@ def aligned(values: Mapping[str, object]) -> None:
 
 
 def preferences(values: Mapping[str, Any]) -> None:
-    """What `survey read` found."""
+    """The result of `survey read`."""
     echo(f"{values['answers']} answers to {values['answered']} of {values['trials']} trials")
     echo(f"left: {values['left']}, neither: {values['neither']}")
     for one in values["preferences"]:
@@ -122,7 +122,7 @@ def preferences(values: Mapping[str, Any]) -> None:
 
 
 def painted(result: Result) -> None:
-    """Where the pictures are, and how near each came to its prompt."""
+    """The pictures' files with their similarities to their prompts."""
     for item, file, similarity in list(zip(result.items, result.files, result.similarity.tolist(), strict=True))[:FEW]:
         echo(f"{similarity:.3f}  {file}  {item.prompt.title}")
     if len(result) > FEW:
@@ -133,7 +133,7 @@ def painted(result: Result) -> None:
 
 
 def explained(explanation: Explanation) -> None:
-    """The summary, and where the report is."""
+    """The summary and the report's path."""
     rich(explanation.table())
     echo(f"open {explanation.page}")
     names = dict.fromkeys(row.referee for row in explanation.report.rows if row.metric == "cosine")
@@ -141,7 +141,7 @@ def explained(explanation: Explanation) -> None:
 
 
 def found_here(facts: dict[str, Any]) -> None:
-    """What this machine has, and what to try on it."""
+    """The result of `doctor`, and a command to try."""
     from robustclip.doctor import report
 
     rich(report(facts))
@@ -161,15 +161,15 @@ def selftested(found: Selftest) -> None:
 
 
 def added(entry: Entry) -> None:
-    """The name of a referee, and how to check it."""
+    """The name of a registered referee, and the command that checks it."""
     echo(f"added {entry.name}")
     next_call("referees", "verify", entry.name)
 
 
 def demo(result: Mapping[str, Any]) -> None:
-    """The table of the demo, what it shows in words, and what to run next."""
+    """The demo's table and summary."""
     rich(result["table"])
-    echo(result["told"])
+    echo(result["summary"])
 
 
 def entries(referees: Iterable[Entry | Any]) -> None:
@@ -187,27 +187,26 @@ def entries(referees: Iterable[Entry | Any]) -> None:
             robust_to = "nothing" if threat is None else str(threat)
         except (RunError, UsageError) as error:
             robust_to = f"(broken: {error})"
-        table.add_row(
-            *map(Text, (entry.name, entry.kind, robust_to, entry.origin, str(entry.folder)))
-        )  # names are no markup
+        # as Text, so that names are not parsed as markup
+        table.add_row(*map(Text, (entry.name, entry.kind, robust_to, entry.origin, str(entry.folder))))
     rich(table)
 
 
 def card(card: Card | dict[str, Any]) -> None:
-    """A card as Markdown; a generator's, which is no Card, as JSON."""
+    """A card as Markdown; a generator's facts as JSON."""
     echo(json.dumps(card, indent=2, ensure_ascii=False) if isinstance(card, dict) else card.markdown())
 
 
-def verification(found: Verification) -> None:
-    """What agrees with the card and what doesn't. Raises RunError in the latter case, after all was said."""
-    text_tower = {} if found.text_tower is None else {"text tower": found.text_tower}
-    for file, agrees in (found.files | text_tower).items():
+def verification(result: Verification) -> None:
+    """The checks of a referee against its card. Raises RunError at the end if one fails."""
+    text_tower = {} if result.text_tower is None else {"text tower": result.text_tower}
+    for file, agrees in (result.files | text_tower).items():
         echo(f"{file}: {'as on the card' if agrees else 'its hash is NOT the one on the card'}")
-    if found.claim is not None and found.measured is not None:
-        claim = found.claim
+    if result.claim is not None and result.measured is not None:
+        claim = result.claim
         echo(
             f"{claim.name} on {claim.data}, {claim.attack or 'clean'}: claimed {claim.value:.4g} "
-            f"({claim.low:.4g} to {claim.high:.4g}, n = {claim.n}), measured {found.measured:.4g}"
+            f"({claim.low:.4g} to {claim.high:.4g}, n = {claim.n}), measured {result.measured:.4g}"
         )
     if (sanity := found.sanity) is not None:
         from robustclip.evaluation.intervals import percent
@@ -242,13 +241,13 @@ def runs(summaries: Iterable[Summary]) -> None:
 
 
 def run(run: Run) -> None:
-    """What a run was asked, how it went, and what it said."""
+    """A run's status, arguments, metrics and warnings."""
     record = run.record
     echo(f"{run.folder}: {run.called}, {run.status}" + (f" ({record['reason']})" if "reason" in record else ""))
     times = [record["started"], *(again["started"] for again in record.get("resumed", []))]
     echo(f"started {', resumed '.join(times)}" + (f", ended {record['ended']}" if "ended" in record else ""))
     if run.status in ("killed", "interrupted", "failed"):
-        echo(f"to go on: {run.resumption}")
+        echo(f"to resume: {run.resumption}")
     echo("\narguments")
     for name, value in run.arguments.items():
         echo(f"  {name.replace('_', ' ')}: {written(value)}")
@@ -268,7 +267,7 @@ def run(run: Run) -> None:
 
 
 def freed(result: Freed) -> None:
-    """What was removed, of which run."""
+    """The removed files per run."""
     done, would = ("would remove", "would free") if result.dry_run else ("removed", "freed")
     for name, paths in result.files.items():
         what = "all of it" if paths[0].name == name else f"{len(paths)} checkpoint{'s' * (len(paths) > 1)}"
@@ -277,7 +276,7 @@ def freed(result: Freed) -> None:
 
 
 def curve(values: list[float]) -> str:
-    """Numbers as bars between the lowest and the highest, each the mean of equally many where they are too many."""
+    """Sparkline of numbers; long ones are averaged to `WIDTH_OF_A_CURVE` bars."""
     count = min(len(values), WIDTH_OF_A_CURVE)
     cuts = [len(values) * index // count for index in range(count + 1)]
     means = [fmean(values[first:last]) for first, last in pairwise(cuts)]

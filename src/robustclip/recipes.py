@@ -2,15 +2,14 @@
 
 A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
 command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have
-`def faults(norm, eps) -> Iterator[str]`, which yields what is wrong with values that are illegal together. A recipe
-that differs from another in defaults only is a `preset` of it.
+`def faults(norm, eps) -> Iterator[str]`, which yields the faults of illegal combinations. A recipe that differs from
+another in defaults only is a `preset` of it.
 
-`resume`, which most recipes take, says which run goes on; flags that are not given then take the values that the run
-had, not the recipe's defaults:
+Most recipes take `resume`, which names the run to continue; flags that are not given then keep that run's values:
 
     --resume FOLDER            that run
-    --resume latest            the run of this recipe in runs/ that was started last
-    --resume latest --out X    the run in X; a new one where there is none, so one command line can be queued for ever
+    --resume latest            the last started run of this recipe in runs/
+    --resume latest --out X    the run in X, or a new one, so that one command line can be requeued
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ if TYPE_CHECKING:
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
 SENTENCE_END: Final = re.compile(r"(?<!\b(?:App|Fig|Sec|Tab|e\.g|i\.e))(?<!\b(?:Eq|vs|al))\.\s")
-"""A full stop, but not that of an abbreviation (App. C, Eq. 4, et al.)."""
+"""End of a sentence; not the full stop of an abbreviation (App. C, Eq. 4, et al.)."""
 LATEST: Final = "latest"
 ROOM: Final = "robustify"
-"""Where a preset looks its recipe up, unless it names another room: pretrain/emoji-vanilla."""
+"""Folder of a preset's base recipe, unless its name has another: pretrain/emoji-vanilla."""
 EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
 
 
@@ -108,7 +107,7 @@ class Recipe:
 
     @property
     def function(self) -> Callable[..., dict[str, Any]]:
-        """The recipe itself. Raises UsageError where the file has none, or one that lacks a flag all recipes have."""
+        """The recipe function. Raises UsageError if the file has none, or if it lacks a flag that all recipes have."""
         function = vars(self.module).get("recipe")
         if not inspect.isfunction(function) or not function.__doc__:
             raise UsageError(
@@ -125,7 +124,7 @@ class Recipe:
 
     @property
     def full_name(self) -> str:
-        """What runs keep of it: emoji, pretrain/emoji-judge, or the path of a file that is not among the recipes."""
+        """The name that runs record: emoji, pretrain/emoji-judge, or the path of a file outside the recipes."""
         home = folder().resolve()
         path = self.path.resolve()
         if not path.is_relative_to(home):
@@ -133,8 +132,7 @@ class Recipe:
         return path.relative_to(home).with_suffix("").as_posix().replace("_", "-").removeprefix("robustify/")
 
     def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
-        """The recipe's function, whose runs know under which name they were asked for, and the file's `faults` where
-        it has one."""
+        """The recipe's function, whose runs record the name it was called by, and the file's `faults` if it has one."""
         from robustclip.runs.folder import called_as  # here, so that --help needs no more than the recipes' names
 
         function = self.function
@@ -148,25 +146,22 @@ class Recipe:
 
     @property
     def expansions(self) -> dict[str, signatures.Expand]:
-        """What its arguments stand for: `resume` for those of the run that goes on."""
+        """Expansions of its arguments: `resume` stands for the arguments of that run."""
         return {"resume": self._resumed}
 
     def bind(
         self, given: Mapping[str, object], spell: Callable[[Parameter], str] = as_keyword
     ) -> tuple[dict[str, Any], list[UsageError]]:
-        """(every argument of a call, those that a resumed run brings along included; the faults found).
-
-        `spell` writes a parameter's name as the caller would.
-        """
+        """(arguments of a call, including those of a resumed run; faults). `spell` writes names as the caller would."""
         function, pairs = self.load()
         return signatures.bind(function, given, spell=spell, pairs=pairs, expansions=self.expansions)
 
     def _resumed(self, given: Mapping[str, object]) -> dict[str, object]:
-        """The arguments of a call, with those that the run of `resume` had; `resume` becomes its folder, and `out` is
-        left out; or, where a new run begins, the other way round. Arguments that the recipe no longer knows are not
-        taken over. Where several processes train together, the main one looks.
+        """Add the arguments of the run to resume: `resume` becomes its folder and `out` is dropped; if a new run
+        starts, `resume` is dropped instead. Arguments that the recipe no longer has are ignored. With several
+        processes, the main one decides.
 
-        Raises UsageError where there is no such run, it is another recipe's, or it still runs.
+        Raises UsageError if there is no such run, it belongs to another recipe, or it is still running.
         """
         from robustclip.runs.distributed import decided  # here, for it loads torch
 
@@ -180,13 +175,13 @@ class Recipe:
 
 
 def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable[..., Any]]:
-    """A recipe that is the recipe `base` with other defaults; its own file holds what is to be said of it:
+    """Decorator: the recipe `base` with other defaults; the decorated function only holds the docstring:
 
         @preset("emoji", name="emoji-trades", objective="trades")
         def recipe() -> None:
             \"""TRADES on emoji: ...\"""
 
-    Its runs go on under both names. Raises UsageError for defaults of parameters that `base` does not have.
+    Its runs can be resumed under both names. Raises UsageError for parameters that `base` does not have.
     """
 
     def vary(described: Callable[[], None]) -> Callable[..., Any]:
@@ -205,16 +200,14 @@ def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable
 
 def _changed(signature: inspect.Signature, changed: Mapping[str, Any]) -> inspect.Signature:
     """A signature with other defaults."""
-    if odd := set(changed) - set(signature.parameters):
-        raise UsageError(
-            f"a preset changes {', '.join(sorted(odd))}, which the recipe does not take", "unknown_argument"
-        )
+    if unknown := set(changed) - set(signature.parameters):
+        raise UsageError(f"the recipe has no parameter {', '.join(sorted(unknown))} to preset", "unknown_argument")
     parameters = signature.parameters.values()
     return signature.replace(parameters=[one.replace(default=changed.get(one.name, one.default)) for one in parameters])
 
 
 def _run_of(resume: str, out: object, recipe: str) -> tuple[Path | None, dict[str, Any]]:
-    """The folder of the run to go on with and its arguments; no folder where one begins in `out`."""
+    """Folder and arguments of the run to resume; no folder if a new run starts in `out`."""
     from robustclip.runs.folder import Run
 
     if resume == LATEST and out is not None and not holds_something(Path(str(out))):
@@ -231,11 +224,11 @@ def _folder_of(resume: str, out: object) -> Path:
         return Path(str(out))
     folder = Path(resume)
     if out is not None and Path(str(out)).resolve() != folder.resolve():
-        raise UsageError(f"goes on in that folder: leave out --out {out}", "two_folders")
+        raise UsageError(f"resumes in that folder: leave out --out {out}", "two_folders")
     if not folder.exists():
         near = HOME / folder
-        meant = f"did you mean {near}?" if is_file(near / RECORD) else f"give a run's folder, or {LATEST}"
-        raise UsageError(f"there is no such folder: {meant}", "no_such_run")
+        hint = f"did you mean {near}?" if is_file(near / RECORD) else f"give a run's folder, or {LATEST}"
+        raise UsageError(f"no such folder: {hint}", "no_such_run")
     return folder
 
 
@@ -243,17 +236,16 @@ def _latest(recipe: str) -> Run:
     from robustclip.runs.archive import runs_in
     from robustclip.runs.folder import HOME, RECORD
 
-    found = [run for run in runs_in(HOME) if run.called == recipe]
-    if not found:
+    runs = [run for run in runs_in(HOME) if run.called == recipe]
+    if not runs:
         raise UsageError(
-            f"there is no run of {recipe} in {HOME}/: leave out --resume to start one, or give its folder",
-            "no_such_run",
+            f"no run of {recipe} in {HOME}/: leave out --resume to start one, or give its folder", "no_such_run"
         )
-    return max(found, key=lambda run: (run.started, (run.folder / RECORD).stat().st_mtime))
+    return max(runs, key=lambda run: (run.started, (run.folder / RECORD).stat().st_mtime))
 
 
 def folder() -> Path:
-    """Where the recipes are: inside an installed package, or beside the source of a checkout."""
+    """The recipes' folder: inside an installed package, or beside the source of a checkout."""
     return SHIPPED if SHIPPED.is_dir() else CHECKOUT
 
 
@@ -265,7 +257,7 @@ def available(room: str) -> list[Recipe]:
 def find(name: str, room: str) -> Recipe:
     """The recipe called `name` in `room`, `other-room/name` in another, or the file at that path.
 
-    Raises UsageError for a name that is not there, with the names that are near, and for a path that leads nowhere.
+    Raises UsageError for an unknown name, with close matches, and for a path without a file.
     """
     if not isinstance(name, str | Path):
         raise UsageError(f"a recipe is a name or a path, not {name!r:.100}. There are {_names(room)}", "unknown_recipe")
@@ -279,19 +271,19 @@ def find(name: str, room: str) -> Recipe:
         return Recipe(path)
     stem = name.replace("-", "_")
     for candidate in (folder() / room / f"{stem}.py", folder() / f"{stem}.py"):
-        if re.fullmatch(r"\w+(/\w+)?", stem) and is_file(candidate):  # a name is no way out of the recipes' folder
+        if re.fullmatch(r"\w+(/\w+)?", stem) and is_file(candidate):  # names must not lead out of the recipes' folder
             return Recipe(candidate)
     near = get_close_matches(name, [recipe.name for recipe in available(room)], n=3)
-    meant = f": did you mean {' or '.join(near)}?" if near else "."
+    hint = f": did you mean {' or '.join(near)}?" if near else "."
     raise UsageError(
-        f"unknown recipe {name[:200]!r}{meant} There are {_names(room)}; a path to a .py file would do too.",
+        f"unknown recipe {name[:200]!r}{hint} There are {_names(room)}; or give the path of a .py file.",
         "unknown_recipe",
         near=near,
     )
 
 
 def run(name: str, room: str, arguments: dict[str, object]) -> Any:
-    """Call a recipe from Python, after the same checks as on the command line; what it returns.
+    """Call a recipe from Python with the checks of the command line and return its result.
 
     Raises one UsageError with all faults of the call.
     """
@@ -302,7 +294,7 @@ def run(name: str, room: str, arguments: dict[str, object]) -> Any:
 
 
 class Trained(dict[str, Any]):
-    """What a training ended with: its numbers by name, as `--json` writes them, and the run's `folder`."""
+    """Result of a training run: its numbers by name, as `--json` writes them, and the run's `folder`."""
 
     @property
     def folder(self) -> Path:
@@ -310,7 +302,7 @@ class Trained(dict[str, Any]):
         return Path(self["run"])
 
     def referee(self) -> TwoTower:
-        """What was trained, loaded anew."""
+        """Load the trained referee."""
         from robustclip.robustification.monitor import referee_at
 
         return referee_at(self.folder, "last")
@@ -322,11 +314,11 @@ class Trained(dict[str, Any]):
 def robustify(recipe: str, **arguments: object) -> Trained:
     """Adversarially fine-tune a CLIP by a recipe: `robustify("emoji", steps=100)`. Same arguments as the command.
 
-    Returns the run's numbers, a dictionary that knows its folder.
+    Returns the run's numbers, a dictionary with a `folder` attribute.
     Raises UsageError (a fault of the call) or RunError (a fault of the run).
     """
-    found = run(recipe, "robustify", arguments)
-    return Trained(found) if isinstance(found, Mapping) else cast("Trained", found)
+    result = run(recipe, "robustify", arguments)
+    return Trained(result) if isinstance(result, Mapping) else cast("Trained", result)
 
 
 def synthesize(

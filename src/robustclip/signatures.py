@@ -28,22 +28,22 @@ from robustclip.runs.files import plain, read_yaml
 P = ParamSpec("P")
 R = TypeVar("R")
 Pairs = Callable[..., Iterable[str]]
-"""Yields the faults of values that are fine alone and illegal together. It is called with the parameters it names."""
+"""Yields the faults of values that are illegal in combination. It is called with the parameters it names."""
 Expand = Callable[[Mapping[str, object]], Mapping[str, object]]
-"""Adds to the arguments of a call what one of them stands for: those in a config file, those of the run to resume."""
+"""Replaces an argument by those it stands for: of a config file, of the run to resume."""
 
 MISSING: Final = inspect.Parameter.empty
 LIMIT: Final = 2**63
 SHORT: Final = 10  # characters of a decimal that is shown as it is
 QUOTIENT: Final = re.compile(r"\s*([+-]?\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*", re.ASCII)
 SMALLEST, LARGEST = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32's normal numbers
-SHOWN: Final = 200  # characters of a value that is told back
+SHOWN: Final = 200  # characters of a value that an error message repeats
 SEVERAL: Final = (list, tuple, set, range)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a caller must know of one parameter."""
+    """Name, type and default of one parameter."""
 
     name: str
     annotation: Any
@@ -62,19 +62,19 @@ class Parameter:
 
     @property
     def repeated(self) -> bool:
-        """Does it take several values?"""
+        """Whether it takes several values."""
         return get_origin(_bare(self.annotation)) in (list, tuple, set, Sequence, Iterable)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words that it takes, where its type names them."""
+        """The choices of a Literal type."""
         bare = _bare(self.annotation)
         bare = _bare(get_args(bare)[0]) if self.repeated and get_args(bare) else bare
         return tuple(map(str, get_args(bare))) if get_origin(bare) is Literal else ()
 
     @property
     def label(self) -> str:
-        """Its type as help shows it: INTEGER, PATH, l2|linf; nothing for a switch."""
+        """The type as help shows it: INTEGER, PATH, l2|linf; empty for a switch."""
         return _label(self.annotation)
 
     @cached_property
@@ -82,20 +82,20 @@ class Parameter:
         return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
     def listed(self, value: object) -> object:
-        """One value as a list of it, where several are wanted; torch's devices and dtypes as their names."""
+        """A single value as a list if the parameter is repeated; torch devices and dtypes as their names."""
         if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):
             value = str(value).removeprefix("torch.")
         return [value] if self.repeated and value is not None and not isinstance(value, SEVERAL) else value
 
     def read(self, value: object) -> Any:
-        """`value` as the type says: text parsed, 2/255 too where a float is taken, one value as a list of it where
-        several are. Truth values, NaN and infinity are no numbers, nor are integers beyond 64 bits.
+        """Convert `value` to the type: texts are parsed (2/255 as a float), a single value becomes a list if the
+        parameter is repeated. Booleans, NaN, infinity and integers beyond 64 bits are refused as numbers.
 
-        Raises pydantic's ValidationError, UsageError for what the type would let pass, OSError for a path that the
-        system does not take.
+        Raises pydantic's ValidationError; UsageError for what pydantic accepts and this refuses; OSError for a path
+        that the system refuses.
         """
         if isinstance(value, bool) and bool not in _options(self.annotation) and self.label != "ANY":
-            raise UsageError("is a truth value: give " + (self.label or "another"), "truth_value")
+            raise UsageError("is a boolean: give " + (self.label or "another type"), "truth_value")
         words = set(self.label.split("|"))
         numeric = "NUMBER" in words and not words & {"TEXT", "PATH"}  # texts may look like a quotient
         found = self._adapter.validate_python(_quotients(self.listed(value)) if numeric else self.listed(value))
@@ -105,18 +105,18 @@ class Parameter:
             raise UsageError(f"is beyond the numbers of 32 bits, {SMALLEST:.2g} to {LARGEST:.2g}", "too_large")
         texts = [str(one) for one in _each(found) if isinstance(one, str | Path)]
         if any("\0" in text or re.search("[\ud800-\udfff]", text) for text in texts):
-            raise UsageError("holds a zero byte, or is not UTF-8: no text or path here may", "not_utf8")
+            raise UsageError("holds a zero byte or is not UTF-8", "not_utf8")
         return found
 
 
 @lru_cache(maxsize=256)
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of a typed function, in order. Raises UsageError for one that can't become a flag."""
+    """The parameters of a typed function, in order. Raises UsageError for one without a type."""
     return of_signature(inspect.signature(function, eval_str=True), function.__name__)
 
 
 def of_signature(signature: inspect.Signature, name: str) -> list[Parameter]:
-    """The same of a signature whose annotations are evaluated, of a function called `name`."""
+    """The parameters of a signature with evaluated annotations; `name` is the function's, for messages."""
     found = []
     for parameter in signature.parameters.values():
         gathers_others = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -150,11 +150,11 @@ def bind(
     expansions: Mapping[str, Expand] | None = None,
     lenient: bool = False,
 ) -> tuple[dict[str, Any], list[UsageError]]:
-    """(every argument as its type says, defaults included; the faults found). `function` is not called.
+    """Validate the arguments of a call, without calling `function`: (converted arguments with defaults, faults).
 
-    `spell` writes a parameter's name as the caller would. `pairs` is asked about illegal combinations unless a value
-    that it reads is faulty by itself. `expansions` are applied where their argument is given; that of `config` is
-    always there. Where `lenient`, values of the right type that a validator refuses are left to the function.
+    `spell` writes a parameter's name as the caller would. `pairs` checks combinations whose values are valid by
+    themselves. `expansions` are applied to arguments that are given; `config` is always one of them. With `lenient`,
+    values of the right type that a validator refuses are left to the function.
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
     faults: list[UsageError] = []
@@ -163,7 +163,7 @@ def bind(
             continue
         try:
             given = expand(given)
-        except (ValidationError, UsageError, OSError, ValueError) as error:  # what it stands for is not asked about
+        except (ValidationError, UsageError, OSError, ValueError) as error:
             stands_for = known.get(name, Parameter(name, Path | None, None, positional=False))
             faults.append(_fault(stands_for, given[name], error, spell))
             gone = ("resume", "out") if name == "resume" else (name,)
@@ -172,8 +172,8 @@ def bind(
     arguments: dict[str, Any] = {}
     for name, value in (defaults | dict(given)).items():  # defaults too: a folder they name may be taken
         if name not in known:
-            told = unknown(f"{name}=", [f"{other}=" for other in known], "argument")
-            faults.append(UsageError(told, "unknown_argument", argument=name))
+            message = unknown(f"{name}=", [f"{other}=" for other in known], "argument")
+            faults.append(UsageError(message, "unknown_argument", argument=name))
             continue
         try:
             arguments[name] = known[name].read(value)
@@ -184,23 +184,23 @@ def bind(
                 faults.append(_fault(known[name], value, error, spell))
     for name, parameter in known.items():
         if parameter.required and name not in given:
-            told = f"{spell(parameter)} is missing: {parameter.help or parameter.label}"
-            faults.append(UsageError(told, "missing", argument=name))
+            message = f"{spell(parameter)} is missing: {parameter.help or parameter.label}"
+            faults.append(UsageError(message, "missing", argument=name))
     if pairs is not None and (reads := inspect.signature(pairs).parameters.keys()) <= arguments.keys():
         faults.extend(map(as_fault, pairs(**{name: arguments[name] for name in reads})))
     return arguments, faults
 
 
 def with_config(given: Mapping[str, object]) -> dict[str, object]:
-    """The arguments of a call, over those in the YAML file that `config` names: `eps: 4/255`, `seeds: [0, 1]`."""
+    """Arguments of the YAML file that `config` names (`eps: 4/255`, `seeds: [0, 1]`); those of the call override."""
     path = Path(str(given["config"]))
-    said = read_yaml(path)
-    if not isinstance(said, dict) or not all(isinstance(name, str) for name in said) or "config" in said:
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content) or "config" in content:
         raise UsageError(
-            "is no mapping of arguments to values: write lines such as `steps: 100`; --print-config shows all",
+            "is not a mapping of arguments to values: write lines such as `steps: 100`; --print-config shows all",
             "not_a_config",
         )
-    of_file = {name.replace("-", "_"): value for name, value in said.items()}
+    of_file = {name.replace("-", "_"): value for name, value in content.items()}
     return of_file | {name: value for name, value in given.items() if name != "config"}
 
 
@@ -219,14 +219,14 @@ def _quotient(value: object) -> object:
 
 
 def written(value: object) -> str:
-    """A value as help and commands write it: a float that has no short decimal as the quotient that makes it (2/255,
-    4/7), which `Parameter.read` takes back to the same float."""
+    """Format a value for help and commands; floats without a short decimal as an exact quotient (2/255, 4/7), which
+    `Parameter.read` parses back to the same float."""
     if isinstance(value, list | tuple):
         return ", ".join(map(written, value))
     if not isinstance(value, float) or len(repr(value)) <= SHORT:
         return str(value)
     steps = round(value * 255)
-    if 0 < steps < 64 and steps / 255 == value:  # a change of pixels, which the literature gives in 255ths
+    if 0 < steps < 64 and steps / 255 == value:  # a pixel difference, given in 255ths in the literature
         return f"{steps}/255"
     quotient = Fraction(value).limit_denominator(1000)
     exact = quotient.numerator / quotient.denominator == value
@@ -234,11 +234,11 @@ def written(value: object) -> str:
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function that holds its arguments against their types when it is called from Python.
+    """Decorator of a public function: validate its arguments against their types when it is called from Python.
 
-    What came is read as on the command line, a `config` file included. Values of a wrong type, missing and unknown
-    arguments raise one UsageError with all of them. Values of the right type are left to the function, which refuses
-    them beside others, and names what is near. The command line calls the function itself, after `bind`.
+    Arguments are parsed as on the command line, including a `config` file. Wrong types, missing and unknown arguments
+    raise one UsageError that lists all of them; values of the right type are left to the function's own checks. The
+    command line calls the undecorated function after `bind`.
     """
 
     @wraps(function)
@@ -257,7 +257,7 @@ OF_VALUES: Final = ("value_error", "greater_than", "greater_than_equal", "less_t
 
 
 def _left_to_function(error: Exception) -> bool:
-    """Does the type fit, or may it be an object or a word, of which the function tells those that there are?"""
+    """Whether the type fits, or the value is an object or a word that the function checks with a better message."""
     if not isinstance(error, ValidationError):
         return False
     found = [(one["type"], isinstance(one["input"], str)) for one in error.errors()]
@@ -270,7 +270,7 @@ def _left_to_function(error: Exception) -> bool:
 
 
 def unknown(given: str, known: Iterable[str], kind: str) -> str:
-    """Say that `given` is not known, and name what is near."""
+    """Message that `given` is unknown, with close matches."""
     by_letters = {name.strip("-="): name for name in known}  # dashes would make all flags look alike
     near = get_close_matches(given.strip("-="), list(by_letters), n=3, cutoff=0.7)
     meant = f"; did you mean {' or '.join(by_letters[name] for name in near)}?" if near else ""
@@ -281,15 +281,15 @@ Refusal = ValidationError | UsageError | OSError | ValueError
 
 
 def _fault(parameter: Parameter, value: object, error: Refusal, spell: Callable[[Parameter], str]) -> UsageError:
-    """What came, what would do, and a value that works where one is known. Its code is the validator's, or pydantic's
-    name of the kind of error."""
+    """The value received, the reasons, and the default as an example. The code is the validator's, or pydantic's error
+    type."""
     values = value if isinstance(value, list | tuple) else [value]
-    came = _brief(" ".join(repr(str(one) if isinstance(one, Path) else one) for one in values))
-    unsaid = parameter.default in (MISSING, None, value, "", [], ())
-    works = "" if unsaid else f" (default: {written(parameter.default)})"
+    received = _brief(" ".join(repr(str(one) if isinstance(one, Path) else one) for one in values))
+    has_example = parameter.default not in (MISSING, None, value, "", [], ())
+    example = f" (default: {written(parameter.default)})" if has_example else ""
     reasons = _reasons(error)
-    told = f"{spell(parameter)} {came}: {' or '.join(dict.fromkeys(str(reason) for reason in reasons))}{works}"
-    return UsageError(told, reasons[0].code, argument=parameter.name, given=value)
+    message = f"{spell(parameter)} {received}: {' or '.join(dict.fromkeys(str(reason) for reason in reasons))}{example}"
+    return UsageError(message, reasons[0].code, argument=parameter.name, given=value)
 
 
 def _reasons(error: Refusal) -> list[UsageError]:
@@ -301,7 +301,7 @@ def _reasons(error: Refusal) -> list[UsageError]:
 
 
 def _reason(detail: ErrorDetails) -> UsageError:
-    if detail["type"] == "value_error":  # a validator's own words
+    if detail["type"] == "value_error":  # raised by one of our validators
         error = detail["ctx"]["error"]
         return error if isinstance(error, UsageError) else UsageError(str(error), "value_error")
     message = detail["msg"].removeprefix("Input ")
@@ -309,7 +309,7 @@ def _reason(detail: ErrorDetails) -> UsageError:
 
 
 def _quotients(value: object) -> object:
-    """Texts like 2/255 as numbers; whatever else as it is, for the type to judge."""
+    """Texts like 2/255 as numbers; anything else unchanged."""
     if isinstance(value, list | tuple):
         return [_quotients(one) for one in value]
     parts = QUOTIENT.fullmatch(value) if isinstance(value, str) else None
@@ -335,7 +335,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _options(annotation: Any) -> set[Any]:
-    """The types that a value may have."""
+    """The types of a union."""
     bare = _bare(annotation)
     return set().union(*map(_options, get_args(bare))) if get_origin(bare) is Union else {bare}
 

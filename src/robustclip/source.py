@@ -1,8 +1,8 @@
-"""A function's signature and docstring, evaluated from its module's source: nothing of the module is imported.
+"""Read a function's signature and docstring from its module's source, without importing the module.
 
-Help and completion need types, defaults and texts of a function whose module imports torch. Of the modules on the way
-only the names that the signature uses are evaluated: constants and type aliases by their source, in turn; names of
-light libraries (typing, pydantic, pathlib) as they are; any other (a class, a validator) becomes a stand-in.
+Help and completion need types, defaults and texts of functions whose modules import torch. Only the names that the
+signature uses are evaluated: constants and type aliases from their source, recursively; names of light libraries
+(typing, pydantic, pathlib) by import; anything else (classes, validators) becomes a placeholder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PACKAGE: Final = Path(__file__).parent
 
 
 class Unevaluated(type):
-    """A class whose instances are classes, which stand in for what is not evaluated. They may be called, and hold any
-    name, as validators and attributes of modules are; typing takes them as types."""
+    """Metaclass of placeholders for names that are not evaluated: they can be called, have any attribute, and typing
+    accepts them as types."""
 
     def __call__(cls, *_: Any, **__: Any) -> Any:
         return cls
@@ -43,15 +43,15 @@ def stand_in(name: str) -> type:
 
 @dataclass(frozen=True)
 class Function:
-    """What help shows of a function."""
+    """Signature and docstring of a function, for help."""
 
     signature: inspect.Signature
     doc: str
 
 
 class Source(dict[str, Any]):
-    """The names of a module, each evaluated when it is first asked for. Raises AttributeError for a name that is not
-    there, and whatever evaluation raises."""
+    """The names of a module, evaluated on first use. Raises AttributeError for an unknown name, and any error of the
+    evaluation."""
 
     def __init__(self, path: Path) -> None:
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -91,11 +91,11 @@ class Source(dict[str, Any]):
         return node
 
     def docstring(self, name: str) -> str:
-        """Of a function of the module. Raises KeyError where there is no such function."""
+        """Docstring of a function of the module. Raises KeyError if there is no such function."""
         return ast.get_docstring(self._function(name)) or ""
 
     def decorator(self, name: str, called: str) -> tuple[list[Any], dict[str, Any]] | None:
-        """The arguments of a function's decorator `@called(...)`; None where it has none."""
+        """The arguments of a function's decorator `@called(...)`; None if it has no such decorator."""
         for node in self._function(name).decorator_list:
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == called:
                 named = {keyword.arg: self.evaluate(keyword.value) for keyword in node.keywords if keyword.arg}
@@ -109,9 +109,9 @@ class Source(dict[str, Any]):
         """
         if others := {ast.unparse(one) for one in self._function(name).decorator_list} - TRANSPARENT:
             raise ValueError(f"{name} is decorated by {', '.join(others)}")
-        given = self._function(name).args
-        places = [*given.posonlyargs, *given.args]
-        defaults = [*[None] * (len(places) - len(given.defaults)), *given.defaults, *given.kw_defaults]
+        args = self._function(name).args
+        places = [*args.posonlyargs, *args.args]
+        defaults = [*[None] * (len(places) - len(args.defaults)), *args.defaults, *args.kw_defaults]
         parameters = [
             inspect.Parameter(
                 argument.arg,
@@ -119,14 +119,14 @@ class Source(dict[str, Any]):
                 default=inspect.Parameter.empty if default is None else self.evaluate(default),
                 annotation=inspect.Parameter.empty if (kind := argument.annotation) is None else self.evaluate(kind),
             )
-            for argument, default in zip([*places, *given.kwonlyargs], defaults, strict=True)
+            for argument, default in zip([*places, *args.kwonlyargs], defaults, strict=True)
         ]
         return Function(inspect.Signature(parameters), self.docstring(name))
 
 
 @cache
 def of_module(name: str) -> Source:
-    """A module of this package by its full name. Raises ModuleNotFoundError where there is none."""
+    """A module of this package by its full name. Raises ModuleNotFoundError if there is none."""
     path = PACKAGE.joinpath(*name.split(".")[1:])
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
@@ -151,8 +151,8 @@ def _imported(module: str | None, name: str) -> Any:
     """What `from module import name` binds, or `import name`."""
     full = name if module is None else module
     if full.split(".")[0] in LIGHT:
-        found = import_module(full)
-        return found if module is None else getattr(found, name)
+        imported = import_module(full)
+        return imported if module is None else getattr(imported, name)
     if full.split(".")[0] == __package__ and module is not None:
         outer = of_module(module)
         return outer[name] if name in outer.bound else of_module(f"{module}.{name}")

@@ -330,7 +330,7 @@ def of_file(path: Path) -> Facts | None:
             return dict(leaves(json.loads(path.read_text())))
         case ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            return dict(leaves({"lines": lines, "last": lines[-1]}))
+            return dict(leaves({"lines": lines, "last": lines[-1]})) if lines else {}
         case ".csv":
             with path.open() as file:
                 rows = list(csv.DictReader(file))

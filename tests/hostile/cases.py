@@ -535,7 +535,7 @@ def others() -> Iterator[Case]:
         ("--out {folder}", "is not empty"),
         ("--out {file}", "is not a folder"),
         ("--seed x", "valid integer"),
-        ("extra", "belongs to no flag"),
+        ("extra", "unexpected argument"),
     ):
         yield "a flag of the demo", f"demo {flags}", 2, words
     for arguments, words in (
@@ -578,7 +578,7 @@ def others() -> Iterator[Case]:
         ("runs list --folder {file}", "is not a folder"),
         ("runs list --folder {loop}", "is not a folder"),
         ("runs list --folder {pipe}", "is not a folder"),
-        ("runs list extra", "belongs to no flag"),
+        ("runs list extra", "unexpected argument"),
         ("runs list --json {pipe}", "is not a file"),
         ("runs frobnicate", "No such command"),
         ("plan emoji --samples -1", "a whole number above 0"),
@@ -586,7 +586,7 @@ def others() -> Iterator[Case]:
         ("plan emoji --gpu h100 --samples 100X", "a whole number above 0"),
         ("doctor --device tpu", "unknown device"),
         ("doctor --device meta", "nothing here runs on the device"),
-        ("doctor extra", "belongs to no flag"),
+        ("doctor extra", "unexpected argument"),
         ("doctor --json {folder}", "is a directory"),
         ("doctor --json {file}/x", "cannot be written"),
         ("selftest --device tpu", "unknown device"),
@@ -597,7 +597,7 @@ def others() -> Iterator[Case]:
         ("plan emoji --count 0", "greater than 0"),
         (f"plan emoji --count {NINES}", "beyond the integers of 64 bits"),
         ("referees verify {toy} --claim nothing", "claims nothing named 'nothing'"),
-        ("referees list extra", "belongs to no flag"),
+        ("referees list extra", "unexpected argument"),
         ("referees list --json {folder}", "is a directory"),
         ("frobnicate", "No such command"),
         (f"{BOMB}", "No such command"),

@@ -102,7 +102,7 @@ def test_a_run_is_shown() -> None:
     run.warn("overfits")
     shown = command("show", "emoji-1").stdout
     assert "runs/emoji-1: emoji, killed" in shown
-    assert "to go on: robustclip robustify emoji --resume runs/emoji-1" in shown
+    assert "to resume: robustclip robustify emoji --resume runs/emoji-1" in shown
     assert "  steps: 1500\n" in shown
     (curve,) = [line for line in shown.splitlines() if line.startswith("  loss")]
     assert curve.split()[1] == "█▃▂▂▂▂" + "▁" * 34

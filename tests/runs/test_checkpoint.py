@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path: Path
     assert found is not None
     assert found["step"] == 2
     assert len(told) == 1
-    assert re.search(r"checkpoint-00000003\.pt is not a readable checkpoint .*; going on from the one before", told[0])
+    assert re.search(r"checkpoint-00000003\.pt is not a readable checkpoint .*; resuming from the one before", told[0])
     checkpoint.save(tmp_path, 3, state(3), keep=2)
     assert newest(tmp_path)[1] == []
     assert names(tmp_path) == ["checkpoint-00000002.pt", "checkpoint-00000003.pt"]

@@ -412,7 +412,7 @@ def test_a_checkpoint_cut_short_is_told_and_the_one_before_is_taken(
     code, errors = finish(killed)
     assert code == 0, errors
     assert f"{last} is not a readable checkpoint" in errors
-    assert "going on from the one before it" in errors
+    assert "resuming from the one before it" in errors
     (warning,) = record(killed)["warnings"]
     assert last.name in warning
     assert checkpoint.step_of(before) == CHECKPOINT_EVERY

@@ -55,7 +55,7 @@ def test_an_existing_folder_is_refused_with_the_ways_out(run: Run) -> None:
     )
     run.fail("for a test")
     remove = f"or remove it (robustclip runs clean run --whole --folder {run.folder.parent})"
-    go_on = re.escape(f"failed: write elsewhere, e.g. --out {run.folder}-1, go on with it ({run.resumption}), {remove}")
+    go_on = re.escape(f"failed: write elsewhere, e.g. --out {run.folder}-1, resume it ({run.resumption}), {remove}")
     with pytest.raises(UsageError, match=go_on):
         Run.create(run.folder, recipe="emoji", arguments={})
 
@@ -140,7 +140,7 @@ def test_only_its_own_recipe_goes_on_with_a_run(run: Run) -> None:
         UsageError, match=re.escape("is a run of emoji, not of clipag: robustclip robustify emoji --resume")
     ):
         Run.start(None, run.folder, recipe="clipag", arguments={})
-    with pytest.raises(UsageError, match="goes on in that folder: leave out --out other"):
+    with pytest.raises(UsageError, match="resumes in that folder: leave out --out other"):
         Run.start("other", run.folder, recipe="emoji", arguments={})
 
 

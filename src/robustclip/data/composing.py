@@ -37,14 +37,14 @@ SHAPES: Final = ("circle", "square", "triangle", "diamond")
 RING: Final = 0.1  # width of a hollow shape's line, as a share of its side
 OVERSAMPLING: Final = 3
 GREY: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601
-DEPTH: Final = 0.9  # how much of the light and dark of a drawing a colour laid over it keeps
+DEPTH: Final = 0.9  # share of a drawing's shading that recolouring keeps
 KEPT: Final = 4096  # decoded drawings: 100 MB at most
 
 
 class Sprites:
     """The drawings of a split of the icon set whose labels are countable nouns of one word, decoded when first used.
 
-    Raises UsageError for a split that is not there, or that has drawings of fewer than four nouns.
+    Raises UsageError for an unknown split, and for one with drawings of fewer than four nouns.
     """
 
     def __init__(self, split: str) -> None:
@@ -71,13 +71,13 @@ class Sprites:
         return tuple(word for word in TEXTURES if len(self.rows(word)) >= 4)
 
     def rows(self, texture: str | None = None) -> dict[str, tuple[int, ...]]:
-        """{noun: numbers of its drawings}, of all styles or those that the word names."""
+        """{noun: row numbers of its drawings}, of all styles or those of a word of TEXTURES."""
         if texture not in self._rows:
-            found: dict[str, list[int]] = defaultdict(list)
+            by_noun: dict[str, list[int]] = defaultdict(list)
             for row, (noun, style) in enumerate(zip(self.nouns, self.styles, strict=True)):
                 if texture is None or style in TEXTURES[texture]:
-                    found[noun].append(row)
-            self._rows[texture] = {noun: tuple(rows) for noun, rows in found.items()}
+                    by_noun[noun].append(row)
+            self._rows[texture] = {noun: tuple(rows) for noun, rows in by_noun.items()}
         return self._rows[texture]
 
     def sprite(self, row: int, side: int) -> Sprite:
@@ -96,7 +96,7 @@ class Sprites:
 
 
 def tinted(sprite: Sprite, colour: str) -> Sprite:
-    """A sprite in one colour of COLOURS: its light and dark stay, and its mean is the colour."""
+    """Recolour a sprite to a colour of COLOURS: its shading stays, its mean becomes the colour."""
     target = np.array(COLOURS[colour], dtype=np.float32)
     alpha = sprite[..., 3:]
     whole = alpha.sum() + 1e-6
@@ -110,7 +110,7 @@ def tinted(sprite: Sprite, colour: str) -> Sprite:
 
 @lru_cache(1024)
 def shape(name: str, side: int, *, hollow: bool = False) -> Sprite:
-    """A plain black shape of SHAPES, `side` pixels wide; hollow, only a ring of it."""
+    """A plain black shape of SHAPES, `side` pixels wide; `hollow`: only its outline."""
     steps = np.linspace(-1, 1, side * OVERSAMPLING, dtype=np.float32)
     y, x = steps[:, None], steps[None, :]
     inside = _covers(name, x, y)
@@ -138,13 +138,13 @@ T = TypeVar("T")
 
 SIDES: Final = {1: (0.5, 0.75), 2: (0.34, 0.46), 3: (0.3, 0.4), 4: (0.26, 0.34), 5: (0.22, 0.3), 6: (0.2, 0.27)}
 """By the number of drawings, bounds of a drawing's longer side as a share of the scene's."""
-SMALL, LARGE = (0.18, 0.25), (0.44, 0.54)  # the same, of things that are called so
-VISIBLE: Final = 0.5  # alpha from which a pixel is the drawing's
+SMALL, LARGE = (0.18, 0.25), (0.44, 0.54)  # the same for things captioned small or large
+VISIBLE: Final = 0.5  # alpha from which a pixel belongs to the drawing
 
 
 @dataclass
 class Draw:
-    """Random choices from one stream, drawn 64 at a time: a torch call for each would take half of a scene's time."""
+    """Random choices from one stream, drawn 64 at a time, since a torch call for each would take half of the time."""
 
     stream: torch.Generator
     sprites: Sprites
@@ -181,17 +181,16 @@ class Plan:
     size: Literal["small", "large"] | None = None
     count: int = 1
     bounds: tuple[float, float] | None = None  # of the longer side, as a share of the scene's
-    holds: bool = False  # a hollow shape with the item before it inside
+    holds: bool = False  # a hollow shape around the previous item
 
 
 def _things(
     drawings: Sprites, draw: Draw, count: int, *, colours: float = 0.0, textures: Sequence[str | None] = ()
 ) -> list[Plan]:
-    """Plans of different nouns; each has a colour of its own with probability `colours`, and a texture as given."""
-    wanted = list(textures) or [None] * count
+    """Plans of different nouns, each with a distinct colour with probability `colours`, and the given textures."""
     palette = draw.several(tuple(COLOURS), count)
     plans: list[Plan] = []
-    for texture, colour in zip(wanted, palette, strict=True):
+    for texture, colour in zip(list(textures) or [None] * count, palette, strict=True):
         rows = drawings.rows(texture)
         noun = draw.one(tuple(rows))
         while any(noun == plan.noun for plan in plans):
@@ -277,8 +276,8 @@ LAYOUTS, TRIES, SMALLER = 3, 20, 0.9  # layouts tried, places tried for a drawin
 
 
 def placed_things(plans: list[Plan], size: int, draw: Draw) -> list[list[tuple[Box, Sprite]]] | None:
-    """For each plan a box and a sprite of each of its drawings; no box meets another, but a holder's holds the one
-    before it. None where no try found room."""
+    """A box and a sprite for each drawing of each plan; boxes do not overlap, except that a holder's contains the
+    previous one. None if the layouts tried had no room."""
     total = sum(plan.count for plan in plans)
     bounds = [plan.bounds or SIDES[total] for plan in plans]
     sides = [size * draw.between(*bound) for bound in bounds]
@@ -322,8 +321,8 @@ def _sprite(plan: Plan, side: int, draw: Draw) -> Sprite:
 
 def visible(box: Box, sprite: Sprite) -> Box:
     """The box of a placed sprite's visible pixels: scaled down, a thin end may fade out."""
-    seen = sprite[..., 3] >= VISIBLE
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    opaque = sprite[..., 3] >= VISIBLE
+    rows, columns = np.flatnonzero(opaque.any(1)), np.flatnonzero(opaque.any(0))
     if not len(rows):
         return box
     top, left = box[0], box[1]

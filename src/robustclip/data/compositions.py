@@ -1,8 +1,8 @@
-"""Compositions: scenes of one to four named things, drawn on the fly, with captions split into atomic claims.
+"""Compositions: scenes of one to four named objects, drawn on the fly, with captions split into atomic claims.
 
 The categories are those of T2I-CompBench (Huang et al. 2023, arXiv:2307.06350) and numeracy: colour, shape, texture
-(the drawing style), spatial (left, right, above, below), non-spatial as far as drawings can (bigger, smaller, inside)
-and complex. Drawings are those of the icon set; colours, sizes, layouts and wordings are ours.
+(the drawing style), spatial (left, right, above, below), non-spatial (here: bigger, smaller, inside) and complex.
+Drawings are those of the icon set; colours, sizes, layouts and wordings are ours.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SPOKEN: Final = {
 class Item:
     """An object of a scene: its noun, the caption's claim about it (or None), and one box per drawing.
 
-    `is_shape` tells a plain shape from a drawing; `drawings` are the ids of the drawings in the icon set.
+    `is_shape`: a plain shape rather than a drawing; `drawings`: ids of the drawings in the icon set.
     """
 
     noun: str
@@ -97,8 +97,8 @@ class Atom:
 
 @dataclass(frozen=True)
 class Composition:
-    """A scene: image (3,S,S) float32 in [0,1], mask (S,S) uint8 (0 where the background is, else 1 + the number of the
-    drawing, counted over all items), caption, category, items, and the atoms that the caption claims."""
+    """A scene: image (3,S,S) float32 in [0,1], mask (S,S) uint8 (0: background, else 1 + the index of the drawing over
+    all items), caption, category, items, and the atoms of the caption."""
 
     image: Float[Tensor, "3 s s"]
     mask: UInt8[Tensor, "s s"]
@@ -108,7 +108,7 @@ class Composition:
     atoms: tuple[Atom, ...]
 
     def question(self, atom: Atom) -> str:
-        """The atom as a question to answer with yes or no, e.g. "a blue butterfly?"."""
+        """The atom as a yes/no question, e.g. "a blue butterfly?"."""
         if atom.kind == "background":
             return f"a {atom.value} background?"
         item = self.items[atom.item]
@@ -123,7 +123,7 @@ class Composition:
 
 @dataclass(frozen=True)
 class CompositionBatches:
-    """Batches of compositions without end: batch k is a function of (split, seed, k). Categories take turns."""
+    """Endless batches of compositions: batch k is a function of (split, seed, k). Categories alternate."""
 
     split: str
     batch_size: int
@@ -151,7 +151,7 @@ def compose(
     size: int = SIZE,
     categories: tuple[str, ...] = CATEGORIES,
 ) -> Composition:
-    """Composition number `number`; `categories` take turns. Raises UsageError for an unknown split."""
+    """Composition number `number`; `categories` alternate. Raises UsageError for an unknown split."""
     drawings = sprites(split)
     draw = Draw(generator(seed, "composition", number), drawings)
     category = categories[number % len(categories)]
@@ -211,7 +211,7 @@ def _item(plan: Plan, own: list[tuple[Box, Sprite]]) -> Item:
 
 
 def _atoms_of(number: int, item: Item) -> list[Atom]:
-    """What the phrase of an item claims."""
+    """The atomic claims of an item's phrase."""
     atoms = [Atom("shape" if item.is_shape else "thing", item.noun, number)]
     if item.colour:
         atoms.append(Atom("colour", item.colour, number))
@@ -225,12 +225,12 @@ def _atoms_of(number: int, item: Item) -> list[Atom]:
 
 
 def _relation(category: str, plans: list[Plan], items: tuple[Item, ...], draw: Draw) -> Atom | None:
-    """A relation that holds between two of the items, of the category's kind; None where there is none."""
+    """A true relation between two of the items, of the category's kind; None if there is none."""
     if category == "non-spatial":
         if plans[-1].holds:
             return Atom("comparison", "inside", 0, 1)
         if items[0].size:
-            return Atom("size", str(items[0].size), 0)  # told by the items' own words
+            return Atom("size", str(items[0].size), 0)  # already in the items' phrases
         first, second = (max(box[2] - box[0], box[3] - box[1]) for box in (items[0].box, items[1].box))
         if max(first, second) < RATIO * min(first, second):
             return None
@@ -238,25 +238,25 @@ def _relation(category: str, plans: list[Plan], items: tuple[Item, ...], draw: D
     if category not in ("spatial", "complex"):
         return None
     first_item, second_item = draw.several(range(len(items)), 2)
-    held = relations(items[first_item].box, items[second_item].box)
-    return Atom("spatial", draw.one(held), first_item, second_item) if held else None
+    true = relations(items[first_item].box, items[second_item].box)
+    return Atom("spatial", draw.one(true), first_item, second_item) if true else None
 
 
 def relations(box: Box, other: Box) -> list[Spatial]:
-    """What of left, right, above and below is true of a box: it ends before the other begins, and lies farther from it
-    that way than it lies off it the other way."""
+    """The true relations of left, right, above and below: the box ends before the other begins, along the axis on which
+    their centres are farther apart."""
     down = (box[0] + box[2] - other[0] - other[2]) / 2
     right = (box[1] + box[3] - other[1] - other[3]) / 2
-    found: list[Spatial] = []
+    true: list[Spatial] = []
     if abs(right) >= abs(down):
-        found += ["left"] if box[3] <= other[1] else ["right"] if other[3] <= box[1] else []
+        true += ["left"] if box[3] <= other[1] else ["right"] if other[3] <= box[1] else []
     if abs(down) >= abs(right):
-        found += ["above"] if box[2] <= other[0] else ["below"] if other[2] <= box[0] else []
-    return found
+        true += ["above"] if box[2] <= other[0] else ["below"] if other[2] <= box[0] else []
+    return true
 
 
 def _caption(items: tuple[Item, ...], relation: Atom | None) -> str:
-    """All items in a row, or two in their relation and then the others."""
+    """All items listed, or two in their relation followed by the others."""
     if relation is None or relation.other is None:
         words = [str(item) for item in items]
     else:

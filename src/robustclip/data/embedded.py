@@ -11,13 +11,13 @@ from robustclip.errors import UsageError
 
 PACKAGE: Final = "robustclip_emoji"
 EMBEDDED_DATA: Final = "emoji/"
-"""What names of embedded data begin with."""
+"""Prefix of the names of embedded data."""
 INSTALL: Final = "pip install 'robustclip[emoji]'"
 
 
 @cache
 def root() -> Path | None:
-    """The folder of the installed package `robustclip_emoji`, or None where it is not installed."""
+    """The folder of the installed package `robustclip_emoji`, or None if it is not installed."""
     spec = find_spec(PACKAGE)
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
@@ -25,7 +25,7 @@ def root() -> Path | None:
 def path(*parts: str) -> Path:
     """The path of one file or folder, e.g. `path("prompts", "styles.csv")`.
 
-    Raises UsageError where robustclip-emoji is not installed.
+    Raises UsageError if robustclip-emoji is not installed.
     """
     folder = root()
     if folder is None:
@@ -34,15 +34,15 @@ def path(*parts: str) -> Path:
 
 
 def folders(kind: str, file: str) -> dict[str, Path]:
-    """{name: folder} of the folders below `kind` (e.g. "referees") that hold `file`, sorted by name; none where the
-    world is not installed."""
+    """{name: folder} of the folders below `kind` (e.g. "referees") that contain `file`, sorted by name; empty if
+    robustclip-emoji is not installed."""
     folder = root()
-    found = [] if folder is None else sorted((folder / kind).glob(f"*/{file}"))
-    return {file.parent.name: file.parent for file in found}
+    files = [] if folder is None else sorted((folder / kind).glob(f"*/{file}"))
+    return {file.parent.name: file.parent for file in files}
 
 
 def hint(name: object) -> str:
-    """What to append to an error about an unknown name: how to install the world, where that may be the reason."""
+    """Suffix for errors about unknown names: how to install robustclip-emoji, if that may be the reason."""
     if root() is not None or not str(name).startswith("emoji"):
         return ""
     return f". Names that begin with emoji belong to robustclip-emoji, which is not installed: {INSTALL}"

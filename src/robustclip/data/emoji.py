@@ -1,14 +1,14 @@
 """The embedded drawings, read from the shards of robustclip-emoji: two data sets with the same splits.
 
 - emoji: eight drawing styles of 1,631 concepts at 64x64.
-- icons: the same concepts and more things in further styles, at 96x96.
+- icons: the same and further concepts in more styles, at 96x96.
 
 Splits (see DATA_CARD.md beside the shards):
 
-- guide-styles: the guides' styles, without the held-out concepts; what guides are trained on.
-- unseen-styles: twemoji and openmoji, without the held-out concepts; what guides are measured on.
-- unseen-train: what the disjoint judge trains on: the images of unseen-styles, and of icons those of the styles that
-  only judges train on.
+- guide-styles: training set of guides: their styles without the held-out concepts.
+- unseen-styles: test set of guides: twemoji and openmoji without the held-out concepts.
+- unseen-train: training set of the disjoint judge: the images of unseen-styles, and of icons also the styles that only
+  judges train on.
 - heldout-concepts: all styles of the concepts that no referee is trained on.
 - judge-train: all styles, without the held-out concepts and the images held back from the judge.
 - judge-heldback: two images (one guide style, one unseen) of each of the judge's 200 labels.
@@ -67,7 +67,7 @@ class Labels:
 
 @dataclass(frozen=True, repr=False)
 class LabelledImages(Labels):
-    """N images (N, 3, H, W), float32 in [0,1], with what is known of them."""
+    """N images (N, 3, H, W), float32 in [0,1], with their metadata."""
 
     images: Float[Tensor, "n 3 h w"]
 
@@ -96,7 +96,7 @@ class LabelledImages(Labels):
 
     @classmethod
     def joined(cls, parts: Sequence[LabelledImages]) -> LabelledImages:
-        """The images of all parts, one after the other. Raises ValueError unless they number their labels alike."""
+        """Concatenate the images of all parts. Raises ValueError unless they have the same label names."""
         names = parts[0].label_names
         if any(part.label_names != names for part in parts):
             raise ValueError("the parts number their labels differently")
@@ -137,7 +137,7 @@ def label_index(dataset: str = "emoji") -> tuple[list[str], dict[str, int]]:
 def label_records(dataset: str) -> list[dict[str, Any]]:
     """Records of labels.json: id, label, group, keywords per concept; for icons also the label with its article.
 
-    Raises UsageError where the set is not installed: the wheel of robustclip-emoji has no icons yet.
+    Raises UsageError if the set is not installed: the wheel of robustclip-emoji has no icons yet.
     """
     file = embedded.path(dataset, "labels.json")
     if not file.is_file():
@@ -169,7 +169,7 @@ def load_emoji(split: str, rows: Sequence[int] | None = None, dataset: str = "em
     """Load the images of `split` on white, (N, 3, S, S) float32 in [0,1] with S of SIZES, with their metadata.
 
     N of emoji runs from 400 (judge-heldback) to about 11,000 (judge-train, half a gigabyte); judge-train of icons takes
-    two gigabytes. `rows` are the numbers of those wanted, in the order wanted; others are not decoded.
+    two gigabytes. `rows` selects images by number, in that order; others are not decoded.
     """
     rgba, labels = load_rgba(split, rows, dataset)
     images = torch.empty(len(rgba), 3, *rgba.shape[2:])
@@ -186,7 +186,7 @@ def load_rgba(
     """The drawings of `split` (or these `rows` of it) with their alpha, (N, 4, S, S) uint8 with S of SIZES, colours not
     premultiplied, for any background.
 
-    Raises UsageError for a split that is not there, with the near name.
+    Raises UsageError for an unknown split, with a close match.
     """
     samples = list(samples_of(split, dataset))
     if rows is not None:
@@ -214,16 +214,16 @@ def _labels(samples: list[Sample], dataset: str) -> Labels:
 
 
 def samples_of(split: str, dataset: str) -> Iterator[Sample]:
-    """The drawings of a split, not decoded. Raises UsageError for a split that is not there, with the near name."""
-    label_records(dataset)  # is the set there?
+    """The drawings of a split, not decoded. Raises UsageError for an unknown split, with a close match."""
+    label_records(dataset)  # raises if the set is not installed
     if split not in SPLITS:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
         raise UsageError(f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
-    known = splits(dataset)
-    guide, unseen, judges = known["guide_styles"], known["unseen_styles"], known.get("judge_styles", [])
-    held_out = set(known["heldout_concepts"])
-    held_back = {f"{concept}-{style}" for concept, styles in known["judge_heldback"].items() for style in styles}
+    record = splits(dataset)
+    guide, unseen, judges = record["guide_styles"], record["unseen_styles"], record.get("judge_styles", [])
+    held_out = set(record["heldout_concepts"])
+    held_back = {f"{concept}-{style}" for concept, styles in record["judge_heldback"].items() for style in styles}
     match split:
         case "guide-styles":
             styles = guide
@@ -254,7 +254,7 @@ def read_shard(style: str, dataset: str = "emoji") -> list[Sample]:
     plain = io.BytesIO(gzip.decompress(embedded.path(dataset, file).read_bytes()))
     with tarfile.open(fileobj=plain) as tar:
         contents = {member.name: _content(tar, member) for member in tar}
-    if dataset != "emoji":  # pictures alone: labels.json says the rest once, for all styles
+    if dataset != "emoji":  # these shards hold pictures only: labels.json has the metadata of all styles
         captions = _captions(dataset)
         concepts = {name.removesuffix(".webp"): webp for name, webp in contents.items()}
         return [Sample(f"{one}-{style}", one, style, captions[one], webp) for one, webp in concepts.items()]
@@ -283,7 +283,7 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
     """Load a split of an embedded data set, e.g. `load_split("emoji", "unseen-styles")`; with `rows` only these are
     decoded.
 
-    Raises UsageError for a data set or split that is not there, listing those that are.
+    Raises UsageError for an unknown data set or split, listing the known ones.
     """
     if not isinstance(split, str):
         raise UsageError(f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")')

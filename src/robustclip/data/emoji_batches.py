@@ -26,7 +26,7 @@ class Augmentation:
     """Ranges of the random augmentations (ours). All zeros and ones leave a drawing unchanged, on white.
 
     rotation: degrees to either side; scale: smallest and largest size relative to the drawing's own; translation:
-    share of the side, to either side; flip: probability of mirroring a drawing that has no left and right;
+    share of the side, to either side; flip: probability of mirroring a drawing whose label allows it;
     white: probability of a white background (else a solid colour or a gradient of two, equally often);
     brightness, contrast, saturation: largest change, relative, to either side; cast: the same for each colour channel.
     """
@@ -48,13 +48,13 @@ NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.
 class EmojiBatches:
     """Shuffled passes over one split of the emoji set, with drawings on random backgrounds.
 
-    Batch k takes the next `batch_size` samples of an endless row of permutations, one an epoch; a batch may run over
-    the end of an epoch, so no sample is dropped. Samples of one batch may share a concept: `positives` says so.
-    The caption is drawn anew from the sample's forms each time. Of P processes, that of rank r yields every P-th pair
-    of the batch that one would yield alone, from the r-th on. Drawings of one colour (black) get a dark colour, drawn
-    anew each time. With `sizes`, the images of batch k have a side drawn from them; else that of the data set.
+    Batch k takes the next `batch_size` samples of an endless sequence of permutations, one per epoch; a batch may span
+    two epochs, so no sample is dropped. Samples of one batch may share a concept (equal `positives`). Captions are
+    redrawn from the sample's forms each time, as are the dark colours of monochrome drawings. Of P processes, rank r
+    yields pairs r, r + P, ... of the batch that a single process would yield. With `sizes`, the side of batch k is
+    drawn from them; else it is the data set's.
 
-    Raises UsageError for a split that is not there, or a batch that cannot be shared out evenly.
+    Raises UsageError for an unknown split, and for a batch that cannot be split evenly over the processes.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class EmojiBatches:
         )
 
     def _row(self, k: int) -> Tensor:
-        """Indices of batch k's samples in the endless row of permutations."""
+        """Indices of batch k's samples in the endless sequence of permutations."""
         n = len(self)
         positions = range(k * self.batch_size, (k + 1) * self.batch_size)
         epochs = range(positions[0] // n, positions[-1] // n + 1)
@@ -145,14 +145,15 @@ def augment(
     handed: Tensor | None = None,
     size: int | None = None,
 ) -> Float[Tensor, "b 3 h2 w2"]:
-    """Drawings moved, turned and lit at random on random backgrounds, of `size` squared or their own; float32 in [0,1].
+    """Random affine and colour augmentation of drawings on random backgrounds, at `size` or their own; float32 in
+    [0,1].
 
-    handed: (b,) bool, the drawings that must not be mirrored (none if absent). All randomness comes from `draw`.
+    handed: (b,) bool, the drawings that must not be mirrored (default: none). All randomness comes from `draw`.
     """
     b, _, *own = rgba.shape
     h, w = own if size is None else (size, size)
     pixels = rgba.float().div_(255)
-    pixels[:, :3] *= pixels[:, 3:]  # premultiplied, so that interpolation takes no colour from where nothing is drawn
+    pixels[:, :3] *= pixels[:, 3:]  # premultiplied, so that transparent pixels do not bleed into the interpolation
     may_flip = torch.ones(b, dtype=torch.bool) if handed is None else ~handed
     flip = torch.where((draw.unit() < how.flip) & may_flip, -1.0, 1.0)
     angle = draw.signed() * math.radians(how.rotation)
@@ -171,7 +172,7 @@ def augment(
 
 
 def _backgrounds(draw: Draws, white: float, h: int, w: int) -> Float[Tensor, "b 3 h w"]:
-    """White, one colour, or a straight gradient between two colours."""
+    """White, one colour, or a linear gradient between two colours."""
     first, second = draw.colours(), draw.colours()
     kind, angle = draw.unit(), draw.unit() * 2 * math.pi
     gradient = kind > (1 + white) / 2
@@ -183,8 +184,8 @@ def _backgrounds(draw: Draws, white: float, h: int, w: int) -> Float[Tensor, "b 
 
 
 class Draws:
-    """Random numbers for a batch of `b`, one after the other from one stream, of which the rows `mine` are handed out:
-    a pair's numbers are the same however many processes share the batch."""
+    """Random numbers for a batch of `b` from one stream, of which the rows `mine` are returned, so that a pair's
+    numbers do not depend on the number of processes."""
 
     def __init__(self, b: int, stream: Generator, mine: slice = slice(None)) -> None:
         self.b, self.stream, self.mine = b, stream, mine
@@ -203,25 +204,26 @@ class Draws:
 
 
 def has_sides(label: str) -> bool:
-    """Whether the label speaks of left or right, or names a sign whose letters would be mirrored."""
+    """Whether the label mentions left or right, or a sign with letters, so that it must not be mirrored."""
     words = label.lower().replace("-", " ").split()
     sided = {"left", "right", "leftwards", "rightwards", "clockwise", "counterclockwise", "button", "arrow", "input"}
     return not sided.isdisjoint(words)
 
 
-# Mostly white, as the drawings' own pictures; a referee's training has more of everything.
+# Mostly white and weaker than in a referee's training.
 AUGMENTATION: Final = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)
 
 
-SPARE: Final = 10**8  # compositions further on, one takes the place of a composition that shows a held-out pair
+SPARE: Final = 10**8  # offset of the composition that replaces one with a held-out pair
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """images: (B,3,64,64) float32 in [0,1]; of each a caption, and of pairs the one with colours exchanged.
+    """images: (B,3,64,64) float32 in [0,1], each with a caption; `swapped`: for pairs, the caption with colours
+    exchanged.
 
-    phrases: what the caption calls each of its things, none for single drawings; masks: (B,64,64), 1 + the number of
-    the phrase whose thing a pixel shows, 0 elsewhere.
+    phrases: the caption's noun phrases, none for single drawings; masks: (B,64,64), 1 + the index of the phrase whose
+    object covers the pixel, 0 elsewhere.
     """
 
     images: Float[Tensor, "b 3 64 64"]
@@ -234,9 +236,9 @@ class Captioned:
 @dataclass
 class DrawingsAndPairs:
     """Batches of captioned pictures: pairs, then a share `composed` of compositions, then a share `single` of single
-    drawings; batch k is a pure function of k. None shows a pair of the compositional prompts.
+    drawings; batch k is a pure function of k. Pairs of the compositional prompts are excluded.
 
-    Raises UsageError for a split that is not there.
+    Raises UsageError for an unknown split.
     """
 
     split: str
@@ -282,14 +284,14 @@ class DrawingsAndPairs:
         return Captioned(torch.cat(images), captions, swapped, phrases, torch.cat(masks))
 
     def batch(self, k: int) -> tuple[Float[Tensor, "b 3 64 64"], list[str]]:
-        """Pictures and captions of batch k alone."""
+        """Pictures and captions of batch k."""
         batch = self.labelled(k)
         return batch.images, batch.captions
 
 
 def composition(number: int, split: str, seed: int) -> Composition:
-    """Composition number `number` at 64 pixels, or where it shows a pair of the compositional prompts, another of its
-    category."""
+    """Composition number `number` at 64 pixels, or another of its category if it shows a pair of the compositional
+    prompts."""
     held_out = [{(thing.colour, thing.name) for thing in pair.things} for pair in compositional_prompts()]
     while True:
         scene = compose(number, split, seed=seed, size=64)
@@ -300,6 +302,6 @@ def composition(number: int, split: str, seed: int) -> Composition:
 
 
 def _of_items(scene: Composition) -> UInt8[Tensor, "s s"]:
-    """The composition's mask, with the numbers of items where it has those of drawings."""
+    """The composition's mask with indices of items instead of drawings."""
     numbers = [0, *(1 + number for number, item in enumerate(scene.items) for _ in range(item.count))]
     return torch.tensor(numbers, dtype=torch.uint8)[scene.mask.long()]

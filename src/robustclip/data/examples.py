@@ -1,6 +1,6 @@
 """Evaluation data: images with labels, captions or both, from the embedded set or a folder.
 
-Images of a folder are decoded when a batch asks for them, so that a set need not fit into memory.
+Images of a folder are decoded per batch, so that a set need not fit into memory.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ SHOW_DATA = (
 class Examples:
     """N images of `size` (height, width) in [0,1], with labels, captions or boxes.
 
-    `label_names` are all labels of the set, also those that no image has, and `labels` (N,) their indices; both empty
-    where the set has none. `captions` holds a list for each image; empty where the set has none. `templates` are those
-    that came with the set, if any. `boxes` (top, left, bottom, right; half-open pixels) are where the things of the
-    first captions are, in sets that know it. `reported` says what was read, and what lies there and was not.
+    `label_names` are all labels of the set, and `labels` (N,) indices into them; both empty if the set has none.
+    `captions` holds a list per image; empty if the set has none. `templates` are those of the set, if any. `boxes`
+    (top, left, bottom, right; half-open pixels) locate the objects of the first captions, in sets with boxes.
+    `reported` lists what was read, and what was left out.
     """
 
     name: str
@@ -81,9 +81,9 @@ def read_examples(
     """Read evaluation data: `emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, or a clip_benchmark webdataset
     folder.
 
-    `size` is what images of a folder are resized and cut to; None keeps theirs, if they all have the same. `limit`
-    takes that many of them, drawn by the seed alone, in their old order. Raises UsageError where there is no such data,
-    none in it, or a size is missing or of no use.
+    `size`: images of a folder are resized and cropped to it; None keeps their own, if they all have the same. `limit`:
+    a random subset, drawn by the seed, in the original order. Raises UsageError if there is no such data, if it is
+    empty, or if a size is missing or not applicable.
     """
     folder = Path(data)
     if str(data) and is_folder(folder):
@@ -101,7 +101,7 @@ def read_examples(
 
 
 def _read_scenes() -> Examples:
-    """Scenes of emoji in unseen styles: no labels, one caption each, and a box around what that names."""
+    """Scenes of emoji in unseen styles: no labels, one caption each, and the box of its object."""
     scenes = compose_scenes()
     images = torch.stack([scene.image for scene in scenes])
     captions, boxes = [[scene.text] for scene in scenes], torch.tensor([scene.box for scene in scenes])
@@ -112,7 +112,7 @@ def _read_scenes() -> Examples:
 
 
 def _read_split(data: str, limit: int | None, seed: int) -> Examples:
-    """The images of a split, or the drawn ones, so that no other is decoded."""
+    """The images of a split; with `limit` only the drawn ones are decoded."""
     dataset, _, name = data.partition("/")
     rows = None if limit is None else draw_subset(range(len(load_labels(name, dataset))), limit, seed)
     split = load_split(dataset, name, rows)
@@ -122,17 +122,17 @@ def _read_split(data: str, limit: int | None, seed: int) -> Examples:
 
 def _read_folder(folder: Path) -> Examples:
     """Class folders, or pictures with captions beside them: the layouts of training."""
-    found = read_folder(folder)
+    content = read_folder(folder)
     examples = _from_pictures(
         folder,
-        [Stored(path) for path in found.pictures],
-        ids=found.ids(),
-        labels=found.labels,
-        label_names=found.names,
-        captions=[caption_lines(path) for path in found.pictures] if found.layout == "pairs" else [],
+        [Stored(path) for path in content.pictures],
+        ids=content.ids(),
+        labels=content.labels,
+        label_names=content.names,
+        captions=[caption_lines(path) for path in content.pictures] if content.layout == "pairs" else [],
         templates=_templates(folder),
     )
-    return replace(examples, reported=(found.reported, *found.left_out))
+    return replace(examples, reported=(content.reported, *content.left_out))
 
 
 def _templates(folder: Path) -> list[str]:
@@ -144,10 +144,10 @@ def _shards_of(folder: Path) -> list[Path]:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Stored]]:
-    """Names and places of a tar file's members; those of a compressed one are read, for they have no place in it.
+    """Names and offsets of a tar file's members; members of a compressed tar are read into memory.
 
-    Raises UsageError for an archive that is damaged, claims more than it holds, or has members that are no plain files:
-    training skips such ones, a measurement must not lose one quietly.
+    Raises UsageError for an archive that is damaged, claims more than it holds, or has links or devices: training skips
+    such members, but a measurement must not.
     """
     if not shard.is_file():
         raise UsageError(f"{shard} is not a file")
@@ -182,16 +182,16 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
                 continue
             sample = samples.setdefault(f"{SUFFIX.sub('', shard.name)}/{key}", {})
             if ending in sample:
-                raise UsageError(f"{shard} has {name!r} twice: which of them is meant, nobody can say")
+                raise UsageError(f"{shard} has {name!r} twice: remove one of them")
             sample[ending] = stored
 
     pictures: dict[str, Stored] = {}
     for key, sample in samples.items():
-        there = [sample[end] for end in PICTURES if end in sample]
-        known = {"cls", "txt"} & sample.keys()
-        if there and (known or not any(other in samples for other in parents(key))):
-            pictures[key] = there[0]
-        elif known and not belongs_to_another(key, sample, samples):
+        images = [sample[end] for end in PICTURES if end in sample]
+        annotated = {"cls", "txt"} & sample.keys()
+        if images and (annotated or not any(other in samples for other in parents(key))):
+            pictures[key] = images[0]
+        elif annotated and not belongs_to_another(key, sample, samples):
             raise UsageError(
                 f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})"
             )
@@ -199,11 +199,9 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
             passed.append(key)
     labels = [samples[key]["cls"].number() for key in pictures if "cls" in samples[key]]
     captions = [_captions(samples[key]["txt"]) for key in pictures if "txt" in samples[key]]
-    for what, held in (("label (.cls)", labels), ("caption (.txt)", captions)):
-        if held and len(held) != len(pictures):
-            raise UsageError(
-                f"{folder}: {len(held)} of {len(pictures)} images have a {what}: all of them or none should"
-            )
+    for what, given in (("label (.cls)", labels), ("caption (.txt)", captions)):
+        if given and len(given) != len(pictures):
+            raise UsageError(f"{folder}: {len(given)} of {len(pictures)} images have a {what}: give it to all or none")
     examples = _from_pictures(
         folder,
         list(pictures.values()),
@@ -215,7 +213,7 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
     )
     reported = [f"{len(pictures):,} pictures of {len(shards):,} shards", *not_shards(shards[0].parent)]
     if passed:
-        reported.append(f"{len(passed):,} members that are no sample left out ({', '.join(passed[:3])})")
+        reported.append(f"{len(passed):,} members that belong to no sample left out ({', '.join(passed[:3])})")
     return replace(examples, reported=tuple(reported))
 
 
@@ -278,7 +276,7 @@ def _sized(examples: Examples, size: int | tuple[int, int] | None) -> Examples:
 
 
 def _captions(stored: Stored) -> list[str]:
-    """One a line. Raises UsageError where there is none."""
+    """One per line. Raises UsageError if there is none."""
     captions = [line.strip() for line in stored.text().split("\n") if line.strip()]
     if not captions:
         raise UsageError(f"{stored.path} (byte {stored.offset}) holds an empty caption: an image needs at least one")

@@ -1,6 +1,6 @@
 """Image folder layouts: class folders or captions beside pictures, recognised by rule.
 
-Training and evaluation both read folders here, so that they find the same pictures, classes and captions.
+Used by training and evaluation, so that both read the same pictures, classes and captions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from robustclip.runs.files import read_lines, read_text
 
 NAMES = "classnames.txt"
 BESIDES = ("classnames.txt", "zeroshot_classification_templates.txt")  # in a folder of classes, not left out
-CODE = re.compile(r"\d+|n\d{8}")  # a number, or WordNet's of ImageNet: what no caption can be made of
+CODE = re.compile(r"\d+|n\d{8}")  # a number or a WordNet id of ImageNet, from which no caption can be made
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-NO_FOLDERS = {"__MACOSX", "@eaDir"}  # what systems put beside pictures: copies, previews
-SHOWN = 3  # names of files that are left out
-SAMPLED = 20  # texts that are looked into before they are taken for captions
+NO_FOLDERS = {"__MACOSX", "@eaDir"}  # folders that systems put beside pictures: copies, previews
+SHOWN = 3  # example names of ignored files
+SAMPLED = 20  # texts that are checked before they are taken for captions
 HOW = "give a folder with one sub-folder of images a class, or one with its caption in a .txt beside each picture"
 
 
@@ -33,9 +33,9 @@ HOW = "give a folder with one sub-folder of images a class, or one with its capt
 class PictureFolder:
     """Paths and metadata of the pictures of a folder.
 
-    layout     "classes": `labels` are places in `names`, all names of the set; "pairs": captions lie beside pictures,
-               and `captions_beside` reads them.
-    reported   one line that says what was recognised; `left_out` one for each kind of thing that is not read.
+    layout     "classes": `labels` are indices into `names`, all names of the set; "pairs": captions are files beside
+               pictures, read by `captions_beside`.
+    reported   one line that describes the layout; `left_out` has one for each kind of ignored file.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class PictureFolder:
     left_out: list[str] = field(default_factory=list)
 
     def ids(self) -> list[str]:
-        """Paths in the folder."""
+        """Paths relative to the folder."""
         return [path.relative_to(self.folder).as_posix() for path in self.pictures]
 
     def classes(self) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ class PictureFolder:
 
 
 @dataclass
-class Found:
+class FolderFiles:
     """Files below a folder by path; `hidden` are dot files and system files."""
 
     pictures: list[Path] = field(default_factory=list)
@@ -81,24 +81,24 @@ class Found:
         ]
 
 
-def find_pictures(folder: Path, *, follow: bool = True) -> Found:
-    """All files below the folder. Links to folders are followed if asked. Raises UsageError for one that leads back
-    to a folder around it, which would count pictures again and again, and for a folder that cannot be read."""
-    found = Found()
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=follow):
+def find_pictures(folder: Path, *, follow: bool = True) -> FolderFiles:
+    """All files below the folder, with `follow` also through links to folders. Raises UsageError for a link to one of
+    its parents, which would count pictures repeatedly, and for an unreadable folder."""
+    files = FolderFiles()
+    for place, folders, file_names in os.walk(folder, onerror=_refuse, followlinks=follow):
         for name in list(folders):
             path = Path(place, name)
             if hidden(name):
                 folders.remove(name)
-                found.hidden.append(path)
+                files.hidden.append(path)
             elif follow and path.is_symlink() and Path(place).resolve().is_relative_to(path.resolve()):
                 raise UsageError(f"{path} is a link back to {path.resolve()}, which it lies in: remove it")
-        for name in files:
-            kind = found.hidden if hidden(name) else found.pictures if is_picture(name) else found.others
+        for name in file_names:
+            kind = files.hidden if hidden(name) else files.pictures if is_picture(name) else files.others
             kind.append(Path(place, name))
-    for paths in (found.pictures, found.others, found.hidden):
+    for paths in (files.pictures, files.others, files.hidden):
         paths.sort()
-    return found
+    return files
 
 
 def is_picture(name: str) -> bool:
@@ -113,37 +113,37 @@ def hidden(name: str) -> bool:
 def read_folder(folder: Path) -> PictureFolder:
     """Read a folder of pictures in one of two layouts: class folders, or captions beside pictures.
 
-    pairs      a .txt (or a .json with a caption) beside at least half of the pictures, as img2dataset's "files" output
-               has them; pictures without one have no caption.
-    classes    one sub-folder a class, as torchvision's ImageFolder; pictures deeper in it are the class's too. Its name
-               is the folder's, with spaces for underscores, or its line of classnames.txt: folder 7 is line 8 where
-               folders are numbers, the line that is the folder's name where lines are names, else the line of its place
-               in the alphabetical order.
+    pairs      a .txt (or a .json with a caption) beside at least half of the pictures, as in img2dataset's "files"
+               output; pictures without one have no caption.
+    classes    one sub-folder per class, as in torchvision's ImageFolder, including nested pictures. The class name is
+               the folder's, with spaces for underscores, or a line of classnames.txt: line 8 for folder 7 if folders
+               are numbers, the line equal to the folder's name if there is one, else the line at its alphabetical
+               position.
 
-    Raises UsageError for a folder of neither layout, and where it cannot be told which class has which name.
+    Raises UsageError for a folder of neither layout, and if class names are ambiguous.
     """
     if not folder.is_dir():
         raise UsageError(f"no folder at {folder}")
-    found = find_pictures(folder)
-    if not found.pictures:
-        few = "; ".join(found.left_out(folder))
-        raise UsageError(f"{folder} is no folder of pictures ({few or 'it is empty'}): {HOW}")
-    if table := next((path for path in found.others if path.parent == folder and path.stem == "metadata"), None):
+    files = find_pictures(folder)
+    if not files.pictures:
+        few = "; ".join(files.left_out(folder))
+        raise UsageError(f"{folder} is not a folder of pictures ({few or 'it is empty'}): {HOW}")
+    if table := next((path for path in files.others if path.parent == folder and path.stem == "metadata"), None):
         raise UsageError(f"{table} says what the pictures of {folder} are: give a table, with columns path and caption")
-    beside = _captions(found)
-    if 2 * len(beside) >= len(found.pictures):
-        return _pairs(folder, found, beside)
+    beside = _captions(files)
+    if 2 * len(beside) >= len(files.pictures):
+        return _pairs(folder, files, beside)
     if beside:
         raise UsageError(
-            f"{folder}: {len(beside):,} of {len(found.pictures):,} pictures have a caption beside them (e.g. "
+            f"{folder}: {len(beside):,} of {len(files.pictures):,} pictures have a caption beside them (e.g. "
             f"{_few(folder, [*beside.values()])}): give captions to the others, or move the texts elsewhere"
         )
-    return _classes(folder, found)
+    return _classes(folder, files)
 
 
 def captions_beside(picture: Path) -> str:
-    """The caption that lies beside a picture, in lines where it has several; "" for none. Raises UsageError for a file
-    that cannot be read as one."""
+    """The caption beside a picture, one per line if there are several; "" for none. Raises UsageError for an unreadable
+    file."""
     text, record = picture.with_suffix(".txt"), picture.with_suffix(".json")
     if text.is_file():
         return read_text(text).strip()
@@ -151,19 +151,19 @@ def captions_beside(picture: Path) -> str:
 
 
 def caption_lines(picture: Path) -> list[str]:
-    """The captions that lie beside a picture, one a line. Raises UsageError where there is none."""
+    """The captions beside a picture, one per line. Raises UsageError if there is none."""
     captions = [line.strip() for line in captions_beside(picture).split("\n") if line.strip()]
     if not captions:
-        raise UsageError(f"{picture} has no caption beside it: all pictures of a set need one, or move it elsewhere")
+        raise UsageError(f"{picture} has no caption beside it: add one, or move the picture elsewhere")
     return captions
 
 
-def _captions(found: Found) -> dict[Path, Path]:
-    """The file that holds the caption of a picture, where there is one."""
-    others = {*found.others}
-    texts = {one: path for one in found.pictures if (path := one.with_suffix(".txt")) in others}
+def _captions(files: FolderFiles) -> dict[Path, Path]:
+    """The caption file of each picture that has one."""
+    others = {*files.others}
+    texts = {one: path for one in files.pictures if (path := one.with_suffix(".txt")) in others}
     if not texts:
-        records = {one: path for one in found.pictures if (path := one.with_suffix(".json")) in others}
+        records = {one: path for one in files.pictures if (path := one.with_suffix(".json")) in others}
         return records if any(_of_json(path) for path in [*records.values()][:SAMPLED]) else {}
     if not any(re.search(r"[^\W\d_]", _readable(path)) for path in [*texts.values()][:SAMPLED]):
         raise UsageError(
@@ -188,35 +188,34 @@ def _of_json(path: Path) -> tuple[str, ...]:
     return captions_of(record, "") if isinstance(record, dict) else ()
 
 
-def _pairs(folder: Path, found: Found, beside: dict[Path, Path]) -> PictureFolder:
+def _pairs(folder: Path, files: FolderFiles, beside: dict[Path, Path]) -> PictureFolder:
     kind = next(iter(beside.values())).suffix
-    reported = f"{len(found.pictures):,} pairs: captions from {kind} beside each picture"
-    if missing := len(found.pictures) - len(beside):
+    reported = f"{len(files.pictures):,} pairs: captions from {kind} beside each picture"
+    if missing := len(files.pictures) - len(beside):
         reported += f", which {missing:,} have not"
-    known = [path.with_suffix(end) for path in found.pictures for end in (".txt", ".json")]
-    left_out = [*found.left_out(folder, known), *_miscounted(folder, found)]
-    return PictureFolder(folder, "pairs", found.pictures, [], [], reported, left_out)
+    known = [path.with_suffix(end) for path in files.pictures for end in (".txt", ".json")]
+    left_out = [*files.left_out(folder, known), *_miscounted(folder, files)]
+    return PictureFolder(folder, "pairs", files.pictures, [], [], reported, left_out)
 
 
-def _miscounted(folder: Path, found: Found) -> Iterator[str]:
-    """Where img2dataset counted other numbers of pictures than lie there."""
-    held = Counter(path.relative_to(folder).parts[0] for path in found.pictures)
-    for path in found.others:
+def _miscounted(folder: Path, files: FolderFiles) -> Iterator[str]:
+    """Folders whose number of pictures differs from img2dataset's count."""
+    counts = Counter(path.relative_to(folder).parts[0] for path in files.pictures)
+    for path in files.others:
         if path.parent == folder and path.name.endswith("_stats.json"):
             part = path.name.removesuffix("_stats.json")
-            lie = held[part]
             try:
-                counted = json.loads(_readable(path))["successes"]
+                expected = json.loads(_readable(path))["successes"]
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-            if counted != lie:
-                yield f"{part} holds {lie:,} pictures, and {path.name} counts {str(counted)[:20]}"
+            if expected != counts[part]:
+                yield f"{part} holds {counts[part]:,} pictures, and {path.name} counts {str(expected)[:20]}"
 
 
-def _classes(folder: Path, found: Found) -> PictureFolder:
-    held = {path: path.relative_to(folder).parts for path in found.pictures}
+def _classes(folder: Path, files: FolderFiles) -> PictureFolder:
+    held = {path: path.relative_to(folder).parts for path in files.pictures}
     loose = [path for path, parts in held.items() if len(parts) == 1]
-    inside = [path for path in found.pictures if len(held[path]) > 1]
+    inside = [path for path in files.pictures if len(held[path]) > 1]
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
     full = sorted({held[path][0] for path in inside})
     if not inside:
@@ -226,14 +225,14 @@ def _classes(folder: Path, found: Found) -> PictureFolder:
     names, places, how = _named(folder, folders, full)
     labels = [places[held[path][0]] for path in inside]
     reported = f"{len(inside):,} pictures of {len(full):,} classes, one sub-folder each, {how}"
-    left_out = found.left_out(folder, [folder / name for name in BESIDES], loose)
+    left_out = files.left_out(folder, [folder / name for name in BESIDES], loose)
     if empty := [name for name in folders if name not in full]:
         left_out.append(f"{len(empty):,} sub-folders without pictures left out ({', '.join(empty[:SHOWN])})")
     return PictureFolder(folder, "classes", inside, labels, names, reported, left_out)
 
 
 def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str], dict[str, int], str]:
-    """The names of all classes, the place there of each folder, and how that was found out."""
+    """(names of all classes, index of each folder among them, a description of the naming rule)."""
     listed = folder / NAMES
     names = class_names(listed)
     codes = all(CODE.fullmatch(name) for name in full)
@@ -271,8 +270,8 @@ def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str]
 
 
 def class_names(path: Path) -> list[str]:
-    """Class names, of which line i belongs to label i; none where there is no file. Raises UsageError for an empty line
-    among them: it would shift all that follow."""
+    """Class names by label, one per line; empty if there is no file. Raises UsageError for an empty line, which would
+    shift the following labels."""
     if not os.path.lexists(path):
         return []
     names = read_lines(path)

@@ -25,8 +25,7 @@ ENDINGS = (
     *("jpg", "jpeg", "png", "webp", "gif", "jpe", "jfif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
     *("heic", "heif", "avif", "jp2", "jxl", "tga"),
 )
-"""What names of pictures end in, in any case: such files are read by their content, or counted where that is none of
-FORMATS."""
+"""Extensions of pictures, case-insensitive; the content decides whether a file is one of FORMATS."""
 MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_BYTES = 2**26  # of a picture's file: 64 MiB
 BROKEN_METADATA = "broken metadata (the pixels are read)"
@@ -34,8 +33,8 @@ ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that sw
 PAPER = (255, 255, 255)
 WHITE = (1.0, 1.0, 1.0)
 Colour = tuple[float, float, float]
-TITLE_LINES, TITLE_LETTERS = 6, 200  # of a picture's title; the rest is cut, or ten thousand words would be the picture
-RANGE_TOLERANCE = 1e-3  # how far outside [0, 1] pixels may lie (resizing and half precision overshoot by less)
+TITLE_LINES, TITLE_LETTERS = 6, 200  # maxima of a picture's title
+RANGE_TOLERANCE = 1e-3  # allowed deviation of pixels from [0, 1] (resizing and half precision overshoot by less)
 
 
 def check_range(images: Tensor) -> None:
@@ -51,7 +50,7 @@ def check_range(images: Tensor) -> None:
 def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
     """Read a picture as RGB in [0, 1], decoded as by `decode`: EXIF orientation applied, transparency over white.
 
-    Raises UsageError where there is no file, or none that `decode` takes.
+    Raises UsageError if there is no file, or if `decode` refuses it.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,9 +67,9 @@ def decode(
     """Decode an untrusted picture to 8-bit RGB: EXIF orientation applied, transparency composited over `background`,
     first frame of animations; greyscale, palette and CMYK are converted.
 
-    Only the decoders of FORMATS are tried, whatever the file's name (Pillow's EPS reader would start Ghostscript), and
-    a picture of more than MAX_PIXELS by its header is refused before memory is asked for. Metadata that cannot be read
-    costs nothing but the EXIF note, and counts in `remarks` as BROKEN_METADATA. Raises Skip for what cannot be read.
+    Only the decoders of FORMATS are tried (Pillow's EPS reader would start Ghostscript), and a picture of more than
+    MAX_PIXELS by its header is refused before memory is allocated. Unreadable EXIF metadata is ignored and counted in
+    `remarks` as BROKEN_METADATA. Raises Skip for an unreadable picture.
     """
     picture = _opened(encoded)
     try:
@@ -78,7 +77,7 @@ def decode(
             warnings.simplefilter("ignore")
             picture.load()
             return on_colour(_upright(picture, remarks), background)
-    except Exception as error:  # Pillow's decoders raise what they run into
+    except Exception as error:  # Pillow's decoders raise many kinds
         raise Skip(Fault.DAMAGED_IMAGE) from error
 
 
@@ -98,24 +97,24 @@ def advice(fault: Fault) -> str:
         case Fault.TOO_BIG:
             return "save a smaller copy"
         case _:
-            return f"pictures are whole files in one of the formats {', '.join(FORMATS)}, whatever their names end in"
+            return f"pictures are complete files in one of the formats {', '.join(FORMATS)}, with any extension"
 
 
 def _opened(encoded: bytes | Path) -> Image.Image:
-    """The picture with no more than its header read. Raises Skip."""
+    """Open a picture, reading its header only. Raises Skip."""
     if isinstance(encoded, Path):
         encoded = read_picture_file(encoded)
     if not encoded:
         raise Skip(Fault.EMPTY_IMAGE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is raised or counted here
+        warnings.simplefilter("ignore")  # Pillow's warnings; what matters is raised or counted here
         try:
             picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
         except UnidentifiedImageError as error:
             raise Skip(Fault.NOT_AN_IMAGE) from error
         except Image.DecompressionBombError as error:
             raise Skip(Fault.TOO_LARGE) from error
-        except Exception as error:  # header readers raise what they run into: OSError, SyntaxError, struct.error
+        except Exception as error:  # header readers raise OSError, SyntaxError, struct.error and others
             raise Skip(Fault.DAMAGED_IMAGE) from error
     if picture.width * picture.height > MAX_PIXELS:
         raise Skip(Fault.TOO_LARGE)
@@ -127,7 +126,7 @@ def _opened(encoded: bytes | Path) -> Image.Image:
 def read_picture_file(path: Path) -> bytes:
     """The bytes of a regular file of at most MAX_BYTES. Raises Skip for any other."""
     try:
-        if not path.is_file():  # a pipe or a device would be read for ever
+        if not path.is_file():  # reading a pipe or a device might not end
             raise Skip(Fault.NO_FILE)
         if path.stat().st_size > MAX_BYTES:
             raise Skip(Fault.TOO_BIG)
@@ -139,14 +138,12 @@ def read_picture_file(path: Path) -> bytes:
 def _upright(picture: Image.Image, remarks: Counter[str] | None) -> Image.Image:
     broken = False
     try:
-        Image.Exif().load(
-            picture.info.get("exif", b"")
-        )  # getexif raises only once, and Pillow's JPEG reader asks first
+        Image.Exif().load(picture.info.get("exif", b""))  # getexif raises only once, and the JPEG reader calls it
     except Exception:
         broken = True
     try:
         picture = ImageOps.exif_transpose(picture)
-    except Exception:  # pixels are whole: a broken note costs only what it says
+    except Exception:  # the pixels are intact
         broken = True
     if broken and remarks is not None:
         remarks[BROKEN_METADATA] += 1
@@ -161,7 +158,7 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def on_colour(picture: Image.Image, colour: tuple[int, int, int] = PAPER) -> Image.Image:
-    """RGB composited over a colour: the single rule for transparent pictures."""
+    """Convert to RGB, transparency composited over a colour."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
@@ -302,5 +299,5 @@ class _ClampThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
-        # A step goes against the gradient: one of the sign of what is cut off leads back.
+        # A descent step goes against the gradient: one with the sign of the clamped excess leads back into the range.
         return gradient * (gradient * (values - values.clamp(0, 1)) >= 0)

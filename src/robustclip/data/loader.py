@@ -32,12 +32,12 @@ RATIO = (3 / 4, 4 / 3)  # of width to height, Inception's range, as torchvision'
 
 @dataclass(frozen=True)
 class Preparation:
-    """Resizing of pictures to `size` (height, width; one number for a square).
+    """Crop, resize and background of pictures; `size` is (height, width) or one number for a square.
 
     crop        "random": a crop of `scale` of the area and a ratio of 3:4 to 4:3, resized; "center": the shorter side
                 resized, the middle kept (CLIP's evaluation transform).
     scale       (0.9, 1.0) is open_clip's for training; CLIPAG's text names no augmentation.
-    background  what transparent pictures are laid on: "white", or one "random" colour a sample.
+    background  behind transparent pictures: "white", or a "random" colour per sample.
 
     Resizing is bicubic and antialiased, as in CLIP. Raises UsageError for values outside their ranges.
     """
@@ -83,7 +83,7 @@ def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize the shorter side to `size` (height, width) and centre-crop: pixel-equal to torchvision's Resize and
     CenterCrop, CLIP's evaluation transform.
 
-    Raises Skip for a picture so long that it would grow beyond all bounds.
+    Raises Skip for an aspect ratio at which the resized picture would exceed MAX_PIXELS.
     """
     height, width = size
     if picture.width * height < picture.height * width:  # too tall
@@ -101,7 +101,7 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a crop, drawn as by torchvision's RandomResizedCrop, which takes no generator.
 
-    The largest central crop of a legal ratio where ten draws find none that fits.
+    Falls back to the largest central crop of an allowed ratio after ten draws.
     """
     shares = torch.empty(10).uniform_(*scale, generator=generator).tolist()
     ratios = torch.empty(10).uniform_(math.log(RATIO[0]), math.log(RATIO[1]), generator=generator).exp().tolist()
@@ -123,31 +123,30 @@ def pixels(picture: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-CHUNK = 32  # samples a worker decodes at a time: enough that handing them over costs little beside decoding them
-JUDGED_FROM = 100  # samples, before their faults are held against a source
+CHUNK = 32  # samples a worker decodes at a time, so that the transfer costs little beside the decoding
+JUDGED_FROM = 100  # samples of a source before its share of faults can be an error
 USABLE = "usable"
 POSITION = {"place", "stream", "taken", "met", "examples"}
 
-Chunk = tuple[list[Sample], dict[str, Any]]  # with the state of the stream before it
+Chunk = tuple[list[Sample], dict[str, Any]]  # samples, and the state of the stream before them
 Decoded = tuple[UInt8[Tensor, "n 3 h w"], list[Sample], dict[str, Any]]
-"""The same decoded, each sample without its bytes and with one caption; pictures are undefined where it has a fault."""
+"""A decoded chunk; its samples have no bytes and one caption. Pictures of samples with a fault are undefined."""
 
 
 class Loader:
     """Batches of exactly `batch_size` usable pairs, without end; a batch may span two epochs. Their images are uint8
     (see `Batch.to`).
 
-    Samples are read in one place, in the mixture's order, and decoded in `workers` processes (0: in this one), which
-    hand them back in that order: the batches are the same for any number of workers. What is random about a sample
-    (crop, background, choice of caption) is keyed by seed, epoch and the sample's id.
+    Samples are read in this process, in the mixture's order, and decoded in `workers` processes (0: in this one), which
+    return them in that order, so batches do not depend on the number of workers. The randomness of a sample (crop,
+    background, choice of caption) is keyed by seed, epoch and the sample's id.
 
-    Where several processes train together, `place` says which this one is: it yields its share of each batch, and in
-    each epoch all of them together meet every sample once. None waits for another's data, so one whose samples are
-    fewer begins its next epoch earlier.
+    With several processes, `place` selects this one's share of each batch; together they yield every sample once per
+    epoch. They do not wait for each other, so one with fewer samples starts its next epoch earlier.
 
-    `faults` counts skipped samples by kind, `remarks` what was odd about samples that were used; `examples` names the
-    first of each kind. All of them live on in a batch's `position`. Beyond `max_skipped` of all samples (None: never)
-    `batches` raises RunError.
+    `faults` counts skipped samples by kind, `remarks` irregularities of used samples; `examples` names the first sample
+    of each kind. All are saved in a batch's `position`. If more than `max_skipped` of all samples are skipped (None: no
+    limit), `batches` raises RunError.
     """
 
     faults: Counter[str]
@@ -182,12 +181,12 @@ class Loader:
         self.reached: dict[str, int] = {}  # of each source: the epoch of its last sample
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... Nothing before `position` is decoded, and of each source no more than the
-        round it was in is read again. Without it the batches before `start` are made too, since only that tells how
-        many samples each took.
+        """Batches `start`, `start + 1`, ... With `position`, nothing before it is decoded, and of each source only the
+        current round is read again. Without it, the batches before `start` are made and discarded, since how many
+        samples each takes is unknown.
 
-        Raises RunError where a whole epoch of a source holds nothing usable, or too much is skipped; UsageError for a
-        position that is not of this data and process.
+        Raises RunError if a whole epoch of a source has no usable sample, or too many are skipped; UsageError for a
+        position of other data or another process.
         """
         at = self._check(position) if position else {}
         self.met = {name: Counter(counts) for name, counts in at.get("met", {}).items()}
@@ -214,7 +213,7 @@ class Loader:
         if set(position["stream"]["sources"]) != set(self.mixture.sources):
             raise UsageError(
                 f"the position in the data is one in {', '.join(position['stream']['sources'])}, and the data are now "
-                f"{', '.join(self.mixture.sources)}: go on with the same"
+                f"{', '.join(self.mixture.sources)}: resume with the same"
             )
         return position
 
@@ -244,7 +243,7 @@ class Loader:
                     images, samples = [], []
 
     def _position(self, state: dict[str, Any], taken: int) -> dict[str, Any]:
-        """Behind the first `taken` samples of the chunk at which the stream had this state."""
+        """The position after `taken` samples of the chunk that began at this state of the stream."""
         met = {name: dict(counts) for name, counts in self.met.items()}
         place = [self.place.rank, self.place.world_size]
         reported = {"examples": dict(self.examples), "remarks": dict(self.remarks), "reached": dict(self.reached)}
@@ -256,7 +255,7 @@ class Loader:
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
         if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-            raise RunError(f"empty data: none of the samples of {sample.source} can be used ({kinds})")
+            raise RunError(f"empty data: none of the samples of {sample.source} is usable ({kinds})")
         if sample.fault is None:
             counts[USABLE] += 1
             for remark in sample.remarks:
@@ -266,16 +265,13 @@ class Loader:
         counts[sample.fault.value] += 1
         self.faults[sample.fault.value] += 1
         self.examples.setdefault(sample.fault.value, sample.id)
-        self._judge()
-        return False
-
-    def _judge(self) -> None:
-        skipped, seen = self.faults.total(), sum(counts.total() for counts in self.met.values())
-        if self.max_skipped is not None and seen >= JUDGED_FROM and skipped > self.max_skipped * seen:
+        skipped, total = self.faults.total(), sum(one.total() for one in self.met.values())
+        if self.max_skipped is not None and total >= JUDGED_FROM and skipped > self.max_skipped * total:
             raise RunError(
-                f"{skipped:,} of {seen:,} samples ({skipped / seen:.1%}) cannot be used, more than the "
+                f"{skipped:,} of {total:,} samples ({skipped / total:.1%}) cannot be used, more than the "
                 f"{self.max_skipped:.1%} that --max-skipped allows:\n{self.report()}"
             )
+        return False
 
     def _decoded(self, stream: Drawn) -> Iterator[Decoded]:
         # Encoded samples take the place of a sampler's indices: the loader sends each chunk to the next free worker
@@ -289,13 +285,13 @@ class Loader:
             Decoder(self.preparation, self.seed),
             sampler=chunks(),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=self.workers,
-            generator=torch.Generator(),  # else its seed for the workers is drawn from the global one
+            generator=torch.Generator(),  # else the workers' seed is drawn from the global generator
             worker_init_fn=_leave_signals_to_the_main_process,
         )
         running = [iter(loader)]
-        atexit.register(running.clear)  # lets the workers go, for which multiprocessing would wait
+        atexit.register(running.clear)  # ends the workers, for which multiprocessing would wait
         try:
             while True:
                 yield next(running[0])
@@ -304,7 +300,7 @@ class Loader:
             running.clear()
 
     def report(self) -> str:
-        """One line a kind of fault or remark, with its count and the first sample that had it; empty where none had."""
+        """One line per kind of fault or remark, with its count and first sample; empty if there were none."""
         lines = [f"{count:,} skipped: {kind}" for kind, count in self.faults.most_common()]
         lines += [f"{count:,} used: {kind}" for kind, count in self.remarks.most_common()]
         return "\n".join(f"{line} (first: {self.examples[line.split(': ', 1)[1]]})" for line in lines)
@@ -357,7 +353,7 @@ def redealt(positions: Sequence[dict[str, Any]], place: Place) -> dict[str, Any]
 
 
 class Decoder(Dataset[Decoded]):
-    """What a worker does: decode a chunk of samples."""
+    """Dataset of the workers: decodes a chunk of samples."""
 
     def __init__(self, preparation: Preparation, seed: int) -> None:
         self.preparation = preparation
@@ -369,7 +365,8 @@ class Decoder(Dataset[Decoded]):
         return images, [self._decode(sample, image) for sample, image in zip(samples, images, strict=True)], state
 
     def _decode(self, sample: Sample, image: UInt8[Tensor, "3 h w"]) -> Sample:
-        """The sample without its bytes, with one caption, and with what was found about its picture, now in `image`."""
+        """Decode into `image`; the sample without its bytes, with one caption, and with the picture's fault or
+        remarks."""
         if sample.fault is not None:
             return replace(sample, image=b"")
         generator = rng.generator(self.seed, "augmentation", sample.epoch, stable_number(sample.id))
@@ -383,12 +380,12 @@ class Decoder(Dataset[Decoded]):
         return replace(sample, image=b"", captions=(caption,), fault=fault, remarks=tuple(remarks))
 
 
-def _as_it_is(chunk: Any) -> Any:
+def _identity(chunk: Any) -> Any:
     return chunk
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too; they go on until the main process, which
-    still has a step to finish and a checkpoint to write, lets them go. A second SIGTERM ends them."""
+    """Ignore Ctrl-C and a first SIGTERM, which reach the workers too, so that the main process can finish its step and
+    write a checkpoint. A second SIGTERM ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,4 +1,4 @@
-"""Several sources as one: endless samples for one process, by weights, which go on where they were left."""
+"""Mixture of several data sources: an endless, resumable stream of samples for one process, drawn by weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustclip.runs.processes import ALONE, Place
 
 
 class Cursor:
-    """One source's samples, epoch after epoch. The next one is `at` [epoch, round, samples taken of the round]."""
+    """Position in one source's endless samples: `at` = [epoch, round, samples taken of the round]."""
 
     def __init__(self, name: str, source: SampleSource, seed: int, place: Place, at: Sequence[int] = (0, 0, 0)) -> None:
         self.name, self.source, self.seed, self.place = name, source, seed, place
@@ -31,7 +31,7 @@ class Cursor:
         return [self.epoch, self.round, self.taken]
 
     def take(self) -> Sample | None:
-        """The next sample; None once at the end of each epoch. Raises RunError where the source holds none."""
+        """The next sample; None once at the end of each epoch. Raises RunError if the source has none."""
         if self._samples is None:
             self._samples = self.source.epoch(self.seed, self.epoch, self.place, self.round)
             for _ in range(self.taken):  # read, but not decoded
@@ -47,13 +47,13 @@ class Cursor:
 
     def _turn(self) -> None:
         self._empty_epochs = self._empty_epochs + 1 if self.round == self.taken == 0 else 0
-        if self._empty_epochs == self.place.world_size:  # with fewer samples than processes some go without in turn
+        if self._empty_epochs == self.place.world_size:  # fewer samples than processes leave some processes none
             raise RunError(f"empty data: {self.name} holds no samples ({self.source.describe()})")
         self.epoch, self.round, self.taken, self._samples = self.epoch + 1, 0, 0, None
 
 
 class Dice:
-    """Choices by odds; the n-th is a function of seed, process and n, found without those before it."""
+    """Weighted random choices; the n-th is a function of seed, process and n."""
 
     BLOCK = 4096
 
@@ -93,13 +93,13 @@ class Drawn(Iterator[Sample]):
         return sample
 
     def state(self) -> dict[str, Any]:
-        """Where the stream is, in JSON's types: what `state` takes."""
+        """The stream's position in JSON's types, which the constructor takes."""
         return {"draws": self.dice.draws, "sources": {name: cursor.at for name, cursor in self.cursors.items()}}
 
 
 class Concatenated(Drawn):
-    """Every sample of every source once an epoch. Each draw is in proportion to what the sources have left, so that
-    they end together; one that was taken for smaller than it is stays in play until it is read out."""
+    """Every sample of every source once per epoch. Each draw is proportional to the samples left, so that sources end
+    together; one whose size was underestimated is drawn from until it is exhausted."""
 
     def __init__(self, sources: Mapping[str, SampleSource], seed: int, place: Place, state: dict[str, Any]) -> None:
         super().__init__(sources, (), seed, place, state)
@@ -129,13 +129,12 @@ Weights = Literal["size", "equal"] | Sequence[float]
 class Mixture:
     """Samples of several sources, chosen by `weights`; a function of the seed.
 
-    "size"   every sample of every source once an epoch, well mixed: the sources concatenated (CLIPAG App. A.1,
+    "size"   every sample of every source once per epoch: the sources concatenated and shuffled (CLIPAG App. A.1,
              "without resampling").
-    "equal"  each draw is from any source with the same probability (CLIPAG §3); a small source comes round more often.
-    1, 1, 2  the same with these odds.
+    "equal"  each source with the same probability (CLIPAG §3), so small sources repeat more often.
+    1, 1, 2  each source with these odds.
 
-    In the last two each source goes through its own epochs, so within a source no sample is left out or favoured.
-    Raises UsageError for weights that do not fit the sources.
+    In the last two each source goes through its own epochs. Raises UsageError for weights that do not fit the sources.
     """
 
     def __init__(self, sources: Sequence[SampleSource], weights: Weights = "size") -> None:
@@ -143,7 +142,7 @@ class Mixture:
         self.weights = check_weights(weights, len(sources))
 
     def stream(self, seed: int, place: Place = ALONE, state: dict[str, Any] | None = None) -> Drawn:
-        """This process's samples without end, from `state` on if given. Raises RunError where a source is empty."""
+        """This process's endless samples, from `state` on if given. Raises RunError if a source is empty."""
         if len(self.sources) > 1 and self.weights == "size":
             return Concatenated(self.sources, seed, place, state or {})
         odds = [1.0] * len(self.sources) if isinstance(self.weights, str) else list(self.weights)
@@ -156,7 +155,7 @@ class Mixture:
 
 
 def unique_names(sources: Sequence[SampleSource]) -> list[str]:
-    """The sources' names; of equal ones, the second is called "train-2"."""
+    """The sources' names; duplicates are numbered: "train-2"."""
     names: list[str] = []
     for source in sources:
         forms = chain([source.name], (f"{source.name}-{number}" for number in count(2)))
@@ -165,12 +164,12 @@ def unique_names(sources: Sequence[SampleSource]) -> list[str]:
 
 
 def check_weights(weights: Weights, sources: int) -> Weights:
-    """The weights as they came. Raises UsageError unless they are "size", "equal", or one positive number a source."""
+    """Return the weights. Raises UsageError unless they are "size", "equal", or one positive number per source."""
     if isinstance(weights, str):
         if weights not in ("size", "equal"):
             raise UsageError(f"weights {weights!r}: use size, equal, or one number a source, e.g. 1,1,2")
     elif len(weights) != sources:
         raise UsageError(f"{len(weights)} weights for {sources} sources: give one number for each, or size, or equal")
     elif not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise UsageError(f"weights {list(weights)}: each must be greater than 0; leave a source out to switch it off")
+        raise UsageError(f"weights {list(weights)}: each must be greater than 0; leave out unused sources")
     return weights

@@ -1,7 +1,7 @@
-"""Composed pictures of two coloured things ("a yellow banana and a blue butterfly") with contrastive captions.
+"""Pictures of two coloured objects ("a yellow banana and a blue butterfly") with contrastive captions.
 
-What Referee-Can-Play is measured on, in the embedded world: both things have to be there, each in its own colour.
-Drawings are those of the emoji set, in another colour; colours, nouns, layouts and wordings are ours.
+The embedded benchmark of Referee-Can-Play: both objects must be present, each in its own colour. Drawings are those of
+the emoji set, recoloured; colours, nouns, layouts and wordings are ours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "brown": (0.48, 0.29, 0.14),
 }
 NAMED: Final = {"apple": ("red apple", "green apple"), "heart": ("red heart",), "hat": ("top hat",)}
-"""Nouns whose drawings have longer names in the emoji set; the others are called there as here."""
+"""Labels in the emoji set of nouns that have longer names there."""
 OBJECTS: Final = (
     *("airplane", "anchor", "apple", "balloon", "banana", "bell", "bicycle", "bird", "bus", "butterfly", "candle"),
     *("carrot", "cat", "cloud", "crown", "dress", "duck", "elephant", "envelope", "fish", "guitar", "hammer", "hat"),
@@ -41,11 +41,11 @@ OBJECTS: Final = (
     *("sailboat", "snail", "star", "tractor", "turtle", "umbrella"),
 )
 SIDES: Final = (0.4, 0.5)
-"""Bounds of a thing's longer side, as a share of the picture's: each has half of it to itself."""
+"""Bounds of an object's longer side, as a share of the picture's; each object has one half of the picture."""
 WORDINGS: Final = ("{} and {}", "{} and {}", "{} next to {}", "{}, {}")
-PLAIN: Final = 0.7  # share of pictures on white; others are on a light colour, or one that fades into another
-STACKED: Final = 0.3  # share of pictures whose things are above one another, rather than side by side
-BARE: Final = 0.15  # share of things that are drawn as they are, and named without a colour
+PLAIN: Final = 0.7  # share of pictures on white; others are on a light colour or gradient
+STACKED: Final = 0.3  # share of pictures with one object above the other, rather than side by side
+BARE: Final = 0.15  # share of objects in their original colours, captioned without a colour
 COMPOSITIONAL: Final = "compositional.txt"
 
 
@@ -63,7 +63,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two things of different nouns, in no order but that of naming."""
+    """Two things of different nouns, in the order of the caption."""
 
     first: Thing
     second: Thing
@@ -73,7 +73,7 @@ class Pair:
 
     @property
     def things(self) -> frozenset[Thing]:
-        """What decides whether two pairs show the same."""
+        """The unordered pair."""
         return frozenset((self.first, self.second))
 
     def swapped(self) -> Pair:
@@ -83,7 +83,7 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """From "a yellow banana and a blue butterfly". Raises UsageError for what is no such pair."""
+        """Parse "a yellow banana and a blue butterfly". Raises UsageError for any other text."""
         things = []
         for part in text.strip().lower().split(" and "):
             words = part.split()
@@ -102,15 +102,15 @@ class Pair:
 
 @cache
 def compositional_prompts() -> list[Pair]:
-    """The 60 pairs that synthesis is measured on. No training sees them: neither their pictures nor their captions."""
+    """The 60 pairs on which synthesis is evaluated; excluded from all training."""
     path = embedded.path("prompts", COMPOSITIONAL)
     return [Pair.parse(line) for line in read_lines(path)]
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """images: (B,3,64,64) float32 in [0,1]; of each, its pair, a caption, that caption with colours exchanged, and a
-    mask (64,64): 1 and 2 where the pair's first and second thing are, 0 elsewhere."""
+    """images: (B,3,64,64) float32 in [0,1], each with its pair, a caption, the caption with colours exchanged, and a
+    mask (64,64): 1 and 2 for the pair's first and second thing, 0 elsewhere."""
 
     images: Float[Tensor, "b 3 64 64"]
     captions: list[str]
@@ -121,9 +121,9 @@ class PairBatch:
 
 @dataclass
 class PairBatches:
-    """Pictures of pairs, drawn anew without end; batch k is a pure function of (split, seed, k).
+    """Endless batches of pictures of pairs; batch k is a pure function of (split, seed, k).
 
-    Raises UsageError for a split that is not there, or has not one drawing of each noun.
+    Raises UsageError for an unknown split, and for one that lacks a noun.
     """
 
     split: str
@@ -139,7 +139,7 @@ class PairBatches:
         return {"source": "pairs", "split": self.split, "batch_size": self.batch_size, "seed": self.seed}
 
     def batch(self, k: int) -> PairBatch:
-        """Batch k of an endless row."""
+        """Batch k."""
         images, captions, swapped, pairs, masks = [], [], [], [], []
         for number in range(k * self.batch_size, (k + 1) * self.batch_size):
             stream = generator(self.seed, "pairs", number)
@@ -149,13 +149,14 @@ class PairBatches:
             masks.append(mask)
             wording = WORDINGS[int(torch.randint(len(WORDINGS), (), generator=stream))]
             captions.append(wording.format(pair.first, pair.second))
-            swapped.append(wording.format(*(lambda other: (other.first, other.second))(pair.swapped())))
+            exchanged = pair.swapped()
+            swapped.append(wording.format(exchanged.first, exchanged.second))
             pairs.append(pair)
         return PairBatch(torch.stack(images), captions, swapped, pairs, torch.stack(masks))
 
 
 def draw_pair(stream: Generator) -> Pair:
-    """Two nouns and their colours, which differ, or of which some are none; never one of the compositional prompts."""
+    """Two different nouns with different colours or without; excludes the compositional prompts."""
     held_out = {pair.things for pair in compositional_prompts()}
     while True:
         nouns = torch.randperm(len(OBJECTS), generator=stream)[:2].tolist()
@@ -177,7 +178,7 @@ def compose_pair(pair: Pair, *, split: str, seed: int = 0, number: int = 0) -> F
 
 
 def tinted(rgba: Float[Tensor, "4 h w"], colour: str) -> Float[Tensor, "4 h w"]:
-    """A drawing in one colour: its dark parts stay dark, its middle takes the colour, its light parts half of it."""
+    """Recolour a drawing: dark parts stay dark, mid-tones take the colour, light parts half of it."""
     target = torch.tensor(COLOURS[colour]).view(3, 1, 1)
     grey = (rgba[:3] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)  # BT.601
     dark = torch.lerp(0.2 * target, target, (grey / 0.55).clamp(max=1))
@@ -211,7 +212,7 @@ def _composed(pair: Pair, split: str, stream: Generator) -> tuple[Tensor, Tensor
 
 
 def _place(half: int, height: int, width: int, stacked: bool, size: int, stream: Generator) -> tuple[int, int]:
-    """Top and left of a thing somewhere in its half: left or right, or where they are stacked, upper or lower."""
+    """Random top and left of an object in its half: left or right, or if `stacked` upper or lower."""
     rows, columns = (size // 2, size) if stacked else (size, size // 2)
     top = int(torch.randint(rows - height + 1, (), generator=stream))
     left = int(torch.randint(columns - width + 1, (), generator=stream))
@@ -225,13 +226,13 @@ def _cut_out(split: str, row: int, side: int) -> Float[Tensor, "4 h w"]:
 
 @cache
 def _drawings(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], dict[str, list[int]]]:
-    """The drawings of all nouns, and of each noun the rows of its own."""
+    """The drawings of all nouns, and the rows of each noun."""
     labels, names = load_labels(split), label_index()[0]
     nouns = {label: noun for noun in OBJECTS for label in NAMED.get(noun, (noun,))}
     wanted = [row for row, label in enumerate(labels.labels.tolist()) if names[label] in nouns]
     rows: dict[str, list[int]] = {noun: [] for noun in OBJECTS}
     for place, row in enumerate(wanted):
         rows[nouns[names[int(labels.labels[row])]]].append(place)
-    if absent := [noun for noun, found in rows.items() if not found]:
+    if absent := [noun for noun, own in rows.items() if not own]:
         raise UsageError(f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles")
     return load_rgba(split, wanted)[0], rows

@@ -1,5 +1,4 @@
-"""Encoded pictures of files and archives, decoded and brought to size when asked for, so that a set need not fit into
-memory."""
+"""Lazily decoded pictures of files and archives, so that a set need not fit into memory."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ from robustclip.runs.rng import generator
 T = TypeVar("T")
 
 LONGEST_LABEL = 9  # digits
-LONGEST = 100  # times its shorter side: longer pictures would grow beyond all bounds before the middle is cut out
+LONGEST = 100  # maximal aspect ratio, since the whole picture is resized before it is cropped
 
 
 class Images(Protocol):
-    """Something to take images from by their indices: a (N,3,H,W) tensor, or a folder that decodes when asked."""
+    """Images by index: a (N,3,H,W) tensor, or lazily decoded `Pictures`."""
 
     def __len__(self) -> int: ...
 
@@ -37,8 +36,8 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """Where bytes lie: a whole file (`length` None), or `length` bytes from its `offset`; `content` holds what was
-    packed."""
+    """Location of a file's bytes: a whole file (`length` None), or `length` bytes from `offset`; `content`: the bytes
+    of a member of a compressed archive."""
 
     path: Path
     offset: int = 0
@@ -46,7 +45,7 @@ class Stored:
     content: bytes | None = None
 
     def read(self) -> bytes:
-        """The bytes. Raises UsageError for a file that is none (a pipe, a device) or too large for a picture."""
+        """The bytes. Raises UsageError for a pipe, a device or a file too large for a picture."""
         if self.content is not None:
             return self.content
         if self.length is None:
@@ -56,14 +55,14 @@ class Stored:
             return file.read(self.length)
 
     def text(self) -> str:
-        """The bytes as text, without white space around it. Raises UsageError where they are none."""
+        """The bytes as stripped text. Raises UsageError unless they are UTF-8."""
         try:
             return self.read().decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise UsageError(f"{self.path} (byte {self.offset}) holds no UTF-8 text: {error}") from error
 
     def number(self) -> int:
-        """The bytes as a whole number from 0. Raises UsageError where they are none."""
+        """The bytes as an integer from 0. Raises UsageError for anything else."""
         text = self.text()
         if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_LABEL):
             raise UsageError(
@@ -72,30 +71,30 @@ class Stored:
         return int(text)
 
     def image(self, remarks: Counter[str] | None = None) -> Float[Tensor, "3 h w"]:
-        """The bytes as an image, as `images.decode`. Raises RunError naming the place where that fails."""
+        """The decoded image (see `images.decode`). Raises RunError naming an unreadable picture."""
         return from_pil(self._decoded(remarks))
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the image. Raises RunError where there is none."""
+        """Height and width of the image. Raises RunError for an unreadable picture."""
         picture = self._decoded()
         return picture.height, picture.width
 
     def _decoded(self, remarks: Counter[str] | None = None) -> Image.Image:
         try:
             return decode(self.read(), remarks=remarks)
-        except Skip as error:  # training skips such a picture; a measurement must not lose one quietly
+        except Skip as error:  # training skips such a picture; a measurement must not
             where = f"{self.path} (byte {self.offset})"
             raise RunError(f"{where} holds no readable picture: {error} ({advice(error.fault)})") from error
 
 
 @final
 class Pictures:
-    """Images of a folder, decoded when asked for: shorter side resized to the size's, then the centre cut out."""
+    """Lazily decoded images: the shorter side resized to the size's, then centre-cropped."""
 
     def __init__(self, pictures: Sequence[Stored], size: tuple[int, int]) -> None:
         self.pictures = pictures
         self.size = size
-        self.odd: set[int] = set()  # places of pictures whose metadata could not be read
+        self.odd: set[int] = set()  # indices of pictures with unreadable metadata
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -113,9 +112,9 @@ class Pictures:
 
 
 def resize_and_crop(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
-    """The largest centred cut of the size's shape, resized (bicubic, antialiased); as it is where it has the size.
+    """The largest centre crop of the size's aspect ratio, resized (bicubic, antialiased).
 
-    Raises RunError for a picture so long that it would grow beyond all bounds.
+    Raises RunError for an aspect ratio beyond LONGEST.
     """
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
@@ -128,7 +127,7 @@ def resize_and_crop(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Flo
 
 
 def draw_subset(things: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """`limit` of the things in their order, drawn by the seed alone; all of them without a limit or below it."""
+    """A random subset of `limit` things in their order, drawn by the seed; all of them if there are no more."""
     if limit is None or limit >= len(things):
         return list(things)
     drawn = torch.randperm(len(things), generator=generator(seed, "subset"))[:limit].sort().values

@@ -1,4 +1,4 @@
-"""The embedded prompts, and the drawings that each describes."""
+"""The embedded prompts and the drawings they describe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kind = Literal["name", "held-out name", "phrase"]
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """A prompt, the name of its picture, and the concept whose drawings it is true of (None: a free phrase)."""
+    """A prompt, the name of its picture, and the concept it names (None: a free phrase)."""
 
     id: str
     prompt: str
@@ -26,7 +26,7 @@ class EmbeddedPrompt:
 
 
 def prompts_path() -> Path:
-    """The file, for `--prompts`."""
+    """The file of embedded prompts, for `--prompts`."""
     return embedded.path("prompts", "embedded.jsonl")
 
 
@@ -38,23 +38,23 @@ def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
 
 
 def real_drawings() -> tuple[LabelledImages, list[str]]:
-    """(drawings that no judge was trained on in that very picture, the prompt of each): the two of every name that are
-    held back from emoji-judge, and all of every held-out name. Phrases have none.
+    """(drawings on which emoji-judge was not trained, their prompts): the two held-back drawings of every name, and all
+    of every held-out name. Phrases have none.
 
     emoji-judge-disjoint was trained on those of the unseen styles, except the held-out ones.
     """
     _, places = label_index()
-    wanted = {places[one.concept]: one.prompt for one in embedded_prompts() if one.concept is not None}
+    prompts = {places[one.concept]: one.prompt for one in embedded_prompts() if one.concept is not None}
     parts = []
     for split in ("judge-heldback", "heldout-concepts"):
         images = load_emoji(split)
-        parts.append(images.subset([row for row, label in enumerate(images.labels.tolist()) if label in wanted]))
+        parts.append(images.subset([row for row, label in enumerate(images.labels.tolist()) if label in prompts]))
     together = LabelledImages.joined(parts)
-    return together, [wanted[label] for label in together.labels.tolist()]
+    return together, [prompts[label] for label in together.labels.tolist()]
 
 
 class Styled(NamedTuple):
-    """A drawing's name, and the text of the style it is to have."""
+    """A drawing's name and the text of its target style."""
 
     content: str
     style: str

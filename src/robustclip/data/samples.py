@@ -1,4 +1,4 @@
-"""Image-text pairs: as they lie in files (Sample), and as the trainer takes them (Batch)."""
+"""Image-text pairs: encoded as in files (Sample), and batched for the trainer (Batch)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pair. `image` is an encoded picture or the path of one; of several `captions` each epoch draws one.
+    """One pair. `image` is an encoded picture or its path; each epoch draws one of the `captions`.
 
-    A sample with a `fault` stands for one that could not be read, so that it is counted where all others are.
+    A sample with a `fault` stands for an unreadable one, so that it is counted.
     """
 
     key: str
@@ -33,9 +33,9 @@ class Sample:
     concept: str | None = None
     fault: Fault | None = None
     round: int = 0  # of the epoch
-    source: str = ""  # and the epoch: filled in by the stream
+    source: str = ""  # source and epoch are set by the stream
     epoch: int = 0
-    remarks: tuple[str, ...] = ()  # what was odd about the picture: filled in when it is decoded
+    remarks: tuple[str, ...] = ()  # irregularities of the picture, set when it is decoded
 
     @property
     def id(self) -> str:
@@ -45,10 +45,10 @@ class Sample:
 class SampleSource(Protocol):
     """A finite set of samples, in an order that is a function of seed and epoch.
 
-    An epoch may fall into rounds, each read and shuffled by itself: a run that is resumed reads no round but its own.
+    An epoch may consist of rounds, each read and shuffled by itself: a resumed run reads only the current round again.
     """
 
-    name: str  # short, for reports; sources of a mixture that share one are numbered
+    name: str  # short, for reports; duplicates in a mixture are numbered
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         """Yield this process's samples from the given epoch on. All processes together yield each sample once per
@@ -57,30 +57,29 @@ class SampleSource(Protocol):
         ...
 
     def size(self) -> int:
-        """How many samples an epoch has in all processes; an estimate where counting would mean reading everything."""
+        """Samples per epoch over all processes; an estimate if counting would need reading everything."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the source is, in JSON's types."""
+        """Description of this source for the run record, in JSON's types."""
         ...
 
 
 def check_share(share: float) -> float:
-    """The share of a source's samples that each epoch takes. Raises UsageError unless it is in (0, 1]."""
+    """Return the share of a source's samples per epoch. Raises UsageError unless it is in (0, 1]."""
     if not 0 < share <= 1:
-        raise UsageError(f"share {share}: give the part of the samples that each epoch takes, e.g. 0.03")
+        raise UsageError(f"share {share}: give the share of the samples per epoch, in (0, 1], e.g. 0.03")
     return share
 
 
 def readable(text: str) -> str:
-    """One line without control characters, white space around it, or halves of surrogate pairs: JSON and the names in
-    a tar may hold them, not every tokenizer or terminal takes them."""
+    """Strip a text of line breaks, control characters and lone surrogates, which JSON and tar names may contain and
+    some tokenizers and terminals refuse."""
     return CONTROLS.sub(" ", text).strip().encode("utf-8", "replace").decode()
 
 
 def positive_id(*, concept: str | None = None, caption: str | None = None) -> int:
-    """A 63-bit number that is equal for equal concepts or, where there is none, for equal captions; the same in every
-    process and on every machine."""
+    """A 63-bit hash of the concept or, without one, of the caption; the same in every process and on every machine."""
     text = f"caption {caption}" if concept is None else f"concept {concept}"
     return stable_number(text)
 
@@ -96,7 +95,7 @@ class Batch:
     pairs whose `positives` are equal show the same concept or carry the same caption, and are no negatives of each
     other; `ids` name the samples.
 
-    `position` is where this process's next batch begins, in JSON's types, if the number of the batch does not tell."""
+    `position` is where this process's next batch begins, in JSON's types; None if the batch number suffices."""
 
     images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     captions: list[str]
@@ -130,10 +129,10 @@ class BatchSource(Protocol):
     faults: Counter[str]  # samples skipped so far, by kind
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... without end; `position`, that of batch `start - 1` in this process, spares
-        the way there."""
+        """Batches `start`, `start + 1`, ... endlessly; `position`, that of batch `start - 1` in this process, avoids
+        reading the data before it."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the batches are made of, in JSON's types, for the run's folder."""
+        """Description of the data for the run record, in JSON's types."""
         ...

@@ -1,8 +1,7 @@
 """WebDataset shards: tar files whose members are grouped by name up to the last dot (000001.jpg, 000001.txt).
 
-The layout is img2dataset's as it is, and that of the embedded emoji set. Every member is part of a sample that is read,
-or of one that is counted with what is wrong with it. Members are read by their endings and decoded
-by name; webdataset's default decoding, which unpickles what it finds, is never used.
+The layout of img2dataset and of the embedded emoji set. Faulty samples are counted with their fault. Members are
+selected by extension; webdataset's default decoding, which unpickles, is not used.
 """
 
 from __future__ import annotations
@@ -53,15 +52,15 @@ def find_shards(
     found = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands, cache)]
     missing = [shard for shard in found if isinstance(shard, Path) and not shard.is_file()]
     if missing:
-        named = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UsageError(f"{len(missing)} of {len(found)} shards missing: {named}. {_there_is(missing[0].parent)}")
-    if not found:
+        names = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UsageError(f"{len(missing)} of {len(expanded)} shards missing: {names}. {_there_is(missing[0].parent)}")
+    if not expanded:
         raise UsageError(
             f"{', '.join(map(str, patterns)) or 'an empty list'} names no shards: they end in {' or '.join(SUFFIXES)}"
         )
-    if twice := [shard for shard, times in Counter(found).items() if times > 1]:
-        raise UsageError(f"{twice[0]} is listed twice: list it once; --data-weights makes a source come more often")
-    return found
+    if twice := [shard for shard, times in Counter(expanded).items() if times > 1]:
+        raise UsageError(f"{twice[0]} is listed twice: list it once; --data-weights draws a source more often")
+    return expanded
 
 
 def _expand(pattern: str, allow_commands: bool, cache: Path | None) -> list[Shard]:
@@ -73,23 +72,23 @@ def _expand(pattern: str, allow_commands: bool, cache: Path | None) -> list[Shar
     there = Path(pattern).expanduser()
     if there.exists():
         return [*shards_in(there)] if there.is_dir() else [there]
-    found: list[Shard] = []
+    expanded: list[Shard] = []
     for name in _braces(pattern):
         path = Path(name).expanduser()
         if path.exists() or not any(sign in path.name for sign in "*?["):
-            found.append(path)
+            expanded.append(path)
         elif matches := sorted(path.parent.glob(path.name)):
-            found.extend(matches)
+            expanded.extend(matches)
         else:
             raise UsageError(f"{name} matches no file. {_there_is(path.parent)}")
-    return found
+    return expanded
 
 
 def _commands(pattern: str, allow_commands: bool) -> list[Shard]:
     if not allow_commands:
         raise UsageError(
-            f"{pattern}: this would run a command, which is done with --allow-commands only (allow_commands=True). "
-            "Give it if you know the command, or copy the shards here first and give their path"
+            f"{pattern}: running a command needs --allow-commands (allow_commands=True). Give it if you trust the "
+            "command, or copy the shards here first and give their path"
         )
     commands = [line.strip() for line in _braces(pattern.removeprefix(PIPE))]
     if not all(commands) or "\0" in pattern:
@@ -108,20 +107,20 @@ def _braces(pattern: str) -> list[str]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The shards of a folder, by their names' order."""
+    """The shards of a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
 
 
 def not_shards(place: Pattern) -> list[str]:
-    """A line that counts what else lies in a folder of shards and is not read, but for img2dataset's own lists."""
+    """A line that counts ignored files beside shards, except img2dataset's statistics."""
     folder = Path(place).expanduser()
     if not is_folder(folder):
         return []
-    known = ("_stats.json", ".parquet", "classnames.txt", "zeroshot_classification_templates.txt")
+    expected = ("_stats.json", ".parquet", "classnames.txt", "zeroshot_classification_templates.txt")
     others = sorted(
         path.name + ("/" if path.is_dir() else "")
         for path in folder.iterdir()
-        if not path.name.endswith((*SUFFIXES, *known))
+        if not path.name.endswith((*SUFFIXES, *expected))
     )
     return [f"{len(others):,} files and folders beside the shards left out ({', '.join(others[:3])})"] if others else []
 
@@ -138,31 +137,31 @@ def _there_is(folder: Path) -> str:
 
 
 TEXTS = ("txt", "json")
-CAPTION_KEYS = ("captions", "caption", "text")  # of the JSON member; the first is a list of equals
-AT_ONCE = 16  # samples whose names are the same up to the first dot, held until all of their members have come
-ROUND = 32  # shards; at img2dataset's 10,000 samples each, what a resumed run reads again takes a minute or so
+CAPTION_KEYS = ("captions", "caption", "text")  # of the JSON member; the first is a list of alternatives
+AT_ONCE = 16  # samples with the same name up to the first dot that are buffered until their members are complete
+ROUND = 32  # shards; at img2dataset's 10,000 samples each, re-reading a round takes about a minute
 
 
 class ShardSource:
-    """Image-text pairs of shards, each once an epoch, in an order that is a function of seed and epoch.
+    """Image-text pairs of shards, each once per epoch, in an order that is a function of seed and epoch.
 
-    Shards are visited in random order, in rounds of 32, `open_shards` at a time; `shuffle_buffer` undecoded samples
-    are held in memory (at 30 kB a picture, 10,000 are 300 MB) and drawn from at random. A set no larger than a round
-    and the buffer is shuffled perfectly.
+    Shards are read in random order, in rounds of 32, `open_shards` at a time, through a shuffle buffer of
+    `shuffle_buffer` undecoded samples (at 30 kB a picture, 10,000 are 300 MB). A set no larger than a round and the
+    buffer is shuffled uniformly.
 
-    Several processes are dealt whole shards, as far as they go round evenly; of the rest each takes its share of the
-    samples.
+    Several processes get whole shards as far as these divide evenly; of the remaining shards each takes its share of
+    the samples.
 
-    Captions are the list `captions` of the JSON member if it has one (each epoch draws one of them), else the .txt
-    member, else `caption` or `text` of the JSON; `caption` names another: "txt" or a key of the JSON. A `concept` in
-    the JSON says which samples show the same thing.
+    Captions are the list `captions` of the JSON member (each epoch draws one), else the .txt member, else `caption` or
+    `text` of the JSON; `caption` selects another: "txt" or a key of the JSON. Samples with the same `concept` in the
+    JSON are positives of each other.
 
     `without` leaves out the samples of these concepts; of the others each epoch takes a `share` of its own, without
     opening more shards than that takes. `name` is the folder's unless given. With `allow_commands`, a shard may be
     `pipe:COMMAND`, a shell command that writes it; one that fails is a broken shard. Shards at URLs are fetched whole,
     each time they are read unless a folder `cache` keeps them; one that cannot be fetched is a broken shard too.
 
-    Raises UsageError for shards that are missing, naming them.
+    Raises UsageError for missing shards, naming them.
     """
 
     def __init__(
@@ -217,7 +216,7 @@ class ShardSource:
                 yield replace(sample, round=number)
 
     def _drawn(self, samples: Iterator[Sample], keep: float, seed: int, epoch: int) -> Iterator[Sample]:
-        """Each sample with probability `keep`: the share of a shard that the share of the shards has in excess."""
+        """Keep each sample with probability `keep`, since whole shards may exceed the share."""
         if keep == 1:
             return samples
         return (
@@ -237,7 +236,7 @@ class ShardSource:
                 reading[place : place + 1] = islice(waiting, 1)
 
     def read(self, shard: Shard) -> Iterator[Sample]:
-        """The samples of one shard in the order they lie in. A tar that breaks off ends with one faulty sample."""
+        """The samples of one shard in order. A truncated tar ends with one faulty sample."""
         label = self.labels[shard]
         errors: list[Exception] = []
         for key, members in read_members(shard, (*ENDINGS, *TEXTS), errors):
@@ -251,8 +250,8 @@ class ShardSource:
         read = {ending: content for ending, content in members.items() if isinstance(content, bytes)}
         if faults := [content for content in members.values() if isinstance(content, Fault)]:
             return Sample(key, fault=faults[0])
-        found = [read[ending] for ending in ENDINGS if ending in read]
-        if not found:
+        images = [read[ending] for ending in ENDINGS if ending in read]
+        if not images:
             return Sample(key, fault=Fault.NO_IMAGE)
         try:
             record = json.loads(read.get("json", b"{}"))
@@ -267,7 +266,7 @@ class ShardSource:
         concept = record.get("concept")
         return Sample(
             key,
-            found[0],
+            images[0],
             captions,
             None if concept is None else str(concept),
             None if captions else Fault.NO_CAPTION,
@@ -301,7 +300,7 @@ def _place(shard: Shard) -> Path | None:
 
 
 def python_random(seed: int, purpose: str, *indices: int) -> random.Random:
-    """Python's generator, which webdataset shuffles with, keyed like all others."""
+    """Python's generator, which webdataset needs, keyed as in `rng.generator`."""
     return random.Random(rng.generator(seed, purpose, *indices).initial_seed())
 
 

@@ -53,8 +53,8 @@ def open_data(
     allow_commands: bool = False,
     cache: Path | None = None,
 ) -> Loader:
-    """Training batches from one source, or from several joined by `::` (or a list), each of them shards, a table, an
-    image folder, or `emoji` (the embedded guide styles without the held-out concepts; `emoji/unseen-train`).
+    """Training batches from one source, or from several joined by `::` (or a list): shards, a table, an image folder,
+    or `emoji` (the embedded guide styles without the held-out concepts; `emoji/unseen-train`).
 
     `weights` are "size" (all samples once an epoch), "equal", or one number a source: "1,1,2"; sources written as
     SOURCE=WEIGHT say theirs themselves, and the others among them weigh 1. `caption` names the column, the member or
@@ -62,7 +62,7 @@ def open_data(
     takes (all of it). For `batch_size`, `place` and `max_skipped` see Loader; shards that are commands (`pipe:COMMAND`)
     are read with `allow_commands` only, and shards at URLs are kept in the folder `cache`, if given.
 
-    Raises one UsageError that lists every fault of the call, missing shards among them.
+    Raises one UsageError that lists every fault of the call, including missing shards.
     """
     sources: list[SampleSource] = []
     faults = []
@@ -117,7 +117,7 @@ def open_source(
     allow_commands: bool = False,
     cache: Path | None = None,
 ) -> SampleSource:
-    """The source that one part of --data stands for. Raises UsageError for what is none."""
+    """Open one part of --data. Raises UsageError for anything that is not a data source."""
     path = Path(part).expanduser()
     shards = partial(
         ShardSource,
@@ -142,17 +142,16 @@ def open_source(
 
 
 def emoji_shards(split: str) -> tuple[list[str], list[str]]:
-    """The embedded shards of a split that is made of whole styles, and the held-out concepts, to be left out."""
+    """(shards of an embedded split of whole styles, held-out concepts to exclude)."""
     if split not in EMOJI:
-        raise UsageError(f"emoji/{split} is no data to train on: use {' or '.join(f'emoji/{name}' for name in EMOJI)}")
-    known = splits()
-    return [str(embedded.path("emoji", f"emoji-{style}.tar.gz")) for style in known[EMOJI[split]]], known[
-        "heldout_concepts"
-    ]
+        raise UsageError(f"emoji/{split} is not training data: use {' or '.join(f'emoji/{name}' for name in EMOJI)}")
+    record = splits()
+    shards = [str(embedded.path("emoji", f"emoji-{style}.tar.gz")) for style in record[EMOJI[split]]]
+    return shards, record["heldout_concepts"]
 
 
 def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """`a::b`, or a list, as its parts; blank ones are none. Raises UsageError where nothing is left."""
+    """Split `a::b`, or a list, into its non-blank parts. Raises UsageError if there are none."""
     listed = [data] if isinstance(data, str | os.PathLike) else data
     parts = [part.strip() for item in listed for part in os.fspath(item).split(SEVERAL)]
     if not any(parts):
@@ -165,9 +164,9 @@ def weighted(parts: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
     Raises UsageError for a weight that is not a positive number.
     """
-    found = [(part, 1.0, False) if Path(part).exists() else _weighted(part) for part in parts]
-    weights = [weight for _, weight, _ in found] if any(said for _, _, said in found) else None
-    return [source for source, _, _ in found], weights
+    parsed = [(part, 1.0, False) if Path(part).exists() else _weighted(part) for part in parts]
+    weights = [weight for _, weight, _ in parsed] if any(explicit for _, _, explicit in parsed) else None
+    return [source for source, _, _ in parsed], weights
 
 
 def _weighted(part: str) -> tuple[str, float, bool]:
@@ -200,23 +199,22 @@ def parse_weights(text: str | Sequence[float]) -> Weights:
 
 
 def training_classes(data: str) -> tuple[list[str], list[int]]:
-    """(names, the number that batches of `open_data(data)` give to pairs of each) of a folder with one sub-folder a
-    class, or of `emoji`.
+    """(class names, their `positives` in batches of `open_data(data)`) of a folder with one sub-folder per class, or of
+    `emoji`.
 
-    Raises UsageError for data that does not tell its classes, and for one class, of which every image is.
+    Raises UsageError for data without classes, and for a single class.
     """
     path = Path(data).expanduser()
     if data == EMBEDDED:
         labels, index = load_labels("guide-styles"), label_index()[1]
         concepts = {place: concept for concept, place in index.items()}
-        seen = labels.labels.unique().tolist()
-        named = [(labels.label_names[place], concepts[place]) for place in seen]
-    elif path.is_dir() and not shards_in(path) and (found := read_folder(path)).layout == "classes":
-        named = [(name, concept) for concept, name in dict(found.classes()).items()]
+        named = [(labels.label_names[place], concepts[place]) for place in labels.labels.unique().tolist()]
+    elif path.is_dir() and not shards_in(path) and (folder := read_folder(path)).layout == "classes":
+        named = [(name, concept) for concept, name in dict(folder.classes()).items()]
     else:
         raise UsageError(
-            f"{data} does not tell its classes, which TeCoA takes a text of each: give a folder with one sub-folder of "
-            "images a class (classnames.txt beside them names them), or use the objective fare, which needs none"
+            f"{data} has no classes, which TeCoA needs for its class texts: give a folder with one sub-folder of "
+            "images per class (optionally with classnames.txt), or use the objective fare, which needs none"
         )
     if len(named) < 2:
         raise UsageError(f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two")
@@ -224,7 +222,7 @@ def training_classes(data: str) -> tuple[list[str], list[int]]:
 
 
 Mix = Literal["concatenated", "equal"]
-"""The two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M
+"""Two readings of CLIPAG's data: "concatenated" is App. A.1 (SBU, CC3M and CC12M without resampling, LAION-400M
 down-sampled), "equal" is §3 (each source drawn about equally often)."""
 
 Data = Annotated[
@@ -253,8 +251,8 @@ def mixed(
     allow_commands: bool = False,
     cache: Path | None = None,
 ) -> Loader:
-    """The sources as one stream, by either reading of the paper. "concatenated" takes every sample of each source once
-    an epoch, of the last one the part `laion_share`, another one each epoch."""
+    """CLIPAG's four sources as one stream, by either reading of the paper (`Mix`). "concatenated" takes every sample of
+    each source once per epoch, but of the last one a share `laion_share`, redrawn each epoch."""
     *whole, reduced = map(split_data, sources)
     last = laion_share if mix == "concatenated" else 1.0
     return open_data(
@@ -276,8 +274,8 @@ def mixed(
 def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[str]:
     """Missing or duplicate data flags of a call, unless it is a quick run."""
     if data:
-        if given := [f"--{flag}" for flag, value in named.items() if value is not None]:
-            yield f"--data and {', '.join(given)}: give either, for --data names all of the data"
+        if flags := [f"--{flag}" for flag, value in named.items() if value is not None]:
+            yield f"--data and {', '.join(flags)}: give one or the other, since --data replaces all sources"
         try:
             weighted(split_data(data))
         except UsageError as error:

@@ -75,11 +75,11 @@ class TableSource:
 
 
 class FolderSource:
-    """Pictures of a folder, with captions beside them or in one sub-folder a class: see `folders.read_folder`.
+    """Pictures of a folder, with captions beside them or in one sub-folder per class: see `folders.read_folder`.
 
     The captions of a class are `templates` with its name for `{}` (each epoch draws one), and pictures of a class are
-    positives of each other. Captions beside pictures are read when their turn comes. Raises UsageError for a folder
-    without pictures, or of another layout.
+    positives of each other. Captions beside pictures are read lazily. Raises UsageError for a folder without pictures,
+    or of another layout.
     """
 
     def __init__(
@@ -96,42 +96,42 @@ class FolderSource:
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise UsageError(f"templates {list(templates)}: each needs one {{}} where the class name goes")
         self.templates = tuple(templates)
-        self.found = read_folder(self.folder)
-        if self.found.layout == "pairs":
+        self.content = read_folder(self.folder)
+        if self.content.layout == "pairs":
             self.samples = [
-                Sample(name, path) for name, path in zip(self.found.ids(), self.found.pictures, strict=True)
+                Sample(name, path) for name, path in zip(self.content.ids(), self.content.pictures, strict=True)
             ]
         else:
             self.samples = [
                 Sample(name, path, self._captions(label), concept)
                 for name, path, (concept, label) in zip(
-                    self.found.ids(), self.found.pictures, self.found.classes(), strict=True
+                    self.content.ids(), self.content.pictures, self.content.classes(), strict=True
                 )
             ]
 
     @property
     def classes(self) -> list[tuple[str, list[Path]]]:
-        """(name, its pictures) of each class that has some, by the folders' order; none where captions lie beside."""
-        held: dict[int, list[Path]] = {}
-        for label, path in zip(self.found.labels, self.found.pictures, strict=False):  # pairs have no labels
-            held.setdefault(label, []).append(path)
-        return [(self.found.names[label], paths) for label, paths in held.items()]
+        """(name, pictures) of each class with pictures, in the folders' order; empty for captions beside pictures."""
+        by_label: dict[int, list[Path]] = {}
+        for label, path in zip(self.content.labels, self.content.pictures, strict=False):  # pairs have no labels
+            by_label.setdefault(label, []).append(path)
+        return [(self.content.names[label], paths) for label, paths in by_label.items()]
 
     def _captions(self, label: str) -> tuple[str, ...]:
         return tuple(template.replace("{}", label) for template in self.templates)
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         drawn = shuffled(self.samples, self.size(), seed, self.name, epoch, place)
-        return map(_with_caption, drawn) if self.found.layout == "pairs" else drawn
+        return map(_with_caption, drawn) if self.content.layout == "pairs" else drawn
 
     def size(self) -> int:
         return math.ceil(self.share * len(self.samples))
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": self.name, "kind": "image folder", "folder": str(self.folder)}
-        described |= {"layout": self.found.reported, "left_out": self.found.left_out, "samples": len(self.samples)}
-        if self.found.layout == "classes":
-            described |= {"classes": len({*self.found.labels}), "templates": list(self.templates)}
+        described |= {"layout": self.content.reported, "left_out": self.content.left_out, "samples": len(self.samples)}
+        if self.content.layout == "classes":
+            described |= {"classes": len({*self.content.labels}), "templates": list(self.templates)}
         return described
 
 
@@ -145,7 +145,7 @@ def _with_caption(sample: Sample) -> Sample:
 
 
 def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch: int, place: Place) -> Iterator[Sample]:
-    """`count` of the samples in an order of the epoch's own, dealt out to the processes."""
+    """This process's part of `count` samples in the epoch's random order."""
     order = torch.randperm(len(samples), generator=rng.generator(seed, f"order of {name}", epoch))[:count]
     return (samples[number] for number in order[place.mine(epoch)].tolist())
 
@@ -168,11 +168,11 @@ def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tupl
     return [column.strip() for column in header], body, separator
 
 
-def find_column(table: Path, header: Sequence[str], asked: str | None, usual: Sequence[str], what: str) -> int:
+def find_column(table: Path, header: Sequence[str], requested: str | None, usual: Sequence[str], what: str) -> int:
     """Index of the requested column, or of the first one with a usual name."""
-    names = [column.casefold() for column in header] if asked is None else list(header)
-    for candidate in usual if asked is None else (asked,):
+    names = [column.casefold() for column in header] if requested is None else list(header)
+    for candidate in usual if requested is None else (requested,):
         if candidate in names:
             return names.index(candidate)
-    wanted = repr(asked) if asked else f"named {', '.join(usual)}"
+    wanted = repr(requested) if requested else f"named {', '.join(usual)}"
     raise UsageError(f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}")

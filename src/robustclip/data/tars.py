@@ -1,8 +1,7 @@
 """Bounded, sequential reading of untrusted tar files.
 
-Nothing is ever unpacked to disk: names are only names, links and devices are counted and not followed. What a header
-claims is held against what is there before anything is read or passed over, so that memory and time stay in proportion
-to the file.
+Nothing is extracted to disk; links and devices are counted and not followed. Sizes in headers are checked against the
+file before reading or skipping, so that memory and time stay proportional to the file.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from robustclip.errors import Fault, RunError
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBER = MAX_BYTES
-MAX_CLAIM = 2**34  # bytes that a header may claim at all, where the size of the whole is not known
+MAX_CLAIM = 2**34  # bytes that a header may claim if the archive's size is unknown
 MAX_HEADER = 2**14  # bytes of an extended header, which tarfile reads into memory and searches in quadratic time
 MAX_NAME = 1024
 ENDINGS = frozenset(PICTURES)
-EXPANSION = 50  # how many times its size a gzipped tar may unpack to; pictures hardly shrink, zeros a thousandfold
+EXPANSION = 50  # maximal expansion of a gzipped tar; pictures hardly compress, zeros a thousandfold
 EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -58,10 +57,9 @@ Shard = Path | Command | Remote
 
 
 def read_tar(shard: Shard, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | Fault]]:
-    """Names and contents of the members, in their order: nothing is read of those whose names are not wanted, and what
-    is no regular file, or larger than MAX_MEMBER, comes as that fault. Raises BrokenTar where the archive breaks off,
-    after what was readable."""
-    with _telling(), closing(_files(shard)) as files:
+    """(name, content) of the members in order: unwanted ones are not read, and anything but a regular file of at most
+    MAX_MEMBER bytes yields its fault. Raises BrokenTar at the unreadable part of an archive."""
+    with _errors_as_broken_tar(), closing(_files(shard)) as files:
         for tar, member in files:
             if not member.isreg() or len(member.name) > MAX_NAME:
                 yield member.name[:MAX_NAME], Fault.NOT_A_FILE
@@ -75,8 +73,8 @@ def read_tar(shard: Shard, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def names(shard: Path) -> Iterator[str]:
-    """The names of a tar's members, for as far as it can be read; contents are passed over unread."""
-    with suppress(BrokenTar), _telling(), closing(_files(shard)) as files:
+    """The names of a tar's readable members; contents are skipped."""
+    with suppress(BrokenTar), _errors_as_broken_tar(), closing(_files(shard)) as files:
         yield from (member.name for _, member in files)
 
 
@@ -105,13 +103,13 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a member is what systems put beside files: `._0001.jpg`, `__MACOSX/...`, `.DS_Store`."""
+    """Whether a member is a hidden or system file: `._0001.jpg`, `__MACOSX/...`, `.DS_Store`."""
     parts = name.removeprefix("./").split("/")
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
 
 
 def parents(sample: str) -> Iterator[str]:
-    """Names that the sample may be a further member of: `a/0001.meta` is of `a/0001`."""
+    """Names of samples to which this one may belong: `a/0001.meta` to `a/0001`."""
     folder, slash, file = sample.rpartition("/")
     while "." in file:
         file = file.rpartition(".")[0]
@@ -119,23 +117,22 @@ def parents(sample: str) -> Iterator[str]:
 
 
 def belongs_to_another(sample: str, members: Iterable[str], samples: Container[str]) -> bool:
-    """Whether these are further members of another sample (0001.meta.json of 0001), rather than a sample that lacks its
-    picture."""
+    """Whether these are members of another sample (0001.meta.json of 0001), rather than a sample without a picture."""
     return ENDINGS.isdisjoint(members) and any(other in samples for other in parents(sample))
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _errors_as_broken_tar() -> Iterator[None]:
     try:
         yield
     except (BrokenTar, RunError):
         raise
-    except Exception as error:  # tarfile raises what it runs into, down to RecursionError
+    except Exception as error:  # tarfile raises many kinds, even RecursionError
         raise BrokenTar(str(error)) from error
 
 
 def _mode_and_limit(shard: Shard, file: io.BufferedReader) -> tuple[Any, float]:
-    """How tarfile shall open it, and up to what place in the unpacked archive headers may point."""
+    """tarfile's mode, and the largest offset in the unpacked archive that headers may claim."""
     size = float("inf") if isinstance(shard, Command) else os.fstat(file.fileno()).st_size
     if file.peek(len(GZIP)).startswith(GZIP):
         return "r|gz", EXPANSION * size + MAX_HEADER

@@ -22,7 +22,7 @@ from robustclip.data import embedded
 from robustclip.data.composing import TEXTURES
 from robustclip.data.compositions import BACKGROUNDS
 from robustclip.data.pairs import COLOURS
-from robustclip.data.questions import Asked, Thing, read_question
+from robustclip.data.questions import ParsedQuestion, Thing, read_question
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
@@ -194,7 +194,7 @@ class SceneReader(nn.Module):
             results.append(self.sure(found, asked).cpu())
         return results
 
-    def sure(self, found: Found, asked: Sequence[Asked]) -> Float[Tensor, " q"]:
+    def sure(self, found: Found, asked: Sequence[ParsedQuestion]) -> Float[Tensor, " q"]:
         """The calibrated probability of yes to each question about one picture."""
         if not asked:
             return torch.zeros(0)
@@ -202,7 +202,7 @@ class SceneReader(nn.Module):
         kinds = torch.tensor([KINDS.index(one.kind) for one in asked], dtype=torch.long, device=self.device)
         return ((self.scales[kinds] * raw).sum(1) + self.shifts[kinds]).sigmoid()
 
-    def raw(self, found: Found, asked: Asked) -> Float[Tensor, 2]:
+    def raw(self, found: Found, asked: ParsedQuestion) -> Float[Tensor, 2]:
         """The uncalibrated logits of the things' being there, and of what is said of them (0 where nothing is)."""
         if asked.background is not None:
             there, said = found.background[tuple(BACKGROUNDS).index(asked.background)], found.sure.new_tensor(0.5)
@@ -234,7 +234,7 @@ class SceneReader(nn.Module):
             said.append(numbers[thing.number])
         return 1 - (1 - each).prod(), torch.stack(said).prod() if len(said) > 1 else each.new_tensor(0.5)
 
-    def _related(self, found: Found, asked: Asked) -> tuple[Tensor, Tensor]:
+    def _related(self, found: Found, asked: ParsedQuestion) -> tuple[Tensor, Tensor]:
         """Both things are there; and their relation holds, of the boxes around all that are likely each."""
         sides, there = [], found.sure.new_ones(())
         for thing in asked.things:

@@ -32,7 +32,7 @@ Name = Annotated[str, "run name (its folder's name)"]
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in a line."""
+    """One line of `runs list`."""
 
     name: str
     recipe: str
@@ -47,7 +47,7 @@ class Summary:
     def of(cls, run: Run) -> Summary:
         lines = run.metrics()
         notes = run.record.get("notes", {})
-        if "pictures" in notes:  # what a painting run has done lies in its folder
+        if "pictures" in notes:  # the progress of a painting run is its finished pictures
             step, steps = sum(1 for _ in run.folder.glob("images/*.png")), notes["pictures"]
         else:
             step, steps = lines[-1]["step"] if lines else 0, notes.get("steps", run.arguments.get("steps"))
@@ -83,7 +83,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Freed:
-    """What was removed, or would be."""
+    """Files that were removed, or would be."""
 
     files: dict[str, list[Path]]  # of each run
     size: int
@@ -109,7 +109,7 @@ def show(
 ) -> Run:
     """Show a run: arguments, metrics, curves and warnings.
 
-    Raises UsageError for what is neither the name of a run in `folder` nor the path of one.
+    Raises UsageError if `name` is neither a run's name in `folder` nor its path.
     """
     if _is_name(name):
         return _run(name, folder)
@@ -134,15 +134,15 @@ def clean(
     Unfinished runs keep their checkpoints for resumption: they are skipped, or refused if named. Runs that may be
     running are never changed.
 
-    Raises UsageError for names of no run, and for runs that are not to be touched.
+    Raises UsageError for unknown names and for runs that are protected.
     """
     if names:
-        runs = list(_touchable(names, folder, whole=whole))
+        runs = _removable(names, folder, whole=whole)
     else:
         runs = [run for run in runs_in(folder) if run.status == "finished" and not run.folder.is_symlink()]
-    found = {run.folder.name: [run.folder] if whole else _checkpoints(run, best=best) for run in runs}
-    paths = [path for paths in found.values() for path in paths]
-    freed = Freed({name: paths for name, paths in found.items() if paths}, sum(map(size, paths)), dry_run)
+    files = {run.folder.name: [run.folder] if whole else _checkpoints(run, best=best) for run in runs}
+    paths = [path for paths in files.values() for path in paths]
+    freed = Freed({name: paths for name, paths in files.items() if paths}, sum(map(size, paths)), dry_run)
     if not dry_run:
         for path in paths:
             _remove(path)
@@ -163,12 +163,12 @@ def size(path: Path) -> int:
 def _summary(record: Path) -> Summary:
     try:
         return Summary.of(Run.open(record.parent))
-    except (ValueError, OSError):  # what others wrote into it, or do not let be read
+    except (ValueError, OSError):  # a foreign or unreadable record
         return Summary.unreadable(record.parent)
 
 
 def _bytes(file: Path) -> int:
-    with suppress(OSError):  # a run that goes on removes its drafts meanwhile
+    with suppress(OSError):  # a running process may remove its drafts meanwhile
         status = file.lstat()
         if not stat.S_ISDIR(status.st_mode):
             return status.st_size
@@ -180,7 +180,7 @@ def _is_name(name: str) -> bool:
 
 
 def _run(name: str, home: Path) -> Run:
-    """The run of that name. Raises UsageError for a name that leads out of the folder, or to no run."""
+    """The run of that name. Raises UsageError for a path and for an unknown name."""
     if not _is_name(name):
         raise UsageError(f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR")
     if not is_file(home / name / RECORD):
@@ -189,8 +189,8 @@ def _run(name: str, home: Path) -> Run:
     return Run.open(home / name)
 
 
-def _touchable(names: list[str], home: Path, *, whole: bool) -> Iterator[Run]:
-    """The runs of these names. Raises one UsageError for all that are none, or are not to be touched."""
+def _removable(names: list[str], home: Path, *, whole: bool) -> list[Run]:
+    """The runs of these names. Raises one UsageError for all unknown or protected ones."""
     runs: list[Run] = []
     refused: list[str] = []
     for name in dict.fromkeys(names):
@@ -200,7 +200,7 @@ def _touchable(names: list[str], home: Path, *, whole: bool) -> Iterator[Run]:
         except UsageError as error:
             refused.append(str(error))
     raise_faults("runs clean, which removed nothing", refused)
-    yield from runs
+    return runs
 
 
 def _refused(run: Run, *, whole: bool) -> Iterator[str]:
@@ -218,8 +218,8 @@ def _checkpoints(run: Run, *, best: bool) -> list[Path]:
     if run.checkpoints.is_symlink():
         return []
     patterns = ["checkpoint-*.pt", *(["best-*.pt"] if best else [])]
-    found = [path for pattern in patterns for path in run.checkpoints.glob(pattern)]
-    return sorted([*found, *filter(is_draft, run.checkpoints.glob(".*"))])
+    saved = [path for pattern in patterns for path in run.checkpoints.glob(pattern)]
+    return sorted([*saved, *filter(is_draft, run.checkpoints.glob(".*"))])
 
 
 def _remove(path: Path) -> None:
@@ -233,7 +233,7 @@ def _remove(path: Path) -> None:
 
 
 def records(home: Path) -> list[Path]:
-    """What is called like a run's record in the folders of a folder, by name."""
+    """The run.json files in the sub-folders of a folder, by name."""
     try:
         return [folder / RECORD for folder in sorted(home.iterdir()) if os.path.lexists(folder / RECORD)]
     except FileNotFoundError:
@@ -243,7 +243,7 @@ def records(home: Path) -> list[Path]:
 
 
 def runs_in(home: Path) -> list[Run]:
-    """The runs in a folder, by name; a record that is not readable is passed over."""
+    """The runs in a folder, by name; unreadable records are skipped."""
     runs = []
     for path in records(home):
         try:

@@ -20,10 +20,9 @@ UNNAMED = ("auto", "measure")
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Parse a device: `auto` is the first available of cuda, mps, cpu; `cpu`, `cuda`, `cuda:1`, `mps` are taken as
-    given.
+    """Parse a device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the first available of cuda, mps, cpu.
 
-    Raises UsageError for a name torch does not know and for a device this machine does not have.
+    Raises UsageError for an unknown name and for a device this machine does not have.
     """
     local = os.environ.get("LOCAL_RANK", "")  # a launcher's: one device a process
     if name in ("auto", "cuda") and local and torch.cuda.is_available():
@@ -37,8 +36,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
         raise UsageError(f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UsageError(f"device {name!r} is not here: torch sees {found} CUDA device(s); use --device auto or cpu")
+        count = torch.cuda.device_count()
+        raise UsageError(f"device {name!r} is not here: torch sees {count} CUDA device(s); use --device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not here: use --device auto or cpu")
     return device
@@ -52,27 +51,26 @@ def pick_dtype(
     tower: nn.Module | None = None,
     exact: bool = False,
 ) -> torch.dtype:
-    """The dtype to compute in (under `autocast`; weights and pixels stay float32).
+    """The dtype of computation (under `autocast`; weights and pixels stay float32).
 
-    `auto` is a rule, so that the same call gives the same dtype: bfloat16 on CUDA devices that support it, and on CPUs
-    with bfloat16 instructions for a convolutional `tower` (forward and backward take 0.57 of float32's time for
-    emoji-robust, and 1.25 of it for emoji-vit-robust); float32 elsewhere. `measure` times `step` in both and takes the
-    faster, in the main process for all of them, e.g. `pick_dtype("measure", device, forward_backward(tower, images))`.
-    With `exact` float64 is known too, for callers that then make weights and pixels float64.
-    Raises UsageError for an unknown name, and for `measure` without a step.
+    `auto` is deterministic: bfloat16 on CUDA devices that support it, and on CPUs with bfloat16 instructions for a
+    convolutional `tower` (forward and backward take 0.57 of float32's time for emoji-robust, and 1.25 of it for
+    emoji-vit-robust); float32 elsewhere. `measure` times `step` in both and takes the faster, e.g.
+    `pick_dtype("measure", device, forward_backward(tower, images))`. `exact` allows float64 too, for callers that then
+    convert weights and pixels to float64. Raises UsageError for an unknown name, and for `measure` without a step.
     """
     device = torch.device(device)
-    known = DTYPES | (EXACT if exact else {})
+    names = DTYPES | (EXACT if exact else {})
     if isinstance(name, torch.dtype):
         return name
-    if name in known:
-        return known[name]
+    if name in names:
+        return names[name]
     if name == "measure":
         if step is None:
-            raise UsageError(f"dtype 'measure' has nothing to time here: use auto, {', '.join(known)}")
+            raise UsageError(f"dtype 'measure' has nothing to time here: use auto, {', '.join(names)}")
         return measure_dtype(step, device)
     if name != "auto":
-        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(known)}")
+        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(names)}")
     fast = False
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -84,9 +82,9 @@ def pick_dtype(
 def chosen_dtype(
     name: str | torch.dtype, tower: nn.Module, images: Tensor, *, recorded: str | None = None, exact: bool = False
 ) -> torch.dtype:
-    """`pick_dtype` for a tower and images (B,3,H,W) on its device, alike in all processes that work together.
+    """`pick_dtype` for a tower and images (B,3,H,W) on its device, the same in all processes.
 
-    `recorded` is the dtype by name that the run to go on with was begun in: it holds unless another one is named.
+    `recorded` is the dtype of a run to resume, which is kept unless `name` names another.
     """
     from robustclip.runs.distributed import decided  # here, for it loads accelerate
 
@@ -101,7 +99,7 @@ def chosen_dtype(
 
 
 def is_convolutional(tower: nn.Module) -> bool:
-    """Whether most of its weights are those of convolutions: true of ResNets, false of ViTs and ConvNeXts."""
+    """Whether most of a tower's weights are convolutions': true of ResNets, false of ViTs and ConvNeXts."""
     kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
     parts = [part for part in tower.modules() if isinstance(part, kinds)]
     sizes = {part: sum(one.numel() for one in part.parameters(recurse=False)) for part in parts}
@@ -132,7 +130,7 @@ def measure_dtype(step: Callable[[], object], device: str | torch.device = "cpu"
 
 
 def forward_backward(module: nn.Module, images: Tensor) -> Callable[[], None]:
-    """One forward and backward pass over `images`, to measure: of a copy, so that no statistic of `module` moves."""
+    """One forward and backward pass over `images`, for timing; on a copy, so that `module`'s statistics stay."""
     module = copy.deepcopy(module)
     leaves = [images.detach().clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
 
@@ -143,7 +141,7 @@ def forward_backward(module: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The context in which towers compute in `dtype`; float32 and float64 mean that nothing is cast."""
+    """torch.autocast to `dtype`; disabled for float32 and float64."""
     cast = dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(torch.device(device).type, dtype=dtype if cast else None, enabled=cast)
 

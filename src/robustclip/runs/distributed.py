@@ -1,11 +1,10 @@
 """Multi-process training: ranks and collectives; the only importer of accelerate.
 
-Without a launcher there is one process, and every function here is free. With `accelerate launch` (or torchrun) each
-process takes its share of a batch; nothing outside this file knows of ranks.
+Without a launcher there is one process, and these functions do nothing. With `accelerate launch` (or torchrun) each
+process takes its share of a batch.
 
-Towers too large for one device: weights, gradients and optimizer states are split over the processes (FSDP2) where
-accelerate's configuration asks for it (`accelerate launch --use_fsdp ...`). torch's `fully_shard` does it, so that it
-runs on CPU processes as it does on GPUs.
+With FSDP enabled in accelerate's configuration (`accelerate launch --use_fsdp ...`), weights, gradients and optimizer
+states are sharded by torch's `fully_shard` (FSDP2), which also runs on CPU processes.
 """
 
 from __future__ import annotations
@@ -42,39 +41,39 @@ def _processes() -> PartialState:
 
 
 def is_main() -> bool:
-    """Is this the process that writes the run's files? Without a launcher it is."""
+    """Whether this is rank 0, which writes the run's files."""
     return bool(_processes().is_main_process)
 
 
 def count() -> int:
-    """How many processes train together."""
+    """World size."""
     return int(_processes().num_processes)
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Rank of this process."""
     return int(_processes().process_index)
 
 
 def place() -> Place:
-    """Which share of the data is this process's."""
+    """Rank and world size, which select this process's share of the data."""
     return Place(rank(), count())
 
 
 def broadcast(thing: Any) -> Any:
-    """The main process's `thing`, in all processes; it must be one that pickles."""
+    """The main process's `thing` (picklable), in all processes."""
     return thing if count() == 1 else broadcast_object_list([thing])[0]
 
 
 def listed(thing: Any) -> list[Any]:
-    """The `thing` of each process, in the order of their ranks; it must be one that pickles."""
+    """The `thing` (picklable) of each process, by rank."""
     return [thing] if count() == 1 else list(gather_object([thing]))
 
 
 def decided(decide: Callable[[], T]) -> T:
-    """Run `decide` in the main process and return its result in all; its exceptions end all.
+    """Run `decide` in the main process and return its result, or raise its exception, in all processes.
 
-    For what only one may do: make a folder, look at one that another is about to write to.
+    For actions that only one process may take, such as creating a folder.
     """
     outcome: tuple[Any, Exception | None] = (None, None)
     if is_main():
@@ -103,15 +102,15 @@ def mean(value: Tensor) -> Tensor:
 
 
 def everyone(values: Tensor) -> Tensor:
-    """The rows (b, ...) of all processes in the order of their ranks, (count() * b, ...), without gradient."""
+    """All-gather of rows (b, ...) by rank: (count() * b, ...), without gradient."""
     return values.detach() if count() == 1 else gather(values.detach().contiguous())
 
 
 def everyone_with_gradient(values: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
-    """The rows of all processes, of which this process's own carry gradients.
+    """All-gather of rows in which this process's own carry gradients.
 
-    That is all it takes where every process computes the loss of the whole batch: the gradient to its own rows is
-    then exact, and nothing needs to be sent back (open_clip's gather without local loss).
+    If every process computes the loss of the whole batch, the gradient of its own rows is exact without a backward
+    communication (open_clip's gather without local loss).
     """
     if count() == 1:
         return values
@@ -121,11 +120,10 @@ def everyone_with_gradient(values: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, in one message.
+    """All-reduce gradients to their mean, in one message.
 
-    Instead of DistributedDataParallel: an attack runs the tower many times with frozen weights between two updates,
-    and a batch in parts runs it several times before one, for which its hooks are not made. What it would hide behind
-    the backward pass, one message a step, is small beside the attack.
+    Replaces DistributedDataParallel, whose hooks do not fit attacks with frozen weights between updates, nor gradient
+    accumulation over several passes. One message a step is cheap beside the attack.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if count() == 1 or not gradients:
@@ -141,14 +139,14 @@ def is_sharded() -> bool:
 
 
 def shard(tower: nn.Module) -> None:
-    """Split a tower's weights over the processes, in place: each of its blocks as a unit, then the rest."""
+    """Shard a tower in place: each of its blocks as an FSDP unit, then the rest."""
     for block in blocks(tower):
         fully_shard(block)
     fully_shard(tower)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of a tower's outermost lists: a ViT's residual blocks, a ConvNet's stages."""
+    """The children of a tower's outermost module lists: a ViT's residual blocks, a ConvNet's stages."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1:
             yield from (block for block in child if next(block.parameters(), None) is not None)
@@ -157,7 +155,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def whole(state: Any) -> Any:
-    """A state dict with every tensor whole; all processes must ask."""
+    """A state dict with full tensors; a collective, so all processes must call it."""
     return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
 
 
@@ -170,7 +168,7 @@ def load_module(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state of whole tensors, split as its parameters are."""
+    """Load an optimizer's state of full tensors, sharded as its parameters are."""
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():

@@ -35,14 +35,12 @@ LOCK = ".lock"
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a file that replaces `path` when the block ends well, and leaves `path` as it was when it raises.
+    """Yield a file that replaces `path` when the block succeeds, and leaves `path` unchanged when it raises.
 
-    The bytes go to a temporary file in the same folder (made where missing), reach the disk (fsync), and take the
-    name in one step (rename). `mode` is "wb" or "w": UTF-8, in which the bytes of a file name that are none are written
-    as \\udcXX, from which JSON's readers get the name back.
+    Writes to a temporary file in the same folder (created if missing), then fsync and rename. `mode` is "wb" or "w":
+    UTF-8, with undecodable bytes of file names written as \\udcXX, which JSON's readers decode.
 
-    Raises UsageError where something else than a file has the name: a folder, or a device, whose place the file would
-    take (/dev/null); RunError, naming the file, where the disk does not take it.
+    Raises UsageError if `path` is a folder or device; RunError, naming the file, if the disk refuses it.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -65,9 +63,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `folder` once all is written; nothing of it stays after an error.
+    """Yield a temporary folder that is renamed to `folder` when the block succeeds, and removed when it raises.
 
-    Raises UsageError where something has that name, RunError where the disk does not take it.
+    Raises UsageError if `folder` exists, RunError if the disk refuses it.
     """
     check_free(folder)
     with naming(folder):
@@ -96,13 +94,13 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def reason(error: OSError | RunError) -> str:
-    """Why the disk refused, in the system's words."""
+    """The system's message for a failed write."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return _refusal(cause, None) or str(error) if cause is not None else str(error)
 
 
 def _refusal(error: BaseException, path: Path | None) -> str | None:
-    """The system's words for an error of writing to `path`; None for any other error."""
+    """The system's message for an error of writing to `path`; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
         named = None if error.filename is None else str(error.filename)
         ours = (
@@ -159,7 +157,7 @@ def is_draft(path: Path) -> bool:
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether a path holds more than drafts."""
+    """Whether a path exists and is not a folder that is empty except for drafts."""
     try:
         folder.lstat()  # raises OSError for a name that no folder takes
     except (FileNotFoundError, NotADirectoryError):
@@ -168,7 +166,7 @@ def holds_something(folder: Path) -> bool:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the drafts in a folder that no other process writes to; where that is not allowed, leave them."""
+    """Remove the drafts in a folder that no other process writes to, as far as permitted."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
             path.unlink()
@@ -181,7 +179,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def plain(values: object) -> Any:
-    """The same in JSON's types: paths and objects as text, dataclasses as objects, NaN and infinity as null."""
+    """Convert to JSON's types: paths and objects to text, dataclasses to objects, NaN and infinity to null."""
     return to_jsonable_python(values, inf_nan_mode="null", fallback=str)
 
 
@@ -193,10 +191,9 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
-    """What a regular file of at most `limit` bytes holds.
+    """Read a regular file of at most `limit` bytes.
 
-    Raises UsageError, before anything is read, for all that is none: a folder, a device without an end, a pipe that
-    nobody writes to, a larger file.
+    Raises UsageError, before reading, for folders, devices, pipes and larger files.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -221,19 +218,19 @@ def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a small file, without white space around them; empty ones at the end are none.
+    """The stripped lines of a small file, without empty ones at the end.
 
-    Only line feeds (and carriage returns before them) end a line: the separators that Unicode has besides are text.
+    Only line feeds (and carriage returns before them) end a line, not Unicode's other separators.
     """
     return [line.strip() for line in read_text(path).rstrip().split("\n")]
 
 
 def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table, each with the number (from 1) of the line it begins in, the header first. Rows of empty
-    cells are none. `lines` keep their ends, as those of a file or StringIO opened with newline="".
+    """The rows of a CSV table with the number (from 1) of their first line, the header first; empty rows are skipped.
+    `lines` keep their line ends, as those of a file or StringIO opened with newline="".
 
-    Raises UsageError, naming the line, for a quote that is never closed or ends before its cell does, for more or fewer
-    cells than the header has, and for a header that names a column twice.
+    Raises UsageError, naming the line, for unclosed or misplaced quotes, rows of another length than the header, and
+    duplicate columns.
     """
     if len(separator) != 1:
         raise UsageError(f"{source} is not a table with the separator {separator!r}: give one character")
@@ -266,7 +263,7 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
 
 
 def first_undecodable(path: str | os.PathLike[str]) -> int:
-    """The number (from 1) of the first line that is not UTF-8; 0 where all are."""
+    """The number (from 1) of the first line that is not UTF-8; 0 if there is none."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -286,11 +283,11 @@ def parse_json(text: str | bytes, source: object) -> Any:
     nesting beyond 100 levels.
     """
     try:
-        found = json.loads(text)
-        _check_depth(found, 0)
+        value = json.loads(text)
+        _check_depth(value, 0)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not JSON ({error})") from error
-    return found
+    return value
 
 
 def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
@@ -307,11 +304,11 @@ def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
 
     text = read_text(path, limit)
     try:
-        found = yaml.load(text, Loader)
-        _check_depth(found, 0)
+        value = yaml.load(text, Loader)
+        _check_depth(value, 0)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML ({' '.join(str(error).split())[:200]})", "not_yaml") from error
-    return found
+    return value
 
 
 def _check_depth(value: object, depth: int) -> None:
@@ -336,22 +333,22 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
-    """Raise UsageError where no file (or folder) of that name can be: to be known before the work, not after it."""
+    """Raise UsageError if no file (or folder) of that name can be created; to be called before long work."""
     path = Path(path)
     if os.path.lexists(path) and not (is_folder(path) if folder else is_file(path)):
         raise UsageError(f"{path} is not a {'folder' if folder else 'file'}: write elsewhere")
     above = path if is_folder(path) else next(place for place in path.absolute().parents if os.path.lexists(place))
     try:
         with suppress(FileNotFoundError):
-            path.lstat()  # fails for a name that no folder takes
-        with TemporaryFile(dir=above):  # permissions alone do not tell of read-only disks
+            path.lstat()  # fails for an invalid name
+        with TemporaryFile(dir=above):  # permissions do not show read-only disks
             pass
     except OSError as error:
         raise UsageError(f"{str(path)[:200]} cannot be written ({error.strerror}): write elsewhere") from error
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where something has that name: a new folder takes the place of nothing."""
+    """Raise UsageError if the path exists."""
     if os.path.lexists(path):
         raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}")
 
@@ -370,14 +367,14 @@ def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
 
 def free(path: str | os.PathLike[str]) -> Path:
-    """The path with the first number behind its name that is not taken: x-1, x-1.json."""
+    """The path with the first free number appended: x-1, x-1.json."""
     path = Path(path) if Path(path).name else Path(path).absolute() / "new"  # "." and "/" have no name
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
     return next(one for one in numbered if not os.path.lexists(one))
 
 
 def clashes(outputs: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[str]:
-    """What is wrong with files and folders that one call is to write, by the names of their flags: one in another."""
+    """Messages for outputs of one call, by flag, that are the same path or lie in one another."""
     places = {flag: Path(os.path.realpath(path)) for flag, path in outputs.items() if path is not None}
     for (flag, place), (other, above) in permutations(places.items(), 2):
         if place == above and flag < other:
@@ -387,5 +384,5 @@ def clashes(outputs: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[st
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for whoever writes to a pipe."""
+    """Open without blocking on a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -56,7 +56,7 @@ _called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
 
 @contextmanager
 def _unlocking(folder: Path) -> Iterator[None]:
-    """What goes wrong within the block gives the folder's lock back."""
+    """Context manager: release the folder's lock if the block raises."""
     try:
         yield
     except BaseException:
@@ -66,8 +66,7 @@ def _unlocking(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def called_as(recipe: str) -> Iterator[None]:
-    """Runs that begin in the block were asked for under this name; of nested blocks (a recipe that calls another) the
-    outermost counts."""
+    """Context manager: runs started in the block record this recipe name; of nested blocks the outermost counts."""
     token = _called_as.set(_called_as.get() or recipe)
     try:
         yield
@@ -76,30 +75,30 @@ def called_as(recipe: str) -> Iterator[None]:
 
 
 def new_folder(folder: Path) -> Path:
-    """`folder` itself, where it is free or empty. Raises UsageError with the ways out where a run would be lost."""
-    if os.environ.get("RANK", "0") != "0":  # of processes that train together the first decides, and may have begun
+    """Return `folder` if it is free or empty, else raise UsageError with the alternatives."""
+    if os.environ.get("RANK", "0") != "0":  # rank 0 checks, and may already have created it
         return folder
     if not holds_something(folder):
         return folder
     run = Run.open(folder) if is_file(folder / RECORD) else None
-    holds = "is not empty" if is_folder(folder) else "is not a folder"
-    ways = f"write elsewhere, e.g. --out {free(folder)}"
+    state = "is not empty" if is_folder(folder) else "is not a folder"
+    advice = f"write elsewhere, e.g. --out {free(folder)}"
     if run is not None:
-        holds = f"holds a run that is {run.status}"
-        ways += "" if run.status in ("running", "finished") else f", go on with it ({run.resumption})"
-        ways += "" if run.status == "running" else f", or remove it ({run.removal})"
-    raise UsageError(f"{folder} exists and {holds}: {ways}")
+        state = f"holds a run that is {run.status}"
+        advice += "" if run.status in ("running", "finished") else f", resume it ({run.resumption})"
+        advice += "" if run.status == "running" else f", or remove it ({run.removal})"
+    raise UsageError(f"{folder} exists and {state}: {advice}")
 
 
 RunFolder = Annotated[Path, AfterValidator(new_folder)]
 """The type of an `out` flag: a folder that a new run may take."""
 
 ResumeFrom = Path
-"""The type of a `resume` flag: `robustclip.recipes` has made a folder of what was given before a recipe sees it."""
+"""The type of a `resume` flag, which `robustclip.recipes` resolves to a folder before a recipe is called."""
 
 
 class Run:
-    """A run's folder. As a context it ends the run: interrupted or failed where an error leaves the block, else
+    """A run's folder. As a context manager it sets the final status: interrupted or failed after an error, else
     finished."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
@@ -120,7 +119,7 @@ class Run:
     ) -> Run:
         """Start a run in a new folder; default runs/<recipe>-<number>. `room` is the recipe's command.
 
-        Raises UsageError where the folder exists already and is not empty, RunError where it cannot be written.
+        Raises UsageError if the folder exists and is not empty, RunError if it cannot be written.
         """
         from robustclip.runs.distributed import decided
 
@@ -129,8 +128,8 @@ class Run:
                 place = _claim(HOME / recipe) if folder is None else new_folder(Path(folder))
                 lock(place)
                 with _unlocking(place):
-                    new_folder(place)  # again: another run may have begun and ended there meanwhile
-                    run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_asked(arguments)})
+                    new_folder(place)  # again, now that it is locked
+                    run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_start_record(arguments)})
                     if (name := _called_as.get()) not in (None, recipe):
                         run.record["called"] = name
                     run._save()
@@ -151,32 +150,30 @@ class Run:
         arguments: Mapping[str, object],
         room: str = ROBUSTIFY,
     ) -> Run:
-        """Create a run, or with `resume` reopen the folder's run. With several processes the main one does it, and all
-        get the same run.
+        """Create a run, or with `resume` reopen the folder's run; the same in all processes.
 
-        Raises UsageError where that run was made by another recipe or still runs, and where both folders are given.
+        Raises UsageError if that run is of another recipe or still running, and if both folders are given.
         """
         from robustclip.runs.distributed import decided
 
         if resume is None:
             return cls.create(folder, recipe=recipe, arguments=arguments, room=room)
         if folder is not None:
-            raise UsageError(f"--resume {resume} goes on in that folder: leave out --out {folder}")
+            raise UsageError(f"--resume {resume} resumes in that folder: leave out --out {folder}")
 
-        def go_on() -> tuple[Path, dict[str, Any]]:
+        def reopen() -> tuple[Path, dict[str, Any]]:
             cls.open(resume).check_resumable(recipe)
             try:
                 lock(Path(resume), elsewhere=True)
                 with _unlocking(Path(resume)):
-                    run = cls.open(resume)  # again: what it says may have changed before the lock was ours
+                    run = cls.open(resume)  # again, now that it is locked
                     if run.status == "finished":
                         run.check_resumable(recipe)
-                        reported = "is finished: only what is missing of it, or newly asked for, is done"
-                        terminal.note(f"{run.folder} {reported}")
+                        terminal.note(f"{run.folder} is finished: only missing or newly requested parts are done")
                     remove_drafts(run.folder)
                     for outcome in ("reason", "ended", "numbers"):
                         run.record.pop(outcome, None)
-                    again = _asked(arguments)
+                    again = _start_record(arguments)
                     run.record |= {"status": "running", "process": again.pop("process")}
                     run.record["resumed"] = [*run.record.get("resumed", []), again]
                     run._save()
@@ -184,7 +181,7 @@ class Run:
                 raise RunError(f"{resume} cannot be written to ({reason(error)}): no run can go on there") from error
             return run.folder, run.record
 
-        return cls(*decided(go_on))
+        return cls(*decided(reopen))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -199,7 +196,7 @@ class Run:
 
     @property
     def called(self) -> str:
-        """The recipe by the name the run was asked for: an ablation's, where `recipe` is the one that it varies."""
+        """The name the recipe was called by: a preset's, where `recipe` is its base."""
         return str(self.record.get("called", self.record["recipe"]))
 
     @property
@@ -230,13 +227,13 @@ class Run:
 
     @property
     def removal(self) -> str:
-        """The command that removes this run, which refuses where it runs."""
+        """The command that removes this run."""
         home, name = quote(str(self.folder.absolute().parent)), quote(self.folder.absolute().name)
         return f"robustclip runs clean {name} --whole" + ("" if self.folder.parent == HOME else f" --folder {home}")
 
     def check_resumable(self, recipe: str) -> None:
-        """Raises UsageError where the run is not one of `recipe` (by either of its names), still runs, or is a training
-        that is finished and has given its checkpoints away: what is done is not done again."""
+        """Raise UsageError if the run is not of `recipe` (by either of its names), is still running, or is a finished
+        training run without checkpoints."""
         if recipe not in (self.record["recipe"], self.called):
             raise UsageError(f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}")
         if self.status == "finished" and self.room == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
@@ -250,14 +247,14 @@ class Run:
         _log.warning(f"{self.folder} was last seen {where}: make sure that it does not run there any more")
 
     def log(self, step: int, **numbers: float) -> None:
-        """Add a line to the run's metrics and a point to each curve. Where that cannot be written (the disk is full),
-        it is said once, and the run goes on."""
+        """Add a line to the run's metrics and a point to each curve. If the disk is full, the run warns once and
+        continues."""
         if self._writes:
             with self._tolerant():
                 self._metrics.log(step, numbers)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, without a last one that was cut short. Raises UsageError for an odd one."""
+        """The lines of metrics.jsonl but a truncated last one. Raises UsageError for an invalid one."""
         return self._metrics.lines()
 
     def trim(self, step: int) -> None:
@@ -271,19 +268,19 @@ class Run:
             self._save()
 
     def warn(self, message: str) -> None:
-        """Say it (on stderr, unless logging is set up otherwise), and keep it in run.json."""
+        """Log a warning, and record it in run.json."""
         _log.warning(message)
         self.record["warnings"] = [*self.record.get("warnings", []), message]
         with self._tolerant():
             self._save()
 
     def finish(self, numbers: Mapping[str, object] | None = None) -> None:
-        """The run is done, and these are its numbers."""
+        """Record the status finished, with the run's numbers."""
         self._end("finished", numbers=plain(numbers or {}))
 
     def fail(self, reason: str, status: Status = "failed") -> None:
-        """The run is over, and it isn't done."""
-        with self._tolerant():  # what ends the run is not to be hidden by a disk that is full
+        """Record that the run ended early, and why."""
+        with self._tolerant():  # a full disk must not hide the error that ended the run
             self._end(status, reason=reason)
 
     def __enter__(self) -> Run:
@@ -343,14 +340,14 @@ def commit() -> str | None:
         return None
 
 
-def _asked(arguments: Mapping[str, object]) -> dict[str, Any]:
-    """What a start of a run is recorded with."""
-    asked = {"arguments": plain(arguments), "versions": versions(), "commit": commit()}
-    return asked | {"started": _now(), "process": this_process()}
+def _start_record(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Fields that each start of a run records."""
+    environment = {"versions": versions(), "commit": commit()}
+    return {"arguments": plain(arguments)} | environment | {"started": _now(), "process": this_process()}
 
 
 def _claim(folder: Path) -> Path:
-    """The first free <folder>-<number>, made: two runs that start at once get two."""
+    """Create the first free <folder>-<number>, atomically."""
     while True:
         path = free(folder)
         with suppress(FileExistsError):

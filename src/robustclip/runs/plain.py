@@ -18,7 +18,7 @@ LONGEST = 200  # characters of a name
 WIDEST = 2**20  # of any number in a description of an architecture: vocabularies and widths lie below it
 MOST_LAYERS = 512
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a terminal's cursor or turns text around, and halves of characters; tabs and line feeds do not."""
+"""Control characters, bidirectional overrides and lone surrogates; not tabs and line feeds."""
 
 
 def check_plain(value: Any, depth: int = 0) -> Any:
@@ -44,8 +44,8 @@ def check_plain(value: Any, depth: int = 0) -> Any:
 
 
 def check_sizes(config: Any, what: str, key: str = "") -> None:
-    """Raise UsageError where a description of an architecture asks for more than any model has. That is cheap to see,
-    where building it layer by layer is not, even without memory for its weights."""
+    """Raise UsageError for an architecture config with sizes beyond any model's, before building it, which would be
+    slow even on the meta device."""
     if isinstance(config, dict):
         for name, inner in config.items():
             check_sizes(inner, what, str(name))
@@ -53,7 +53,7 @@ def check_sizes(config: Any, what: str, key: str = "") -> None:
         for inner in config:
             check_sizes(inner, what, key)
     elif isinstance(config, int) and abs(config) > (MOST_LAYERS if "layers" in key else WIDEST):
-        raise UsageError(f"{what} says {key} {str(config)[:20]}, which no model of the field has")
+        raise UsageError(f"{what} has {key} {str(config)[:20]}, larger than any known model's")
 
 
 def _one_line(text: str) -> str:
@@ -63,7 +63,7 @@ def _one_line(text: str) -> str:
 
 
 def _card_name(text: str) -> str:
-    """A name goes into pages, commands and the code of a README: no markup, no quotes, no way out of a folder."""
+    """A name appears in pages, commands and a README's code: no markup, quotes or parent paths."""
     if re.search(r"[<>\"'`\\]", text) or text.startswith("-") or ".." in text.split("/"):
         raise UsageError(f"{text!r} is not a name: it holds markup, quotes, or a path that leads out")
     return text
@@ -76,7 +76,7 @@ def _file_name(text: str) -> str:
 
 
 def first_of(error: ValidationError) -> str:
-    """The first of the faults of a value, where it lies and how it reads, briefly."""
+    """Location and message of the first error."""
     first = error.errors(include_url=False, include_input=False)[0]
     reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     place = ".".join(str(part)[:40] for part in first["loc"])
@@ -92,10 +92,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Context manager: any exception of a library on an untrusted file becomes a UsageError that begins with `what`.
-
-    Libraries check what honest people get wrong; over a config or tokenizer made to harm they raise anything.
-    """
+    """Context manager: any exception of a library on an untrusted file becomes a UsageError that begins with `what`."""
     try:
         yield
     except (UsageError, RunError, ModuleNotFoundError):

@@ -22,7 +22,7 @@ from robustclip.runs.files import LOCK, naming, read_json
 _log = logging.getLogger("robustclip")
 
 CLOCK: Final = 2.0
-"""Seconds by which the start of one process may seem to differ between two looks, when the machine's clock is set."""
+"""Seconds by which a process's start time may change when the machine's clock is set."""
 
 
 def this_process() -> dict[str, Any]:
@@ -39,9 +39,9 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
     import psutil  # here, so that --help does not wait for it
 
     try:
-        found = psutil.Process(int(process["pid"]))
-        same = abs(found.create_time() - float(process["born"])) < CLOCK
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        running = psutil.Process(int(process["pid"]))
+        same = abs(running.create_time() - float(process["born"])) < CLOCK
+        return same and running.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except (KeyError, TypeError, ValueError, OverflowError, psutil.AccessDenied):
@@ -49,13 +49,12 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
 
 
 def lock(folder: Path, *, elsewhere: bool = False) -> None:
-    """Make this process the only one that writes to `folder`, which is made where missing, until `unlock`.
+    """Make this process the only writer of `folder` (created if missing) until `unlock`.
 
-    The lock is a file with host and pid, linked into place, so that of several processes one gets it. That of a process
-    on this host that is gone is taken over, which is said; that of a process on another host, of which it cannot be
-    told whether it lives, only with `elsewhere`.
+    The lock is a file with host and pid, linked into place atomically. The lock of a dead process on this host is taken
+    over with a warning; that of a process on another host, which may be alive, only with `elsewhere`.
 
-    Raises UsageError where another run or process has the folder, RunError where it cannot be written to.
+    Raises UsageError if another process holds the lock, RunError if the folder cannot be written.
     """
     path = folder / LOCK
     with naming(folder):
@@ -73,7 +72,7 @@ def lock(folder: Path, *, elsewhere: bool = False) -> None:
 
 
 def unlock(folder: Path) -> None:
-    """Let others write to `folder` again, if it is this process that may."""
+    """Release the lock of `folder` if this process holds it."""
     with suppress(OSError):
         owner = _owner(folder / LOCK)
         if (owner.get("host"), owner.get("pid")) == (platform.node(), os.getpid()):
@@ -82,8 +81,8 @@ def unlock(folder: Path) -> None:
 
 @contextmanager
 def owning(folder: Path | None) -> Iterator[None]:
-    """Within the block no other process that asks may write to `folder`; None is no folder. A folder in which nothing
-    was written is removed. Raises as `lock`."""
+    """Context manager: hold the lock of `folder` (None: no lock). A new folder that stays empty is removed. Raises as
+    `lock`."""
     if folder is None:
         yield
         return
@@ -99,7 +98,7 @@ def owning(folder: Path | None) -> Iterator[None]:
 
 
 def _made(path: Path) -> bool:
-    """Whether the lock could be made, which it can where there is none. It appears with its content, or not at all."""
+    """Create the lock atomically, with its content; False if there is one already."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         draft.write_text(json.dumps(this_process()), encoding="utf-8")
@@ -118,17 +117,16 @@ def _made(path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """What a lock says; {} where it is gone or says nothing that can be read."""
+    """The content of a lock; {} if it is missing or unreadable."""
     try:
-        found = read_json(path)
+        owner = read_json(path)
     except UsageError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _removed(path: Path, owner: dict[str, Any]) -> bool:
-    """Remove the lock of a process that is gone, if it still is that one: two that find it take turns, and the second
-    finds the lock of the first."""
+    """Remove the lock of a dead process if it is unchanged; of two processes that try, only one succeeds."""
     try:
         import fcntl
 
@@ -146,22 +144,22 @@ def _removed(path: Path, owner: dict[str, Any]) -> bool:
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 GRACE: Final = 30
-"""Seconds that a reader of data lives on after a SIGTERM, so that the step it feeds can be finished and written down.
-Terminals and schedulers send their signals to all processes of a job at once."""
+"""Seconds that a data worker outlives a SIGTERM, so that the current step can be finished and saved. Terminals and
+schedulers send signals to all processes of a job at once."""
 
 
 @dataclass
 class Caught:
-    """The signal that came, if one did."""
+    """The first signal received, if any."""
 
     signal: int | None = None
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block SIGTERM is a KeyboardInterrupt, as SIGINT is: blocks that are open end as they do after Ctrl-C.
+    """Context manager: SIGTERM raises KeyboardInterrupt, as SIGINT does.
 
-    Processes forked in the block die of it, as they would outside. Outside the main thread nothing changes.
+    In processes forked in the block it keeps its default effect. Does nothing outside the main thread.
     """
     owner = os.getpid()
 
@@ -193,17 +191,16 @@ def saying(stopped: str) -> Iterator[None]:
 
 
 def number_of(error: BaseException) -> int:
-    """The signal that a KeyboardInterrupt is of: SIGTERM where `terminable` made it, else SIGINT."""
+    """The signal of a KeyboardInterrupt: SIGTERM if `terminable` raised it, else SIGINT."""
     return int(error.args[0]) if error.args and isinstance(error.args[0], int) else int(signal.SIGINT)
 
 
 @contextmanager
 def catching_signals() -> Iterator[Caught]:
-    """Within the block the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+    """Context manager: the first SIGINT or SIGTERM is only recorded; a second one interrupts at once.
 
-    The handlers of before are put back afterwards. Processes forked in the block (readers of data) leave Ctrl-C to this
-    one, and end `GRACE` seconds after a SIGTERM. Outside the main thread, where Python handles no signals, nothing is
-    caught.
+    Previous handlers are restored. Processes forked in the block (data workers) ignore Ctrl-C, and end `GRACE` seconds
+    after a SIGTERM. Does nothing outside the main thread.
     """
     caught, owner = Caught(), os.getpid()
 
@@ -229,13 +226,13 @@ def catching_signals() -> Iterator[Caught]:
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the processes that train together this one is. `batch_size` always means the pairs of all of them."""
+    """Rank and world size. `batch_size` always means the total over all processes."""
 
     rank: int = 0
     world_size: int = 1
 
     def share(self, batch_size: int) -> int:
-        """This process's part of a batch. Raises UsageError where the parts would not be equal."""
+        """This process's part of a batch. Raises UsageError if the parts would not be equal."""
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: give at least 1, e.g. batch_size=128")
         if batch_size % self.world_size:
@@ -248,7 +245,7 @@ class Place:
         return batch_size // self.world_size
 
     def mine(self, turn: int = 0) -> slice:
-        """Which of a row of things are this process's, when they are dealt out one by one; `turn` moves the dealer."""
+        """Slice of a sequence dealt round-robin to the processes, beginning at rank `turn`."""
         return slice((self.rank + turn) % self.world_size, None, self.world_size)
 
 

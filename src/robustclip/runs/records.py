@@ -1,10 +1,10 @@
-"""What a run writes down: run.json, read back, and its numbers over the steps.
+"""Metrics of a run (JSON lines and TensorBoard), and validation of its run.json.
 
     metrics.jsonl   one object a line: step, seconds since the start, numbers
     tensorboard/    the same as curves; a file for each start of the run
 
-run.json may come from another version, another machine, or a stranger. A line of metrics is on disk as soon as it is
-written. A disk that is full leaves what was there before, whole.
+run.json may come from another version or an untrusted source. Lines of metrics are written unbuffered; on a full disk,
+partial lines are removed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
-"""A run that was stopped by a signal is interrupted; one whose process is gone without a word, killed."""
+"""A run stopped by a signal is interrupted; one whose process ended without a record is killed."""
 
 RECORD: Final = "run.json"
 ROBUSTIFY: Final = "robustify"
-"""The command whose runs go on from checkpoints; others go on from the files that they have made."""
+"""The command whose runs resume from checkpoints; others resume from their finished files."""
 
 
 def _moment(text: str) -> str:
@@ -45,7 +45,7 @@ def _moment(text: str) -> str:
 
 
 class _Start(BaseModel):
-    """What a start of a run leaves in its record."""
+    """Fields that each start of a run adds to its record."""
 
     model_config = ConfigDict(strict=True)
 
@@ -54,7 +54,7 @@ class _Start(BaseModel):
 
 
 class _Record(_Start):
-    """The parts of run.json that are read again, and their types."""
+    """The fields of run.json that are read back."""
 
     recipe: str
     status: Status
@@ -101,13 +101,13 @@ class Metrics:
         self._purged_from: int | None = None
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add a line, where a number that isn't finite is null, and a point to each curve. Raises OSError."""
+        """Add a line (non-finite numbers become null), and a point to each curve. Raises OSError."""
         line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
         _append(self.folder / LINES, (json.dumps(plain(line)) + "\n").encode())
         _append(self._curves, _points(step, numbers))
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines, without a last one that was cut short. Raises UsageError for any other that is odd."""
+        """All lines but a truncated last one. Raises UsageError for any other invalid line."""
         path = self.folder / LINES
         if not os.path.lexists(path):
             return []
@@ -124,10 +124,8 @@ class Metrics:
         return lines
 
     def trim(self, step: int, *, write: bool = True) -> None:
-        """Drop metrics after `step`, also from the curves; the clock continues from the last line.
-
-        `write` says whether to do so on the disk as well.
-        """
+        """Drop metrics after `step`, also from the curves (on disk only with `write`); the clock continues from the
+        last line."""
         left = [line for line in self.lines() if line["step"] <= step]
         self._began = time.monotonic() - (left[-1].get("seconds") or 0.0 if left else 0.0)
         self._purged_from = step + 1
@@ -137,7 +135,7 @@ class Metrics:
 
     @cached_property
     def _curves(self) -> Path:
-        """This start's file of curves, begun with what TensorBoard wants to read first."""
+        """This start's event file, with TensorBoard's header."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         folder = self.folder / CURVES
@@ -164,7 +162,7 @@ def _points(step: int, numbers: Mapping[str, float]) -> bytes:
 
 
 def _records(events: Iterable[Event]) -> bytes:
-    """Events as TensorBoard's files hold them. Its own writer works in a thread, which a full disk ends with a
+    """Serialise events in TensorBoard's format. Its own writer works in a thread, which a full disk ends with a
     traceback."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -176,7 +174,7 @@ def _records(events: Iterable[Event]) -> bytes:
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Add all of `content` to a file or nothing: half of it would spoil what comes next. Raises OSError."""
+    """Append all of `content` to a file, or nothing. Raises OSError."""
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:

@@ -33,17 +33,17 @@ class Shown(logging.Formatter):
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things: 1 picture, 2 pictures."""
+    """A count with its noun: 1 picture, 2 pictures."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def note(text: str) -> None:
-    """A line for people, where a result may be read by a program."""
+    """A line on stderr, so that stdout stays readable for programs."""
     echo(text, err=True)
 
 
 def rich(content: RenderableType) -> None:
-    """Tables and texts of rich, in the terminal's width or a pipe's."""
+    """Print tables and texts of rich, in the terminal's width or a pipe's."""
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE
@@ -51,7 +51,7 @@ def rich(content: RenderableType) -> None:
 
 
 def html(content: RenderableType) -> str:
-    """The same for a notebook, as one element of HTML."""
+    """Tables and texts of rich as HTML, for notebooks."""
     console = Console(record=True, file=StringIO(), width=WIDTH_OF_A_PIPE, force_jupyter=False, color_system=None)
     console.print(content)
     return console.export_html(inline_styles=True, code_format='<pre style="line-height:normal">{code}</pre>')

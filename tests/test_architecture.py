@@ -35,7 +35,7 @@ ONLY_IMPORTERS = {
     "spacy": ["evaluation/generation/compbench/phrases.py"],
     "svgelements": ["drawing/svg_reader.py"],
     "t2v_metrics": ["evaluation/generation/scorers.py"],
-    "torch_fidelity": ["evaluation/generation/inception.py"],
+    "torch_fidelity": ["evaluation/generation/distances.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": [
         *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/blip2_mini.py"),

@@ -245,7 +245,7 @@ def measure(variant: Variant, rows: list[Path], work: Path, limit: int) -> dict[
         common: dict[str, Any] = {"data": "emoji/unseen-styles", "labels": "present", "limit": limit, "batch_size": 50}
         report = evaluate([str(run / REFEREE)], attack=[WEAK, STRONG], **common)
         hits = {
-            attack: [a["rank"] == 0 for a in report.answers if a["attack"] == attack]
+            attack: [a["rank"] == 0 for a in report.predictions if a["attack"] == attack]
             for attack in ("clean", WEAK, STRONG)
         }
         write_json(kept, hits)
@@ -261,7 +261,7 @@ def answered(row: Path, limit: int) -> dict[str, list[bool]] | None:
         return None
     hits: dict[str, list[bool]] = {}
     for attack, folder in files.items():
-        lines = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").strip().split("\n"))
+        lines = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").strip().split("\n"))
         found = [(line["attack"], line["rank"] == 0) for line in lines]
         hits |= {name: [hit for of, hit in found if of == name] for name in (CLEAN, attack)}
     return hits

@@ -18,7 +18,7 @@ from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.evaluation.generation.doodl import (
     PLAIN,
     SCALE,
-    Found,
+    ColumnValues,
     Part,
     World,
     aesthetics,
@@ -114,9 +114,9 @@ def recipe(
 def measured(study: Study, name: str, part: Part, shared: Mapping[str, Any]) -> None:
     """Paint what is missing of a part, and measure all of it."""
     rows = study.results.rows
-    compared = [*part.pairs, *((cell, part.base) for cell in [*part.known, *part.cells] if cell != part.base)]
+    compared = [*part.pairs, *((cell, part.base) for cell in [*part.fixed, *part.cells] if cell != part.base)]
     study.results.compared = [*study.results.compared, *((f"{name}: {a}", f"{name}: {b}") for a, b in compared)]
-    for cell in [*part.known, *part.cells]:
+    for cell in [*part.fixed, *part.cells]:
 
         def measure(images: Tensor, cell: str = cell) -> Columns:
             base = rows.get(f"{name}: {part.base}")
@@ -127,8 +127,8 @@ def measured(study: Study, name: str, part: Part, shared: Mapping[str, Any]) -> 
 
 def made(part: Part, cell: str, shared: Mapping[str, Any], folder: Path) -> Tensor:
     """The pictures of a row."""
-    if cell in part.known:
-        return part.known[cell]
+    if cell in part.fixed:
+        return part.fixed[cell]
     changes = dict(part.cells[cell])
     recipe = changes.pop("recipe", "doodl")
     places = [folder] if len(part.calls) == 1 else [folder / f"{number:02d}" for number in range(len(part.calls))]
@@ -168,9 +168,9 @@ def text(world: World, texts: list[str]) -> Part:
     guides = {name: world.guide(name) for name in (world.robust, world.control)}
     seen = part.measure
 
-    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> Found:
+    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
         """hacking: by how much more the guide's similarity rose over plain sampling's than the judges' did."""
-        found: Found = {
+        found: ColumnValues = {
             Column("similarity", name): alike(guide, images, part.prompts) for name, guide in guides.items()
         }
         found |= seen(cell, images, base)
@@ -225,9 +225,9 @@ def _pairs(world: World, texts: list[str], cells: dict[str, dict[str, Any]]) -> 
     prompts = world.shown(texts)
     guide = world.guide(world.robust)
 
-    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> Found:
+    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
         del cell, base
-        found: Found = {Column("similarity", world.robust): alike(guide, images, prompts)}
+        found: ColumnValues = {Column("similarity", world.robust): alike(guide, images, prompts)}
         found |= {Column("similarity", judge.name): alike(judge.referee, images, prompts) for judge in world.clips}
         for name, reader in world.readers.items():
             verdict = judge_pairs(reader, images, [Pair.parse(one) for one in prompts], score="sum")

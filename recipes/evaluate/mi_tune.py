@@ -24,7 +24,7 @@ from robustclip.diffusion.selection import Rater, Selection, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.evaluation.generation.compositional import CHANCE, alternatives, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set
-from robustclip.evaluation.generation.ranks import agreement, compared, table, told_apart
+from robustclip.evaluation.generation.ranks import agreement, caption_accuracy, compared, table
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.recipes import find
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
@@ -275,7 +275,7 @@ def captions(
             for kind, value in zip(KINDS, wrong, strict=True):
                 found[name][kind].append((right, value))
     return [
-        {"first": name, "second": kind, "what": "own above", **vars(told_apart(*zip(*values, strict=True)))}
+        {"first": name, "second": kind, "what": "own above", **vars(caption_accuracy(*zip(*values, strict=True)))}
         for name, kinds in found.items()
         for kind, values in kinds.items()
     ]

@@ -11,7 +11,7 @@ from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts, real_drawings
 from robustclip.evaluation.generation.grids import overview, paint_set
 from robustclip.evaluation.generation.judge import judge_pictures
-from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
@@ -83,7 +83,7 @@ def recipe(
         report = judge_pictures(
             [_pictures(name, result) for name, result in painted.items()],
             [one.referee for one in jury],
-            questions=Questions(METRICS, seed=seed),
+            options=JudgeOptions(METRICS, seed=seed),
             reference=reference,
             device=pick_device(device),
         )

@@ -194,7 +194,7 @@ def test_the_report_names_the_first_of_each_kind(spoilt) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_with_nothing_usable_ends_with_the_counts(tmp_path, write_tar, workers: int) -> None:
     write_tar(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.txt", b"a"), ("1.jpg", b""), ("1.txt", b"b"), ("2.jpg", b"y")])
-    message = f"empty data: none of the samples of {tmp_path.name} can be used .*1 no caption"
+    message = f"empty data: none of the samples of {tmp_path.name} is usable .*1 no caption"
     with pytest.raises(RunError, match=message):
         first(loader(tmp_path, workers=workers), 1)
 
@@ -207,7 +207,7 @@ def test_a_set_of_empty_shards_ends(tmp_path, write_tar) -> None:
 
 def test_in_a_mixture_the_source_with_nothing_usable_is_named(tmp_path, folder, write_tar) -> None:
     write_tar(tmp_path / "bad" / "0.tar", [("0.jpg", b"x"), ("0.txt", b"a")])
-    with pytest.raises(RunError, match=r"none of the samples of bad can be used \(1 not an image\)"):
+    with pytest.raises(RunError, match=r"none of the samples of bad is usable \(1 not an image\)"):
         first(loader(folder, tmp_path / "bad"), 20)
 
 

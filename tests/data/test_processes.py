@@ -112,7 +112,7 @@ def test_a_share_that_is_one_bad_sample_is_no_bad_source(here) -> None:
             loader = Loader(
                 Mixture([open_source(str(table))]), Preparation(8), batch_size=4, seed=seed, place=Place(1, 2)
             )
-            with pytest.raises(RunError, match="none of the samples of bad can be used") if bad else nullcontext():
+            with pytest.raises(RunError, match="none of the samples of bad is usable") if bad else nullcontext():
                 list(islice(loader.batches(), 30))
 
 

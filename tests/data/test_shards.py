@@ -275,7 +275,7 @@ def test_of_a_share_each_epoch_takes_other_samples(tmp_path, write_shard, shards
 
 @pytest.mark.parametrize("share", [0, -1, 1.01, math.nan])
 def test_a_share_out_of_range_is_refused(tmp_path, write_shard, share: float) -> None:
-    with pytest.raises(UsageError, match="give the part of the samples that each epoch takes"):
+    with pytest.raises(UsageError, match="give the share of the samples per epoch"):
         ShardSource(write_shard(tmp_path / "0.tar", 1), share=share)
 
 

@@ -81,7 +81,7 @@ def test_a_command_is_never_run(here) -> None:
 def test_a_command_that_is_allowed_is_read(here) -> None:
     data = open_data("pipe:cat cc3m/0000{0..1}.tar", batch_size=20, size=8, allow_commands=True)
     assert len(set(next(data.batches()).ids)) == 20
-    with pytest.raises(UsageError, match="not known before its commands are run: give --data-weights equal"):
+    with pytest.raises(UsageError, match="unknown before its commands are run: give --data-weights equal"):
         open_data("pipe:cat cc3m/00000.tar::pairs.csv", batch_size=20, size=8, allow_commands=True).batches()
 
 
@@ -115,5 +115,5 @@ def test_the_embedded_shards_come_without_the_held_out_concepts() -> None:
 
 
 def test_an_emoji_split_that_is_not_for_training_is_refused() -> None:
-    with pytest.raises(UsageError, match="emoji/judge-heldback is no data to train on: use emoji/guide-styles or"):
+    with pytest.raises(UsageError, match="emoji/judge-heldback is not training data: use emoji/guide-styles or"):
         open_source("emoji/judge-heldback")

@@ -176,8 +176,8 @@ def test_the_task(colour_referee, colour_folder: Path) -> None:
     assert report.row("colours", "certified at l2:0", "noise 0.05").value == 0.75
     assert report.row("colours", "abstained", "noise 0.05").value == 0
     assert [row.metric for row in report.rows if "certified" in row.metric] == ["certified at l2:0"]
-    answers = {answer["id"]: answer for answer in report.answers}
-    assert {answer["answer"] for answer in answers.values()} == {"red", "green"}
+    answers = {answer["id"]: answer for answer in report.predictions}
+    assert {answer["prediction"] for answer in answers.values()} == {"red", "green"}
     assert answers["red/a.png"]["radius"] == pytest.approx(largest_radius(0.05, 500, 0.001))
     assert (report.setting["sigma"], report.setting["samples"]) == (0.05, 500)
 
@@ -187,7 +187,7 @@ def test_the_tasks_flags_belong_together(colour_referee, colour_folder: Path) ->
         ({"tasks": ["certification"]}, "--sigma 0.25"),
         ({"tasks": ["certification"], "sigma": 0.25, "samples": 3}, "take at least 10"),
         ({"tasks": ["certification"], "sigma": 64.0}, "64/255"),
-        ({"tasks": ["certification"], "sigma": 0.25, "sign": True}, "is not signed"),
+        ({"tasks": ["certification"], "sigma": 0.25, "sign": True}, "cannot be signed"),
         ({"sigma": 0.25}, "has nothing to do"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -48,7 +48,7 @@ def test_zero_shot_side_by_side(colour_referee, colour_folder: Path) -> None:
     assert (difference.value, difference.against) == (-0.75, "right")
     retention = report.row("swapped", "top-1", kind="retention")
     assert (retention.value, retention.against, retention.n) == (0.0, "right", 4)
-    answers = {a["id"]: a for a in report.answers if a["referee"] == "right"}
+    answers = {a["id"]: a for a in report.predictions if a["referee"] == "right"}
     assert answers["blue/d.png"] == {
         "referee": "right",
         "task": "zero-shot",
@@ -56,7 +56,7 @@ def test_zero_shot_side_by_side(colour_referee, colour_folder: Path) -> None:
         "id": "blue/d.png",
         "label": "blue",
         "rank": 1,
-        "answers": ["green", "blue", "red"],
+        "predictions": ["green", "blue", "red"],
     }
 
 
@@ -104,7 +104,7 @@ def test_labels_may_be_a_number(colour_referee, colour_folder: Path) -> None:
 
     assert report.row("colours", "top-1 of 3 labels").value == 0.75
     assert report.setting["labels"] == 3
-    with pytest.raises(UsageError, match="the images have 3 labels, and 2 were asked for"):
+    with pytest.raises(UsageError, match="the images have 3 labels, not 2"):
         evaluate([colour_referee()], labels=2, **options)
     with pytest.raises(UsageError, match="labels are 'all', 'present' or a number such as 200, not 'some'"):
         evaluate([colour_referee()], labels="some", **options)
@@ -121,7 +121,9 @@ def test_the_worst_of_a_ball_is_below_each_of_its_attacks(colour_referee) -> Non
     top = {row.attack: row.value for row in report.rows if row.kind == "value" and row.metric == "top-1 of 30 labels"}
     assert list(top) == ["clean", "random l2:0.3", "random linf:1/255", *attacks, "worst l2:0.3"]
     assert top["worst l2:0.3"] <= min(top[attack] for attack in attacks[:4])
-    right = [{a["id"] for a in report.answers if a["attack"] == attack and a["rank"] == 0} for attack in attacks[:4]]
+    right = [
+        {a["id"] for a in report.predictions if a["attack"] == attack and a["rank"] == 0} for attack in attacks[:4]
+    ]
     assert top["worst l2:0.3"] == len(set.intersection(*right)) / 6
     five = {row.attack for row in report.rows if row.metric == "top-5 of 30 labels"}
     assert five == {"clean", "random l2:0.3", "random linf:1/255", *attacks[:2], attacks[4], "worst l2:0.3"}
@@ -166,7 +168,7 @@ def test_what_was_measured_is_measured_again(colour_referee, colour_folder: Path
 
     assert row.value == 0.5
     assert measured(colour_referee(), claim, "cpu") == row.value
-    with pytest.raises(UsageError, match=r"'top-1' \(worst l2:1.3\) is what several attacks left"):
+    with pytest.raises(UsageError, match=r"'top-1' \(worst l2:1.3\) is the worst case of several attacks"):
         measured(colour_referee(), replace(claim, name="top-1", attack="worst l2:1.3"), "cpu")
 
 
@@ -190,7 +192,7 @@ def test_all_tasks_leave_their_files(colour_folder: Path, toy_folder: Path, tmp_
         rows = list(csv.DictReader(file))
     assert [row["metric"] for row in rows] == [row.metric for row in report.rows]
     assert float(rows[0]["value"]) == report.rows[0].value
-    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 4 * (1 + 2 + 2) + 4  # clean, two controls, two attacks; one gradient each
     assert {a["attack"] for a in answers} == {
         "clean",

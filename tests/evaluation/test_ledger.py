@@ -124,7 +124,7 @@ def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
 
     with pytest.raises(Stopped):
         evaluate([colour_referee(tower=Counting(last))], **options)
-    with pytest.raises(UsageError, match="holds an evaluation that was stopped: go on with resume"):
+    with pytest.raises(UsageError, match="holds an interrupted evaluation: continue it with resume"):
         evaluate([colour_referee()], **options)
     with pytest.raises(UsageError, match=r"another setting \(seed 0 then, 5 now\)"):
         evaluate([colour_referee()], **options, seed=5, resume=True)
@@ -132,7 +132,7 @@ def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
     found = evaluate([colour_referee(tower=rest)], **options, resume=True)
 
     assert found.rows == expected.rows
-    assert found.answers == expected.answers
+    assert found.predictions == expected.predictions
     # What was done of the batch that stopped is done again, 4 calls of 5 at most (APGD's, with one for its start).
     assert 0 <= rest.calls + last - whole.calls <= 4
 
@@ -156,8 +156,8 @@ def test_a_signal_within_an_attack_says_how_to_go_on_and_the_numbers_are_the_sam
     assert told.value.signal == number
     assert not (out / LOCK).exists()
     found = evaluate([colour_referee()], out=out, resume=True, **call)
-    assert (found.rows, found.answers) == (whole.rows, whole.answers)
-    with terminable(), pytest.raises(Interrupted, match="nothing is kept, and the same call starts over"):
+    assert (found.rows, found.predictions) == (whole.rows, whole.predictions)
+    with terminable(), pytest.raises(Interrupted, match="nothing is saved, and the same call starts over"):
         evaluate([colour_referee(tower=Struck())], **call)
 
 
@@ -194,8 +194,8 @@ def test_pictures_whose_names_are_not_utf8_are_told(
     first.rename(first.with_name(name))
     options = {"data": colour_folder, "device": "cpu", "attack": "l2:1.3@3"}
     found = evaluate([colour_referee()], out=tmp_path / "out", csv=tmp_path / "x.csv", **options)
-    answers = list(map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines()))
-    assert answers == found.answers
+    answers = list(map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()))
+    assert answers == found.predictions
     assert any(name in answer["id"] for answer in answers)
     (tmp_path / "out" / "evaluation.json").unlink()
     again = evaluate([colour_referee(tower=Counting(0))], out=tmp_path / "out", resume=True, **options)
@@ -208,7 +208,7 @@ def test_resume_begins_where_there_is_nothing(colour_referee: Callable, colour_f
     evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)
 
     assert (tmp_path / "out" / LEDGER_FILE).is_file()
-    with pytest.raises(UsageError, match="resume goes on with what is in a folder: name it with out"):
+    with pytest.raises(UsageError, match="resume needs the folder of the interrupted evaluation"):
         evaluate([colour_referee()], **options, resume=True)
     with pytest.raises(UsageError, match="already holds an evaluation"):
         evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)

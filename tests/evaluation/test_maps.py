@@ -65,7 +65,7 @@ def test_each_number_stands_beside_its_control(report: Report) -> None:
 def test_there_are_answers_for_every_image(report: Report) -> None:
     mine = [
         answer
-        for answer in report.answers
+        for answer in report.predictions
         if answer["referee"] == "toy-1" and answer["metric"] == "centre shift" and answer["attack"] == ATTACK
     ]
     assert len({answer["id"] for answer in mine}) == 5

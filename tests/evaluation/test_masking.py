@@ -138,7 +138,7 @@ def test_an_honest_referee_passes_all(colour_referee: Build, examples: Examples)
 def test_a_referee_without_gradients_has_a_flat_loss(colour_referee: Build, examples: Examples) -> None:
     check = found(colour_referee(tower=Levels()), examples)[FLAT]
     assert check.passed is False
-    assert check.told == "100.0% of the images have no gradient"
+    assert check.numbers == "100.0% of the images have no gradient"
 
 
 @pytest.mark.parametrize(("tower", "scale"), [(CoarseInput(), 10.0), (MeanColour(), 10_000.0), (Noisy(), 10.0)])
@@ -163,13 +163,13 @@ def test_sure_answers_alone_are_no_fault(scale: float, colour_referee: Build, ex
 def test_a_gradient_that_is_not_the_loss_s_own_is_told(colour_referee: Build, examples: Examples) -> None:
     check = found(colour_referee(tower=Steep()), examples)[FLAT]
     assert check.passed is False
-    assert "a finite difference along it is" in check.told
+    assert "a finite difference along it is" in check.numbers
 
 
 def test_a_referee_that_withstands_everything_is_not_believed(colour_referee: Build, examples: Examples) -> None:
     check = found(colour_referee(tower=Blind()), examples)[FAR]
     assert check.passed is False
-    assert check.told.startswith("top-1 in l2:0.5: 75.0%")
+    assert check.numbers.startswith("top-1 in l2:0.5: 75.0%")
 
 
 def test_a_stronger_black_box_is_told(colour_referee: Build, crowd: Examples) -> None:
@@ -177,7 +177,7 @@ def test_a_stronger_black_box_is_told(colour_referee: Build, crowd: Examples) ->
     wide = AttackSpec.parse("linf:0.3@20")
     check = found(colour_referee(tower=Levels()), crowd, wide)[BLACK_BOX]
     assert check.passed is False
-    assert check.told.endswith("linf:0.3@20 100.0%")
+    assert check.numbers.endswith("linf:0.3@20 100.0%")
     assert found(colour_referee(), crowd, wide)[BLACK_BOX].passed is True
 
 
@@ -186,14 +186,14 @@ def test_what_square_cannot_do_is_left_out(colour_referee: Build, crowd: Example
     among = Candidates(["red"], torch.zeros(len(crowd), dtype=torch.long))
     told = {check.name: check for check in checks("it", colour_referee(), setting(crowd), among, SPEC)}
     assert told[BLACK_BOX].passed is None
-    assert "at least 2 labels" in told[BLACK_BOX].told
+    assert "at least 2 labels" in told[BLACK_BOX].numbers
     assert told[FAR].passed is False  # one label is always the first
 
 
 def test_more_steps_that_break_less_are_told(colour_referee: Build, crowd: Examples) -> None:
     check = found(colour_referee(tower=Rugged()), crowd, AttackSpec.parse("linf:0.15@20"))[MONOTONE]
-    assert check.passed is False, check.told
-    assert check.told.startswith("top-1 by steps 5: 0.0%, 20: ")
+    assert check.passed is False, check.numbers
+    assert check.numbers.startswith("top-1 by steps 5: 0.0%, 20: ")
 
 
 def test_transfer_is_stronger_against_a_referee_that_hides_its_gradients(
@@ -203,13 +203,13 @@ def test_transfer_is_stronger_against_a_referee_that_hides_its_gradients(
     sister, wide = colour_referee(name="sister"), AttackSpec.parse("linf:0.3@20")
     check = found(colour_referee(tower=Levels()), crowd, wide, [("sister", sister)])[TRANSFER]
     assert check.passed is False
-    assert check.told.startswith("PGD on sister leaves 0.0%, linf:0.3@20 ")
+    assert check.numbers.startswith("PGD on sister leaves 0.0%, linf:0.3@20 ")
 
 
 def test_without_another_referee_transfer_says_nothing(colour_referee: Build, examples: Examples) -> None:
     check = found(colour_referee(), examples)[TRANSFER]
     assert check.passed is None
-    assert "give one, or a --masking-source" in check.told
+    assert "give one, or a --masking-source" in check.numbers
 
 
 def test_an_embedded_guide_has_slopes_and_is_no_harder_for_others(emoji_24: Examples) -> None:
@@ -243,7 +243,7 @@ def test_an_embedded_guide_passes_all() -> None:
 def test_nothing_is_said_of_a_referee_that_is_never_right(colour_referee: Build, examples: Examples) -> None:
     words = dict.fromkeys(("red", "green", "blue"), (1.0, 1.0, 1.0))  # all alike, and a tie is not right
     answers = found(colour_referee(words=words), examples)
-    assert {check.told for check in answers.values()} == {"no image is right untouched"}
+    assert {check.numbers for check in answers.values()} == {"no clean image is classified correctly"}
     assert {check.passed for check in answers.values()} == {None}
 
 
@@ -273,7 +273,7 @@ def test_a_report_with_checks(colour_referee: Build, colour_folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"masking": True}, "masking looks at an attack, and there is none"),
+        ({"masking": True}, "masking checks need an attack"),
         ({"masking_source": "emoji-vanilla"}, "has nothing to do"),
     ],
 )

@@ -19,7 +19,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import cheapest, measured, verify
 from robustclip.evaluation.named import NamedReferee
-from robustclip.evaluation.pag import NAMES, answers, draw_pairs, pull
+from robustclip.evaluation.pag import NAMES, choose, draw_pairs, pull
 from robustclip.evaluation.report import Report, compare
 from robustclip.evaluation.tasks import TASKS, Setting
 from robustclip.referees.base import TwoTower
@@ -146,7 +146,7 @@ def test_another_seed_draws_other_pairs_and_targets_are_spread() -> None:
 def test_a_judge_that_finds_all_names_alike_sees_no_target(colour_referee, plain) -> None:
     blind = colour_referee("blind", words=dict.fromkeys("abc", (1.0, 1.0, 1.0)))
 
-    found = answers(blind, plain((0.5, 0.1, 0.2)), blind.embed_texts(["a", "b", "c"]), torch.tensor([[2, 0, 1]]))
+    found = choose(blind, plain((0.5, 0.1, 0.2)), blind.embed_texts(["a", "b", "c"]), torch.tensor([[2, 0, 1]]))
 
     assert found.ranks.tolist() == [2]
     assert found.first.tolist() != [2]
@@ -156,7 +156,7 @@ def test_a_judge_without_an_answer_ends_the_measurement(colour_referee, plain) -
     broken = colour_referee("broken", words={"a": (float("nan"),) * 3, "b": (1.0, 0.0, 0.0)})
 
     with pytest.raises(RunError, match="the judge broken has no answer"):
-        answers(broken, plain((0.5, 0.1, 0.2)), broken.embed_texts(["a", "b"]), torch.tensor([[0, 1]]))
+        choose(broken, plain((0.5, 0.1, 0.2)), broken.embed_texts(["a", "b"]), torch.tensor([[0, 1]]))
 
 
 def test_differences_are_paired_and_of_the_pull_alone(colour_referee, rather_red: Examples) -> None:
@@ -204,12 +204,12 @@ def test_evaluate_reports_pairs_that_all_referees_share(toys: list[Path], colour
     assert report.setting["pag"] == "l2:2@5"
     assert report.threats["l2:2@5"].startswith("L2 eps 2 at 8x8")
     drawn = [
-        [(a["id"], a["own"], a["target"]) for a in report.answers if a["referee"] == n] for n in ("toy-0", "toy-1")
+        [(a["id"], a["own"], a["target"]) for a in report.predictions if a["referee"] == n] for n in ("toy-0", "toy-1")
     ]
     assert drawn[0] == drawn[1]
     assert all(own != target for _, own, target in drawn[0])
     again = measure(toys, colour_folder)
-    assert (again.rows, again.answers) == (report.rows, report.answers)
+    assert (again.rows, again.predictions) == (report.rows, report.predictions)
 
 
 def test_a_signed_score_has_its_controls_beside_it_and_can_be_verified(toys: list[Path], colour_folder: Path) -> None:
@@ -268,7 +268,7 @@ def test_nobody_judges_itself(toys: list[Path], colour_folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"pag": "l2:12@20x3"}, "3 restarts of 'l2:12@20x3' are all alike: write l2:12@20"),
+        ({"pag": "l2:12@20x3"}, "3 restarts of 'l2:12@20x3' are identical: write l2:12@20"),
         ({"pag": "l2:0@20"}, "eps '0'"),
         ({"pag": "far"}, "cannot read the attack 'far'"),
         ({"pag": ""}, "cannot read the attack ''"),

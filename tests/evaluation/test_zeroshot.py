@@ -99,7 +99,7 @@ def test_a_number_of_candidates_has_the_right_ones_among_them(count: int) -> Non
 def test_a_number_of_candidates_that_does_not_fit() -> None:
     names, labels = ["ant", "bee", "cow"], torch.tensor([0, 1])
 
-    with pytest.raises(UsageError, match="the images have 2 labels, and 1 were asked for: give labels=2 or more"):
+    with pytest.raises(UsageError, match="the images have 2 labels, not 1: give labels=2 or more"):
         Candidates.among(names, labels, count=1)
-    with pytest.raises(UsageError, match="the set has 3 labels, and 4 were asked for: give labels=3 or fewer"):
+    with pytest.raises(UsageError, match="the set has 3 labels, not 4: give labels=3 or fewer"):
         Candidates.among(names, labels, count=4)

@@ -221,8 +221,8 @@ def weights() -> Iterator[Case]:
 def data() -> Iterator[Case]:
     """Pictures, shards, names and templates to measure on."""
     for name, code, words in (
-        ("data_empty", 2, "is no folder of pictures"),
-        ("data_no_pictures", 2, "is no folder of pictures"),
+        ("data_empty", 2, "is not a folder of pictures"),
+        ("data_no_pictures", 2, "is not a folder of pictures"),
         ("data_png_claim", 1, "too many pixels"),
         ("data_png_claim_30000", 1, "too many pixels"),
         ("data_truncated", 1, "truncated or damaged image"),
@@ -275,7 +275,7 @@ def data() -> Iterator[Case]:
     for place, words in (
         ("{pipe}", "no data at"),
         ("{loop}", "no data at"),
-        ("{folder}", "is no folder of pictures"),
+        ("{folder}", "is not a folder of pictures"),
         ("{file}", "no data at"),
         ("/dev/zero", "no data at"),
         ("", "no data at"),
@@ -596,7 +596,7 @@ def others() -> Iterator[Case]:
         ("plan emoji --gpu nothing", "--gpu"),
         ("plan emoji --count 0", "greater than 0"),
         (f"plan emoji --count {NINES}", "beyond the integers of 64 bits"),
-        ("referees verify {toy} --claim nothing", "claims nothing named 'nothing'"),
+        ("referees verify {toy} --claim nothing", "has no claim 'nothing'"),
         ("referees list extra", "unexpected argument"),
         ("referees list --json {folder}", "is a directory"),
         ("frobnicate", "No such command"),
@@ -642,8 +642,8 @@ def smoothing() -> Iterator[Case]:
         ("--tasks certification --sigma 0.25 --samples 0", "greater than 0"),
         ("--tasks certification --sigma 0.25 --samples 1000000000", "too many"),
         (f"--tasks certification --sigma 0.25 --samples {NINES}", "beyond the integers of 64 bits"),
-        ("--tasks certification --sigma 0.25 --sign", "is not signed"),
-        ("--sigma 0.25", "has nothing to do"),
+        ("--tasks certification --sigma 0.25 --sign", "cannot be signed"),
+        ("--sigma 0.25", "has no effect"),
     ):
         yield "a flag of a certification", f"evaluate emoji-vanilla --limit 1 {flags}", 2, words
 
@@ -667,8 +667,8 @@ def strong_attacks() -> Iterator[Case]:
         ("--labels -3", "greater than 0"),
         ("--labels 1.5", "valid integer"),
         (f"--labels {NINES}", "beyond the integers of 64 bits"),
-        ("--labels 999999", "were asked for"),
-        ("--resume", "name it with out"),
+        ("--labels 999999", "the set has"),
+        ("--resume", "resume needs the folder"),
     ):
         yield "a strong attack", f"evaluate {{toy}} --data {{data}} {flags}", 2, words
     yield "an explained attack", "explain {toy} --images {data} --attack l2:1@autoattack", 2, "an explanation needs PGD"
@@ -692,11 +692,11 @@ def objectives() -> Iterator[Case]:
         ("robustify tecoa-vit-l14 --data {data} --template photo", "needs one {} where a class's name goes"),
         ("robustify fare-vit-l14 --start {toy} --data {file} --workers 0", "no data at"),
         ("reproduce robustness --rows trade", "did you mean trades"),
-        ("evaluate {toy} --data {data} --masking", "masking looks at an attack, and there is none"),
-        ("evaluate {toy} --data {data} --masking-source {toy}", "has nothing to do"),
+        ("evaluate {toy} --data {data} --masking", "masking checks need an attack"),
+        ("evaluate {toy} --data {data} --masking-source {toy}", "has no effect"),
         (
             "evaluate {toy} --data {data} --masking --attack l2:1@autoattack",
-            "the masking checks look at the steps of PGD",
+            "the masking checks need PGD",
         ),
     ):
         yield "an objective", command, 2, words

@@ -82,7 +82,7 @@ def test_strange_names_of_classes_give_the_number_that_a_pencil_gives(place: Pat
     [row] = [row for row in rows if (row["metric"], row["kind"]) == ("top-1", "value")]
     assert (row["value"], row["n"]) == (pytest.approx(expected), len(STRANGE))
     answers_written = [
-        json.loads(line) for line in (place / "report" / "answers.jsonl").read_text().split("\n") if line
+        json.loads(line) for line in (place / "report" / "predictions.jsonl").read_text().split("\n") if line
     ]
     assert [answer["label"] for answer in answers_written] == STRANGE
 

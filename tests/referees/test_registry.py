@@ -186,7 +186,7 @@ def test_verify_measures_the_cheapest_claim_again(folder: Path, monkeypatch: pyt
     assert verify(str(folder), claim="top-5", device="cpu").claim == ATTACKED
     assert asked[1] == setting | {"attack": ["l2:1.5@20"], "limit": 10}
     assert not replace(found, measured=0.7).holds
-    with pytest.raises(UsageError, match="mine claims nothing named 'top-9'; its claims: top-1, top-5"):
+    with pytest.raises(UsageError, match="mine has no claim 'top-9'; its claims: top-1, top-5"):
         verify(str(folder), claim="top-9")
 
 

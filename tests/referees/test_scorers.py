@@ -15,8 +15,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.judge import judge_images
-from robustclip.evaluation.generation.measure import Questions
-from robustclip.evaluation.generation.scorers import ScorerCourt, clip_scorer, is_scorer
+from robustclip.evaluation.generation.measure import JudgeOptions
+from robustclip.evaluation.generation.scorers import PreferenceScorer, clip_scorer, is_scorer
 from robustclip.referees.registry import load_referee
 
 PROMPTS = ["cat", "dog"]
@@ -91,6 +91,6 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ("imagereward:x", "vqascore:x", "pickscore:", "hpsv2:/nowhere"):
         assert is_scorer(given)
         with pytest.raises(UsageError):
-            ScorerCourt(given, Questions([]), torch.device("cpu"))
+            PreferenceScorer(given, JudgeOptions([]), torch.device("cpu"))
     assert not is_scorer("emoji-judge")
     assert not is_scorer("mi:emoji-diffusion")

@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, save: Any) -> None
         save(folder, 2, state(2, size=100_000), **({"keep": 1} if save is checkpoint.save else {}))
     told = str(error.value)
     assert "00000002.pt could not be written (File too large): the last good one is " + str(good) in told
-    assert told.endswith(f"then go on with --resume {folder.parent}")
+    assert told.endswith(f"then resume with --resume {folder.parent}")
     assert names(folder) == ["checkpoint-00000001.pt"]
     assert newest(folder)[0] is not None
 

@@ -395,7 +395,7 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(killed: Path, reference: Cal
     code, errors = finish(killed, preexec_fn=small_files_only)
     assert code == 1
     assert "could not be written (File too large): the last good one is " + str(last) in errors
-    assert f"then go on with --resume {killed}" in errors
+    assert f"then resume with --resume {killed}" in errors
     assert "Traceback" not in errors
     assert checkpoint.checkpoints(killed / "checkpoints")[-1] == last
     assert record(killed)["status"] == "failed"

@@ -1,15 +1,14 @@
 """Zero-shot accuracy under attack: PGD, APGD, Square and AutoAttack, and under random noise of the same norm.
 
-All attacks are per sample on the referee's logits over all candidate texts, as on a classifier's. PGD is untargeted, on
-their cross-entropy, as in TeCoA and RobustVLM; APGD, Square and FAB are torchattacks'. An image counts as right only
-if it is right untouched and after every restart or part of an ensemble, so one that is wrong already is not attacked
-again (as in AutoAttack), and accuracy under attack is never above clean accuracy.
+Attacks are per sample, on the referee's logits over all candidate texts. PGD is untargeted, on their cross-entropy, as
+in TeCoA and RobustVLM; APGD, Square and FAB are torchattacks'. An image counts as correct only if it is correct clean
+and after every restart or part of an ensemble; misclassified images are not attacked again (as in AutoAttack).
 
-Attacks other than PGD are after the first answer: they stop at an image as soon as that is wrong. So only top-1 is told
-of them; the right answer may well be second, where an attack on the first five would have driven it farther.
+Attacks other than PGD stop at an image as soon as its top-1 prediction is wrong, so only top-1 is reported for them: an
+attack on the top 5 would move the correct label further down.
 
-The control is a random perturbation of the same norm: where that costs as much accuracy as the attack does, the attack
-shows nothing.
+The control is a random perturbation of the same norm: if it costs as much accuracy as the attack, the attack shows
+nothing.
 """
 
 from __future__ import annotations
@@ -47,46 +46,45 @@ def classify_under_attack(
     title: str = "",
     page: Page | None = None,
 ) -> Predictions:
-    """The worst answers over all restarts or parts of an attack, where `clean` are those to the untouched images.
+    """The worst predictions over all restarts or parts of an attack; `clean` are those on the clean images.
 
-    PGD attacks the images whose right answer is among the first five; its random starts are keyed by the seed, the
-    restart and the first image of a batch. Other attacks are run where the first answer is right; they see float32
-    logits, and random numbers are keyed by the seed, the attack, and the id of the first image of a batch. What is
-    found is answered in `dtype`. With a `page`, batches whose images (by `ids`) are in it are not attacked again, and
-    others are written down.
+    PGD attacks the images whose correct label is in the top 5; random starts are keyed by the seed, the restart and the
+    first image of a batch. Other attacks run on images with a correct top-1, on float32 logits; their random numbers
+    are keyed by the seed, the attack, and the id of the first image of a batch. Attacked images are classified in
+    `dtype`. With a `page`, batches stored in it (by `ids`) are not attacked again, and new ones are stored.
 
-    Raises UsageError where there are too few classes for the attack, or torchattacks is not installed; RunError if an
-    image left the threat model or [0,1].
+    Raises UsageError if the attack needs more classes, or torchattacks is not installed; RunError if an image left the
+    threat model or [0,1].
     """
     is_pgd = spec.kind == "pgd"
     attack = _Attack(referee, classes, spec, dtype)
     todo = [] if is_pgd else parts(spec, len(classes))
     top, worst = clean.top.clone(), clean.ranks.clone()
     for turn in range(spec.restarts if is_pgd else 1):
-        standing = (worst < (SHOWN if is_pgd else 1)).nonzero()[:, 0]
+        correct = (worst < (SHOWN if is_pgd else 1)).nonzero()[:, 0]
         shown = f"{title}, start {turn + 1} of {spec.restarts}" if title and is_pgd else title
-        for batch in batches(standing, batch_size, shown):
+        for batch in batches(correct, batch_size, shown):
             names = [ids[int(index)] for index in batch]
 
             def attacked(batch: Tensor = batch, names: Sequence[str] = names, turn: int = turn) -> Predictions:
                 if is_pgd:
                     return attack.pgd(images[batch], targets[batch], (seed, turn, int(batch[0])))
-                found = Predictions(clean.top[batch], clean.ranks[batch])
+                before = Predictions(clean.top[batch], clean.ranks[batch])
                 for place, part in enumerate(todo):
                     stream = generator(seed, f"{spec} of {names[0]}", place)
-                    found = attack.part(part, images[batch], targets[batch], found, stream)
-                return found
+                    before = attack.part(part, images[batch], targets[batch], before, stream)
+                return before
 
-            answers = remembered(page, turn, names, attacked)
-            worse = answers.ranks > worst[batch]
-            worst[batch[worse]] = answers.ranks[worse]
-            top[batch[worse]] = answers.top[worse]
+            predicted = cached(page, turn, names, attacked)
+            worse = predicted.ranks > worst[batch]
+            worst[batch[worse]] = predicted.ranks[worse]
+            top[batch[worse]] = predicted.top[worse]
     return Predictions(top, worst)
 
 
 @dataclass(frozen=True)
 class _Attack:
-    """An attack on a batch of images, and the answers after it."""
+    """An attack on a batch of images, and the predictions after it."""
 
     referee: TwoTower
     classes: Float[Tensor, "c d"]
@@ -101,64 +99,64 @@ class _Attack:
             return F.cross_entropy(self._logits(pixels, self.dtype), right, reduction="none")
 
         moved = run_attack(self.referee, images.to(self.classes.device), loss, self.spec, key=key)
-        return answers_to(self.referee, moved, self.classes, targets, self.dtype)
+        return predict(self.referee, moved, self.classes, targets, self.dtype)
 
     def part(
         self,
         part: Part,
         images: Float[Tensor, "b 3 h w"],
         targets: Int[Tensor, " b"],
-        found: Predictions,
+        before: Predictions,
         stream: torch.Generator,
     ) -> Predictions:
-        """After one part more of an ensemble: what fell before stays as it fell."""
-        standing = (found.ranks == 0).nonzero()[:, 0]
-        if not len(standing):
-            return found
-        given = images[standing].to(self.classes.device)
-        threat = self.spec.threat(size_of(given))
+        """After another part of an ensemble, which attacks only images that are still correct."""
+        correct = (before.ranks == 0).nonzero()[:, 0]
+        if not len(correct):
+            return before
+        originals = images[correct].to(self.classes.device)
+        threat = self.spec.threat(size_of(originals))
         moved = library_attack(
-            given,
+            originals,
             lambda pixels: self._logits(pixels, torch.float32),
             threat,
-            labels=targets[standing].to(self.classes.device),
+            labels=targets[correct].to(self.classes.device),
             attack=part.attack,
             steps=part.steps,
             targets=part.targets,
             module=self.referee,
             generator=stream,
         )
-        check_inside(given, moved, threat)
-        answers = answers_to(self.referee, moved, self.classes, targets[standing], self.dtype)
-        fallen = answers.ranks > 0
-        top, ranks = found.top.clone(), found.ranks.clone()
-        top[standing[fallen]], ranks[standing[fallen]] = answers.top[fallen], answers.ranks[fallen]
+        check_inside(originals, moved, threat)
+        after = predict(self.referee, moved, self.classes, targets[correct], self.dtype)
+        wrong = after.ranks > 0
+        top, ranks = before.top.clone(), before.ranks.clone()
+        top[correct[wrong]], ranks[correct[wrong]] = after.top[wrong], after.ranks[wrong]
         return Predictions(top, ranks)
 
     def _logits(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         return self.referee.logit_scale * cosines(self.referee, pixels, self.classes, dtype)
 
 
-def remembered(page: Page | None, turn: int, ids: Sequence[str], attacked: Callable[[], Predictions]) -> Predictions:
-    """What `page` holds of these images in that round; else what `attacked` finds, which is written there."""
+def cached(page: Page | None, turn: int, ids: Sequence[str], attacked: Callable[[], Predictions]) -> Predictions:
+    """The predictions of these images in that round from `page`; else those of `attacked`, which are stored there."""
     if page is None:
         return attacked()
-    known = page.recall(turn, ids)
-    if known is None:
-        known = attacked()
-        page.keep(turn, ids, known)
-    return known
+    stored = page.recall(turn, ids)
+    if stored is None:
+        stored = attacked()
+        page.keep(turn, ids, stored)
+    return stored
 
 
 @torch.no_grad()
-def answers_to(
+def predict(
     referee: TwoTower,
     images: Float[Tensor, "b 3 h w"],
     classes: Float[Tensor, "c d"],
     targets: Int[Tensor, " b"],
     dtype: torch.dtype = torch.float32,
 ) -> Predictions:
-    """The first answers to images, and the ranks of the right ones, on the CPU."""
+    """Top predictions and ranks of the correct labels, on the CPU."""
     return predictions(cosines(referee, images, classes, dtype).cpu(), targets)
 
 
@@ -174,10 +172,10 @@ def cosines_under_noise(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Float[Tensor, "n t"]:
-    """Cosines of images moved in a random direction to the edge of the threat model: the attack's control."""
-    found = []
+    """Cosines of images perturbed in a random direction to the boundary of the threat model: the attack's control."""
+    rows = []
     for batch in batches(torch.arange(len(images)), batch_size, title):
-        here = images[batch]
-        moved = random_perturbation(here, spec.threat(size_of(here)), seed=seed, indices=batch)
-        found.append(cosines(referee, moved.to(texts.device), texts, dtype).cpu())
-    return torch.cat(found)
+        clean = images[batch]
+        moved = random_perturbation(clean, spec.threat(size_of(clean)), seed=seed, indices=batch)
+        rows.append(cosines(referee, moved.to(texts.device), texts, dtype).cpu())
+    return torch.cat(rows)

@@ -1,12 +1,12 @@
 """Certified accuracy of the smoothed zero-shot classifier, by L2 radius.
 
 Randomised smoothing (Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing"). The smoothed
-classifier answers with the label that its base referee gives most often to x + delta, delta ~ N(0, sigma^2 I). If that
-label has a probability of at least p > 1/2, the smoothed answer is the same within the L2 radius sigma * Phi^-1(p)
+classifier predicts the label that its base referee gives most often to x + delta, delta ~ N(0, sigma^2 I). If that
+label has a probability of at least p > 1/2, the prediction is constant within the L2 radius sigma * Phi^-1(p)
 (Theorem 1 with p_B <= 1 - p). Their Certify: n0 noisy copies choose the label; n fresh ones bound p from below at
-confidence 1 - alpha (Clopper and Pearson); no label where the bound is not above 1/2.
+confidence 1 - alpha (Clopper and Pearson); it abstains if the bound is not above 1/2.
 
-The certificate is of the smoothed classifier, which is not the base referee, at the size the images are given in.
+The certificate is of the smoothed classifier, not of the base referee, at the images' given size.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def lower_bound(hits: int, n: int, alpha: float) -> float:
 
 
 def certified_radius(bound: float, sigma: float) -> float:
-    """sigma * Phi^-1(bound), an L2 radius in pixel units; 0 for a bound that is not above 1/2."""
+    """sigma * Phi^-1(bound), an L2 radius in pixel units; 0 for a bound of at most 1/2."""
     return sigma * float(stats.norm.ppf(bound)) if bound > 0.5 else 0.0
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
-    """What is certified where all n copies get the same label: sigma * Phi^-1(alpha^(1/n))."""
+    """The radius if all n copies get the same label: sigma * Phi^-1(alpha^(1/n))."""
     return certified_radius(alpha ** (1 / n), sigma)
 
 
 def smallest_n(alpha: float) -> int:
-    """From how many copies on anything can be certified: alpha^(1/n) > 1/2."""
+    """The least number of copies that can certify anything: alpha^(1/n) > 1/2."""
     n = 1
     while alpha ** (1 / n) <= 0.5:
         n += 1
@@ -68,9 +68,9 @@ def smallest_n(alpha: float) -> int:
 def check_certifiable(
     classes: int, sigma: float, *, n0: int = CHOOSING, n: int = SAMPLES, alpha: float = ALPHA
 ) -> None:
-    """Raise UsageError where no image could be certified, or nothing would be said by it."""
+    """Raise UsageError if no image could be certified, or the certificate would be trivial."""
     if classes < 2:
-        raise UsageError(f"a classifier of {classes} labels answers the same to everything: certify at least 2")
+        raise UsageError(f"a classifier of {classes} labels is constant: certify at least 2")
     check_sigma(sigma)
     if not 0 < alpha < 1:
         raise UsageError(f"alpha is the probability of a false certificate, in (0, 1), not {alpha:g}: e.g. {ALPHA:g}")
@@ -86,7 +86,7 @@ def check_certifiable(
 
 
 def radii_to_report(sigma: float, n: int, alpha: float = ALPHA) -> list[float]:
-    """0, 0.25, 0.5 and so on, as far as anything can be certified."""
+    """0, 0.25, 0.5, ... up to the largest certifiable radius."""
     return [step * RADIUS_STEP for step in range(int(largest_radius(sigma, n, alpha) / RADIUS_STEP) + 1)]
 
 
@@ -95,7 +95,7 @@ ABSTAINED = -1
 
 @dataclass(frozen=True)
 class Certified:
-    """What the smoothed classifier answers to each image, and how far around the image it provably does.
+    """The smoothed classifier's prediction for each image, and its certified radius.
 
     labels   (N,), index of the class; -1 where it abstains.
     radii    (N,) float64, L2 in pixel units at the images' size; 0 where it abstains.
@@ -112,11 +112,11 @@ class Certified:
     alpha: float
 
     def holds_at(self, radius: float, targets: Int[Tensor, " n"]) -> list[bool]:
-        """Whether each image is answered rightly, and certified for at least `radius`."""
+        """Whether each image is classified correctly and certified for at least `radius`."""
         return [bool(hit) for hit in (self.labels == targets) & (self.radii >= radius)]
 
     def abstentions(self) -> list[bool]:
-        """Whether each image got no answer."""
+        """Whether the classifier abstained, for each image."""
         return [bool(one) for one in self.labels == ABSTAINED]
 
 
@@ -135,31 +135,31 @@ def certify(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Certified:
-    """Cohen et al.'s Certify for each image, `referee` (not smoothed) being the base classifier.
+    """Cohen et al.'s Certify for each image, with `referee` (not smoothed) as the base classifier.
 
     images       (N,3,H,W) in [0,1]; noise of standard deviation `sigma` is added at that size, and not clipped.
-    classes      unit vectors, of which the nearest by cosine is an answer.
-    batch_size   noisy copies that are answered at once.
-    ids          names of the images, which key their noise with the seed: it depends neither on the other images nor on
-                 `batch_size`. Without them an image's place is its name.
+    classes      unit vectors; the nearest by cosine is the prediction.
+    batch_size   noisy copies per forward pass.
+    ids          names of the images, which key their noise with the seed, independently of the other images and of
+                 `batch_size`; default: their indices.
 
-    Raises UsageError for fewer than two classes, a sigma that is none, n from which nothing could be certified at this
-    alpha, and a referee that adds noise of its own; RunError where an embedding is not finite.
+    Raises UsageError for fewer than two classes, an invalid sigma, too small an n for this alpha, and a referee that
+    adds noise itself; RunError if an embedding is not finite.
     """
     refuse_smoothed(referee.image_tower, "is certified by its base", "certify that, which is given the noise")
     check_certifiable(len(classes), sigma, n0=n0, n=n, alpha=alpha)
     if batch_size < 1:
-        raise UsageError(f"at least one noisy copy is answered at once, not batch_size={batch_size}")
+        raise UsageError(f"batch_size={batch_size}: give at least 1")
     names = list(map(str, range(len(images)))) if ids is None else list(ids)
     if len(names) != len(images):
         raise UsageError(f"{len(names)} ids for {len(images)} images: give each image one")
     with attacking(referee):
-        found = _labels_and_hits(referee, images, classes, sigma, (n0, n), seed, batch_size, names, dtype, title)
-    chosen = torch.tensor([label for label, _ in found], dtype=torch.long)
-    bounds = torch.tensor([lower_bound(hits, n, alpha) for _, hits in found], dtype=torch.float64)
+        outcomes = _labels_and_hits(referee, images, classes, sigma, (n0, n), seed, batch_size, names, dtype, title)
+    chosen = torch.tensor([label for label, _ in outcomes], dtype=torch.long)
+    bounds = torch.tensor([lower_bound(hits, n, alpha) for _, hits in outcomes], dtype=torch.float64)
     sure = bounds > 0.5
     radii = torch.tensor([certified_radius(float(bound), sigma) for bound in bounds], dtype=torch.float64)
-    hits = torch.tensor([hits for _, hits in found], dtype=torch.long)
+    hits = torch.tensor([hits for _, hits in outcomes], dtype=torch.long)
     return Certified(torch.where(sure, chosen, ABSTAINED), radii, bounds, hits, sigma, n, alpha)
 
 
@@ -175,22 +175,22 @@ def _labels_and_hits(
     dtype: torch.dtype,
     title: str,
 ) -> list[tuple[int, int]]:
-    """For each image the label that the first copies choose, and how many of the second get it."""
-    found: list[tuple[int, int]] = []
+    """For each image the label chosen by the first n0 copies, and how many of the n second ones get it."""
+    outcomes: list[tuple[int, int]] = []
     drawn = each(seed, "certification", ids=ids)
     for place, noise in enumerate(watched(drawn, title and f"{title}: {counted(len(ids), 'image')}", title)):
         image = images[torch.tensor([place])].to(classes.device)
 
         def counts(number: int, image: Tensor = image, noise: torch.Generator = noise) -> Int[Tensor, " c"]:
-            return answers_under_noise(referee, image, classes, sigma, number, noise, batch_size, dtype)
+            return counts_under_noise(referee, image, classes, sigma, number, noise, batch_size, dtype)
 
         label = int(counts(copies[0]).argmax())
-        found.append((label, int(counts(copies[1])[label])))
-    return found
+        outcomes.append((label, int(counts(copies[1])[label])))
+    return outcomes
 
 
 @torch.no_grad()
-def answers_under_noise(
+def counts_under_noise(
     referee: TwoTower,
     image: Float[Tensor, "1 3 h w"],
     classes: Float[Tensor, "c d"],
@@ -200,8 +200,8 @@ def answers_under_noise(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> Int[Tensor, " c"]:
-    """How many noisy copies of an image get each label (Cohen et al.'s SampleUnderNoise); draws one copy at a time, so
-    that what is drawn does not depend on `batch_size`."""
+    """Number of noisy copies of an image per predicted label (Cohen et al.'s SampleUnderNoise). Copies are drawn one at
+    a time, so that they do not depend on `batch_size`."""
     total = torch.zeros(len(classes), dtype=torch.long)
     for start in range(0, copies, batch_size):
         drawn = [torch.randn(image.shape[1:], generator=noise) for _ in range(min(batch_size, copies - start))]
@@ -216,10 +216,10 @@ def answers_under_noise(
 def certified_accuracy(
     certified: Certified, targets: Int[Tensor, " n"], radii: Sequence[float] | None = None
 ) -> list[tuple[float, Interval]]:
-    """At each radius the share of images that are answered rightly and certified that far, with Wilson's interval.
+    """Share of images classified correctly and certified at each radius, with Wilson's interval.
 
-    An abstention is no right answer, at no radius (Cohen et al., section 4). Radii are 0, 0.25, 0.5 and so on unless
-    given. Raises UsageError for targets of other images.
+    Abstentions count as errors (Cohen et al., section 4). Radii default to 0, 0.25, 0.5, ... Raises UsageError for
+    another number of targets.
     """
     if len(targets) != len(certified.labels):
         raise UsageError(
@@ -230,18 +230,18 @@ def certified_accuracy(
 
 
 def abstention_rate(certified: Certified) -> Interval:
-    """The share of images without an answer, with Wilson's interval."""
+    """The share of abstentions, with Wilson's interval."""
     return intervals.rate(certified.abstentions())
 
 
 def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: bool) -> Iterator[str]:
-    """What is wrong with a call of `evaluate` that concerns its certification."""
+    """Faults of an `evaluate` call's certification arguments."""
     if "certification" not in tasks:
         if sigma is not None:
-            yield f"sigma {sigma:g} has nothing to do: it is the task certification's; add that, or leave sigma out"
+            yield f"sigma {sigma:g} has no effect without the task certification: add that, or leave sigma out"
         return
     if sign:
-        yield "a certification is not signed, for verify can't measure it again: leave out sign, or the task"
+        yield "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task"
     if sigma is None:
         yield "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25"
     try:
@@ -251,7 +251,7 @@ def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: boo
 
 
 def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """The task: certified accuracy at growing radii, among the labels, and the abstentions."""
+    """The task: certified accuracy at increasing radii, and the abstention rate."""
     if setting.sigma is None:
         raise UsageError("a certification needs the noise's standard deviation: --sigma 0.25")
     examples = setting.examples
@@ -269,16 +269,16 @@ def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
         title=title,
     )
     noise, choice = f"noise {setting.sigma:g}", setting.choice(len(among.names))
-    found = Findings([Measurement(f"abstained{choice}", noise, np.array(certified.abstentions()))])
+    findings = Findings([Measurement(f"abstained{choice}", noise, np.array(certified.abstentions()))])
     for radius in radii_to_report(setting.sigma, setting.samples):
         hits = np.array(certified.holds_at(radius, among.targets))
-        found.measurements.append(Measurement(f"certified at l2:{radius:g}{choice}", noise, hits))
-    found.answers = [
+        findings.measurements.append(Measurement(f"certified at l2:{radius:g}{choice}", noise, hits))
+    findings.predictions = [
         {
             "attack": noise,
             "id": name,
             "label": among.names[target],
-            "answer": None if label == ABSTAINED else among.names[label],
+            "prediction": None if label == ABSTAINED else among.names[label],
             "radius": radius,
             "bound": bound,
         }
@@ -291,13 +291,13 @@ def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
             strict=True,
         )
     ]
-    return found
+    return findings
 
 
 def cosines_of_views(
     referee: TwoTower, views: Float[Tensor, "b 3 h w"], classes: Float[Tensor, "c d"], dtype: torch.dtype
 ) -> Float[Tensor, "b c"]:
-    """Cosines as `similarity.cosines` has them, of images that noise took out of [0,1]."""
+    """`similarity.cosines` for images that noise has moved outside [0,1]."""
     with autocast(views.device, dtype):
         embeddings = referee.embed_views(views)
     return unit(embeddings) @ classes.T

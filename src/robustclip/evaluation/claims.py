@@ -23,11 +23,11 @@ from robustclip.runs.devices import pick_device
 from robustclip.runs.files import sha256
 from robustclip.signatures import typed
 
-# Names of claims on cards of before 2026-12, which tell in words what `Claim.task` and `Claim.how` hold now.
+# Names of claims on cards before 2026-12, which encode what `Claim.task` and `Claim.how` hold now.
 _PAG = re.compile(r"PAG score(?: minus (?P<baseline>.+)'s)? \(judge (?P<judge>.+), \d+ names\)")
 _MAPS = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
 _COUNTED = re.compile(r" of (\d{1,9}) labels$")
-_STRONG = re.compile("@[a-z]")  # an attack with a name, of minutes where PGD takes seconds
+_STRONG = re.compile("@[a-z]")  # a named attack, which takes minutes where PGD takes seconds
 HOW: Final = {
     "zero-shot": {"labels"},
     "retrieval": set[str](),
@@ -36,51 +36,48 @@ HOW: Final = {
     "faithfulness": {"method", "layer"},
     "pag": {"judge", "baseline"},
 }
-"""The tasks that can be measured again, and the arguments that a claim may give them: a card that somebody sent must
-not choose what is read or fetched."""
+"""Tasks that can be re-measured, with the arguments that a claim may set: an untrusted card must not choose what is
+read or downloaded."""
 
 
 def cheapest(card: Card, name: str | None = None) -> Claim | None:
-    """The claim of that name that is cheapest to measure, or of all on embedded data; None where there is none.
-
-    Raises UsageError for a name that no claim has.
-    """
+    """The claim of that name, or without a name of those on embedded data, that is cheapest to measure; None if there
+    is none. Raises UsageError for an unknown name."""
     claims = [
         claim for claim in card.claims if name == claim.name or (name is None and claim.data.startswith(EMBEDDED_DATA))
     ]
     if name is not None and not claims:
         names = sorted({claim.name for claim in card.claims})
-        raise UsageError(f"{card.name} claims nothing named {name!r}; its claims: {', '.join(names) or 'none'}")
+        raise UsageError(f"{card.name} has no claim {name!r}; its claims: {', '.join(names) or 'none'}")
     return min(claims, key=_cost, default=None)
 
 
 def _cost(claim: Claim) -> tuple[bool, int, int]:
-    """Orders claims from cheap to dear. What stands beside a PAG score says nothing of the referee: the score itself
-    comes before it."""
+    """Sort key of claims by cost; a PAG score comes before its controls."""
     task, _ = task_of(claim)
     attacked = claim.attack is not None and not claim.attack.startswith(CONTROL)
     strong = attacked and _STRONG.search(claim.attack or "") is not None
-    minutes = task in ("pag", "maps", "faithfulness")  # where a rate takes seconds
+    minutes = task in ("pag", "maps", "faithfulness")  # other tasks take seconds
     return minutes, (attacked != (task == "pag")) + strong, claim.n
 
 
 def task_of(claim: Claim) -> tuple[str, dict[str, Any]]:
-    """The task that measures a claim, and its other arguments: the claim's fields, or what an older one's name says.
+    """The task that measures a claim, and its arguments: from the claim's fields, or an older claim's name.
 
-    Raises UsageError for a task or argument that a claim may not give.
+    Raises UsageError for a task or argument that a claim may not set.
     """
     if claim.task is not None:
         if claim.task not in HOW or not set(claim.how) <= HOW[claim.task]:
             raise UsageError(
-                f"{claim.name!r} cannot be measured again: it is of the task {claim.task} with {claim.how}, and known "
-                f"are {', '.join(HOW)}"
+                f"{claim.name!r} cannot be measured again: it is of the task {claim.task} with {claim.how}; "
+                f"supported are {', '.join(HOW)}"
             )
         return claim.task, dict(claim.how)
-    if (found := _PAG.fullmatch(claim.name)) is not None:
-        return "pag", {name: value for name, value in found.groupdict().items() if value is not None}
-    if (found := _MAPS.fullmatch(claim.name)) is not None:
-        task = "faithfulness" if found["what"].startswith(FAITHFULNESS) else "maps"
-        return task, {"method": found["method"], "layer": found["layer"]}
+    if (match := _PAG.fullmatch(claim.name)) is not None:
+        return "pag", {name: value for name, value in match.groupdict().items() if value is not None}
+    if (match := _MAPS.fullmatch(claim.name)) is not None:
+        task = "faithfulness" if match["what"].startswith(FAITHFULNESS) else "maps"
+        return task, {"method": match["method"], "layer": match["layer"]}
     if "recall" in claim.name or not claim.name.startswith("top-"):
         return "retrieval" if "recall" in claim.name else "gradients", {}
     if (counted := _COUNTED.search(claim.name)) is not None:
@@ -92,15 +89,15 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so."""
     task, how = task_of(claim)
     if any(find(str(how[name])) is None for name in ("judge", "baseline") if name in how):
-        raise UsageError(f"{claim.name!r} tells of a referee that has no name on this machine: add it first")
+        raise UsageError(f"{claim.name!r} needs a referee that is not registered on this machine: add it first")
     attack: dict[str, Any] = {"attack": [] if claim.attack is None else [claim.attack]}
     if task == "pag":
         if claim.attack is None or claim.attack.startswith(CONTROL):
-            raise UsageError(f"the card gives no perturbation for {claim.name!r}: there is nothing to measure again")
+            raise UsageError(f"the card gives no perturbation for {claim.name!r}: it cannot be measured again")
         attack = {"pag": claim.attack}
     elif claim.attack is not None and claim.attack.startswith(WORST):
         raise UsageError(
-            f"{claim.name!r} ({claim.attack}) is what several attacks left, and the claim does not name them: "
+            f"{claim.name!r} ({claim.attack}) is the worst case of several attacks that the claim does not name: "
             "measure the claim of one attack"
         )
     report = evaluate(
@@ -114,16 +111,16 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
         **how,
     )
     again = claims_of(report, referee.card.name)
-    found = [one.value for one in again if (one.name, one.attack) == (claim.name, claim.attack)]
-    if not found:
-        told = ", ".join(dict.fromkeys(f"{one.name} ({one.attack or CLEAN})" for one in again))
-        raise UsageError(f"{claim.name!r} ({claim.attack or CLEAN}) is not among what its task measures: {told}")
-    return found[0]
+    matching = [one.value for one in again if (one.name, one.attack) == (claim.name, claim.attack)]
+    if not matching:
+        names = ", ".join(dict.fromkeys(f"{one.name} ({one.attack or CLEAN})" for one in again))
+        raise UsageError(f"{claim.name!r} ({claim.attack or CLEAN}) is not among its task's metrics: {names}")
+    return matching[0]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found: for each weight file whether its hash is the card's, and one claim measured again.
+    """Result of `verify`: for each weight file whether its hash is the card's, and one re-measured claim.
 
     `text_tower` is None where the text tower's weights are in the folder; `claim` and `measured` are None where the
     card claims nothing or it was not asked for, and so is `sanity`.
@@ -172,7 +169,7 @@ def verify(
     card = entry.card
     chosen = cheapest(card, claim) if claim or (measure and not sanity) else None
     files = {file: _has_hash(entry.folder / file, digest) for file, digest in card.weights.items()}
-    if not all(files.values()):  # numbers of other weights would say nothing about the claim
+    if not all(files.values()):  # measuring other weights would not test the claim
         return Verification(card.name, files, None)
     named = card.text_tower
     referee = load_referee_folder(entry.folder, checked=False) if named or chosen or sanity else None

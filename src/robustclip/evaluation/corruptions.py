@@ -1,8 +1,8 @@
 """Accuracy under common corruptions: noise, blur, JPEG, contrast (constants of ImageNet-C).
 
 Kinds and strengths after ImageNet-C (Hendrycks & Dietterich 2019): noise, contrast and JPEG quality as published; the
-blur's widths are published for 224 pixels and are scaled with the images' own side (ours). Their mean error relative to
-AlexNet's needs AlexNet's; the mean here is the plain one over the five strengths.
+blur's widths are published for 224 pixels and scaled with the image's side (ours). Instead of their mean corruption
+error relative to AlexNet, the mean over the five strengths is reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def gaussian_blur(picture: Picture, strength: int, _: torch.Generator) -> Pictur
     sigma = BLUR[strength - 1] * min(picture.shape[-2:]) / PUBLISHED_SIDE
     width = 2 * max(1, round(4 * sigma)) + 1  # four deviations to either side, as scipy's, which ImageNet-C blurs with
     reach = min(width, 2 * ((min(picture.shape[-2:]) - 1) // 2) + 1)  # a mirrored border is no wider than the picture
-    from torchvision.transforms.v2 import functional as tv  # here: a second of import, which --help need not wait for
+    from torchvision.transforms.v2 import functional as tv  # here, since its import takes a second
 
     return tv.gaussian_blur(picture, [reach, reach], [sigma, sigma])
 
@@ -54,7 +54,7 @@ def jpeg(picture: Picture, strength: int, _: torch.Generator) -> Picture:
     from torchvision.transforms.v2 import functional as tv
 
     file = BytesIO()
-    levels = (255 * picture).round().to(torch.uint8)  # torchvision would cut what lies between two levels
+    levels = (255 * picture).round().to(torch.uint8)  # torchvision would truncate
     tv.to_pil_image(levels).save(file, "JPEG", quality=QUALITY[strength - 1])
     return tv.to_dtype(tv.pil_to_tensor(Image.open(file)), torch.float32, scale=True)
 
@@ -76,8 +76,8 @@ CORRUPTIONS: Final[dict[str, Callable[[Picture, int, torch.Generator], Picture]]
 def corrupted(
     images: Float[Tensor, "b 3 h w"], kind: str, strength: int, *, seed: int, ids: Sequence[str]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0,1] damaged by a kind of `CORRUPTIONS` at a strength of 1 to 5, float32 in [0,1] on the CPU; what is
-    drawn is a function of the seed and each image's id.
+    """Apply a kind of `CORRUPTIONS` at a strength of 1 to 5 to images in [0,1]; float32 in [0,1] on the CPU. Random
+    numbers are keyed by the seed and each image's id.
 
     Raises UsageError for another kind or strength.
     """
@@ -100,27 +100,27 @@ def corruptions(referee: TwoTower, setting: Setting, title: str) -> Findings:
     among = setting.among()
     classes = class_embeddings(referee, among.names, setting.templates)
     depths = {k: f"top-{k}{setting.choice(len(among.names))}" for k in DEPTHS}
-    found = Findings()
+    findings = Findings()
 
     def note(attack: str, places: Int[NDArray[Any], "... n"]) -> None:
         for k, metric in depths.items():
             hits = places < k
-            found.measurements.append(Measurement(metric, attack, hits if hits.ndim == 1 else hits.mean(0)))
+            findings.measurements.append(Measurement(metric, attack, hits if hits.ndim == 1 else hits.mean(0)))
 
-    def answer(attack: str, kind: str | None = None, strength: int = 0) -> Int[NDArray[Any], " n"]:
-        return places_of(referee, classes, among.targets, setting, kind, strength, f"{title} {attack}")
+    def ranked(attack: str, kind: str | None = None, strength: int = 0) -> Int[NDArray[Any], " n"]:
+        return ranks_under(referee, classes, among.targets, setting, kind, strength, f"{title} {attack}")
 
-    note(CLEAN, answer(CLEAN))
+    note(CLEAN, ranked(CLEAN))
     for kind in CORRUPTIONS:
-        places = {strength: answer(f"{kind} {strength}", kind, strength) for strength in STRENGTHS}
+        places = {strength: ranked(f"{kind} {strength}", kind, strength) for strength in STRENGTHS}
         for strength, at_strength in places.items():
             note(f"{kind} {strength}", at_strength)
         note(kind, np.stack(list(places.values())))
-    return found
+    return findings
 
 
 @torch.no_grad()
-def places_of(
+def ranks_under(
     referee: TwoTower,
     classes: Float[Tensor, "c d"],
     targets: Int[Tensor, " n"],
@@ -129,13 +129,13 @@ def places_of(
     strength: int,
     title: str,
 ) -> Int[NDArray[Any], " n"]:
-    """The rank of each right answer (0: first), to images damaged by `kind`; None leaves them as they are."""
-    examples, found = setting.examples, []
+    """The rank of each image's label (0: first) under a corruption; `kind` None: clean images."""
+    examples, parts = setting.examples, []
     for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
         images = examples.images[batch]
         if kind is not None:
             names = [examples.ids[int(index)] for index in batch]
             images = corrupted(images, kind, strength, seed=setting.seed, ids=names)
         scores = cosines(referee, images.to(classes.device), classes, setting.dtype).cpu()
-        found.append(ranks(scores, targets[batch]))
-    return np.asarray(torch.cat(found).numpy())
+        parts.append(ranks(scores, targets[batch]))
+    return np.asarray(torch.cat(parts).numpy())

@@ -53,15 +53,15 @@ COLUMNS = 8  # of the gradient picture
 Labels = Literal["all", "present"] | PositiveInt
 Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
-JUDGE = "emoji-judge"  # of the embedded sets, where none is named
+JUDGE = "emoji-judge"  # default for the embedded sets
 PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
 PGD_ONLY = ("retrieval", "maps", "faithfulness")
 DETERMINING = ("data", "images", "size", "templates", "labels", "batch_size", "dtype", "device", "seed", "versions")
-ENOUGH = 200  # images; with fewer, a note says that intervals are wide
+ENOUGH = 200  # images; with fewer, a note warns of wide intervals
 
 
 def checked(read: Callable[[Any], object]) -> AfterValidator:
-    """A validator of a flag: `read` raises UsageError for each value it can't read."""
+    """A validator of a flag: `read` raises UsageError for an invalid value."""
 
     def check(value: Any) -> Any:
         for one in listed(value):
@@ -110,18 +110,18 @@ def evaluate(
 ) -> Report:
     """Evaluate referees on the same images, clean and under attack.
 
-    The attack acts on the images at the size they are given in (64x64 for the emoji set), before a referee resizes
-    them: an L2 eps refers to that size. The control of each attack is noise of the same norm. Results have 95%
-    intervals, paired for differences of two referees.
+    Attacks act on the images at their given size (64x64 for the emoji set), before a referee resizes them; an L2 eps
+    refers to that size. The control of each attack is noise of the same norm. Results have 95% intervals, paired for
+    differences of two referees.
 
     The task pag is the PAG score (`evaluation.pag`): each image is attacked towards another's name and classified by
-    `judge`, which is none of the referees. The tasks maps and faithfulness evaluate heat maps as in `explain`;
+    `judge`, which must not be one of the referees. The tasks maps and faithfulness evaluate heat maps as in `explain`;
     emoji/scenes has bounding boxes. Their attack is CLIPAG's Eq. 4, away from a text and towards its negation.
 
     Zero-shot classification also takes classifier attacks (`attacks.library`): apgd-ce, apgd-dlr, apgd-t, square,
     autoattack and autoattack-light. With several attacks in one ball, the row "worst l2:1.5" is the worst case over
-    them. With `out`, attacked batches are saved at once; `resume` continues from them with the results of an
-    uninterrupted evaluation. Other tasks than zero-shot start over.
+    them. With `out`, attacked batches are saved as they finish; `resume` continues from them with the results of an
+    uninterrupted evaluation. Tasks other than zero-shot start over.
 
     The task corruptions applies common corruptions at five strengths (`evaluation.corruptions`). `masking` runs
     gradient-masking sanity checks under the first attack (`evaluation.masking`).
@@ -143,12 +143,12 @@ def evaluate(
     attacks = list(dict.fromkeys(AttackSpec.parse(text) for text in listed(attack)))
     wanted = listed(tasks)
     where = pick_device(device)
-    given = [referees] if isinstance(referees, str) else list(referees)  # not split at commas: paths may hold them
-    check_towers(given)
+    names = [referees] if isinstance(referees, str) else list(referees)  # not split at commas, which paths may contain
+    check_towers(names)
     out = None if out is None else Path(out)
     first = [] if baseline is None else [baseline]
-    measured = load_named([*first, *(one for one in given if one not in first)], device=where)
-    answering = answering_judge(judge, measured, device=where) if "pag" in wanted else None
+    measured = load_named([*first, *(one for one in names if one not in first)], device=where)
+    pag_judge = load_pag_judge(judge, measured, device=where) if "pag" in wanted else None
     if sign:
         for one in measured:
             folder_to_sign(one)
@@ -158,7 +158,7 @@ def evaluate(
     needed = [*wanted, "masking"] if masking else wanted
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
     sources = masked.sources_of(measured, masking_source, examples.name, device=where) if masking else []
-    pulled = read_spec(pag) if answering is not None else None
+    pulled = read_spec(pag) if pag_judge is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
     threats = {str(spec): spec.threat(examples.size) for spec in specs}
     setting = Setting(
@@ -169,7 +169,7 @@ def evaluate(
         batch_size=batch_size,
         dtype=pick_dtype(dtype, where),
         seed=seed,
-        judge=answering,
+        judge=pag_judge,
         pull=pulled,
         method=method,
         layer=layer,
@@ -178,20 +178,20 @@ def evaluate(
         count=labels if isinstance(labels, int) else None,
     )
     if "zero-shot" in wanted:
-        candidates(setting)  # now, not after hours of another task
-    told = describe(setting, tasks=wanted, baseline=measured[0].name, limit=limit, device=where)
+        candidates(setting)  # raises before hours of another task
+    description = describe(setting, tasks=wanted, baseline=measured[0].name, limit=limit, device=where)
     report = Report(
-        setting=told,
+        setting=description,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
         notes=[*examples.reported, *notes(measured, examples, threats)],
     )
     kept = out is not None and bool(attacks) and "zero-shot" in wanted
-    stopped = f"what was found under attack is kept in {out}: the same call with --resume goes on"
-    with owning(out), saying(f"stopped: {stopped if kept else 'nothing is kept, and the same call starts over'}"):
-        raise_faults("evaluate()", list(taken(out, resume=resume)))  # again: by another process meanwhile
+    stopped = f"attacked batches are saved in {out}: the same call with --resume continues"
+    with owning(out), saying(f"stopped: {stopped if kept else 'nothing is saved, and the same call starts over'}"):
+        raise_faults("evaluate()", list(taken(out, resume=resume)))  # again, now that the folder is locked
         if out is not None and kept:
-            setting = replace(setting, ledger=Ledger(out, determining(told, examples)))
+            setting = replace(setting, ledger=Ledger(out, determining(description, examples)))
         measure_all(report, measured, setting, wanted)
         if masking:
             report.checks = masked.checks_of_all(measured, sources, setting, candidates(setting))
@@ -209,38 +209,38 @@ def evaluate(
 
 
 def measure_all(report: Report, measured: Sequence[NamedReferee], setting: Setting, wanted: Sequence[str]) -> None:
-    """Put the rows and answers of all tasks into the report."""
+    """Add the rows and predictions of all tasks to the report."""
     for task in wanted:
-        found = {one.name: measure(task, one, setting) for one in measured}
-        measurements = {name: findings.measurements for name, findings in found.items()}
+        by_referee = {one.name: measure(task, one, setting) for one in measured}
+        measurements = {name: findings.measurements for name, findings in by_referee.items()}
         report.rows += compare(task, measurements, baseline=measured[0].name, seed=setting.seed)
-        for name, findings in found.items():
-            report.answers += [{"referee": name, "task": task} | answer for answer in findings.answers]
+        for name, findings in by_referee.items():
+            report.predictions += [{"referee": name, "task": task} | entry for entry in findings.predictions]
 
 
-def answering_judge(name: str | None, guides: Sequence[NamedReferee], *, device: torch.device) -> NamedReferee:
-    """The PAG score's judge. Raises UsageError when it has the image tower of one of the guides."""
+def load_pag_judge(name: str | None, guides: Sequence[NamedReferee], *, device: torch.device) -> NamedReferee:
+    """The PAG score's judge. Raises UsageError if it has the image tower of one of the guides."""
     [judge] = load_named([JUDGE if name is None else name], device=device)
     for guide in guides:
         check_judge(guide.referee, judge.referee)
     return judge
 
 
-def check_towers(given: Sequence[object]) -> None:
+def check_towers(referees: Sequence[object]) -> None:
     """Raise UsageError for an object without an image and a text tower."""
-    for one in given:
+    for one in referees:
         if not isinstance(one, str | Path | TwoTower):
             raise UsageError(
-                f"{type(one).__name__} has no image tower and text tower, whose cosines evaluate() measures: give the "
-                "CLIP it belongs to, e.g. evaluate(['emoji-robust'])"
+                f"{type(one).__name__} has no image and text tower: give the CLIP it belongs to, e.g. "
+                "evaluate(['emoji-robust'])"
             )
 
 
-def determining(told: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
-    """Settings and samples that determine the outcomes, apart from referee and attack."""
+def determining(description: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
+    """The settings and samples that determine outcomes, apart from referee and attack."""
     samples = json.dumps([examples.ids, examples.labels.tolist(), examples.label_names])
     digest = hashlib.sha256(samples.encode()).hexdigest()
-    return {name: told[name] for name in DETERMINING} | {"samples": digest}
+    return {name: description[name] for name in DETERMINING} | {"samples": digest}
 
 
 def faults(
@@ -263,18 +263,18 @@ def faults(
     device: str,
     dtype: str,
 ) -> Iterator[str]:
-    """What is wrong with a call of `evaluate`, as far as its text shows."""
+    """Faults of an `evaluate` call that can be found before loading anything."""
     for task in listed(tasks):
         if task not in TASKS:
             yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
     if method not in METHODS:
         yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
     if layer is not None and not {"maps", "faithfulness"} & set(listed(tasks)):
-        yield f"the layer {layer!r} has nothing to do: it is that of heat maps; add the task maps, or leave it out"
+        yield f"the layer {layer!r} has no effect without heat maps: add the task maps, or leave it out"
     if judge is not None and "pag" not in listed(tasks):
-        yield f"the judge {judge!r} has nothing to do: it answers for the task pag; add that, or leave the judge out"
+        yield f"the judge {judge!r} has no effect without the task pag: add that, or leave the judge out"
     if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):
-        yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee that none of those measured was made from"
+        yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee unrelated to those measured"
     if labels not in ("all", "present") and (not isinstance(labels, int) or labels < 1):
         yield f"labels are 'all', 'present' or a number such as 200, not {labels!r}"
     checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in listed(attack)]
@@ -297,21 +297,21 @@ def faults(
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
     if out is None and resume:
-        yield "resume goes on with what is in a folder: name it with out"
+        yield "resume needs the folder of the interrupted evaluation: give it as out"
     yield from clashes({"out": out, "csv": csv})
     yield from taken(out, resume=resume)
 
 
 def taken(out: Path | None, *, resume: bool) -> Iterator[str]:
-    """What is wrong with the folder of an evaluation: it holds another."""
+    """Faults of an output folder that holds another evaluation."""
     if out is not None and is_file(Path(out) / REPORT_FILE):
         yield f"{out} already holds an evaluation: give another folder"
     elif out is not None and not resume and is_file(Path(out) / LEDGER_FILE):
-        yield f"{out} holds an evaluation that was stopped: go on with resume, or give another folder"
+        yield f"{out} holds an interrupted evaluation: continue it with resume, or give another folder"
 
 
 def check_attack(text: str, tasks: Sequence[str]) -> None:
-    """Raise UsageError for an attack that can't be read, or that some of the tasks can't run."""
+    """Raise UsageError for an invalid attack, or one that a task cannot run."""
     spec = AttackSpec.parse(text)
     for task in listed(tasks):
         if task in PGD_ONLY:
@@ -321,15 +321,15 @@ def check_attack(text: str, tasks: Sequence[str]) -> None:
 
 
 def measure(task: str, one: NamedReferee, setting: Setting) -> Findings:
-    """One task of one referee, in eval mode and with frozen weights, both restored."""
+    """Run one task on one referee, in eval mode with frozen weights (both restored)."""
     with attacking(one.referee):
         return TASKS[task](one.referee, setting, f"{one.name}, {task}")
 
 
 def picture(measured: Sequence[NamedReferee], setting: Setting, prompts: Sequence[str] = ()) -> Float[Tensor, "3 h w"]:
-    """Input gradients of all referees towards each prompt, on an image it is true of where the set has one.
+    """Input gradients of all referees towards each prompt, on an image with that label or caption if there is one.
 
-    Other prompts get images drawn by the seed; without prompts these choose them: what is true of the images drawn.
+    Other prompts get random images; without prompts, labels or captions of random images are used.
     """
     examples, truths = setting.examples, prompts_of(setting.examples)
     drawn = torch.randperm(len(examples), generator=generator(setting.seed, "gradient picture")).tolist()
@@ -341,7 +341,7 @@ def picture(measured: Sequence[NamedReferee], setting: Setting, prompts: Sequenc
 
 
 def notes(measured: Sequence[NamedReferee], examples: Examples, threats: Mapping[str, ThreatModel]) -> Iterator[str]:
-    """What to know before believing a number."""
+    """Caveats of the results."""
     if len(examples) < ENOUGH:
         yield f"only {counted(len(examples), 'image')}: intervals are wide"
     for one in measured:
@@ -359,7 +359,7 @@ def notes(measured: Sequence[NamedReferee], examples: Examples, threats: Mapping
 def describe(
     setting: Setting, *, tasks: Sequence[str], baseline: str, limit: int | None, device: torch.device
 ) -> dict[str, Any]:
-    """What was measured, and how, for the report."""
+    """The report's setting."""
     judged: dict[str, Any] = {}
     if setting.judge is not None:
         judged = {"judge": {"name": setting.judge.name, "fingerprint": fingerprint(setting.judge.referee)}}
@@ -387,6 +387,6 @@ def describe(
 
 
 def listed(values: Sequence[Any]) -> list[Any]:
-    """A sequence as a list; texts with commas, alone or in a list, count as several values."""
-    given = [values] if isinstance(values, str) else list(values)
-    return [part for value in given for part in (value.split(",") if isinstance(value, str) else [value])]
+    """A sequence as a list; texts are split at commas."""
+    whole = [values] if isinstance(values, str) else list(values)
+    return [part for value in whole for part in (value.split(",") if isinstance(value, str) else [value])]

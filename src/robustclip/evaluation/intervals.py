@@ -1,8 +1,8 @@
 """95% intervals: Wilson for rates, bootstrap for means and paired differences.
 
-Rates have Wilson's interval. Two referees judged on the same images are compared image by image: resampling n pairs of
-yes/no outcomes with replacement is one multinomial draw over the four outcomes (both, first only, second only,
-neither), so the paired bootstrap needs no loop over the images, and is exact in distribution.
+Two referees on the same images are compared image by image: resampling n pairs of binary outcomes with replacement is
+one multinomial draw over the four outcomes (both, first only, second only, neither), so the paired bootstrap needs no
+loop over the images, and is exact in distribution.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Bounded(Protocol):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, the bounds of its 95% interval, and the number of samples (images, captions) it was measured on."""
+    """A value, its 95% interval, and the number of samples (images, captions)."""
 
     value: float
     low: float
@@ -46,35 +46,35 @@ class Interval:
     n: int
 
 
-def plain(found: Bounded, sign: str = "", digits: int = 3) -> str:
-    """As it is: "1.250 (1.101 to 1.402)"; with the sign "+" of a difference."""
-    value, low, high = (f"{number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
+def plain(interval: Bounded, sign: str = "", digits: int = 3) -> str:
+    """Format as "1.250 (1.101 to 1.402)"; with the sign "+" of a difference."""
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (interval.value, interval.low, interval.high))
     return f"{value} ({low} to {high})"
 
 
-def percent(found: Bounded, sign: str = "") -> str:
-    """In percent, or points: "72.0 (60.1 to 82.3)"."""
-    return plain(Interval(100 * found.value, 100 * found.low, 100 * found.high, 0), sign, 1)
+def percent(interval: Bounded, sign: str = "") -> str:
+    """Format in percent, or points: "72.0 (60.1 to 82.3)"."""
+    return plain(Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, 0), sign, 1)
 
 
 def rate(hits: ArrayLike) -> Interval:
-    """The share of True among `hits` (n,), with Wilson's score interval. Raises UsageError where n is 0."""
+    """The share of True among `hits` (n,), with Wilson's score interval. Raises UsageError if n is 0."""
     outcomes = _outcomes(hits)
-    found = stats.binomtest(int(outcomes.sum()), len(outcomes)).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(float(outcomes.mean()), float(found.low), float(found.high), len(outcomes))
+    wilson = stats.binomtest(int(outcomes.sum()), len(outcomes)).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(outcomes.mean()), float(wilson.low), float(wilson.high), len(outcomes))
 
 
 def mean(values: ArrayLike, *, seed: int) -> Interval:
-    """The mean of `values` (n,), with the percentile bootstrap's interval. Raises UsageError where n is 0."""
+    """The mean of `values` (n,), with the percentile bootstrap's interval. Raises UsageError if n is 0."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0:
         raise UsageError("an interval needs at least one sample")
     if numbers.size == 1:
         return Interval(float(numbers[0]), float(numbers[0]), float(numbers[0]), 1)
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (numbers,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Interval(float(numbers.mean()), float(found.low), float(found.high), numbers.size)
+    return Interval(float(numbers.mean()), float(bounds.low), float(bounds.high), numbers.size)
 
 
 def difference(hits: ArrayLike, others: ArrayLike, *, seed: int) -> Interval:
@@ -85,7 +85,7 @@ def difference(hits: ArrayLike, others: ArrayLike, *, seed: int) -> Interval:
 def ratio(hits: ArrayLike, others: ArrayLike, *, seed: int) -> Interval:
     """Rate of `hits` over rate of `others`, both (n,) on the same samples, with the paired bootstrap's interval.
 
-    Raises UsageError where `others` has no hit: nothing can be kept of nothing.
+    Raises UsageError if `others` has no hit.
     """
     if not np.any(others):
         raise UsageError("a ratio needs at least one hit in its denominator")
@@ -98,7 +98,7 @@ Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.floa
 def _paired(hits: ArrayLike, others: ArrayLike, statistic: Statistic, seed: int) -> Interval:
     first, second = _outcomes(hits), _outcomes(others)
     if len(first) != len(second):
-        raise UsageError(f"paired outcomes are of the same samples: {len(first)} and {len(second)} are not")
+        raise UsageError(f"paired outcomes need the same samples, not {len(first)} and {len(second)}")
     n = len(first)
     cells = np.array(
         [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
@@ -110,7 +110,7 @@ def _paired(hits: ArrayLike, others: ArrayLike, statistic: Statistic, seed: int)
     drawn = np.random.default_rng(seed).multinomial(n, cells / n, size=RESAMPLES)
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = of(drawn)
-    # A resample without a hit in the denominator has no ratio; it is left out of the quantiles.
+    # Resamples without a hit in the denominator have no ratio.
     low, high = np.quantile(resampled[np.isfinite(resampled)], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(of(cells)), float(low), float(high), n)
 
@@ -128,11 +128,11 @@ GROUPS: Final = 20
 def jackknife(
     statistic: Callable[..., float], *sets: Tensor, seed: int, low: float = -np.inf, groups: int = GROUPS
 ) -> Interval:
-    """`statistic(*sets)` with its 95% interval, where each set (n_i, ...) is a sample of its own, independent of the
-    others. Pictures that are paired belong into one set, side by side.
+    """`statistic(*sets)` with its 95% grouped-jackknife interval; the sets (n_i, ...) are independent samples. Paired
+    pictures belong in one set, side by side.
 
-    `low` is where the statistic's range ends; `n` of the interval counts the first set. Raises UsageError for a set of
-    fewer than 3: nothing would be left to measure.
+    `low` is the lower end of the statistic's range; the interval's `n` is that of the first set. Raises UsageError for
+    a set of fewer than 3.
     """
     if not sets or min(map(len, sets)) < 3:
         raise UsageError(f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}")
@@ -151,16 +151,15 @@ def jackknife(
 
 
 def preference(scores: ArrayLike, others: ArrayLike) -> Interval:
-    """Share of N pairs with `scores` (n,) above `others` (n,); a tie counts half.
+    """Share of N pairs with `scores` (n,) above `others` (n,); ties count half.
 
-    Wilson's interval; with ties it is a little too wide. Raises UsageError for sets that are not paired, for none, and
-    for scores that are not numbers.
+    Wilson's interval, slightly conservative with ties. Raises UsageError for unpaired or empty sets, and for NaN.
     """
     first, second = np.asarray(scores, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise UsageError(f"a preference compares scores of the same prompts: {first.shape} and {second.shape} are not")
+        raise UsageError(f"a preference needs scores of the same prompts, not {first.shape} and {second.shape}")
     if np.isnan(first).any() or np.isnan(second).any():
-        raise UsageError("a preference compares numbers, and a score is none")
+        raise UsageError("a preference compares numbers, and a score is NaN")
     n = len(first)
     share = float((first > second).mean() + (first == second).mean() / 2)
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))

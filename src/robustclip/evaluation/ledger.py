@@ -3,8 +3,8 @@
     attacked.jsonl   a first line with the setting, then one object for each image of each batch:
                      referee, weights (a hash of it), task, attack, round, id, rank, top
 
-A round is a restart of PGD, or the only one of other attacks. Lines are only added. A last line that was cut short is
-forgotten, and a batch of which a line is missing is done again.
+A round is a restart of PGD; other attacks have one round. The file is append-only. A truncated last line is dropped,
+and a batch with a missing line is attacked again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Ledger:
     """The outcomes under attack of the evaluation in `folder`."""
 
     def __init__(self, folder: Path, setting: Mapping[str, Any]) -> None:
-        """Begin one, or go on with the one that is there.
+        """Start a ledger, or continue the one in the folder.
 
-        `setting` is all that outcomes depend on besides referee and attack. Raises UsageError where another was
-        written with a different one, saying in what they differ, and for a file that is no ledger.
+        `setting` is all that outcomes depend on besides referee and attack. Raises UsageError if the folder's ledger
+        has another setting, naming the differences, and for a file that is not a ledger.
         """
         self.path = folder / LEDGER_FILE
-        self._found: dict[Place, dict[str, tuple[int, list[int]]]] = {}
-        told = plain(setting)
-        header = {"setting": told, "sha256": _hash(told)}
+        self._outcomes: dict[Place, dict[str, tuple[int, list[int]]]] = {}
+        values = plain(setting)
+        header = {"setting": values, "sha256": _hash(values)}
         if is_file(self.path) and (lines := self._whole_lines()):
             self._check(lines[0], header)
             for line in lines[1:]:
@@ -58,17 +58,17 @@ class Ledger:
         return Page(self, referee, weights, task, attack)
 
     def recall(self, place: Place, ids: Sequence[str]) -> Predictions | None:
-        """What was found of these images, or None unless all of them were done."""
-        known = self._found.get(place, {})
-        if not all(name in known for name in ids):
+        """The stored predictions of these images; None unless all are stored."""
+        stored = self._outcomes.get(place, {})
+        if not all(name in stored for name in ids):
             return None
-        ranks, tops = zip(*(known[name] for name in ids), strict=True)
+        ranks, tops = zip(*(stored[name] for name in ids), strict=True)
         return Predictions(torch.tensor(tops), torch.tensor(ranks))
 
-    def keep(self, place: Place, ids: Sequence[str], answered: Predictions) -> None:
-        """Write down what was found of these images; on disk when it returns."""
+    def keep(self, place: Place, ids: Sequence[str], predicted: Predictions) -> None:
+        """Append the predictions of these images, with fsync."""
         names = ("referee", "weights", "task", "attack", "round")
-        rows = zip(ids, answered.ranks.tolist(), answered.top.tolist(), strict=True)
+        rows = zip(ids, predicted.ranks.tolist(), predicted.top.tolist(), strict=True)
         self._append(
             [dict(zip(names, place, strict=True)) | {"id": name, "rank": rank, "top": top} for name, rank, top in rows]
         )
@@ -76,12 +76,12 @@ class Ledger:
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         with naming(self.path), self.path.open("ab") as file:
-            file.write(text.encode(errors="backslashreplace"))  # names of files that are not UTF-8, as JSON's \udcXX
+            file.write(text.encode(errors="backslashreplace"))  # file names that are not UTF-8, as JSON's \udcXX
             file.flush()
             os.fsync(file.fileno())
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """All lines; what a stopped process left of another is cut off, so that the next has a line of its own."""
+        """All complete lines; a truncated last one is removed from the file."""
         content = read_bytes(self.path, MOST)
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
@@ -92,7 +92,7 @@ class Ledger:
         except UsageError as error:
             raise UsageError(f"{error}: give another folder, or remove it") from error
         if not all(isinstance(line, dict) for line in lines):
-            raise UsageError(f"{self.path} holds lines that are no outcomes: give another folder, or remove it")
+            raise UsageError(f"{self.path} holds lines that are not outcomes: give another folder, or remove it")
         return lines
 
     def _check(self, written: Mapping[str, Any], header: Mapping[str, Any]) -> None:
@@ -100,29 +100,30 @@ class Ledger:
             return
         before, now = written.get("setting"), header["setting"]
         before = before if isinstance(before, dict) else {}
-        told = [
+        changes = [
             f"{name} {_brief(before.get(name))} then, {_brief(value)} now"
             for name, value in now.items()
             if before.get(name) != value
         ]
         raise UsageError(
-            f"{self.path} was begun with another setting ({'; '.join(told) or 'of another form'}): "
+            f"{self.path} was begun with another setting ({'; '.join(changes) or 'of another form'}): "
             "give the same, or another folder"
         )
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         try:
             place = (line["referee"], line["weights"], line["task"], line["attack"], line["round"])
-            self._found.setdefault(place, {})[line["id"]] = (int(line["rank"]), [int(index) for index in line["top"]])
+            outcome = (int(line["rank"]), [int(index) for index in line["top"]])
+            self._outcomes.setdefault(place, {})[line["id"]] = outcome
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"{self.path} holds a line that is no outcome ({error!r}): give another folder, or remove it"
+                f"{self.path} holds a line that is not an outcome ({error!r}): give another folder, or remove it"
             ) from error
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a ledger holds of one referee under one attack."""
+    """A ledger's outcomes of one referee under one attack."""
 
     ledger: Ledger
     referee: str
@@ -131,19 +132,20 @@ class Page:
     attack: str
 
     def recall(self, turn: int, ids: Sequence[str]) -> Predictions | None:
-        """What these images were found to be in that round, or None unless all of them were done."""
+        """The stored predictions of these images in that round; None unless all are stored."""
         return self.ledger.recall(self._place(turn), ids)
 
-    def keep(self, turn: int, ids: Sequence[str], answered: Predictions) -> None:
-        """Write down what was found; on disk when it returns."""
-        self.ledger.keep(self._place(turn), ids, answered)
+    def keep(self, turn: int, ids: Sequence[str], predicted: Predictions) -> None:
+        """Append predictions, with fsync."""
+        self.ledger.keep(self._place(turn), ids, predicted)
 
     def _place(self, turn: int) -> Place:
         return self.referee, self.weights, self.task, self.attack, turn
 
 
 def exact(referee: TwoTower) -> str:
-    """A sha256 of all that its answers depend on; unlike a fingerprint, another one for a half-precision copy."""
+    """A SHA-256 of everything that predictions depend on; unlike a fingerprint, it differs for a half-precision
+    copy."""
     total = hashlib.sha256(f"{referee.logit_scale!r} {referee.preprocess.config()}".encode())
     for name, value in sorted(referee.state_dict().items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

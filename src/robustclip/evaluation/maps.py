@@ -1,6 +1,6 @@
 """Tasks `maps` and `faithfulness`: localisation, stability under attack and faithfulness of heat maps.
 
-Each stands beside a blob in the middle, which knows nothing of image or text, and an attack beside noise of its norm.
+Controls: a centred blob, which is independent of image and text, and for attacks noise of the same norm.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from robustclip.referees.similarity import batches, embed_texts
 
 BLOB = "centre blob"
 METHODS = ("gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad")
-"""Of `robustclip.explanation.maps`, which is imported when it is used: it builds on this room, and needs an extra."""
+"""Methods of `robustclip.explanation.maps`, which is imported lazily, since it needs an extra."""
 FAITHFULNESS = ("deletion", "insertion", "ROAD")
 
 
 def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Localisation, where boxes are known, clean and under attack; and how alike maps are before and after.
+    """Localisation, if the data have boxes, clean and under attack; and similarity of clean and attacked maps.
 
-    The text of an image is its label, or else its first caption; the attack is CLIPAG's Eq. 4. An empty map points at
-    nothing; it has no other number (NaN).
+    The text of an image is its label, or else its first caption; the attack is CLIPAG's Eq. 4. An empty map is a miss
+    of the pointing game, and NaN for other metrics.
     """
     from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, negate, numbers
     from robustclip.explanation.maps import Mapper
@@ -43,19 +43,11 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
         images, boxes = examples.images[batch], None if examples.boxes is None else examples.boxes[batch]
         ids = [examples.ids[index] for index in batch.tolist()]
         for spec in specs:
-            looks = look(
-                mapper,
-                images,
-                texts[batch],
-                others[batch],
-                ids=ids,
-                spec=spec,
-                seed=setting.seed,
-            )
+            looks = look(mapper, images, texts[batch], others[batch], ids=ids, spec=spec, seed=setting.seed)
             attacks = {ATTACKED: str(spec), NOISY: control_of(spec)} if spec is not None else {}
-            for version, found in numbers(looks, boxes).items():
+            for version, by_metric in numbers(looks, boxes).items():
                 if version in attacks or spec == specs[0]:
-                    for metric, values in found.items():
+                    for metric, values in by_metric.items():
                         if metric != SCORE:
                             parts.setdefault((metric, attacks.get(version, CLEAN)), []).append(values)
         if boxes is not None:
@@ -66,8 +58,8 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
 
 
 def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Deletion, insertion and ROAD of the maps of untouched images, in units of the cosine, and less those of a blob in
-    the middle; NaN for an empty map."""
+    """Deletion, insertion and ROAD of maps of clean images, in units of the cosine, and minus those of a centred blob;
+    NaN for an empty map."""
     from robustclip.explanation.gradcam import road
     from robustclip.explanation.maps import Mapper
     from robustclip.explanation.measures import centre_blob, deletion, insertion
@@ -87,35 +79,35 @@ def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
         for kind, of in ((CLEAN, heat.maps), (BLOB, blob)):
             road_of = road(score, images, of, ids=ids, seed=setting.seed)
             values = (deletion(score, images, of), insertion(score, images, of), road_of)
-            for metric, found in zip(FAITHFULNESS, values, strict=True):
-                parts.setdefault((metric, kind), []).append(found.masked_fill(heat.empty, torch.nan))
+            for metric, of_metric in zip(FAITHFULNESS, values, strict=True):
+                parts.setdefault((metric, kind), []).append(of_metric.masked_fill(heat.empty, torch.nan))
     return _findings(parts, setting)
 
 
 def named(metric: str, setting: Setting) -> str:
-    """A metric as reports and cards have it: "pointing game (gradcam)", "... (gradcam at trunk.layer3.0)"."""
+    """A metric's name with method and layer: "pointing game (gradcam)", "... (gradcam at trunk.layer3.0)"."""
     return f"{metric} ({setting.method}{f' at {setting.layer}' if setting.layer else ''})"
 
 
 def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits: str = "") -> Findings:
-    """Measurements by metric and attack; what a blob has is subtracted image by image, and told by itself."""
-    found = Findings()
+    """Measurements by metric and attack; a blob's are reported too, and subtracted image by image."""
+    findings = Findings()
     values = {key: torch.cat(some) for key, some in parts.items()}
     ids = setting.examples.ids
     for (metric, attack), outcomes in values.items():
         if attack == BLOB:
             own = values[metric, CLEAN]
             blob = _measurement(f"{metric} of a {BLOB}", CLEAN, outcomes, metric == hits)
-            found.measurements.append(replace(blob, reference=True))
+            findings.measurements.append(replace(blob, reference=True))
             name = named(f"{metric} minus a {BLOB}'s", setting)
-            found.measurements.append(_measurement(name, CLEAN, own - outcomes, hit=False))
+            findings.measurements.append(_measurement(name, CLEAN, own - outcomes, hit=False))
         else:
-            found.measurements.append(_measurement(named(metric, setting), attack, outcomes, metric == hits))
-        found.answers += [
+            findings.measurements.append(_measurement(named(metric, setting), attack, outcomes, metric == hits))
+        findings.predictions += [
             {"metric": metric, "attack": attack, "id": id_, "value": None if value != value else value}
             for id_, value in zip(ids, outcomes.tolist(), strict=True)
         ]
-    return found
+    return findings
 
 
 def _measurement(metric: str, attack: str, outcomes: Float[Tensor, " n"] | Int[Tensor, " n"], hit: bool) -> Measurement:

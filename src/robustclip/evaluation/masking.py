@@ -1,8 +1,7 @@
 """Gradient-masking sanity checks (Athalye et al. 2018; Carlini et al. 2019).
 
 After Athalye et al. 2018, §3.1 ("Identifying obfuscated and masked gradients"), and Carlini et al. 2019, §5. Thresholds
-are ours. Each check fails only where the images at hand say so: of paired rates, where the 95% interval of their
-difference lies above 0.
+are ours. A comparison of paired rates fails only if the 95% interval of their difference lies above 0.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from robustclip.attacks.threat import broadcast, draw_normal, per_image_max
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
-from robustclip.evaluation.attacked import answers_to, classify_under_attack
+from robustclip.evaluation.attacked import classify_under_attack, predict
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.evaluation.report import Check
 from robustclip.evaluation.setting import Setting
@@ -37,9 +36,9 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import all_cosines, batches, class_embeddings, cosines
 from robustclip.runs.rng import each
 
-USUAL: Final = "l2:1.5@20"  # of the embedded sets, where no attack is given
+USUAL: Final = "l2:1.5@20"  # default attack of the embedded sets
 SOURCE: Final = "emoji-vanilla"
-QUERIES: Final = 500  # of Square: enough to break what does not hold, and as dear as 170 steps of PGD
+QUERIES: Final = 500  # of Square, with the cost of 170 steps of PGD
 STEPS: Final = (5, 20, 50)
 RESTARTS: Final = 3
 BROKEN: Final = 0.01  # the accuracy that counts as about 0
@@ -51,7 +50,7 @@ STRIDE: Final = 0.003  # of the finite difference, in units of the L2 eps that h
 
 @dataclass(frozen=True)
 class Subject:
-    """A referee and the questions it is asked: images, the right answers among `classes`, its clean answers."""
+    """A referee with its evaluation: images, class embeddings, and predictions on clean images."""
 
     name: str
     referee: TwoTower
@@ -70,12 +69,12 @@ class Subject:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which images it names rightly, untouched."""
+        """Which clean images it classifies correctly."""
         return (self.clean.ranks == 0).numpy()
 
     def attacked(self, spec: AttackSpec) -> NDArray[np.bool_]:
-        """Which images it names rightly untouched and under `spec`, any attack of zero-shot classification."""
-        found = classify_under_attack(
+        """Which images it classifies correctly, clean and under `spec`, any attack of zero-shot classification."""
+        predicted = classify_under_attack(
             self.referee,
             self.setting.examples.images,
             self.among.targets,
@@ -88,15 +87,15 @@ class Subject:
             ids=self.setting.examples.ids,
             title=f"{self.name}, masking {spec}",
         )
-        return (found.ranks == 0).numpy()
+        return (predicted.ranks == 0).numpy()
 
     def loss(self, images: Float[Tensor, "b 3 h w"], right: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The cross-entropy that the attack climbs."""
+        """The cross-entropy that the attack maximises."""
         return F.cross_entropy(self.logits(images), right.to(images.device), reduction="none")
 
     def fine_loss(self, images: Float[Tensor, "b 3 h w"], right: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The cross-entropy in float64, on the CPU (not every device has it): float32 rounds that of a sure answer to a
-        few levels, whose differences are no slopes."""
+        """The cross-entropy in float64, on the CPU (not every device has it): float32 is too coarse for finite
+        differences of confident predictions."""
         return F.cross_entropy(self.logits(images).cpu().double(), right, reduction="none")
 
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
@@ -104,21 +103,21 @@ class Subject:
 
 
 def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, masking: bool) -> Iterator[str]:
-    """What is wrong with a call of `evaluate` that concerns its masking checks."""
+    """Faults of an `evaluate` call's masking arguments."""
     if source is not None and not masking:
-        yield f"the masking source {source!r} has nothing to do: it is that of the masking checks; add masking"
+        yield f"the masking source {source!r} has no effect without the masking checks: add masking"
     if not masking:
         return
     check_installed()
     if not attacks and not str(data).startswith(EMBEDDED_DATA):
-        yield "masking looks at an attack, and there is none: give one, e.g. --attack linf:4/255@20"
+        yield "masking checks need an attack: give one, e.g. --attack linf:4/255@20"
     if attacks and AttackSpec.parse(attacks[0]).kind != "pgd":
-        yield f"the masking checks look at the steps of PGD, which {attacks[0]} has not: give PGD as the first attack"
+        yield f"the masking checks need PGD, and the first attack is {attacks[0]}: give PGD first"
 
 
 def sources_of(measured: Sequence[NamedReferee], source: str | None, data: str, *, device: torch.device) -> Others:
-    """Whose adversarial images are shown: those of `source`, or else of all referees; where there is but one, on
-    embedded data, of emoji-vanilla. Raises UsageError for a source that can't be loaded."""
+    """Source referees of transferred adversarial images: `source`, or else all referees; for a single referee on
+    embedded data, emoji-vanilla. Raises UsageError for a source that cannot be loaded."""
     if source is not None or (len(measured) == 1 and data.startswith(EMBEDDED_DATA)):
         measured = load_named([source or SOURCE], device=device)
     return [(one.name, one.referee) for one in measured]
@@ -127,8 +126,7 @@ def sources_of(measured: Sequence[NamedReferee], source: str | None, data: str, 
 def checks_of_all(
     measured: Sequence[NamedReferee], sources: Others, setting: Setting, among: Candidates
 ) -> list[Check]:
-    """The checks of all referees under the first attack, each shown the adversarial images of the sources, not its
-    own."""
+    """The checks of all referees under the first attack, with transfer from all sources but itself."""
     spec = setting.attacks[0] if setting.attacks else AttackSpec.parse(USUAL)
     return [
         check
@@ -151,11 +149,11 @@ def checks(
     Raises UsageError for an attack that is not PGD.
     """
     if spec.kind != "pgd":
-        raise UsageError(f"the masking checks look at PGD's steps, which {spec} has none of: give {spec.ball}@20")
+        raise UsageError(f"the masking checks need PGD, not {spec}: give {spec.ball}@20")
     subject = Subject.of(name, referee, setting, among, spec)
     with attacking(referee):
         if not subject.right.any():
-            return [Check(name, title, None, "no image is right untouched") for title in CHECKS]
+            return [Check(name, title, None, "no clean image is classified correctly") for title in CHECKS]
         left = subject.attacked(spec)
         return [Check(name, title, *check(subject, left, others)) for title, check in CHECKS.items()]
 
@@ -165,30 +163,30 @@ Others = Sequence[tuple[str, TwoTower]]
 
 
 def black_box(subject: Subject, left: NDArray[np.bool_], _: Others) -> Outcome:
-    """An attack without gradients finds no more than one with them. Images that Square can't tile, and a single label,
-    leave it nothing to do."""
+    """A black-box attack is not stronger than the white-box one. Not applicable to images that Square cannot tile and
+    to a single label."""
     spec = replace(subject.spec, kind="square", steps=QUERIES, restarts=1, step=None)
     try:
-        found = subject.attacked(spec)
-    except UsageError as error:  # now, after what other tasks found in hours: the other checks still have their say
+        by_square = subject.attacked(spec)
+    except UsageError as error:  # the other checks still apply
         return None, str(error)
-    return not_stronger(subject, found, left, f"Square with {QUERIES} queries")
+    return not_stronger(subject, by_square, left, f"Square with {QUERIES} queries")
 
 
 def far_enough(subject: Subject, left: NDArray[np.bool_], _: Others) -> Outcome:
-    """Where the attack may change a picture into anything, nothing stays right. The last ball is L-inf 0.5, in which
-    every picture can become the same grey (Carlini et al. 2019, §5)."""
-    told = [f"{subject.spec.ball}: {left.mean():.1%}"]
+    """Accuracy falls to about 0 as eps grows. The last ball is L-inf 0.5, in which every picture can become the same
+    grey (Carlini et al. 2019, §5)."""
+    rates = [f"{subject.spec.ball}: {left.mean():.1%}"]
     spec, n = subject.spec, len(left)
     while left.mean() > max(BROKEN, 1 / n) and (wider := doubled(spec, subject)) is not None:
         spec = wider
         left = subject.attacked(spec)
-        told.append(f"{spec.ball}: {left.mean():.1%}")
-    return bool(left.mean() <= max(BROKEN, 1 / n)), f"top-1 in {', '.join(told)}"
+        rates.append(f"{spec.ball}: {left.mean():.1%}")
+    return bool(left.mean() <= max(BROKEN, 1 / n)), f"top-1 in {', '.join(rates)}"
 
 
 def doubled(spec: AttackSpec, subject: Subject) -> AttackSpec | None:
-    """The attack in a ball twice as wide; where no threat model is that wide, in L-inf 0.5, and after that None."""
+    """The attack with twice the eps; if no threat model is that large, L-inf 0.5, and after that None."""
     if (spec.norm, spec.eps) == ("linf", WIDEST):
         return None
     wider = replace(spec, eps=2 * spec.eps, step=None, restarts=1)
@@ -200,28 +198,28 @@ def doubled(spec: AttackSpec, subject: Subject) -> AttackSpec | None:
 
 
 def monotone(subject: Subject, _left: NDArray[np.bool_], _: Others) -> Outcome:
-    """More steps and more restarts break no fewer images."""
+    """More steps and more restarts do not raise accuracy."""
     one = replace(subject.spec, restarts=1, step=None)
     by_steps = [subject.attacked(replace(one, steps=steps)) for steps in STEPS]
     by_restarts = [by_steps[1], subject.attacked(replace(one, steps=STEPS[1], restarts=RESTARTS))]
     rises = [rises_above(later, earlier) for row in (by_steps, by_restarts) for earlier, later in pairwise(row)]
-    steps = ", ".join(f"{steps}: {found.mean():.1%}" for steps, found in zip(STEPS, by_steps, strict=True))
-    restarts = ", ".join(f"{n}: {found.mean():.1%}" for n, found in zip((1, RESTARTS), by_restarts, strict=True))
+    steps = ", ".join(f"{steps}: {hits.mean():.1%}" for steps, hits in zip(STEPS, by_steps, strict=True))
+    restarts = ", ".join(f"{n}: {hits.mean():.1%}" for n, hits in zip((1, RESTARTS), by_restarts, strict=True))
     return not any(rises), f"top-1 by steps {steps}; by restarts {restarts}"
 
 
 def transfer(subject: Subject, left: NDArray[np.bool_], others: Others) -> Outcome:
-    """Adversarial images of another referee break no more than its own."""
-    told, passed = [], True
+    """Transferred adversarial images of other referees are not stronger than its own."""
+    texts, passed = [], True
     for name, other in others:
-        good, words = not_stronger(subject, shown(subject, name, other), left, f"PGD on {name}")
-        told.append(words)
+        good, text = not_stronger(subject, transferred(subject, name, other), left, f"PGD on {name}")
+        texts.append(text)
         passed = passed and bool(good)
-    return (passed, "; ".join(told)) if told else (None, "there is no other referee: give one, or a --masking-source")
+    return (passed, "; ".join(texts)) if texts else (None, "there is no other referee: give one, or a --masking-source")
 
 
-def shown(subject: Subject, name: str, other: TwoTower) -> NDArray[np.bool_]:
-    """Which images the subject names rightly untouched and after an attack on another referee."""
+def transferred(subject: Subject, name: str, other: TwoTower) -> NDArray[np.bool_]:
+    """Which images the subject classifies correctly, clean and after an attack on another referee."""
     setting = subject.setting
     source = Subject.of(name, other, setting, subject.among, subject.spec)
     still = subject.right.copy()
@@ -238,30 +236,30 @@ def shown(subject: Subject, name: str, other: TwoTower) -> NDArray[np.bool_]:
             moved = run_attack(
                 other, images, loss, replace(subject.spec, restarts=1), key=(setting.seed, 0, int(batch[0]))
             )
-            answered = answers_to(subject.referee, moved, subject.classes, right, setting.dtype)
-            still[batch.numpy()] &= (answered.ranks == 0).numpy()
+            predicted = predict(subject.referee, moved, subject.classes, right, setting.dtype)
+            still[batch.numpy()] &= (predicted.ranks == 0).numpy()
     return still
 
 
 def not_flat(subject: Subject, _left: NDArray[np.bool_], _: Others) -> Outcome:
-    """Images have a gradient, and the loss really grows along it by that much.
+    """Images have a non-zero gradient that agrees with a finite difference of the loss.
 
-    Of the images' disagreements the median is taken, not of their ratios: where a referee answers at random, the ratios
-    are wrong up and down, and their median is right.
+    The median is over the images' absolute disagreements: for random gradients, ratios err both ways, and their median
+    would be right.
     """
-    lengths, slopes = (torch.cat(found) for found in zip(*slopes_of(subject), strict=True))
+    lengths, slopes = (torch.cat(parts) for parts in zip(*slopes_of(subject), strict=True))
     usable = (lengths > 0) & lengths.isfinite()
     none = 1 - float(usable.double().mean())
     if none > FLAT:
         return False, f"{none:.1%} of the images have no gradient"
     off = float((slopes[usable] / lengths[usable] - 1).abs().median())
-    told = f"{none:.1%} have no gradient; a finite difference along it is off by {off:.1%} of its length (median)"
-    return off <= DISAGREEMENT, told
+    text = f"{none:.1%} have no gradient; a finite difference along it is off by {off:.1%} of its length (median)"
+    return off <= DISAGREEMENT, text
 
 
 def slopes_of(subject: Subject) -> Iterator[tuple[Float[Tensor, " b"], Float[Tensor, " b"]]]:
-    """`slopes` of the images, each with noise of one level in 255, moved a little towards grey, away from black and
-    white, so that its neighbours are pictures too."""
+    """`slopes` of the images, with noise of one level in 255 and slightly reduced contrast, so that their neighbourhood
+    lies in [0,1]."""
     setting = subject.setting
     height, width = setting.examples.size
     stride = STRIDE * subject.spec.threat((height, width)).rms * (3 * height * width) ** 0.5
@@ -274,13 +272,13 @@ def slopes_of(subject: Subject) -> Iterator[tuple[Float[Tensor, " b"], Float[Ten
 
 
 def not_stronger(subject: Subject, left: NDArray[np.bool_], by_own_gradients: NDArray[np.bool_], what: str) -> Outcome:
-    """Whether an attack leaves no fewer images right than the one by the referee's own gradients does."""
-    told = f"{what} leaves {left.mean():.1%}, {subject.spec} {by_own_gradients.mean():.1%}"
-    return not rises_above(by_own_gradients, left), told
+    """Whether an attack leaves at least as high an accuracy as the white-box one."""
+    text = f"{what} leaves {left.mean():.1%}, {subject.spec} {by_own_gradients.mean():.1%}"
+    return not rises_above(by_own_gradients, left), text
 
 
 def rises_above(later: Bool[Any, " n"], earlier: Bool[Any, " n"]) -> bool:
-    """Whether a rate is surely higher than another on the same images."""
+    """Whether a rate is significantly higher than another on the same images."""
     return intervals.difference(later, earlier, seed=0).low > 0
 
 
@@ -296,16 +294,16 @@ CHECKS: Final[dict[str, Callable[[Subject, NDArray[np.bool_], Others], Outcome]]
 def slopes(
     loss: Callable[[Tensor], Tensor], images: Float[Tensor, "b 3 h w"], *, stride: float
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """The L2 length of each image's gradient, and the central finite difference of the loss along it; float64, on the
-    CPU. Where `loss`, images to (B,), is smooth, the two are alike.
+    """The L2 norm of each image's gradient, and the central finite difference of the loss along it; float64, on the
+    CPU. They agree if `loss`, images to (B,), is smooth.
 
-    `stride` is the L2 distance to either side, in pixel units; images must be as far from 0 and 1. Without a gradient
-    both are 0. Where a network takes the maximum of equal neighbours, as on a drawing's background, its slope depends
-    on the side and its gradient follows one neighbour only: give such images a little noise.
+    `stride` is the L2 distance to either side, in pixel units; pixels must be as far from 0 and 1. Both are 0 without a
+    gradient. Max pooling over equal neighbours, as on a drawing's plain background, is not differentiable: add a little
+    noise to such images.
     """
     leaf = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
-    largest = per_image_max(gradient.abs())  # taken out, so that a tiny gradient does not vanish when it is squared
+    largest = per_image_max(gradient.abs())  # factored out, so that squares of a tiny gradient do not underflow
     scaled = gradient / broadcast(torch.where(largest > 0, largest, 1), gradient)
     norms = torch.linalg.vector_norm(scaled, dim=(1, 2, 3))
     step = stride * scaled / broadcast(torch.where(norms > 0, norms, 1), scaled)

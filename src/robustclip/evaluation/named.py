@@ -18,48 +18,48 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.registry import find, load_referee
 
-Given = str | Path | TwoTower
+RefereeLike = str | Path | TwoTower
 
 
 @dataclass(frozen=True)
 class NamedReferee:
-    """A referee, the name it has in the report, and its folder, if it came from one."""
+    """A referee with its name in the report, and its folder if it was loaded from one."""
 
     name: str
     referee: TwoTower
     folder: Path | None
 
 
-def load_named(given: Sequence[Given], *, device: torch.device) -> list[NamedReferee]:
-    """Load each referee onto `device`; referees with equal card names are reported under the names given.
+def load_named(referees: Sequence[RefereeLike], *, device: torch.device) -> list[NamedReferee]:
+    """Load each referee onto `device`, named by its card; referees with equal card names are named as given.
 
-    Raises UsageError where there is none, or one comes twice.
+    Raises UsageError for no referee, and for duplicates.
     """
-    if not given:
+    if not referees:
         raise UsageError("evaluate() needs at least one referee: see robustclip referees list")
-    found = [
-        NamedReferee(referee.card.name, referee, _folder(one)) for one in given for referee in [_load(one, device)]
+    loaded = [
+        NamedReferee(referee.card.name, referee, _folder(one)) for one in referees for referee in [_load(one, device)]
     ]
-    cards = [each.name for each in found]
-    found = [
+    cards = [each.name for each in loaded]
+    loaded = [
         each
         if cards.count(each.name) == 1 or isinstance(one, TwoTower)
         else NamedReferee(str(one), each.referee, each.folder)
-        for one, each in zip(given, found, strict=True)
+        for one, each in zip(referees, loaded, strict=True)
     ]
-    names = [each.name for each in found]
+    names = [each.name for each in loaded]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared"
         )
-    return found
+    return loaded
 
 
 def sign_cards(measured: Sequence[NamedReferee], report: Report) -> None:
-    """Write what `report` measured into the referees' cards.
+    """Write the values of `report` into the referees' cards as claims.
 
-    Recall from captions to images is signed for whole sets only: n counts captions there, so a claim could not say
-    which images it was measured on.
+    Recall from captions to images is signed for whole sets only, since its n counts captions and cannot identify a
+    subset of images.
     """
     for one in measured:
         folder = folder_to_sign(one)
@@ -70,11 +70,8 @@ def sign_cards(measured: Sequence[NamedReferee], report: Report) -> None:
 
 
 def claims_of(report: Report, referee: str) -> list[Claim]:
-    """What `report` measured of a referee, as claims of today: values only, and no controls.
-
-    But a PAG score means little without them: it stands beside the rate before, that with noise of its norm, and the
-    paired difference to the baseline.
-    """
+    """The values of `report` for a referee as claims, without controls; a PAG score keeps its controls (clean rate,
+    rate under noise of its norm, and paired difference to the baseline)."""
     return [
         Claim(
             name=minus(row.metric, row.against) if row.kind == "difference" else row.metric,
@@ -99,7 +96,7 @@ def claims_of(report: Report, referee: str) -> list[Claim]:
 
 
 def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
-    """The arguments of `evaluate` that decide a row, beside data, attack, number of samples and seed."""
+    """The arguments of `evaluate` that determine a row, besides data, attack, number of samples and seed."""
     match row.task:
         case "zero-shot":
             return {"labels": setting["labels"]}
@@ -112,7 +109,7 @@ def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
 
 
 def folder_to_sign(one: NamedReferee) -> Path:
-    """The judge's folder. Raises UsageError where it has none, or one that can't be written."""
+    """The referee's folder. Raises UsageError if it has none, or if it is read-only."""
     if one.folder is None:
         raise UsageError(f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name")
     if not os.access(one.folder, os.W_OK) or not os.access(one.folder / CARD_FILE, os.W_OK):
@@ -120,11 +117,11 @@ def folder_to_sign(one: NamedReferee) -> Path:
     return one.folder
 
 
-def _load(one: Given, device: torch.device) -> TwoTower:
+def _load(one: RefereeLike, device: torch.device) -> TwoTower:
     return one.to(device) if isinstance(one, TwoTower) else load_referee(one, device=str(device))
 
 
-def _folder(one: Given) -> Path | None:
+def _folder(one: RefereeLike) -> Path | None:
     if isinstance(one, TwoTower):
         return None
     entry = find(str(one))

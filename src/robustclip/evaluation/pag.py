@@ -1,11 +1,11 @@
-"""PAG score: pull an image towards another caption, and ask a judge which caption it sees.
+"""PAG score: attack images towards another caption, and measure how often an independent judge predicts that caption.
 
-PAG stands for perceptually aligned gradients (Ganz et al., CLIPAG, section 3), which are mostly shown as pictures. The
-number: real images are pulled by targeted PGD of fixed size and steps on a guide's cosine with the name of another
-image, and a judge, another tower that had no part in it, chooses among 10 names. The score is the share of images for
-which the judge's first choice is the target. An ordinary guide raises its own cosine with noise that nobody else reads;
-a guide with aligned gradients has to draw what it wants to see. Beside the score stand the judge's rates on the
-untouched images and on images with noise of the same norm. Protocol and sizes are ours.
+PAG stands for perceptually aligned gradients (Ganz et al., CLIPAG, section 3). Real images are perturbed by targeted
+PGD of fixed eps and steps on a guide's cosine with the name of another image, and a judge, an independent tower,
+classifies them among 10 names. The score is the share of images for which the judge's top-1 is the target: the
+perturbations of an ordinary guide do not transfer to the judge, those of a guide with aligned gradients show the
+target. Controls are the judge's rates on the clean images and on images with noise of the same norm. Protocol and sizes
+are ours.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from robustclip.referees.similarity import cosines
 from robustclip.runs.rng import each
 
 PAG = "PAG score"
-NAMES = 10  # that the judge chooses among: the target, the image's own, and 8 others
+NAMES = 10  # candidates of the judge: the target, the image's own name, and 8 others
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Who is pulled where: `choices` (N, K) are indices among `names`, K of them for each image, all different.
+    """Targets and candidates: `choices` (N, K) are K different indices into `names` for each image.
 
     Column 0 is the target, column 1 the image's own name, the rest are others.
     """
@@ -41,7 +41,7 @@ class Pairs:
 
     @property
     def targets(self) -> Int[Tensor, " n"]:
-        """What each image is pulled towards, as an index among `names`."""
+        """Each image's target, as an index into `names`."""
         return self.choices[:, 0]
 
     def metric(self, judge: str) -> str:
@@ -50,18 +50,18 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A judge's answers: its first choice (an index among the pairs' names), and the target's rank (0: first)."""
+class Choices:
+    """A judge's predictions: its top-1 (an index into the pairs' names), and the target's rank (0: first)."""
 
     first: Int[Tensor, " n"]
     ranks: Int[Tensor, " n"]
 
 
 def draw_pairs(truths: Sequence[str], ids: Sequence[str], *, seed: int) -> Pairs:
-    """For each image a target and the other names, drawn from the names of all images by (seed, the image's id).
+    """For each image a target and other candidates, drawn from the names of all images, keyed by (seed, image id).
 
-    `truths` are the images' own names. K is 10, or how many different names there are, if fewer. Raises UsageError
-    where all images have one name: then there is nothing to pull them to.
+    `truths` are the images' own names. K is 10, or the number of different names if smaller. Raises UsageError if all
+    images have the same name.
     """
     names = list(dict.fromkeys(truths))
     if len(names) < 2:
@@ -83,10 +83,10 @@ def pull(
     spec: AttackSpec,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Targeted PGD: images within `spec`'s ball of maximal cosine with the guide's unit vectors of `texts`.
+    """Targeted PGD: maximise the cosine with the guide's unit vectors of `texts` within `spec`'s ball.
 
-    PGD starts at the image itself, so nothing is drawn and no image depends on its batch; of all steps the best is
-    kept. Raises RunError if an image left the ball or [0,1].
+    Starts at the image itself, so the result is deterministic and independent of the batch; the best step is kept.
+    Raises RunError if an image left the ball or [0,1].
     """
     threat = spec.threat(size_of(images))
 
@@ -101,24 +101,23 @@ def pull(
 
 
 @torch.no_grad()
-def answers(
+def choose(
     judge: TwoTower,
     images: Float[Tensor, "b 3 h w"],
     texts: Float[Tensor, "t d"],
     choices: Int[Tensor, "b k"],
     dtype: torch.dtype = torch.float32,
-) -> Answers:
-    """The judge's zero-shot prediction for each image, among the names in its row of `choices`. `texts` are all names.
+) -> Choices:
+    """The judge's zero-shot prediction for each image among the names in its row of `choices`; `texts` are all names.
 
-    A tie counts against the target. Raises RunError where the judge has no answer (NaN).
+    Ties count against the target. Raises RunError for cosines that are not finite.
     """
     scores = cosines(judge, images, texts, dtype).cpu().gather(1, choices)
     if not scores.isfinite().all():
-        raise RunError(f"the judge {judge.card.name} has no answer to some images: its cosines are not finite")
+        raise RunError(f"the cosines of the judge {judge.card.name} are not finite for some images")
     place = ranks(scores, torch.zeros(len(scores), dtype=torch.long))
-    # Of equals the one farther right, so that no tie makes the target the first choice.
-    right = scores.shape[1] - 1 - scores.flip(1).argmax(1)
-    return Answers(choices.gather(1, right[:, None])[:, 0], place)
+    last = scores.shape[1] - 1 - scores.flip(1).argmax(1)  # the last of ties, since the target is in column 0
+    return Choices(choices.gather(1, last[:, None])[:, 0], place)
 
 
 def read_spec(text: str) -> AttackSpec:
@@ -127,7 +126,7 @@ def read_spec(text: str) -> AttackSpec:
     spec.check_pgd("the PAG score")
     if spec.restarts > 1:
         raise UsageError(
-            f"the PAG score starts at the image itself, so {spec.restarts} restarts of {text!r} are all alike: "
+            f"the PAG score starts at the image itself, so the {spec.restarts} restarts of {text!r} are identical: "
             f"write {spec.norm}:{spec.eps:g}@{spec.steps}"
         )
     return spec

@@ -1,4 +1,4 @@
-"""Accuracy of image-text matching: scenes of two coloured things, their captions and wrong ones."""
+"""Accuracy of image-text matching (pair readers) and of yes/no question answering (scene readers), on scenes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from robustclip.evaluation.intervals import rate
 from robustclip.referees.base import PairReader
 from robustclip.runs.rng import generator
 
-AMONG = 40  # captions that a scene's own is found among
+AMONG = 40  # candidate captions of the retrieval
 
 
 @torch.no_grad()
 def measure_pair_reader(
-    reader: PairReader, split: str, *, n: int = 400, seed: int = 1, said: int = 6
+    reader: PairReader, split: str, *, n: int = 400, seed: int = 1, captioned: int = 6
 ) -> dict[str, Any]:
-    """Rates (value, low, high, n) with 95% intervals (Wilson) over `n` scenes of drawings of `split`:
+    """Rates (value, low, high, n) with 95% intervals (Wilson) over `n` scenes of two objects of `split`:
 
-    retrieval, a scene's caption first among 40 by contrast (chance 2.5%); matching, its caption before another's, and
-    swap, before itself with colours exchanged (chance 50%), by the matching logit; and the `said` first captions.
+    retrieval, the own caption first among 40 by the contrastive score (chance 2.5%); matching, the own caption above
+    another's, and swap, above itself with colours exchanged (chance 50%), by the matching logit; and generated captions
+    of the first `captioned` scenes.
     """
     right: dict[str, list[bool]] = {"retrieval": [], "matching": [], "swap": []}
     captions: list[str] = []
@@ -34,15 +35,16 @@ def measure_pair_reader(
     for k in range(-(-n // AMONG)):
         batch = data.batch(k)
         images, own = batch.images.to(reader.device), [str(pair) for pair in batch.pairs]
-        found = reader.contrastive(images, own).argmax(1).tolist()
-        right["retrieval"] += [own[row] == own[place] for row, place in enumerate(found)]
+        nearest = reader.contrastive(images, own).argmax(1).tolist()
+        right["retrieval"] += [own[row] == own[place] for row, place in enumerate(nearest)]
         score = _margin(reader, images, own)
         right["matching"] += (score > _margin(reader, images, [*own[1:], own[0]])).tolist()
         differ = [row for row, pair in enumerate(batch.pairs) if _swaps(pair)]
         other = _margin(reader, images[differ], [str(batch.pairs[row].swapped()) for row in differ])
         right["swap"] += (score[differ] > other).tolist()
         if k == 0 and reader.can_caption:
-            captions = [f"{text} -> {found}" for text, found in zip(own, reader.caption(images[:said]), strict=False)]
+            generated = reader.caption(images[:captioned])
+            captions = [f"{text} -> {other}" for text, other in zip(own, generated, strict=False)]
     return {**{name: vars(rate(one)) for name, one in right.items()}, "captions": captions}
 
 
@@ -55,22 +57,24 @@ def _swaps(pair: Pair) -> bool:
     return pair.first.colour != pair.second.colour
 
 
-SEED = 7  # not that of any training's scenes
+SEED = 7  # differs from the seeds of training scenes
 
 
-class Answers(Protocol):
-    """Who answers questions."""
+class QuestionAnswerer(Protocol):
+    """A model that answers yes/no questions about pictures."""
 
     def yes(self, images: Float[Tensor, "b 3 h w"], questions: list[list[str]]) -> list[Float[Tensor, " q"]]:
         """The probability of yes to each question about each picture."""
 
 
-def measure_answers(reader: Answers, split: str, *, n: int = 200, seed: int = SEED, size: int = SIZE) -> dict[str, Any]:
+def measure_answers(
+    reader: QuestionAnswerer, split: str, *, n: int = 200, seed: int = SEED, size: int = SIZE
+) -> dict[str, Any]:
     """Balanced accuracies (value, low, high, n) of answers about `n` scenes of each category: by the scene's category
     ("categories"), by the kind of question ("kinds"), and of all.
 
-    Each true claim is asked beside a false one (`contrasts`), so as many answers are yes as no; intervals are Wilson's,
-    over questions. "yes" is the share of right answers where it is yes, "brier" the probability's mean squared error.
+    Each true claim is paired with a false one (`contrasts`); intervals are Wilson's, over questions. "yes" is the
+    sensitivity (accuracy on true claims), "brier" the mean squared error of the probability.
     """
     by_category: dict[str, list[bool]] = {}
     by_kind: dict[str, list[bool]] = {}
@@ -78,14 +82,14 @@ def measure_answers(reader: Answers, split: str, *, n: int = 200, seed: int = SE
     for number in range(n * len(CATEGORIES)):
         scene = compose(number, split, seed=seed, size=size)
         draw = Draw(generator(seed, "questions of the measurement", number), sprites(split))
-        asked = [one for pair in contrasts(scene, draw) for one in pair]
-        sure = reader.yes(scene.image[None], [[one.text for one in asked]])[0]
-        wanted = torch.tensor([True, False]).repeat(len(asked) // 2)
-        right = ((sure > 0.5) == wanted).tolist()
+        questions = [one for pair in contrasts(scene, draw) for one in pair]
+        probabilities = reader.yes(scene.image[None], [[one.text for one in questions]])[0]
+        truth = torch.tensor([True, False]).repeat(len(questions) // 2)
+        right = ((probabilities > 0.5) == truth).tolist()
         by_category.setdefault(scene.category, []).extend(right)
-        for question, hit in zip(asked, right, strict=True):
+        for question, hit in zip(questions, right, strict=True):
             by_kind.setdefault(question.kind, []).append(hit)
-        errors += (sure - wanted.float()).square().tolist()
+        errors += (probabilities - truth.float()).square().tolist()
         yes += right[::2]
     return {
         "categories": {name: vars(rate(hits)) for name, hits in by_category.items()},

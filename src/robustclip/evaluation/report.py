@@ -31,7 +31,7 @@ CLEAN = "clean"
 CONTROL = "random "  # the attack's norm and eps follow
 LOW_FREQUENCY = "low-frequency share"
 PLAIN = ("gradients", "maps", "faithfulness")
-"""Tasks whose numbers are told as they are, not in percent."""
+"""Tasks whose numbers are not shown in percent."""
 PAGE = 120  # characters a line of table.txt
 REPORT_FILE = "evaluation.json"
 
@@ -44,15 +44,15 @@ class Tabled(ABC):
 
     @abstractmethod
     def table(self) -> Group:
-        """For a terminal."""
+        """Tables for a terminal."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """For programs, as plain JSON values."""
+        """The contents as plain JSON values."""
 
     @abstractmethod
     def lines(self) -> Sequence[Any]:
-        """The rows of the CSV file, which are dataclasses of one kind."""
+        """The rows of the CSV file: dataclasses of one type."""
 
     def _repr_html_(self) -> str:  # what a notebook shows
         return terminal.html(self.table())
@@ -66,7 +66,7 @@ class Tabled(ABC):
             writer.writerows(rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, table.md, the CSV and the JSON file, whose presence says that all the rest is there."""
+        """Write table.txt, table.md, the CSV, and last the JSON file, whose presence marks the result as complete."""
         folder = Path(folder)
         with atomic_write(folder / "table.txt", "w") as file:
             Console(file=file, width=self.page).print(self.table())
@@ -78,8 +78,8 @@ class Tabled(ABC):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Outcomes of one metric under one attack, one for each sample: hits (bool), or numbers (float; NaN: has none).
-    `reference` says that no referee has a part in them."""
+    """Outcomes of one metric under one attack, one per sample: hits (bool), or numbers (float; NaN: undefined).
+    `reference`: they do not depend on the referee."""
 
     metric: str
     attack: str
@@ -89,10 +89,10 @@ class Measurement:
 
 @dataclass
 class Findings:
-    """What a task found of one referee: its measurements, and an entry for each answer that was given."""
+    """Result of a task for one referee: its measurements, and an entry per prediction."""
 
     measurements: list[Measurement] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Row:
     attack    "clean", an attack's spec ("l2:1.5@20"), or "random l2:1.5", its control.
     low, high the 95% interval (Wilson for rates, else bootstrap; paired where two are compared).
     n, seed   samples, and the seed of the subset, the random starts and the bootstrap.
-    reference  whether no referee has a part in it: what a blob in the middle of the image has.
+    reference  whether it does not depend on the referee, as the control by a centred blob.
     """
 
     referee: str
@@ -124,12 +124,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check of one referee: `passed` is None if not applicable; `told` are its numbers as text."""
+    """Result of one check of one referee: `passed` is None if not applicable; `numbers` is a text."""
 
     referee: str
     name: str
     passed: bool | None
-    told: str
+    numbers: str
 
 
 @dataclass
@@ -137,15 +137,15 @@ class Report(Tabled):
     """Results of one evaluation.
 
     `setting`: data, size, dtype, templates, versions; `threats`: each attack's threat model as text, including RMS;
-    `notes`: caveats; `answers`: every referee's prediction per sample; `picture`: the input gradients. JSON omits the
-    last two, which `save` writes to separate files. `checks`: gradient-masking checks, if requested.
+    `notes`: caveats; `predictions`: every referee's prediction per sample; `picture`: the input gradients. JSON omits
+    the last two, which `save` writes to separate files. `checks`: gradient-masking checks, if requested.
     """
 
     setting: dict[str, Any]
     threats: dict[str, str]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    predictions: list[dict[str, Any]] = field(default_factory=list, repr=False)
     picture: Float[Tensor, "3 h w"] | None = field(default=None, repr=False)
     checks: list[Check] = field(default_factory=list)
     file = REPORT_FILE
@@ -158,26 +158,25 @@ class Report(Tabled):
         return self.rows
 
     def row(self, referee: str, metric: str, attack: str = CLEAN, kind: Kind = "value") -> Row:
-        """The row of that description, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`; UsageError if none."""
-        wanted = (referee, metric, attack, kind)
+        """The matching row, e.g. `report.row("emoji-robust", "top-5", "l2:1.5@20")`. Raises UsageError if none."""
         for row in self.rows:
-            if (row.referee, row.metric, row.attack, row.kind) == wanted:
+            if (row.referee, row.metric, row.attack, row.kind) == (referee, metric, attack, kind):
                 return row
-        held = sorted({f"{row.metric} ({row.attack}, {row.kind})" for row in self.rows if row.referee == referee})
+        names = sorted({f"{row.metric} ({row.attack}, {row.kind})" for row in self.rows if row.referee == referee})
         raise UsageError(
-            f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(held) or 'none'}"
+            f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(names) or 'none'}"
         )
 
     def table(self) -> Group:
-        """Tables for a terminal: one for each task, referees side by side; threat models and notes below."""
+        """Tables for a terminal: one per task, referees side by side; threat models and notes below."""
         parts: list[Text | Table] = []
         for task in dict.fromkeys(row.task for row in self.rows):
             parts += [Text(self._title(task), style="bold"), self._table(task), Text("")]
         if self.checks:
-            parts += [Text("masking checks: may the numbers be believed?", style="bold"), checks_table(self.checks)]
+            parts += [Text("gradient-masking sanity checks", style="bold"), checks_table(self.checks)]
             passed = sum(check.passed is True for check in self.checks)
-            asked = sum(check.passed is not None for check in self.checks)
-            parts += [Text(f"masking checks: {passed} of {asked} passed"), Text("")]
+            applicable = sum(check.passed is not None for check in self.checks)
+            parts += [Text(f"masking checks: {passed} of {applicable} passed"), Text("")]
         lines = [f"{attack}: {threat}" for attack, threat in self.threats.items()] + self.notes
         return Group(*parts, *(Text(line, style="dim") for line in lines))
 
@@ -196,42 +195,42 @@ class Report(Tabled):
         for row in rows:
             lines.setdefault((row.metric, row.attack, _heading(row)), {})[row.referee] = row
         above = ""
-        for (metric, _, heading), found in lines.items():
+        for (metric, _, heading), by_referee in lines.items():
             if above and metric != above:
                 table.add_section()
-            cells = [_cell(found[referee]) if referee in found else "" for referee in referees]
+            cells = [_cell(by_referee[referee]) if referee in by_referee else "" for referee in referees]
             first = Text("" if metric == above else metric)
             table.add_row(first, Text(heading), *cells, style="dim" if heading[0] == " " else "")
             above = metric
         return table
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the answers and the picture, as plain JSON values."""
+        """Everything but the predictions and the picture, as plain JSON values."""
         rows = [asdict(row) for row in self.rows]
-        told = {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
-        return told | ({"checks": [asdict(check) for check in self.checks]} if self.checks else {})
+        values = {"setting": self.setting, "threats": self.threats, "notes": self.notes, "rows": rows}
+        return values | ({"checks": [asdict(check) for check in self.checks]} if self.checks else {})
 
     def save(self, folder: str | Path) -> None:
-        """Write evaluation.json, evaluation.csv, table.txt, table.md, answers.jsonl, and gradients.png of a picture."""
+        """Write evaluation.json, evaluation.csv, table.txt, table.md, predictions.jsonl, and gradients.png."""
         folder = Path(folder)
-        with atomic_write(folder / "answers.jsonl", "w") as file:
-            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.answers)
+        with atomic_write(folder / "predictions.jsonl", "w") as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.predictions)
         if self.picture is not None:
             save_image(self.picture, folder / "gradients.png")
         super().save(folder)
 
 
 def checks_table(checks: list[Check]) -> Table:
-    """Each check of each referee: passed, failed, or nothing said, and its numbers."""
+    """Each check of each referee: passed, failed or not applicable, and its numbers."""
     table = Table("referee", "check", "", "numbers")
     words = {True: Text("passed", style="green"), False: Text("FAILED", style="bold red"), None: Text("not applicable")}
     for check in checks:
-        table.add_row(Text(check.referee), Text(check.name), words[check.passed], Text(check.told))
+        table.add_row(Text(check.referee), Text(check.name), words[check.passed], Text(check.numbers))
     return table
 
 
 def _heading(row: Row) -> str:
-    """The attack of a value; indented below it, what a comparison compares with."""
+    """The attack of a value; indented, the reference of a comparison."""
     if row.kind == "value":
         return row.attack
     if row.kind == "difference":
@@ -244,47 +243,46 @@ def _cell(row: Row) -> str:
     return plain(row, sign) if row.task in PLAIN else percent(row, sign)
 
 
-Found = Mapping[str, Iterable[Measurement]]
-"""What each referee, by name, was measured to do in one task."""
+Measured = Mapping[str, Iterable[Measurement]]
+"""The measurements of one task by referee."""
 
 
-def compare(task: str, found: Found, *, baseline: str, seed: int) -> list[Row]:
-    """Rows of one task, metric by metric, attack by attack, each with all referees: values, differences, retentions.
+def compare(task: str, measured: Measured, *, baseline: str, seed: int) -> list[Row]:
+    """Rows of one task by metric, attack and referee: values, differences, retentions.
 
     Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
-    under an attack it is over the referee's own. There is none for numbers that are not rates, nor where the
-    denominator is 0. Controls are not compared, nor is what a PAG score's judge saw before a referee did
-    anything, nor a reference.
+    under an attack it is over the referee's own. Only rates with a non-zero denominator have one. Controls,
+    references, and the clean rate of a PAG score's judge are not compared.
     """
-    references = {(m.metric, m.attack) for measured in found.values() for m in measured if m.reference}
-    outcomes = {(m.metric, m.attack, name): m.outcomes for name, measured in found.items() for m in measured}
+    references = {(m.metric, m.attack) for of_one in measured.values() for m in of_one if m.reference}
+    outcomes = {(m.metric, m.attack, name): m.outcomes for name, of_one in measured.items() for m in of_one}
     rows: list[Row] = []
     for metric, attack in _by_metric(outcomes):
-        here = {name: outcomes[metric, attack, name] for name in found}
+        by_referee = {name: outcomes[metric, attack, name] for name in measured}
 
         def row(name: str, kind: Kind, against: str, of: Interval, metric: str = metric, attack: str = attack) -> Row:
             is_reference = (metric, attack) in references
             return Row(name, task, metric, attack, kind, against, of.value, of.low, of.high, of.n, seed, is_reference)
 
-        rows += [row(name, "value", "", _interval(values, seed)) for name, values in here.items()]
-        judged = task == "pag"
-        if attack.startswith(CONTROL) or (judged and attack == CLEAN) or (metric, attack) in references:
+        rows += [row(name, "value", "", _interval(values, seed)) for name, values in by_referee.items()]
+        is_pag = task == "pag"
+        if attack.startswith(CONTROL) or (is_pag and attack == CLEAN) or (metric, attack) in references:
             continue
-        for name, values in here.items():
+        for name, values in by_referee.items():
             if name != baseline:
-                rows.append(row(name, "difference", baseline, _difference(values, here[baseline], seed)))
-        if judged:  # nothing is retained of what nobody saw before
+                rows.append(row(name, "difference", baseline, _difference(values, by_referee[baseline], seed)))
+        if is_pag:  # no retention: a PAG score has no clean rate of the referee
             continue
-        for name, values in here.items():
+        for name, values in by_referee.items():
             against = baseline if attack == CLEAN else name
-            clean = outcomes.get((metric, CLEAN, against))  # how alike two maps are has no clean value
+            clean = outcomes.get((metric, CLEAN, against))  # the similarity of two maps has no clean value
             if clean is not None and values.dtype == bool and clean.any() and (attack, name) != (CLEAN, baseline):
                 rows.append(row(name, "retention", against, intervals.ratio(values, clean, seed=seed)))
     return rows
 
 
 def _by_metric(outcomes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Each (metric, attack) once, all attacks of a metric together, otherwise in the order of measuring."""
+    """Each (metric, attack) once, grouped by metric, otherwise in the order of measurement."""
     pairs = list(dict.fromkeys((metric, attack) for metric, attack, _ in outcomes))
     metrics = list(dict.fromkeys(metric for metric, _ in pairs))
     return sorted(pairs, key=lambda pair: metrics.index(pair[0]))

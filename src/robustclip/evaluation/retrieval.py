@@ -1,7 +1,7 @@
 """Retrieval: recall@k from images to captions, and from captions to images.
 
-Captions are taken by their text, each once: where two images share a caption, both are right answers to it, and the
-caption is a right answer to both. A query counts at k if any of its right answers is among the first k.
+Captions are deduplicated by text: if two images share a caption, it matches both. A query is a hit at k if any of its
+matches is among the first k.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from robustclip.referees.similarity import batches, cosines
 DEPTHS = (1, 5, 10)
 
 Objective = Callable[[Tensor], Losses]
-"""Indices of a batch (B,) -> what its attack maximises."""
+"""Indices of a batch (B,) -> the loss that its attack maximises."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The captions of a set, each once, and which of them belong to which image."""
+    """The distinct captions of a set, and their matches (N,T) with images."""
 
     captions: list[str]
     matches: Bool[Tensor, "n t"]
 
     @classmethod
     def of(cls, captions: Sequence[Sequence[str]]) -> Gallery:
-        """From the list of captions of each image. Raises UsageError naming an image that has none."""
+        """From each image's list of captions. Raises UsageError naming an image without captions."""
         place: dict[str, int] = {}
         for index, own in enumerate(captions):
             if not own:
@@ -51,19 +51,19 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Recall:
-    """The place (0: first) of the best right answer, for each image among captions and each caption among images."""
+    """The rank (0: first) of the best match, for each image among captions and each caption among images."""
 
     image_to_text: Int[Tensor, " n"]
     text_to_image: Int[Tensor, " t"]
 
 
 def recall(scores: Float[Tensor, "n t"], matches: Bool[Tensor, "n t"]) -> Recall:
-    """Ranks both ways from one table of similarities, images as rows."""
+    """Ranks in both directions from a matrix of similarities, images as rows."""
     return Recall(best_ranks(scores, matches), best_ranks(scores.T, matches.T))
 
 
 def best_ranks(scores: Float[Tensor, "q a"], matches: Bool[Tensor, "q a"]) -> Int[Tensor, " q"]:
-    """How many wrong answers score at least as high as the best right one; ties and NaN count against the referee."""
+    """Number of wrong candidates that score at least as high as the best match; ties and NaN count as errors."""
     best = scores.masked_fill(~matches, -torch.inf).amax(1, keepdim=True)
     return (~(scores < best) & ~matches).sum(1)
 
@@ -81,16 +81,15 @@ def retrieve_under_attack(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Recall:
-    """Recall each way under an attack of its own, where `clean` are the cosines of the untouched images.
+    """Recall in each direction under an attack of its own; `clean` are the cosines of the clean images.
 
-    Both are PGD on -log of the right answer's share of a softmax, and move images; captions are left as they are.
+    Both are PGD on images, on -log of the match's softmax probability; captions are not attacked.
 
-        image to text   each image is moved away from its own captions: the share is theirs among all captions
-        text to image   each image is moved so that its own captions find other images before it: the share is the
-                        moved image's among it and the clean images that are no answers to the caption, and the loss
-                        is the mean over its captions
+        image to text   the probability of the image's captions among all captions
+        text to image   the probability of the attacked image among it and the clean images that do not match the
+                        caption; the loss is the mean over its captions
 
-    From captions to images, all images of the gallery are moved ones. Ranks are the worst over the restarts. Raises
+    From captions to images, all images of the gallery are attacked ones. Ranks are the worst over the restarts. Raises
     UsageError for attacks other than PGD, which need the logits of a classifier.
     """
     spec.check_pgd("retrieval under attack")
@@ -103,24 +102,23 @@ def retrieve_under_attack(
         def scores(losses: Objective, way: str, *key: int, restart: int = restart, start: str = start) -> Tensor:
             rows = []
             for batch in batches(torch.arange(len(images)), batch_size, start and f"{start}, {way}"):
-                here = images[batch].to(texts.device)
                 keys = (seed, restart, int(batch[0]), *key)
-                moved = run_attack(referee, here, losses(batch), spec, key=keys)
+                moved = run_attack(referee, images[batch].to(texts.device), losses(batch), spec, key=keys)
                 with torch.no_grad():
                     rows.append(cosines(referee, moved, texts, dtype).cpu())
             return torch.cat(rows)
 
-        found = Recall(
+        attacked = Recall(
             best_ranks(scores(own_share, "image to text"), gallery.matches),
             best_ranks(scores(found_share, "text to image", 1).T, gallery.matches.T),
         )
-        worst = found if worst is None else _worst(worst, found)
+        worst = attacked if worst is None else _worst(worst, attacked)
     assert worst is not None  # an AttackSpec has at least one restart
     return worst
 
 
 def _to_captions(referee: TwoTower, gallery: Gallery, texts: Tensor, dtype: torch.dtype) -> Objective:
-    """-log of the own captions' share among all captions."""
+    """-log of the softmax probability of an image's captions."""
 
     def losses(batch: Tensor) -> Losses:
         own = gallery.matches[batch].to(texts.device)
@@ -135,7 +133,8 @@ def _to_captions(referee: TwoTower, gallery: Gallery, texts: Tensor, dtype: torc
 
 
 def _to_images(referee: TwoTower, gallery: Gallery, texts: Tensor, clean: Tensor, dtype: torch.dtype) -> Objective:
-    """-log of the image's share among it and the clean images that are wrong answers, the mean over its captions."""
+    """-log of the softmax probability of the image among itself and clean images that do not match, mean over its
+    captions."""
     wrong = (referee.logit_scale * clean).masked_fill(gallery.matches, -torch.inf).logsumexp(0).to(texts.device)
 
     def losses(batch: Tensor) -> Losses:
@@ -143,7 +142,7 @@ def _to_images(referee: TwoTower, gallery: Gallery, texts: Tensor, clean: Tensor
 
         def loss(pixels: Tensor) -> Tensor:
             logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
-            # log(exp(own) + exp(wrong)) - own; 0 where no image is a wrong answer, whose log-sum is -inf.
+            # log(exp(own) + exp(wrong)) - own; 0 if no image is wrong, since the log-sum is -inf.
             return (F.softplus(wrong - logits) * own).sum(1) / own.sum(1)
 
         return loss

@@ -1,4 +1,4 @@
-"""Inputs and outputs of an evaluation task."""
+"""Shared settings of evaluation tasks, and names of their controls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.report import CONTROL
 from robustclip.evaluation.zeroshot import Candidates
 
-if TYPE_CHECKING:  # which signs what tasks of this kind measured
+if TYPE_CHECKING:  # named imports this module
     from robustclip.evaluation.named import NamedReferee
 
 
@@ -23,9 +23,9 @@ WORST = "worst "  # the norm and eps follow
 
 @dataclass(frozen=True)
 class Setting:
-    """What all tasks of one evaluation share. `present_only` narrows the labels to those that some image has, `count`
-    to so many; `judge` and `pull` are the PAG score's, `method` and `layer` those of heat maps, `sigma` and `samples` a
-    certification's; `ledger` remembers what was found under attack."""
+    """Settings shared by the tasks of one evaluation. `present_only` restricts the labels to those of the images,
+    `count` to that many; `judge` and `pull` are for the PAG score, `method` and `layer` for heat maps, `sigma` and
+    `samples` for certification; `ledger` stores attacked batches."""
 
     examples: Examples
     attacks: Sequence[AttackSpec]
@@ -44,7 +44,7 @@ class Setting:
     ledger: Ledger | None = None
 
     def among(self) -> Candidates:
-        """The labels to choose among. Raises UsageError for a count that does not fit the set."""
+        """The candidate labels. Raises UsageError for a count that does not fit the set."""
         names, labels = self.examples.label_names, self.examples.labels
         return Candidates.among(names, labels, present_only=self.present_only, count=self.count, seed=self.seed)
 
@@ -56,7 +56,7 @@ class Setting:
 
 
 def prompts_of(examples: Examples) -> list[str]:
-    """A text that is true of each image: its label, or else its first caption."""
+    """Each image's label, or else its first caption."""
     if examples.label_names:
         return [examples.label_names[label] for label in examples.labels.tolist()]
     return [captions[0] for captions in examples.captions]
@@ -68,5 +68,5 @@ def control_of(spec: AttackSpec) -> str:
 
 
 def worst_of(ball: str) -> str:
-    """ "worst l2:1.5": what is left after all attacks of that norm and eps, image by image."""
+    """ "worst l2:1.5": the worst case over all attacks of that norm and eps, image by image."""
     return WORST + ball

@@ -1,4 +1,4 @@
-"""The table of evaluation tasks."""
+"""Evaluation tasks: zero-shot accuracy, retrieval, gradients and PAG score, and the registry of all tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robustclip.evaluation.corruptions import corruptions
 from robustclip.evaluation.edits import edits
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
-from robustclip.evaluation.pag import Answers, answers, draw_pairs, pull
+from robustclip.evaluation.pag import Choices, choose, draw_pairs, pull
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Findings, Measurement
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, recall, retrieve_under_attack
 from robustclip.evaluation.setting import Setting, control_of, prompts_of, worst_of
@@ -40,29 +40,29 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.attacked`). The
     metric's name states a restricted label set.
 
-    Where several attacks search one ball, what is right after all of them is told under `worst_of`'s name for it.
+    If several attacks share a ball, the worst case over them is reported under the name of `worst_of`.
     """
-    examples, found = setting.examples, Findings()
+    examples, findings = setting.examples, Findings()
     among = candidates(setting)
     classes = class_embeddings(referee, among.names, setting.templates)
     choice = setting.choice(len(among.names))
     per_ball: dict[tuple[str, int], list[NDArray[np.bool_]]] = {}
 
-    def note(attack: str, answered: Predictions, depths: Sequence[int] = ACCURACIES, ball: str = "") -> None:
+    def note(attack: str, predicted: Predictions, depths: Sequence[int] = ACCURACIES, ball: str = "") -> None:
         for k in depths:
-            hits = (answered.ranks < k).numpy()
-            found.measurements.append(Measurement(f"top-{k}{choice}", attack, hits))
+            hits = (predicted.ranks < k).numpy()
+            findings.measurements.append(Measurement(f"top-{k}{choice}", attack, hits))
             per_ball.setdefault((ball, k), []).append(hits)
-        found.answers += [
+        findings.predictions += [
             {
                 "attack": attack,
                 "id": name,
                 "label": among.names[target],
                 "rank": rank,
-                "answers": [among.names[index] for index in top],
+                "predictions": [among.names[index] for index in top],
             }
             for name, target, rank, top in zip(
-                examples.ids, among.targets.tolist(), answered.ranks.tolist(), answered.top.tolist(), strict=True
+                examples.ids, among.targets.tolist(), predicted.ranks.tolist(), predicted.top.tolist(), strict=True
             )
         ]
 
@@ -72,7 +72,7 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
         note(name, predictions(scores, among.targets))
     weights = exact(referee) if setting.ledger else ""
     for spec in setting.attacks:
-        answered = classify_under_attack(
+        attacked = classify_under_attack(
             referee,
             examples.images,
             among.targets,
@@ -86,16 +86,17 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
             ids=examples.ids,
             page=setting.ledger.page(referee.card.name, weights, "zero-shot", str(spec)) if setting.ledger else None,
         )
-        note(str(spec), answered, ACCURACIES if spec.kind == "pgd" else ACCURACIES[:1], spec.ball)
+        note(str(spec), attacked, ACCURACIES if spec.kind == "pgd" else ACCURACIES[:1], spec.ball)
     for (ball, k), outcomes in per_ball.items():
         if ball and len(outcomes) > 1:
-            found.measurements.append(Measurement(f"top-{k}{choice}", worst_of(ball), np.logical_and.reduce(outcomes)))
-    return found
+            worst = np.logical_and.reduce(outcomes)
+            findings.measurements.append(Measurement(f"top-{k}{choice}", worst_of(ball), worst))
+    return findings
 
 
 def candidates(setting: Setting) -> Candidates:
-    """The labels to choose among. Raises UsageError for a count that does not fit the set, and for attacks that need
-    more labels than these."""
+    """The candidate labels. Raises UsageError for a count that does not fit the set, and for attacks that need more
+    labels."""
     among = setting.among()
     for spec in setting.attacks:
         if spec.kind != "pgd":
@@ -105,18 +106,18 @@ def candidates(setting: Setting) -> Candidates:
 
 def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Recall at 1, 5 and 10, from images to captions and from captions to images, each under its own attack."""
-    examples, found = setting.examples, Findings()
+    examples, findings = setting.examples, Findings()
     gallery = Gallery.of(examples.captions)
     texts = embed_texts(referee, gallery.captions)
 
-    def note(attack: str, answered: Recall) -> None:
+    def note(attack: str, recalled: Recall) -> None:
         for way, queries, ranks in (
-            ("image to text", examples.ids, answered.image_to_text),
-            ("text to image", gallery.captions, answered.text_to_image),
+            ("image to text", examples.ids, recalled.image_to_text),
+            ("text to image", gallery.captions, recalled.text_to_image),
         ):
             for k in DEPTHS:
-                found.measurements.append(Measurement(f"{way} recall@{k}", attack, (ranks < k).numpy()))
-            found.answers += [
+                findings.measurements.append(Measurement(f"{way} recall@{k}", attack, (ranks < k).numpy()))
+            findings.predictions += [
                 {"attack": attack, "way": way, "id": query, "rank": rank}
                 for query, rank in zip(queries, ranks.tolist(), strict=True)
             ]
@@ -126,7 +127,7 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
     for name, scores in _noisy_cosines(referee, texts, setting, title):
         note(name, recall(scores, gallery.matches))
     for spec in setting.attacks:
-        answered = retrieve_under_attack(
+        attacked = retrieve_under_attack(
             referee,
             examples.images,
             gallery,
@@ -138,12 +139,12 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
             dtype=setting.dtype,
             title=f"{title} {spec}",
         )
-        note(str(spec), answered)
-    return found
+        note(str(spec), attacked)
+    return findings
 
 
 def gradients(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """The low-frequency share of the input gradients, each image's own label (or first caption) as its prompt."""
+    """The low-frequency share of input gradients, with each image's label (or first caption) as its prompt."""
     examples = setting.examples
     prompts = prompts_of(examples)
     shares = gradient_shares(
@@ -151,52 +152,52 @@ def gradients(referee: TwoTower, setting: Setting, title: str) -> Findings:
     ).numpy()
     if not np.isfinite(shares).any():
         raise RunError(f"all input gradients are zero or not finite ({title})")
-    answers = [
+    entries = [
         {"attack": CLEAN, "id": name, "prompt": prompt, LOW_FREQUENCY: share if np.isfinite(share) else None}
         for name, prompt, share in zip(examples.ids, prompts, shares.tolist(), strict=True)
     ]
-    return Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)], answers)
+    return Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)], entries)
 
 
 def pag(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """How often the judge sees what the referee pulled an image towards; before, with noise instead, and pulled."""
+    """How often the judge predicts the target of the referee's attack: on clean, noisy and attacked images."""
     if setting.judge is None or setting.pull is None:
-        raise UsageError("the PAG score needs a judge and the size of its perturbation")
+        raise UsageError("the PAG score needs a judge and an attack")
     examples, spec, judge, dtype = setting.examples, setting.pull, setting.judge.referee, setting.dtype
     own = prompts_of(examples)
     pairs = draw_pairs(own, examples.ids, seed=setting.seed)
-    wanted = class_embeddings(referee, pairs.names, setting.templates)
-    shown = class_embeddings(judge, pairs.names, setting.templates)
-    parts: dict[str, list[Answers]] = {CLEAN: [], control_of(spec): [], str(spec): []}
+    texts = class_embeddings(referee, pairs.names, setting.templates)
+    judge_texts = class_embeddings(judge, pairs.names, setting.templates)
+    parts: dict[str, list[Choices]] = {CLEAN: [], control_of(spec): [], str(spec): []}
     with attacking(judge):
         for batch in batches(torch.arange(len(examples)), setting.batch_size, f"{title} {spec}"):
-            images = examples.images[batch].to(wanted.device)
+            images = examples.images[batch].to(texts.device)
             versions = (
                 images,
                 random_perturbation(images, spec.threat(examples.size), seed=setting.seed, indices=batch),
-                pull(referee, images, wanted[pairs.targets[batch]], spec, dtype),
+                pull(referee, images, texts[pairs.targets[batch]], spec, dtype),
             )
-            for answered, version in zip(parts.values(), versions, strict=True):
-                answered.append(answers(judge, version, shown, pairs.choices[batch], dtype))
+            for chosen, version in zip(parts.values(), versions, strict=True):
+                chosen.append(choose(judge, version, judge_texts, pairs.choices[batch], dtype))
 
-    found, metric = Findings(), pairs.metric(setting.judge.name)
-    for attack, answered in parts.items():
-        places, firsts = (torch.cat([getattr(part, name) for part in answered]) for name in ("ranks", "first"))
-        found.measurements.append(Measurement(metric, attack, (places == 0).numpy()))
-        found.answers += [
+    findings, metric = Findings(), pairs.metric(setting.judge.name)
+    for attack, chosen in parts.items():
+        places, firsts = (torch.cat([getattr(part, name) for part in chosen]) for name in ("ranks", "first"))
+        findings.measurements.append(Measurement(metric, attack, (places == 0).numpy()))
+        findings.predictions += [
             {
                 "attack": attack,
                 "id": name,
                 "own": truth,
                 "target": pairs.names[target],
-                "answer": pairs.names[first],
+                "prediction": pairs.names[first],
                 "rank": rank,
             }
             for name, truth, target, first, rank in zip(
                 examples.ids, own, pairs.targets.tolist(), firsts.tolist(), places.tolist(), strict=True
             )
         ]
-    return found
+    return findings
 
 
 TASKS: dict[str, Task] = {
@@ -213,7 +214,7 @@ TASKS: dict[str, Task] = {
 
 
 def missing_for(task: str, examples: Examples) -> str | None:
-    """What `task` needs and the examples have not, in words; None if nothing is missing."""
+    """Message about what `task` needs and the examples lack; None if nothing is missing."""
     labels, captions = bool(examples.label_names), bool(examples.captions)
     if task == "zero-shot" and not labels:
         return f"zero-shot needs labels, and {examples.name} has none: use --tasks retrieval, or add labels"
@@ -250,7 +251,7 @@ def _clean_cosines(referee: TwoTower, texts: Tensor, setting: Setting, title: st
 def _noisy_cosines(
     referee: TwoTower, texts: Tensor, setting: Setting, title: str
 ) -> list[tuple[str, Float[Tensor, "n t"]]]:
-    """The control of each threat model that is attacked, under the name `control_of` gives it, once each."""
+    """The control of each attacked threat model, once each, by its name (`control_of`)."""
     controls = {control_of(spec): spec for spec in setting.attacks}
     return [
         (

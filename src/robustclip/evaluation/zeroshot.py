@@ -12,12 +12,12 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.runs.rng import generator
 
-SHOWN = 5  # answers kept for each image, and the k of the widest top-k
+SHOWN = 5  # predictions kept per image, and the largest k of top-k
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The texts to choose among, each once, and the right one of each image (its index among `names`)."""
+    """Distinct candidate labels, and each image's target (index into `names`)."""
 
     names: list[str]
     targets: Int[Tensor, " n"]
@@ -32,10 +32,11 @@ class Candidates:
         count: int | None = None,
         seed: int = 0,
     ) -> Candidates:
-        """All label names; or those that some image has; or `count` of them: these, and others drawn by the seed.
+        """All label names; with `present_only` those of the images; or `count` of them: those of the images, and others
+        drawn by the seed.
 
-        Labels that share a name (ImageNet has two) share a place. Raises UsageError for a count below that of the
-        names that images have, or above that of all names.
+        Labels with the same name (ImageNet has two) are merged. Raises UsageError for a count below the number of names
+        that images have, or above the number of all names.
         """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(label_names):
             raise UsageError(
@@ -52,25 +53,25 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a referee answered, image by image: its nearest candidates, and the place of the right one (0: first)."""
+    """Predictions per image: the nearest candidates, and the rank of the target (0: first)."""
 
     top: Int[Tensor, "n k"]
     ranks: Int[Tensor, " n"]
 
     def hits(self, k: int) -> list[bool]:
-        """Whether the right answer was among the first k, for each image."""
+        """Whether the target is in the top k, for each image."""
         return [bool(hit) for hit in self.ranks < k]
 
 
 def _drawn(names: list[str], needed: set[str], count: int, seed: int) -> list[str]:
-    """`count` of the names, all of `needed` among them, in the order of `names`."""
+    """`count` of the names, including all of `needed`, in the order of `names`."""
     if not len(needed) <= count <= len(names):
         what, fix = (
             (f"the images have {len(needed)} labels", f"labels={len(needed)} or more, 'all', or fewer images (limit)")
             if count < len(needed)
             else (f"the set has {len(names)} labels", f"labels={len(names)} or fewer, or 'all'")
         )
-        raise UsageError(f"{what}, and {count} were asked for: give {fix}")
+        raise UsageError(f"{what}, not {count}: give {fix}")
     order = torch.randperm(len(names), generator=generator(seed, "labels")).tolist()
     others = [index for index in order if names[index] not in needed]
     chosen = needed | {names[index] for index in others[: count - len(needed)]}
@@ -78,14 +79,11 @@ def _drawn(names: list[str], needed: set[str], count: int, seed: int) -> list[st
 
 
 def ranks(scores: Float[Tensor, "b c"], targets: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """How many other candidates score at least as high as the right one.
-
-    Ties count against the referee, and so does NaN: one that answers the same to everything earns nothing by it.
-    """
+    """Number of other candidates that score at least as high as the target; ties and NaN count as errors."""
     right = scores.gather(1, targets[:, None])
     return (~(scores < right)).sum(1) - 1
 
 
 def predictions(scores: Float[Tensor, "n c"], targets: Int[Tensor, " n"]) -> Predictions:
-    """The first answers and the rank of the right one."""
+    """Top predictions and the rank of the target."""
     return Predictions(scores.topk(min(SHOWN, scores.shape[1]), dim=1).indices, ranks(scores, targets))

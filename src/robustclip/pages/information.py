@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import whole_in_cells
-from robustclip.evaluation.generation.information import DRAWS
+from robustclip.evaluation.generation.scorers import DRAWS
 from robustclip.explanation.looks import CLEAN, ENERGY, POINTING
 from robustclip.explanation.measures import energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair

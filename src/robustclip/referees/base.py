@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import ftfy
 import torch
@@ -261,3 +261,15 @@ def not_a_clip(folder: Path) -> UsageError:
         f"{folder} holds a BLIP-2, which reads image and text together, and embeds neither for a CLIP's place: it goes "
         f'where pairs are read, as in robustclip synthesize referee-can-play "a red fish" --referee {folder}'
     )
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in shares of the picture."""
+
+
+class Detection(NamedTuple):
+    """A detected object: label, score in [0,1], and box."""
+
+    label: str
+    score: float
+    box: Box

@@ -13,7 +13,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from robustclip.data.images import to_pil
 from robustclip.errors import UsageError
-from robustclip.referees.detecting import Detection
+from robustclip.referees.base import Detection
 from robustclip.referees.vqa import architecture
 from robustclip.referees.weights import check_finite, digest, weights_file
 from robustclip.runs.files import read_json

@@ -24,9 +24,8 @@ from robustclip.data.compositions import BACKGROUNDS
 from robustclip.data.pairs import COLOURS
 from robustclip.data.questions import ParsedQuestion, Thing, read_question
 from robustclip.errors import UsageError
-from robustclip.referees.base import TwoTower
+from robustclip.referees.base import Detection, TwoTower
 from robustclip.referees.card import CARD_FILE, Card
-from robustclip.referees.detecting import Detection
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import load_referee

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.distances import inception_score
-from robustclip.evaluation.generation.inception import Inception, load_inception
+from robustclip.evaluation.generation.distances import Inception, inception_score, load_inception
 from robustclip.evaluation.generation.judge import judge_images
-from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.files import sha256
@@ -65,7 +64,7 @@ def test_fid_and_inception_score_name_the_weights() -> None:
         images,
         ["a", "b", "c"],
         [toy_referee()],
-        questions=Questions(["fid", "inception-score"], inception=inception),
+        options=JudgeOptions(["fid", "inception-score"], inception=inception),
         reference=from_tensor(images.flip(0), [""] * 3, name="real"),
         device="cpu",
     )

@@ -12,8 +12,8 @@ from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.mutual_information import pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation import information, judge, judge_pictures
-from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation import judge, judge_pictures, scorers
+from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.recipes import run
 from robustclip.synthesis.pictures import read_facts
@@ -24,13 +24,13 @@ MODEL = "mi:emoji-diffusion"
 def test_own_prompts_are_worth_more_than_others_and_figures_are_the_estimators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(information, "DRAWS", 1)
+    monkeypatch.setattr(scorers, "DRAWS", 1)
     pairs = compositional_prompts()[:2]
     images = torch.stack([compose_pair(pair, split="guide-styles") for pair in pairs])
     texts = [str(pair) for pair in pairs]
     own, other = from_tensor(images, texts, name="own"), from_tensor(images, texts[1:] + texts[:1], name="other")
-    questions = Questions(["cosine"], seed=3)
-    report = judge_pictures([own, other], [MODEL], questions=questions, device="cpu")
+    options = JudgeOptions(["cosine"], seed=3)
+    report = judge_pictures([own, other], [MODEL], options=options, device="cpu")
     assert {figure.metric for figure in report.figures} == {"mutual-information"}
     found = {figure.pictures: figure.value for figure in report.figures if figure.kind == "value"}
     assert found["own"] > 0 > found["other"]
@@ -62,6 +62,6 @@ def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path
 
 def test_a_model_that_is_not_there_is_refused() -> None:
     pictures = from_tensor(torch.zeros(1, 3, 64, 64), ["a cat"])
-    questions = Questions(["cosine"])
+    options = JudgeOptions(["cosine"])
     with pytest.raises(UsageError, match="emoji-diffusion"):
-        judge_pictures([pictures], ["mi:emoji-difusion"], questions=questions, device="cpu")
+        judge_pictures([pictures], ["mi:emoji-difusion"], options=options, device="cpu")

@@ -15,7 +15,7 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation import judge, judge_images, judge_pictures, read_pictures
 from robustclip.evaluation.generation.judge import faults
-from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor, read_reference
 from robustclip.evaluation.generation.scores import PREFIX
 from robustclip.referees.base import TwoTower
@@ -125,10 +125,10 @@ def test_sets_are_measured_against_real_images(seer: TwoTower) -> None:
         tints = torch.tensor(colour) + spread * (torch.rand(30, 3, generator=stream) - 0.5)
         return from_tensor(tints[:, :, None, None].expand(-1, -1, 8, 8), [*PROMPTS * 10], name=name)
 
-    questions = Questions(["frechet", "cmmd", "label-score"])
+    options = JudgeOptions(["frechet", "cmmd", "label-score"])
     real = colours("real", 1.0)
     sets = [colours("alike", 1.0), colours("reddish", 0.01, (0.9, 0.1, 0.1))]
-    report = judge_pictures(sets, [seer], questions=questions, reference=real, device="cpu")
+    report = judge_pictures(sets, [seer], options=options, reference=real, device="cpu")
 
     for metric in ("frechet", "cmmd"):
         alike, red = (report.figure(metric, pictures=name) for name in ("alike", "reddish"))
@@ -144,7 +144,7 @@ def test_sets_are_measured_against_real_images(seer: TwoTower) -> None:
 def test_fewer_pictures_than_dimensions_are_told_with_both_numbers(seer: TwoTower, plain) -> None:
     made, real = (from_tensor(plain(RED, GREEN, BLUE), PROMPTS, name=name) for name in ("made", "real"))
 
-    report = judge_pictures([made], [seer], questions=Questions(["frechet"]), reference=real, device="cpu")
+    report = judge_pictures([made], [seer], options=JudgeOptions(["frechet"]), reference=real, device="cpu")
 
     assert any("has 3 dimensions, and made only 3 pictures" in note for note in report.notes)
 
@@ -153,17 +153,17 @@ def test_aesthetics_name_their_head(seer: TwoTower, plain, tmp_path: Path) -> No
     save_file({"weight": torch.tensor([[1.0, 2.0, 3.0]]), "bias": torch.tensor([0.5])}, tmp_path / "head.safetensors")
     save_file({"weight": torch.ones(1, 512), "bias": torch.zeros(1)}, tmp_path / "wide.safetensors")
 
-    def asked(file: str) -> Questions:
-        return Questions(["aesthetics"], aesthetics=load_aesthetics(tmp_path / file))
+    def asked(file: str) -> JudgeOptions:
+        return JudgeOptions(["aesthetics"], aesthetics=load_aesthetics(tmp_path / file))
 
-    report = judge_images(plain(RED, BLUE), ["red", "blue"], [seer], questions=asked("head.safetensors"), device="cpu")
+    report = judge_images(plain(RED, BLUE), ["red", "blue"], [seer], options=asked("head.safetensors"), device="cpu")
 
     figure = report.figure("aesthetics")
     assert figure.value == pytest.approx((1.5 + 3.5) / 2)
     assert figure.head is not None
     assert "head.safetensors (linear), sha256 " in figure.head
     with pytest.raises(UsageError, match="reads embeddings of 512 numbers, and the judge's have 3"):
-        judge_images(plain(RED, BLUE), ["red", "blue"], [seer], questions=asked("wide.safetensors"), device="cpu")
+        judge_images(plain(RED, BLUE), ["red", "blue"], [seer], options=asked("wide.safetensors"), device="cpu")
 
 
 def test_runs_that_share_few_prompts_say_so(run_folder, seer: TwoTower) -> None:
@@ -208,9 +208,9 @@ def test_questions_that_cannot_be_answered_are_told_before_anyone_looks(plain) -
     pictures = from_tensor(plain(RED, BLUE), ["red", "blue"])
 
     with pytest.raises(UsageError, match=r"(?s)2 faults in the call of judge_pictures\(\).*cmmd is a distance.*FILE"):
-        judge_pictures([pictures], ["nobody"], questions=Questions(["cmmd", "aesthetics"]), device="cpu")
+        judge_pictures([pictures], ["nobody"], options=JudgeOptions(["cmmd", "aesthetics"]), device="cpu")
     with pytest.raises(UsageError, match="3 different prompts, and there are 2"):
-        judge_pictures([pictures], ["nobody"], questions=Questions(["r-precision"], candidates=3), device="cpu")
+        judge_pictures([pictures], ["nobody"], options=JudgeOptions(["r-precision"], candidates=3), device="cpu")
 
 
 def test_several_pictures_of_a_prompt_are_told(seer: TwoTower, plain) -> None:
@@ -273,8 +273,8 @@ def test_the_order_of_the_folders_files_changes_nothing(run_folder, seer: TwoTow
         seeds=[found.seeds[place] for place in places],
     )
 
-    questions = Questions(["r-precision"], candidates=2)
-    reports = [judge_pictures([one], [seer], questions=questions, device="cpu") for one in (found, backwards)]
+    options = JudgeOptions(["r-precision"], candidates=2)
+    reports = [judge_pictures([one], [seer], options=options, device="cpu") for one in (found, backwards)]
 
     assert reports[0].figures == reports[1].figures
     assert reports[0].pictures == reports[1].pictures

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.ranks import agreement, compared, gain, told_apart
+from robustclip.evaluation.generation.ranks import agreement, caption_accuracy, compared, gain
 
 PROMPTS, SAMPLES = 40, 9
 
@@ -41,7 +41,7 @@ def test_the_gain_is_in_the_judges_deviations(scores: dict[str, np.ndarray]) -> 
 
 
 def test_captions_are_told_apart_where_the_own_one_wins() -> None:
-    found = told_apart([3.0, 2.0, 1.0, 5.0], [1.0, 2.0, 4.0, 0.0])
+    found = caption_accuracy([3.0, 2.0, 1.0, 5.0], [1.0, 2.0, 4.0, 0.0])
     assert (found.value, found.n) == (0.5, 4)
 
 

@@ -25,7 +25,7 @@ def test_by_hand(colour_referee, plain) -> None:
 
     assert found.ranks.tolist() == [0, 0, 2, 1]  # the last is a tie, which is a miss
     assert found.hits.tolist() == [True, True, False, False]
-    assert found.answers[:3] == ["red", "green", "red"]
+    assert found.picked[:3] == ["red", "green", "red"]
     assert (found.candidates, found.chance) == (3, 1 / 3)
 
 
@@ -48,8 +48,8 @@ def test_the_draw_depends_on_the_seed_and_the_id_alone() -> None:
     other = r_precision(images, prompts, texts, ids=ids, candidates=5, seed=4)
 
     assert part.ranks.tolist() == whole.ranks[7:9].tolist()
-    assert part.answers == whole.answers[7:9]
-    assert other.answers != whole.answers
+    assert part.picked == whole.picked[7:9]
+    assert other.picked != whole.picked
 
 
 @settings(max_examples=30, deadline=None)
@@ -64,8 +64,8 @@ def test_candidates_are_different_texts_and_the_own_one_is_among_them(count: int
 
     assert last.ranks.tolist() == [count - 1]  # all others are nearer: so many different ones were shown
     assert first.ranks.tolist() == [0]
-    assert last.answers[0] != names[0]
-    assert first.answers == [names[11]]
+    assert last.picked[0] != names[0]
+    assert first.picked == [names[11]]
 
 
 def test_guessing_has_the_rate_of_chance() -> None:

@@ -60,7 +60,7 @@ def test_a_preference_without_ties_is_a_rate() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "others", "message"),
-    [([1.0], [1.0, 2.0], "same prompts"), ([], [], "same prompts"), ([float("nan")], [1.0], "a score is none")],
+    [([1.0], [1.0, 2.0], "same prompts"), ([], [], "same prompts"), ([float("nan")], [1.0], "a score is NaN")],
 )
 def test_what_has_no_preference(scores: list[float], others: list[float], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -1,7 +1,7 @@
-"""Two-object R-Precision: whether a judge finds both things of a picture, each in its own colour.
+"""Two-object R-Precision: whether a judge recognises both objects of a picture, each in its own colour.
 
-A judge that reads pairs scores the picture's caption against others that differ from it in one way (after Park et al.
-2021, "Benchmark for Compositional Text-to-Image Synthesis", whose swaps these are); wordings and numbers are ours.
+An image-text matching judge scores the picture's caption against captions that differ in one aspect (swaps after Park
+et al. 2021, "Benchmark for Compositional Text-to-Image Synthesis"); wordings and numbers are ours.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from robustclip.referees.base import PairReader
 from robustclip.runs.rng import generator
 
 Score = Literal["matching", "contrastive", "sum"]
-"""What a judge scores by: its logit of a match minus that of none; the similarity of its embeddings; or the sum of the
-two, the similarity in units of its temperature, for a judge whose matching is the weaker (the last two are ours)."""
+"""The judge's score: the matching logit (match minus no match), the contrastive similarity, or the sum of the two, the
+similarity divided by the temperature (the last two are ours)."""
 OTHERS: Final = 6
-"""Other nouns in the place of each."""
+"""Replacement nouns of each object."""
 CANDIDATES: Final = 1 + 1 + 2 * (len(COLOURS) - 1) + 2 * OTHERS + 2
-"""A picture's caption, and what it has to win against: colours exchanged, other colours, other nouns, one missing."""
+"""The own caption and its alternatives: colours exchanged, other colours, other nouns, one object missing."""
 CHANCE: Final = {
     "right": 1 / CANDIDATES,
     "attributes": 1 / 2,
     "first": 1 / (1 + OTHERS),
     "second": 1 / (1 + OTHERS),
-    "both": 1 / (1 + 2 * OTHERS),  # the caption has one score, which wins against both sides
+    "both": 1 / (1 + 2 * OTHERS),  # one score must win against both sets
 }
-"""Of each rate, by guessing."""
+"""Chance of each rate."""
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What a picture's caption has to win against, each kind by itself: its colours exchanged; another colour on either
-    thing, that of the other one too; another noun in the place of the first, or of the second; one thing alone."""
+    """Alternative captions by kind: colours exchanged; another colour of either object (including the other's); another
+    noun for the first, or the second; one object alone."""
 
     swapped: list[str]
     colours: list[str]
@@ -48,19 +48,19 @@ class Alternatives:
     missing: list[str]
 
     def all(self) -> list[str]:
-        """One list of them."""
+        """All alternatives."""
         return [text for kind in fields(self) for text in getattr(self, kind.name)]
 
 
 def alternatives(pair: Pair, seed: int = 0) -> Alternatives:
-    """Those of a pair: 1 + 14 + 6 + 6 + 2, of which the nouns are drawn by seed and pair, those of the two sides apart.
+    """The 1 + 14 + 6 + 6 + 2 alternatives of a pair; nouns are drawn by seed and pair, without overlap.
 
-    Raises UsageError for things of one colour or none: exchanged, the caption would be the same.
+    Raises UsageError for objects of the same colour or without colour, whose exchange would change nothing.
     """
     colours = (pair.first.colour, pair.second.colour)
     if None in colours or colours[0] == colours[1]:
         raise UsageError(
-            f"{str(pair)!r} has not two colours to exchange: judge pairs such as 'a yellow banana and a blue butterfly'"
+            f"{str(pair)!r} has no two different colours: judge pairs such as 'a yellow banana and a blue butterfly'"
         )
     stream = generator(seed, f"alternatives to {pair}")
     rest = [noun for noun in OBJECTS if noun not in (pair.first.name, pair.second.name)]
@@ -86,9 +86,9 @@ def alternatives(pair: Pair, seed: int = 0) -> Alternatives:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judge finds in N pictures: in each, whether the caption wins against all alternatives (`right`, chance
-    1/30), the exchanged colours (`attributes`, 1/2), and the other nouns of either thing (`first`, `second`, 1/7, and
-    of `both`, 1/13). A tie is no win."""
+    """One judge's outcomes for N pictures: whether the caption scores above all alternatives (`right`, chance 1/30),
+    the exchanged colours (`attributes`, 1/2), and the other nouns of either object (`first`, `second`, 1/7, and of
+    `both`, 1/13). Ties count as errors."""
 
     right: Bool[Tensor, " n"]
     attributes: Bool[Tensor, " n"]
@@ -97,7 +97,7 @@ class Verdict:
 
     @property
     def both(self) -> Bool[Tensor, " n"]:
-        """Both things, whatever their colours."""
+        """Both objects, regardless of colours."""
         return self.first & self.second
 
 
@@ -110,30 +110,30 @@ def judge_pairs(
     score: Score = "matching",
     seed: int = 0,
 ) -> Verdict:
-    """What `judge` finds in pictures, each of one of the pairs.
+    """Judge pictures of pairs against the alternative captions.
 
-    Raises UsageError as `alternatives`, and for other than a pair a picture; RunError where the judge gives NaN or
-    infinity.
+    Raises UsageError as `alternatives`, and for another number of pairs than pictures; RunError for scores that are not
+    finite.
     """
     if len(images) != len(pairs):
         raise UsageError(f"{len(images)} pictures are judged by as many pairs, not {len(pairs)}")
-    found = []
+    outcomes = []
     for image, pair in zip(images, pairs, strict=True):
         others = alternatives(pair, seed)
         own, *scores = _scores(judge, image.to(judge.device), [str(pair), *others.all()], score)
         by_text = dict(zip(others.all(), scores, strict=True))
         kinds = (others.all(), others.swapped, others.first, others.second)
-        found.append([all(own > by_text[text] for text in kind) for kind in kinds])
-    return Verdict(*torch.tensor(found, dtype=torch.bool).reshape(-1, 4).unbind(1))
+        outcomes.append([all(own > by_text[text] for text in kind) for kind in kinds])
+    return Verdict(*torch.tensor(outcomes, dtype=torch.bool).reshape(-1, 4).unbind(1))
 
 
 def _scores(judge: PairReader, image: Tensor, texts: list[str], score: Score) -> list[float]:
-    found = torch.zeros(len(texts), device=judge.device)
+    totals = torch.zeros(len(texts), device=judge.device)
     if score != "contrastive":
         logits = judge.matching_logits(image.expand(len(texts), -1, -1, -1), texts).float()
-        found += logits[:, 1] - logits[:, 0]
+        totals += logits[:, 1] - logits[:, 0]
     if score != "matching":
-        found += judge.card.logit_scale * judge.contrastive(image[None], texts)[0].float()
-    if not found.isfinite().all():
+        totals += judge.card.logit_scale * judge.contrastive(image[None], texts)[0].float()
+    if not totals.isfinite().all():
         raise RunError(f"{judge.card.name} gives no finite score of a picture of {texts[0]!r}: its weights are damaged")
-    return [float(one) for one in found]
+    return [float(one) for one in totals]

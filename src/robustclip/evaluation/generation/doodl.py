@@ -1,4 +1,4 @@
-"""What DOODL is measured on besides prompts: held-back classes, drawings to be like, and a style of given drawings."""
+"""DOODL's evaluations besides prompts: held-out classes, exemplar drawings, and aesthetics of given drawings."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from robustclip.views.policies import RandomSquares
 PLAIN: Final = "plain sampling"
 SCALE: Final = 300.0  # of one-step guidance by similarity, chosen on prompts outside the tables
 SHADED, FLAT = ("noto", "fluent-emoji"), ("fluent-emoji-flat",)  # of the guides' styles
-Found = dict[Column, Any]
-Measure = Callable[[str, Tensor, Mapping[Column, Any]], Found]
+ColumnValues = dict[Column, Any]
+Measure = Callable[[str, Tensor, Mapping[Column, Any]], ColumnValues]
 """(row, its pictures, the base row's columns) -> its own columns."""
 
 
 @dataclass
 class Part:
-    """Rows of one kind. calls: arguments of `synthesize doodl`, whose pictures together are a row's; cells: what each
-    row changes in all calls ("recipe" names another one); known: rows that are not painted; pairs: rows to compare,
-    beside each with the base."""
+    """Rows of one kind. calls: arguments of `synthesize doodl`, whose pictures together make up a row; cells: each
+    row's changes to all calls ("recipe" selects another recipe); fixed: rows that are not painted; pairs: rows to
+    compare, in addition to each with the base."""
 
     base: str
     prompts: list[str]
     calls: list[dict[str, Any]]
     cells: dict[str, dict[str, Any]]
     measure: Measure
-    known: dict[str, Tensor] = field(default_factory=dict)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
     pairs: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class World:
-    """What the parts have in common."""
+    """Settings shared by the parts."""
 
     robust: str
     control: str
@@ -68,7 +68,7 @@ class World:
 
     @property
     def samples(self) -> int:
-        """Of best-of-N, as many evaluations of the denoiser as DOODL has."""
+        """N of best-of-N at the number of denoiser evaluations of DOODL."""
         return 2 * self.steps + 1
 
     def shown(self, texts: Sequence[str]) -> list[str]:
@@ -81,7 +81,8 @@ class World:
 
 
 def vocabulary(world: World, texts: list[str]) -> Part:
-    """Classes that the diffusion model never saw, by a classifier fitted on the guides' styles of their drawings."""
+    """Classes held out from the diffusion model, guided by a classifier fitted on their drawings in the guides'
+    styles."""
     del texts
     drawings, names = held_back(world.count)
     styles = {*SHADED, *FLAT, "noto-v1", "emojione", "fxemoji"}
@@ -91,24 +92,24 @@ def vocabulary(world: World, texts: list[str]) -> Part:
     if not folder.is_dir():
         fit_classifier(drawings.subset([row for row, one in enumerate(ours) if one]), names, folder, world.robust)
     prompts = world.shown(names)
-    seen = {judge.name: embed(judge.referee, drawings.images) for judge in world.clips}
+    embedded = {judge.name: embed(judge.referee, drawings.images) for judge in world.clips}
 
-    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> Found:
-        """recognised: the class whose drawings in other styles than the classifier's are nearest by their mean is the
-        picture's; distance: Frechet's, of the class's pictures to all of its drawings."""
+    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
+        """recognised: accuracy of nearest-class-mean classification, with means of drawings in styles that the
+        classifier was not fitted on; distance: Fréchet distance of the class's pictures to all of its drawings."""
         del cell, base
-        found: Found = {}
+        columns: ColumnValues = {}
         labels = torch.tensor([names.index(prompt) for prompt in prompts])
         for judge in world.clips:
-            own, real = embed(judge.referee, images), seen[judge.name]
+            own, real = embed(judge.referee, images), embedded[judge.name]
             means = torch.stack([real[theirs][drawings.labels[theirs] == one].mean(0) for one in range(len(names))])
-            found[Column("recognised", judge.name)] = ((own @ means.T).argmax(1) == labels).numpy()
+            columns[Column("recognised", judge.name)] = ((own @ means.T).argmax(1) == labels).numpy()
             if len(world.seeds) > 1:
                 apart = [
                     frechet_distance(own[labels == one], real[drawings.labels == one]) for one in range(len(names))
                 ]
-                found[Column("distance", judge.name)] = [apart[label] for label in labels.tolist()]
-        return found
+                columns[Column("distance", judge.name)] = [apart[label] for label in labels.tolist()]
+        return columns
 
     calls = [{"prompt": [name], "classifier": str(folder), "class_name": name} for name in names]
     cells: dict[str, dict[str, Any]] = {
@@ -121,28 +122,28 @@ def vocabulary(world: World, texts: list[str]) -> Part:
 
 
 def exemplars(world: World, texts: list[str]) -> Part:
-    """One drawing each to be like, of a style that no guide was trained on."""
+    """Guidance by one exemplar drawing each, in a style that no guide was trained on."""
     del texts
     names = [one.prompt for one in embedded_prompts() if one.kind == "name"][: world.count]
     files = [world.folder / "given" / f"{number:02d}.png" for number in range(len(names))]
-    wanted = torch.stack([emoji_drawing(name) for name in names])
+    drawings_of_names = torch.stack([emoji_drawing(name) for name in names])
     files[0].parent.mkdir(exist_ok=True)
-    for file, image in zip(files, wanted, strict=True):
+    for file, image in zip(files, drawings_of_names, strict=True):
         save_image(image, file)
     prompts = world.shown(names)
-    targets = wanted.repeat_interleave(len(world.seeds), 0)
+    targets = drawings_of_names.repeat_interleave(len(world.seeds), 0)
     guide = world.guide(world.robust)
 
-    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> Found:
-        """Similarity to the exemplar, and whether the prompt is the nearest of all prompts here."""
+    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
+        """Similarity to the exemplar, and whether the own prompt is the nearest of all prompts."""
         del cell, base
-        found: Found = {Column("exemplar", world.robust): like(guide, images, targets)}
+        columns: ColumnValues = {Column("exemplar", world.robust): like(guide, images, targets)}
         for judge in world.clips:
-            found[Column("exemplar", judge.name)] = like(judge.referee, images, targets)
+            columns[Column("exemplar", judge.name)] = like(judge.referee, images, targets)
             rows = embed(judge.referee, images) @ embed_texts(judge.referee, names).of(names).T
             labels = torch.tensor([names.index(prompt) for prompt in prompts])
-            found[Column("prompt", judge.name)] = (rows.argmax(1) == labels).numpy()
-        return found
+            columns[Column("prompt", judge.name)] = (rows.argmax(1) == labels).numpy()
+        return columns
 
     calls = [{"prompt": [name], "exemplar": [str(file)]} for name, file in zip(names, files, strict=True)]
     cells: dict[str, dict[str, Any]] = {
@@ -152,11 +153,12 @@ def exemplars(world: World, texts: list[str]) -> Part:
         "one-step guidance": {"method": "one-step", "one_step_scale": SCALE},
     }
     pairs = [("DOODL", "best of N"), ("DOODL", "one-step guidance")]
-    return Part(PLAIN, prompts, calls, cells, measure, known={"the exemplars": targets}, pairs=pairs)
+    return Part(PLAIN, prompts, calls, cells, measure, fixed={"the exemplars": targets}, pairs=pairs)
 
 
 def aesthetics(world: World, texts: list[str]) -> Part:
-    """Given drawings made shaded (up) and flat (down). Heads of guide and judges are fitted on other concepts."""
+    """Given drawings changed to shaded (up) and flat (down). Heads of guide and judges are fitted on different
+    concepts."""
     del texts
     pool = load_emoji("guide-styles")
     heads = {world.robust: fit_head(world.guide(world.robust), pool, part=0)}
@@ -177,27 +179,27 @@ def aesthetics(world: World, texts: list[str]) -> Part:
     towers[world.robust] = world.guide(world.robust)
     unchanged = "encoded and sampled, unchanged"
 
-    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> Found:
-        """wins: the judge's score moved as asked, beside that of the base."""
-        found: Found = {
+    def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
+        """wins: whether the judge's score moved in the aimed direction, compared with the base."""
+        columns: ColumnValues = {
             Column("score", name): (embed(towers[name], images) @ head["weight"][0] + head["bias"]).numpy()
             for name, head in heads.items()
         }
-        found[Column("RMS to the given")] = (images - originals).square().mean((1, 2, 3)).sqrt().numpy()
+        columns[Column("RMS to the given")] = (images - originals).square().mean((1, 2, 3)).sqrt().numpy()
         for judge in world.clips:
-            found[Column("given", judge.name)] = like(judge.referee, images, originals)
+            columns[Column("given", judge.name)] = like(judge.referee, images, originals)
             if cell.startswith(("up", "down")):
-                moved = found[Column("score", judge.name)] - base[Column("score", judge.name)]
-                found[Column("wins", judge.name)] = moved > 0 if cell.startswith("up") else moved < 0
-        return found
+                moved = columns[Column("score", judge.name)] - base[Column("score", judge.name)]
+                columns[Column("wins", judge.name)] = moved > 0 if cell.startswith("up") else moved < 0
+        return columns
 
     cells: dict[str, dict[str, Any]] = {unchanged: {"aesthetics": [str(file)], "steps": 0}}
     for aim in ("up", "down"):
-        asked = {"aesthetics": [str(file)], "aim": aim}
-        cells[f"{aim}, DOODL"] = asked
-        cells[f"{aim}, one-step guidance"] = asked | {"method": "one-step", "one_step_scale": SCALE / 20}
+        guided = {"aesthetics": [str(file)], "aim": aim}
+        cells[f"{aim}, DOODL"] = guided
+        cells[f"{aim}, one-step guidance"] = guided | {"method": "one-step", "one_step_scale": SCALE / 20}
     titles = [f"{held.label_names[int(held.labels[row])]}, {held.styles[row]}" for row in rows]
-    return Part(unchanged, titles, calls, cells, measure, known={"given": originals})
+    return Part(unchanged, titles, calls, cells, measure, fixed={"given": originals})
 
 
 def alike(judge: Any, images: Tensor, prompts: Sequence[str]) -> Any:
@@ -213,12 +215,12 @@ def like(judge: Any, images: Tensor, others: Tensor) -> Any:
 def held_back(count: int) -> tuple[LabelledImages, list[str]]:
     """Drawings of `count` held-out concepts, labelled 0, 1, ..., and their names."""
     _, places = label_index()
-    asked = [one for one in embedded_prompts() if one.kind == "held-out name"][:count]
-    numbers = {places[str(one.concept)]: number for number, one in enumerate(asked)}
+    chosen = [one for one in embedded_prompts() if one.kind == "held-out name"][:count]
+    numbers = {places[str(one.concept)]: number for number, one in enumerate(chosen)}
     drawings = load_emoji("heldout-concepts")
     kept = drawings.subset([row for row, label in enumerate(drawings.labels.tolist()) if label in numbers])
     labels = torch.tensor([numbers[label] for label in kept.labels.tolist()])
-    names = [one.prompt for one in asked]
+    names = [one.prompt for one in chosen]
     return LabelledImages(labels, names, kept.captions, kept.ids, kept.styles, images=kept.images), names
 
 
@@ -266,7 +268,7 @@ def fit_classifier(drawings: LabelledImages, names: list[str], folder: Path, ref
 
 
 def pooled(model: Any, pixels: Tensor) -> Tensor:
-    """What the last layer of a model of timm reads."""
+    """Pooled features of a timm model, before its last layer."""
     return model.forward_head(model.forward_features(pixels), pre_logits=True)
 
 

@@ -1,6 +1,6 @@
 """Embed pictures and prompts once per judge, for all metrics.
 
-Everything is a unit vector on the CPU, so that a cosine is a product and whole sets can be compared.
+Embeddings are unit vectors on the CPU.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ def embed(
     The tower computes in `dtype` and in eval mode. Raises UsageError for pixels outside [0,1], RunError for an
     embedding that is not finite.
     """
-    found = []
+    parts = []
     with attacking(judge):
         for batch in batches(torch.arange(len(images)), batch_size, title):
             with autocast(judge.device, dtype):
                 embedded = judge.embed_images(images[batch].to(judge.device), normalize=False)
-            found.append(unit(embedded.float()).cpu())
-    embeddings = torch.cat(found) if found else torch.empty(0, judge.width)
+            parts.append(unit(embedded.float()).cpu())
+    embeddings = torch.cat(parts) if parts else torch.empty(0, judge.width)
     if not embeddings.isfinite().all():
         lost = int((~embeddings.isfinite().all(dim=1)).sum())
         raise RunError(
-            f"{judge.card.name} makes no number of {lost} of {len(images)} pictures: judge with --dtype float32"
+            f"{judge.card.name} has no finite embedding of {lost} of {len(images)} pictures: judge with --dtype float32"
         )
     return embeddings
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Different texts in alphabetical order, so that nothing depends on the order in which pictures came, and their
-    unit embeddings."""
+    """Distinct texts in alphabetical order, so that results do not depend on the order of pictures, and their unit
+    embeddings."""
 
     texts: tuple[str, ...]
     embeddings: Float[Tensor, "t d"]
@@ -65,13 +65,13 @@ class Texts:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where each text stands."""
+        """Index of each text."""
         return {text: place for place, text in enumerate(self.texts)}
 
     def index(self, prompts: Sequence[str]) -> Int[Tensor, " n"]:
-        """The place of each prompt. Raises UsageError for one that is not among the texts."""
-        if strange := [prompt for prompt in prompts if prompt not in self.places]:
-            raise UsageError(f"{strange[0]!r} is not among the {len(self)} texts to choose from: embed it with them")
+        """The index of each prompt. Raises UsageError for one that is not among the texts."""
+        if unknown := [prompt for prompt in prompts if prompt not in self.places]:
+            raise UsageError(f"{unknown[0]!r} is not among the {len(self)} texts to choose from: embed it with them")
         return torch.tensor([self.places[prompt] for prompt in prompts], dtype=torch.long)
 
     def of(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -80,17 +80,14 @@ class Texts:
 
 
 def embed_texts(judge: TwoTower, texts: Sequence[str], *, prefix: str = "", batch_size: int = 256) -> Texts:
-    """The different ones among `texts`, embedded with `prefix` before each (and known without it).
-
-    Raises UsageError for an empty text: nothing can be said of it.
-    """
+    """Embed the distinct `texts` with `prefix` before each. Raises UsageError for an empty text."""
     if isinstance(texts, str):
         raise UsageError(f"texts are a list, and this is one text: write [{texts!r}]")
     different = sorted(set(texts))
     if any(not text.strip() for text in different):
-        raise UsageError("a prompt is empty: nobody can say whether a picture shows it")
-    found = [
+        raise UsageError("a prompt is empty: give a text")
+    parts = [
         judge.embed_texts([prefix + text for text in different[at : at + batch_size]]).float().cpu()
         for at in range(0, len(different), batch_size)
     ]
-    return Texts(tuple(different), torch.cat(found) if found else torch.empty(0, judge.width))
+    return Texts(tuple(different), torch.cat(parts) if parts else torch.empty(0, judge.width))

@@ -47,10 +47,10 @@ Columns = Mapping[Column, ArrayLike]
 class Study:
     """A run of `reproduce` that makes and measures rows.
 
-    run      its folder takes cells/<row> (what is made), cells/<row>.json (what was measured), and the results
-    setting  what the rows have in common (judges, samples, seeds): a row that was measured under another setting is
-             measured again, and not made again
-    budget   minutes: no row is begun that would end later, as far as the dearest row so far tells; None: no limit
+    run      its folder holds cells/<row> (outputs), cells/<row>.json (measurements), and the results
+    setting  common to all rows (judges, samples, seeds): a row measured under another setting is measured again, but
+             not made again
+    budget   minutes: a row is skipped if it would end later, estimated by the slowest row so far; None: no limit
     """
 
     run: Run
@@ -61,7 +61,7 @@ class Study:
     pictures: dict[str, Float[Tensor, "n 3 h w"]] = field(default_factory=dict, repr=False)
     began: float = field(default_factory=time.monotonic, repr=False)
     dearest: float = 0.0
-    """Seconds that the dearest row took, measuring included."""
+    """Seconds of the slowest row, including its measurement."""
 
     def __post_init__(self) -> None:
         self.setting = plain(self.setting)
@@ -78,13 +78,13 @@ class Study:
     ) -> T | None:
         """Make a row, measure it, and save all results so far.
 
-        samples  what each outcome is of (prompts), in order
-        make     is given the row's folder, and makes what is missing there. Image tensors (n,3,h,w) are kept for the
+        samples  names of the outcomes (prompts), in order
+        make     called with the row's folder; makes what is missing there. Image tensors (n,3,h,w) are kept for the
                  contact sheet.
-        measure  is given what was made: outcomes by column, each (n,)
-        timed    False: a bound or control that is made whatever the budget, and has no seconds
+        measure  called with the result of `make`; outcomes by column, each (n,)
+        timed    False: a bound or control that ignores the budget and has no seconds
 
-        Returns what was made; None where the budget does not allow it.
+        Returns the result of `make`; None if the budget is exhausted.
         """
         folder = self.run.folder / "cells" / folder_name(name)
         record = folder.with_name(f"{folder.name}.json")
@@ -108,10 +108,9 @@ class Study:
             columns = {Column(one["metric"], one["judge"]): np.asarray(one["outcomes"]) for one in stored["columns"]}
         each = spent["seconds"] / max(spent["samples"], 1)
         self.results.add(name, samples, columns, each if timed else None)
-        told = [column._asdict() | {"outcomes": outcomes.tolist()} for column, outcomes in columns.items()]
-        record.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"setting": self.setting, "samples": list(samples), "pictures": after, "spent": spent, "columns": told}
-        write_json(record, facts)
+        listed = [column._asdict() | {"outcomes": outcomes.tolist()} for column, outcomes in columns.items()]
+        facts = {"setting": self.setting, "samples": list(samples), "pictures": after, "spent": spent}
+        write_json(record, facts | {"columns": listed})
         if timed:
             self.dearest = max(self.dearest, each * len(samples) + time.monotonic() - now)
         if isinstance(made, Tensor):
@@ -123,12 +122,12 @@ class Study:
         return made
 
     def finish(self, column: Column, rows: Sequence[str] | None = None) -> dict[str, Any]:
-        """End the run: contact sheets, the table on the terminal, what the budget left out. Returns the run's folder
-        and the value of `column` for each of `rows`, by default for all that have it."""
+        """Finish the run: write contact sheets, print the table and the skipped rows. Returns the run's folder and the
+        value of `column` for each of `rows` (default: all that have it)."""
         self.sheets()
         terminal.rich(self.results.table())
         if self.left:
-            terminal.note(f"for want of time there is no {', '.join(self.left)}: go on with {self.run.resumption}")
+            terminal.note(f"the budget left out {', '.join(self.left)}: resume with {self.run.resumption}")
         self.run.note(left=self.left)
         having = [name for name, row in self.results.rows.items() if column in row.columns]
         shown = having if rows is None else [name for name in having if name in rows]
@@ -137,7 +136,7 @@ class Study:
         return {"out": str(self.run.folder), **numbers}
 
     def sheets(self) -> None:
-        """contact_sheet.png, and contact_sheet-2.png, ... for rows that show other samples."""
+        """Write contact_sheet.png, and contact_sheet-2.png, ... for rows of other samples."""
         kinds: dict[tuple[str, ...], list[str]] = {}
         for name in self.pictures:
             kinds.setdefault(tuple(self.results.rows[name].samples), []).append(name)
@@ -146,7 +145,7 @@ class Study:
             save_image(overview({name: self.pictures[name] for name in names}, samples), self.run.folder / file)
 
     def _is_late(self, missing: float) -> bool:
-        """Whether a row of which that share is missing would end after the budget."""
+        """Whether a row with that share missing would end after the budget."""
         spent = time.monotonic() - self.began + self.dearest * missing
         return self.budget is not None and spent > 60 * self.budget
 
@@ -154,37 +153,37 @@ class Study:
 def resumed_rows(folder: Path, arguments: Mapping[str, Any], *, same: Sequence[str], rows: str) -> list[str]:
     """Rows of a resumed run: those requested before (its argument `rows`), then those of this call.
 
-    Raises UsageError where this call differs in an argument of `same`.
+    Raises UsageError if this call differs in an argument of `same`.
     """
     record = Run.open(folder).record
     for name in same:
         before, now = record["arguments"].get(name), plain(arguments[name])
         if before != now:
             raise UsageError(
-                f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call says {now}: rows of one "
-                "table differ in what they are named for alone. Give the same, or start a new run"
+                f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call has {now}, but rows of "
+                "one table share it: give the same, or start a new run"
             )
     calls = [record["arguments"], *(one["arguments"] for one in record.get("resumed", [])), arguments]
     return list(dict.fromkeys(row for call in calls for row in call[rows]))
 
 
 def paint_set(folder: Path, settings: Mapping[str, Any], recipe: str = "clipag") -> Result:
-    """The pictures of a synthesis recipe with these arguments, in `folder`: those that are missing are painted."""
+    """The pictures of a synthesis recipe with these arguments, in `folder`; missing ones are painted."""
     place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
     result = cast("Result", find(recipe, "synthesize").function(**settings, **place))
-    result.kept.clear()  # all are judged from their files, those that were there before and those that were not
+    result.kept.clear()  # read all from their files, so that new and old ones are judged alike
     return result
 
 
 def paint_images(settings: Mapping[str, Any], folder: Path, recipe: str = "clipag") -> Float[Tensor, "n 3 h w"]:
-    """As `paint_set`, the images alone: with `functools.partial` a `make` of a study's row."""
+    """The images of `paint_set`; with `functools.partial` a `make` of a study's row."""
     return paint_set(folder, settings, recipe).images
 
 
 def draw_set(
     folder: Path, items: Sequence[Item], draw: Callable[[Sequence[Item]], torch.Tensor], batch_size: int = 64
 ) -> torch.Tensor:
-    """Pictures of items from their files in `folder`; those that are missing or cut short are drawn by `draw`."""
+    """Pictures of items from their files in `folder`; missing or truncated ones are drawn by `draw`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files = {item: folder / "images" / f"{item.id}.png" for item in items}
     missing = [item for item in items if not is_whole(files[item])]
@@ -199,17 +198,17 @@ def draw_set(
 
 
 def painted(folder: Path) -> int:
-    """How many whole pictures there are in a row's folder."""
+    """The number of complete pictures in a row's folder."""
     return sum(map(is_whole, (folder / "images").glob("*.png")))
 
 
 def folder_name(row: str) -> str:
-    """A row's name as that of a folder: a guide may be a path, which must not lead out of the run's."""
+    """A row's name as a folder name; a guide in it may be a path, which must not lead out of the run's folder."""
     return re.sub(r"[^\w.+-]+", "-", row.replace(", ", "_").replace("'", "")).lstrip(".")
 
 
 def overview(sets: Mapping[str, Float[Tensor, "n 3 h w"]], texts: Sequence[str]) -> Float[Tensor, "3 H W"]:
-    """Sets as rows, and as columns up to 12 of their prompts, spread over the list, not chosen."""
+    """Contact sheet with sets as rows, and up to 12 evenly spaced prompts as columns."""
     columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
     tiles = torch.cat([images[columns] for images in sets.values()])
     return titled_grid(list(sets), [texts[column] for column in columns], tiles)
@@ -218,9 +217,8 @@ def overview(sets: Mapping[str, Float[Tensor, "n 3 h w"]], texts: Sequence[str])
 class PromptRecognition:
     """R-Precision of pictures and their prompts by CLIP-like judges, and cosines: a `measure` of a study's rows.
 
-    texts       all prompts that there are to choose from. Candidates are drawn by prompt and `seed`, the same for all
-                rows.
-    candidates  how many a picture's prompt is found among
+    texts       pool of candidates, drawn by prompt and `seed`, the same for all rows
+    candidates  numbers of candidates
     """
 
     def __init__(
@@ -236,29 +234,29 @@ class PromptRecognition:
 
     @property
     def chance(self) -> dict[str, float]:
-        """The rate of a guess, by metric."""
+        """The rate by chance, by metric."""
         return {f"R-Precision@{count}": 1 / count for count in self.candidates}
 
     @property
     def setting(self) -> dict[str, Any]:
-        """What decides the outcomes beside the pictures."""
+        """Everything besides the pictures that determines the outcomes."""
         judges = {judge.name: fingerprint(judge.referee) for judge in self.judges}
         texts = list(next(iter(self.texts.values())).texts)
         return {"judges": judges, "candidates": self.candidates, "seed": self.seed, "texts": texts}
 
     def __call__(self, images: Images, prompts: Sequence[str], *, cosines: bool = False) -> dict[Column, NDArray[Any]]:
-        """Hits (n,) by judge and number of candidates; with `cosines` those of picture and prompt too."""
+        """Hits (n,) by judge and number of candidates; with `cosines` also the cosines of picture and prompt."""
         repeats: dict[str, int] = {}
         ids = []
-        for prompt in prompts:  # several pictures of a prompt face different candidates
+        for prompt in prompts:  # several pictures of a prompt get different candidates
             ids.append(f"{prompt} {repeats.get(prompt, 0)}")
             repeats[prompt] = repeats.get(prompt, 0) + 1
-        found: dict[Column, NDArray[Any]] = {}
+        outcomes: dict[Column, NDArray[Any]] = {}
         for judge in self.judges:
-            seen, texts = embed(judge.referee, images, title=judge.name), self.texts[judge.name]
+            embedded, texts = embed(judge.referee, images, title=judge.name), self.texts[judge.name]
             for count in self.candidates:
-                hits = r_precision(seen, prompts, texts, ids=ids, candidates=count, seed=self.seed).hits
-                found[Column(f"R-Precision@{count}", judge.name)] = hits
+                hits = r_precision(embedded, prompts, texts, ids=ids, candidates=count, seed=self.seed).hits
+                outcomes[Column(f"R-Precision@{count}", judge.name)] = hits
             if cosines:
-                found[Column("cosine", judge.name)] = cosine(seen, texts.of(prompts)).numpy()
-        return found
+                outcomes[Column("cosine", judge.name)] = cosine(embedded, texts.of(prompts)).numpy()
+        return outcomes

@@ -29,10 +29,16 @@ from robustclip.evaluation.generation.compbench.prompts import (
     read_prompts,
 )
 from robustclip.evaluation.generation.compbench.roles import load_roles
-from robustclip.evaluation.generation.inception import HOW, check_installed, load_inception
-from robustclip.evaluation.generation.information import InformationCourt, courts, is_diffusion_judge
+from robustclip.evaluation.generation.distances import HOW, check_installed, load_inception
 from robustclip.evaluation.generation.judgement import REPORT_FILE, TITLES, JudgeReport
-from robustclip.evaluation.generation.measure import OF_INCEPTION, TO_REFERENCE, Answers, Court, Metric, Questions
+from robustclip.evaluation.generation.measure import (
+    OF_INCEPTION,
+    TO_REFERENCE,
+    JudgeOptions,
+    JudgeScores,
+    Metric,
+    RefereeScorer,
+)
 from robustclip.evaluation.generation.pictures import (
     Pictures,
     chosen,
@@ -43,7 +49,13 @@ from robustclip.evaluation.generation.pictures import (
     says_prompts,
 )
 from robustclip.evaluation.generation.rprecision import count_candidates
-from robustclip.evaluation.generation.scorers import LOADERS, ScorerCourt, is_scorer
+from robustclip.evaluation.generation.scorers import (
+    LOADERS,
+    InformationScorer,
+    PreferenceScorer,
+    is_diffusion_judge,
+    is_scorer,
+)
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.image_judges import load_aesthetics
 from robustclip.referees.smoothed import fingerprint
@@ -55,7 +67,7 @@ from robustclip.signatures import typed, unknown
 
 JUDGES: Final = ("emoji-judge", "emoji-judge-disjoint")
 EMBEDDED: Final = ("emoji-scenes", "emoji-judge")
-"""Who judges a benchmark where nobody is named."""
+"""Default judges of a benchmark."""
 METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 
 
@@ -69,11 +81,11 @@ def judge(
         PositiveInt | None, "number of candidates in R-Precision; default: all distinct prompts"
     ] = None,
     prompts: Annotated[
-        Path | None, "what images that do not say it are to show, jsonl or csv with file and prompt; a benchmark's, txt"
+        Path | None, "prompts of images without provenance, jsonl or csv with file and prompt; of a benchmark, txt"
     ] = None,
     benchmark: Annotated[Literal["compbench"] | None, "judge by T2I-CompBench's rules, in one category"] = None,
-    category: Annotated[Category | None, "of the benchmark's prompts"] = None,
-    per_prompt: Annotated[PositiveInt, "pictures that the benchmark has of each prompt"] = PER_PROMPT,
+    category: Annotated[Category | None, "category of the benchmark's prompts"] = None,
+    per_prompt: Annotated[PositiveInt, "number of pictures per prompt of the benchmark"] = PER_PROMPT,
     reference: Annotated[str | Path | None, "real images: emoji/SPLIT or a folder of class folders or images"] = None,
     aesthetics: Annotated[Path | None, "weights of an aesthetic predictor, .pth or .safetensors"] = None,
     inception_weights: Annotated[Path | None, "torch-fidelity's Inception weights, for fid and inception-score"] = None,
@@ -99,8 +111,8 @@ def judge(
     Several folders are compared on their common prompts and seeds. If the reference has captions or labels, its own
     pictures of these prompts are scored too. A referee may not judge pictures that it guided.
 
-    With --benchmark compbench the judges are those of --category: one that answers questions, a detector, a CLIP, each
-    a folder of transformers; emoji-scenes does the first two. Called again with the same --out, it goes on.
+    With --benchmark compbench the judges are those of --category: a VQA model, a detector or a CLIP, each a folder of
+    transformers; emoji-scenes is the first two. The same call with the same --out resumes.
 
     Raises one UsageError with all faults of the call, another for pictures that cannot be scored this way.
     """
@@ -112,22 +124,22 @@ def judge(
     mute = [folder for folder in folders if not says_prompts(folder)] or folders
     out = None if out is None else Path(out)
     with owning(out):
-        raise_faults("judge()", list(_taken(out)))  # again: by another process meanwhile
+        raise_faults("judge()", list(_taken(out)))  # again, now that the folder is locked
         if category is not None and prompts is not None:
             texts, roles = read_prompts(prompts), load_roles(EMBEDDED if judge == JUDGES else judge, where)
-            sets = _told_apart([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in folders])
-            jury = [(roles.clip.name, fingerprint(roles.clip.referee))] if roles.clip else []
-            notes = check_guides(sets, jury, allow_self=allow_self)
+            sets = _short_names([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in folders])
+            clips = [(roles.clip.name, fingerprint(roles.clip.referee))] if roles.clip else []
+            notes = check_guides(sets, clips, allow_self=allow_self)
             parts = complex_parts(prompts, texts) if category == "complex" and roles.complete else None
             report = judge_benchmark(sets, roles, category, parts=parts, out=out, batch_size=batch_size, seed=seed)
             report.notes += notes
         else:
             report = judge_pictures(
-                _told_apart(
+                _short_names(
                     [read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]
                 ),
                 judge,
-                questions=Questions(
+                options=JudgeOptions(
                     wanted,
                     candidates,
                     None if aesthetics is None else load_aesthetics(aesthetics),
@@ -164,7 +176,7 @@ def faults(
     benchmark: str | None = None,
     category: str | None = None,
 ) -> Iterator[str]:
-    """What is wrong with a call of `judge`, as far as its text shows."""
+    """Faults of a `judge` call that can be found before loading anything."""
     wanted = listed(metrics)
     if (benchmark is None) != (category is None):
         yield f"a benchmark and its category go together: --benchmark compbench --category {CATEGORIES[0]}"
@@ -172,7 +184,7 @@ def faults(
         yield "a benchmark's pictures are matched to its prompts: give them, e.g. --prompts color_val.txt"
     yield from _unanswerable(wanted, reference, aesthetics, inception_weights)
     if "aesthetics" not in wanted and aesthetics is not None:
-        yield "an aesthetics predictor is given and not asked: add aesthetics to the metrics"
+        yield "an aesthetics predictor has no effect without its metric: add aesthetics to the metrics"
     if candidates is not None and candidates < 2:
         yield f"candidates {candidates}: R-Precision is among a picture's own prompt and at least one other"
     for folder in [pictures] if isinstance(pictures, str | Path) else pictures:
@@ -201,14 +213,14 @@ def _taken(out: Path | None) -> Iterator[str]:
 
 
 def _unanswerable(metrics: Sequence[str], reference: object, aesthetics: object, inception: object) -> Iterator[str]:
-    """Metrics that there are not, or that lack what they are measured with (None)."""
+    """Faults of unknown metrics, and of metrics whose inputs are missing (None)."""
     for metric in metrics:
         if metric not in TITLES:
             yield unknown(metric, TITLES, "metric") + f". There are {', '.join(TITLES)}"
         if metric in TO_REFERENCE and reference is None:
-            yield f"{metric} is a distance to real images: say to which, e.g. --reference emoji/judge-heldback"
+            yield f"{metric} is a distance to real images: give them, e.g. --reference emoji/judge-heldback"
     if "aesthetics" in metrics and aesthetics is None:
-        yield "aesthetics are read off by a predictor: give its weights, --aesthetics FILE"
+        yield "aesthetics needs a predictor: give its weights, --aesthetics FILE"
     if set(metrics) & set(OF_INCEPTION) and inception is None:
         yield f"fid and inception-score need Inception's weights, which do not come with robustclip: {HOW}"
 
@@ -219,58 +231,59 @@ def judge_images(
     judges: Referees = JUDGES,
     *,
     guides: Referees = (),
-    questions: Questions | None = None,
+    options: JudgeOptions | None = None,
     reference: Pictures | None = None,
     allow_self: bool = False,
     device: str | torch.device = "auto",
 ) -> JudgeReport:
-    """As `judge`, of images in memory, in [0,1], each with its prompt; `guides` are the referees that guided them."""
+    """`judge` for images in memory, in [0,1], with their prompts; `guides` are the referees that guided them."""
     where = pick_device(device)
-    given = load_named(guides, device=where) if len(guides) else []
-    named = [{"name": guide.name, "fingerprint": fingerprint(guide.referee)} for guide in given]
+    loaded = load_named(guides, device=where) if len(guides) else []
+    named = [{"name": guide.name, "fingerprint": fingerprint(guide.referee)} for guide in loaded]
     pictures = replace(from_tensor(images, prompts), guides=named)
-    return judge_pictures(
-        [pictures], judges, questions=questions, reference=reference, allow_self=allow_self, device=where
-    )
+    return judge_pictures([pictures], judges, options=options, reference=reference, allow_self=allow_self, device=where)
 
 
 def judge_pictures(
     sets: Sequence[Pictures],
     judges: Referees = JUDGES,
     *,
-    questions: Questions | None = None,
+    options: JudgeOptions | None = None,
     reference: Pictures | None = None,
     allow_self: bool = False,
     device: str | torch.device = "auto",
 ) -> JudgeReport:
-    """As `judge`, of sets of pictures that have been read, each of its own name.
+    """`judge` for sets of pictures in memory, with distinct names.
 
     Candidates of R-Precision are drawn from the prompts of all sets. Raises UsageError for two sets of one name, for a
-    judge who guided one of them, and for questions that can't be answered.
+    judge that guided one of them, and for metrics whose inputs are missing.
     """
-    questions = Questions(METRICS) if questions is None else questions
+    options = JudgeOptions(METRICS) if options is None else options
     if not sets:
         raise UsageError("there are no pictures to judge: give at least one folder")
     names = [pictures.name for pictures in sets]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two sets of pictures are called {twice[0]!r}: give each once, under a name of its own")
-    lacking = _unanswerable(questions.metrics, reference, questions.aesthetics, questions.inception)
+    lacking = _unanswerable(options.metrics, reference, options.aesthetics, options.inception)
     raise_faults("judge_pictures()", list(lacking))
     texts = list(dict.fromkeys(prompt for pictures in sets for prompt in pictures.prompts))
-    if "r-precision" in questions.metrics:
-        count_candidates(questions.candidates, len(texts))
+    if "r-precision" in options.metrics:
+        count_candidates(options.candidates, len(texts))
     where = pick_device(device)
-    given = [judges] if isinstance(judges, str | Path) else list(judges)
-    referees = [one for one in given if not (is_diffusion_judge(one) or is_scorer(one))]
-    jury = load_named(referees, device=where) if referees or not given else []
-    scorers = [ScorerCourt(str(one), questions, where) for one in given if is_scorer(one)]
-    models: list[InformationCourt | ScorerCourt] = [*courts(given, questions, where), *scorers]
+    listed_judges = [judges] if isinstance(judges, str | Path) else list(judges)
+    referees = [one for one in listed_judges if not (is_diffusion_judge(one) or is_scorer(one))]
+    clips = load_named(referees, device=where) if referees or not listed_judges else []
+    models: list[InformationScorer | PreferenceScorer] = [
+        *(InformationScorer(str(one), options, where) for one in listed_judges if is_diffusion_judge(one)),
+        *(PreferenceScorer(str(one), options, where) for one in listed_judges if is_scorer(one)),
+    ]
     notes = [note for pictures in sets for note in pictures.notes]
-    known = [(one.name, fingerprint(one.referee)) for one in jury] + [(one.name, one.fingerprint) for one in models]
-    notes += check_guides(sets, known, allow_self=allow_self)
+    fingerprints = [(one.name, fingerprint(one.referee)) for one in clips]
+    fingerprints += [(one.name, one.fingerprint) for one in models]
+    notes += check_guides(sets, fingerprints, allow_self=allow_self)
     notes += [
-        f"{pictures.name} holds {counted(len(pictures), 'picture')} of {counted(different, 'prompt')}: intervals take "
-        "them for independent"
+        f"{pictures.name} holds {counted(len(pictures), 'picture')} of {counted(different, 'prompt')}: intervals "
+        "assume that they are independent"
         for pictures in sets
         if (different := len(set(pictures.prompts))) < len(pictures)
     ]
@@ -280,110 +293,112 @@ def judge_pictures(
         notes.append(
             f"{reference.name} shows {len({reference.prompts[at] for at in beside})} of the {len(texts)} prompts"
         )
-    report = JudgeReport(describe(sets, texts, jury, questions, reference, where), [], notes)
-    for one in jury:
-        court = Court(one.name, one.referee, texts, questions)
-        real = None if reference is None else court.features(reference)
-        _add_figures(report, [court.look(pictures) for pictures in sets], real, questions)
+    report = JudgeReport(describe(sets, texts, clips, options, reference, where), [], notes)
+    for one in clips:
+        scorer = RefereeScorer(one.name, one.referee, texts, options)
+        real = None if reference is None else scorer.features(reference)
+        _add_figures(report, [scorer.score(pictures) for pictures in sets], real, options)
         if real is not None and real.features is not None and beside:
-            same = court.look(chosen(real.pictures, beside), real.features[beside])
-            report.figures += measure.values(same, questions)
-    informed = replace(questions, metrics=[METRIC, *LOADERS])
+            same = scorer.score(chosen(real.pictures, beside), real.features[beside])
+            report.figures += measure.values(same, options)
+    of_models = replace(options, metrics=[METRIC, *LOADERS])
     for model in models:
         report.setting["judges"][model.name] = model.fingerprint
         mine = [pictures.name for pictures in sets if model.fingerprint in pictures.generators]
         report.notes += [f"{model.name} made the pictures of {name}: it {OWN}" for name in mine]
-        _add_figures(report, [model.look(pictures) for pictures in sets], None, informed)
-    if questions.inception is not None:
-        seen = partial(measure.seen_by_inception, inception=questions.inception, questions=questions)
-        real = None if reference is None else seen(reference)
-        _add_figures(report, [seen(pictures) for pictures in sets], real, questions)
+        _add_figures(report, [model.score(pictures) for pictures in sets], None, of_models)
+    if options.inception is not None:
+        features = partial(measure.inception_features, inception=options.inception, options=options)
+        real = None if reference is None else features(reference)
+        _add_figures(report, [features(pictures) for pictures in sets], real, options)
     report.notes = list(dict.fromkeys(report.notes))
     return report
 
 
-def check_guides(sets: Sequence[Pictures], jury: Sequence[tuple[str, str]], *, allow_self: bool) -> list[str]:
+def check_guides(sets: Sequence[Pictures], judges: Sequence[tuple[str, str]], *, allow_self: bool) -> list[str]:
     """Raise UsageError if a judge (name, fingerprint) guided or selected the pictures; if allowed, notes say so."""
     notes = []
-    for name, own in jury:
+    for name, own in judges:
         for pictures in sets:
             if not any(guide["fingerprint"] == own for guide in pictures.guides):
                 continue
             if not allow_self:
                 raise UsageError(
-                    f"{name} guided the pictures of {pictures.name}, and pictures made to please a referee please "
-                    "it whatever they show: judge with another one, e.g. emoji-judge, or say --allow-self"
+                    f"{name} guided the pictures of {pictures.name}, so its scores would be biased: judge with another "
+                    "one, e.g. emoji-judge, or give --allow-self"
                 )
-            notes.append(f"{name} judges what it guided ({pictures.name}): its figures show nothing of the pictures")
+            notes.append(f"{name} judges pictures that it guided ({pictures.name}): its figures are biased")
     return notes
 
 
 def describe(
     sets: Sequence[Pictures],
     texts: Sequence[str],
-    jury: Sequence[NamedReferee],
-    questions: Questions,
+    clips: Sequence[NamedReferee],
+    options: JudgeOptions,
     reference: Pictures | None,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What was judged, and how, for the report."""
+    """The report's setting."""
     return {
         "pictures": {pictures.name: len(pictures) for pictures in sets},
         "guides": {pictures.name: pictures.guides for pictures in sets},
         "prompts": len(texts),
-        "judges": {one.name: fingerprint(one.referee) for one in jury},
-        "metrics": list(questions.metrics),
-        "candidates": questions.candidates,
+        "judges": {one.name: fingerprint(one.referee) for one in clips},
+        "metrics": list(options.metrics),
+        "candidates": options.candidates,
         "reference": None if reference is None else {"name": reference.name, "images": len(reference)},
-        "aesthetics": questions.aesthetics and questions.aesthetics.describe(),
-        "inception": questions.inception and {"file": questions.inception.name, "sha256": questions.inception.sha256},
-        "batch_size": questions.batch_size,
-        "dtype": str(questions.dtype).removeprefix("torch."),
+        "aesthetics": options.aesthetics and options.aesthetics.describe(),
+        "inception": options.inception and {"file": options.inception.name, "sha256": options.inception.sha256},
+        "batch_size": options.batch_size,
+        "dtype": str(options.dtype).removeprefix("torch."),
         "device": str(device),
-        "seed": questions.seed,
+        "seed": options.seed,
         "versions": {"robustclip": __version__, "torch": torch.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _add_figures(report: JudgeReport, sets: Sequence[Answers], real: Answers | None, questions: Questions) -> None:
-    """All figures of one judge, and what it says of every picture."""
-    for answers in sets:
-        report.figures += [*measure.values(answers, questions), *measure.of_sets(answers, real, questions)]
-        report.notes += _too_few(answers, real, questions)
-        said = report.pictures.setdefault(answers.pictures.name, {})
-        seeds = answers.pictures.seeds or [None] * len(answers.pictures)
-        for place, (prompt, name) in enumerate(zip(answers.pictures.prompts, answers.pictures.ids, strict=True)):
-            entry = said.setdefault(prompt, {}).setdefault(name, {"seed": seeds[place], "judges": {}})
-            if of_picture := answers.of_picture(place):
-                entry["judges"][answers.judge] = of_picture
-    for others, answers in combinations(sets, 2):
-        report.figures += measure.comparisons(answers, others, questions)
-        report.figures += measure.set_comparisons(answers, others, real, questions)
-        pairs = len(measure.shared(answers.pictures, others.pictures)[0])
-        if pairs < max(len(answers.pictures), len(others.pictures)):
+def _add_figures(
+    report: JudgeReport, sets: Sequence[JudgeScores], real: JudgeScores | None, options: JudgeOptions
+) -> None:
+    """Add one judge's figures and per-picture scores to the report."""
+    for scored in sets:
+        report.figures += [*measure.values(scored, options), *measure.of_sets(scored, real, options)]
+        report.notes += _too_few(scored, real, options)
+        by_prompt = report.pictures.setdefault(scored.pictures.name, {})
+        seeds = scored.pictures.seeds or [None] * len(scored.pictures)
+        for place, (prompt, name) in enumerate(zip(scored.pictures.prompts, scored.pictures.ids, strict=True)):
+            entry = by_prompt.setdefault(prompt, {}).setdefault(name, {"seed": seeds[place], "judges": {}})
+            if of_picture := scored.of_picture(place):
+                entry["judges"][scored.judge] = of_picture
+    for others, scored in combinations(sets, 2):
+        report.figures += measure.comparisons(scored, others, options)
+        report.figures += measure.set_comparisons(scored, others, real, options)
+        pairs = len(measure.shared(scored.pictures, others.pictures)[0])
+        if pairs < max(len(scored.pictures), len(others.pictures)):
             report.notes.append(
-                f"{answers.pictures.name} ({len(answers.pictures)}) and {others.pictures.name} "
+                f"{scored.pictures.name} ({len(scored.pictures)}) and {others.pictures.name} "
                 f"({len(others.pictures)}) share {pairs} prompts and seeds, and are compared on these"
             )
 
 
-def _too_few(answers: Answers, real: Answers | None, questions: Questions) -> Iterator[str]:
-    """Where a covariance has more dimensions than samples."""
-    metric = "fid" if answers.judge == measure.INCEPTION else "frechet"
-    for one in (answers, real):
-        if metric not in questions.metrics or one is None or one.features is None:
+def _too_few(scored: JudgeScores, real: JudgeScores | None, options: JudgeOptions) -> Iterator[str]:
+    """Notes on covariances with more dimensions than samples."""
+    metric = "fid" if scored.judge == measure.INCEPTION else "frechet"
+    for one in (scored, real):
+        if metric not in options.metrics or one is None or one.features is None:
             continue
         count, width = one.features.shape
         if count <= width:
             yield (
-                f"{answers.judge} has {width} dimensions, and {one.pictures.name} only {count} pictures: the Fréchet "
+                f"{scored.judge} has {width} dimensions, and {one.pictures.name} only {count} pictures: the Fréchet "
                 f"distance needs more than {width}, and is too large here; compare it among sets of this size alone"
             )
 
 
-def _told_apart(sets: Sequence[Pictures]) -> list[Pictures]:
-    """Sets under their folders' names, where these differ, else under their paths."""
+def _short_names(sets: Sequence[Pictures]) -> list[Pictures]:
+    """The sets named by their folders' names if these differ, else by their paths."""
     short = [Path(pictures.name).name for pictures in sets]
     if len(set(short)) < len(short):
         return list(sets)

@@ -62,7 +62,7 @@ class Figure:
                 are compared; jackknife for numbers of whole sets.
     candidates, chance   of R-Precision: how many texts were to choose from, and the rate of guessing.
     reference   the real pictures of a distance; `head` the file and SHA-256 of what predicts aesthetics.
-    calibration   how often the judge answers questions of this kind right, where the truth is known.
+    calibration   the judge's accuracy on questions of this kind with known answers.
     """
 
     pictures: str
@@ -87,8 +87,8 @@ class Figure:
 class JudgeReport(Tabled):
     """All figures of one judgement.
 
-    `setting` says what was judged and how; `notes` what to know before believing a figure. `pictures` holds
-    what every judge says of every picture: {set: {prompt: {id: {"seed": ..., "judges": {judge: {metric: ...}}}}}}.
+    `setting`: pictures, judges and options; `notes`: caveats; `pictures`: every judge's scores of every picture:
+    {set: {prompt: {id: {"seed": ..., "judges": {judge: {metric: ...}}}}}}.
     """
 
     setting: dict[str, Any]
@@ -101,24 +101,23 @@ class JudgeReport(Tabled):
     def figure(
         self, metric: str, *, pictures: str | None = None, judge: str | None = None, kind: Kind = "value"
     ) -> Figure:
-        """The one figure of that description, e.g. `report.figure("r-precision", judge="emoji-judge")`.
+        """The only matching figure, e.g. `report.figure("r-precision", judge="emoji-judge")`.
 
-        Raises UsageError where there is none, or several.
+        Raises UsageError if there is none, or several.
         """
-        found = [
+        matching = [
             figure
             for figure in self.figures
             if (figure.metric, figure.kind) == (metric, kind)
             and pictures in (None, figure.pictures)
             and judge in (None, figure.judge)
         ]
-        if len(found) != 1:
-            held = sorted(
-                {f"{one.metric} ({one.kind}) of {one.pictures} by {one.judge}" for one in found or self.figures}
-            )
-            problem = "several figures are" if found else "no figure is"
-            raise UsageError(f"{problem} {metric} ({kind}): there are {', '.join(held) or 'none at all'}")
-        return found[0]
+        if len(matching) != 1:
+            listed = matching or self.figures
+            names = sorted({f"{one.metric} ({one.kind}) of {one.pictures} by {one.judge}" for one in listed})
+            problem = "several figures are" if matching else "no figure is"
+            raise UsageError(f"{problem} {metric} ({kind}): there are {', '.join(names) or 'none'}")
+        return matching[0]
 
     def __repr__(self) -> str:
         return f"<JudgeReport of {len(self.figures)} figures; .table() shows them>"
@@ -127,16 +126,16 @@ class JudgeReport(Tabled):
         return self.figures
 
     def table(self) -> Group:
-        """For a terminal: metric by metric, the judges side by side; their hashes and the notes below."""
+        """Table for a terminal, grouped by metric, judges side by side; their hashes and the notes below."""
         judges = {figure.judge: figure.fingerprint for figure in self.figures}
         table = Table("metric", "pictures")
         for judge in judges:
             table.add_column(Text(judge), justify="right")  # a name may look like rich's markup
         above = ""
-        for (title, heading), found in self._lines().items():
+        for (title, heading), by_judge in self._lines().items():
             if above and title != above:
                 table.add_section()
-            cells = [_cell(found[judge]) if judge in found else "" for judge in judges]
+            cells = [_cell(by_judge[judge]) if judge in by_judge else "" for judge in judges]
             table.add_row(
                 Text("" if title == above else title), Text(heading), *cells, style="dim" if heading[0] == " " else ""
             )
@@ -148,7 +147,7 @@ class JudgeReport(Tabled):
         return Group(Text(headline, style="bold"), table, *(Text(line, style="dim") for line in below + self.notes))
 
     def _lines(self) -> dict[tuple[str, str], dict[str, Figure]]:
-        """The table's lines, those of a metric together: first the values, then what is compared."""
+        """The table's lines grouped by metric: values, then comparisons."""
         titles = list(dict.fromkeys(_title(figure) for figure in self.figures))
         kinds: list[Kind] = ["value", "difference", "preference"]
         lines: dict[tuple[str, str], dict[str, Figure]] = {}
@@ -157,7 +156,7 @@ class JudgeReport(Tabled):
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the single pictures, as plain JSON values."""
+        """Everything but per-picture scores, as plain JSON values."""
         figures = [asdict(figure) for figure in self.figures]
         return {"setting": self.setting, "notes": self.notes, "figures": figures}
 

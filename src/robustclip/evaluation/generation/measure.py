@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.evaluation import intervals
-from robustclip.evaluation.generation.distances import cmmd, frechet_distance, inception_score
+from robustclip.evaluation.generation.distances import Inception, cmmd, frechet_distance, inception_score
 from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts
-from robustclip.evaluation.generation.inception import Inception
 from robustclip.evaluation.generation.judgement import Figure
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.evaluation.generation.rprecision import RPrecision, r_precision
@@ -29,18 +28,18 @@ Metric = Literal[
 ]
 
 TO_REFERENCE: Final = ("frechet", "cmmd", "fid")
-"""Distances, which need real pictures."""
+"""Distances to real pictures."""
 INCEPTION: Final = "Inception"
-"""Who judges there."""
+"""The judge's name in reports."""
 OF_INCEPTION: Final = ("fid", "inception-score")
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What is asked of every judge.
+class JudgeOptions:
+    """Metrics of a judgement and their settings.
 
     candidates  of R-Precision; None: all different prompts of all sets.
-    aesthetics, inception   needed by the metrics of that name alone.
+    aesthetics, inception   only needed by the metrics of that name.
     """
 
     metrics: Sequence[str]
@@ -53,7 +52,7 @@ class Questions:
 
 
 @dataclass
-class Answers:
+class JudgeScores:
     """Scores (n,) of N pictures by metric, ranks among candidates, and features, by one judge."""
 
     pictures: Pictures
@@ -65,106 +64,105 @@ class Answers:
     logits: Float[Tensor, "n c"] | None = None
 
     def of_picture(self, place: int) -> dict[str, Any]:
-        """What is said of one of them, as plain values."""
-        said: dict[str, Any] = {metric: float(values[place]) for metric, values in self.scores.items()}
+        """The values of one picture, as plain values."""
+        of_one: dict[str, Any] = {metric: float(values[place]) for metric, values in self.scores.items()}
         if self.ranking is not None:
-            said |= {"rank": int(self.ranking.ranks[place]), "picked": self.ranking.answers[place]}
-        return said
+            of_one |= {"rank": int(self.ranking.ranks[place]), "picked": self.ranking.picked[place]}
+        return of_one
 
 
-class Court:
-    """A judge with embedded prompts, for scoring sets of pictures."""
+class RefereeScorer:
+    """Scores sets of pictures by one CLIP-like judge; prompts are embedded once."""
 
-    def __init__(self, name: str, judge: TwoTower, prompts: Sequence[str], questions: Questions) -> None:
-        self.name, self.judge, self.questions = name, judge, questions
+    def __init__(self, name: str, judge: TwoTower, prompts: Sequence[str], options: JudgeOptions) -> None:
+        self.name, self.judge, self.options = name, judge, options
         self.fingerprint = fingerprint(judge)
         self.texts = embed_texts(judge, prompts)
         self.depicts: Texts | None = None
-        if "clipscore" in questions.metrics:
+        if "clipscore" in options.metrics:
             self.depicts = embed_texts(judge, prompts, prefix=PREFIX)
 
-    def look(self, pictures: Pictures, embeddings: Float[Tensor, "n d"] | None = None) -> Answers:
-        """Answer all questions about single pictures, and keep what the questions about the set need.
-
-        `embeddings` are the pictures' own, where they are known already.
-        """
-        asked, prompts = self.questions, pictures.prompts
+    def score(self, pictures: Pictures, embeddings: Float[Tensor, "n d"] | None = None) -> JudgeScores:
+        """Per-picture scores, and the features that set metrics need. `embeddings`: precomputed ones, if any."""
+        options, prompts = self.options, pictures.prompts
         embeddings = self.embed(pictures) if embeddings is None else embeddings
-        answers = Answers(pictures, self.name, self.fingerprint, {}, features=embeddings)
-        if "r-precision" in asked.metrics:
-            answers.ranking = r_precision(
-                embeddings, prompts, self.texts, ids=pictures.keys, candidates=asked.candidates, seed=asked.seed
+        scored = JudgeScores(pictures, self.name, self.fingerprint, {}, features=embeddings)
+        if "r-precision" in options.metrics:
+            scored.ranking = r_precision(
+                embeddings, prompts, self.texts, ids=pictures.keys, candidates=options.candidates, seed=options.seed
             )
-        if "cosine" in asked.metrics:
-            answers.scores["cosine"] = cosine(embeddings, self.texts.of(prompts))
+        if "cosine" in options.metrics:
+            scored.scores["cosine"] = cosine(embeddings, self.texts.of(prompts))
         if self.depicts is not None:
-            answers.scores["clipscore"] = clip_score(embeddings, self.depicts.of(prompts))
-        if asked.aesthetics is not None and "aesthetics" in asked.metrics:
-            answers.scores["aesthetics"] = asked.aesthetics(embeddings)
-        if "label-score" in asked.metrics:
-            answers.logits = self.judge.logit_scale * embeddings @ self.texts.embeddings.T
-        return answers
+            scored.scores["clipscore"] = clip_score(embeddings, self.depicts.of(prompts))
+        if options.aesthetics is not None and "aesthetics" in options.metrics:
+            scored.scores["aesthetics"] = options.aesthetics(embeddings)
+        if "label-score" in options.metrics:
+            scored.logits = self.judge.logit_scale * embeddings @ self.texts.embeddings.T
+        return scored
 
     def embed(self, pictures: Pictures) -> Float[Tensor, "n d"]:
         """`embeddings.embed` with progress on stderr."""
-        asked, title = self.questions, f"{self.name} looks at {pictures.name}"
-        return embed(self.judge, pictures.images, batch_size=asked.batch_size, dtype=asked.dtype, title=title)
+        options, title = self.options, f"{self.name} looks at {pictures.name}"
+        return embed(self.judge, pictures.images, batch_size=options.batch_size, dtype=options.dtype, title=title)
 
-    def features(self, pictures: Pictures) -> Answers:
-        """The set alone, for distances to it: no question is asked about its pictures."""
-        return Answers(pictures, self.name, self.fingerprint, {}, features=self.embed(pictures))
-
-
-def values(answers: Answers, questions: Questions) -> Iterator[Figure]:
-    """The figures of one set about single pictures."""
-    for metric in questions.metrics:
-        if metric == "r-precision" and answers.ranking is not None:
-            yield _figure(answers, questions, metric, intervals.rate(answers.ranking.hits))
-        elif metric in answers.scores:
-            found = intervals.mean(answers.scores[metric].numpy(), seed=questions.seed)
-            yield _figure(answers, questions, metric, found)
+    def features(self, pictures: Pictures) -> JudgeScores:
+        """Features of a reference set, without scores."""
+        return JudgeScores(pictures, self.name, self.fingerprint, {}, features=self.embed(pictures))
 
 
-def comparisons(answers: Answers, others: Answers, questions: Questions) -> Iterator[Figure]:
-    """What separates two sets on the prompts and seeds that both have; nothing where they share none."""
-    mine, theirs = shared(answers.pictures, others.pictures)
+def values(scored: JudgeScores, options: JudgeOptions) -> Iterator[Figure]:
+    """Figures of per-picture metrics of one set."""
+    for metric in options.metrics:
+        if metric == "r-precision" and scored.ranking is not None:
+            yield _figure(scored, options, metric, intervals.rate(scored.ranking.hits))
+        elif metric in scored.scores:
+            interval = intervals.mean(scored.scores[metric].numpy(), seed=options.seed)
+            yield _figure(scored, options, metric, interval)
+
+
+def comparisons(scored: JudgeScores, others: JudgeScores, options: JudgeOptions) -> Iterator[Figure]:
+    """Differences of two sets on their shared prompts and seeds; none if they share none."""
+    mine, theirs = shared(scored.pictures, others.pictures)
     if not mine:
         return
     against = others.pictures.name
-    for metric in questions.metrics:
-        if metric == "r-precision" and answers.ranking is not None and others.ranking is not None:
-            hits, other_hits = answers.ranking.hits[mine], others.ranking.hits[theirs]
-            found = intervals.difference(hits, other_hits, seed=questions.seed)
-            yield _figure(answers, questions, metric, found, "difference", against)
-        elif metric in answers.scores:
-            scores, other_scores = answers.scores[metric][mine].numpy(), others.scores[metric][theirs].numpy()
-            found = intervals.mean(scores - other_scores, seed=questions.seed)
-            yield _figure(answers, questions, metric, found, "difference", against)
-            yield _figure(answers, questions, metric, preference(scores, other_scores), "preference", against)
+    for metric in options.metrics:
+        if metric == "r-precision" and scored.ranking is not None and others.ranking is not None:
+            hits, other_hits = scored.ranking.hits[mine], others.ranking.hits[theirs]
+            interval = intervals.difference(hits, other_hits, seed=options.seed)
+            yield _figure(scored, options, metric, interval, "difference", against)
+        elif metric in scored.scores:
+            scores, other_scores = scored.scores[metric][mine].numpy(), others.scores[metric][theirs].numpy()
+            interval = intervals.mean(scores - other_scores, seed=options.seed)
+            yield _figure(scored, options, metric, interval, "difference", against)
+            yield _figure(scored, options, metric, preference(scores, other_scores), "preference", against)
 
 
-def of_sets(answers: Answers, real: Answers | None, questions: Questions) -> Iterator[Figure]:
-    """The figures of one set as a whole, from a judge's embeddings or from Inception's."""
-    for metric, statistic, sets in _set_statistics(answers, real, questions):
+def of_sets(scored: JudgeScores, real: JudgeScores | None, options: JudgeOptions) -> Iterator[Figure]:
+    """Figures of set metrics, from a judge's embeddings or Inception's features."""
+    for metric, statistic, sets in _set_statistics(scored, real, options):
         low = 1.0 if metric in ("label-score", "inception-score") else 0.0
-        found = jackknife(statistic, *sets, seed=questions.seed, low=low)
-        yield _figure(answers, questions, metric, found, reference=real)
+        interval = jackknife(statistic, *sets, seed=options.seed, low=low)
+        yield _figure(scored, options, metric, interval, reference=real)
 
 
-def set_comparisons(answers: Answers, others: Answers, real: Answers | None, questions: Questions) -> Iterator[Figure]:
-    """How much further one set is from the real pictures than another, on the prompts and seeds that both have."""
-    mine, theirs = shared(answers.pictures, others.pictures)
+def set_comparisons(
+    scored: JudgeScores, others: JudgeScores, real: JudgeScores | None, options: JudgeOptions
+) -> Iterator[Figure]:
+    """Differences of two sets in set metrics, on their shared prompts and seeds."""
+    mine, theirs = shared(scored.pictures, others.pictures)
     if len(mine) < 3:
         return
-    pairs = zip(_set_statistics(answers, real, questions), _set_statistics(others, real, questions), strict=True)
+    pairs = zip(_set_statistics(scored, real, options), _set_statistics(others, real, options), strict=True)
     for (metric, statistic, (first, *rest)), (_, _, (second, *_)) in pairs:
         side_by_side = torch.stack([first[mine], second[theirs]], dim=1)
-        found = jackknife(partial(_apart, statistic), side_by_side, *rest, seed=questions.seed)
-        yield _figure(answers, questions, metric, found, "difference", others.pictures.name, real)
+        interval = jackknife(partial(_apart, statistic), side_by_side, *rest, seed=options.seed)
+        yield _figure(scored, options, metric, interval, "difference", others.pictures.name, real)
 
 
 def shared(pictures: Pictures, others: Pictures) -> tuple[list[int], list[int]]:
-    """Indices of the pictures with the same prompt and seed in both sets; by prompt alone where seeds are unknown."""
+    """Indices of the pictures with the same prompt and seed in both sets; by prompt alone if seeds are unknown."""
     sets = (pictures, others)
     if not all(any(seed is not None for seed in one.seeds) for one in sets):
         sets = (replace(pictures, seeds=[]), replace(others, seeds=[]))
@@ -178,25 +176,25 @@ Statistic = Callable[..., float]
 
 
 def _set_statistics(
-    answers: Answers, real: Answers | None, questions: Questions
+    scored: JudgeScores, real: JudgeScores | None, options: JudgeOptions
 ) -> Iterator[tuple[str, Statistic, list[Tensor]]]:
-    """(metric, what is computed, of which sets): the pictures' own first."""
+    """(metric, statistic, its sets), the pictures' own set first."""
     distances: dict[str, Statistic] = {"frechet": frechet_distance, "fid": frechet_distance, "cmmd": cmmd}
-    for metric in questions.metrics:
-        if (metric in OF_INCEPTION) != (answers.judge == INCEPTION):
+    for metric in options.metrics:
+        if (metric in OF_INCEPTION) != (scored.judge == INCEPTION):
             continue
-        if metric in distances and real is not None and answers.features is not None and real.features is not None:
-            yield metric, distances[metric], [answers.features, real.features]
-        elif metric in ("label-score", "inception-score") and answers.logits is not None:
-            yield metric, inception_score, [answers.logits]
+        if metric in distances and real is not None and scored.features is not None and real.features is not None:
+            yield metric, distances[metric], [scored.features, real.features]
+        elif metric in ("label-score", "inception-score") and scored.logits is not None:
+            yield metric, inception_score, [scored.logits]
 
 
-def seen_by_inception(pictures: Pictures, inception: Inception, questions: Questions) -> Answers:
-    """What Inception makes of a set."""
+def inception_features(pictures: Pictures, inception: Inception, options: JudgeOptions) -> JudgeScores:
+    """Inception's features and logits of a set."""
     features, logits = inception(
-        pictures.images, batch_size=questions.batch_size, title=f"Inception looks at {pictures.name}"
+        pictures.images, batch_size=options.batch_size, title=f"Inception looks at {pictures.name}"
     )
-    return Answers(pictures, INCEPTION, inception.sha256, {}, features=features, logits=logits)
+    return JudgeScores(pictures, INCEPTION, inception.sha256, {}, features=features, logits=logits)
 
 
 def _apart(statistic: Statistic, pairs: Float[Tensor, "n 2 d"], *rest: Tensor) -> float:
@@ -204,28 +202,28 @@ def _apart(statistic: Statistic, pairs: Float[Tensor, "n 2 d"], *rest: Tensor) -
 
 
 def _figure(
-    answers: Answers,
-    questions: Questions,
+    scored: JudgeScores,
+    options: JudgeOptions,
     metric: str,
-    found: Interval,
+    interval: Interval,
     kind: Literal["value", "difference", "preference"] = "value",
     against: str = "",
-    reference: Answers | None = None,
+    reference: JudgeScores | None = None,
 ) -> Figure:
-    ranking = answers.ranking if metric == "r-precision" else None
-    head = questions.aesthetics if metric == "aesthetics" else None
+    ranking = scored.ranking if metric == "r-precision" else None
+    head = options.aesthetics if metric == "aesthetics" else None
     return Figure(
-        pictures=answers.pictures.name,
-        judge=answers.judge,
-        fingerprint=answers.fingerprint,
+        pictures=scored.pictures.name,
+        judge=scored.judge,
+        fingerprint=scored.fingerprint,
         metric=metric,
         kind=kind,
         against=against,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-        seed=questions.seed,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        seed=options.seed,
         candidates=None if ranking is None else ranking.candidates,
         chance=None if ranking is None else ranking.chance,
         reference=reference.pictures.name if reference is not None and metric in TO_REFERENCE else None,

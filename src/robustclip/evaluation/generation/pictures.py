@@ -31,11 +31,11 @@ from robustclip.synthesis.prompts import Prompt
 class Pictures:
     """N images of one size in [0,1] with ids and prompts.
 
-    prompts    the text that a judge is asked about: without weights, and without what was to be avoided.
-    seeds      what each was painted with; None where nothing says it.
-    guides     the referees that guided any of them, {"name", "fingerprint"}, as far as pictures or run say.
+    prompts    texts for the judges: without weights and negative prompts.
+    seeds      of synthesis; None if unknown.
+    guides     the referees that guided any of them, {"name", "fingerprint"}, as recorded in the pictures or the run.
     generators fingerprints of the diffusion models that made any of them, likewise.
-    notes      what to know before believing a number.
+    notes      caveats.
     """
 
     name: str
@@ -54,22 +54,22 @@ class Pictures:
                 f"{self.name} has {lengths[0]} images, {lengths[1]} prompts and {lengths[2]} ids: give one each"
             )
         if not self.ids:
-            raise UsageError(f"there are no pictures in {self.name}: nothing to judge")
+            raise UsageError(f"there are no pictures in {self.name}")
         if twice := [name for name, count in Counter(self.ids).items() if count > 1]:
-            raise UsageError(f"{self.name} has two pictures with the id {twice[0]!r}: which is which, nobody could say")
+            raise UsageError(f"{self.name} has two pictures with the id {twice[0]!r}: rename one of them")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def keys(self) -> list[str]:
-        """What pictures of two methods are paired by: prompt and seed, and where these come again, how often before."""
-        seen: Counter[tuple[str, int | None]] = Counter()
-        found = []
+        """Keys by which pictures of two methods are paired: prompt, seed and, for repetitions, their number."""
+        repeats: Counter[tuple[str, int | None]] = Counter()
+        keys = []
         for prompt, seed in zip(self.prompts, self.seeds or [None] * len(self), strict=True):
-            found.append(json.dumps([prompt, seed, seen[prompt, seed]], ensure_ascii=False))
-            seen[prompt, seed] += 1
-        return found
+            keys.append(json.dumps([prompt, seed, repeats[prompt, seed]], ensure_ascii=False))
+            repeats[prompt, seed] += 1
+        return keys
 
 
 def from_tensor(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], *, name: str = "pictures") -> Pictures:
@@ -78,9 +78,9 @@ def from_tensor(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], *, nam
 
 
 def places_of(pictures: Pictures, prompts: Sequence[str]) -> list[int]:
-    """Where the pictures are that are to show one of `prompts`."""
-    known = set(prompts)
-    return [place for place, prompt in enumerate(pictures.prompts) if prompt in known]
+    """Indices of the pictures whose prompt is one of `prompts`."""
+    wanted = set(prompts)
+    return [place for place, prompt in enumerate(pictures.prompts) if prompt in wanted]
 
 
 def chosen(pictures: Pictures, places: Sequence[int]) -> Pictures:
@@ -96,7 +96,7 @@ def chosen(pictures: Pictures, places: Sequence[int]) -> Pictures:
 
 @final
 class _Chosen:
-    """Some of the images, in the order of their places."""
+    """A lazy subset of images, in the order of `places`."""
 
     def __init__(self, images: Images, places: Int[Tensor, " m"]) -> None:
         self.images, self.places = images, places
@@ -109,20 +109,21 @@ class _Chosen:
 
 
 LISTS: Final = ("pictures.jsonl", "prompts.jsonl", "prompts.csv")
-"""Where a folder says what its pictures are to show, where the pictures do not say it themselves."""
+"""Prompt lists in a folder, used if the pictures have no provenance."""
 LONGEST_LIST: Final = 2**28  # bytes
 
 
 def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int | None = None) -> Pictures:
     """Read the pictures of a `synthesize` run (FOLDER/images/*.png with provenance), or of any folder.
 
-    prompts    a list of what the pictures of another folder are to show, as JSON lines ({"id" or "file", "prompt"},
-               "seed" if known) or CSV with these columns; without it pictures.jsonl, prompts.jsonl or prompts.csv in
-               the folder. Its prompts are taken literally.
-    size       height and width that pictures are resized and cut to; None: as they are, all alike.
+    prompts    prompts of pictures without provenance, as JSON lines ({"id" or "file", "prompt"}, "seed" if known) or
+    CSV
+               with these columns; default: pictures.jsonl, prompts.jsonl or prompts.csv in the folder. Taken literally,
+               without prompt weights.
+    size       resize and crop pictures to this height and width; None: keep theirs, which must be equal.
 
-    Raises UsageError where there is no folder or picture in it, a picture has no prompt or a prompt no picture, and
-    where sizes differ.
+    Raises UsageError for a missing or empty folder, for pictures without prompt and prompts without picture, and for
+    different sizes.
     """
     folder = Path(folder)
     if not is_folder(folder):
@@ -133,24 +134,24 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     files = image_files(home)
     if not files:
         raise UsageError(f"{home} holds no pictures ({', '.join(ENDINGS)})")
-    told = _told(files)
-    guides, notes = _guides(folder, told)
-    if told and prompts is None:
+    provenance = _provenance(files)
+    guides, notes = _guides(folder, provenance)
+    if provenance and prompts is None:
         return Pictures(
             folder.as_posix(),
             _decoded(files, size),
-            [_wanted(str(facts.get("prompt", "")), file) for facts, file in zip(told, files, strict=True)],
+            [_positive(str(facts.get("prompt", "")), file) for facts, file in zip(provenance, files, strict=True)],
             [file.stem for file in files],
-            [_seed(facts.get("seed")) for facts in told],
+            [_seed(facts.get("seed")) for facts in provenance],
             guides,
             notes + _unfinished(folder, files),
-            _generators(told),
+            _generators(provenance),
         )
     listed = prompts or next((folder / name for name in LISTS if is_file(folder / name)), None)
     if listed is None:
         raise UsageError(
-            f"nothing says what the pictures of {folder} are to show: put a prompts.jsonl beside them, a line a "
-            'picture such as {"file": "cat.png", "prompt": "a cat"}, or give it as --prompts FILE'
+            f"the pictures of {folder} have no prompts: put a prompts.jsonl beside them, one line per picture such as "
+            '{"file": "cat.png", "prompt": "a cat"}, or give it as --prompts FILE'
         )
     entries = list(_entries(listed))
     chosen = [_file(entry, files, home, folder, listed) for entry in entries]
@@ -168,8 +169,8 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
 
 
 def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
-    """Pictures that are called by what they show and a number, PROMPT_NUMBER.png, as T2I-CompBench has them, in the
-    folder or in its samples/. Their ids are their names, and their prompts what the names say.
+    """Pictures named PROMPT_NUMBER.png, as in T2I-CompBench, in the folder or in its samples/. Their ids are their
+    names, and their prompts are parsed from them.
 
     Raises UsageError for a folder without pictures, and a picture with another name.
     """
@@ -181,12 +182,12 @@ def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
     names = [re.fullmatch(r"(.*\S)\s*_\d+", file.stem) for file in files]
     if odd := [file.name for file, name in zip(files, names, strict=True) if name is None]:
         raise UsageError(
-            f"nothing says what {odd[0][:200]!r} in {home} is to show: name it PROMPT_NUMBER.png, such as "
-            "'a red bench_000007.png', or put a prompts.jsonl beside it",
+            f"{odd[0][:200]!r} in {home} has no prompt: name it PROMPT_NUMBER.png, such as 'a red bench_000007.png', "
+            "or put a prompts.jsonl beside it",
             "odd_picture_name",
             name=odd[0],
         )
-    note = f"nothing says who guided the pictures of {folder}: that no judge did is taken on trust"
+    note = f"the guides of the pictures of {folder} are unknown: it is assumed that no judge was among them"
     prompts = [name[1] for name in names if name]
     return Pictures(folder.as_posix(), _decoded(files, size), prompts, [file.name for file in files], [], [], [note])
 
@@ -194,8 +195,8 @@ def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
 def read_reference(reference: str | Path, *, size: int | None = None) -> Pictures:
     """Real images: a split of the embedded set, class folders, shards, or a plain folder of images.
 
-    Their prompts are their labels, or else their first captions; empty where nothing is known of them. `size` as in
-    `read_pictures`. Raises UsageError where there are no such images.
+    Their prompts are their labels, or else their first captions, or empty. `size` as in `read_pictures`. Raises
+    UsageError if there are no such images.
     """
     folder = Path(reference)
     if is_folder(folder) and (files := image_files(folder)):
@@ -212,76 +213,75 @@ def says_prompts(folder: str | Path) -> bool:
     """Whether the first picture of a folder has its prompt as provenance."""
     folder = Path(folder)
     home = folder / "images" if is_folder(folder / "images") else folder
-    return bool(_told(image_files(home)[:1])) if is_folder(home) else False
+    return bool(_provenance(image_files(home)[:1])) if is_folder(home) else False
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures that lie in a folder, by name; none that begin with a dot."""
+    """The pictures of a folder, sorted by name, without hidden files."""
     return sorted(path for path in folder.iterdir() if is_picture(path.name) and not hidden(path.name))
 
 
-def _told(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the pictures say of themselves; nothing where none says anything. Raises UsageError where only some do:
-    the others would be left out quietly."""
-    told, mute = [], []
+def _provenance(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The provenance of the pictures; empty if none has one. Raises UsageError if only some have one."""
+    provenance, errors = [], []
     for file in files:
         try:
-            told.append(read_facts(file))
+            provenance.append(read_facts(file))
         except UsageError as error:
-            mute.append(error)
-    if told and mute:
-        raise mute[0]
-    return told
+            errors.append(error)
+    if provenance and errors:
+        raise errors[0]
+    return provenance
 
 
-def _guides(folder: Path, told: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
-    """Who guided the pictures, as they say themselves, or else the run does; and what nobody says."""
+def _guides(folder: Path, provenance: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
+    """The pictures' guides, as recorded in the pictures or else in the run; and a note if some are unknown."""
     run = _record(folder).get("referees")
     guides: dict[str, dict[str, str]] = {}
-    unknown = not told
-    for facts in told:
+    unknown = not provenance
+    for facts in provenance:
         named = facts.get("referees") or run
         entries = [one for one in named if isinstance(one, dict)] if isinstance(named, list) else []
-        found = [one for one in entries if isinstance(one.get("fingerprint"), str)]
-        unknown |= not found or len(found) < len(entries)
+        known = [one for one in entries if isinstance(one.get("fingerprint"), str)]
+        unknown |= not known or len(known) < len(entries)
         guides |= {
-            one["fingerprint"]: {"name": str(one.get("name")), "fingerprint": one["fingerprint"]} for one in found
+            one["fingerprint"]: {"name": str(one.get("name")), "fingerprint": one["fingerprint"]} for one in known
         }
-    note = f"nothing says who guided the pictures of {folder}: that no judge did is taken on trust"
+    note = f"the guides of the pictures of {folder} are unknown: it is assumed that no judge was among them"
     return list(guides.values()), [note] if unknown else []
 
 
-def _generators(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fingerprints of the diffusion models that made the pictures, as they say."""
-    named = [facts["generator"] for facts in told if isinstance(facts.get("generator"), dict)]
+def _generators(provenance: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fingerprints of the diffusion models that made the pictures."""
+    named = [facts["generator"] for facts in provenance if isinstance(facts.get("generator"), dict)]
     return list(dict.fromkeys(str(one.get("fingerprint")) for one in named))
 
 
 def _unfinished(folder: Path, files: Sequence[Path]) -> list[str]:
-    """A note where the run was to have more pictures than there are."""
+    """A note if the run has fewer pictures than planned."""
     planned = _record(folder).get("pictures")
     if not isinstance(planned, int) or planned == len(files):
         return []
-    return [f"{folder} holds {len(files)} of the {planned} pictures it was to have"]
+    return [f"{folder} holds {len(files)} of its {planned} planned pictures"]
 
 
 def _record(folder: Path) -> Mapping[str, Any]:
-    """What the run noted in its run.json, if there is one."""
+    """The notes of the folder's run.json, if there is one."""
     record = read_json(folder / "run.json") if is_file(folder / "run.json") else None
     notes = record.get("notes") if isinstance(record, dict) else None
     return notes if isinstance(notes, dict) else {}
 
 
-def _wanted(prompt: str, file: Path) -> str:
-    """The texts that a picture is drawn towards. Raises UsageError where there are none: pictures alone say nothing."""
+def _positive(prompt: str, file: Path) -> str:
+    """The texts of positive weight of a prompt. Raises UsageError if there are none."""
     texts = [part.content for part in Prompt.parse(prompt).parts if part.weight > 0 and part.kind == "text"]
     if not texts:
-        raise UsageError(f"{file} was painted after pictures alone ({prompt}): there is no text to judge it by")
+        raise UsageError(f"{file} has a prompt of pictures only ({prompt}): there is no text to judge it by")
     return ", ".join(texts)
 
 
 def _entries(listed: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a list of prompts. Raises UsageError naming the line that does not read as one."""
+    """The entries of a prompt list. Raises UsageError naming an invalid line."""
     text = read_text(listed, LONGEST_LIST)
     rows: Iterator[tuple[int, Any]]
     if listed.suffix.lower() == ".csv":
@@ -294,7 +294,7 @@ def _entries(listed: Path) -> Iterator[dict[str, Any]]:
         name = (row.get("file") or row.get("id")) if isinstance(row, dict) else None
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not (isinstance(name, str) and name and isinstance(prompt, str) and prompt.strip()):
-            raise UsageError(f'{listed}, line {number}, is not of the kind {{"file": "cat.png", "prompt": "a cat"}}')
+            raise UsageError(f'{listed}, line {number}, is not of the form {{"file": "cat.png", "prompt": "a cat"}}')
         yield row | {"prompt": prompt.strip()}
 
 
@@ -306,13 +306,12 @@ def _json(line: str) -> Any:
 
 
 def _file(entry: dict[str, Any], files: Sequence[Path], home: Path, folder: Path, listed: Path) -> Path:
-    """The picture that a line speaks of: by its path in the folder, its file's name, or its id."""
+    """The picture of an entry: by its path in the folder, its file name, or its id."""
     name = Path(entry.get("file") or f"{entry['id']}")
-    known = set(files)
     for path in (folder / name, home / name.name, *(home / f"{name}.{ending}" for ending in ENDINGS)):
-        if path in known:
+        if path in files:
             return path
-    raise UsageError(f"{listed} speaks of {str(name)!r}, and there is no such picture in {home}")
+    raise UsageError(f"{listed} names {str(name)!r}, and there is no such picture in {home}")
 
 
 def _seed(seed: object) -> int | None:
@@ -326,8 +325,8 @@ def _decoded(files: Sequence[Path], size: int | None) -> Decoded:
 
 
 def _one_size(files: Sequence[Path]) -> tuple[int, int]:
-    """Height and width of all of them, read from their headers. Raises UsageError where they differ, RunError for a
-    file that is no picture."""
+    """The common height and width, from the headers. Raises UsageError if sizes differ, RunError for an unreadable
+    picture."""
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:

@@ -38,8 +38,8 @@ class Column(NamedTuple):
 class Row:
     """Outcomes of N samples: (N,) bool for a rate, float64 for a mean, by column.
 
-    `samples` names what each is of (its prompt). Samples of one name, such as seeds of a prompt, are not independent.
-    `seconds` is what making one took.
+    `samples` are their names (prompts). Samples of one name, such as seeds of a prompt, are not independent. `seconds`
+    is the time per sample.
     """
 
     samples: list[str]
@@ -49,14 +49,14 @@ class Row:
 
 @dataclass
 class Results:
-    """Rows side by side.
+    """A table of rows with shared columns.
 
     seed      of the bootstrap
-    groups    {name: samples in it}, measured beside "all"
-    chance    {metric: rate of a guess}, shown above its columns
+    groups    {name: samples in it}, evaluated in addition to "all"
+    chance    {metric: rate by chance}, shown in the headers
     shown     the metrics of the printed tables; empty: all
-    compared  (row, against) whose paired differences are told
-    shares    (row, of) whose ratio of rates on the samples that both have is told
+    compared  (row, against) whose paired differences are reported
+    shares    (row, of) whose ratio of rates on their common samples is reported
     """
 
     seed: int = 0
@@ -72,19 +72,19 @@ class Results:
     def add(
         self, name: str, samples: Sequence[str], columns: Mapping[Column, ArrayLike], seconds: float | None = None
     ) -> None:
-        """Add a row, or replace it. Raises UsageError for columns that are not of as many samples, and for none."""
-        found = {column: np.asarray(values) for column, values in columns.items()}
-        for column, values in found.items():
+        """Add or replace a row. Raises UsageError for columns of another length, and for an empty row."""
+        arrays = {column: np.asarray(values) for column, values in columns.items()}
+        for column, values in arrays.items():
             if values.shape != (len(samples),):
                 raise UsageError(f"{name} has {len(samples)} samples, and {column} is of shape {values.shape}")
         if not samples or not columns:
             raise UsageError(f"{name} has {len(samples)} samples and {len(columns)} columns: a row needs one of each")
-        typed = {one: values if values.dtype == bool else values.astype(np.float64) for one, values in found.items()}
+        typed = {one: values if values.dtype == bool else values.astype(np.float64) for one, values in arrays.items()}
         self.rows[name] = Row(list(samples), typed, seconds)
 
     def value(self, row: str, column: Column, group: str = "all") -> Interval:
-        """The rate with Wilson's interval, which takes samples as independent; the mean with that of a bootstrap by
-        sample name. Raises UsageError where the row has no sample of the group."""
+        """A rate with Wilson's interval, which assumes independent samples; a mean with the interval of a bootstrap
+        clustered by sample name. Raises UsageError if the row has no sample of the group."""
         places = self._places(row, group)
         if not places.any():
             raise UsageError(f"{row} has no samples of {group}")
@@ -92,8 +92,8 @@ class Results:
         return intervals.rate(outcomes) if outcomes.dtype == bool else self._by_name(row, places, outcomes)
 
     def difference(self, row: str, against: str, column: Column, group: str = "all") -> Interval:
-        """Rate or mean of a row minus `against`'s on the same samples, with the interval of a paired bootstrap by
-        sample name. Raises UsageError where the samples differ."""
+        """Rate or mean of a row minus `against`'s on the same samples, with the interval of a paired bootstrap
+        clustered by sample name. Raises UsageError if the samples differ."""
         if self.rows[row].samples != self.rows[against].samples:
             raise UsageError(f"{row} and {against} are of different samples: they are not paired")
         places = self._places(row, group)
@@ -107,28 +107,28 @@ class Results:
         return preference(self.rows[row].columns[column], self.rows[against].columns[column])
 
     def share(self, row: str, of: str, column: Column) -> Interval:
-        """The rate of a row over `of`'s, on the samples that both have, with the paired bootstrap's interval.
+        """The rate of a row over `of`'s, on their common samples, with the paired bootstrap's interval.
 
-        Raises UsageError where either has a sample name twice, or `of` has no hit.
+        Raises UsageError if either has duplicate sample names, or `of` has no hit.
         """
-        found = [self.rows[one] for one in (row, of)]
-        hits = [dict(zip(one.samples, one.columns[column].tolist(), strict=True)) for one in found]
-        if any(len(own) < len(one.samples) for own, one in zip(hits, found, strict=True)):
+        rows = [self.rows[one] for one in (row, of)]
+        hits = [dict(zip(one.samples, one.columns[column].tolist(), strict=True)) for one in rows]
+        if any(len(own) < len(one.samples) for own, one in zip(hits, rows, strict=True)):
             raise UsageError(f"{row} or {of} has several samples of one name: which are compared is not defined")
         both = [name for name in hits[0] if name in hits[1]]
         return intervals.ratio(*([own[name] for name in both] for own in hits), seed=self.seed)
 
     def at_chance(self, row: str, metric: str) -> list[str]:
-        """Judges whose rate of that metric is not above that of a guess, by its interval."""
+        """Judges whose rate of that metric is not significantly above chance."""
         columns = [column for column in self.columns(row) if column.metric == metric] if row in self.rows else []
         return [one.judge for one in columns if self.value(row, one).low <= self.chance[metric]]
 
     def columns(self, *rows: str) -> list[Column]:
-        """Those of any of these rows, of all rows where none is named."""
+        """Columns of any of these rows; without arguments of all rows."""
         return list(dict.fromkeys(one for row in rows or self.rows for one in self.rows[row].columns))
 
     def to_json(self) -> dict[str, Any]:
-        """All outcomes, intervals, differences and shares: what `from_json` reads, and a table needs."""
+        """All outcomes, intervals, differences and shares, which `from_json` reads."""
         return {
             "setting": dict(self.setting),
             "seed": self.seed,
@@ -174,13 +174,13 @@ class Results:
         }
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """The table that `to_json` wrote."""
-        made = cls(found["seed"], chance=found["chance"], shown=found["shown"], setting=found["setting"])
-        made.groups = {name: frozenset(members) for name, members in found["groups"].items()}
-        made.compared, made.shares = ([(one, other) for one, other in found[name]] for name in ("compared", "shares"))
-        made.notes = list(found["notes"])
-        for name, row in found["rows"].items():
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The table written by `to_json`."""
+        made = cls(values["seed"], chance=values["chance"], shown=values["shown"], setting=values["setting"])
+        made.groups = {name: frozenset(members) for name, members in values["groups"].items()}
+        made.compared, made.shares = ([(one, other) for one, other in values[name]] for name in ("compared", "shares"))
+        made.notes = list(values["notes"])
+        for name, row in values["rows"].items():
             columns = {Column(one["metric"], one["judge"]): one["outcomes"] for one in row["columns"]}
             made.add(name, row["samples"], columns, row["seconds"])
         return made
@@ -191,8 +191,8 @@ class Results:
         return cls.from_json(read_json(folder / RESULTS))
 
     def tables(self) -> list[tuple[list[str], list[list[str]]]]:
-        """(head, rows) of each table as text: rows that have the same columns share one; differences, shares and
-        groups follow the rows. Rates in percent, their differences in points."""
+        """(header, rows) of each table as text, one table per set of columns; differences, shares and groups follow.
+        Rates in percent, their differences in points."""
         kinds: dict[tuple[Column, ...], list[str]] = {}
         for name in self.rows:
             shown = [one for one in self.columns(name) if not self.shown or one.metric in self.shown]
@@ -215,9 +215,9 @@ class Results:
             ]
             for row, of in self._present(self.shares):
                 if row in names and (rates := self._rates(row, of)):
-                    found = {column: self.share(row, of, column) for column in rates}
-                    cells = [percent(found[one]) if one in found else "" for one in columns]
-                    body.append([f"{row}: share of {of}", str(found[rates[0]].n), *cells])
+                    ratios = {column: self.share(row, of, column) for column in rates}
+                    cells = [percent(ratios[one]) if one in ratios else "" for one in columns]
+                    body.append([f"{row}: share of {of}", str(ratios[rates[0]].n), *cells])
             if body:
                 parts.append((["difference", "n", *map(str, columns)], body))
             for group in self.groups:
@@ -236,7 +236,7 @@ class Results:
         return terminal.markdown(self.table())
 
     def table(self) -> Group:
-        """The same for a terminal."""
+        """The tables and notes for a terminal."""
         parts = []
         for head, rows in self.tables():
             shown = Table()
@@ -257,10 +257,10 @@ class Results:
 
     def _by_name(self, row: str, places: NDArray[np.bool_], numbers: NDArray[np.float64]) -> Interval:
         names = [name for name, taken in zip(self.rows[row].samples, places, strict=True) if taken]
-        found: dict[str, list[float]] = {}
+        by_name: dict[str, list[float]] = {}
         for name, number in zip(names, numbers.tolist(), strict=True):
-            found.setdefault(name, []).append(number)
-        of_names = intervals.mean([float(np.mean(one)) for one in found.values()], seed=self.seed)
+            by_name.setdefault(name, []).append(number)
+        of_names = intervals.mean([float(np.mean(one)) for one in by_name.values()], seed=self.seed)
         return Interval(of_names.value, of_names.low, of_names.high, len(names))
 
     def _places(self, row: str, group: str) -> NDArray[np.bool_]:
@@ -283,11 +283,11 @@ class Results:
     def _chance(self, column: Column) -> str:
         return f", chance {100 * self.chance[column.metric]:.3g}" if column.metric in self.chance else ""
 
-    def _text(self, row: str, column: Column, found: Interval, sign: str = "") -> str:
-        return percent(found, sign) if self.rows[row].columns[column].dtype == bool else plain(found, sign)
+    def _text(self, row: str, column: Column, interval: Interval, sign: str = "") -> str:
+        return percent(interval, sign) if self.rows[row].columns[column].dtype == bool else plain(interval, sign)
 
     def _difference(self, row: str, against: str, column: Column) -> str:
-        told = self._text(row, column, self.difference(row, against, column), "+")
+        text = self._text(row, column, self.difference(row, against, column), "+")
         if self.rows[row].columns[column].dtype == bool:
-            return told
-        return f"{told}; higher on {100 * self.preferred(row, against, column).value:.0f}%"
+            return text
+        return f"{text}; higher on {100 * self.preferred(row, against, column).value:.0f}%"

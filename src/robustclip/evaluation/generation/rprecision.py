@@ -22,22 +22,22 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class RPrecision:
-    """For each of N pictures, how many of the other candidates the judge finds at least as near as the picture's own
-    prompt (`ranks`, 0: its prompt comes first), and the text it picks (`answers`)."""
+    """For each of N pictures, the rank of its own prompt among the candidates (0: first; ties count as errors), and the
+    nearest candidate (`picked`)."""
 
     ranks: Int[Tensor, " n"]
-    answers: list[str]
+    picked: list[str]
     candidates: int
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """(N,) bool: whether the prompt comes first. A tie is a miss."""
-        found: NDArray[np.bool_] = (self.ranks == 0).numpy()
-        return found
+        """(N,) bool: whether the prompt comes first. Ties are misses."""
+        hits: NDArray[np.bool_] = (self.ranks == 0).numpy()
+        return hits
 
     @property
     def chance(self) -> float:
-        """The rate of a judge that guesses."""
+        """The hit rate by chance."""
         return 1 / self.candidates
 
 
@@ -52,11 +52,11 @@ def r_precision(
 ) -> RPrecision:
     """Rank each picture's prompt among `candidates` different texts: its own, and others drawn from `texts`.
 
-    images      unit embeddings (`embed`), and `prompts` what each picture is to show.
-    texts       what is drawn from; holds every prompt. None of the same wording as the own one is drawn.
-    candidates  how many, the own one included; None: all of `texts`.
-    ids         what the draw is keyed by, beside the seed: pictures of two methods with the same id (and the same
-                `texts`) face the same candidates, whatever else is judged, so that their hits are paired.
+    images      unit embeddings (`embed`), with each picture's prompt in `prompts`.
+    texts       pool of candidates, which includes every prompt.
+    candidates  number of candidates, including the own prompt; None: all of `texts`.
+    ids         keys of the draw, besides the seed: pictures of two methods with the same id (and the same `texts`) get
+                the same candidates, so that their hits are paired.
 
     Raises UsageError for fewer texts than candidates, fewer than 2 candidates, and lists that differ in length.
     """
@@ -64,7 +64,7 @@ def r_precision(
         raise UsageError(f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each")
     count = count_candidates(candidates, len(texts))
     own = texts.index(prompts)
-    found, answers = [], []
+    parts, picked = [], []
     for rows in torch.arange(len(images)).split(CHUNK):
         cosines = images[rows] @ texts.embeddings.T
         if count < len(texts):
@@ -72,9 +72,9 @@ def r_precision(
             shown = torch.full_like(cosines, -torch.inf).scatter(1, drawn, cosines.gather(1, drawn))
         else:
             shown = cosines
-        found.append(ranks(shown, own[rows]))
-        answers += [texts.texts[place] for place in shown.argmax(dim=1).tolist()]
-    return RPrecision(torch.cat(found) if found else torch.empty(0, dtype=torch.long), answers, count)
+        parts.append(ranks(shown, own[rows]))
+        picked += [texts.texts[place] for place in shown.argmax(dim=1).tolist()]
+    return RPrecision(torch.cat(parts) if parts else torch.empty(0, dtype=torch.long), picked, count)
 
 
 def count_candidates(candidates: int | None, texts: int) -> int:
@@ -95,8 +95,8 @@ def count_candidates(candidates: int | None, texts: int) -> int:
 
 
 def _drawn(own: Int[Tensor, " b"], total: int, count: int, ids: Sequence[str], seed: int) -> Int[Tensor, "b k"]:
-    """Places of each picture's candidates among `total` texts: its own first, then count - 1 others."""
+    """Indices of each picture's candidates among `total` texts: its own first, then count - 1 others."""
     others = [torch.randperm(total - 1, generator=stream)[: count - 1] for stream in each(seed, "candidates", ids=ids)]
     drawn = torch.stack(others)
-    drawn += drawn >= own[:, None]  # the own place is stepped over
+    drawn += drawn >= own[:, None]  # skip the own index
     return torch.cat([own[:, None], drawn], dim=1)

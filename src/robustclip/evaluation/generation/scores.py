@@ -1,8 +1,8 @@
 """Cosine similarity and CLIPScore of pictures and prompts.
 
-CLIPScore is 2.5 * max(cos, 0) with "A photo depicts " before the text (Hessel et al. 2021; their clipscore.py). Others
-print the plain cosine, without the words before the prompt, under the same name (T2I-CompBench). So both are here, and
-nowhere is one called the other. Both see the picture as the judge's own preprocessing shows it.
+CLIPScore is 2.5 * max(cos, 0) with "A photo depicts " before the text (Hessel et al. 2021; their clipscore.py). Other
+work reports the plain cosine, without prefix, under the same name (T2I-CompBench); here they are separate metrics. Both
+use the judge's own preprocessing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ref_clip_score(
 ) -> Float[Tensor, " n"]:
     """Hessel's RefCLIPScore: the harmonic mean of CLIPScore and of the nearest reference text's cosine, at least 0.
 
-    `references` holds, for each picture, the unit embeddings of what people wrote of it, with `PREFIX` before each.
+    `references` holds, for each picture, the unit embeddings of its reference captions, with `PREFIX` before each.
     """
     if not len(scores) == len(texts) == len(references):
         raise UsageError(f"{len(scores)} scores, {len(texts)} texts and {len(references)} references: give one each")
@@ -53,8 +53,8 @@ def ref_clip_score(
 def directional_similarity(
     judge: TwoTower, pictures: Images, contents: Images, styles: Sequence[str], source: str
 ) -> Float[Tensor, " n"]:
-    """cos(E(picture) - E(content), E(style) - E(source)) of the judge's unit embeddings, (N,) in [-1,1]: whether a
-    picture moved the way its style's text says. 0 where it did not move. `source` says what the content is."""
+    """cos(E(picture) - E(content), E(style) - E(source)) of the judge's unit embeddings, (N,) in [-1,1]; 0 for an
+    unchanged picture. `source` is a text that describes the content images."""
     moved = embed(judge, pictures) - embed(judge, contents)
     texts = judge.embed_texts([source, *styles]).float().cpu()
     return F.cosine_similarity(moved, texts[1:] - texts[0], dim=1)

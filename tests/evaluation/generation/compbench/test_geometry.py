@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.geometry import (
-    Wanted,
+from robustclip.evaluation.generation.compbench.phrases import RULES
+from robustclip.evaluation.generation.compbench.scores import (
+    SpatialClaim,
     number_score,
     overlap,
     place_score,
+    spatial_claim,
     spatial_score,
-    wanted_places,
 )
-from robustclip.evaluation.generation.compbench.phrases import RULES
-from robustclip.referees.detecting import Detection
+from robustclip.referees.base import Detection
 
 LEFT, RIGHT = (0.1, 0.4, 0.3, 0.6), (0.6, 0.4, 0.9, 0.6)
 TOP, BOTTOM = (0.4, 0.1, 0.6, 0.3), (0.45, 0.6, 0.65, 0.9)
@@ -50,12 +50,12 @@ def test_overlap_of_boxes() -> None:
 
 def test_a_spatial_score_is_that_of_both_things_and_of_their_places() -> None:
     cat, dog = Detection("cat", 0.8, LEFT), Detection("dog", 0.6, RIGHT)
-    assert spatial_score(Wanted("cat", "left", "dog"), [cat, dog]) == pytest.approx((0.8 + 0.6) / 4 + 0.5)
-    assert spatial_score(Wanted("cat", "right", "dog"), [cat, dog]) == 0  # 0.35, which is below a half
-    assert spatial_score(Wanted("cat", "left", "dog"), [cat]) == 0
-    assert spatial_score(Wanted("cat", "left", "dog"), []) == 0
+    assert spatial_score(SpatialClaim("cat", "left", "dog"), [cat, dog]) == pytest.approx((0.8 + 0.6) / 4 + 0.5)
+    assert spatial_score(SpatialClaim("cat", "right", "dog"), [cat, dog]) == 0  # 0.35, which is below a half
+    assert spatial_score(SpatialClaim("cat", "left", "dog"), [cat]) == 0
+    assert spatial_score(SpatialClaim("cat", "left", "dog"), []) == 0
     worse = Detection("cat", 0.4, RIGHT)  # the surest of a name counts
-    assert spatial_score(Wanted("cat", "left", "dog"), [worse, cat, dog]) == pytest.approx(0.85)
+    assert spatial_score(SpatialClaim("cat", "left", "dog"), [worse, cat, dog]) == pytest.approx(0.85)
 
 
 def test_a_number_score_is_half_for_each_thing_and_half_for_its_number() -> None:
@@ -75,18 +75,18 @@ def test_a_number_score_is_half_for_each_thing_and_half_for_its_number() -> None
 @pytest.mark.parametrize(
     ("prompt", "wanted"),
     [
-        ("a cat on the left of a dog", Wanted("cat", "left", "dog")),
-        ("a red apple on the top of a wooden table", Wanted("apple", "above", "table")),
-        ("a mouse on side of a car", Wanted("mouse", "near", "car")),
-        ("two green fish to the left of a key", Wanted("fish", "left", "key")),
-        ("A painting of a lamp above a desk.", Wanted("lamp", "above", "desk")),
+        ("a cat on the left of a dog", SpatialClaim("cat", "left", "dog")),
+        ("a red apple on the top of a wooden table", SpatialClaim("apple", "above", "table")),
+        ("a mouse on side of a car", SpatialClaim("mouse", "near", "car")),
+        ("two green fish to the left of a key", SpatialClaim("fish", "left", "key")),
+        ("A painting of a lamp above a desk.", SpatialClaim("lamp", "above", "desk")),
     ],
 )
-def test_what_a_spatial_prompt_says(prompt: str, wanted: Wanted) -> None:
-    assert wanted_places(prompt, RULES) == wanted
+def test_what_a_spatial_prompt_says(prompt: str, wanted: SpatialClaim) -> None:
+    assert spatial_claim(prompt, RULES) == wanted
 
 
 @pytest.mark.parametrize("prompt", ["a cat and a dog", "near a dog", "a cat above", "cats", "a clear sky"])
 def test_a_prompt_without_a_relation_is_refused(prompt: str) -> None:
     with pytest.raises(UsageError, check=lambda error: error.code == "no_relation"):
-        wanted_places(prompt, RULES)
+        spatial_claim(prompt, RULES)

@@ -22,8 +22,7 @@ from robustclip.evaluation.generation.compbench.scores import Scorer, geometric_
 from robustclip.evaluation.generation.judge import faults, judge
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import NamedReferee
-from robustclip.referees.base import TwoTower
-from robustclip.referees.detecting import Detection
+from robustclip.referees.base import Detection, TwoTower
 from robustclip.referees.smoothed import fingerprint
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)

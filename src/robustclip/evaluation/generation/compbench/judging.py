@@ -1,4 +1,4 @@
-"""`robustclip judge --benchmark compbench`: pictures of the benchmark's prompts, scored one by one, with intervals."""
+"""`robustclip judge --benchmark compbench`: score pictures of the benchmark's prompts, with intervals over prompts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.files import is_file, plain, read_json, write_json
 
 ANSWERS: Final = "answers"
-"""The folder of one JSON file a picture, from which a judgement that was stopped goes on."""
-VERSION: Final = 1  # of the scores: files of another are made anew
+"""The folder with one JSON file per picture, from which an interrupted judgement resumes."""
+VERSION: Final = 1  # of the scores; files of another version are not reused
 ROLES: Final = {
     "vqa-product": ("questions",),
     "soft-tifa": ("questions",),
@@ -46,13 +46,13 @@ def judge_benchmark(
     batch_size: int = 64,
     seed: int = 0,
 ) -> JudgeReport:
-    """Score sets of pictures, each matched to the same prompts (`prompts.match`), in one category.
+    """Score sets of pictures, matched to the same prompts (`prompts.match`), in one category.
 
-    With `out`, each picture's answers and scores are written there as they come, and those that are there, of the same
-    picture, prompt and judges, are not asked for again. Intervals are bootstrapped over prompts, whose pictures are
-    averaged first; two sets are compared prompt by prompt.
+    With `out`, each picture's answers and scores are saved there at once, and stored ones of the same picture, prompt
+    and judges are reused. Intervals are bootstrapped over prompts, whose pictures are averaged first; two sets are
+    compared prompt by prompt.
 
-    Raises UsageError where a judge is lacking, and for prompts that are not of the category.
+    Raises UsageError for a missing judge, and for prompts that are not of the category.
     """
     scorer = Scorer(roles, category, parts)
     for prompt in dict.fromkeys(prompt for pictures in sets for prompt in pictures.prompts):
@@ -65,14 +65,14 @@ def judge_benchmark(
         report.pictures[pictures.name] = _of_pictures(pictures, scored, roles)
         means[pictures.name] = _by_prompt(pictures, scored)
         for metric, values in means[pictures.name].items():
-            found = intervals.mean(list(values.values()), seed=seed)
-            report.figures.append(_figure(pictures.name, metric, found, roles, category, seed))
+            interval = intervals.mean(list(values.values()), seed=seed)
+            report.figures.append(_figure(pictures.name, metric, interval, roles, category, seed))
     for others, pictures in combinations(sets, 2):
         for metric, values in means[pictures.name].items():
             other = means[others.name][metric]
             both = [values[prompt] - other[prompt] for prompt in values if prompt in other]
-            found = intervals.mean(both, seed=seed)
-            report.figures.append(_figure(pictures.name, metric, found, roles, category, seed, others.name))
+            interval = intervals.mean(both, seed=seed)
+            report.figures.append(_figure(pictures.name, metric, interval, roles, category, seed, others.name))
     counts = sorted({len(one) // max(len(set(one.prompts)), 1) for one in sets})
     report.notes.append(
         f"n counts prompts, of {' or '.join(map(str, counts))} pictures each; noun phrases by {roles.chunker.name}"
@@ -83,16 +83,16 @@ def judge_benchmark(
 
 
 def complex_parts(file: Path, prompts: Sequence[str]) -> dict[str, Parts]:
-    """What the score of each complex prompt is the mean of, as the lists beside the file of prompts say:
-    complex_val_spatial.txt and complex_val_action.txt beside complex_val.txt (3_in_1.py); in neither: all three.
+    """The parts of each complex prompt's score, by the lists complex_val_spatial.txt and complex_val_action.txt beside
+    complex_val.txt (3_in_1.py); all three for prompts in neither list.
 
-    Raises UsageError where one of the lists is missing.
+    Raises UsageError if one of the lists is missing.
     """
     lists = [file.with_name(f"{file.stem}_{kind}{file.suffix}") for kind in ("spatial", "action")]
     if lacking := [one.name for one in lists if not is_file(one)]:
         raise UsageError(
-            f"complex prompts need the benchmark's lists of which are about places and which about actions, and "
-            f"{' and '.join(lacking)} not beside {file}: put them there",
+            f"complex prompts need the benchmark's lists of spatial and action prompts beside {file}: add "
+            f"{' and '.join(lacking)}",
             "list_missing",
             files=lacking,
         )
@@ -106,7 +106,7 @@ def complex_parts(file: Path, prompts: Sequence[str]) -> dict[str, Parts]:
 def _scored(
     scorer: Scorer, pictures: Pictures, judges: dict[str, str], out: Path | None, batch_size: int
 ) -> list[Scored]:
-    found: list[Scored] = []
+    results: list[Scored] = []
     for rows in batches(torch.arange(len(pictures)), batch_size, f"{scorer.category}: {pictures.name}"):
         images, places = pictures.images[rows], rows.tolist()
         files = [
@@ -122,12 +122,12 @@ def _scored(
                 facts = {"picture": pictures.ids[places[row]], "prompt": pictures.prompts[places[row]]}
                 settings = {"category": scorer.category, "judges": judges, "version": VERSION}
                 write_json(file, plain({**facts, **settings, "scores": scored.scores, **scored.details}))
-        found += [one for one in kept if one is not None]
-    return found
+        results += [one for one in kept if one is not None]
+    return results
 
 
 def _file(out: Path | None, scorer: Scorer, image: torch.Tensor, prompt: str, judges: dict[str, str]) -> Path | None:
-    """Where a picture's scores lie: named by all that they are a function of."""
+    """The file of a picture's scores, named by a hash of everything they depend on."""
     if out is None:
         return None
     parts = None if scorer.parts is None else vars(scorer.parts[normal(prompt)])
@@ -143,24 +143,24 @@ def _kept(file: Path | None) -> Scored | None:
     scores = values.get("scores") if isinstance(values, dict) else None
     if not (isinstance(scores, dict) and all(isinstance(one, int | float) for one in scores.values())):
         raise UsageError(
-            f"{file} holds no scores of a picture: remove it, and its picture is judged again", "answers_damaged"
+            f"{file} holds no scores of a picture: remove it to judge its picture again", "answers_damaged"
         )
     return Scored(scores, {name: values[name] for name in ("answers", "found") if name in values})
 
 
 def _judges(roles: Roles) -> dict[str, str]:
-    """{name: fingerprint} of all."""
-    found = {one.name: one.fingerprint for one in (roles.questions, roles.detector) if one is not None}
-    return found | ({} if roles.clip is None else {roles.clip.name: fingerprint(roles.clip.referee)})
+    """{name: fingerprint} of all judges."""
+    judges = {one.name: one.fingerprint for one in (roles.questions, roles.detector) if one is not None}
+    return judges | ({} if roles.clip is None else {roles.clip.name: fingerprint(roles.clip.referee)})
 
 
 def _named(roles: Roles, metric: str) -> tuple[str, str]:
-    """Name and hash of who gave a score; of several, both joined."""
-    found: dict[str, str] = {}
+    """Names and hashes of the judges of a metric, joined."""
+    judges: dict[str, str] = {}
     for role in ROLES[metric]:
         one = getattr(roles, role)
-        found[one.name] = fingerprint(one.referee) if role == "clip" else one.fingerprint
-    return " + ".join(found), " + ".join(found.values())
+        judges[one.name] = fingerprint(one.referee) if role == "clip" else one.fingerprint
+    return " + ".join(judges), " + ".join(judges.values())
 
 
 def _setting(sets: Sequence[Pictures], roles: Roles, category: Category, seed: int) -> dict[str, Any]:
@@ -178,31 +178,32 @@ def _setting(sets: Sequence[Pictures], roles: Roles, category: Category, seed: i
 
 
 def _of_pictures(pictures: Pictures, scored: Sequence[Scored], roles: Roles) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
     seeds = pictures.seeds or [None] * len(pictures)
     for name, prompt, seed, one in zip(pictures.ids, pictures.prompts, seeds, scored, strict=True):
         judges: dict[str, dict[str, Any]] = defaultdict(dict)
         for metric, value in one.scores.items():
             judges[_named(roles, metric)[0]][metric] = value
-        found.setdefault(prompt, {})[name] = {"seed": seed, "judges": dict(judges), **plain(one.details)}
-    return found
+        by_prompt.setdefault(prompt, {})[name] = {"seed": seed, "judges": dict(judges), **plain(one.details)}
+    return by_prompt
 
 
 def _by_prompt(pictures: Pictures, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
     """{metric: {prompt: mean of its pictures}}."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_metric: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for prompt, one in zip(pictures.prompts, scored, strict=True):
         for metric, value in one.scores.items():
-            found[metric][prompt].append(value)
+            by_metric[metric][prompt].append(value)
     return {
-        metric: {prompt: sum(each) / len(each) for prompt, each in values.items()} for metric, values in found.items()
+        metric: {prompt: sum(each) / len(each) for prompt, each in values.items()}
+        for metric, values in by_metric.items()
     }
 
 
 def _figure(
     name: str,
     metric: str,
-    found: intervals.Interval,
+    interval: intervals.Interval,
     roles: Roles,
     category: Category,
     seed: int,
@@ -213,7 +214,7 @@ def _figure(
     calibration = None
     if right and metric in ("vqa-product", "soft-tifa"):
         share, low, high = (f"{100 * right[key]:.1f}" for key in ("value", "low", "high"))
-        calibration = f"{share}% of such questions answered right ({low} to {high}, n = {right['n']}, chance 50)"
+        calibration = f"accuracy on such questions {share}% ({low} to {high}, n = {right['n']}, chance 50)"
     return Figure(
         pictures=name,
         judge=judge,
@@ -221,10 +222,10 @@ def _figure(
         metric=metric,
         kind="difference" if against else "value",
         against=against,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=found.n,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
         seed=seed,
         calibration=calibration,
     )

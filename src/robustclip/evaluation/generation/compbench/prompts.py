@@ -1,4 +1,4 @@
-"""The benchmark's prompts, and the pictures of each: matched by what they say or are called, never by their order."""
+"""T2I-CompBench's prompts, and their pictures, matched by provenance or file name."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def read_prompts(file: Path) -> list[str]:
         raise UsageError(f"{file} holds no prompt: one a line, as in the benchmark's color_val.txt", "no_prompts")
     if twice := [key for key, count in Counter(map(normal, prompts)).items() if count > 1]:
         raise UsageError(
-            f"{file} has the prompt {twice[0][:100]!r} twice, and pictures of the two can't be told apart",
+            f"{file} has the prompt {twice[0][:100]!r} twice, so its pictures are ambiguous: remove one",
             "prompt_twice",
         )
     return prompts
 
 
 def normal(prompt: str) -> str:
-    """A prompt as names of files keep it: lower case, single spaces, no full stop at the end (as the release)."""
+    """A prompt normalised as in the release's file names: lower case, single spaces, no full stop at the end."""
     return " ".join(prompt.lower().split()).rstrip(" .")
 
 
 def read_benchmark(
     folder: Path, prompts: Sequence[str], *, per_prompt: int = PER_PROMPT, size: int | None = None
 ) -> Pictures:
-    """The pictures of a run of `synthesize`, of a folder with a list, or of one whose pictures are named
-    PROMPT_NUMBER.png, as the release has them (samples/ may lie between). See `match`.
+    """The pictures of a `synthesize` run, of a folder with a prompt list, or of one with pictures named
+    PROMPT_NUMBER.png, as in the release (optionally in samples/). See `match`.
     """
     if says_prompts(folder) or any(is_file(folder / name) for name in LISTS):
         return match(read_pictures(folder, size=size), prompts, per_prompt=per_prompt)
@@ -51,41 +51,41 @@ def read_benchmark(
 
 
 def match(pictures: Pictures, prompts: Sequence[str], *, per_prompt: int = PER_PROMPT) -> Pictures:
-    """The same pictures in the order of the prompts, each with the benchmark's wording of its prompt.
+    """The pictures in the order of the prompts, with the benchmark's wording of each prompt.
 
-    Raises UsageError that lists which prompts lack pictures or have too many, and pictures of no prompt.
+    Raises UsageError that lists prompts with too few or too many pictures, and pictures without a prompt.
     """
-    known = {normal(prompt): prompt for prompt in prompts}
+    by_key = {normal(prompt): prompt for prompt in prompts}
     places: dict[str, list[int]] = defaultdict(list)
     for place, prompt in enumerate(pictures.prompts):
         places[normal(prompt)].append(place)
-    if faults := list(_faults(pictures, known, places, per_prompt)):
+    if faults := list(_faults(pictures, by_key, places, per_prompt)):
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        counts = sorted({len(found) for key, found in places.items() if key in known})
+        counts = sorted({len(of_one) for key, of_one in places.items() if key in by_key})
         hint = (
             f"; --per-prompt {counts[0]} judges {counts[0]} of each"
-            if len(counts) == 1 and len(places) == len(known)
+            if len(counts) == 1 and len(places) == len(by_key)
             else ""
         )
         raise UsageError(
-            f"{pictures.name} does not hold {per_prompt} pictures of each of {len(known)} prompts{hint}:\n  "
+            f"{pictures.name} does not hold {per_prompt} pictures of each of {len(by_key)} prompts{hint}:\n  "
             + "\n  ".join(faults[:SHOWN])
             + more,
             "pictures_do_not_match",
             listed=faults,
         )
-    order = [place for key in known for place in sorted(places[key], key=lambda one: pictures.ids[one])]
-    found = chosen(pictures, order)
-    found.prompts[:] = [known[normal(prompt)] for prompt in found.prompts]
-    return found
+    order = [place for key in by_key for place in sorted(places[key], key=lambda one: pictures.ids[one])]
+    matched = chosen(pictures, order)
+    matched.prompts[:] = [by_key[normal(prompt)] for prompt in matched.prompts]
+    return matched
 
 
-def _faults(pictures: Pictures, known: Iterable[str], places: dict[str, list[int]], per_prompt: int) -> Iterator[str]:
-    for key in known:
+def _faults(pictures: Pictures, by_key: Iterable[str], places: dict[str, list[int]], per_prompt: int) -> Iterator[str]:
+    for key in by_key:
         count = len(places.get(key, ()))
         if count != per_prompt:
             yield f"{key[:100]!r} has {count} of {per_prompt} pictures"
     for key in places:
-        if key not in known:
+        if key not in by_key:
             first = pictures.ids[places[key][0]]
             yield f"no prompt is {key[:100]!r}, of which there are {len(places[key])} pictures ({first[:100]})"

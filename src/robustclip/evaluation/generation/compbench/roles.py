@@ -1,4 +1,4 @@
-"""Who judges what: models that answer questions, detectors, and CLIPs, told apart by what their folders hold."""
+"""Judges of T2I-CompBench by role: VQA models, detectors and CLIPs, recognised by their folders' content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.phrases import RULES, Chunker, pick_chunker
 from robustclip.evaluation.generation.compbench.prompts import Category
 from robustclip.evaluation.named import NamedReferee, load_named
-from robustclip.referees.detecting import Detection
+from robustclip.referees.base import Detection
 from robustclip.referees.scene_reader import SceneReader, is_scene_reader, load_scene_reader, reader_fingerprint
 
 NEEDED: dict[Category, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ NEEDED: dict[Category, tuple[str, ...]] = {
     "non-spatial": ("clip",),
     "complex": ("questions", "detector", "clip"),
 }
-"""What the benchmark measures each category with."""
+"""The benchmark's judges of each category."""
 EXAMPLES = {
     "questions": "a BlipForQuestionAnswering of transformers (Salesforce/blip-vqa-base), or emoji-scenes",
     "detector": "an Owlv2ForObjectDetection or GroundingDinoForObjectDetection of transformers, or emoji-scenes",
@@ -35,8 +35,8 @@ EXAMPLES = {
 }
 
 
-class Asks(Protocol):
-    """Who answers questions."""
+class QuestionAnswerer(Protocol):
+    """A model that answers yes/no questions about pictures."""
 
     name: str
     fingerprint: str
@@ -45,23 +45,23 @@ class Asks(Protocol):
         """The probability of yes to each question about each picture."""
 
 
-class Detects(Protocol):
-    """Who finds things."""
+class ObjectDetector(Protocol):
+    """A model that detects objects by label."""
 
     name: str
     fingerprint: str
 
     def detect(self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str]) -> list[list[Detection]]:
-        """What of `labels` is found in each picture, the surest first."""
+        """Detections of `labels` in each picture, by descending score."""
 
 
 @dataclass
 class Roles:
-    """The judges by role. `grammar`: questions are the atoms of captions worded as the compositions are, not noun
-    phrases; `calibration` says how often the answers to such questions are right, by category."""
+    """The judges by role. `grammar`: questions are the atoms of captions of compositions instead of noun phrases;
+    `calibration`: the accuracy of answers to such questions, by category."""
 
-    questions: Asks | None = None
-    detector: Detects | None = None
+    questions: QuestionAnswerer | None = None
+    detector: ObjectDetector | None = None
     clip: NamedReferee | None = None
     grammar: bool = False
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -69,11 +69,11 @@ class Roles:
 
     @property
     def complete(self) -> bool:
-        """Whether all three are there, as complex prompts need."""
+        """Whether all three roles are filled, as complex prompts need."""
         return all(getattr(self, role) is not None for role in NEEDED["complex"])
 
     def check(self, category: Category) -> None:
-        """Raise UsageError where nobody can judge a category as the benchmark does, or by atoms."""
+        """Raise UsageError if a category lacks a judge."""
         if self.grammar:
             return
         lacking = [EXAMPLES[role] for role in NEEDED[category] if getattr(self, role) is None]
@@ -87,7 +87,7 @@ class Roles:
 
 
 class _Embedded:
-    """A scene reader as both who answers and who detects; nouns that it does not know are found nowhere."""
+    """A scene reader as question answerer and detector; unknown nouns yield no detection."""
 
     def __init__(self, reader: SceneReader) -> None:
         self.reader, self.name, self.fingerprint = reader, reader.card.name, reader_fingerprint(reader)
@@ -96,17 +96,17 @@ class _Embedded:
         return self.reader.yes(images, questions)
 
     def detect(self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str]) -> list[list[Detection]]:
-        known = [label for label in labels if label in self.reader.nouns]
-        return self.reader.detect(images, known) if known else [[] for _ in images]
+        vocabulary = [label for label in labels if label in self.reader.nouns]
+        return self.reader.detect(images, vocabulary) if vocabulary else [[] for _ in images]
 
 
-def load_roles(given: object, device: torch.device) -> Roles:
-    """Judges by name or folder, or objects that answer (`yes`) or find (`detect`); one, or several.
+def load_roles(judges: object, device: torch.device) -> Roles:
+    """Load one or several judges by name or folder, or take objects that answer (`yes`) or detect (`detect`).
 
-    Raises UsageError for a folder that holds no judge, and two of one role.
+    Raises UsageError for a folder without a judge, and for two judges of one role.
     """
     roles = Roles()
-    for one in given if isinstance(given, list | tuple) else [given]:
+    for one in judges if isinstance(judges, list | tuple) else [judges]:
         for role, judge in _load(one, device).items():
             if getattr(roles, role) is not None:
                 raise UsageError(
@@ -114,22 +114,22 @@ def load_roles(given: object, device: torch.device) -> Roles:
                 )
             setattr(roles, role, judge)
             if isinstance(judge, _Embedded):
-                roles.grammar, roles.chunker = True, RULES  # whose nouns are one word, as the captions' are
+                roles.grammar, roles.chunker = True, RULES  # the captions' nouns are single words
                 roles.calibration = dict(judge.reader.card.provenance.get("measured") or {})
     return roles
 
 
-def _load(given: object, device: torch.device) -> dict[str, Any]:
-    if isinstance(given, str | Path):
-        if is_scene_reader(given):
-            reader = _Embedded(load_scene_reader(given, device))
+def _load(judge: object, device: torch.device) -> dict[str, Any]:
+    if isinstance(judge, str | Path):
+        if is_scene_reader(judge):
+            reader = _Embedded(load_scene_reader(judge, device))
             return {"questions": reader, "detector": reader}
-        from robustclip.referees import detector, vqa  # transformers' models, which need seconds to import
+        from robustclip.referees import detector, vqa  # here, since transformers takes seconds to import
 
-        kind = vqa.architecture(given)
+        kind = vqa.architecture(judge)
         if kind == vqa.KIND:
-            return {"questions": vqa.load_vqa(given, device)}
+            return {"questions": vqa.load_vqa(judge, device)}
         if kind in detector.KINDS:
-            return {"detector": detector.load_detector(given, device)}
-    found = {role: given for role, method in (("questions", "yes"), ("detector", "detect")) if hasattr(given, method)}
-    return found or {"clip": load_named([given], device=device)[0]}  # type: ignore[list-item]
+            return {"detector": detector.load_detector(judge, device)}
+    by_role = {role: judge for role, method in (("questions", "yes"), ("detector", "detect")) if hasattr(judge, method)}
+    return by_role or {"clip": load_named([judge], device=device)[0]}  # type: ignore[list-item]

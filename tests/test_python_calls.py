@@ -89,7 +89,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "split": (lambda: data.load_split("emoji", None), "a split is a name"),  # type: ignore[arg-type]
     "save a batch": (lambda: images.save_image(PICTURES, "x.png"), r"give one, e.g. images\[0\]"),
     "save three": (lambda: images.save_image(3, "x.png"), "a picture is a tensor"),  # type: ignore[arg-type]
-    "texts half": (lambda: check_texts(["a", "\ud800"]), "half a surrogate pair"),
+    "texts half": (lambda: check_texts(["a", "\ud800"]), "lone surrogate"),
     "texts three": (lambda: check_texts([3]), "got a int"),  # type: ignore[list-item]
     "texts nothing": (lambda: check_texts(None), "got a NoneType"),  # type: ignore[arg-type]
     "texts bytes": (lambda: check_texts([b"cat"]), "got a bytes"),  # type: ignore[list-item]

@@ -99,7 +99,7 @@ def trainings() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--lr nan", "finite number"),
         ("--name ../x", "cannot name a referee"),
         ("--tower nobody", "there is no referee 'nobody'"),
-        ("--tower emoji-vit-vanilla", "no stages to look at"),
+        ("--tower emoji-vit-vanilla", "no intermediate stages"),
         ("--tower {pair_reader_card}", "its card names no weights"),
         ("--tower {transformers_pair_reader}", "reads image and text together"),
         ("--unseen nowhere", 'no split "nowhere"'),

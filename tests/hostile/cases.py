@@ -168,7 +168,7 @@ def weights() -> Iterator[Case]:
         ("pickle_numpy_claim", 1, "truncated or damaged"),
         ("pickle_truncated", 1, "truncated or damaged (2000 bytes"),
         ("pickle_empty", 1, "truncated or damaged (0 bytes"),
-        ("pickle_random", 2, "nothing that torch's weights-only reader knows"),
+        ("pickle_random", 2, "torch's weights-only reader cannot read it"),
         ("pickle_zip_bomb", 2, "bytes that unpack to 268435669"),
         ("pickle_legacy_claim", 1, "truncated or damaged"),
         ("pickle_stretched", 2, "proj (10000000000000,) for (16, 12)"),
@@ -710,7 +710,7 @@ def damages() -> Iterator[Case]:
     for flags, words in (
         ("--tasks corruption", "--tasks"),
         ("--tasks masking", "--tasks"),
-        (f"--masking --attack l2:0.1@2 --masking-source {ENDLESS}", "is no referee's name and no path"),
+        (f"--masking --attack l2:0.1@2 --masking-source {ENDLESS}", "is neither a referee's name nor a path"),
     ):
         yield "damage", f"evaluate {{toy}} --data {{data}} {flags}", 2, words
 

@@ -275,7 +275,7 @@ def test_a_tokenizer_without_dec_is_refused(tokenizer: PairTokenizer) -> None:
         def convert_tokens_to_ids(self, token: str) -> int:
             return 1
 
-    with pytest.raises(UsageError, match=r"knows no \[DEC\]"):
+    with pytest.raises(UsageError, match=r"has no \[DEC\]"):
         PairTokenizer(Without())
 
 

@@ -77,7 +77,7 @@ def test_wsdan_checkpoints_are_read_by_their_keys(tmp_path: Path) -> None:
         pooled = pooled.sign() * (pooled.abs() + 1e-6).sqrt()
         wanted = last(100 * pooled / pooled.norm(dim=1, keepdim=True))
         torch.testing.assert_close(found.model(x), wanted)
-    with pytest.raises(UsageError, match="nobody says what its classes are called"):
+    with pytest.raises(UsageError, match="class names are unknown"):
         found.index("cardinal")
     assert isinstance(found.model, WSDAN)
 

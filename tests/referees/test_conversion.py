@@ -181,7 +181,7 @@ def test_another_tokenizer_and_another_family(tiny_cfg: Any, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"tokenizer_kwargs=.* of the text tower"):
         as_transformers(clip(tmp_path, tiny_cfg | {"text_cfg": text}))
     for convert in (as_transformers, as_open_clip):
-        with pytest.raises(UsageError, match="toy is a toy: other libraries have nothing like it"):
+        with pytest.raises(UsageError, match="toy is a toy, which other libraries lack"):
             convert(toy_referee())
 
 
@@ -191,6 +191,6 @@ def test_a_conversion_that_changes_numbers_is_refused(
     referee = clip(tmp_path, tiny_cfg)
     swapped = conversion.BLOCK | {"ln_1": "layer_norm2", "ln_2": "layer_norm1"}
     monkeypatch.setattr(conversion, "BLOCK", swapped)
-    with pytest.raises(RunError, match=r"embeds otherwise: a unit vector differs by .*Nothing was written"):
+    with pytest.raises(RunError, match=r"embeds differently: a unit vector differs by .*Nothing was written"):
         as_transformers(referee)
     assert conversion.TOLERANCE == 1e-5

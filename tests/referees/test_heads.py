@@ -66,8 +66,8 @@ def test_an_embedding_of_another_width_is_refused(linear: dict[str, Tensor], tmp
     ("change", "kind", "message"),
     [
         ({"layers.7.bias": None}, UsageError, r"1 missing \(layers.7.bias\)"),
-        ({"layers.0.weight": None}, UsageError, "is no aesthetics head: one has the keys"),
-        ({"layers.0.weight": torch.ones(3)}, UsageError, "is no aesthetics head"),
+        ({"layers.0.weight": None}, UsageError, "is not an aesthetics head: one has the keys"),
+        ({"layers.0.weight": torch.ones(3)}, UsageError, "is not an aesthetics head"),
         ({"layers.2.weight": torch.ones(3, 3)}, UsageError, "1 of another shape"),
         ({"layers.9.weight": torch.ones(3, 3)}, UsageError, "1 unexpected"),
         ({"layers.2.bias": torch.full((128,), torch.nan)}, RunError, "NaN or infinity in layers.2.bias"),

@@ -147,9 +147,9 @@ def test_other_kinds_of_processors_are_read_too(kind: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"size": EDGE, "do_center_crop": False}, "leaves pictures of any shape"),
-        ({"do_resize": False, "do_center_crop": False}, "leaves pictures of any shape"),
-        ({"size": EDGE, "crop_size": 48}, "leaves pictures of 48x48 pixels, and the image tower takes 32x32"),
+        ({"size": EDGE, "do_center_crop": False}, "yields pictures of any shape"),
+        ({"do_resize": False, "do_center_crop": False}, "yields pictures of any shape"),
+        ({"size": EDGE, "crop_size": 48}, "yields pictures of 48x48 pixels, and the image tower takes 32x32"),
         ({"size": EDGE, "crop_size": 32, "resample": 1}, "resamples by Pillow's number 1"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}, "crop_size": 32}, "known are a shortest_edge"),
         ({"size": EDGE, "crop_size": 32, "do_pad": True, "pad_size": CROP | {"width": 40}}, "does more than|differ"),

@@ -141,7 +141,7 @@ def test_a_folder_that_holds_none(tmp_path: Path) -> None:
 
 
 def test_arguments_of_checkpoints_belong_to_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="built-in says itself what it is: leave out architecture, quick_gelu"):
+    with pytest.raises(UsageError, match="built-in needs no architecture, quick_gelu"):
         load_referee("built-in", architecture="ViT-B-32", quick_gelu=True)
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(UsageError, check=lambda error: error.code == "unknown_architecture"):

@@ -161,7 +161,7 @@ def test_a_spec_says_how(text: str, smoothing: Smoothing) -> None:
         ("emoji-vanilla~smooth:0.25x0", "1 to 10000 noisy copies of an image, not 0"),
         ("emoji-vanilla~smooth:0.25x99999", "not 99999"),
         ("emoji-vanilla~smooth:0.1x2~smooth:0.1x2", "is smoothed already"),
-        ("~smooth:0.25x16", "does not say which referee is smoothed"),
+        ("~smooth:0.25x16", "lacks the base referee"),
         ("nobody~smooth:0.25x16", "there is no referee 'nobody'"),
     ],
 )

@@ -133,7 +133,7 @@ def test_weights_are_read_rather_than_their_average_and_the_way_to_that_works(
     torch.save({"state_dict_ema": average, "state_dict": WEIGHTS}, tmp_path / "model.pt")
     assert same(read_weights(tmp_path / "model.pt"))
     told = capsys.readouterr().err
-    assert "moving average of its weights too (state_dict_ema)" in told
+    assert "also holds a moving average of its weights (state_dict_ema)" in told
     monkeypatch.chdir(tmp_path)
     exec(told.strip().partition("To take it: ")[2], {"torch": torch})
     assert torch.equal(read_weights(tmp_path / "averaged.pt")["a.weight"], average["a.weight"])

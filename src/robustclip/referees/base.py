@@ -49,14 +49,14 @@ class TextTower(ABC, nn.Module):
     width: int
     """Length D of the embeddings."""
     context: int | None = None
-    """Tokens of a text that are read, the rest is cut; None where there is no limit, or none is known."""
+    """Maximal number of tokens, beyond which texts are truncated; None if unlimited or unknown."""
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Number of tokens per text without truncation, including start and end tokens. Only with a `context`."""
         raise NotImplementedError(f"{type(self).__name__} does not count tokens")
 
     def source(self) -> dict[str, str] | None:
-        """Name and digest of weights that are loaded by name, so that a folder need not contain them; else None."""
+        """Name and digest of weights that are loaded by name instead of from the referee's folder; else None."""
         return None
 
     @abstractmethod
@@ -125,7 +125,7 @@ class TwoTower(Referee):
     def unnormalised(self) -> TwoTower:
         """The same towers (shared weights) without mean and std normalisation: images are only resized.
 
-        CLIPDraw looks through its CLIP so by default. A slip, for recipes that are to be faithful alone.
+        CLIPDraw's code does so by default (a bug); for faithful recipes only.
         """
         config = self.preprocess.config() | {"mean": [0.0] * 3, "std": [1.0] * 3}
         return TwoTower(
@@ -141,7 +141,7 @@ class TwoTower(Referee):
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:
         """Embed texts, without gradients; `normalize` gives unit length.
 
-        Raises UsageError for a bare string, and for what is no list of texts.
+        Raises UsageError for a bare string, and for anything else than a list of texts.
         """
         if isinstance(texts, str):
             raise UsageError(f"embed_texts takes a list of texts, and got one text: write embed_texts([{texts!r:.80}])")
@@ -168,13 +168,13 @@ def unit(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts, as a list. Raises UsageError unless each is a text that UTF-8 can hold."""
+    """The texts as a list. Raises UsageError unless each is a text without lone surrogates."""
     listed = list(texts) if isinstance(texts, Iterable) else [texts]
     for text in listed:
         if not isinstance(text, str):
             raise UsageError(f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']")
         if SURROGATE.search(text):
-            raise UsageError(f"the text {text!r:.100} holds half a surrogate pair, which no UTF-8 has: mend it")
+            raise UsageError(f"the text {text!r:.100} holds a lone surrogate, which is not UTF-8: remove it")
     return listed
 
 
@@ -195,17 +195,17 @@ def check_images(images: Tensor) -> None:
 
 
 def cleaned(text: str) -> str:
-    """What open_clip's tokenizers of transformers read of a text (open_clip.tokenizer, clean="whitespace"): mojibake,
-    curly quotes and ligatures mended by ftfy, HTML entities resolved twice, white space collapsed."""
+    """open_clip's text cleaning for transformers tokenizers (open_clip.tokenizer, clean="whitespace"): ftfy, HTML
+    entities unescaped twice, white space collapsed."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def of_transformers(tokenizer: Any, texts: list[str], *, bare: bool = False) -> list[int]:
     """Token counts by a transformers tokenizer; `bare` excludes start and end tokens."""
-    if not texts:  # which it refuses
+    if not texts:  # the tokenizer refuses an empty list
         return []
-    found = tokenizer(texts, add_special_tokens=not bare, truncation=False, verbose=False)
-    return [len(ids) for ids in found["input_ids"]]
+    encoded = tokenizer(texts, add_special_tokens=not bare, truncation=False, verbose=False)
+    return [len(ids) for ids in encoded["input_ids"]]
 
 
 def of_open_clip(tokenizer: Any, texts: list[str]) -> list[int]:
@@ -213,13 +213,13 @@ def of_open_clip(tokenizer: Any, texts: list[str]) -> list[int]:
     if hasattr(tokenizer, "bpe"):
         return [len(tokenizer.encode(text)) + 2 for text in texts]
     texts = [tokenizer.clean_fn(text) for text in texts]
-    if tokenizer.tokenizer_mode == "clips":  # it opens, closes and ends by a class token of its own
+    if tokenizer.tokenizer_mode == "clips":  # it adds start, end and class tokens
         return [count + 3 for count in of_transformers(tokenizer.tokenizer, texts, bare=True)]
     return of_transformers(tokenizer.tokenizer, texts)
 
 
 FAMILIES: Final = ("blip2", "blip2-mini")
-"""What the cards of pair readers say: at the published size, and of the embedded world."""
+"""Card families of pair readers: full-size, and embedded."""
 
 
 class PairReader(Referee):

@@ -1,6 +1,6 @@
 """BLIP-2's first stage (Li et al. 2023) on transformers' Q-Former: matching, captioning and contrastive scores.
 
-The losses are those of LAVIS' blip2_qformer.py; the captioning head is ours, for transformers has none.
+The losses are those of LAVIS' blip2_qformer.py; the captioning head is ours, since transformers has none.
 """
 
 from __future__ import annotations
@@ -21,69 +21,68 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.runs import terminal
 
 DEC: Final = "[DEC]"
-"""What a caption begins with, where a text to be matched begins with [CLS] (LAVIS blip2_qformer.py)."""
-CONTEXT: Final = 32  # tokens of a text
-WORDS: Final = 50  # of a caption (LAVIS blip_processors.py, max_words)
+"""First token of captions; texts for matching begin with [CLS] (LAVIS blip2_qformer.py)."""
+CONTEXT: Final = 32  # maximal tokens of a text
+WORDS: Final = 50  # maximal words of a caption (LAVIS blip_processors.py, max_words)
 PUNCTUATION: Final = re.compile(r"[.!\"()*#:;~]")
 
 
 def prepared(text: str) -> str:
-    """In lower case, each mark of punctuation a space, at most 50 words (LAVIS BlipCaptionProcessor)."""
+    """Lower-case, replace punctuation by spaces, and truncate to 50 words (LAVIS BlipCaptionProcessor)."""
     return " ".join(PUNCTUATION.sub(" ", text.lower()).split()[:WORDS])
 
 
 @final
 class PairTokenizer:
-    """A BERT tokenizer of transformers with the token [DEC], without which (`dec` false) nothing is captioned. Safe to
-    call from several threads."""
+    """A transformers BERT tokenizer with the token [DEC], which captioning needs (`dec`). Thread-safe."""
 
     def __init__(self, tokenizer: Any, context: int = CONTEXT, *, dec: bool = True) -> None:
         self.tokenizer = tokenizer
         self.context = context
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
-        self._told: set[str] = set()
-        known = tokenizer.convert_tokens_to_ids(DEC) not in (None, tokenizer.unk_token_id)
-        if dec and not known:
+        self._warned: set[str] = set()
+        has_dec = tokenizer.convert_tokens_to_ids(DEC) not in (None, tokenizer.unk_token_id)
+        if dec and not has_dec:
             raise UsageError(
-                f"the tokenizer knows no {DEC}: add it, tokenizer.add_special_tokens({{'bos_token': '{DEC}'}})"
+                f"the tokenizer has no {DEC}: add it, tokenizer.add_special_tokens({{'bos_token': '{DEC}'}})"
             )
-        self.dec = int(tokenizer.convert_tokens_to_ids(DEC)) if known else -1
+        self.dec = int(tokenizer.convert_tokens_to_ids(DEC)) if has_dec else -1
         self.cls, self.sep, self.pad = (int(getattr(tokenizer, f"{name}_token_id")) for name in ("cls", "sep", "pad"))
 
     def __len__(self) -> int:
         return len(self.tokenizer)
 
     def __call__(self, texts: list[str], device: torch.device) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """Ids, [CLS] first and [SEP] last, and a mask of tokens. Raises UsageError for what is no text."""
+        """Ids with [CLS] and [SEP], and an attention mask. Raises UsageError for anything that is not a text."""
         with self._tokenizing:
-            found = self.tokenizer(
+            encoded = self.tokenizer(
                 [prepared(text) for text in check_texts(texts)],
                 padding=True,
                 truncation=True,
                 max_length=self.context,
                 return_tensors="pt",
             )
-        return found["input_ids"].to(device), found["attention_mask"].bool().to(device)
+        return encoded["input_ids"].to(device), encoded["attention_mask"].bool().to(device)
 
     def check(self, texts: list[str]) -> None:
-        """Say, once for each, which texts are cut."""
+        """Warn, once for each text, about truncation."""
         for text in texts:
             with self._tokenizing:
                 count = len(self.tokenizer(prepared(text), truncation=False, verbose=False)["input_ids"])
             words = len(PUNCTUATION.sub(" ", text).split())
-            if (count > self.context or words > WORDS) and text not in self._told:
-                self._told.add(text)
+            if (count > self.context or words > WORDS) and text not in self._warned:
+                self._warned.add(text)
                 terminal.note(
-                    f"{text[:60]!r}... has {count} tokens, of which this referee reads {self.context}: the end is cut"
+                    f"{text[:60]!r}... has {count} tokens, of which this referee reads {self.context}: it is truncated"
                 )
 
     def decode(self, ids: list[int]) -> str:
-        """Words of ids, without the special ones."""
+        """The text of token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 SMOOTHING: Final = 0.1  # of the captioning loss's labels (LAVIS Qformer.py)
-MATCH: Final = 1  # the index of "belong together"
+MATCH: Final = 1  # index of the class "match"
 
 
 class CaptionHead(nn.Module):
@@ -105,8 +104,8 @@ class Blip2(PairReader):
 
     vision: normalised pixels -> (B,N,W), in any floating dtype; qformer: a Blip2QFormerModel of transformers, which
     computes in float32 unless the caller opens an autocast; embeddings: its Blip2TextEmbeddings; query_tokens: (1,Q,D);
-    vision_projection, text_projection: to the width in which images and texts are compared; matching: D -> 2;
-    captions: None where there is no captioning loss.
+    vision_projection, text_projection: to the shared width of images and texts; matching: D -> 2; captions: None
+    without a captioning loss.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Blip2(PairReader):
     def device(self) -> torch.device:
         return self.preprocess.mean.device
 
-    # What a caller asks.
+    # Interface of PairReader.
 
     def matching_logits(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b 2"]:
         _one_each(images, texts)
@@ -160,8 +159,8 @@ class Blip2(PairReader):
         ids, mask = self.tokenizer(texts, self.device)
         losses = tokens.new_zeros(len(tokens), dtype=torch.float32)
         if matching:
-            wanted = torch.full((len(tokens),), MATCH, device=tokens.device)
-            losses = losses + matching * F.cross_entropy(self.match(tokens, ids, mask), wanted, reduction="none")
+            target = torch.full((len(tokens),), MATCH, device=tokens.device)
+            losses = losses + matching * F.cross_entropy(self.match(tokens, ids, mask), target, reduction="none")
         if captioning:
             losses = losses + captioning * self.caption_losses(tokens, ids, mask)
         return losses
@@ -194,10 +193,10 @@ class Blip2(PairReader):
         """
         vision: Any = self.vision
         if not hasattr(vision, "checkpointing"):
-            raise UsageError(f"the image tower of {self.card.name} knows no checkpointing: leave it out")
+            raise UsageError(f"the image tower of {self.card.name} has no checkpointing: leave it out")
         vision.checkpointing = on
 
-    # The parts, on image tokens (B,N,W) and on ids and mask (B,L) of texts.
+    # Parts, on image tokens (B,N,W) and ids and mask (B,L) of texts.
 
     def image_tokens(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n w"]:
         """Image tower outputs for the Q-Former, in float32. A half-precision tower computes in its dtype, regardless of
@@ -207,7 +206,7 @@ class Blip2(PairReader):
         dtype = next((parameter.dtype for parameter in self.vision.parameters()), pixels.dtype)
         if dtype == torch.float32:
             return self.vision(pixels.to(dtype)).float()
-        with torch.autocast(pixels.device.type, enabled=False):  # which on a CPU refuses to mix two half precisions
+        with torch.autocast(pixels.device.type, enabled=False):  # on a CPU it cannot mix two half precisions
             return self.vision(pixels.to(dtype)).float()
 
     def match(
@@ -216,37 +215,37 @@ class Blip2(PairReader):
         """Matching logits: queries and text attend to each other; averaged over queries."""
         queries = self._queries(len(tokens))
         count = queries.shape[1]
-        seen = torch.cat([mask.new_ones(len(mask), count), mask], 1)
-        seen = seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
-        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, seen, tokens)
+        attention = torch.cat([mask.new_ones(len(mask), count), mask], 1)
+        attention = attention[:, None, None, :].expand(-1, 1, attention.shape[1], -1)
+        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, attention, tokens)
         return self.itm_head(states[:, :count]).float().mean(1)
 
     def caption_logits(
         self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
     ) -> Float[Tensor, "b l k"]:
-        """Queries see the image and each other; text sees the queries, and of itself what came before.
+        """Queries attend to the image and each other; text attends to the queries, and causally to itself.
 
-        LAVIS runs the queries alone, and the text on their kept keys and values; transformers' Q-Former keeps none.
-        One pass under a block mask is the same.
+        LAVIS runs the queries first and caches their keys and values; transformers' Q-Former has no cache, so this is
+        one equivalent pass with a block mask.
         """
         if self.lm_head is None:
             raise UsageError(
-                f"{self.card.name} has no captioning loss: transformers' retrieval models come without its head. Leave "
-                "it out (captioning 0), or take weights of robustclip convert lavis-blip2"
+                f"{self.card.name} has no captioning loss: transformers' retrieval models lack its head. Leave it out "
+                "(captioning 0), or take weights of robustclip convert lavis-blip2"
             )
         queries = self._queries(len(tokens))
         count, length = queries.shape[1], ids.shape[1]
-        seen = torch.zeros(len(ids), 1, count + length, count + length, dtype=torch.bool, device=ids.device)
-        seen[..., :count] = True
+        attention = torch.zeros(len(ids), 1, count + length, count + length, dtype=torch.bool, device=ids.device)
+        attention[..., :count] = True
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        seen[:, 0, count:, count:] = causal & mask[:, None, :]
-        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, seen, tokens)
+        attention[:, 0, count:, count:] = causal & mask[:, None, :]
+        states = self._run(self.embeddings(input_ids=ids, query_embeds=queries), count, attention, tokens)
         return self.lm_head(states[:, count:]).float()
 
     def caption_losses(
         self, tokens: Float[Tensor, "b n w"], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        """Cross-entropy of each next token, labels smoothed, averaged over those that are no padding."""
+        """Cross-entropy of next tokens with label smoothing, averaged over tokens without padding."""
         ids = torch.cat([torch.full_like(ids[:, :1], self.tokenizer.dec), ids[:, 1:]], 1)
         logits = self.caption_logits(tokens, ids, mask)[:, :-1]
         losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none", label_smoothing=SMOOTHING)
@@ -254,20 +253,20 @@ class Blip2(PairReader):
         return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)
 
     def image_features(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b q s"]:
-        """Unit vectors, one for each query."""
+        """Unit vectors, one per query."""
         queries = self._queries(len(tokens))
         states = self._run(queries, queries.shape[1], None, tokens)
         return F.normalize(self.vision_projection(states).float(), dim=-1)
 
     def text_features(self, ids: Int[Tensor, "t l"], mask: Bool[Tensor, "t l"]) -> Float[Tensor, "t s"]:
         """Unit vector of each text, at its [CLS]."""
-        seen = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        states = self._run(self.embeddings(input_ids=ids), 0, seen, None)
+        attention = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        states = self._run(self.embeddings(input_ids=ids), 0, attention, None)
         return F.normalize(self.text_projection(states[:, 0]).float(), dim=-1)
 
     @staticmethod
     def similarities(images: Float[Tensor, "b q s"], texts: Float[Tensor, "t s"]) -> Float[Tensor, "b t"]:
-        """The cosine of each text with that query of an image which is nearest to it."""
+        """The cosine of each text with the nearest query of each image."""
         return torch.einsum("bqs,ts->btq", images, texts).amax(-1)
 
     def _queries(self, count: int) -> Float[Tensor, "b q d"]:
@@ -277,14 +276,14 @@ class Blip2(PairReader):
         self,
         embedded: Float[Tensor, "b l d"],
         queries: int,
-        seen: Bool[Tensor, "b 1 l l"] | None,
+        attention: Bool[Tensor, "b 1 l l"] | None,
         tokens: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b l d"]:
-        """The Q-Former; `seen` says which position (row) attends to which (column)."""
+        """The Q-Former; `attention`: whether a position (row) attends to another (column)."""
         mask = None
-        if seen is not None:  # additive, which every implementation of attention takes
-            mask = torch.zeros(seen.shape, dtype=embedded.dtype, device=seen.device)
-            mask = mask.masked_fill(~seen, torch.finfo(embedded.dtype).min)
+        if attention is not None:  # as an additive mask, which all attention implementations support
+            mask = torch.zeros(attention.shape, dtype=embedded.dtype, device=attention.device)
+            mask = mask.masked_fill(~attention, torch.finfo(embedded.dtype).min)
         return self.qformer(
             query_embeds=embedded, query_length=queries, attention_mask=mask, encoder_hidden_states=tokens
         ).last_hidden_state
@@ -293,4 +292,4 @@ class Blip2(PairReader):
 def _one_each(images: Tensor, texts: list[str]) -> None:
     if isinstance(texts, str) or len(images) != len(texts):
         count = "one text as it is" if isinstance(texts, str) else f"{len(texts)} texts"
-        raise UsageError(f"{len(images)} images and {count}: a pair reader takes a list with one text an image")
+        raise UsageError(f"{len(images)} images and {count}: a pair reader takes a list with one text per image")

@@ -1,4 +1,4 @@
-"""Load full-size BLIP-2: transformers' vision tower and Q-Former, from our folders and transformers'."""
+"""Load full-size BLIP-2 (transformers' vision tower and Q-Former) from our folders and from transformers'."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ MORE: Final = {"vision": {"image_size": 224, "patch_size": 14}, "qformer": {"int
 
 @final
 class VisionTokens(nn.Module):
-    """transformers' image tower: normalised pixels (B,3,h,w) to (B,N,W), its last norm included.
+    """transformers' image tower: normalised pixels (B,3,h,w) to (B,N,W), including its last norm.
 
-    checkpointing: its blocks keep nothing, and compute twice; for memory.
+    checkpointing: activation checkpointing per block.
     """
 
     def __init__(self, tower: Any) -> None:
@@ -68,11 +68,11 @@ class VisionTokens(nn.Module):
                 states = _state(checkpoint(block, states, use_reentrant=False))
             else:
                 states = _state(block(states))
-        return tower.post_layernorm(states.to(tower.post_layernorm.weight.dtype))  # LAVIS: float32 behind a half tower
+        return tower.post_layernorm(states.to(tower.post_layernorm.weight.dtype))  # LAVIS: float32 after a half tower
 
 
-def _state(found: Any) -> Tensor:
-    return found[0] if isinstance(found, tuple) else found
+def _state(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def build_full(
@@ -120,8 +120,8 @@ def fill(
     """
     with torch.device("meta"):
         bare = build_full(sizes, tokenizer, Preprocess.from_config(preprocess.config()), card, norm_eps=norm_eps)
-    found = dict(weights) | preprocess_state(bare)
-    check_fit(bare, found, source=source, hint="Give a whole folder, or convert it again")
+    complete = dict(weights) | preprocess_state(bare)
+    check_fit(bare, complete, source=source, hint="Give a whole folder, or convert it again")
     bare.preprocess = preprocess
     bare.load_state_dict(in_two_dtypes(weights) | preprocess_state(bare), assign=True)
     restore(bare)
@@ -130,8 +130,8 @@ def fill(
 
 
 def in_two_dtypes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Image tower and the rest, its last norm among it. LAVIS halves the tower's matrices and leaves float32 what is
-    none (convert_weights_to_fp16), for it computes under autocast; a tower here computes in one dtype."""
+    """Cast the image tower, except its last norm, to its matrices' dtype, and the rest to float32. LAVIS halves only
+    the tower's matrices (convert_weights_to_fp16) and computes under autocast; here a tower computes in one dtype."""
     tower = weights[MATRIX].dtype if weights[MATRIX].dtype in (torch.float16, torch.bfloat16) else torch.float32
     return {
         name: value.to(tower if name.startswith(TOWER) and not name.startswith(LAST_NORM) else torch.float32)
@@ -140,12 +140,12 @@ def in_two_dtypes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def preprocess_state(reader: Blip2) -> dict[str, Tensor]:
-    """Its preprocessing's numbers, which no file holds."""
+    """The preprocessing's buffers, which are not saved."""
     return {f"preprocess.{name}": value for name, value in reader.preprocess.state_dict().items()}
 
 
 def restore(reader: Blip2) -> None:
-    """Buffers that no file holds, after the meta device."""
+    """Recreate buffers that are not saved, after building on the meta device."""
     embeddings: Any = reader.embeddings
     count = embeddings.position_embeddings.weight.shape[0]
     embeddings.position_ids = torch.arange(count).expand(1, -1)
@@ -170,13 +170,13 @@ def save_full(reader: Blip2, folder: Path, sizes: Mapping[str, Any], provenance:
 
 
 def load_full(folder: Path, card: Card) -> Blip2:
-    """From a folder that `save_full` wrote. Raises UsageError and RunError as `fill`."""
+    """Load a folder written by `save_full`. Raises UsageError and RunError as `fill`."""
     if not is_file(folder / WEIGHTS):
         raise UsageError(f"{folder} has no {WEIGHTS}: give a whole folder")
     refuse_other_files(folder, card)
     preprocess = Preprocess.from_config(card.preprocess)
-    found = read_weights(folder / WEIGHTS)
-    return fill(card.architecture, found, tokenizer_of(folder), preprocess, card, source=str(folder / WEIGHTS))
+    weights = read_weights(folder / WEIGHTS)
+    return fill(card.architecture, weights, tokenizer_of(folder), preprocess, card, source=str(folder / WEIGHTS))
 
 
 def is_library_folder(folder: Path) -> bool:
@@ -189,12 +189,12 @@ def is_library_folder(folder: Path) -> bool:
 
 
 def load_library(folder: Path) -> Blip2:
-    """A Blip2ForImageTextRetrieval of transformers: matching and contrast. It has no captioning head, which is said."""
+    """Load transformers' Blip2ForImageTextRetrieval, with a note that it has no captioning head."""
     config = read_json(folder / "config.json")
     sizes = {
         "vision": {**config.get("vision_config", {})},
         "qformer": {**config.get("qformer_config", {})},
-        "queries": config.get("num_query_tokens", 32),  # what transformers leaves out, being its defaults
+        "queries": config.get("num_query_tokens", 32),  # transformers omits defaults
         "shared": config.get("image_text_hidden_size", 256),
         "captions": False,
     }
@@ -218,7 +218,7 @@ def load_library(folder: Path) -> Blip2:
 
 
 def _library_preprocess(folder: Path, side: int) -> Preprocess:
-    """Of the folder's image processor; CLIP's mean and std and a squash, as BLIP-2 was released, where it has none."""
+    """From the folder's image processor; without one BLIP-2's own (CLIP's mean and std, squash)."""
     if processor_file(folder) is None:
         return Preprocess((side, side), resize_mode="squash")
     return read_preprocess(folder, side)[0]
@@ -227,16 +227,16 @@ def _library_preprocess(folder: Path, side: int) -> Preprocess:
 def tokenizer_of(folder: Path, *, dec: bool = True) -> PairTokenizer:
     """The tokenizer of a folder. Raises UsageError for none."""
     with refusing(f"{folder} holds no tokenizer"):
-        found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return PairTokenizer(found, dec=dec)
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return PairTokenizer(tokenizer, dec=dec)
 
 
 def bert_tokenizer() -> PairTokenizer:
-    """bert-base-uncased with [DEC] behind its 30,522 entries, as LAVIS has it; its vocabulary is that of the sentence
+    """bert-base-uncased with [DEC] after its 30,522 entries, as in LAVIS; the vocabulary comes from the sentence
     encoder's package."""
     from robustclip.referees.sentence import package_folder
 
-    found = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(package_folder() / "tokenizer.json"),
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -244,15 +244,15 @@ def bert_tokenizer() -> PairTokenizer:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
-    found.add_special_tokens({"bos_token": DEC})
-    return PairTokenizer(found)
+    tokenizer.add_special_tokens({"bos_token": DEC})
+    return PairTokenizer(tokenizer)
 
 
 def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> dict[str, int]:
     """Bytes of a BLIP-2 of these sizes, counted on the meta device: of the image tower's weights in `dtype` ("vision"),
-    of all others in float32 ("rest"), and what the tower keeps of each view until gradients come back ("view"), or
-    keeps with checkpointing ("view, checkpointing"; one block's share of "view" comes on top). The numbers of
-    parameters are "vision parameters" and "other parameters".
+    of all others in float32 ("rest"), and of the tower's saved activations per view without ("view") and with
+    checkpointing ("view, checkpointing"; plus one block's share of "view"). The numbers of parameters are "vision
+    parameters" and "other parameters".
     """
     with torch.device("meta"):
         preprocess = Preprocess(sizes["vision"].get("image_size", 224))
@@ -276,7 +276,7 @@ def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.flo
 
 
 def _kept(vision: nn.Module, pixels: Tensor) -> int:
-    """Bytes that autograd keeps, each storage once, weights apart."""
+    """Bytes saved by autograd, each storage once, without weights."""
     own = {parameter.untyped_storage()._cdata for parameter in vision.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -286,14 +286,14 @@ def _kept(vision: nn.Module, pixels: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = vision(pixels)
+        output = vision(pixels)
     total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-    del found
+    del output
     return total
 
 
 def published_sizes() -> dict[str, Any]:
-    """PUBLISHED, spelt out."""
+    """PUBLISHED with defaults."""
     return {**PUBLISHED, **{part: {**PUBLISHED[part], **MORE[part]} for part in MORE}}
 
 
@@ -302,7 +302,7 @@ def _eps(vision: Mapping[str, Any]) -> float:
 
 
 def _library_weights(folder: Path) -> dict[str, Tensor]:
-    """Of one file, or of those that an index names."""
+    """From one file, or from an index of shards."""
     file = next((folder / name for name in (WEIGHTS, WEIGHTS + INDEX) if is_file(folder / name)), None)
     if file is None:
         raise UsageError(f"{folder} has no {WEIGHTS}: weights are loaded from safetensors alone")

@@ -21,25 +21,25 @@ from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer, pr
 from robustclip.referees.card import Card
 
 SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC)
-WIDTH: Final = 256  # of a token, once for all that attend to it
+WIDTH: Final = 256  # of an image token
 STAGES: Final = (2, 3, 4)  # of the trunk: 8x8, 4x4 and 2x2 cells of a picture of 64 pixels
 
 
 @final
 class TowerTokens(nn.Module):
     """The last three stages of a convolutional tower as tokens: on the grid of the second last, the finer one
-    unshuffled, the coarser one repeated; then a norm and a projection, which are the only parts that are trained.
+    unshuffled, the coarser one repeated; then a norm and a projection, the only trained parts.
 
-    checkpointing: the tower keeps nothing, and computes twice; for memory.
+    checkpointing: activation checkpointing of the tower.
 
-    Raises UsageError for a tower that has no such stages.
+    Raises UsageError for a tower without such stages.
     """
 
     def __init__(self, tower: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         trunk: Any = getattr(tower, "trunk", None)
         if not hasattr(trunk, "forward_intermediates"):
-            raise UsageError("this tower has no stages to look at: take a CLIP on a convolutional tower of timm")
+            raise UsageError("this tower has no intermediate stages: take a CLIP with a convolutional timm tower")
         self.trunk = trunk
         self.trunk.eval().requires_grad_(False)
         with torch.no_grad():
@@ -60,8 +60,7 @@ class TowerTokens(nn.Module):
         return self.projection(self.norm(self._stages(pixels)))
 
     def _stages(self, pixels: Tensor) -> Tensor:
-        found = self.trunk.forward_intermediates(pixels, indices=list(STAGES), intermediates_only=True)
-        fine, middle, coarse = found
+        fine, middle, coarse = self.trunk.forward_intermediates(pixels, indices=list(STAGES), intermediates_only=True)
         stacked = torch.cat([F.pixel_unshuffle(fine, 2), middle, F.interpolate(coarse, scale_factor=2)], 1)
         return stacked.flatten(2).mT
 
@@ -78,8 +77,7 @@ def new_mini(
     card: Card,
     seed: int = 0,
 ) -> Blip2:
-    """A BLIP-2 on this CLIP's image tower, of random weights that are a function of `seed`; its vocabulary is that of
-    the captions."""
+    """A BLIP-2 on this CLIP's image tower, with random weights keyed by `seed` and the captions' vocabulary."""
     return build_mini(
         tower,
         vocabulary_of(captions),
@@ -90,11 +88,12 @@ def new_mini(
 
 
 def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *, card: Card, seed: int = 0) -> Blip2:
-    """The same from its parts, as a folder holds them. Raises UsageError for heads that do not share the width."""
+    """Build it from vocabulary and sizes, as saved in a folder. Raises UsageError for heads that do not divide the
+    width."""
     if sizes["hidden"] % sizes["heads"]:
         raise UsageError(
-            f"{sizes['heads']} heads do not share a width of {sizes['hidden']} evenly: take a divisor, e.g. hidden 128 "
-            "and heads 4"
+            f"{sizes['heads']} heads do not divide a width of {sizes['hidden']}: take a divisor, e.g. hidden 128 and "
+            "heads 4"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,13 +106,13 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
         num_attention_heads=sizes["heads"],
         intermediate_size=4 * hidden,
         encoder_hidden_size=WIDTH,
-        hidden_dropout_prob=0.0,  # pictures are drawn anew without end
+        hidden_dropout_prob=0.0,  # training pictures are endless
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=32,
         cross_attention_frequency=2,
         use_qformer_text_input=True,
         pad_token_id=0,
-        # BERT's 0.02 is for a width of 768; where the width is small, signals of that size take long to grow.
+        # BERT's 0.02 is for a width of 768; for small widths it slows training.
         initializer_range=hidden**-0.5,
     )
     with torch.random.fork_rng(devices=[]):
@@ -123,7 +122,7 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
         nn.init.normal_(embeddings.position_embeddings.weight, std=config.initializer_range)
         reader = Blip2(
             vision,
-            Blip2QFormerModel._from_config(config, attn_implementation="eager"),  # fused attention is slow for so few
+            Blip2QFormerModel._from_config(config, attn_implementation="eager"),  # faster than fused at this size
             embeddings,
             torch.randn(1, sizes["queries"], hidden) * config.initializer_range,
             shared=sizes["shared"],
@@ -136,7 +135,7 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
 
 
 def vocabulary_of(captions: Iterable[str], uses: int = 3) -> list[str]:
-    """Words that come so often, and letters to spell the others with."""
+    """Word-piece vocabulary: words with at least `uses` occurrences, and all letters."""
     counted = Counter(word for caption in captions for word in _words(caption))
     letters = sorted({letter for word in counted for letter in word})
     words = sorted(word for word, count in counted.items() if count >= uses and len(word) > 1)
@@ -144,7 +143,7 @@ def vocabulary_of(captions: Iterable[str], uses: int = 3) -> list[str]:
 
 
 def word_pieces(vocabulary: list[str]) -> PairTokenizer:
-    """A BERT tokenizer of these entries."""
+    """A BERT tokenizer with this vocabulary."""
     ids = {token: index for index, token in enumerate(vocabulary)}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)

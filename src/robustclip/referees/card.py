@@ -22,7 +22,7 @@ README_FILE = "README.md"
 
 @dataclass(frozen=True)
 class Claim:
-    """One measured number: `value` in [`low`, `high`] (95% interval) from `n` samples, and how to measure it again.
+    """One measured number: `value` in [`low`, `high`] (95% interval) from `n` samples, with its measurement settings.
 
     `data` is "dataset/split", `attack` the attack's spec ("l2:1.5@20") or None for clean images, `date` ISO 8601.
     `task` is `evaluate`'s, and `how` holds its other arguments ({"method": "gradcam"}); older cards have neither.
@@ -56,10 +56,10 @@ def _named(tower: dict[str, str]) -> dict[str, str]:
 class Card:
     """Model card of a referee.
 
-    `family` names who reads the folder ("open_clip", "transformers", "toy"); `architecture` is an open_clip
-    `model_cfg`, `preprocess` an open_clip `preprocess_cfg`; `weights` maps each weight file of the folder to its
-    SHA-256; `text_tower` names a text tower that is not in the folder, with the hash of its weights; `threat` is what
-    the image tower was trained against (None: not robust). `logit_scale` multiplies cosines; `logit_bias` is added.
+    `family` selects the loader ("open_clip", "transformers", "toy"); `architecture` is an open_clip `model_cfg`,
+    `preprocess` an open_clip `preprocess_cfg`; `weights` maps each weight file of the folder to its SHA-256;
+    `text_tower` names a text tower that is not in the folder, with the hash of its weights; `threat` is the threat
+    model of the training (None: not robust). `logit_scale` multiplies cosines; `logit_bias` is added.
     """
 
     name: CardName
@@ -121,15 +121,15 @@ class Card:
             file.write(self.markdown(usage))
 
     def sign(self, claims: list[Claim]) -> None:
-        """Add measured claims; one of the same name, data, attack and seed replaces the older, unless that was measured
-        on more samples."""
-        surer = {_identity(claim): claim.n for claim in self.claims}
-        claims = [claim for claim in claims if claim.n >= surer.get(_identity(claim), 0)]
+        """Add measured claims; each replaces an older one of the same name, data, attack and seed, unless that was
+        measured on more samples."""
+        samples = {_identity(claim): claim.n for claim in self.claims}
+        claims = [claim for claim in claims if claim.n >= samples.get(_identity(claim), 0)]
         new = {_identity(claim) for claim in claims}
         self.claims = [claim for claim in self.claims if _identity(claim) not in new] + claims
 
     def markdown(self, usage: str = "") -> str:
-        """The card for people; `usage` is Python code that loads the folder, else how load_referee does."""
+        """The card as Markdown; `usage` is Python code that loads the folder (default: load_referee)."""
         usage = usage or (
             f'import robustclip\n\nreferee = robustclip.load_referee("{self.name}")  # or the path of this folder'
         )
@@ -168,9 +168,9 @@ class Card:
 """
 
 
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # "100" is no number, and nothing is rounded
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # no conversion of "100", no rounding
 RAW = {"threat": dict[str, Any] | None, "claims": list[Any]}
-"""Fields that are read by their own classes once their outermost type is right."""
+"""Fields whose content is validated by their own classes."""
 
 
 @cache
@@ -180,7 +180,7 @@ def _types(kind: type) -> dict[str, TypeAdapter[Any]]:
 
 
 def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
-    """`values` as arguments of a Card or a Claim. Raises UsageError naming all that is wrong."""
+    """Validate `values` as arguments of a Card or a Claim. Raises UsageError with all faults."""
     if not isinstance(values, dict):
         raise UsageError(
             f"{source} is not a {kind.__name__.lower()}: it holds {type(values).__name__}, a "

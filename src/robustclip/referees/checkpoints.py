@@ -41,12 +41,12 @@ def load_checkpoint(
 
     Without `architecture` it is recognised by the shapes of its tensors (`recognition`).
     An image tower alone takes its text tower, logit scale and preprocessing from `pretrained`: a tag of the
-    architecture or the file of a full CLIP. A file does not say whether it was trained with QuickGELU: for
-    architectures that exist in both kinds, `quick_gelu` must (or an architecture that ends in `-quickgelu`, or a tag).
-    What wraps a model (DataParallel, torch.compile, a Lightning module's attribute) does not matter; tensors of neither
-    tower are left out, said so, and named on the card. Preprocessing is that of the architecture's published weights
-    (of `pretrained`, where it is a tag). Raises UsageError when a key of a tower is left over or missing,
-    naming the architectures that fit, for two models in one file, and for a full CLIP without a logit_scale.
+    architecture or the file of a full CLIP. A file does not record whether it was trained with QuickGELU: for
+    architectures with both variants, give `quick_gelu` (or an architecture that ends in `-quickgelu`, or a tag).
+    Wrapper prefixes (DataParallel, torch.compile, a Lightning module's attribute) are removed; tensors of neither tower
+    are left out with a note, and named on the card. Preprocessing is that of the architecture's published weights (of
+    `pretrained`, if it is a tag). Raises UsageError for unexpected and missing keys of a tower, naming the
+    architectures that fit, for two models in one file, and for a full CLIP without a logit_scale.
     """
     path = Path(path)
     weights = read_weights(path)
@@ -99,9 +99,9 @@ def load_adapted(path: Path, base: TwoTower | None) -> TwoTower:
 
 
 def load_local_dir(folder: Path) -> TwoTower:
-    """A folder as open_clip's `local-dir:` takes it: open_clip_config.json and both towers in one weight file.
+    """A folder in the format of open_clip's `local-dir:`: open_clip_config.json and both towers in one weight file.
 
-    Raises UsageError when one of the two is missing or they do not fit.
+    Raises UsageError if one of the two is missing or they do not fit.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -142,7 +142,7 @@ def load_timm(
 ) -> TwoTower:
     """A timm image tower with weights from `path` (timm's own file, or one of open_clip's), and a text tower.
 
-    The text tower is the sentence encoder unless given. A linear projection is added where the file holds one
+    The text tower defaults to the sentence encoder. A linear projection is added if the file has one
     (`head.proj.weight`). Raises UsageError when the file does not fit, or the towers' widths differ.
     """
     if path is None:
@@ -166,18 +166,17 @@ def load_timm(
 
 
 def logit_numbers(path: Path, towers: Towers, model_cfg: Mapping[str, Any]) -> tuple[float, float | None]:
-    """The multiplier and the bias of the logits in a full checkpoint (None where the architecture has no bias).
+    """Logit scale and bias of a full checkpoint (None if the architecture has no bias).
 
-    Raises UsageError where the file lacks one that the architecture has, as open_clip refuses such a file too;
-    RunError for what is no number.
+    Raises UsageError if the file lacks one of them, as open_clip does; RunError for one that is not a finite number.
     """
     needed = LOGITS if model_cfg.get("init_logit_bias") is not None else LOGITS[:1]
     if lacking := [name for name in needed if name not in towers.rest]:
-        known = {"logit_scale": "torch.tensor(100.0).log()", "logit_bias": "torch.tensor(-10.0)"}
-        lines = "".join(f"weights[{name!r}] = {known[name]}\n" for name in lacking)
+        usual = {"logit_scale": "torch.tensor(100.0).log()", "logit_bias": "torch.tensor(-10.0)"}
+        lines = "".join(f"weights[{name!r}] = {usual[name]}\n" for name in lacking)
         raise UsageError(
-            f"{path} has no {' and no '.join(lacking)}, and its answers would be of another temperature than it was "
-            "trained with. Write what its makers trained with, 100 for most CLIPs, into a copy:\n"
+            f"{path} has no {' and no '.join(lacking)}, without which its logits have the wrong temperature. Write the "
+            "training's value, 100 for most CLIPs, into a copy:\n"
             "import torch; from safetensors.torch import save_file\n"
             "from robustclip.referees.weights import read_weights\n"
             f"weights = read_weights({str(path)!r})\n{lines}"
@@ -191,10 +190,9 @@ def logit_numbers(path: Path, towers: Towers, model_cfg: Mapping[str, Any]) -> t
 
 
 def _preprocess(architecture: str, size: Any, tag: str | None) -> tuple[Preprocess, str]:
-    """What weights of an architecture see, by open_clip's list of published ones, and in words where that is from.
+    """Preprocessing of an architecture's published weights in open_clip's list, and a description of its origin.
 
-    As `tag` was trained, where it is one of the architecture; as the most of them where they differ; CLIP's own mean,
-    std and resizing where none are published.
+    That of `tag`, if it is one of the architecture's; else the most common one; CLIP's own if none are published.
     """
     published = published_preprocess(architecture)
     if tag in published:
@@ -221,7 +219,7 @@ def _or_index(folder: Path, file: Path | None) -> Path | None:
 
 
 def _left_out(path: Path, towers: Towers) -> dict[str, Any]:
-    """What the card says of tensors of neither tower, which a note tells of too."""
+    """The card's entry on tensors of neither tower, with a note on the terminal."""
     if not towers.left_out:
         return {}
     names = some(list(towers.left_out))

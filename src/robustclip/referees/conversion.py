@@ -1,6 +1,6 @@
 """Convert ViT CLIPs between open_clip and transformers' CLIPModel.
 
-What comes out is compared with what went in, on images and texts: a conversion that would change a number is refused.
+Conversions are verified on images and texts; one that changes the embeddings is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TEXT = {
     "text_projection": "text_projection.weight",
 }
 TRANSPOSED = ("proj", "text_projection")
-"""Matrices that open_clip multiplies from the right, and transformers keeps in a Linear."""
+"""Matrices that open_clip multiplies from the right, and transformers stores as Linear weights."""
 BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -53,12 +53,12 @@ BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-"""Parts of a transformer block; the attention's three input projections, one matrix in open_clip, stand apart."""
+"""Parts of a transformer block, except the attention's input projections, which are one matrix in open_clip."""
 
 VISION_SIZES = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
 TEXT_SIZES = ("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size")
 IDLE = ("patch_dropout", "output_tokens", "pad_id", "eos_id")
-"""Settings that change no embedding of a frozen tower with open_clip's usual pooling."""
+"""Settings without effect on a frozen tower with open_clip's usual pooling."""
 EPS = 1e-5  # of every LayerNorm, in both libraries, unless a config says otherwise
 
 
@@ -78,14 +78,14 @@ def to_open_clip(weights: Mapping[str, Tensor]) -> Towers:
 
 
 def clip_config(open_clip_config: Config, defaults: Config, *, eos: int) -> dict[str, Any]:
-    """What CLIPConfig is built from, for an open_clip config in which every setting is spelt out, as in `defaults`.
+    """CLIPConfig arguments for a complete open_clip config (see `openclip.spelt_out`), compared with `defaults`.
 
-    `eos` is the token whose state is the text's embedding. Raises UsageError saying what CLIPModel has no place for.
+    `eos` is the token whose state is the text's embedding. Raises UsageError for settings that CLIPModel lacks.
     """
-    strange = [*strange_vision(open_clip_config, defaults), *_strange_text(open_clip_config, defaults)]
-    if strange:
+    unsupported = [*unsupported_vision(open_clip_config, defaults), *_unsupported_text(open_clip_config, defaults)]
+    if unsupported:
         raise UsageError(
-            f"transformers' CLIPModel has no place for {'; '.join(strange)}. Export it with --format open_clip, or "
+            f"transformers' CLIPModel has no place for {'; '.join(unsupported)}. Export it with --format open_clip, or "
             "its image tower alone with --format timm or image-tower"
         )
     vision, text = open_clip_config["vision_cfg"], open_clip_config["text_cfg"]
@@ -114,12 +114,14 @@ def clip_config(open_clip_config: Config, defaults: Config, *, eos: int) -> dict
 def open_clip_config(config: Config) -> dict[str, Any]:
     """open_clip config of a CLIPModel's config. Raises UsageError for settings that open_clip lacks."""
     vision, text = config["vision_config"], config["text_config"]
-    strange = []
+    unsupported = []
     if vision["hidden_act"] != text["hidden_act"] or vision["hidden_act"] not in ("gelu", "quick_gelu"):
-        strange.append(f"the activations {vision['hidden_act']} and {text['hidden_act']} (only gelu or quick_gelu)")
-    strange += [f"layer_norm_eps {part['layer_norm_eps']}" for part in (vision, text) if part["layer_norm_eps"] != EPS]
-    if strange:
-        raise UsageError(f"an open_clip CLIP has no place for {'; '.join(strange)}: export it with --format hf")
+        unsupported.append(f"the activations {vision['hidden_act']} and {text['hidden_act']} (only gelu or quick_gelu)")
+    unsupported += [
+        f"layer_norm_eps {part['layer_norm_eps']}" for part in (vision, text) if part["layer_norm_eps"] != EPS
+    ]
+    if unsupported:
+        raise UsageError(f"an open_clip CLIP has no place for {'; '.join(unsupported)}: export it with --format hf")
     return {
         "embed_dim": config["projection_dim"],
         "quick_gelu": vision["hidden_act"] == "quick_gelu",
@@ -140,7 +142,7 @@ def open_clip_config(config: Config) -> dict[str, Any]:
 
 
 def _pooling(text: Config) -> dict[str, Any]:
-    """Which token's state is the text: open_clip's usual choice is the largest id, as is CLIPModel's for the id 2."""
+    """Settings of the text pooling: open_clip's default is the token of largest id, as is CLIPModel's for the id 2."""
     eos = text["eos_token_id"]
     return {} if eos in (2, text["vocab_size"] - 1) else {"pool_type": "eos", "eos_id": eos}
 
@@ -168,8 +170,8 @@ def _side(size: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def strange_vision(open_clip_config: Config, defaults: Config) -> Iterator[str]:
-    """How a config's image tower is not the ViT of the CLIP paper, in words; arguments as in `clip_config`."""
+def unsupported_vision(open_clip_config: Config, defaults: Config) -> Iterator[str]:
+    """Differences of a config's image tower from CLIP's ViT, as text; arguments as in `clip_config`."""
     vision = open_clip_config["vision_cfg"]
     if vision.get("timm_model_name"):
         yield f"an image tower of timm ({vision['timm_model_name']})"
@@ -181,7 +183,7 @@ def strange_vision(open_clip_config: Config, defaults: Config) -> Iterator[str]:
             yield f"images of {'x'.join(map(str, vision['image_size']))} pixels (only square ones)"
 
 
-def _strange_text(open_clip_config: Config, defaults: Config) -> Iterator[str]:
+def _unsupported_text(open_clip_config: Config, defaults: Config) -> Iterator[str]:
     text = open_clip_config["text_cfg"]
     if text.get("hf_model_name"):
         yield f"the text tower {text['hf_model_name']}"
@@ -193,8 +195,8 @@ def _strange_text(open_clip_config: Config, defaults: Config) -> Iterator[str]:
 
 def _unusual(tower: str, part: Config, defaults: Config, sizes: tuple[str, ...]) -> Iterator[str]:
     for name, value in part.items():
-        known = name in sizes or name in IDLE or name.startswith(("timm_", "hf_model_", "hf_p"))
-        if not known and value != defaults.get(name):
+        ignored = name in sizes or name in IDLE or name.startswith(("timm_", "hf_model_", "hf_p"))
+        if not ignored and value != defaults.get(name):
             yield f"{name}={value!r} of the {tower} tower"
 
 
@@ -202,8 +204,8 @@ def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str], model: str
     for name, value in weights.items():
         if name in names:
             yield names[name], value.T if name in TRANSPOSED else value
-        elif found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name):
-            layer, part, kind = found.groups()
+        elif match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", name):
+            layer, part, kind = match.groups()
             block = f"{model}.encoder.layers.{layer}"
             if part == "attn.in_proj":
                 for letter, rows in zip("qkv", value.chunk(3), strict=True):
@@ -216,33 +218,33 @@ def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str], model: str
 
 def _restored(weights: Mapping[str, Tensor], names: Mapping[str, str], model: str) -> dict[str, Tensor]:
     whole, parts = {theirs: ours for ours, theirs in names.items()}, {theirs: ours for ours, theirs in BLOCK.items()}
-    found: dict[str, Tensor] = {}
+    restored: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name in whole:
-            found[whole[name]] = value.T if whole[name] in TRANSPOSED else value
+            restored[whole[name]] = value.T if whole[name] in TRANSPOSED else value
         elif inside := re.fullmatch(rf"{model}\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
             layer, part, kind = inside.groups()
             block = f"transformer.resblocks.{layer}"
             if part == "self_attn.q_proj":
                 rows = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
-                found[f"{block}.attn.in_proj_{kind}"] = torch.cat(rows)
+                restored[f"{block}.attn.in_proj_{kind}"] = torch.cat(rows)
             elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
-                found[f"{block}.{parts.get(part, part)}.{kind}"] = value
+                restored[f"{block}.{parts.get(part, part)}.{kind}"] = value
         else:
-            found[name] = value
-    return found
+            restored[name] = value
+    return restored
 
 
 TOLERANCE = 1e-5
-"""Largest difference of a component of two unit embeddings in float32 that counts as rounding."""
+"""Largest component difference of two unit embeddings in float32 that counts as rounding."""
 TEXTS = ["a cat", "Two DOGS on a lawn, one of them asleep", "", "naïve café, 123 🙂", "a very long text " * 40]
-"""What two text towers are compared on: capitals, nothing, accents, emoji, and more than fits."""
+"""Texts for the comparison of text towers: capitals, empty, accents, emoji, and beyond the context length."""
 
 
 def as_transformers(referee: TwoTower) -> TwoTower:
-    """The referee as a CLIPModel of transformers, on the CPU, with its card; itself where it is one.
+    """Convert a referee to transformers' CLIPModel, on the CPU, with its card; unchanged if it is one.
 
-    Embeddings agree within `TOLERANCE`, checked here. Raises UsageError where transformers has no such architecture.
+    Verifies that embeddings agree within `TOLERANCE`. Raises UsageError if transformers has no such architecture.
     """
     if referee.card.family == huggingface.FAMILY:
         return referee
@@ -269,9 +271,9 @@ def as_transformers(referee: TwoTower) -> TwoTower:
 
 
 def as_open_clip(referee: TwoTower) -> TwoTower:
-    """The referee as a model of open_clip, on the CPU, with its card; itself where it is one.
+    """Convert a referee to an open_clip model, on the CPU, with its card; unchanged if it is one.
 
-    Embeddings agree within `TOLERANCE`, checked here. Raises UsageError where open_clip has no such architecture.
+    Verifies that embeddings agree within `TOLERANCE`. Raises UsageError if open_clip has no such architecture.
     """
     if referee.card.family == openclip.FAMILY:
         return referee
@@ -308,27 +310,27 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
 
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> float:
-    """The largest difference of a component between the unit embeddings of two image towers of the same pixels."""
+    """The largest component difference of the unit embeddings of two image towers on the same pixels."""
     return _largest(*(tower(pixels.to(next(tower.parameters()).device)) for tower in (one, other)))
 
 
 def probe(referee: TwoTower, count: int = 4) -> Float[Tensor, "b 3 h w"]:
-    """Images of noise, normalised as the referee's image tower takes them."""
+    """Noise images, normalised for the referee's image tower."""
     noise = torch.rand(count, 3, *referee.image_size, generator=torch.Generator().manual_seed(0))
     return referee.preprocess(noise.to(referee.device))
 
 
-def refuse_difference(name: str, what: str, found: float) -> None:
-    """Raise RunError where a conversion changed the numbers."""
-    if not found <= TOLERANCE:
+def refuse_difference(name: str, what: str, largest: float) -> None:
+    """Raise RunError if a conversion changed the embeddings."""
+    if not largest <= TOLERANCE:
         raise RunError(
-            f"{name} as {what} embeds otherwise: a unit vector differs by {found:.2g}, more than rounding "
+            f"{name} as {what} embeds differently: a unit vector differs by {largest:.2g}, more than rounding "
             f"({TOLERANCE:g}). Nothing was written; export it with --format open_clip, and please report this"
         )
 
 
 def _same(converted: TwoTower, referee: TwoTower) -> TwoTower:
-    """`converted` under the card of `referee`, once both are seen to embed alike."""
+    """`converted` with the card of `referee`, after verifying that their embeddings agree."""
     texts = _largest(converted.embed_texts(TEXTS), referee.embed_texts(TEXTS))
     images = difference(converted.image_tower, referee.image_tower, probe(referee))
     refuse_difference(referee.card.name, f"a model of {converted.card.family}", max(texts, images))
@@ -339,7 +341,7 @@ def _same(converted: TwoTower, referee: TwoTower) -> TwoTower:
 
 
 def _cropping(referee: TwoTower, crop: str) -> Preprocess:
-    """The referee's preprocessing, which cuts as the other library does."""
+    """The referee's preprocessing with the other library's rounding of crops."""
     return Preprocess.from_config(referee.preprocess.config() | {"crop": crop})
 
 
@@ -348,13 +350,13 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 
 def _has_byte_pairs(tokenizer: Any) -> bool:
-    """Whether a tokenizer of transformers has the tokens of CLIP's own; the last two have other names there."""
+    """Whether a transformers tokenizer has CLIP's tokens; start and end tokens have other names there."""
     *tokens, first, last = openclip.byte_pairs()[0].items()
-    named = tokenizer.get_vocab()
+    vocab = tokenizer.get_vocab()
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id} == {first[1], last[1]}
-    return special and len(named) == len(tokens) + 2 and all(named.get(token) == index for token, index in tokens)
+    return special and len(vocab) == len(tokens) + 2 and all(vocab.get(token) == index for token, index in tokens)
 
 
 def _refuse_others(referee: TwoTower) -> None:
     if referee.card.family not in (openclip.FAMILY, huggingface.FAMILY):
-        raise UsageError(f"{referee.card.name} is a {referee.card.family}: other libraries have nothing like it")
+        raise UsageError(f"{referee.card.name} is a {referee.card.family}, which other libraries lack")

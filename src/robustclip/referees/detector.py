@@ -1,4 +1,4 @@
-"""Detectors of transformers that find things by name: OWL-ViT, OWLv2 and Grounding DINO."""
+"""Open-vocabulary detectors of transformers: OWL-ViT, OWLv2 and Grounding DINO."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from robustclip.runs.plain import check_sizes, refusing
 
 KINDS: Final = ("OwlViTForObjectDetection", "Owlv2ForObjectDetection", "GroundingDinoForObjectDetection")
 THRESHOLD: Final = 0.3
-"""Least score of what counts as found, ours; UniDet, which the benchmark has, scores otherwise."""
+"""Least score of a detection, ours; T2I-CompBench's UniDet has other scores."""
 
 
 @final
 class Detector:
-    """A model and its processor, each as transformers has it."""
+    """A transformers detector with its processor."""
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         self.model, self.processor, self.name = model.eval(), processor, name
@@ -37,7 +37,7 @@ class Detector:
     def detect(
         self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str], *, threshold: float = THRESHOLD
     ) -> list[list[Detection]]:
-        """What of `labels` is found in each picture in [0,1], the surest first."""
+        """Detections of `labels` in each picture in [0,1], by descending score."""
         if not labels:
             return [[] for _ in images]
         return [self._one(image, list(labels), threshold) for image in images]
@@ -48,39 +48,39 @@ class Detector:
         outputs = self.model(**inputs)
         size = [tuple(image.shape[-2:])]
         if self.grounding:
-            found = self.processor.post_process_grounded_object_detection(
+            output = self.processor.post_process_grounded_object_detection(
                 outputs, inputs.input_ids, threshold=threshold, text_threshold=threshold, target_sizes=size
             )[0]
-            names = [_nearest(text, labels) for text in found["text_labels"]]
+            names = [_nearest(text, labels) for text in output["text_labels"]]
         else:
-            found = self.processor.post_process_grounded_object_detection(
+            output = self.processor.post_process_grounded_object_detection(
                 outputs, threshold=threshold, target_sizes=size
             )[0]
-            names = [labels[int(index)] for index in found["labels"]]
+            names = [labels[int(index)] for index in output["labels"]]
         height, width = image.shape[-2:]
-        boxes = (found["boxes"].cpu() / torch.tensor([width, height, width, height])).clamp(0, 1).tolist()
-        each = zip(names, found["scores"].tolist(), boxes, strict=True)
+        boxes = (output["boxes"].cpu() / torch.tensor([width, height, width, height])).clamp(0, 1).tolist()
+        each = zip(names, output["scores"].tolist(), boxes, strict=True)
         results = [Detection(name, score, tuple(box)) for name, score, box in each if name is not None]
         return sorted(results, key=lambda one: -one.score)
 
 
 def _nearest(text: str, labels: Sequence[str]) -> str | None:
-    """The label that Grounding DINO's words are of: it joins the tokens that passed, which may be part of a label, or
-    several ones. None where they are of none."""
+    """The label of Grounding DINO's text, which joins the matched tokens and may be part of a label or of several; None
+    if it matches none."""
     return next((label for label in labels if text == label), None) or next(
         (label for label in labels if text and (label in text or text in label)), None
     )
 
 
 def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Detector:
-    """A detector from the folder that transformers wrote; only local files are read, safetensors alone.
+    """Load a detector from a transformers folder; only local files are read, safetensors only.
 
     Raises UsageError for another folder, RunError for damaged weights.
     """
     folder = Path(folder)
     if architecture(folder) not in KINDS:
         raise UsageError(
-            f"{folder} holds no detector of transformers ({', '.join(KINDS)}): give e.g. a download of "
+            f"{folder} holds no transformers detector ({', '.join(KINDS)}): give e.g. a download of "
             "google/owlv2-base-patch16-ensemble"
         )
     file = weights_file(folder, ("model",))

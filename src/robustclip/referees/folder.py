@@ -1,11 +1,11 @@
 """Read and write referee folders: weights, open_clip config and card.
 
-    card.json, README.md          the card, for programs and for people
+    card.json, README.md          the card, as JSON and as Markdown
     open_clip_config.json         model_cfg and preprocess_cfg
     image_tower.safetensors       the image tower, keys as in open_clip below `visual.`; the card names the text tower
     open_clip_model.safetensors   or both towers, as plain open_clip loads them
 
-A referee of transformers is saved as transformers saves it, with the card beside.
+Referees of transformers are saved in its own layout, with the card.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from robustclip.runs.files import sha256, write_json
 
 IMAGE_PREFIXES = ("model.", "visual.")
 PLAIN_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
-"""What open_clip's plain CLIP calls the parts of its text tower; its CustomTextCLIP puts `text.` before them."""
+"""Prefixes of the text tower's keys in open_clip's CLIP; its CustomTextCLIP has `text.` before them."""
 LOGITS = ("logit_scale", "logit_bias")
 
 
@@ -38,8 +38,8 @@ LOGITS = ("logit_scale", "logit_bias")
 class Towers:
     """A checkpoint's tensors by tower: `image` with open_clip's `visual.` removed, `text` with `text.` removed.
 
-    `text` is empty for an image-tower-only checkpoint; `rest` holds logit_scale and logit_bias where they are;
-    `left_out` names the tensors of neither tower, such as a classifier's.
+    `text` is empty for an image tower alone; `rest` holds logit_scale and logit_bias, if present; `left_out` names the
+    tensors of neither tower, such as a classifier's.
     """
 
     image: dict[str, Tensor]
@@ -51,12 +51,11 @@ class Towers:
 def split_towers(
     weights: Mapping[str, Tensor], image_names: Iterable[str] = (), *, source: Path | None = None
 ) -> Towers:
-    """Tell a full CLIP from an image tower alone, by its keys, and sort them by tower.
+    """Sort a checkpoint's tensors by tower; a full CLIP or an image tower alone is recognised by its keys.
 
-    The CLIP may lie below a prefix (a Lightning module's attribute): what has `visual.` below it. Where nothing has,
-    `image_names`, the names that the image tower's tensors should have, tell the prefix of an image tower alone.
-    Raises UsageError where two keys would become one, and where a file, `source`, holds two CLIPs or two such image
-    towers.
+    The CLIP may have a prefix (a Lightning module's attribute), found by the `visual.` below it. For an image tower
+    alone, the prefix is found by `image_names`, the expected names of its tensors. Raises UsageError for colliding
+    keys, and for a file, `source`, with two CLIPs or two such image towers.
     """
     names = list(weights)
     below = {
@@ -109,7 +108,7 @@ def _image_alone(image: dict[str, Tensor], outside: tuple[str, ...], expected: s
 
 
 def _only(prefixes: set[str], source: Path | None) -> str:
-    """The one prefix. Raises UsageError where there are several."""
+    """The only prefix. Raises UsageError if there are several."""
     if len(prefixes) > 1:
         one = sorted(prefixes)[0]
         place = "PATH" if source is None else repr(str(source))
@@ -140,11 +139,10 @@ FULL = "open_clip_model.safetensors"
 
 
 def save_referee(referee: TwoTower, folder: Path, *, half: bool = False, card: Card | None = None) -> Card:
-    """Write a referee's folder, and return its card as written (with the hashes of the files).
+    """Write a referee's folder, and return its card with the files' hashes.
 
-    `card` takes the place of the referee's own; `half` rounds weights to float16. A text tower that is found by name
-    (the sentence encoder of the installed package) is named, not written. Each file is replaced atomically, the card
-    last.
+    `card` replaces the referee's own; `half` rounds weights to float16. A text tower that is loaded by name (the
+    sentence encoder of the installed package) is named, not written. Each file is replaced atomically, the card last.
     """
     folder = Path(folder)
     card = _current(referee, card)
@@ -165,8 +163,8 @@ def save_full(
 ) -> Card:
     """Write both towers of an open_clip referee so that plain open_clip loads the folder; returns the card as written.
 
-    open_clip finds the config of a transformers text tower by path: the one of the folder, or of `final`, where the
-    folder is going to be moved.
+    open_clip finds the config of a transformers text tower by path: that of the folder, or `final` if the folder will
+    be moved there.
     """
     from robustclip.referees.openclip import has_custom_text, save_text_files, text_weights
 
@@ -183,11 +181,11 @@ def save_full(
 
 
 def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
-    """Load a folder that save_referee or the export wrote, on the CPU, frozen and in eval mode.
+    """Load a folder written by save_referee or the export, on the CPU, frozen and in eval mode.
 
-    Every file that is loaded must be the one whose hash the card holds, and so must a text tower that is found by name;
-    `checked` False leaves that to the caller. Raises UsageError when it is not a referee's folder or its weights do not
-    fit its card, RunError when a file that the card names is missing, truncated or another one.
+    Hashes of files, and of a text tower loaded by name, are checked against the card unless `checked` is False. Raises
+    UsageError if it is not a referee's folder or its weights do not fit its card, RunError if a file of the card is
+    missing, truncated or different.
     """
     folder = Path(folder)
     card = Card.load(folder)
@@ -195,8 +193,8 @@ def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
     referee = _load(folder, card)
     if checked and card.text_tower is not None and referee.text_tower.source() != card.text_tower:
         raise RunError(
-            f"{folder} was made with another text tower than the {card.text_tower['name']} that is installed: "
-            f"install the version it was made with. To compare: robustclip referees verify {folder}"
+            f"{folder} was made with another text tower than the installed {card.text_tower['name']}: install the "
+            f"version it was made with. To compare: robustclip referees verify {folder}"
         )
     return referee
 
@@ -215,8 +213,8 @@ def refuse_other_files(folder: Path, card: Card, *, hashes: bool = True) -> None
         )
 
 
-def _vouched(folder: Path, card: Card, name: str) -> Path:
-    """The path of a weight file that the card names. Raises RunError where it vouches for another."""
+def _named_file(folder: Path, card: Card, name: str) -> Path:
+    """The path of a weight file. Raises RunError if the card does not name it."""
     if name not in card.weights:
         raise RunError(f"the card of {folder} names {', '.join(card.weights)}, and no {name}: write it again")
     return folder / name
@@ -229,7 +227,7 @@ def _load(folder: Path, card: Card) -> TwoTower:
         return huggingface.load_folder(folder, card)
     if card.family == toy.FAMILY:
         referee = toy.from_architecture(card.architecture)
-        path = _vouched(folder, card, IMAGE_TOWER)
+        path = _named_file(folder, card, IMAGE_TOWER)
         load_strictly(referee.image_tower, read_weights(path), source=str(path))
         preprocess = Preprocess.from_config(card.preprocess)
         scale, bias = card.logit_scale, card.logit_bias
@@ -270,7 +268,7 @@ def _current(referee: TwoTower, card: Card | None) -> Card:
 
 def _sealed(card: Card, folder: Path, files: list[str]) -> Card:
     """Write the card of a folder whose weight `files` are written, with their hashes, and return it."""
-    for stale in {IMAGE_TOWER, FULL} - set(files):  # of another kind of referee, saved here before
+    for stale in {IMAGE_TOWER, FULL} - set(files):  # of a referee of another kind
         (folder / stale).unlink(missing_ok=True)
     card = replace(card, weights={name: sha256(folder / name) for name in files})
     card.save(folder)
@@ -288,7 +286,7 @@ def _load_open_clip(folder: Path, card: Card) -> TwoTower:
         image = towers.image
     elif has_sentence_encoder(card.architecture):
         text_tower = SentenceEncoder(context_length=card.architecture["text_cfg"].get("context_length", 77))
-        image = read_weights(_vouched(folder, card, IMAGE_TOWER))
+        image = read_weights(_named_file(folder, card, IMAGE_TOWER))
     else:
         raise UsageError(f"{folder} holds an image tower only, and its card names no text tower that is found by name")
     tower = load_image_tower(card.architecture, image, source=str(folder))

@@ -32,9 +32,9 @@ BytePairs = Callable[[], tuple[dict[str, int], list[tuple[str, str]]]]
 """`openclip.byte_pairs`, which gives CLIP's own."""
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 RESAMPLING = {3: "bicubic", 2: "bilinear", 0: "nearest"}
-"""PIL's numbers, which both files call `resample`."""
+"""PIL's resampling numbers (`resample` in both files)."""
 ROUNDING = 2.5 / 255
-"""Largest difference of a pixel that rounding to 8 bits in two passes explains."""
+"""Largest pixel difference due to rounding to 8 bits in two passes."""
 
 
 @final
@@ -66,12 +66,12 @@ class CLIPText(TextTower):
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, uncut, with the two around it."""
+        """Number of tokens per text without truncation, including start and end tokens."""
         with self._tokenizing:
             return of_transformers(self.tokenizer, texts)
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
-        """Embed texts, not normalised, cut at the model's number of positions; an empty list gives (0,D)."""
+        """Embed texts, not normalised, truncated to the model's context length; an empty list gives (0,D)."""
         device = self.text_projection.weight.device
         rows = [self._embed(texts[i : i + self.batch], device) for i in range(0, len(texts), self.batch)]
         return torch.cat(rows) if rows else torch.empty(0, self.width, device=device)
@@ -91,8 +91,8 @@ def is_clip_folder(folder: Path) -> bool:
 
 
 def refuse_remote_code(name: str) -> None:
-    """Raise UsageError where transformers would have to run code that comes with a model's config, or to ask whether to
-    (at a terminal it asks); OSError where the config is out of reach."""
+    """Raise UsageError if loading a model's config would run its code (or prompt for permission); OSError if the config
+    is out of reach."""
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=False)
     except ValueError as error:
@@ -141,7 +141,7 @@ def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs
     stale = "embeddings.position_ids"  # a buffer that older versions of transformers saved
     weights = {name: value for name, value in read_weights(path).items() if not name.endswith(stale)}
     with torch.device("meta"), refusing(f"{folder}/config.json describes no CLIPModel"):
-        check_fit(CLIPModel(config), weights, source=str(path))  # before memory is asked for
+        check_fit(CLIPModel(config), weights, source=str(path))  # before allocating memory
     model = CLIPModel(config)
     load_strictly(model, weights, source=str(path))
     vision: Any = config.vision_config
@@ -185,14 +185,14 @@ def new_clip(
 
 
 def clip_tokenizer(tokens: Mapping[str, int], merges: list[tuple[str, str]], length: int) -> Any:
-    """CLIP's tokenizer as transformers has it, from open_clip's tokens, of which the last two open and close a text.
+    """transformers' CLIP tokenizer from open_clip's tokens, of which the last two are start and end of text.
 
-    It does not mend texts as open_clip's does (curly quotes, HTML entities, mojibake): such texts get other tokens.
+    Unlike open_clip's it does not clean texts (curly quotes, HTML entities, mojibake), which then get other tokens.
     """
     *words, first, last = tokens
     opening, closing = "<|startoftext|>", "<|endoftext|>"
     vocabulary = {word: tokens[word] for word in words} | {opening: tokens[first], closing: tokens[last]}
-    pairs: Any = merges  # which transformers annotates as lists of texts
+    pairs: Any = merges  # annotated as lists of texts in transformers
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=length)
 
 
@@ -231,12 +231,11 @@ def _card(name: str, config: Any, preprocess: Preprocess, scale: float) -> Card:
 
 
 def read_preprocess(folder: Path, image_size: int) -> tuple[Preprocess, str]:
-    """The preprocessing of a transformers folder, and in words where its values came from.
+    """The preprocessing of a transformers folder, and a description of its origin.
 
-    transformers' own image processor says what it does (processor_config.json before preprocessor_config.json), and
-    its pixels are held against those of the result, on pictures of three shapes. Without either file: CLIP's own.
-    Raises UsageError for a processor that does something else than resize, crop, rescale and normalise, and for one
-    that leaves pictures of another size than `image_size`.
+    From the folder's image processor (processor_config.json before preprocessor_config.json), whose pixels are compared
+    with the result's on pictures of three shapes; without either file CLIP's own. Raises UsageError for a processor
+    that does more than resize, crop, rescale and normalise, and for an output size other than `image_size`.
     """
     file = processor_file(folder)
     if file is None:
@@ -249,7 +248,7 @@ def read_preprocess(folder: Path, image_size: int) -> tuple[Preprocess, str]:
     if preprocess.size != (image_size, image_size):
         height, width = preprocess.size
         raise UsageError(
-            f"{folder / file} leaves pictures of {height}x{width} pixels, and the image tower takes {image_size}x"
+            f"{folder / file} yields pictures of {height}x{width} pixels, and the image tower takes {image_size}x"
             f"{image_size}: set size and crop_size to the tower's"
         )
     _refuse_other_pixels(processor, preprocess, f"{folder / file} ({kind})")
@@ -271,7 +270,7 @@ def _describes_images(path: Path) -> bool:
 
 
 def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
-    """What transformers' settings say, as ours. Raises UsageError for what has no counterpart."""
+    """Convert transformers' settings. Raises UsageError for settings without a counterpart."""
     size = {key: value for key, value in dict(values.get("size") or {}).items() if value is not None}
     crop: dict[str, Any] = dict(values.get("crop_size") or {})
     resizes, crops = bool(values.get("do_resize")), bool(values.get("do_center_crop"))
@@ -284,14 +283,14 @@ def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
         raise UsageError(f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}")
     if not crops and not (resizes and squashes):
         raise UsageError(
-            f"{source} leaves pictures of any shape (do_resize {resizes}, do_center_crop {crops}), and the tower takes "
+            f"{source} yields pictures of any shape (do_resize {resizes}, do_center_crop {crops}), and the tower takes "
             'one size: set "do_center_crop": true with a crop_size, or "size" to a height and width'
         )
     factor = 255 * float(values["rescale_factor"]) if values.get("do_rescale") else 255.0
     mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
-    seen: Any = (crop.get("height"), crop.get("width")) if crops else target
+    output: Any = (crop.get("height"), crop.get("width")) if crops else target
     return Preprocess(
-        seen,
+        output,
         mean=_channels(mean, factor),
         std=_channels(std, factor),
         interpolation=RESAMPLING[resample] if resizes else "bicubic",
@@ -302,23 +301,23 @@ def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
 
 
 def _channels(numbers: Any, factor: float) -> tuple[float, ...]:
-    """One number a channel, on the scale of [0,1]."""
+    """One number per channel, on the [0,1] scale."""
     numbers = [numbers] * 3 if isinstance(numbers, int | float) else numbers
     return tuple(number / factor for number in numbers)
 
 
 @torch.no_grad()
 def _refuse_other_pixels(processor: Any, preprocess: Preprocess, source: str) -> None:
-    """Raise UsageError where ours are not the library's pixels, but for rounding to 8 bits."""
+    """Raise UsageError if our pixels differ from the library's by more than rounding to 8 bits."""
     exact = Preprocess.from_config(preprocess.config())
     exact.exact = True
     for height, width in ((61, 84), (84, 61), preprocess.size):
         coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         with refusing(f"{source} cannot be run"):
-            found = processor(images=[to_pil(image[0])], return_tensors="pt")["pixel_values"].float()
+            theirs = processor(images=[to_pil(image[0])], return_tensors="pt")["pixel_values"].float()
         ours = exact(image)
-        difference = ((found - ours) * exact.std).abs().max().item() if found.shape == ours.shape else 1.0
+        difference = ((theirs - ours) * exact.std).abs().max().item() if theirs.shape == ours.shape else 1.0
         if not difference <= ROUNDING:
             raise UsageError(
                 f"{source} does more than resize, crop, rescale and normalise: its pixels of an image of {height}x"

@@ -1,6 +1,6 @@
-"""Small heads on CLIP embeddings: the aesthetic predictor.
+"""Judges of single images: aesthetic predictors on CLIP embeddings, and classifiers (timm, torchvision, WS-DAN).
 
-Two families are in use, under one name, and what they print differs: so a head says its family and its file's hash.
+Two families of aesthetic predictors are in use under one name, with different scores; reports give family and hash.
 
 mlp     christophschuhmann's improved-aesthetic-predictor: 768 -> 1024 -> 128 -> 64 -> 16 -> 1 on OpenAI's ViT-L/14
         (`sac+logos+ava1-l14-linearMSE.pth`), without activation functions, as its code has them commented out
@@ -32,7 +32,7 @@ LAYERS: Final = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
     *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
 )
-"""Of torchvision's InceptionV3, in the order of the port's `features`."""
+"""Layers of torchvision's InceptionV3, in the order of the port's `features`."""
 
 
 class WSDAN(nn.Module):
@@ -57,7 +57,7 @@ class WSDAN(nn.Module):
 
 
 def load_wsdan(path: Path) -> tuple[WSDAN, int]:
-    """A checkpoint's network, and how many classes it has. Raises UsageError for a file of another layout."""
+    """A WS-DAN checkpoint's network and its number of classes. Raises UsageError for a file of another layout."""
     weights = {name.removeprefix("module."): one for name, one in read_weights(path).items()}
     last, attention = weights.get("fc.weight"), weights.get("attentions.conv.weight")
     maps = 0 if attention is None else attention.shape[0]
@@ -69,7 +69,7 @@ def load_wsdan(path: Path) -> tuple[WSDAN, int]:
     with torch.device("meta"):
         model = WSDAN(last.shape[0], maps)
     kept = {name: one for name, one in weights.items() if not name.startswith("bap.")}
-    for name, one in model.state_dict().items():  # which old checkpoints lack
+    for name, one in model.state_dict().items():  # missing in old checkpoints
         if name.endswith("num_batches_tracked") and name not in kept:
             kept[name] = torch.zeros(one.shape, dtype=one.dtype)
     check_fit(model, kept, source=str(path), hint="Give a checkpoint of WS-DAN with InceptionV3")
@@ -81,13 +81,13 @@ def load_wsdan(path: Path) -> tuple[WSDAN, int]:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TORCHVISION: Final = "torchvision:"
 NEVER: Final = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable")
-"""Arguments of timm that a folder's config does not decide: what would be loaded or run instead of its weights."""
+"""timm arguments that a folder's config must not set: they would load other weights or run code."""
 Names = Sequence[tuple[str, ...]]
 
 
 @dataclass
 class Classifier:
-    """model: normalised pixels (B,3,h,w) -> logits (B,C); names: those of each class, none where nobody knows them."""
+    """model: normalised pixels (B,3,h,w) -> logits (B,C); names: those of each class, empty if unknown."""
 
     name: str
     model: nn.Module
@@ -98,51 +98,53 @@ class Classifier:
     std: tuple[float, ...] = STD
 
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Of pictures in [0,1], resized to `size`."""
+        """Logits of pictures in [0,1], resized to `size`."""
         mean, std = (torch.tensor(one, device=images.device).view(1, 3, 1, 1) for one in (self.mean, self.std))
         return self.model((resize(images, self.size) - mean) / std).float()
 
     def index(self, text: str) -> int:
-        """A class by its number from 0, or by a name of it, whatever the case. Raises UsageError, with near names, for
-        another one."""
+        """Index of a class by its number from 0, or by one of its names (case-insensitive). Raises UsageError, with
+        close matches, for an unknown one."""
         if text.isdecimal():
             if int(text) < self.classes:
                 return int(text)
             raise UsageError(f"{self.name} has the classes 0 to {self.classes - 1}, and none is {text[:20]}")
-        known = {name.casefold(): place for place, names in reversed(list(enumerate(self.names))) for name in names}
-        if (found := known.get(text.strip().casefold())) is not None:
-            return found
-        near = get_close_matches(text.casefold(), known, n=3, cutoff=0.5)
+        by_name = {name.casefold(): place for place, names in reversed(list(enumerate(self.names))) for name in names}
+        if (place := by_name.get(text.strip().casefold())) is not None:
+            return place
+        near = get_close_matches(text.casefold(), by_name, n=3, cutoff=0.5)
         also = f": did you mean {' or '.join(near)}?" if near else f": give a number from 0 to {self.classes - 1}"
-        unnamed = "" if known else ", for nobody says what its classes are called (--classes FILE does, a name a line)"
+        unnamed = "" if by_name else ", since its class names are unknown (give --classes FILE, one name per line)"
         raise UsageError(f"{self.name} has no class {text[:60]!r}{unnamed}{also}")
 
 
-def load_classifier(given: str, device: str | torch.device = "cpu", *, classes: Path | None = None) -> Classifier:
-    """A frozen classifier: a folder as timm saves it (config.json and model.safetensors), a checkpoint of WS-DAN, a
-    model of timm by name, or of torchvision as torchvision:NAME, with their published weights. `classes` is a file of
-    their names, one a line.
+def load_classifier(source: str, device: str | torch.device = "cpu", *, classes: Path | None = None) -> Classifier:
+    """Load a frozen classifier: a folder as timm saves it (config.json and model.safetensors), a WS-DAN checkpoint, or
+    published weights of timm (NAME) or torchvision (torchvision:NAME). `classes` is a file of class names, one per
+    line.
 
-    Raises UsageError for what is none of these, weights that cannot be fetched or do not fit, and another number of
+    Raises UsageError for anything else, for weights that cannot be fetched or do not fit, and for another number of
     names than of classes.
     """
-    path = Path(given)
+    path = Path(source)
     if path.is_dir():
-        found = _of_folder(path)
-    elif is_file(given):
+        classifier = _of_folder(path)
+    elif is_file(source):
         model, count = load_wsdan(path)
-        found = Classifier(path.name, model, SIZE, [], count)
-    elif given.startswith(TORCHVISION):
-        found = _of_torchvision(given.removeprefix(TORCHVISION))
+        classifier = Classifier(path.name, model, SIZE, [], count)
+    elif source.startswith(TORCHVISION):
+        classifier = _of_torchvision(source.removeprefix(TORCHVISION))
     else:
-        found = _of_timm(given)
+        classifier = _of_timm(source)
     if classes is not None:
         lines = classes.read_text(encoding="utf-8").splitlines()
-        if len(lines) != found.classes:
-            raise UsageError(f"{classes} has {len(lines)} lines, and {found.name} {found.classes} classes: one a line")
-        found.names = [(line.strip(),) for line in lines]
-    found.model.to(device).eval().requires_grad_(False)
-    return found
+        if len(lines) != classifier.classes:
+            raise UsageError(
+                f"{classes} has {len(lines)} lines, and {classifier.name} {classifier.classes} classes: one line each"
+            )
+        classifier.names = [(line.strip(),) for line in lines]
+    classifier.model.to(device).eval().requires_grad_(False)
+    return classifier
 
 
 def _of_folder(folder: Path) -> Classifier:
@@ -154,15 +156,15 @@ def _of_folder(folder: Path) -> Classifier:
     config = read_json(folder / "config.json")
     try:
         architecture, reported = str(config["architecture"]), config["pretrained_cfg"]
-        given = {key: value for key, value in config.get("model_args", {}).items() if key not in NEVER}
-        given["num_classes"] = int(config["num_classes"])
+        arguments = {key: value for key, value in config.get("model_args", {}).items() if key not in NEVER}
+        arguments["num_classes"] = int(config["num_classes"])
         facts = (tuple(reported["input_size"][1:]), tuple(reported["mean"]), tuple(reported["std"]))
-        if not timm.is_model(architecture):  # which else might name a download
+        if not timm.is_model(architecture):  # else it might name a download
             raise UsageError(f"timm has no model {architecture[:100]}")
         with torch.device("meta"):
-            bare: Any = timm.create_model(architecture, **given)
-        model: Any = timm.create_model(architecture, **given)
-    except Exception as error:  # an odd config ends in any exception
+            bare: Any = timm.create_model(architecture, **arguments)
+        model: Any = timm.create_model(architecture, **arguments)
+    except Exception as error:  # an invalid config may raise anything
         raise UsageError(f"{folder / 'config.json'} is no config of a classifier ({str(error)[:200]})") from error
     weights = read_weights(folder / "model.safetensors")
     check_fit(bare, weights, source=str(folder), hint="Give a folder as timm.models.save_for_hf(...) writes it")
@@ -170,7 +172,7 @@ def _of_folder(folder: Path) -> Classifier:
     check_finite(model, source=str(folder))
     described = config.get("label_descriptions") or {}
     names = [(str(name), *_several(described.get(name, ""))) for name in config.get("label_names") or []]
-    return Classifier(folder.name, model, facts[0], names, given["num_classes"], facts[1], facts[2])
+    return Classifier(folder.name, model, facts[0], names, arguments["num_classes"], facts[1], facts[2])
 
 
 def _of_timm(name: str) -> Classifier:
@@ -186,9 +188,9 @@ def _of_timm(name: str) -> Classifier:
         )
     try:
         model: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # of the network, or no such weights
+    except Exception as error:  # network errors, or no such weights
         raise UsageError(
-            f"the weights of {name} cannot be fetched ({str(error)[:200]}): save it where there is a network, by "
+            f"the weights of {name} cannot be fetched ({str(error)[:200]}): save it on a machine with a network, by "
             "timm.models.save_for_hf(model, FOLDER, safe_serialization=True), and give that folder"
         ) from error
     reported = model.pretrained_cfg
@@ -219,7 +221,7 @@ def _of_torchvision(name: str) -> Classifier:
 
 
 def _several(text: str) -> list[str]:
-    """`tiger shark, Galeocerdo cuvieri` by each name, and by all."""
+    """Names of `tiger shark, Galeocerdo cuvieri`: the whole text, and each part."""
     parts = [part.strip() for part in text.split(",")]
     return [name for name in dict.fromkeys([text, *parts]) if name]
 
@@ -229,7 +231,7 @@ Family = Literal["mlp", "linear"]
 WIDTHS: Final = (1024, 128, 64, 16, 1)
 DROPOUTS: Final = (0.2, 0.2, 0.1)
 LARGEST: Final = 65_536
-"""Numbers of an embedding: none is near as wide, and the layer is built as wide as the file says."""
+"""Maximal width of an embedding, since files are untrusted."""
 
 
 class AestheticsMLP(nn.Module):
@@ -259,7 +261,7 @@ class AestheticsLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class Aesthetics:
-    """A predictor of aesthetics, and where it came from: `sha256` is of its file."""
+    """An aesthetic predictor, with the name and SHA-256 of its file."""
 
     name: str
     family: Family
@@ -271,7 +273,7 @@ class Aesthetics:
     def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Scores, about 1 to 10 and not clipped, of unit embeddings of the CLIP that the head was trained on.
 
-        Raises UsageError for embeddings of another width; of the same width, nobody can tell whose they are.
+        Raises UsageError for embeddings of another width; those of another CLIP of the same width are not detected.
         """
         if embeddings.shape[-1] != self.width:
             raise UsageError(
@@ -286,10 +288,10 @@ class Aesthetics:
 
 
 def load_aesthetics(path: str | Path) -> Aesthetics:
-    """Read a head of either family, told apart by its keys, from the file as it was released (.pth) or safetensors.
+    """Read a head of either family, recognised by its keys, from the released file (.pth) or safetensors.
 
-    Raises UsageError for a missing or unsafe file and for keys or shapes of neither family, RunError for a damaged one
-    and for weights that are not numbers.
+    Raises UsageError for a missing or unsafe file and for keys or shapes of neither family, RunError for a damaged file
+    and non-finite weights.
     """
     path = Path(path)
     weights = read_weights(path)
@@ -303,7 +305,7 @@ def load_aesthetics(path: str | Path) -> Aesthetics:
 def _width(weights: Mapping[str, Tensor], key: str, path: Path) -> int:
     first = weights.get(key)
     if first is None or first.ndim != 2 or not 0 < first.shape[1] <= LARGEST:
-        raise UsageError(f"{path} is no aesthetics head: {_layouts()}")
+        raise UsageError(f"{path} is not an aesthetics head: {_layouts()}")
     return first.shape[1]
 
 

@@ -24,7 +24,7 @@ from robustclip.referees.weights import read_weights, some
 from robustclip.runs.files import check_new_folder, is_file, new_folder, sha256
 from robustclip.signatures import typed
 
-HEAD_WIDTH: Final = {True: 88, False: 64}  # of EVA's ViT-g (1408 wide), and of BERT
+HEAD_WIDTH: Final = {True: 88, False: 64}  # of EVA's ViT-g (width 1408), and of BERT
 EVA: Final = "visual_encoder."
 PLACES: Final = [
     # Image tower: EVA's names, and transformers'.
@@ -57,10 +57,10 @@ PLACES: Final = [
     (r"itm_head\.(weight|bias)", r"itm_head.\1"),
     (r"temp", "temperature"),
 ]
-# EVA has 40 blocks, and BLIP-2 looks at what comes out of the 39th (eva_vit.py, create_eva_vit_g).
+# EVA has 40 blocks, of which BLIP-2 uses 39 (eva_vit.py, create_eva_vit_g).
 LEFT: Final = {
-    r"Qformer\.bert\.embeddings\.position_ids": "a row of numbers",
-    r"Qformer\.cls\.predictions\.bias": "the decoder's bias, which is there twice",
+    r"Qformer\.bert\.embeddings\.position_ids": "position ids",
+    r"Qformer\.cls\.predictions\.bias": "a duplicate of the decoder's bias",
     r"visual_encoder\.(norm|fc_norm|head)\..*": "a part of EVA's classifier",
     r"visual_encoder\.blocks\.(39|[4-9]\d|\d{3,})\..*": "a part of EVA's last block, which BLIP-2 does not run",
 }
@@ -68,7 +68,7 @@ LEFT: Final = {
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written where: the folder, sizes, number of tensors, and how many were left behind by reason."""
+    """Result of a conversion: folder, sizes, number of tensors, and numbers of unused tensors by reason."""
 
     folder: Path
     sizes: dict[str, Any]
@@ -79,7 +79,7 @@ class Converted:
         return asdict(self) | {"folder": str(self.folder)}
 
     def __str__(self) -> str:
-        left = "".join(f"; left behind: {count} x {reason}" for reason, count in self.dropped.items())
+        left = "".join(f"; unused: {count} x {reason}" for reason, count in self.dropped.items())
         vision = self.sizes["vision"]
         return (
             f"converted {self.tensors} tensors to {self.folder}: a tower of {vision['num_hidden_layers']} blocks "
@@ -89,7 +89,7 @@ class Converted:
 
 def _checkpoint(path: Path | None) -> Path | None:
     if path is not None and not is_file(path):
-        raise UsageError("is no file: give the checkpoint that was published, as in blip2_pretrained.pth")
+        raise UsageError("is not a file: give the published checkpoint, e.g. blip2_pretrained.pth")
     return path
 
 
@@ -114,19 +114,19 @@ def convert(
     Sizes are inferred from the shapes. Every tensor is mapped or reported as unused. No code in the file is executed.
     Weights keep their precision. Nothing is downloaded.
 
-    Raises UsageError for files that are none of these; RunError for a damaged file.
+    Raises UsageError for other files; RunError for a damaged file.
     """
-    found = _read(checkpoint)
+    original = _read(checkpoint)
     if vision is not None:
-        found = {name: value for name, value in found.items() if not name.startswith(EVA)} | _eva(_read(vision))
-    weights, dropped = renamed(found, str(checkpoint))
+        original = {name: value for name, value in original.items() if not name.startswith(EVA)} | _eva(_read(vision))
+    weights, dropped = renamed(original, str(checkpoint))
     sizes = sizes_of(weights, str(checkpoint))
     side = sizes["vision"]["image_size"]
     preprocess = Preprocess((side, side), resize_mode="squash")
     tokenizer = bert_tokenizer()
     if len(tokenizer) != sizes["qformer"]["vocab_size"]:
         raise UsageError(
-            f"{checkpoint} reads {sizes['qformer']['vocab_size']} tokens, and bert-base-uncased with [DEC] has "
+            f"{checkpoint} has a vocabulary of {sizes['qformer']['vocab_size']}, and bert-base-uncased with [DEC] has "
             f"{len(tokenizer)}: give a checkpoint of LAVIS' blip2_qformer"
         )
     card = Card(out.name, "blip2", {}, preprocess.config(), 1.0)
@@ -144,34 +144,34 @@ def convert(
     return Converted(out, sizes, len(weights), dropped)
 
 
-def renamed(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """(weights under our names, how many were left behind by reason).
+def renamed(original: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """(weights under our names, numbers of unused tensors by reason).
 
-    EVA keeps the biases of queries and values, and none of keys; transformers has one of all three. Raises UsageError
-    for keys that have no place, and where the image tower is not there.
+    EVA has biases of queries and values only; transformers has a joint one with keys. Raises UsageError for unknown
+    keys, and if the image tower is missing.
     """
-    merged = dict(found)
-    for name in [name for name in found if name.endswith(".attn.q_bias")]:
+    merged = dict(original)
+    for name in [name for name in original if name.endswith(".attn.q_bias")]:
         stem = name.removesuffix("q_bias")
         query, value = merged.pop(name), merged.pop(f"{stem}v_bias", None)
         if value is None or value.shape != query.shape:
-            raise UsageError(f"{source} has {name} and no {stem}v_bias like it: it is no image tower of EVA")
+            raise UsageError(f"{source} has {name} and no matching {stem}v_bias: it is not EVA's image tower")
         merged[f"{stem}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
     weights: dict[str, Tensor] = {}
     dropped: Counter[str] = Counter()
-    strange: list[str] = []
+    unknown: list[str] = []
     for name, tensor in merged.items():
         reason = next((reason for pattern, reason in LEFT.items() if re.fullmatch(pattern, name)), None)
         place = next((re.sub(old, new, name) for old, new in PLACES if re.fullmatch(old, name)), None)
         if reason is not None:
             dropped[reason] += 1
         elif place is None:
-            strange.append(name)
+            unknown.append(name)
         else:
             weights[place] = tensor
-    if strange:
+    if unknown:
         raise UsageError(
-            f"{source} has tensors that BLIP-2's first stage has no place for ({some(sorted(strange))}): give LAVIS' "
+            f"{source} has tensors that BLIP-2's first stage has no place for ({some(sorted(unknown))}): give LAVIS' "
             "blip2_pretrained.pth, not a second stage's"
         )
     if not any(name.startswith("vision.tower.encoder.") for name in weights):
@@ -180,7 +180,7 @@ def renamed(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor]
 
 
 def sizes_of(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Sizes as `blip2_full.build_full` takes them, by the shapes. Raises UsageError where they do not say."""
+    """Sizes for `blip2_full.build_full`, inferred from the shapes. Raises UsageError for other weights."""
     try:
         width, _, patch, _ = weights["vision.tower.embeddings.patch_embedding.weight"].shape
         cells = weights["vision.tower.embeddings.position_embedding"].shape[1] - 1
@@ -212,18 +212,18 @@ def sizes_of(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises UsageError for those that are larger than what the file holds of them."""
-    found = read_weights(path)
-    stretched = [
-        name for name, tensor in found.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
+    """The tensors of a file. Raises UsageError for expanded tensors, which are larger than their storage."""
+    weights = read_weights(path)
+    expanded = [
+        name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
     ]
-    if stretched:
-        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})")
-    return found
+    if expanded:
+        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(expanded))})")
+    return weights
 
 
-def _eva(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name if name.startswith(EVA) else f"{EVA}{name}": value for name, value in found.items()}
+def _eva(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name if name.startswith(EVA) else f"{EVA}{name}": value for name, value in weights.items()}
 
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -1,7 +1,7 @@
 """Load open_clip models; the only importer of open_clip.
 
-The language of architectures is open_clip's `model_cfg`, of preprocessing its `preprocess_cfg`, so that what is trained
-here loads there.
+Architectures are described by open_clip's `model_cfg`, preprocessing by its `preprocess_cfg`, so that open_clip loads
+the trained models.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from robustclip.runs.plain import check_sizes, refusing
 
 FAMILY = "open_clip"
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
-"""What a config may tell a tokenizer. open_clip passes on all that stands there, `trust_remote_code` too, which would
-run the code of whoever wrote the config."""
+"""Tokenizer options that a config may set. open_clip passes on all of them, including `trust_remote_code`, which would
+run code of the config's author."""
 HUB_NAME = re.compile(r"hf-hub:([A-Za-z0-9][\w.-]{,95}/)?[A-Za-z0-9][\w.-]{,95}(@[\w./-]+)?", re.ASCII)
 SEEN = ("mean", "std", "interpolation", "resize_mode")
-"""What of a `preprocess_cfg` comes with weights; the size comes with the architecture."""
+"""Keys of a `preprocess_cfg` that depend on the weights; the size depends on the architecture."""
 Config = Mapping[str, Any]
 
 
@@ -49,10 +49,9 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def build_image_tower(model_cfg: Config) -> nn.Module:
-    """The very module that open_clip builds as `visual` for this `model_cfg`, with random weights.
+    """open_clip's `visual` module for this `model_cfg`, with random weights: normalised (B,3,h,w) to (B,embed_dim).
 
-    Its state dict's keys are open_clip's with the prefix `visual.` removed. A timm tower never downloads weights here,
-    whatever `timm_model_pretrained` says. It maps normalised (B,3,h,w) to (B,embed_dim).
+    Keys are open_clip's without the prefix `visual.`. `timm_model_pretrained` is ignored: nothing is downloaded.
     """
     vision = model_cfg.get("vision_cfg")
     if not isinstance(vision, dict) or "embed_dim" not in model_cfg:
@@ -69,15 +68,15 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
 
 
 def image_names(model_cfg: Config) -> list[str]:
-    """The names of the tensors of `build_image_tower`, found without memory."""
+    """Names of the tensors of `build_image_tower`, built on the meta device."""
     with torch.device("meta"):
         return list(build_image_tower(model_cfg).state_dict())
 
 
 def load_image_tower(model_cfg: Config, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> nn.Module:
-    """build_image_tower with weights. Raises UsageError when they do not fit, RunError for NaN among them.
+    """build_image_tower with weights. Raises UsageError if they do not fit, RunError for NaN.
 
-    It is built on the meta device first, without memory: so a config that claims more than the file holds gets none.
+    The fit is checked on the meta device first, so that a config with excessive sizes allocates no memory.
     """
     with torch.device("meta"):
         check_fit(build_image_tower(model_cfg), weights, source=source, hint=hint)
@@ -91,9 +90,9 @@ def build_text_tower(
 ) -> TextTower:
     """The text tower of a `model_cfg` with the given weights (keys below open_clip's `text.`).
 
-    `source` is what open_clip.get_tokenizer takes, an architecture or `local-dir:FOLDER`. Where the text tower is one
-    of transformers, its config (and the tokenizer of the sentence encoder) are read from `folder`, else found by name.
-    Raises UsageError when the weights do not fit, ending in `hint`; RunError when a config cannot be fetched.
+    `source` is an argument of open_clip.get_tokenizer: an architecture or `local-dir:FOLDER`. The config of a
+    transformers text tower (and the tokenizer of the sentence encoder) are read from `folder`, else found by name.
+    Raises UsageError if the weights do not fit, ending in `hint`; RunError if a config cannot be fetched.
     """
     if not isinstance(model_cfg.get("text_cfg"), dict):
         raise UsageError(f'the model_cfg of {source} needs a "text_cfg": {{...}}, as in an open_clip config')
@@ -121,25 +120,25 @@ def build_text_tower(
 
 
 def _tokenizer(source: str) -> Callable[[list[str]], Tensor]:
-    """open_clip's tokenizer of what `build_text_tower` calls a source. Raises UsageError for a config that asks to run
-    code, and for tokenizer files that are none."""
+    """open_clip's tokenizer of a `source` (see `build_text_tower`). Raises UsageError for a config that would run code,
+    and for invalid tokenizer files."""
     text = (get_model_config(source) or {}).get("text_cfg") or {}
-    strange = sorted(set(text.get("tokenizer_kwargs") or {}) - TOKENIZER_OPTIONS)
-    if strange:
+    refused = sorted(set(text.get("tokenizer_kwargs") or {}) - TOKENIZER_OPTIONS)
+    if refused:
         raise UsageError(
-            f"{source} is refused: its tokenizer_kwargs ask for {', '.join(strange)}, which could run code of the "
-            f"config's author; known are {', '.join(sorted(TOKENIZER_OPTIONS))}"
+            f"{source} is refused: its tokenizer_kwargs ask for {', '.join(refused)}, which could run code of the "
+            f"config's author; allowed are {', '.join(sorted(TOKENIZER_OPTIONS))}"
         )
     options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     try:
         return get_tokenizer(source, **options)
-    except ValueError as error:  # what transformers says to code that would have to be run, and to broken files
+    except ValueError as error:  # transformers' error for remote code, and for broken files
         raise UsageError(f"{source} has no tokenizer that can be read: {str(error).strip().splitlines()[0]}") from error
 
 
 def bare_text_tower(model_cfg: Config) -> nn.Module:
-    """The text tower that open_clip builds for this `model_cfg`, with random weights and without a tokenizer: it maps
-    token ids (T, context_length) to (T, embed_dim). Not for text towers of transformers, whose configs are fetched."""
+    """open_clip's text tower for this `model_cfg`, with random weights and without a tokenizer: token ids
+    (T, context_length) to (T, embed_dim). Not for text towers of transformers, whose configs are fetched."""
     text = CLIPTextCfg(**model_cfg["text_cfg"])
     return _build_text_tower(model_cfg["embed_dim"], text, bool(model_cfg.get("quick_gelu", False)))
 
@@ -151,10 +150,8 @@ def text_weights(text_tower: TextTower) -> dict[str, Tensor]:
 
 
 def save_text_files(text_tower: TextTower, folder: Path) -> bool:
-    """Write tokenizer and text config files for open_clip; returns whether they include a transformers config.
-
-    The tokenizer's files where the tokenizer is one of transformers, config.json where the text tower is.
-    """
+    """Write tokenizer and config files of a transformers text tower or tokenizer for open_clip; returns whether they
+    include a config."""
     if isinstance(text_tower, SentenceEncoder):
         text_tower.tokenizer.save_pretrained(folder)
         text_tower.transformer.config.save_pretrained(folder)
@@ -170,17 +167,17 @@ def save_text_files(text_tower: TextTower, folder: Path) -> bool:
 
 
 def has_sentence_encoder(model_cfg: Config) -> bool:
-    """Whether the config's text tower is the frozen sentence encoder, which an installed package carries."""
+    """Whether the config's text tower is the frozen sentence encoder of the installed package."""
     return bool(model_cfg.get("text_cfg", {}).get("hf_model_name") == MINILM)
 
 
 def has_custom_text(model_cfg: Config) -> bool:
-    """Whether open_clip keeps this config's text tower apart (CustomTextCLIP), with keys under `text.`."""
+    """Whether open_clip builds a CustomTextCLIP for this config, with keys under `text.`."""
     return bool(model_cfg.get("custom_text", False) or "hf_model_name" in model_cfg.get("text_cfg", {}))
 
 
 def spelt_out(model_cfg: Config) -> dict[str, Any]:
-    """The config with every setting of its towers, those that it leaves to open_clip's defaults too."""
+    """The config with all settings of its towers, including open_clip's defaults."""
     vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
     return dict(model_cfg) | {
         "vision_cfg": asdict(CLIPVisionCfg(**vision)),
@@ -189,13 +186,13 @@ def spelt_out(model_cfg: Config) -> dict[str, Any]:
 
 
 def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's own tokenizer: its tokens with their ids, of which the last two open and close a text, and its merges."""
+    """CLIP's tokenizer: tokens with their ids (the last two are start and end of text), and merges."""
     plain = SimpleTokenizer()
     return dict(plain.encoder), list(plain.bpe_ranks)
 
 
 def has_byte_pairs(text_tower: TextTower) -> bool:
-    """Whether a text tower reads texts by CLIP's own tokenizer, untouched."""
+    """Whether a text tower uses CLIP's own tokenizer, unmodified."""
     tokenizer = text_tower.tokenizer if isinstance(text_tower, OpenClipText) else None
     if not isinstance(tokenizer, SimpleTokenizer) or tokenizer.reduction_fn is not None:
         return False
@@ -233,7 +230,7 @@ def new_referee(
 
 
 def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> TwoTower:
-    """One of open_clip's pretrained models, e.g. ("ViT-B-32", "laion2b_s34b_b79k"); the tag knows about QuickGELU.
+    """One of open_clip's pretrained models, e.g. ("ViT-B-32", "laion2b_s34b_b79k"); the tag determines QuickGELU.
 
     Raises UsageError for an unknown architecture or tag (naming near ones) or a contradicting `quick_gelu`, RunError
     when the weights are neither cached nor within reach.
@@ -291,7 +288,7 @@ def architectures_where(fits: Callable[[dict[str, Any]], bool]) -> list[str]:
 
 
 def name_of(model_cfg: Config) -> str | None:
-    """What open_clip calls this architecture, QuickGELU aside; None where it has no such one."""
+    """open_clip's name of this architecture, regardless of QuickGELU; None if it has none."""
 
     def towers(cfg: Config) -> tuple[Any, ...]:
         full = spelt_out(cfg)
@@ -302,26 +299,26 @@ def name_of(model_cfg: Config) -> str | None:
 
 
 def published_preprocess(architecture: str) -> dict[str, dict[str, Any]]:
-    """{tag: mean, std, interpolation and resize_mode} of the weights that open_clip lists for an architecture."""
+    """{tag: mean, std, interpolation and resize_mode} of an architecture's published weights."""
     published = {tag: get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)}
     return {tag: {key: cfg[key] for key in SEEN if cfg.get(key) is not None} for tag, cfg in published.items()}
 
 
 def exists_with_quick_gelu(architecture: str) -> bool:
-    """Whether weights of this architecture were published with QuickGELU and without, so that a file can be either."""
+    """Whether an architecture exists with and without QuickGELU, so that a file can be either."""
     return f"{architecture}-quickgelu" in list_models()
 
 
 def tag_quick_gelu(architecture: str, tag: str) -> bool | None:
     """Whether a tag's weights were trained with QuickGELU; None when the architecture has no such tag."""
-    known = get_pretrained_cfg(architecture, tag)
-    return bool(known.get("quick_gelu", False)) if known else None
+    cfg = get_pretrained_cfg(architecture, tag)
+    return bool(cfg.get("quick_gelu", False)) if cfg else None
 
 
 def weights_in(folder: Path) -> Path | None:
     """The weight file that open_clip takes from a `local-dir:` folder."""
-    found = _find_checkpoint_in_dir(folder)
-    return None if found is None else Path(found)
+    path = _find_checkpoint_in_dir(folder)
+    return None if path is None else Path(path)
 
 
 def tags() -> list[str]:
@@ -380,7 +377,7 @@ def _wrapped(model: CustomTextCLIP, tokenizer: str, model_cfg: Config, name: str
 
 
 def refuse_captioner(name: str, model_cfg: Config) -> None:
-    """Raise UsageError for a config with a third tower, which writes."""
+    """Raise UsageError for a captioner's config (CoCa)."""
     if "multimodal_cfg" in model_cfg:
         raise UsageError(f"{name} is a captioner (CoCa); a referee has two towers: take a CLIP or SigLIP architecture")
 

@@ -18,13 +18,13 @@ from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.registry import find, load_referee
 from robustclip.referees.smoothed import fingerprint
-from robustclip.referees.weights import check_fit, digest, load_strictly, read_weights, write_weights
+from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
 from robustclip.runs.files import atomic_write, is_file, sha256
 
 FAMILY: Final = "blip2-mini"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
-TOWER: Final = "vision.trunk."  # weights that a folder names instead of holding them
-LARGEST: Final = 4096  # of any size in a card: beyond it no mini is meant, and memory is
+TOWER: Final = "vision.trunk."  # prefix of weights that are loaded by the tower's name
+LARGEST: Final = 4096  # bound of sizes in a card, against excessive memory
 
 
 def pair_reader_names() -> list[str]:
@@ -32,26 +32,28 @@ def pair_reader_names() -> list[str]:
     return list(embedded.folders("pair_readers", CARD_FILE))
 
 
-def load_pair_reader(given: str | Path, device: str | torch.device = "cpu", *, checkpointing: bool = False) -> Blip2:
-    """A pair reader by its embedded or registered name, or from a folder: of `save_mini`, of `robustclip convert
+def load_pair_reader(
+    name_or_folder: str | Path, device: str | torch.device = "cpu", *, checkpointing: bool = False
+) -> Blip2:
+    """Load a pair reader by its embedded or registered name, or from a folder: of `save_mini`, of `robustclip convert
     lavis-blip2`, or transformers' Blip2ForImageTextRetrieval, which has no captioning loss. Frozen, in eval mode.
-    With `checkpointing` its image tower keeps nothing for gradients, and computes twice.
+    `checkpointing`: activation checkpointing of the image tower.
 
-    Raises UsageError for a name or folder that is none, and a card that describes none; RunError for damaged weights,
-    and for files that are not the card's.
+    Raises UsageError for a name or folder that is not a pair reader's, and for an invalid card; RunError for damaged
+    weights, and for files that are not the card's.
     """
-    reader = _load(_folder_of(given), given).to(device).eval().requires_grad_(False)
+    reader = _load(_folder_of(name_or_folder), name_or_folder).to(device).eval().requires_grad_(False)
     reader.set_checkpointing(checkpointing)
     return reader
 
 
-def _load(folder: Path, given: str | Path) -> Blip2:
+def _load(folder: Path, name_or_folder: str | Path) -> Blip2:
     if is_library_folder(folder):
         return load_library(folder)
     if not is_file(folder / CARD_FILE):
         raise UsageError(
-            f"there is no pair reader {str(given)[:200]!r}: give a folder, or a name ({', '.join(pair_reader_names())})"
-            f"{embedded.hint(given)}"
+            f"there is no pair reader {str(name_or_folder)[:200]!r}: give a folder, or a name "
+            f"({', '.join(pair_reader_names())}){embedded.hint(name_or_folder)}"
         )
     card = Card.load(folder)
     if card.family not in FAMILIES:
@@ -91,7 +93,7 @@ reader.matching_logits(images, ["a yellow banana and a blue butterfly"])"""
 
 
 def pair_fingerprint(reader: Blip2) -> str:
-    """A sha256 of all its weights."""
+    """SHA-256 of all its weights."""
     return digest(reader.state_dict())
 
 
@@ -113,10 +115,9 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
     refuse_other_files(folder, card)
     vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").rstrip("\n").split("\n")
     reader = build_mini(tower, vocabulary, {name: int(str(size)) for name, size in sizes.items()}, card=card)
-    found = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
-    found |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
-    check_fit(reader, found, source=str(folder / WEIGHTS), hint="Give a whole folder, or train it again")
-    load_strictly(reader, found, source=str(folder / WEIGHTS))
+    weights = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
+    weights |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
+    load_strictly(reader, weights, source=str(folder / WEIGHTS), hint="Give a whole folder, or train it again")
     return reader
 
 
@@ -129,18 +130,18 @@ def _entries(reader: Blip2) -> list[str]:
     return sorted(vocabulary, key=lambda token: vocabulary[token])
 
 
-def is_pair_reader(given: str | Path) -> bool:
+def is_pair_reader(name_or_folder: str | Path) -> bool:
     """Whether a name or folder is a pair reader's."""
-    folder = _folder_of(given)
+    folder = _folder_of(name_or_folder)
     if is_library_folder(folder):
         return True
     return is_file(folder / CARD_FILE) and Card.load(folder).family in FAMILIES
 
 
-def _folder_of(given: str | Path) -> Path:
-    """Of an embedded name, a registered one, or the folder itself."""
+def _folder_of(name_or_folder: str | Path) -> Path:
+    """The folder of an embedded or registered name, or the folder itself."""
     shipped = embedded.folders("pair_readers", CARD_FILE)
-    if str(given) in shipped:
-        return shipped[str(given)]
-    entry = find(str(given))
-    return Path(given) if entry is None else entry.existing_folder()
+    if str(name_or_folder) in shipped:
+        return shipped[str(name_or_folder)]
+    entry = find(str(name_or_folder))
+    return Path(name_or_folder) if entry is None else entry.existing_folder()

@@ -19,7 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_STD = 1e-6
 LARGEST = 4096
-"""Pixels of a side: no tower looks at more, and a card may claim anything."""
+"""Maximal side in pixels, since cards are untrusted."""
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 RESIZE_MODES = ("shortest", "squash", "longest", "none")
 CROPS = ("round", "floor")
@@ -37,12 +37,12 @@ class Preprocess(nn.Module):
     "floor" (transformers). These two, "none" and the interpolation "nearest" are beyond an open_clip `preprocess_cfg`.
     An image of the right size is not resampled.
 
-    One deviation from the PIL transform, on purpose: bicubic overshoot beyond [0,1] is neither clamped nor rounded to
-    8 bits, because a clamp has no gradient on saturated pixels, and an attack that sees no gradient on a white
-    background looks like a robust tower. Where the attribute `exact` is true, the values are Pillow's, which resamples
-    them on the CPU (images are rounded to 8 bits first); the gradients stay those of neither rounding nor clamp.
+    Deliberate deviation from the PIL transform: bicubic overshoot beyond [0,1] is neither clamped nor rounded to 8
+    bits, since a clamp has no gradient on saturated pixels, and a white background without gradients would look like
+    robustness. With the attribute `exact`, values are Pillow's, resampled on the CPU (images are rounded to 8 bits
+    first), with straight-through gradients.
 
-    Raises UsageError for a value that is none of these, among them sides beyond 4096 pixels and a std of zero.
+    Raises UsageError for invalid values, including sides beyond 4096 pixels and a std of zero.
     """
 
     exact = False
@@ -71,7 +71,7 @@ class Preprocess(nn.Module):
         self.resize_to = self.size if resize_to is None else _sides(resize_to, "resize_to")
         for name, numbers in (("mean", mean), ("std", std)):
             if not isinstance(numbers, tuple) or len(numbers) != 3 or not all(map(_is_number, numbers)):
-                raise UsageError(f"{name} {numbers!r} is not three numbers, one a channel")
+                raise UsageError(f"{name} {numbers!r} is not three numbers, one per channel")
         if min(std) < SMALLEST_STD:
             raise UsageError(f"std {std!r}: pixels are divided by it, so none may be below {SMALLEST_STD}")
         if not _is_number(fill_color) or not 0 <= fill_color <= 255:
@@ -88,24 +88,24 @@ class Preprocess(nn.Module):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
         """Build from an open_clip `preprocess_cfg`, or the output of `config`; `size` is required."""
-        known = DEFAULT | {"resize_to", "crop"}
-        unknown = sorted(set(config) - known - {"mode"})
+        allowed = DEFAULT | {"resize_to", "crop"}
+        unknown = sorted(set(config) - allowed - {"mode"})
         if unknown or "size" not in config:
             raise UsageError(
-                f"a preprocess_cfg has the keys {', '.join(sorted(known))} (size is needed); "
+                f"a preprocess_cfg has the keys {', '.join(sorted(allowed))} (size is needed); "
                 f"{'unknown: ' + ', '.join(unknown) if unknown else 'size is missing'}"
             )
         if config.get("mode", "RGB") != "RGB":
             raise UsageError(f"images are RGB; the preprocess_cfg says mode={config['mode']!r}")
         size = config["size"]
-        options = {key: config[key] for key in known - {"size"} if key in config}
+        options = {key: config[key] for key in allowed - {"size"} if key in config}
         for key in ("mean", "std"):
             if isinstance(options.get(key), list):
                 options[key] = tuple(options[key])
         return cls(size, **options)
 
     def config(self) -> dict[str, Any]:
-        """The open_clip `preprocess_cfg` that builds this again; `resize_to` and `crop` where not the default."""
+        """The open_clip `preprocess_cfg` of these settings; `resize_to` and `crop` if not the default."""
         values = {
             "size": list(self.size),
             "mode": "RGB",
@@ -133,7 +133,7 @@ class Preprocess(nn.Module):
         return self.normalise(self.resize(images.float()))
 
     def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixels on the [0,1] scale, of whatever size, as the tower takes them: convolutional ones take any size."""
+        """Normalise pixels on the [0,1] scale, without resizing."""
         return (images.float() - self.mean) / self.std
 
     def resize(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
@@ -162,8 +162,8 @@ class Preprocess(nn.Module):
         height, width = self._fitted(*size)
         down, right = max(self.size[0] - height, 0) // 2, max(self.size[1] - width, 0) // 2  # padding around the image
         top, left = (self._cut(max(fit - side, 0)) for fit, side in zip((height, width), self.size, strict=True))
-        seen = maps[:, down : down + height, right : right + width]
-        whole = F.pad(seen, (left, width - left - seen.shape[2], top, height - top - seen.shape[1]))
+        inner = maps[:, down : down + height, right : right + width]
+        whole = F.pad(inner, (left, width - left - inner.shape[2], top, height - top - inner.shape[1]))
         if (height, width) == size:
             return whole
         return F.interpolate(whole[:, None], size, mode="bilinear", align_corners=False)[:, 0]
@@ -183,7 +183,7 @@ class Preprocess(nn.Module):
         return round(height / ratio), round(width / ratio)
 
     def _cut(self, surplus: int) -> int:
-        """Pixels that go at the top or left, of all that go."""
+        """Pixels cropped at the top or left, of the surplus."""
         return round(surplus / 2) if self.crop == "round" else surplus // 2
 
     def _centred(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,7 +1,7 @@
 """Load referees by name: embedded, registered, open_clip tags, folders and checkpoints.
 
-Registered ones live below $ROBUSTCLIP_HOME/referees (~/.cache/robustclip/referees): a folder NAME, or NAME.json that
-says where the folder is.
+Registered ones are in $ROBUSTCLIP_HOME/referees (~/.cache/robustclip/referees): a folder NAME, or NAME.json with the
+path of a folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from robustclip.signatures import typed
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
 RESERVED = (".json", ".partial", ".tmp")
-"""Endings of what lies beside referees in the registry."""
+"""Suffixes of other files in the registry."""
 
 
 Kind = Literal["referee", "pair reader", "scene reader", "generator"]
@@ -40,8 +40,8 @@ Kind = Literal["referee", "pair reader", "scene reader", "generator"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A referee that has a name, and its folder. `origin` is "embedded" (in the package) or "registered"; pair readers
-    and generators have another `kind`, and other verbs take them."""
+    """A named referee and its folder. `origin` is "embedded" (in the package) or "registered"; pair readers, scene
+    readers and generators have another `kind`."""
 
     name: str
     folder: Path
@@ -86,7 +86,7 @@ def list_all() -> list[Entry | Released]:
         ("scene reader", "scene_readers"),
         ("generator", "generators"),
     )
-    found = [
+    entries = [
         Entry(name, folder, "embedded", kind)
         for kind, where in others
         for name, folder in embedded.folders(where, CARD_FILE).items()
@@ -122,13 +122,12 @@ def load_referee(
     - a released robust CLIP, "robust-clip:fare4-vit-l-14" (`robustclip referees list` names them), from the hub or
       from `pretrained`, the file or folder of it that was downloaded.
 
-    Raises UsageError for a name that is none of these (naming near ones), for files that are unsafe or do not fit;
-    RunError for what is truncated or out of reach.
+    Raises UsageError for any other name (with close matches), and for files that are unsafe or do not fit; RunError for
+    files that are truncated or out of reach.
     """
     target = pick_device(device)
     options = {"architecture": architecture, "quick_gelu": quick_gelu, "pretrained": pretrained}
-    given = {key: value for key, value in options.items() if value is not None}
-    return _load(str(name), given).to(target)
+    return _load(str(name), {key: value for key, value in options.items() if value is not None}).to(target)
 
 
 @typed
@@ -177,7 +176,7 @@ def remove(name: str) -> Path:
         raise UsageError(f"{name} comes with the package and cannot be removed; registered ones can")
     if _pointer(name).is_file():
         _pointer(name).unlink()
-    elif entry.folder.is_symlink():  # made by hand: what it points to is not ours
+    elif entry.folder.is_symlink():  # made by hand: keep its target
         entry.folder.unlink()
     else:
         shutil.rmtree(entry.folder)
@@ -185,8 +184,8 @@ def remove(name: str) -> Path:
 
 
 def check_safe(name: str) -> str:
-    """`name` itself, if it can name a referee. Raises UsageError for one that could be a path, a flag or a file of the
-    registry."""
+    """Return `name` if it is a safe name for a referee. Raises UsageError for one that could be a path, a flag or a
+    file of the registry."""
     if not SAFE_NAME.fullmatch(name) or name.endswith(RESERVED):
         raise UsageError(
             f"{name[:100]!r} cannot name a referee: use letters, digits, '.', '_' and '-' (up to 100, and no ending "
@@ -196,41 +195,41 @@ def check_safe(name: str) -> str:
 
 
 RefereeName = Annotated[str, AfterValidator(check_safe)]
-"""The type of a recipe's `name`: told before the training, not when its referee is written."""
+"""The type of a recipe's `name`, validated before the training."""
 
 
 def check_name(name: str) -> str:
-    """`name` itself, if a referee may take it. Raises UsageError for an unsafe one and for one that is taken."""
+    """Return `name` if it is safe and free, else raise UsageError."""
     check_safe(name)
     taken = find(name)
     if taken is not None:
-        way_out = "" if taken.origin == "embedded" else f", or forget that one: robustclip referees remove {name}"
-        raise UsageError(f"{name} is the name of a referee already ({taken.folder}): take another name{way_out}")
+        alternative = "" if taken.origin == "embedded" else f", or remove that one: robustclip referees remove {name}"
+        raise UsageError(f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}")
     return name
 
 
-def _load(name: str, given: dict[str, Any]) -> TwoTower:
+def _load(name: str, options: dict[str, Any]) -> TwoTower:
     if not name.strip():
         raise UsageError(_unknown("", []))
     if MARK in name:
         base, smoothing = split_spec(name)
-        return by_spec(_load(base, given), smoothing)
+        return by_spec(_load(base, options), smoothing)
     entry = find(name)
     path = _path(name)
     if entry is None and (path / ADAPTER).is_file():
         return _load_checkpoint(path, given)
     if entry is not None or path.is_dir():
-        _refuse(given, name, ())
+        _refuse(options, name, ())
         return _load_folder(path if entry is None else entry.existing_folder())
     if name.startswith("local-dir:"):
         from robustclip.referees.checkpoints import load_local_dir
 
-        _refuse(given, name, ())
+        _refuse(options, name, ())
         return load_local_dir(_path(name.removeprefix("local-dir:")))
     if name.startswith("hf-hub:"):
         from robustclip.referees.openclip import load_hub
 
-        _refuse(given, name, ())
+        _refuse(options, name, ())
         return load_hub(name)
     if name.startswith(PREFIX):
         from robustclip.referees.releases import load_released
@@ -240,8 +239,8 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
     if name.startswith("timm:"):
         from robustclip.referees.checkpoints import load_timm
 
-        _refuse(given, name, ("pretrained",))
-        return load_timm(name.removeprefix("timm:"), given.get("pretrained"))
+        _refuse(options, name, ("pretrained",))
+        return load_timm(name.removeprefix("timm:"), options.get("pretrained"))
     from robustclip.referees.weights import SUFFIXES
 
     if path.is_file() or path.name.endswith(SUFFIXES):  # an index of shards, too
@@ -251,9 +250,9 @@ def _load(name: str, given: dict[str, Any]) -> TwoTower:
     if ":" in name:
         from robustclip.referees.openclip import load_tag
 
-        _refuse(given, name, ("quick_gelu",))
+        _refuse(options, name, ("quick_gelu",))
         architecture, tag = name.split(":", 1)
-        return load_tag(architecture, tag, **given)
+        return load_tag(architecture, tag, **options)
     raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
 
 
@@ -291,12 +290,10 @@ def _load_checkpoint(path: Path, given: dict[str, Any]) -> TwoTower:
     return load_adapted(path, None if base is None else _load(base, given))
 
 
-def _refuse(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
-    extra = sorted(set(given) - set(allowed))
+def _refuse(options: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
+    extra = sorted(set(options) - set(allowed))
     if extra:
-        raise UsageError(
-            f"{name} says itself what it is: leave out {', '.join(extra)}, which belong to checkpoint files"
-        )
+        raise UsageError(f"{name} needs no {', '.join(extra)}: leave out what belongs to checkpoint files")
 
 
 def _embedded() -> Iterator[Entry]:
@@ -305,8 +302,8 @@ def _embedded() -> Iterator[Entry]:
 
 
 def _registered() -> Iterator[Entry]:
-    """Folders and pointers to folders; a pointer that cannot be read stands for itself, so that the others still work
-    and this one can be removed."""
+    """Folders and pointers to folders; an unreadable pointer becomes an entry of its own path, so that it can be
+    removed."""
     for path in sorted(home().glob("*")):
         if not SAFE_NAME.fullmatch(path.name):
             continue
@@ -324,13 +321,13 @@ def _pointer(name: str) -> Path:
 
 
 def _path(text: str) -> Path:
-    """A path that a caller wrote. Raises UsageError for one that no system takes."""
+    """A path from a caller. Raises UsageError for an invalid one."""
     try:
         path = Path(text).expanduser()
         path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long; ~somebody who is not here
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{text[:100]!r} is no referee's name and no path: {reason}") from error
+        raise UsageError(f"{text[:100]!r} is neither a referee's name nor a path: {reason}") from error
     return path
 
 

@@ -1,8 +1,8 @@
-"""Find the drawings of a scene and answer yes/no questions about them, through the image tower of an embedded CLIP.
+"""Scene reader: detect the drawings of a scene and answer yes/no questions about them, on an embedded CLIP's tower.
 
-A grid of cells says where a drawing has its middle, its box and its colour (CenterNet, Zhou et al. 2019); what the box
-holds, brought to the tower's own size, is named (R-CNN, Girshick et al. 2014). A question is answered from the
-probabilities of these, calibrated by its kind (Platt 1999).
+Centres, boxes and colours are predicted on a grid (CenterNet, Zhou et al. 2019); crops of the boxes are classified
+(R-CNN, Girshick et al. 2014). Answers are computed from these probabilities, calibrated by kind of question (Platt
+1999).
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ SIDE: Final = 128  # pixels that the tower sees
 GRID: Final = 16  # cells of a side
 STAGES: Final = (2, 3, 4)  # of the trunk: 16x16, 8x8 and 4x4 cells of a picture of 128 pixels
 WIDTH, INNER = 160, 384
-START_SCALE: Final = 20.0  # of the cosines with the nouns' texts, at first
-CROP: Final = 64  # pixels of what a box holds, as the embedded towers see drawings
-MARGIN: Final = 0.05  # of a box's longer side, around it
-MOST: Final = 12  # drawings found in a picture
-FAINT: Final = 0.02  # how sure one has to be a drawing to be named
+START_SCALE: Final = 20.0  # initial scale of the cosines with the nouns' texts
+CROP: Final = 64  # side of a box's crop, the input size of the embedded towers
+MARGIN: Final = 0.05  # around a box, as a share of its longer side
+MOST: Final = 12  # maximal detections per picture
+FAINT: Final = 0.02  # least score of a detection
 KINDS: Final = ("thing", "shape", "colour", "size", "texture", "count", "spatial", "comparison", "background")
 LARGE: Final = 0.345  # longer side from which a thing is large, between SMALL and LARGE of compositions
-NEAR_COLOUR: Final = 0.05  # of backgrounds in RGB, over which one passes into another
-SOFT: Final = 0.03  # share of the side over which a place or size passes from one to the other
+NEAR_COLOUR: Final = 0.05  # softness of background colours, in RGB
+SOFT: Final = 0.03  # softness of spatial and size relations, as a share of the side
 
 
 class Cells(NamedTuple):
-    """What a grid of g x g cells says: logits of a drawing's being there, of its middle's, and of colours, and top,
-    left, bottom, right of the box from the cell's middle, in shares of the side."""
+    """Predictions on a grid of g x g cells: logits of a drawing, of a drawing's centre, and of colours, and the box
+    (top, left, bottom, right relative to the cell's centre, in shares of the side)."""
 
     drawn: Float[Tensor, "b g g"]
     middles: Float[Tensor, "b g g"]
@@ -61,16 +61,16 @@ class Cells(NamedTuple):
 
 
 class Named(NamedTuple):
-    """Logits of what boxes hold: nouns (m,n) and textures (m,t)."""
+    """Logits of box contents: nouns (m,n) and textures (m,t)."""
 
     nouns: Float[Tensor, "m n"]
     textures: Float[Tensor, "m t"]
 
 
 @dataclass
-class Found:
-    """The drawings found in one picture, M at most 12: how sure each is one, probabilities of its noun, colour and
-    texture, its box as top, left, bottom, right in shares of the side; and probabilities of the background."""
+class SceneContent:
+    """Detections in one picture, M at most 12: objectness (`sure`), probabilities of noun, colour and texture, and box
+    (top, left, bottom, right in shares of the side); and probabilities of the background."""
 
     sure: Float[Tensor, " m"]
     nouns: Float[Tensor, "m n"]
@@ -84,7 +84,7 @@ class Found:
 class SceneReader(nn.Module):
     """A frozen convolutional image tower, and small heads on its last three stages.
 
-    Raises UsageError for a tower whose stages can't be looked at.
+    Raises UsageError for a tower without intermediate stages.
     """
 
     tower: Any
@@ -95,7 +95,7 @@ class SceneReader(nn.Module):
         super().__init__()
         self.tower = tower.image_tower
         if not hasattr(getattr(self.tower, "trunk", None), "forward_intermediates"):
-            raise UsageError("this tower has no stages to look at: take a CLIP on a convolutional tower of timm")
+            raise UsageError("this tower has no intermediate stages: take a CLIP with a convolutional timm tower")
         self.tower.eval().requires_grad_(False)
         self.nouns, self.card = list(nouns), card
         self.preprocess = Preprocess.from_config({**tower.preprocess.config(), "size": [SIDE, SIDE]})
@@ -108,7 +108,7 @@ class SceneReader(nn.Module):
             nn.init.normal_(head.weight, std=0.01)
         self.heads = nn.ModuleList(heads)
         texts = tower.embed_texts(self.nouns).detach()
-        self.similar = nn.Linear(texts.shape[1], len(nouns))  # begins as the CLIP's own zero-shot answer
+        self.similar = nn.Linear(texts.shape[1], len(nouns))  # initialised as the CLIP's zero-shot classifier
         with torch.no_grad():
             self.similar.weight.copy_(START_SCALE * texts)
         self.inner = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, INNER), nn.GELU())
@@ -127,7 +127,7 @@ class SceneReader(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Cells:
-        """Look over pictures in [0,1] of any size."""
+        """Grid predictions for pictures in [0,1] of any size."""
         _, stages = self._stages(self.preprocess(images))
         cells = torch.cat([F.interpolate(stage, size=(GRID, GRID), mode="nearest") for stage in stages], 1)
         states = self.into(self.norm(cells.movedim(1, -1)).movedim(-1, 1))
@@ -137,7 +137,7 @@ class SceneReader(nn.Module):
         return Cells(drawn[:, 0], middles[:, 0], colours, boxes)
 
     def look(self, images: Float[Tensor, "b 3 h w"], rows: Sequence[int], boxes: Float[Tensor, "m 4"]) -> Named:
-        """Name what M boxes (top, left, bottom, right in shares) hold, each of the picture in its row."""
+        """Classify the contents of M boxes (top, left, bottom, right in shares) of the pictures in `rows`."""
         crops = cropped(self.preprocess(images)[list(rows)], boxes.to(images.device))
         final, stages = self._stages(crops)
         embedded_crops = F.normalize(self.tower.head(self.tower.trunk.forward_head(final)).float(), dim=-1)
@@ -148,8 +148,8 @@ class SceneReader(nn.Module):
         with torch.no_grad():
             return self.tower.trunk.forward_intermediates(pixels, indices=list(STAGES))
 
-    def found(self, images: Float[Tensor, "b 3 h w"]) -> list[Found]:
-        """The drawings of each picture: cells that are more a middle than their eight neighbours."""
+    def contents(self, images: Float[Tensor, "b 3 h w"]) -> list[SceneContent]:
+        """Detections in each picture: local maxima of the centre score."""
         cells = self(images)
         sure = cells.middles.sigmoid()
         peaks = (sure * (F.max_pool2d(sure[:, None], 3, 1, 1)[:, 0] == sure)).flatten(1)
@@ -163,21 +163,21 @@ class SceneReader(nn.Module):
             around = boxes[row][:, kept].T
             named = self.look(images, [row] * len(kept), around)
             own = peaks[row][kept], named.nouns.softmax(1), colours[row][:, kept].T, named.textures.softmax(1)
-            results.append(Found(*own, around, background(images[row], empty[row])))
+            results.append(SceneContent(*own, around, background(images[row], empty[row])))
         return results
 
     @torch.no_grad()
     def detect(
         self, images: Float[Tensor, "b 3 h w"], labels: Sequence[str], *, threshold: float = 0.3
     ) -> list[list[Detection]]:
-        """What of `labels` is found in each picture, the surest first. Raises UsageError for a noun it doesn't know."""
+        """Detections of `labels` in each picture, by descending score. Raises UsageError for an unknown noun."""
         columns = [self._column(label) for label in labels]
         results = []
-        for found in self.found(images.to(self.device)):
-            scores = found.sure[:, None] * found.nouns[:, columns]
+        for content in self.contents(images.to(self.device)):
+            scores = content.sure[:, None] * content.nouns[:, columns]
             best, which = scores.max(1)
             order = [row for row in best.argsort(descending=True).tolist() if best[row] >= threshold]
-            boxes = found.boxes[:, [1, 0, 3, 2]].tolist()
+            boxes = content.boxes[:, [1, 0, 3, 2]].tolist()
             results.append([Detection(labels[int(which[row])], float(best[row]), tuple(boxes[row])) for row in order])
         return results
 
@@ -185,72 +185,72 @@ class SceneReader(nn.Module):
     def yes(self, images: Float[Tensor, "b 3 h w"], questions: Sequence[Sequence[str]]) -> list[Float[Tensor, " q"]]:
         """The probability of yes to each question about each picture.
 
-        Raises UsageError for a question that is not worded as the compositions' are, or has a noun it does not know.
+        Raises UsageError for a question that is not worded as the compositions', or has an unknown noun.
         """
         results = []
-        for found, texts in zip(self.found(images.to(self.device)), questions, strict=True):
-            asked = [read_question(text) for text in texts]
-            results.append(self.sure(found, asked).cpu())
+        for content, texts in zip(self.contents(images.to(self.device)), questions, strict=True):
+            results.append(self.sure(content, [read_question(text) for text in texts]).cpu())
         return results
 
-    def sure(self, found: Found, asked: Sequence[ParsedQuestion]) -> Float[Tensor, " q"]:
+    def sure(self, content: SceneContent, questions: Sequence[ParsedQuestion]) -> Float[Tensor, " q"]:
         """The calibrated probability of yes to each question about one picture."""
-        if not asked:
+        if not questions:
             return torch.zeros(0)
-        raw = torch.stack([self.raw(found, one) for one in asked])
-        kinds = torch.tensor([KINDS.index(one.kind) for one in asked], dtype=torch.long, device=self.device)
+        raw = torch.stack([self.raw(content, one) for one in questions])
+        kinds = torch.tensor([KINDS.index(one.kind) for one in questions], dtype=torch.long, device=self.device)
         return ((self.scales[kinds] * raw).sum(1) + self.shifts[kinds]).sigmoid()
 
-    def raw(self, found: Found, asked: ParsedQuestion) -> Float[Tensor, 2]:
-        """The uncalibrated logits of the things' being there, and of what is said of them (0 where nothing is)."""
-        if asked.background is not None:
-            there, said = found.background[tuple(BACKGROUNDS).index(asked.background)], found.sure.new_tensor(0.5)
-        elif asked.relation is None:
-            there, said = self._has(found, asked.things[0])
+    def raw(self, content: SceneContent, question: ParsedQuestion) -> Float[Tensor, 2]:
+        """Uncalibrated logits of the objects' presence, and of their attributes or relation (0 without any)."""
+        if question.background is not None:
+            there = content.background[tuple(BACKGROUNDS).index(question.background)]
+            attributes = content.sure.new_tensor(0.5)
+        elif question.relation is None:
+            there, attributes = self._has(content, question.things[0])
         else:
-            there, said = self._related(found, asked)
-        return torch.logit(torch.stack([there, said]).clamp(1e-6, 1 - 1e-6))
+            there, attributes = self._related(content, question)
+        return torch.logit(torch.stack([there, attributes]).clamp(1e-6, 1 - 1e-6))
 
-    def _has(self, found: Found, thing: Thing) -> tuple[Tensor, Tensor]:
-        """Some drawing is of the noun; and the one that is most likely so has what is said of it. For a number: so many
-        are as likely of the noun as that one (the drawings taken for independent)."""
-        nouns = found.nouns[:, self._column(thing.noun)]
-        each = found.sure * nouns
+    def _has(self, content: SceneContent, thing: Thing) -> tuple[Tensor, Tensor]:
+        """Probabilities that any drawing is of the noun, and that the most likely one has the attributes. For a count:
+        that so many are of the noun, relative to the most likely one, with independent drawings."""
+        nouns = content.nouns[:, self._column(thing.noun)]
+        each = content.sure * nouns
         best = int(each.argmax())
-        said = [each.new_ones(())]
+        attributes = [each.new_ones(())]
         if thing.colour:
-            said.append(found.colours[best, tuple(COLOURS).index(thing.colour)])
+            attributes.append(content.colours[best, tuple(COLOURS).index(thing.colour)])
         if thing.texture:
-            said.append(found.textures[best, tuple(TEXTURES).index(thing.texture)])
+            attributes.append(content.textures[best, tuple(TEXTURES).index(thing.texture)])
         if thing.size:
             sign = 1 if thing.size == "large" else -1
-            said.append((sign * (_longer(found.boxes)[best] - LARGE) / SOFT).sigmoid())
+            attributes.append((sign * (_longer(content.boxes)[best] - LARGE) / SOFT).sigmoid())
         if thing.number > 1:
             numbers = each.new_zeros(max(MOST, thing.number) + 1)
             numbers[0] = 1
-            for one in found.sure * (nouns / nouns[best]).clamp(max=1):
+            for one in content.sure * (nouns / nouns[best]).clamp(max=1):
                 numbers = numbers * (1 - one) + torch.cat([numbers.new_zeros(1), numbers[:-1]]) * one
-            said.append(numbers[thing.number])
-        return 1 - (1 - each).prod(), torch.stack(said).prod() if len(said) > 1 else each.new_tensor(0.5)
+            attributes.append(numbers[thing.number])
+        return 1 - (1 - each).prod(), torch.stack(attributes).prod() if len(attributes) > 1 else each.new_tensor(0.5)
 
-    def _related(self, found: Found, asked: ParsedQuestion) -> tuple[Tensor, Tensor]:
-        """Both things are there; and their relation holds, of the boxes around all that are likely each."""
-        sides, there = [], found.sure.new_ones(())
-        for thing in asked.things:
-            each = found.sure * found.nouns[:, self._column(thing.noun)]
+    def _related(self, content: SceneContent, question: ParsedQuestion) -> tuple[Tensor, Tensor]:
+        """Probabilities that both objects are present, and that their relation holds between their joint boxes."""
+        sides, there = [], content.sure.new_ones(())
+        for thing in question.things:
+            each = content.sure * content.nouns[:, self._column(thing.noun)]
             there = there * (1 - (1 - each).prod())
-            own = found.boxes[each >= min(0.5, float(each.max()))]
+            own = content.boxes[each >= min(0.5, float(each.max()))]
             sides.append(torch.cat([own[:, :2].amin(0), own[:, 2:].amax(0)]))
-        return there, _holds(str(asked.relation), sides[0], sides[1])
+        return there, _holds(str(question.relation), sides[0], sides[1])
 
     def _column(self, noun: str) -> int:
         if noun not in self.nouns:
-            raise UsageError(f"{self.card.name} knows {len(self.nouns)} nouns, and {noun[:60]!r} is none of them")
+            raise UsageError(f"{noun[:60]!r} is not among the {len(self.nouns)} nouns of {self.card.name}")
         return self.nouns.index(noun)
 
 
 def background(image: Float[Tensor, "3 h w"], empty: Float[Tensor, "g g"]) -> Float[Tensor, " k"]:
-    """Probabilities of BACKGROUNDS: how near the mean colour of the empty cells is to each."""
+    """Probabilities of BACKGROUNDS by the mean colour of the empty cells."""
     cells = F.interpolate(image[None], size=empty.shape, mode="area")[0]
     weights = empty.pow(4)
     mean = (cells * weights).sum((1, 2)) / weights.sum().clamp(min=1e-6)
@@ -259,11 +259,11 @@ def background(image: Float[Tensor, "3 h w"], empty: Float[Tensor, "g g"]) -> Fl
 
 
 def cropped(images: Float[Tensor, "m 3 h w"], boxes: Float[Tensor, "m 4"]) -> Float[Tensor, "m 3 c c"]:
-    """The square around each box, brought to 64 pixels; beyond the picture its rim is repeated."""
+    """Square crops around boxes, resized to 64 pixels, with border padding."""
     half = (0.5 + MARGIN) * _longer(boxes).clamp(min=0.02)
     down, right = (boxes[:, :2] + boxes[:, 2:]).mT / 2
     zero = torch.zeros_like(half)
-    # Coordinates of grid_sample run from -1 to 1.
+    # grid_sample's coordinates are in [-1, 1].
     across = torch.stack([2 * half, zero, 2 * right - 1], 1)
     along = torch.stack([zero, 2 * half, 2 * down - 1], 1)
     grid = F.affine_grid(torch.stack([across, along], 1), [len(images), 3, CROP, CROP], align_corners=False)
@@ -271,7 +271,7 @@ def cropped(images: Float[Tensor, "m 3 h w"], boxes: Float[Tensor, "m 4"]) -> Fl
 
 
 def _holds(relation: str, box: Float[Tensor, " 4"], other: Float[Tensor, " 4"]) -> Tensor:
-    """How much a relation of two boxes (top, left, bottom, right) holds, 0 to 1."""
+    """Soft truth value, 0 to 1, of a relation between two boxes (top, left, bottom, right)."""
     down, right = ((other[i] + other[i + 2] - box[i] - box[i + 2]) / 2 for i in (0, 1))
     if relation in ("left", "right", "above", "below"):
         along, across = (right, down) if relation in ("left", "right") else (down, right)
@@ -290,7 +290,7 @@ def _longer(boxes: Float[Tensor, "m 4"]) -> Float[Tensor, " m"]:
 
 
 def _middles(like: Tensor) -> Float[Tensor, "4 g g"]:
-    """The place of each cell's middle, twice."""
+    """The centre of each cell (top, left), twice."""
     line = (torch.arange(GRID, device=like.device) + 0.5) / GRID
     down, right = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([down, right, down, right])
@@ -315,22 +315,22 @@ def scene_reader_names() -> list[str]:
     return list(embedded.folders("scene_readers", CARD_FILE))
 
 
-def is_scene_reader(given: str | Path) -> bool:
+def is_scene_reader(name_or_folder: str | Path) -> bool:
     """Whether a name or folder is a scene reader's."""
-    folder = _folder_of(given)
+    folder = _folder_of(name_or_folder)
     return is_file(folder / CARD_FILE) and Card.load(folder).family == FAMILY
 
 
-def load_scene_reader(given: str | Path, device: str | torch.device = "cpu") -> SceneReader:
+def load_scene_reader(name_or_folder: str | Path, device: str | torch.device = "cpu") -> SceneReader:
     """A scene reader by its embedded name or from a folder, frozen, in eval mode.
 
-    Raises UsageError for a name and folder that is none, and RunError for damaged weights.
+    Raises UsageError for a name or folder that is not a scene reader's, and RunError for damaged weights.
     """
-    folder = _folder_of(given)
-    if not is_scene_reader(given):
+    folder = _folder_of(name_or_folder)
+    if not is_scene_reader(name_or_folder):
         raise UsageError(
-            f"there is no scene reader {str(given)[:200]!r}: give a folder, or a name "
-            f"({', '.join(scene_reader_names())}){embedded.hint(given)}"
+            f"there is no scene reader {str(name_or_folder)[:200]!r}: give a folder, or a name "
+            f"({', '.join(scene_reader_names())}){embedded.hint(name_or_folder)}"
         )
     card = Card.load(folder)
     tower = load_referee(str(card.architecture.get("tower")))
@@ -339,7 +339,7 @@ def load_scene_reader(given: str | Path, device: str | torch.device = "cpu") -> 
     refuse_other_files(folder, card)
     nouns = read_json(folder / NOUNS)
     if not (isinstance(nouns, list) and all(isinstance(noun, str) for noun in nouns)):
-        raise UsageError(f"{folder / NOUNS} is no list of nouns: give a whole folder")
+        raise UsageError(f"{folder / NOUNS} is not a list of nouns: give a whole folder")
     reader = SceneReader(tower, nouns, card)
     own = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
     own |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
@@ -373,7 +373,7 @@ reader.yes(images, [["a blue butterfly?", "three fish?"]] * len(images))"""
 
 
 def reader_fingerprint(reader: SceneReader) -> str:
-    """A sha256 of all its weights."""
+    """SHA-256 of all its weights."""
     return digest(reader.state_dict())
 
 
@@ -381,5 +381,5 @@ def _is_own(name: str) -> bool:
     return not name.startswith(("tower.", "preprocess."))
 
 
-def _folder_of(given: str | Path) -> Path:
-    return embedded.folders("scene_readers", CARD_FILE).get(str(given), Path(given))
+def _folder_of(name_or_folder: str | Path) -> Path:
+    return embedded.folders("scene_readers", CARD_FILE).get(str(name_or_folder), Path(name_or_folder))

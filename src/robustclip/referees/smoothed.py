@@ -1,12 +1,12 @@
 """Randomised smoothing: embeddings averaged over noisy copies of an image.
 
-Cohen et al. 2019 smooth a classifier's answers to certify them (`evaluation.certification`, which takes the base
-referee); here it is the embedding that is smoothed, so that there is a gradient:
+Cohen et al. 2019 smooth a classifier's predictions to certify them (`evaluation.certification`, which takes the base
+referee); here the embedding is smoothed, so that it has a gradient:
 
     g(x) = 1/n sum_i f(x + delta_i) / |f(x + delta_i)|,    delta_i ~ N(0, sigma^2 I)
 
 and the gradient of g(x) . t is the mean of the copies' gradients of cos(f, t): CLIPAG's Eq. 2, their baseline between a
-vanilla and an adversarially trained CLIP (section 3). `normalize` divides by the length of the mean, as ever.
+vanilla and an adversarially trained CLIP (section 3). `normalize` divides by the length of the mean.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from robustclip.runs.rng import generator
 MARK: Final = "~smooth:"
 SAMPLES: Final = 16
 AT_ONCE: Final = 64
-"""Noisy images that a referee named by its spec puts through the tower at once: evaluate's batch, so that smoothing
-takes no more memory than the base referee does."""
+"""Noisy images per forward pass of a referee named by its spec: evaluate's batch size, so that smoothing takes no more
+memory than the base referee."""
 LARGEST_SIGMA: Final = 2.0  # twice the range of a pixel; Cohen et al. go to 1
 MOST_SAMPLES: Final = 10_000
 SPEC: Final = re.compile(r"(\d+(?:\.\d+)?)(?:x(\d{1,9}))?(?:@(\d{1,9}))?(-fresh)?", re.ASCII)
@@ -39,7 +39,7 @@ SPEC: Final = re.compile(r"(\d+(?:\.\d+)?)(?:x(\d{1,9}))?(?:@(\d{1,9}))?(-fresh)
 
 @final
 class Unprocessed(Preprocess):
-    """Passes pixels on as they are: the smoothed tower resizes and normalises each noisy copy by itself."""
+    """Identity preprocessing: the smoothed tower resizes and normalises each noisy copy."""
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """[0,1] pixels of any size, in float32."""
@@ -50,13 +50,13 @@ class Unprocessed(Preprocess):
 class SmoothedTower(nn.Module):
     """Images of any size, on the [0,1] scale, to the mean unit embedding of their noisy copies.
 
-    Noise is added at the size the images are given in, before a resize, and what it puts outside [0,1] is not clipped,
-    as Cohen et al. don't. All images of a call have the same noise, copy i from the stream (seed, "smoothing", i): an
-    image's embedding depends neither on its batch nor on `chunk`, and the tower is a function, which an attack can
-    climb. With `fresh` call k draws from (seed, "fresh smoothing", k, i) instead.
+    Noise is added at the images' given size, before resizing, and not clipped to [0,1], as in Cohen et al. All images
+    of a call share the noise, copy i from the stream (seed, "smoothing", i), so that an embedding depends neither on
+    its batch nor on `chunk`, and the tower is deterministic. With `fresh`, call k draws from (seed, "fresh smoothing",
+    k, i) instead.
 
-    `chunk` is how many noisy images pass the tower at once (at least one copy of the batch; None: all). With gradients
-    only one such chunk's activations are held: they are computed again on the way back.
+    `chunk`: noisy images per forward pass (at least one copy of the batch; None: all). With gradients, chunks are
+    checkpointed, so that only one chunk's activations are held.
     """
 
     def __init__(self, tower: nn.Module, preprocess: Preprocess, smoothing: Smoothing, chunk: int | None) -> None:
@@ -83,12 +83,12 @@ class SmoothedTower(nn.Module):
         return total / samples
 
     def _summed(self, images: Float[Tensor, "b 3 H W"], noise: Float[Tensor, "k 3 H W"]) -> Float[Tensor, "b d"]:
-        """Unit embeddings of an image's copies, summed."""
+        """Sum of the unit embeddings of each image's copies."""
         noisy = (images[None] + noise[:, None]).flatten(0, 1)
         return unit(self.tower(self.preprocess(noisy))).unflatten(0, (len(noise), len(images))).sum(0)
 
     def _noise(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "n 3 H W"]:
-        """Drawn on the CPU, which draws alike for every device, a stream a copy."""
+        """Noise drawn on the CPU, one stream per copy, so that it is the same on every device."""
         how = self.smoothing
         purpose, keys = ("fresh smoothing", (self.calls,)) if how.fresh else ("smoothing", ())
         self.calls += how.fresh
@@ -109,15 +109,15 @@ def smoothed(
     """Randomised smoothing of `referee`: image embeddings are means over `samples` noisy copies.
 
     sigma    the noise's standard deviation on the [0,1] scale, at the size the images are given in.
-    chunk    noisy images that pass the tower at once; None: all, `samples` times the batch.
-    fresh    new noise at each call (for painting); else the same at all calls, so that numbers repeat.
+    chunk    noisy images per forward pass; None: all, `samples` times the batch.
+    fresh    new noise at each call (for painting); else the same at all calls, for reproducible numbers.
 
     The weights are shared with `referee`, not copied. The card has the spec in its name (`emoji-robust~smooth:0.25x16`,
-    which `load_referee` reads), no threat model and no claims: those were the base referee's. It has no folder, so its
-    card can't be signed, and neither can it be trained or saved.
+    which `load_referee` parses), and neither the base's threat model nor its claims. It cannot be signed, trained or
+    saved.
 
-    Raises UsageError for a sigma that is not in (0, 2], samples not from 1 to 10,000, a chunk below 1, and for a
-    referee that is smoothed already.
+    Raises UsageError for a sigma outside (0, 2], samples outside 1 to 10,000, a chunk below 1, and for a smoothed
+    referee.
     """
     if is_smoothed(referee.image_tower):
         raise UsageError(
@@ -127,7 +127,7 @@ def smoothed(
     smoothing = Smoothing(sigma, samples, seed, fresh)
     smoothing.check()
     if chunk is not None and chunk < 1:
-        raise UsageError(f"at least one noisy image passes the tower at once, not chunk={chunk}: leave it out for all")
+        raise UsageError(f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all")
     base = referee.card
     tower = SmoothedTower(referee.image_tower, referee.preprocess, smoothing, chunk)
     passed_on = Unprocessed.from_config(referee.preprocess.config()).to(referee.device)
@@ -149,7 +149,7 @@ def smoothed(
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What follows "~smooth:" in a referee's name: SIGMA[xSAMPLES][@SEED][-fresh], "0.25x16"; see `smoothed`."""
+    """Smoothing spec, the part after "~smooth:" of a referee's name: SIGMA[xSAMPLES][@SEED][-fresh], "0.25x16"."""
 
     sigma: float
     samples: int = SAMPLES
@@ -159,18 +159,18 @@ class Smoothing:
     @classmethod
     def parse(cls, text: str) -> Smoothing:
         """Parse a smoothing spec. Raises UsageError for an invalid one."""
-        found = SPEC.fullmatch(text)
-        if found is None:
+        match = SPEC.fullmatch(text)
+        if match is None:
             raise UsageError(
                 f"cannot read the smoothing {text[:40]!r}: write REFEREE{MARK}SIGMAxSAMPLES, "
                 f"e.g. emoji-vanilla{MARK}0.25x16 (sigma on the scale of [0,1] pixels)"
             )
-        smoothing = cls(float(found[1]), int(found[2] or SAMPLES), int(found[3] or 0), found[4] is not None)
+        smoothing = cls(float(match[1]), int(match[2] or SAMPLES), int(match[3] or 0), match[4] is not None)
         smoothing.check()
         return smoothing
 
     def check(self) -> None:
-        """Raise UsageError for a sigma that is not in (0, 2], and for samples not from 1 to 10,000."""
+        """Raise UsageError for a sigma outside (0, 2], and for samples outside 1 to 10,000."""
         check_sigma(self.sigma)
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise UsageError(
@@ -185,23 +185,23 @@ class Smoothing:
 def split_spec(name: str) -> tuple[str, Smoothing]:
     """The base referee's name and the smoothing, of "emoji-vanilla~smooth:0.25x16".
 
-    Raises UsageError where one of them is missing, or can't be read.
+    Raises UsageError if one of them is missing or invalid.
     """
     base, _, text = name.rpartition(MARK)
     if not base:
-        raise UsageError(f"{name[:100]!r} does not say which referee is smoothed: e.g. emoji-vanilla{MARK}0.25x16")
+        raise UsageError(f"{name[:100]!r} lacks the base referee: write e.g. emoji-vanilla{MARK}0.25x16")
     return base, Smoothing.parse(text)
 
 
 def by_spec(referee: TwoTower, smoothing: Smoothing) -> TwoTower:
-    """`referee` smoothed as its name asks for, in no more memory than it takes by itself."""
+    """`smoothed` with a parsed spec, in chunks of `AT_ONCE`."""
     how = smoothing
     return smoothed(referee, sigma=how.sigma, samples=how.samples, seed=how.seed, chunk=AT_ONCE, fresh=how.fresh)
 
 
 def check_sigma(sigma: float) -> None:
-    """Raise UsageError unless `sigma` is a standard deviation that noise on [0,1] pixels may have."""
-    if not 0 < sigma <= LARGEST_SIGMA:  # written so that NaN fails too
+    """Raise UsageError unless `sigma` is in (0, 2]."""
+    if not 0 < sigma <= LARGEST_SIGMA:  # so that NaN fails too
         over = f"; {sigma:g}/255 is {sigma / 255:.4g}" if LARGEST_SIGMA < sigma <= 255 and math.isfinite(sigma) else ""
         raise UsageError(
             f"sigma is the noise's standard deviation on [0,1] pixels, above 0 and up to {LARGEST_SIGMA:g}, "
@@ -210,7 +210,7 @@ def check_sigma(sigma: float) -> None:
 
 
 def is_smoothed(tower: nn.Module) -> bool:
-    """Whether an image tower adds noise of its own."""
+    """Whether an image tower is smoothed."""
     return isinstance(tower, SmoothedTower)
 
 
@@ -236,6 +236,6 @@ def check_judge(guide: TwoTower, judge: TwoTower) -> None:
     """Raise UsageError if `judge` shares its image tower with `guide`."""
     if guide is judge or fingerprint(guide) == fingerprint(judge):
         raise UsageError(
-            f"the judge {judge.card.name!r} and the guide {guide.card.name!r} are the same weights: pictures made to "
-            "please a referee please it whatever they show. Judge with another one, e.g. emoji-judge"
+            f"the judge {judge.card.name!r} and the guide {guide.card.name!r} have the same weights, so its scores "
+            "would be biased: judge with another one, e.g. emoji-judge"
         )

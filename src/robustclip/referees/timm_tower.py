@@ -21,7 +21,7 @@ Config = Mapping[str, Any]
 
 WEIGHTS = "model.safetensors"
 VIT = "vit_base_patch32_clip_224"
-"""timm's ViT with CLIP's norm before the blocks; sizes and activation are arguments that the config records."""
+"""timm's ViT with CLIP's pre-norm; the config records sizes and activation as arguments."""
 
 OF_OTHER_WEIGHTS = (
     "tag",
@@ -34,22 +34,22 @@ OF_OTHER_WEIGHTS = (
     "notes",
     "description",
 )
-"""What timm's config tells of the weights that it would download: not true of these."""
+"""Entries of timm's config that describe its published weights."""
 
 
 def timm_model(referee: TwoTower) -> Any:
-    """The image tower as timm builds it, on the CPU and in eval mode: (B,3,h,w) normalised pixels to (B,D) embeddings.
+    """The image tower as a timm model, on the CPU and in eval mode: (B,3,h,w) normalised pixels to (B,D) embeddings.
 
-    The projection to D is timm's classifier. Unit embeddings agree within `conversion.TOLERANCE`, checked here.
-    Raises UsageError where timm has no such model.
+    The projection to D is timm's classifier. Verifies that unit embeddings agree within `conversion.TOLERANCE`. Raises
+    UsageError if timm has no such model.
     """
     referee = conversion.as_open_clip(referee)
     described = openclip.spelt_out(referee.card.architecture)
     vision = described["vision_cfg"]
     build: Callable[[TwoTower, Config], Any] = _of_timm if vision["timm_model_name"] else _of_open_clip
     model = build(referee, described).eval().requires_grad_(False)
-    found = conversion.difference(model, referee.image_tower, conversion.probe(referee))
-    conversion.refuse_difference(referee.card.name, f"timm's {model.default_cfg['architecture']}", found)
+    largest = conversion.difference(model, referee.image_tower, conversion.probe(referee))
+    conversion.refuse_difference(referee.card.name, f"timm's {model.default_cfg['architecture']}", largest)
     model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in OF_OTHER_WEIGHTS}
     return model
 
@@ -75,7 +75,7 @@ def save_timm(referee: TwoTower, folder: Path, *, half: bool = False) -> list[st
 
 
 def _of_timm(referee: TwoTower, described: Config) -> Any:
-    """A tower that open_clip built from timm's: what it keeps below `trunk.`, and its linear projection, if any."""
+    """A timm tower of open_clip: the weights below `trunk.`, and its linear projection, if any."""
     vision, width = described["vision_cfg"], described["embed_dim"]
     proj, pool = vision["timm_proj"], vision["timm_pool"]
     if proj not in ("", "none", "linear") or pool.endswith("_attn"):
@@ -96,11 +96,11 @@ def _of_timm(referee: TwoTower, described: Config) -> Any:
 
 
 def _of_open_clip(referee: TwoTower, described: Config) -> Any:
-    """open_clip's own ViT: timm converts such weights itself."""
+    """open_clip's ViT, with timm's own conversion of weights."""
     vision = described["vision_cfg"]
-    strange = list(conversion.strange_vision(described, openclip.spelt_out({})))
-    if strange:
-        raise _refused("; ".join(strange))
+    unsupported = list(conversion.unsupported_vision(described, openclip.spelt_out({})))
+    if unsupported:
+        raise _refused("; ".join(unsupported))
     sizes: dict[str, Any] = {
         "embed_dim": vision["width"],
         "depth": vision["layers"],

@@ -16,18 +16,18 @@ from robustclip.referees.preprocess import Preprocess
 
 FAMILY = "toy"
 LARGEST = 256
-"""Pixels and numbers: with 16 of each it is a toy, and what a card claims is made before its weights are read."""
+"""Maximal size and width, since cards are untrusted."""
 
 
 @final
 class ToyText(TextTower):
-    """Texts to fixed pseudo-random directions: the same words, the same numbers everywhere; nearness means nothing."""
+    """Maps texts to pseudo-random directions, deterministic and without semantics."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
         self.place: Tensor
-        self.register_buffer("place", torch.empty(0), persistent=False)  # where the device is read from
+        self.register_buffer("place", torch.empty(0), persistent=False)  # tracks the device
 
     def forward(self, texts: list[str]) -> Float[Tensor, "t d"]:
         """Embed texts, not normalised; an empty list gives (0,D)."""
@@ -39,12 +39,12 @@ class ToyText(TextTower):
         return torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
 
     def source(self) -> dict[str, str]:
-        """None: there are no weights."""
+        """The name, with an empty digest, since there are no weights."""
         return {"name": f"toy {self.width}", "sha256": ""}
 
 
 def toy_referee(size: int = 16, width: int = 16, seed: int = 0, name: str = "toy") -> TwoTower:
-    """A two-layer image tower with weights drawn from `seed`, beside a text tower without meaning; logit scale 10."""
+    """A two-layer image tower with weights keyed by `seed`, and a text tower without semantics; logit scale 10."""
     drawn = torch.Generator().manual_seed(seed)
     tower = nn.Sequential(
         nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.GELU(), nn.Flatten(), nn.Linear(8 * (size // 4) ** 2, width)
@@ -63,7 +63,7 @@ def toy_referee(size: int = 16, width: int = 16, seed: int = 0, name: str = "toy
 
 
 def from_architecture(architecture: dict[str, Any]) -> TwoTower:
-    """The toy that a card describes; its weights are loaded over it. Raises UsageError for one that is no toy."""
+    """The toy of a card, before its weights are loaded. Raises UsageError for invalid sizes."""
     size, width = architecture.get("size"), architecture.get("width")
     if not all(type(number) is int and 4 <= number <= LARGEST for number in (size, width)):
         raise UsageError(f"a toy has a size and a width from 4 to {LARGEST}, not {size!r} and {width!r}")

@@ -1,4 +1,4 @@
-"""Models of transformers that answer questions about pictures (BlipForQuestionAnswering), asked for yes or no."""
+"""Yes/no visual question answering by transformers' BlipForQuestionAnswering."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TIED: Final = {
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
 }
-"""Weights that files leave out, for they are others too."""
+"""Tied weights, which files may omit."""
 LONGEST: Final = 35  # tokens of a question (BLIP, blip_vqa.py)
 
 
 def architecture(folder: str | Path) -> str | None:
-    """What transformers calls the model of a folder; None where it holds none."""
+    """The transformers architecture of a folder; None if it has none."""
     path = Path(folder) / "config.json"
     config = read_json(path) if is_file(path) else None
     names = config.get("architectures") if isinstance(config, dict) else None
@@ -37,11 +37,11 @@ def architecture(folder: str | Path) -> str | None:
 
 @final
 class BlipQuestions:
-    """A BLIP that answers questions. The probability of yes is that of the first word of the answer, among "yes" and
-    "no" (the release's blip_vqa.py, vqa_prob).
+    """BLIP for yes/no questions. The probability of yes is that of the answer's first token among "yes" and "no"
+    (blip_vqa.py of T2I-CompBench, vqa_prob).
 
-    The question begins with [ENC], the vocabulary's last entry, in the place of [CLS], as in BLIP; transformers' own
-    `generate` leaves [CLS]. Raises UsageError for a tokenizer that does not know the two words.
+    The question begins with [ENC], the vocabulary's last entry, instead of [CLS], as in BLIP; transformers' `generate`
+    keeps [CLS]. Raises UsageError for a tokenizer without the two words.
     """
 
     def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess, name: str) -> None:
@@ -49,7 +49,7 @@ class BlipQuestions:
         self.words = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
         if any(one is None or one == tokenizer.unk_token_id for one in self.words):
             raise UsageError(
-                f"{name} does not know the words yes and no: take a VQA model with an English vocabulary", "no_yes"
+                f"{name} lacks the words yes and no: take a VQA model with an English vocabulary", "no_yes"
             )
         text = model.config.text_config
         self.begin = int(text.bos_token_id)
@@ -64,28 +64,28 @@ class BlipQuestions:
     def yes(self, images: Float[Tensor, "b 3 h w"], questions: Sequence[Sequence[str]]) -> list[Float[Tensor, " q"]]:
         """The probability of yes to each question about each picture in [0,1]."""
         states = self.model.vision_model(pixel_values=self.preprocess(images.to(self.device))).last_hidden_state
-        return [self._ask(state, list(asked)) for state, asked in zip(states, questions, strict=True)]
+        return [self._ask(state, list(texts)) for state, texts in zip(states, questions, strict=True)]
 
     def _ask(self, state: Float[Tensor, "n d"], questions: list[str]) -> Float[Tensor, " q"]:
-        """Questions of as many tokens are asked together: transformers' masks let a little of padding through."""
+        """Batches of equal length, since padding would slightly change the outputs under transformers' masks."""
         ids = [self.tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"] for text in questions]
-        found = torch.zeros(len(ids))
+        probabilities = torch.zeros(len(ids))
         for length in {len(one) for one in ids}:
             rows = [row for row, one in enumerate(ids) if len(one) == length]
-            found[rows] = self._answer(state, torch.tensor([ids[row] for row in rows], device=self.device))
-        return found
+            probabilities[rows] = self._answer(state, torch.tensor([ids[row] for row in rows], device=self.device))
+        return probabilities
 
     def _answer(self, state: Float[Tensor, "n d"], ids: Int[Tensor, "q l"]) -> Float[Tensor, " q"]:
         if self.encode is not None:
             ids[:, 0] = self.encode
-        asked = self.model.text_encoder(input_ids=ids, encoder_hidden_states=state.expand(len(ids), -1, -1))
+        encoded = self.model.text_encoder(input_ids=ids, encoder_hidden_states=state.expand(len(ids), -1, -1))
         begin = torch.full((len(ids), 1), self.begin, device=self.device)
-        answers = self.model.text_decoder(input_ids=begin, encoder_hidden_states=asked.last_hidden_state)
-        return answers.logits[:, 0, self.words].float().softmax(1)[:, 0].cpu()
+        decoded = self.model.text_decoder(input_ids=begin, encoder_hidden_states=encoded.last_hidden_state)
+        return decoded.logits[:, 0, self.words].float().softmax(1)[:, 0].cpu()
 
 
 def load_vqa(folder: str | Path, device: str | torch.device = "cpu") -> BlipQuestions:
-    """A BlipForQuestionAnswering from the folder that transformers wrote; only local files are read.
+    """Load a BlipForQuestionAnswering from a transformers folder; only local files are read.
 
     Raises UsageError for another folder, RunError for damaged weights.
     """

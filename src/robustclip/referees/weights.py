@@ -35,21 +35,18 @@ WRAPPERS = (*TRAINED, "state_dict", "model_state_dict", "model")
 MODULES = "modules"
 """Where AGFT's code saves a state dict for each trained module, by the module's name."""
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-"""What trainers call a moving average of the weights: read where a file holds nothing else."""
+"""Keys of moving averages of the weights, which are read if a file has nothing else."""
 STATES, DEEPEST = (WRAPPERS, AVERAGED), 4  # levels of such wrappers in each other
 WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that DataParallel, AveragedModel, torch.compile, FSDP and activation checkpointing put in."""
-COUNTER = "num_batches_tracked"  # of batch norms: counts, not weights, which some files omit
+"""Name parts added by DataParallel, AveragedModel, torch.compile, FSDP and activation checkpointing."""
+COUNTER = "num_batches_tracked"  # of batch norms, which some files omit
 LINE = 120  # characters of a name in a message
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")
-"""Integers that OpenAI's archives and torch's AveragedModel keep among the weights."""
+"""Integers among the weights in OpenAI's archives and torch's AveragedModel."""
 
 
 def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What training loops leave beside the weights and cannot run code: numpy numbers (a learning rate), Namespaces.
-
-    open_clip's own trainer saves its cosine learning rate as a numpy float, and so does whoever builds on it.
-    """
+    """Harmless objects in training checkpoints: numpy numbers (such as open_clip's learning rate) and Namespaces."""
     kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
     return [
@@ -62,7 +59,7 @@ def _harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], s
 
 
 def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
-    """A number of numpy, rebuilt as numpy does it, but of no type that is as large as a pickle says."""
+    """Rebuild a numpy scalar as numpy does, but only of numeric types of the content's size."""
     if dtype.kind not in "fiub" or len(content) != dtype.itemsize:
         raise pickle.UnpicklingError(f"a number of numpy of the type {str(dtype)[:40]}")
     return np.frombuffer(content, dtype)[0]
@@ -72,11 +69,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's tensors on the CPU, unwrapping `{"state_dict": ...}` and the key prefixes of DataParallel,
     torch.compile, AveragedModel and FSDP, in any nesting.
 
-    Safetensors, a pickle under torch's weights-only reader, or the index of shards of either (`*.index.json`). Where a
-    file holds weights and their moving average, the former are read, and a note says so. What a file says of its sizes
-    is held against the bytes it has before memory is asked for. Raises UsageError for a missing file, another kind of
-    file, an unsafe pickle, a TorchScript archive and tensors that are not dense; RunError for a truncated or damaged
-    file.
+    Safetensors, a pickle under torch's weights-only reader, or the index of shards of either (`*.index.json`). Of
+    weights and their moving average the former are read, with a note. Claimed sizes are checked against the file's size
+    before allocating memory. Raises UsageError for a missing file, another kind of file, an unsafe pickle, a
+    TorchScript archive and tensors that are not dense; RunError for a truncated or damaged file.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,24 +89,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     _check_archive(path)
     try:
         with safe_globals(_harmless_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below, with the way out
+            warnings.simplefilter("ignore")  # about unusual pickles; errors are reported below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(_unsafe(path)) from error
-    except Exception as error:  # damaged pickles end in any exception
+    except Exception as error:  # a damaged pickle may raise anything
         raise RunError(_broken(path, error)) from error
     return _unwrapped(content, path)
 
 
 def weights_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
-    """The file of a folder that `read_weights` takes: of one of the stems, safetensors first, whole or an index."""
+    """A folder's weight file for `read_weights`, with one of the stems: safetensors first, a single file or an
+    index."""
     files = (f"{stem}{suffix}{index}" for suffix in SUFFIXES for stem in stems for index in ("", INDEX))
     return next((folder / file for file in files if is_file(folder / file)), None)
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names. Raises UsageError for one outside its folder, RunError for one that
-    is missing or lacks a tensor."""
+    """The tensors of all shards of an index. Raises UsageError for a shard outside its folder, RunError for a missing
+    shard or tensor."""
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
@@ -121,25 +118,25 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
     missing = sorted(file for file in files if not is_file(index.parent / file))
     if missing:
         raise RunError(f"{index.parent} lacks {some(missing)}, which {index.name} names: copy the whole folder again")
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in sorted(files):
-        found |= read_weights(index.parent / file)
-    lost = sorted(set(map(_unwrapped_name, places)) - set(found))
+        weights |= read_weights(index.parent / file)
+    lost = sorted(set(map(_unwrapped_name, places)) - set(weights))
     if lost:
         raise RunError(f"the files that {index} names do not hold {some(lost)}: copy the whole folder again")
-    return found
+    return weights
 
 
 def _check_archive(path: Path) -> None:
-    """Torch's format is a zip of members as they are. Raises UsageError for one that would unpack to more than it is,
-    as no torch writes it, and for TorchScript; RunError for a damaged one. The format of before torch 1.6 is no zip."""
+    """Check a zip archive of torch (the format since 1.6). Raises UsageError for a compressed one, which torch does not
+    write, and for TorchScript; RunError for a damaged one."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception as error:  # damaged archives, too, end in any exception
+    except Exception as error:  # a damaged archive may raise anything
         raise RunError(_broken(path, error)) from error
     if any("/code/" in member.filename or member.filename.endswith("/constants.pkl") for member in members):
         raise UsageError(_scripted(path))
@@ -165,8 +162,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = Fal
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
     """Load every tensor of `weights` into `module`.
 
-    Raises UsageError naming what is missing, left, misshapen or no weights (integers where the module has fractions),
-    and RunError naming tensors that hold NaN or infinity: their embeddings would mean nothing.
+    Raises UsageError naming missing and unexpected tensors and those of other shape or type, and RunError naming
+    tensors with NaN or infinity.
     """
     check_fit(module, weights, source=source, hint=hint)
     module.load_state_dict({**module.state_dict(), **weights})
@@ -178,15 +175,14 @@ def check_finite(module: nn.Module, *, source: str) -> None:
     lost = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
     if lost:
         raise RunError(
-            f"{source} holds NaN or infinity in {some(sorted(lost))}: such a model answers nothing. "
-            "Take an earlier checkpoint, or get the file again"
+            f"{source} holds NaN or infinity in {some(sorted(lost))}: take an earlier checkpoint, or get the file again"
         )
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
     """Raise UsageError, with all differences, unless `weights` match `module` in names, shapes and dtypes.
 
-    Only names, shapes and types are compared: `module` may lie on the meta device, where nothing has values.
+    Only names, shapes and types are compared, so `module` may be on the meta device.
     """
     own = module.state_dict()
     counters = {name for name in own if name.endswith(COUNTER)}
@@ -210,7 +206,7 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
 
 
 def _kind(value: Tensor) -> str:
-    """Integers of any width may stand for each other, and so may fractions."""
+    """The kind of dtype: any integer type, or any floating-point type."""
     if value.is_complex() or value.dtype == torch.bool:
         return str(value.dtype)
     return "fractions" if value.is_floating_point() else "integers"
@@ -219,7 +215,7 @@ def _kind(value: Tensor) -> str:
 def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors, equal for a float32 file and its half-precision copy.
 
-    Values are rounded to float16 first, so that a referee is known again after an export with half the bytes.
+    Values are rounded to float16 first, so that an export in half precision has the same digest.
     """
     total = hashlib.sha256()
     for name in sorted(weights):
@@ -254,14 +250,14 @@ def _unwrapped_name(name: str) -> str:
 
 
 def _state(content: object, path: Path) -> object:
-    """The innermost state dict of a trainer's checkpoint, its weights rather than their moving average."""
+    """The innermost state dict of a trainer's checkpoint; weights rather than their moving average."""
     for _ in range(DEEPEST):
         if not isinstance(content, Mapping):
             return content
         plain, averaged = ([key for key in keys if isinstance(content.get(key), Mapping)] for keys in STATES)
         if plain and averaged:
             note(
-                f"{path} holds a moving average of its weights too ({averaged[0]}), which is left out. To take it: "
+                f"{path} also holds a moving average of its weights ({averaged[0]}), which is left out. To take it: "
                 f"torch.save(torch.load({str(path)!r}, weights_only=True)[{averaged[0]!r}], 'averaged.pt')"
             )
         if any(isinstance(content.get(key), Mapping) and content[key] for key in (*TRAINED, MODULES)):
@@ -308,9 +304,9 @@ def _broken(path: Path, error: Exception) -> str:
 def _unsafe(path: Path) -> str:
     try:
         needed = some(sorted(get_unsafe_globals_in_checkpoint(path)))
-    except Exception:  # the list only serves the message; a strange pickle must not hide the refusal
+    except Exception:  # the list only serves the message
         needed = ""
-    reason = f"it asks for {needed}" if needed else "it is nothing that torch's weights-only reader knows"
+    reason = f"it asks for {needed}" if needed else "torch's weights-only reader cannot read it"
     return (
         f"{path} is refused: beside weights, or instead of them, it holds a pickle that could run code when opened "
         f"({reason}). Convert it on a machine you trust, and give the result:\n"

@@ -152,7 +152,7 @@ def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENE
         draw = Draw(generator(seed, "calibration", number), sprites(split))
         there = {item.noun for item in scene.items}
         with torch.no_grad():
-            found = reader.found(scene.image[None].to(reader.device))[0]
+            found = reader.contents(scene.image[None].to(reader.device))[0]
             for pair in contrasts(scene, draw):
                 asked = [read_question(question.text) for question in pair]
                 if asked[0].kind in SAID:

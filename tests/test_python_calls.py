@@ -46,7 +46,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "evaluate sigma": (lambda: robustclip.evaluate(NAME, sigma="x"), "sigma= 'x'"),
     "evaluate prompts": (lambda: robustclip.evaluate(NAME, prompts=["\ud800"]), "prompts= .*not UTF-8"),
     "evaluate nobody": (lambda: robustclip.evaluate(), "referees= is missing"),
-    "evaluate three": (lambda: robustclip.evaluate(3), "has no image tower and text tower"),
+    "evaluate three": (lambda: robustclip.evaluate(3), "has no image and text tower"),
     "evaluate limits": (lambda: robustclip.evaluate(NAME, limits=2), "did you mean limit="),
     "explain images": (lambda: explain(images=3), "images= 3"),
     "explain texts": (lambda: explain(texts=["\ud800"]), "texts= .*not UTF-8"),

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import UsageError
+from robustclip.errors import faults_of
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
 from robustclip.explanation.maps import check_method
@@ -83,15 +83,13 @@ def run_demo(
 
 def faults(eps: float, attack: str) -> Iterator[str]:
     """Faults that would otherwise show in the middle of the demo."""
-    for check in (
-        partial(ThreatModel, "l2", eps, 64),
-        lambda: AttackSpec.parse(attack).threat(64),
-        partial(check_method, "gradcam"),
-    ):
-        try:
-            check()
-        except UsageError as error:
-            yield str(error)
+    yield from faults_of(
+        (
+            partial(ThreatModel, "l2", eps, 64),
+            lambda: AttackSpec.parse(attack).threat(64),
+            partial(check_method, "gradcam"),
+        )
+    )
 
 
 def summarise(report: Report, attack: str, out: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 
@@ -47,6 +47,15 @@ def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") 
         count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = [f"{count} in the call of {call}", *(f"  {fault}" for fault in faults), hint]
         raise UsageError("\n".join(line for line in lines if line), "faults", faults=list(map(as_fault, faults)))
+
+
+def faults_of(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
+    """Messages of the UsageErrors that `checks` raise."""
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            yield str(error)
 
 
 def require(module: str, extra: str, use: str) -> None:

@@ -73,7 +73,7 @@ def test_no_data_says_what_would_do(data) -> None:
 
 
 def test_a_command_is_never_run(here) -> None:
-    with pytest.raises(UsageError, match="with --allow-commands only"):
+    with pytest.raises(UsageError, match="needs --allow-commands"):
         open_data("pipe:touch made", batch_size=1, size=8)
     assert not (here / "made").exists()
 

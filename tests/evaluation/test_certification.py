@@ -188,7 +188,7 @@ def test_the_tasks_flags_belong_together(colour_referee, colour_folder: Path) ->
         ({"tasks": ["certification"], "sigma": 0.25, "samples": 3}, "take at least 10"),
         ({"tasks": ["certification"], "sigma": 64.0}, "64/255"),
         ({"tasks": ["certification"], "sigma": 0.25, "sign": True}, "cannot be signed"),
-        ({"sigma": 0.25}, "has nothing to do"),
+        ({"sigma": 0.25}, "has no effect"),
     ):
         with pytest.raises(UsageError, match=words):
             evaluate([colour_referee()], data=colour_folder, **settings)

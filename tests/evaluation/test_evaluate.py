@@ -150,7 +150,7 @@ def test_without_torchattacks_nothing_begins(colour_referee, colour_folder: Path
 
 
 def test_what_has_no_two_towers_is_refused(colour_folder: Path) -> None:
-    with pytest.raises(UsageError, match="AestheticsLinear has no image tower and text tower"):
+    with pytest.raises(UsageError, match="AestheticsLinear has no image and text tower"):
         evaluate([AestheticsLinear(4)], data=colour_folder, device="cpu")
 
 

@@ -109,7 +109,7 @@ def test_nothing_has_no_interval(measure) -> None:
 
 
 def test_unpaired_outcomes_are_refused() -> None:
-    with pytest.raises(UsageError, match="3 and 2 are not"):
+    with pytest.raises(UsageError, match="not 3 and 2"):
         intervals.difference([True] * 3, [True] * 2, seed=0)
 
 

@@ -151,7 +151,10 @@ def test_a_signal_within_an_attack_says_how_to_go_on_and_the_numbers_are_the_sam
                 signal.raise_signal(number)
             return super().forward(images)
 
-    with terminable(), pytest.raises(Interrupted, match=rf"kept in {out}: the same call with --resume goes on") as told:
+    with (
+        terminable(),
+        pytest.raises(Interrupted, match=rf"saved in {out}: the same call with --resume continues") as told,
+    ):
         evaluate([colour_referee(tower=Struck())], out=out, **call)
     assert told.value.signal == number
     assert not (out / LOCK).exists()
@@ -179,7 +182,9 @@ def test_a_full_disk_does_not_cost_the_numbers(
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     for place in ({"out": tmp_path / "out"}, {"csv": tmp_path / "x.csv"}):
-        with pytest.raises(RunError, match=r"(answers\.jsonl|x\.csv) could not be written \(No space left on device\)"):
+        with pytest.raises(
+            RunError, match=r"(predictions\.jsonl|x\.csv) could not be written \(No space left on device\)"
+        ):
             evaluate([colour_referee()], data=colour_folder, device="cpu", **place)
         (kept,) = (tmp_path / "spare").iterdir()
         assert json.loads(kept.read_text())["rows"] == whole.to_json()["rows"]

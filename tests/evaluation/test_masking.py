@@ -274,7 +274,7 @@ def test_a_report_with_checks(colour_referee: Build, colour_folder: Path, tmp_pa
     ("changed", "words"),
     [
         ({"masking": True}, "masking checks need an attack"),
-        ({"masking_source": "emoji-vanilla"}, "has nothing to do"),
+        ({"masking_source": "emoji-vanilla"}, "has no effect"),
     ],
 )
 def test_faults_of_a_call(changed: dict[str, object], words: str, colour_referee: Build, colour_folder: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_judge_that_finds_all_names_alike_sees_no_target(colour_referee, plain
 def test_a_judge_without_an_answer_ends_the_measurement(colour_referee, plain) -> None:
     broken = colour_referee("broken", words={"a": (float("nan"),) * 3, "b": (1.0, 0.0, 0.0)})
 
-    with pytest.raises(RunError, match="the judge broken has no answer"):
+    with pytest.raises(RunError, match="the judge broken are not finite"):
         choose(broken, plain((0.5, 0.1, 0.2)), broken.embed_texts(["a", "b"]), torch.tensor([[0, 1]]))
 
 
@@ -253,7 +253,7 @@ def test_a_card_does_not_choose_what_is_loaded(other: str, told: str, colour_fol
 
     named = {"judge": other} if "minus" not in told else {"judge": "emoji-judge", "baseline": other}
     for one in (claim, replace(claim, task="pag", how=named)):
-        with pytest.raises(UsageError, match="no name on this machine"):
+        with pytest.raises(UsageError, match="not registered on this machine"):
             measured(toy_referee(), one, "cpu")
 
 
@@ -275,7 +275,7 @@ def test_nobody_judges_itself(toys: list[Path], colour_folder: Path, tmp_path: P
         ({"pag": "l2:383@20"}, "looks as if given in /255"),
         ({"judge": None}, "the task pag on .*colours' needs a judge"),
         ({"judge": ""}, "a referee's name or folder is needed"),
-        ({"tasks": ["zero-shot"]}, "the judge 'toy-2' has nothing to do"),
+        ({"tasks": ["zero-shot"]}, "the judge 'toy-2' has no effect"),
     ],
 )
 def test_calls_that_cannot_be_meant(

@@ -83,6 +83,6 @@ def test_who_sees_nothing_is_never_right_by_chance() -> None:
 
 
 def test_what_it_says_is_shown_beside_what_is_there() -> None:
-    said = measure_pair_reader(Knows(), SPLIT, n=40, seed=SEED, said=3)["captions"]
+    said = measure_pair_reader(Knows(), SPLIT, n=40, seed=SEED, captioned=3)["captions"]
     assert len(said) == 3
     assert all(text.split(" -> ")[0] == text.split(" -> ")[1] for text in said)

@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_what_is_missing_and_more_cells(
     lost = sorted((folder / "cells" / "sample-7.5" / "images").iterdir())[1]
     was = load_image(lost)
     lost.write_bytes(lost.read_bytes()[:100])
-    with pytest.raises(UsageError, match=r"was begun with --score sum, and this call says matching"):
+    with pytest.raises(UsageError, match=r"was begun with --score sum, and this call has matching"):
         reproduce(resume=folder, score="matching")
     numbers = reproduce(resume=folder, cells=["sample-30"])
     after = pictures(folder)

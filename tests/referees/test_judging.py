@@ -18,7 +18,7 @@ def test_the_guide_itself_a_copy_and_a_rounded_copy_are_refused(tmp_path: Path) 
     guide = toy_referee(seed=0, name="guide")
     save_referee(guide, tmp_path, half=True)
     for judge in (guide, toy_referee(seed=0, name="judge"), load_referee_folder(tmp_path)):
-        with pytest.raises(UsageError, match=r"and the guide 'guide' are the same weights: .*Judge with another one"):
+        with pytest.raises(UsageError, match=r"and the guide 'guide' have the same weights, .*judge with another one"):
             check_judge(guide, judge)
 
 

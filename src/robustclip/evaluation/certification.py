@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.data.pictures import Images
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, faults_of
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.report import Findings, Measurement
@@ -244,10 +245,7 @@ def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: boo
         yield "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task"
     if sigma is None:
         yield "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25"
-    try:
-        check_certifiable(2, 0.25 if sigma is None else sigma, n=samples)
-    except UsageError as error:
-        yield str(error)
+    yield from faults_of([partial(check_certifiable, 2, 0.25 if sigma is None else sigma, n=samples)])
 
 
 def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:

@@ -22,7 +22,7 @@ from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, odd_pictures, read_examples
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
@@ -286,11 +286,7 @@ def faults(
     checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
     checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
-    for check in checks:
-        try:
-            check()
-        except UsageError as error:
-            yield str(error)
+    yield from faults_of(checks)
     for name, count in (("limit", limit), ("batch_size", batch_size)):
         if count is not None and count < 1:
             yield f"{name} must be at least 1, not {count}"

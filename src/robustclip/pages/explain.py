@@ -15,7 +15,7 @@ from rich.console import Group
 
 from robustclip import __version__
 from robustclip.attacks.spec import AttackSpec
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation import report as tables
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.named import load_named
@@ -265,11 +265,7 @@ def faults(
         yield f"batch_size is {batch_size}: give a number from 1 to {MOST_AT_ONCE}, e.g. 16"
     checks: list[Callable[[], object]] = [partial(check_method, method), partial(read_attack, attack)]
     checks += [partial(pick_device, device), partial(pick_dtype, dtype), partial(check_writable, out, folder=True)]
-    for check in checks:
-        try:
-            check()
-        except UsageError as error:
-            yield str(error)
+    yield from faults_of(checks)
     yield from taken(out)
 
 

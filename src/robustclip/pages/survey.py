@@ -1,4 +1,4 @@
-"""A survey of people: which of two pictures fits its prompt better, asked blind on one page; and what was answered."""
+"""Survey: participants choose, blind, which of two pictures fits its prompt better; and its evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,7 +18,7 @@ from pydantic import PositiveInt
 
 from robustclip import __version__
 from robustclip.data.images import to_pil
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation.generation.measure import shared
 from robustclip.evaluation.generation.pictures import Pictures, read_pictures
 from robustclip.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, preference
@@ -157,11 +158,7 @@ def _faults(pictures: Sequence[Path], out: Path, key: Path, overwrite: bool) -> 
     for folder in pictures if not isinstance(pictures, str | Path) else [pictures]:
         if not is_folder(folder):
             yield f"no folder of pictures at {str(folder)[:200]!r}"
-    for file in (out, key):
-        try:
-            check_new_file(file, overwrite=overwrite)
-        except UsageError as error:
-            yield str(error)
+    yield from faults_of(partial(check_new_file, file, overwrite=overwrite) for file in (out, key))
     yield from clashes({"out": out, "key": key})
 
 

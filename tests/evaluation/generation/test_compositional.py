@@ -155,7 +155,7 @@ def test_what_cannot_be_judged() -> None:
     with pytest.raises(RunError, match="opinion gives no finite score of a picture of 'a yellow banana and"):
         found(lambda _, text: float("nan") if "octopus" in text or "red" in text else 0.0)
     for second in (Thing("yellow", "butterfly"), Thing(None, "butterfly")):
-        with pytest.raises(UsageError, match="has not two colours to exchange"):
+        with pytest.raises(UsageError, match="has no two different colours"):
             alternatives(Pair(PAIR.first, second))
     with pytest.raises(UsageError, match="2 pictures are judged by as many pairs, not 1"):
         judge_pairs(Opinion(lambda *_: 0.0), numbered(2), [PAIR])

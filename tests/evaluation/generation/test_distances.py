@@ -105,7 +105,7 @@ def test_the_inception_score_is_torchmetrics() -> None:
     [
         (partial(frechet_distance, torch.ones(3, 2), torch.ones(3, 4)), r"\(3, 2\) and \(3, 4\) do not compare"),
         (partial(cmmd, torch.ones(1, 2), torch.ones(3, 2)), "at least 2 pictures in each, not 1 and 3"),
-        (partial(inception_score, torch.ones(1, 2)), "at least 2, not 1"),
+        (partial(inception_score, torch.ones(1, 2)), "at least 2 pictures, not 1"),
         (partial(jackknife, frechet_distance, torch.ones(2, 2), seed=0), "at least 3 pictures"),
     ],
 )

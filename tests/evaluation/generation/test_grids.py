@@ -115,7 +115,7 @@ def test_rows_of_a_resumed_run(tmp_path: Path) -> None:
     study(tmp_path / "run").run.finish()
     asked = {"cells": ["second", "first"], "judge": "one"}
     assert resumed_rows(tmp_path / "run", asked, same=["judge"], rows="cells") == ["first", "second"]
-    with pytest.raises(UsageError, match="was begun with --judge one, and this call says two"):
+    with pytest.raises(UsageError, match="was begun with --judge one, and this call has two"):
         resumed_rows(tmp_path / "run", asked | {"judge": "two"}, same=["judge"], rows="cells")
 
 

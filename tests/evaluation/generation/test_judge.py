@@ -89,11 +89,11 @@ def test_a_guide_does_not_judge_itself(run_folder, seer: TwoTower, colour_refere
     folder = run_folder("own", {"red": RED, "blue": BLUE}, referees=[{"name": "x", "fingerprint": fingerprint(seer)}])
     other = colour_referee("other", words=seer.text_tower.words, tower=Mixing(torch.eye(3) * 2))
 
-    with pytest.raises(UsageError, match=r"seer guided the pictures of own, .* or say --allow-self"):
+    with pytest.raises(UsageError, match=r"seer guided the pictures of own, .* or give --allow-self"):
         judge([folder], judge=[other, seer], device="cpu")
     assert judge([folder], judge=[other], device="cpu").figure("cosine").judge == "other"
     allowed = judge([folder], judge=[seer], allow_self=True, device="cpu")
-    assert any("seer judges what it guided" in note for note in allowed.notes)
+    assert any("seer judges pictures that it guided" in note for note in allowed.notes)
 
 
 def test_images_from_python_and_their_guides(seer: TwoTower, plain) -> None:
@@ -194,7 +194,7 @@ def test_all_faults_of_a_call_come_at_once(run_folder, tmp_path: Path) -> None:
     for fault in (
         "7 faults in the call of judge()",
         "cosin: unknown metric; did you mean cosine?",
-        "fid is a distance to real images: say to which, e.g. --reference",
+        "fid is a distance to real images: give them, e.g. --reference",
         "give its weights, --aesthetics FILE",
         "give weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release",
         "candidates 1: ",
@@ -216,7 +216,7 @@ def test_questions_that_cannot_be_answered_are_told_before_anyone_looks(plain) -
 def test_several_pictures_of_a_prompt_are_told(seer: TwoTower, plain) -> None:
     report = judge_images(plain(RED, BLUE, RED), ["red", "blue", "red"], [seer], device="cpu")
 
-    assert any("3 pictures of 2 prompts: intervals take them for independent" in note for note in report.notes)
+    assert any("3 pictures of 2 prompts: intervals assume that they are independent" in note for note in report.notes)
 
 
 def test_the_function_is_a_verb(run_folder) -> None:

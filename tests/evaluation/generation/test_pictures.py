@@ -42,7 +42,7 @@ def test_what_is_missing_is_told(run_folder) -> None:
     found = read_pictures(run_folder("run", {"red": RED}, referees=[], planned=5))
 
     assert not found.guides
-    assert "nothing says who guided" in found.notes[0]
+    assert "no judge was among them" in found.notes[0]
     assert "1 of the 5 pictures" in found.notes[1]
 
 
@@ -60,7 +60,7 @@ def test_a_list_says_it_for_them(loose: Path, name: str, content: str) -> None:
 
     assert found.prompts == ["grass: green", "red"]  # literally: a colon is a colon
     assert (found.ids, found.seeds) == (["b.png", "a.png"], [3, None])
-    assert "taken on trust" in found.notes[0]
+    assert "no judge was among them" in found.notes[0]
 
 
 def test_a_list_from_elsewhere_and_pictures_it_leaves_out(loose: Path, tmp_path: Path) -> None:
@@ -118,17 +118,17 @@ def test_guides_that_say_nothing_of_themselves_are_unknown(run_folder, referees:
     found = read_pictures(run_folder("run", {"red": RED}, referees=referees))
 
     assert not found.guides
-    assert "taken on trust" in found.notes[0]
+    assert "no judge was among them" in found.notes[0]
 
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("", "nothing says what the pictures"),
-        ('{"file": "c.png", "prompt": "red"}', "speaks of 'c.png', and there is no such picture"),
-        ('{"file": "a.png", "prompt": " "}', "line 1, is not of the kind"),
-        ('{"file": "a.png", "prompt": "red"}\nred', "line 2, is not of the kind"),
-        ("[1]", "line 1, is not of the kind"),
+        ("", "have no prompts"),
+        ('{"file": "c.png", "prompt": "red"}', "names 'c.png', and there is no such picture"),
+        ('{"file": "a.png", "prompt": " "}', "line 1, is not of the form"),
+        ('{"file": "a.png", "prompt": "red"}\nred', "line 2, is not of the form"),
+        ("[1]", "line 1, is not of the form"),
         ('{"file": "a.png", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "two pictures with the id 'a.png'"),
         ('{"file": "../loose/../a.png", "prompt": "x"}', None),
     ],

@@ -120,5 +120,5 @@ def test_what_a_judge_makes_no_number_of_is_an_error(colour_referee, plain) -> N
 
     judge = colour_referee(tower=Broken())
 
-    with pytest.raises(RunError, match="no number of 1 of 2 pictures"):
+    with pytest.raises(RunError, match="no finite embedding of 1 of 2 pictures"):
         embed(judge, plain((0.1, 0.0, 0.0), (0.9, 0.0, 0.0)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustclip import __version__
 from robustclip.diffusion.mutual_information import METRIC, OWN
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, Side, checked, listed
 from robustclip.evaluation.generation import measure
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
@@ -77,9 +77,7 @@ def judge(
     *,
     judge: Annotated[Referees, "judges (names or folders) that did not guide; mi:MODEL for a diffusion model"] = JUDGES,
     metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
-    candidates: Annotated[
-        PositiveInt | None, "number of candidates in R-Precision; default: all distinct prompts"
-    ] = None,
+    candidates: Annotated[PositiveInt | None, "candidates in R-Precision; default: all distinct prompts"] = None,
     prompts: Annotated[
         Path | None, "prompts of images without provenance, jsonl or csv with file and prompt; of a benchmark, txt"
     ] = None,
@@ -198,11 +196,7 @@ def faults(
         checks.append(check_installed)
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
     checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
-    for check in checks:
-        try:
-            check()
-        except UsageError as error:
-            yield str(error)
+    yield from faults_of(checks)
     yield from clashes({"out": out, "csv": csv})
     yield from _taken(out)
 

@@ -117,9 +117,8 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     """Read the pictures of a `synthesize` run (FOLDER/images/*.png with provenance), or of any folder.
 
     prompts    prompts of pictures without provenance, as JSON lines ({"id" or "file", "prompt"}, "seed" if known) or
-    CSV
-               with these columns; default: pictures.jsonl, prompts.jsonl or prompts.csv in the folder. Taken literally,
-               without prompt weights.
+               CSV with these columns; default: pictures.jsonl, prompts.jsonl or prompts.csv in the folder. Taken
+               literally, without prompt weights.
     size       resize and crop pictures to this height and width; None: keep theirs, which must be equal.
 
     Raises UsageError for a missing or empty folder, for pictures without prompt and prompts without picture, and for

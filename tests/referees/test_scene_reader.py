@@ -19,7 +19,7 @@ from robustclip.referees.registry import load_referee
 from robustclip.referees.scene_reader import (
     FAMILY,
     GRID,
-    Found,
+    SceneContent,
     SceneReader,
     background,
     cropped,
@@ -44,9 +44,9 @@ def one_hot(names: tuple[str, ...], *chosen: str) -> Tensor:
 
 
 @pytest.fixture
-def found() -> Found:
+def found() -> SceneContent:
     """Two red fish of which the second is half sure, left of a blue flat hat that is larger, on pink."""
-    return Found(
+    return SceneContent(
         sure=torch.tensor([1.0, 0.5, 1.0]),
         nouns=one_hot(tuple(NOUNS), "fish", "fish", "hat"),
         colours=one_hot(tuple(COLOURS), "red", "red", "blue"),
@@ -82,7 +82,7 @@ def found() -> Found:
     ],
 )
 def test_a_question_is_answered_from_what_was_found(
-    reader: SceneReader, found: Found, question: str, there: float, said: float
+    reader: SceneReader, found: SceneContent, question: str, there: float, said: float
 ) -> None:
     assert reader.raw(found, read_question(question)).sigmoid().tolist() == pytest.approx([there, said], abs=0.01)
 
@@ -97,7 +97,7 @@ def test_a_background_is_the_colour_of_the_empty_cells() -> None:
     assert chances.max() > 0.9
 
 
-def test_a_noun_it_does_not_know_is_refused(reader: SceneReader, found: Found) -> None:
+def test_a_noun_it_does_not_know_is_refused(reader: SceneReader, found: SceneContent) -> None:
     with pytest.raises(UsageError):
         reader.raw(found, read_question("a zebra?"))
     with pytest.raises(UsageError):

@@ -63,7 +63,7 @@ def objective(name: str) -> Objective:
     if name == "fare":
         return fare()
     if name == "anchored":
-        return anchored(clip(10.0), features=0.5, answers=0.7, scale=10.0)
+        return anchored(clip(10.0), features=0.5, logits=0.7, scale=10.0)
     if name == "divergence":
         return divergence(10.0, BANK)
     if name == "trades":

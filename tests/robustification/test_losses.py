@@ -187,7 +187,7 @@ def test_the_regularisers_keep_an_image_near_the_original_and_near_its_clean_sel
     seen = {"clean": 5 * here, "original_here": 2 * there}  # lengths do not count
     apart = 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
     expected = base(here, NO_TEXTS, IDS) + torch.tensor([3 * math.sqrt(2) + 2 * apart, 0.0])
-    losses = anchored(base, features=3.0, answers=2.0, scale=scale, bank=bank)(here, NO_TEXTS, IDS, **seen)
+    losses = anchored(base, features=3.0, logits=2.0, scale=scale, bank=bank)(here, NO_TEXTS, IDS, **seen)
     torch.testing.assert_close(losses, expected)
 
 

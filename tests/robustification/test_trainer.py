@@ -248,7 +248,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_told(tmp_path: Path) -> None:
     referee, run = fit(tmp_path / "run", threat=None, data=Colours(poisoned=[0, 17]), log_every=1)
     assert [line["step"] for line in run.metrics() if line["loss"] is None] == [1, 18]
     told = run.record["warnings"]
-    assert told[1].startswith("step 18 was left out: its loss is nan")
+    assert told[1].startswith("step 18 was skipped: its loss is nan")
     assert told[1].endswith("not finite are the embeddings of 17-0")
     assert run.record["notes"]["skipped_steps"] == 2
     assert weights(referee).isfinite().all()
@@ -264,7 +264,7 @@ def test_running_statistics_do_not_take_what_is_not_finite(tmp_path: Path) -> No
 
 
 def test_ten_bad_steps_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_path: Path) -> None:
-    told = r"step 27 was left out.*as were the 9 before: the last good checkpoint is .*checkpoint-00000020\.pt"
+    told = r"step 27 was skipped.*as were the 9 before: the last good checkpoint is .*checkpoint-00000020\.pt"
     with pytest.raises(RunError, match=told):
         fit(tmp_path / "run", threat=None, data=Colours(poisoned=range(17, 30)), checkpoint_every=10)
     _, run = fit(tmp_path / "every other", threat=None, data=Colours(poisoned=range(0, 30, 2)))

@@ -37,14 +37,14 @@ class WarmStarts:
     def starts(
         self, images: Float[Tensor, "b 3 h w"], ids: Sequence[str], threat: ThreatModel, random: list[torch.Generator]
     ) -> Float[Tensor, "b 3 h w"]:
-        """Perturbations inside the threat model to start from: the last ones, of new samples random ones."""
+        """Initial perturbations inside the threat model: each sample's last one, random for new samples."""
         fresh = threat.random_start(images, random)
         known = [self.ends.get(one) for one in ids]
         rows = [new if old is None else old.to(new) for old, new in zip(known, fresh, strict=True)]
         return threat.project(torch.stack(rows))
 
     def keep(self, perturbations: Float[Tensor, "b 3 h w"], ids: Sequence[str]) -> None:
-        """Remember where attacks ended; the samples seen longest ago are forgotten where there are too many."""
+        """Store final perturbations; beyond `most` samples, those seen longest ago are dropped."""
         for one, end in zip(ids, perturbations.detach().half().cpu(), strict=True):
             self.ends.pop(one, None)
             self.ends[one] = end.clone()
@@ -52,7 +52,7 @@ class WarmStarts:
             del self.ends[next(iter(self.ends))]
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """State for checkpoints."""
         return {"ids": list(self.ends), "ends": torch.stack(list(self.ends.values())) if self.ends else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -61,33 +61,32 @@ class WarmStarts:
 
 
 def refuse_warm_starts(processes: int) -> None:
-    """Raise UsageError where several processes train: a sample may come to another one the next time."""
+    """Raise UsageError with several processes: a sample may be in another process the next time."""
     if processes > 1:
         raise UsageError(
-            f"warm starts are kept by one process, and {processes} train here: leave --warm-start out, or launch one"
+            f"warm starts need a single process, not {processes}: leave --warm-start out, or launch one process"
         )
 
 
 Embed = Callable[[Tensor], Tensor]
 
 AttackNegatives = Literal["gathered", "local"]
-"""What a contrastive attack climbs against: "gathered" is exact, all texts of the batch; "local" is an approximation,
-only the texts of the same part in the same process, which saves a forward pass at every step. The update is exact in
-both."""
+"""Negatives of a contrastive attack: "gathered", all texts of the batch (exact); "local", only those of the same part
+in the same process (approximate; saves a forward pass per step). The update is exact in both."""
 
 
 @dataclass(frozen=True)
 class AdversarialGradients:
     """Compute the gradients of one adversarial update.
 
-    embed               images in [0, 1] to embeddings by `tower`, which has been put in the mode to train in;
-                        normalised or not, for objectives that need unit vectors make them
-    objective           what the update descends; the attack climbs `attack_objective`, the same unless given
-    original            as `embed`, by the tower as it was before training, for objectives that read it
-    warm                where samples' attacks ended last, to start from there; else they start at random
-    momentum            of the attack (0.9 in RobustVLM)
-    accumulate          how many parts a batch has, whose activations are held one at a time
-    any_size            a batch of another size than the threat model's meets the same RMS change of a pixel
+    embed               images in [0, 1] to embeddings by `tower`, which is in training mode; need not be normalised,
+                        as objectives that need unit vectors normalise
+    objective           minimised by the update; the attack maximises `attack_objective` (default: the same)
+    original            as `embed`, by the tower before training, for objectives that read it
+    warm                warm starts of the attack; None: random starts
+    momentum            momentum of the attack (0.9 in RobustVLM)
+    accumulate          number of parts of a batch; activations of one part are held at a time
+    any_size            scale an L2 eps to the same RMS change of a pixel for batches of another size
     """
 
     tower: nn.Module
@@ -107,9 +106,11 @@ class AdversarialGradients:
     seed: int = 0
 
     def __call__(self, step: int, batch: Batch, texts: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
-        """Adversarial images (b,3,H,W) of this process's share of a batch, and the loss on them, the mean over all
-        processes. Adds to the tower's gradients those of that mean (and of `clean_weight` times the clean one), the
-        same in all processes. What it draws is a function of seed, step and the samples' ids."""
+        """Adversarial images (b,3,H,W) of this process's share of a batch, and their mean loss over all processes.
+
+        Adds the gradients of that mean (plus `clean_weight` times the clean one) to the tower's, equal in all
+        processes. Random numbers depend on seed, step and the samples' ids only.
+        """
         with rng.seeded(self.seed, "tower", step, distributed.rank(), device=batch.images.device):
             original = self._of_original(batch.images)
             images = self.attacked(step, batch, texts, original)
@@ -118,7 +119,7 @@ class AdversarialGradients:
             if self.clean_weight:
                 loss = loss + self.clean_weight * loss_of(batch.images).mean()
             loss.backward()
-        if not distributed.is_sharded():  # which averages on its own
+        if not distributed.is_sharded():  # FSDP averages gradients itself
             distributed.average_gradients(self.tower.parameters())
         return images, distributed.mean(loss)
 
@@ -134,7 +135,7 @@ class AdversarialGradients:
             with eval_mode(self.tower), torch.no_grad():
                 loss_of = self._gathered(objective, self._in_parts(self.embed), batch, texts, original)
             return self._pgd(objective, loss_of, batch, starts)
-        # Where losses don't depend on each other, going part by part is exact; where they do, these are "local".
+        # Exact for uncoupled losses; for coupled ones these are the "local" negatives.
         size = -(-len(batch) // self.accumulate)
         found = []
         for first in range(0, len(batch), size):
@@ -150,7 +151,7 @@ class AdversarialGradients:
         assert self.threat is not None
         height, width = batch.images.shape[-2:]
         threat = self.threat.resized((height, width)) if self.any_size else self.threat
-        frozen = None if distributed.is_sharded() else self.tower  # FSDP cannot freeze weights for a while
+        frozen = None if distributed.is_sharded() else self.tower  # FSDP cannot freeze weights temporarily
         with eval_mode(self.tower):
             found = pgd(
                 batch.images,
@@ -164,21 +165,21 @@ class AdversarialGradients:
                 keep="last",
                 module=frozen,
                 generator=random,
-                strict=False,  # the step that follows is left out and told
+                strict=False,  # the trainer skips and logs such a step
             )
         if self.warm is not None:
             self.warm.keep(found - batch.images, batch.ids)
         return found
 
     def _local(self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None) -> Embed:
-        """Losses (b,) of images that stand in for those of `batch`, which meet no other process's."""
+        """Losses (b,) as a function of the images of `batch`, with negatives of this process only."""
         beside = self._beside(objective, embed, batch, texts, original)
         return lambda images: objective(embed(images), **beside, **self._here(objective, images))
 
     def _gathered(
         self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
     ) -> Embed:
-        """Losses (b,) of this process's images; the gradient of their sum is that of the losses of all processes."""
+        """Losses (b,) of this process's images; the gradient of their sum is that of all processes' losses."""
         if not objective.coupled or distributed.count() == 1:
             return self._local(objective, embed, batch, texts, original)
         own_beside = self._beside(objective, embed, batch, texts, original)
@@ -188,7 +189,7 @@ class AdversarialGradients:
             here = {name: _everyone(values) for name, values in self._here(objective, images).items()}
             everyones = objective(_everyone(embed(images)), **beside, **here)
             own = everyones.chunk(distributed.count())[distributed.rank()]
-            others = everyones.sum() - own.sum()  # which own images change too, as negatives
+            others = everyones.sum() - own.sum()  # depend on own images as negatives
             return own + (others - others.detach()) / len(own)
 
         return losses
@@ -196,14 +197,14 @@ class AdversarialGradients:
     def _beside(
         self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
     ) -> dict[str, Tensor]:
-        """What an objective is given besides the images in question, all of it of the untouched pairs."""
-        given = {"texts": texts, "ids": batch.positives}
+        """The objective's inputs that do not depend on the attacked images."""
+        inputs = {"texts": texts, "ids": batch.positives}
         if "clean" in objective.reads:
-            given["clean"] = embed(batch.images)
+            inputs["clean"] = embed(batch.images)
         if "original" in objective.reads:
             assert original is not None, f"{objective.name} reads the original tower, and none was given"
-            given["original"] = original
-        return given
+            inputs["original"] = original
+        return inputs
 
     def _here(self, objective: Objective, images: Tensor) -> dict[str, Tensor]:
         if "original_here" not in objective.reads:
@@ -213,7 +214,7 @@ class AdversarialGradients:
 
     @torch.no_grad()
     def _of_original(self, images: Tensor) -> Tensor | None:
-        """What the tower as it was before training says of untouched images, for whoever reads it."""
+        """Embeddings of clean images by the tower before training, if an objective reads them."""
         read = self.objective.reads | (self.attack_objective or self.objective).reads
         if "original" not in read:
             return None
@@ -221,8 +222,8 @@ class AdversarialGradients:
         return self._in_parts(self.original)(images)
 
     def _in_parts(self, embed: Embed) -> Embed:
-        """Embeddings of a batch whose activations do not fit: computed part by part and forgotten, and computed again,
-        one part at a time, when the gradient comes back (Gao et al. 2021, GradCache, by torch's checkpointing)."""
+        """`embed` in `accumulate` parts, whose activations are recomputed in the backward pass (GradCache, Gao et al.
+        2021, by torch's checkpointing)."""
         if self.accumulate == 1:
             return embed
 
@@ -236,5 +237,5 @@ class AdversarialGradients:
 
 
 def _everyone(values: Tensor) -> Tensor:
-    """Of all processes, in their order, with gradients where `values` have them."""
+    """`values` of all processes in order of rank, with gradients if `values` has them."""
     return distributed.everyone_with_gradient(values) if values.requires_grad else distributed.everyone(values)

@@ -27,32 +27,32 @@ from robustclip.robustification.losses import (
 
 ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "fare", "trades"]
 AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "fare", "divergence"]
-"""What the attack climbs: "same" is what the update descends, but of TRADES its divergence."""
+"""Objective that the attack maximises: "same" is that of the update; for TRADES, its divergence."""
 
 CLASS_TEMPLATE = "an emoji of a {}"
 """TeCoA's class texts here, after RobustVLM's "This is a photo of a {}"."""
 
 LOGIT_SCALE = 30.0
-"""exp(logit_scale) of the embedded referees, frozen (ours): names of different things are at cosine 0.2 to 0.5 in the
-sentence encoder, so 30 already tells them apart, and CLIP's 100 would make every gradient one of a few mistakes."""
+"""exp(logit_scale) of the embedded referees, frozen (ours): the sentence encoder gives distinct nouns cosines of 0.2 to
+0.5, which 30 separates; with CLIP's 100 a few misclassified images would dominate the gradient."""
 
 
 VITS = {"vit_mini_patch8": {"layers": 4, "width": 128, "head_width": 64, "patch_size": 8}}
-"""open_clip's own ViT, small (0.9 M weights): as in CLIP's, the embedding is read from the CLS token. Width and depth
-are what two CPU cores train in half an hour (docs/towers.md)."""
+"""A small open_clip ViT (0.9 M weights) with CLIP's CLS pooling; trains in half an hour on two CPU cores
+(docs/towers.md)."""
 
 
 def fresh_referee(name: str, tower: str, *, image_size: int = 64, seed: int = 0) -> TwoTower:
     """A referee with a random tower that ends in the embedding (384-d), and the frozen sentence encoder.
 
-    `tower` is a name of `VITS`, or of timm's models, whose classifier then is the embedding. The config is one that
-    plain open_clip reads. The random weights are a function of `seed`.
+    `tower` is a key of `VITS`, or a timm model, whose classifier then gives the embedding. Plain open_clip reads the
+    config. The random weights are a function of `seed`.
     """
     of_timm = {
         "timm_model_name": tower,
         "timm_model_pretrained": False,
         "timm_pool": "avg",
-        "timm_proj": "",  # the classifier is the projection: nothing between the pooled features and the texts
+        "timm_proj": "",  # the classifier is the projection
     }
     model_cfg = {
         "embed_dim": 384,
@@ -81,22 +81,25 @@ def emoji_objectives(
     beta: float = 6.0,
     anchor: float = 0.0,
 ) -> tuple[Objective, Objective]:
-    """What the update descends and what the attack climbs, by name. `beta` weighs TRADES' divergence; `anchor`, where
-    it is not 0, AdvFLYP's regularisers of features and answers, which only the update has."""
+    """Objectives of the update (minimised) and of the attack (maximised), by name.
+
+    `beta` weighs TRADES' divergence; `anchor`, if not 0, AdvFLYP's regularisers of features and logits, in the update
+    only.
+    """
     update = emoji_objective(name, referee, data, beta=beta)
     if attack == "divergence" or (attack == "same" and name == "trades"):
-        climbed = divergence(referee.logit_scale, _names(referee, data)[0])
+        attack_objective = divergence(referee.logit_scale, _names(referee, data)[0])
     else:
-        climbed = update if attack == "same" else emoji_objective(attack, referee, data)
+        attack_objective = update if attack == "same" else emoji_objective(attack, referee, data)
     if anchor:
         bank = None if update.reads_texts else _names(referee, data)[0]
-        update = anchored(update, features=anchor, answers=anchor, scale=referee.logit_scale, bank=bank)
-    return update, climbed
+        update = anchored(update, features=anchor, logits=anchor, scale=referee.logit_scale, bank=bank)
+    return update, attack_objective
 
 
 def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches, *, beta: float = 6.0) -> Objective:
-    """The loss by name. The text bank holds the names of the concepts in `data`, and only those: a concept held out of
-    training is not pushed away either."""
+    """The loss by name. Its text bank holds the names of the concepts in `data` only, so held-out concepts are not
+    negatives."""
     scale = referee.logit_scale
     if name == "clip":
         return clip(scale)
@@ -119,7 +122,7 @@ def _names(referee: TwoTower, data: EmojiBatches, template: str = "{}") -> tuple
 
 
 def emoji_probe(data: EmojiBatches, size: int = 128) -> Batch:
-    """A batch to watch the run by: training drawings of distinct concepts under an augmentation of their own."""
+    """Probe batch for monitoring: training drawings of distinct concepts with another augmentation."""
     pool = EmojiBatches(data.split, batch_size=2 * size, seed=data.seed + 1, dataset=data.dataset).batch(0)
     first_rows = {concept: row for row, concept in reversed(list(enumerate(pool.positives.tolist())))}
     rows = sorted(first_rows.values())[:size]

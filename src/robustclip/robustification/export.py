@@ -31,8 +31,7 @@ CLASSIFIES, EMBEDS = "zero-shot-image-classification", "image-feature-extraction
 class Format(ABC):
     """An export format.
 
-    `is_referee` says whether load_referee finds both towers in what it writes; `library` and `task` are the Hugging
-    Face hub's words.
+    `is_referee`: load_referee can load what it writes; `library` and `task` are those of the Hugging Face hub.
     """
 
     is_referee: ClassVar[bool]
@@ -41,11 +40,11 @@ class Format(ABC):
 
     @abstractmethod
     def convert(self, referee: TwoTower) -> TwoTower:
-        """The referee as the library has it. Raises UsageError where that has nothing like it."""
+        """Convert the referee for the library. Raises UsageError if that has no such architecture."""
 
     @abstractmethod
     def write(self, referee: TwoTower, folder: Path, card: Card, *, half: bool, target: Path) -> Card:
-        """Write a converted referee into an empty folder that becomes `target`; returns the card as true of it."""
+        """Write a converted referee into an empty folder, later moved to `target`; returns its card."""
 
     @abstractmethod
     def usage(self, card: Card, repo: str | None) -> str:
@@ -54,7 +53,7 @@ class Format(ABC):
 
 @final
 class OpenClip(Format):
-    """Both towers for open_clip; a toy, which has no place there, for the registry."""
+    """Both towers for open_clip; a toy for the registry only."""
 
     is_referee, library, task = True, "open_clip", CLASSIFIES
 
@@ -143,10 +142,10 @@ class ImageTower(Format):
     def usage(self, card: Card, repo: str | None) -> str:
         from robustclip.referees.openclip import name_of
 
-        known = name_of(card.architecture)
-        architecture = known or "ARCHITECTURE"
+        name = name_of(card.architecture)
+        architecture = name or "ARCHITECTURE"
         quick_gelu = bool(card.architecture.get("quick_gelu", False))
-        source = "" if known else f"\n# ARCHITECTURE: a name you give to the model_cfg in {CONFIG} (add_model_config)"
+        source = "" if name else f"\n# ARCHITECTURE: a name you give to the model_cfg in {CONFIG} (add_model_config)"
         return f"""import open_clip
 import robustclip
 import torch
@@ -175,7 +174,7 @@ def _as_open_clip(referee: TwoTower) -> TwoTower:
 
 
 def _of_tower(referee: TwoTower, card: Card, folder: Path, files: list[str]) -> Card:
-    """The card of an image tower alone: its text tower is named, with the digest of its weights."""
+    """The card of an image tower alone: it names the text tower, with the digest of its weights."""
     text_tower = referee.text_tower.source() or {
         "name": f"that of {referee.card.name}, which is not in this folder",
         "sha256": digest(referee.text_tower.state_dict()),
@@ -219,35 +218,37 @@ def export(
     float32 embeddings after load_referee are bit-equal.
 
     The pixels of the hf processor are those of the referee where an image has the tower's size. Where it resizes, they
-    are one step of 255 apart, more beside hard edges: like open_clip's own transform it rounds to 8 bits and clamps
-    what bicubic resampling overshoots, where the referee lets gradients pass; the card holds the measured difference.
-    Its tokenizer does not mend texts as open_clip's does (curly quotes, HTML entities); the card says how such embed.
-    Transparent pictures lie on white here, and lose their alpha in other libraries' transforms: the card has the line
-    of code that makes them equal.
+    differ by 1/255, more at hard edges: like open_clip's own transform it rounds to 8 bits and clamps the overshoot of
+    bicubic resampling, and the referee does not, for its gradients; the card has the measured difference.
+    Its tokenizer does not clean texts as open_clip's does (curly quotes, HTML entities); the card has the effect on
+    their embeddings. Transparent pictures are composited on white here, and lose their alpha in other libraries'
+    transforms: the card has the code that makes them equal.
 
     A text tower of transformers (the sentence encoder) is one that open_clip finds by hub id or path only: the config
     in the folder names the folder's own absolute path, where config.json describes the encoder, and its weights come
     from the folder's safetensors. So plain open_clip needs no network, and the folder must not be moved; export it
-    again (`export(FOLDER, name=..., to=...)`) to put it elsewhere. load_referee does not mind a move.
+    again (`export(FOLDER, name=..., to=...)`) to put it elsewhere. load_referee works after a move.
 
     Only --push uses the network: the folder becomes one commit of a model repository, with the card as README.md and
     `license: unknown`, to be set there.
 
-    Raises UsageError for a name that is unsafe or taken, a folder that exists, a run that has no referee yet, a format
-    whose library has no such architecture, and --push without a token; RunError where the hub refuses.
+    Raises UsageError for an unsafe or taken name, an existing folder, a run without a referee, an architecture that the
+    format's library lacks, and --push without a token; RunError if the hub refuses.
     """
     if not isinstance(run, str | Path | TwoTower):
-        raise UsageError(f"{run!r:.100} is no run and no referee: give a run's folder, a referee's name, or a referee")
+        raise UsageError(
+            f"{run!r:.100} is neither a run nor a referee: give a run's folder, a referee's name, or a referee"
+        )
     raise_faults("export()", list(faults(to, format, register, push)))
     kind = FORMATS[format]
     register = register and kind.is_referee
     registry.check_name(name) if register else registry.check_safe(name)
     target = registry.home() / name if to is None else Path(to)
     check_new_folder(target)
-    given = _given(run, checkpoint)
-    referee = kind.convert(given)
+    original = _referee_of(run, checkpoint)
+    referee = kind.convert(original)
     card = _card(referee.card, name, half=half)
-    card.provenance |= {"resizing": _resizing(referee), "transparency": TRANSPARENCY, **_texts(given, referee)}
+    card.provenance |= {"resizing": _resizing(referee), "transparency": TRANSPARENCY, **_texts(original, referee)}
 
     with new_folder(target) as draft:
         card = kind.write(referee, draft, card, half=half, target=target)
@@ -267,23 +268,23 @@ def faults(to: Path | None, format: FormatName, register: bool, push: str | None
     if format not in FORMATS:
         yield unknown(format, FORMATS, "format") + f" There are {', '.join(FORMATS)}"
     elif to is None and not FORMATS[format].is_referee:
-        yield f"an image tower alone is no referee that the registry could hold: give --to DIR with --format {format}"
+        yield f"an image tower alone cannot be registered: give --to DIR with --format {format}"
     elif to is None and not register:
         yield "an export that is not registered needs a folder: give --to DIR, or leave out --no-register"
     if push is not None:
         from robustclip.robustification.push import fault
 
-        if found := fault(push):
-            yield found
+        if reason := fault(push):
+            yield reason
 
 
-def _given(run: Path | TwoTower, which: Which) -> TwoTower:
-    """The referee to export: of a run, or whatever load_referee knows. Raises UsageError where there is none."""
+def _referee_of(run: Path | TwoTower, which: Which) -> TwoTower:
+    """The referee to export: of a run, or by load_referee. Raises UsageError if there is none."""
     folder = None if isinstance(run, TwoTower) or registry.find(str(run)) else Path(run)
     if folder is not None and (folder / RECORD).is_file():
         return referee_at(folder, which)
     if which == "best":
-        raise UsageError("--checkpoint best is for a run's folder: leave it out for what is a referee already")
+        raise UsageError("--checkpoint best is for a run's folder: leave it out for a referee")
     if isinstance(run, TwoTower):
         return run
     if folder is not None and (folder / REFEREE / CARD_FILE).is_file():
@@ -295,31 +296,31 @@ def _given(run: Path | TwoTower, which: Which) -> TwoTower:
 
 @torch.no_grad()
 def _resizing(referee: TwoTower) -> str:
-    """What the 8 bits of a PIL transform change, where it resizes, measured on two pictures."""
+    """Report of the difference that 8-bit PIL resizing makes, measured on two pictures."""
     height, width = (side * 3 // 2 for side in referee.image_size)
     noise = torch.rand(1, 3, height, 2 * width, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise[..., :5, :5], noise.shape[-2:], mode="bilinear")
     exact = Preprocess.from_config(referee.preprocess.config()).to(referee.device)
     exact.exact = True
-    found = []
+    differences = []
     for name, image in (("noise", noise), ("a smooth picture", smooth)):
         image = ((image * 255).round() / 255).to(referee.device)
         ours, theirs = referee.preprocess(image), exact(image)
         pixel = ((ours - theirs) * exact.std).abs().max().item() * 255
         cosine = (unit(referee.image_tower(ours)) * unit(referee.image_tower(theirs))).sum().item()
-        found.append(f"{pixel:.1f}/255 and cosine {cosine:.4f} ({name} of {height}x{2 * width})")
+        differences.append(f"{pixel:.1f}/255 and cosine {cosine:.4f} ({name} of {height}x{2 * width})")
     return (
         "a transform on PIL pictures rounds to 8 bits and clamps, robustclip does neither, so that gradients pass. "
-        f"Largest difference of a pixel, and of the embedding: {', '.join(found)}; none where nothing is resized. "
+        f"Largest difference of a pixel, and of the embedding: {', '.join(differences)}; none without resizing. "
         "referee.preprocess.exact = True gives the transform's values"
     )
 
 
-def _texts(given: TwoTower, referee: TwoTower) -> dict[str, str]:
-    """How awkward texts fare where the tokenizer became another library's."""
-    if given.card.family == referee.card.family:
+def _texts(original: TwoTower, referee: TwoTower) -> dict[str, str]:
+    """Report of the embeddings of awkward texts by the other library's tokenizer, if the family changed."""
+    if original.card.family == referee.card.family:
         return {}
-    cosines = (given.embed_texts(AWKWARD).cpu() * referee.embed_texts(AWKWARD).cpu()).sum(1)
+    cosines = (original.embed_texts(AWKWARD).cpu() * referee.embed_texts(AWKWARD).cpu()).sum(1)
     others = int((cosines < 1 - 1e-4).sum())
     reported = (
         f"open_clip's tokenizer mends texts and transformers' does not: of {len(AWKWARD)} awkward ones (curly quotes, "
@@ -329,6 +330,6 @@ def _texts(given: TwoTower, referee: TwoTower) -> dict[str, str]:
 
 
 def _card(card: Card, name: str, *, half: bool) -> Card:
-    """The card under its new name; claims of float32 weights do not pass to rounded ones."""
+    """The card under its new name; rounded weights do not inherit claims."""
     provenance = {**card.provenance, "exported": datetime.now(UTC).date().isoformat()}
     return replace(card, name=name, provenance=provenance, claims=[] if half else list(card.claims))

@@ -5,13 +5,13 @@
     tecoa         softmax over the texts of all classes                             Mao et al. 2023
     siglip        pairwise sigmoid                                                  Zhai et al. 2023
     fare          squared distance to the original's embedding of the clean image   Schlarmann et al. 2024
-    divergence    KL from the answers to the clean image                            Zhang et al. 2019, the inner problem
+    divergence    KL from the predictions on the clean image                        Zhang et al. 2019, the inner problem
     trades        clean loss + beta * divergence                                    Zhang et al. 2019
     anchored      a loss + AdvFLYP's distances to the original and the clean image  Sxing2/AdvFLYP
 
-Every loss answers one value per image, in float32 (float64 if embeddings are) and outside autocast: a bfloat16 logit of
-30 has steps of 0.125. Images and texts match where their ids are equal, so a concept that comes twice in a batch is no
-negative of itself; several matches share the target equally (UniCL, Yang et al. 2022, Eq. 3-4).
+Every loss returns one value per image, in float32 (float64 if embeddings are) and outside autocast: a bfloat16 logit of
+30 has steps of 0.125. Images and texts match if their ids are equal, so a repeated concept in a batch is not its own
+negative; several matches share the target equally (UniCL, Yang et al. 2022, Eq. 3-4).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ PerImage = Float[Tensor, " b"]
 Embeddings = Float[Tensor, "b d"]
 
 Reads = Literal["texts", "clean", "original", "original_here"]
-"""What a loss may look at besides the images' own embeddings; each costs passes, so only what is read is computed."""
+"""Inputs of a loss besides the images' own embeddings; each needs forward passes, so only those read are computed."""
 
 
 @dataclass(frozen=True)
 class LossInputs:
     """Inputs of a loss for B pairs. Embeddings (B,D) are unnormalised.
 
-    features        of the images in question, attacked or not, by the tower in training
-    texts, ids      normalised embeddings of the captions (B,D), and which concept each pair shows (B,)
-    clean           of the untouched images, by the tower in training: with gradients in the update, none in the attack
-    original        of the untouched images, by the tower as it was before training
-    original_here   of the images in question, by that tower
+    features        of the images to score, attacked or not, by the tower in training
+    texts, ids      normalised embeddings of the captions (B,D), and the concept of each pair (B,)
+    clean           of the clean images, by the tower in training: with gradients in the update, none in the attack
+    original        of the clean images, by the tower before training
+    original_here   of the images to score, by that tower
     """
 
     features: Embeddings
@@ -54,17 +54,17 @@ class LossInputs:
     original_here: Embeddings | None = None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LossInputs:
-        """The same with `change` applied to all embeddings."""
-        given = {name: value for name, value in vars(self).items() if name != "ids" and value is not None}
-        return replace(self, **{name: change(value) for name, value in given.items()})
+        """A copy with `change` applied to all embeddings."""
+        embeddings = {name: value for name, value in vars(self).items() if name != "ids" and value is not None}
+        return replace(self, **{name: change(value) for name, value in embeddings.items()})
 
 
 @dataclass(frozen=True)
 class Objective:
     """A loss by name: `loss(LossInputs) -> (B,)`.
 
-    `coupled` says that an image's loss depends on the other images of its batch, so that the attack must climb and
-    choose for the batch as a whole; `reads` what it looks at besides the images' own embeddings.
+    coupled   an image's loss depends on the other images of its batch, so the attack maximises the batch's sum
+    reads     inputs besides the images' own embeddings
     """
 
     name: str
@@ -87,19 +87,19 @@ class Objective:
         original: Embeddings | None = None,
         original_here: Embeddings | None = None,
     ) -> PerImage:
-        """The loss of each image. Arguments are the fields of `LossInputs`; raises ValueError where one that is read is
+        """Loss of each image (B,). Arguments are the fields of `LossInputs`; raises ValueError if a required one is
         missing."""
         inputs = LossInputs(features, texts, ids, clean, original, original_here)
         if lacking := sorted(name for name in self.reads if getattr(inputs, name) is None):
-            raise ValueError(f"the objective {self.name} reads {', '.join(lacking)}, which this call does not give")
+            raise ValueError(f"the objective {self.name} needs {', '.join(lacking)}, which this call lacks")
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             return self.loss(inputs.mapped(lambda embeddings: embeddings.to(exact)))
 
 
 def clip(scale: float) -> Objective:
-    """CLIP's batch-contrastive loss in both directions (Radford et al. 2021, Fig. 3): what CLIPAG's Eq. 3 uses
-    "in practice" (CLIPAG §3), in the attack as in the update. `scale` is the frozen exp(logit_scale)."""
+    """CLIP's batch-contrastive loss in both directions (Radford et al. 2021, Fig. 3), which CLIPAG uses for Eq. 3
+    "in practice" (CLIPAG §3), in attack and update. `scale` is the frozen exp(logit_scale)."""
     return Objective(
         "clip", lambda inputs: contrastive(unit(inputs.features), inputs.texts, inputs.ids, scale), coupled=True
     )
@@ -108,9 +108,8 @@ def clip(scale: float) -> Objective:
 def refuse_degenerate(
     objective: Objective, ids: Int[Tensor, " b"], texts: Float[Tensor, "b d"], *, part: int | None = None
 ) -> None:
-    """Raise UsageError where a coupled objective has nothing to tell the pairs of a batch apart by: a single pair,
-    pairs of one concept, or texts that are all the same. Its loss would be constant, and train nothing. `part` is the
-    number of pairs that the loss is taken over at a time, where that is fewer than the batch."""
+    """Raise UsageError if a coupled objective would be constant on a batch: a single pair, pairs of one concept, or
+    equal texts. `part` is the number of pairs per loss, if fewer than the batch."""
     if not objective.coupled:
         return
     pairs = len(ids) if part is None else part
@@ -119,22 +118,22 @@ def refuse_degenerate(
     if len(ids.unique()) < 2 or bool((texts == texts[:1]).all()):
         shared = "show one concept" if len(ids.unique()) < 2 else "have the same text"
         raise UsageError(
-            f"all {len(ids)} pairs of the first batch {shared}: the loss {objective.name} tells the pairs of a batch "
-            "apart, and would be constant. Give data with several texts, shuffled"
+            f"all {len(ids)} pairs of the first batch {shared}: the loss {objective.name} contrasts the pairs of a "
+            "batch, and would be constant. Give data with several texts, shuffled"
         )
 
 
 def one_pair(name: str) -> str:
     """Error message for a contrastive loss over a single pair."""
     return (
-        f"the loss {name} tells the pairs of a batch apart, and a batch of one trains nothing (its loss is constant): "
-        "give --batch-size 2 or more"
+        f"the loss {name} contrasts the pairs of a batch, and is constant for a batch of one: give --batch-size 2 or "
+        "more"
     )
 
 
 def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " t"]) -> Objective:
-    """Softmax over all texts of a finite set, so that every concept is a negative in every step (ours). The batch's own
-    captions are not read. Raises UsageError for a set of fewer than two different texts."""
+    """Softmax over all texts of a finite set, so that every concept is a negative in every step (ours). Does not read
+    the batch's captions. Raises UsageError for fewer than two different texts."""
     _refuse_one_text(bank)
 
     def loss(inputs: LossInputs) -> Tensor:
@@ -144,16 +143,15 @@ def text_bank(scale: float, bank: Float[Tensor, "t d"], bank_ids: Int[Tensor, " 
 
 
 def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " c"]) -> Objective:
-    """Cross-entropy among the texts of all classes, one a class (TeCoA, Mao et al. 2023, Eq. 3; RobustVLM, with scale
-    100 and "This is a photo of a {}"). A text bank of one text a class is the same loss. Raises ValueError for a class
-    with two texts, and as `text_bank` does."""
+    """Cross-entropy over class texts (TeCoA, Mao et al. 2023, Eq. 3; RobustVLM, with scale 100 and "This is a photo of
+    a {}"): a text bank with one text per class. Raises ValueError for a class with two texts, and as `text_bank`."""
     if len(class_ids.unique()) < len(class_ids):
         raise ValueError(f"TeCoA takes one text a class, not the ids {class_ids.tolist()}")
     return replace(text_bank(scale, classes, class_ids), name="tecoa")
 
 
 def siglip(scale: float, bias: float) -> Objective:
-    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, Alg. 1), an image's share of it: the sum over its texts."""
+    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, Alg. 1), per image: the sum over its texts."""
 
     def loss(inputs: LossInputs) -> Tensor:
         sign = torch.where(inputs.ids[:, None] == inputs.ids, 1.0, -1.0)
@@ -175,9 +173,8 @@ def fare() -> Objective:
 
 
 def divergence(scale: float, bank: Float[Tensor, "t d"]) -> Objective:
-    """KL(answers to the clean image || answers here), among the texts of a bank: what TRADES' attack climbs (Zhang et
-    al. 2019, Eq. 5). Its gradient is zero at the clean image: it needs a random start. Raises UsageError as
-    `text_bank`."""
+    """KL(p(text | clean image) || p(text | image)) over the texts of a bank, which TRADES' attack maximises (Zhang et
+    al. 2019, Eq. 5). Its gradient is zero at the clean image, so start at random. Raises UsageError as `text_bank`."""
     _refuse_one_text(bank)
 
     def loss(inputs: LossInputs) -> Tensor:
@@ -188,9 +185,8 @@ def divergence(scale: float, bank: Float[Tensor, "t d"]) -> Objective:
 
 
 def trades(base: Objective, scale: float, bank: Float[Tensor, "t d"], beta: float = 6.0) -> Objective:
-    """`base` on the untouched images plus `beta` times their divergence from the attacked ones (TRADES, Zhang et al.
-    2019, Eq. 5; 6 is their 1/lambda). To be attacked by `divergence`; gradients flow through both of its arguments, as
-    in their code."""
+    """`base` on clean images plus `beta` times their divergence from the attacked ones (TRADES, Zhang et al. 2019, Eq.
+    5; 6 is their 1/lambda). Attack it with `divergence`; gradients flow through both arguments, as in their code."""
     apart = divergence(scale, bank)
 
     def loss(inputs: LossInputs) -> Tensor:
@@ -204,16 +200,16 @@ def anchored(
     base: Objective,
     *,
     features: float = 1.0,
-    answers: float = 1.0,
+    logits: float = 1.0,
     scale: float = 100.0,
     bank: Float[Tensor, "t d"] | None = None,
 ) -> Objective:
-    """`base` plus AdvFLYP's regularisers, which keep the attacked image's embedding near two others of it.
+    """`base` plus AdvFLYP's regularisers towards the original tower on the attacked image and this tower on the clean
+    one.
 
-    `features` weighs the distances (L2 norm of differences of unit embeddings) to the original tower's embedding of the
-    attacked image and to this tower's of the clean one; `answers` the KL divergences of this image's answers from
-    those two's, among the batch's captions, or the texts of `bank`. Both are 1 in Sxing2/AdvFLYP (training_epoch.py,
-    reg_level "feat" and "logit"), which adds them to the update only: attack with `base`.
+    `features` weighs the L2 distances of unit embeddings; `logits` the KL divergences of the predictions over the
+    batch's captions, or the texts of `bank`. Both are 1 in Sxing2/AdvFLYP (training_epoch.py, reg_level "feat" and
+    "logit"), which adds them to the update only: attack with `base`.
     """
 
     def loss(inputs: LossInputs) -> Tensor:
@@ -224,8 +220,8 @@ def anchored(
         for other in (inputs.original_here, inputs.clean):
             if features:
                 total = total + features * torch.linalg.vector_norm(unit(inputs.features) - unit(other), dim=1)
-            if answers:
-                total = total + answers * kl(_logits(inputs.features, texts, scale), _logits(other, texts, scale))
+            if logits:
+                total = total + logits * kl(_logits(inputs.features, texts, scale), _logits(other, texts, scale))
         return total
 
     beside: set[Reads] = {"clean", "original_here"} if bank is not None else {"clean", "original_here", "texts"}
@@ -235,16 +231,15 @@ def anchored(
 def _refuse_one_text(bank: Float[Tensor, "t d"]) -> None:
     if len(bank) < 2 or bool((bank == bank[:1]).all()):
         raise UsageError(
-            f"a softmax over {len(bank)} texts that are all the same is constant, and trains nothing: give at least "
-            "two classes with different names"
+            f"a softmax over {len(bank)} equal texts is constant: give at least two classes with different names"
         )
 
 
 def contrastive(
     images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], ids: Int[Tensor, " b"], scale: float
 ) -> PerImage:
-    """Mean of the image-to-text and the text-to-image cross-entropy, per pair, of unit embeddings; their mean over the
-    batch is open_clip's ClipLoss where all ids differ."""
+    """Mean of image-to-text and text-to-image cross-entropy of unit embeddings, per pair; with distinct ids, their mean
+    over the batch is open_clip's ClipLoss."""
     logits = scale * images @ texts.T
     matches = ids[:, None] == ids
     return (matching_cross_entropy(logits, matches) + matching_cross_entropy(logits.T, matches)) / 2
@@ -253,8 +248,8 @@ def contrastive(
 def matching_cross_entropy(logits: Float[Tensor, "b t"], matches: Bool[Tensor, "b t"]) -> PerImage:
     """Cross-entropy of each row to the uniform distribution over its matches.
 
-    Raises ValueError on a CPU where a row matches nothing; elsewhere such a row is NaN, which stops a run, and asking
-    would make every step wait for the device.
+    Raises ValueError on a CPU for a row without matches; on other devices, where the check would synchronise every
+    step, such a row is NaN.
     """
     count = matches.sum(dim=1, keepdim=True)
     if count.device.type == "cpu" and not torch.compiler.is_compiling() and not count.all():
@@ -274,11 +269,10 @@ def _logits(features: Embeddings, texts: Float[Tensor, "t d"], scale: float) -> 
 
 @torch.no_grad()
 def embed_captions(referee: TwoTower, captions: Sequence[str]) -> Float[Tensor, "b d"]:
-    """Normalised embeddings (B,D) of the captions in their order, float32 (float64 from a tower of float64).
+    """Normalised embeddings (B,D) of the captions, float32 (float64 from a float64 tower).
 
-    Each distinct caption is embedded once, together with the others of its batch and no further: an embedding's last
-    bits depend on what it is computed with, so one kept from an earlier batch would make a resumed run another run.
-    (A web caption hardly ever comes twice within what a cache holds.)
+    Distinct captions are embedded once per batch, without a cache over batches: an embedding's last bits depend on the
+    batch it is computed in, so a cache would break bit-equal resumption.
     """
     distinct = list(dict.fromkeys(captions))
     rows = {caption: row for row, caption in enumerate(distinct)}

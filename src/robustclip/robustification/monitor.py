@@ -18,7 +18,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder, save_referee
 from robustclip.robustification.losses import contrastive
-from robustclip.robustification.state import judging
+from robustclip.robustification.state import inference
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
@@ -30,8 +30,8 @@ STRONG_STEPS = 20
 
 @dataclass
 class OverfitAlarm:
-    """Rings when training overfits to its own attack: accuracy under the strong attack falls while under the weak one
-    it holds (catastrophic overfitting, Wong et al. 2020). `drop` is how far below its best counts as fallen (ours)."""
+    """Detects catastrophic overfitting (Wong et al. 2020): accuracy under the strong attack falls, and that under the
+    weak one holds. `drop` is the distance from the best that counts as a fall (ours)."""
 
     drop: float = 0.1
     best_weak: float = 0.0
@@ -57,18 +57,18 @@ class BadSteps:
     total: int = 0
 
     def count(self, step: int, loss: float, batch: Batch, embed: Embed, tower: nn.Module, checkpoints: Path) -> str:
-        """Count and log one. Raises RunError at the limit."""
+        """Count a skipped step and return its message. Raises RunError at the limit."""
         self.in_a_row += 1
         self.total += 1
-        with judging(tower):
+        with inference(tower):
             finite = embed(batch.images).isfinite().all(dim=1).tolist()
         blamed = [sample for sample, good in zip(batch.ids, finite, strict=True) if not good]
         why = f"; not finite are the embeddings of {', '.join(blamed[:3])}" if blamed else ""
-        reported = f"step {step} was left out: its loss is {loss} or its gradient not finite{why}"
+        reported = f"step {step} was skipped: its loss is {loss} or its gradient not finite{why}"
         if self.in_a_row < self.limit:
             return reported
-        found = checkpoint.checkpoints(checkpoints)
-        last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been written yet"
+        written = checkpoint.checkpoints(checkpoints)
+        last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
         raise RunError(f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def probe_accuracies(
     seed: int,
 ) -> dict[str, float]:
     """Matching accuracy on `probe`: clean, and if a threat is given under `attack_steps` and `STRONG_STEPS` of PGD."""
-    with judging(tower):
+    with inference(tower):
         results = {"clean_accuracy": matching_accuracy(embed(probe.images), texts, probe.positives)}
     if threat is not None:
         for name, steps in (("weak_accuracy", attack_steps), ("strong_accuracy", STRONG_STEPS)):
@@ -110,16 +110,16 @@ def probe_accuracies(
                 keep="last",
                 module=tower,
                 generator=generator(seed, "probe", steps, device=probe.images.device),
-                strict=False,  # a probe ends no training
+                strict=False,  # a failed probe does not end training
             )
-            with judging(tower):
+            with inference(tower):
                 results[name] = matching_accuracy(embed(attacked), texts, probe.positives)
     return results
 
 
 def similarities(embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Tensor, texts: Tensor) -> dict[str, float]:
-    """Mean cosine of matching pairs over all processes, clean and adversarial, the tower as it judges."""
-    with judging(tower):
+    """Mean cosine of matching pairs over all processes, clean and adversarial, in eval mode."""
+    with inference(tower):
         pairs = {"clean_similarity": clean, "adversarial_similarity": adversarial}
         cosines = {name: (embed(images) * texts).sum(dim=1).mean() for name, images in pairs.items()}
     return {name: float(distributed.mean(cosine)) for name, cosine in cosines.items()}
@@ -137,10 +137,10 @@ def overfit(step: int, attack_steps: int, accuracies: dict[str, float]) -> str:
 Which = Literal["best", "last"]
 
 REFEREE = "referee"
-"""The folder inside a run's folder that holds what the run trained."""
+"""Subfolder of a run for the trained referee."""
 
 OF_THIS_MACHINE = ("out", "resume")
-"""Arguments that say where a run was written: no part of where weights come from."""
+"""Arguments with local paths, which are left out of provenance."""
 
 
 def save_trained(
@@ -165,17 +165,16 @@ def save_trained(
 
 
 def referee_at(folder: Path, which: Which) -> TwoTower:
-    """The referee of the finished run in `folder`: "last" is the one that it wrote at its end, "best" has the averaged
-    weights of the checkpoint with the highest accuracy on the probe, and makes no claims, which nobody measured.
+    """The referee of the finished run in `folder`: "last", or "best", the averaged weights of the checkpoint with the
+    highest probe accuracy, without claims, which were not measured.
 
-    Raises UsageError where the run has not written its referee, or kept no best checkpoint; RunError where a file is
-    not readable.
+    Raises UsageError if the run has written no referee, or kept no best checkpoint; RunError for an unreadable file.
     """
     run = Run.open(folder)
     if not (folder / REFEREE / CARD_FILE).is_file():
         raise UsageError(
             f"{folder} holds no trained referee (the run is {run.status}): it is written at {folder / REFEREE} when a "
-            f"run ends; let the run finish, or go on with it ({run.resumption})"
+            f"run ends; let the run finish, or continue it ({run.resumption})"
         )
     referee = load_referee_folder(folder / REFEREE)
     if which == "last":

@@ -1,7 +1,7 @@
 """Train BLIP-2's Q-Former on a frozen image tower (Li et al. 2023, §3.1, first stage).
 
-Deviations, ours: a negative image is never drawn, only negative texts; where a scene's colours can be exchanged, that
-text is a negative too, for a caption drawn by similarity seldom is.
+Deviations, ours: negatives are texts only, no images; a scene's caption with exchanged colours, if it has two, is a
+negative too, as captions drawn by similarity seldom are such hard ones.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Generator, Tensor
 from robustclip.diffusion.fitting import Trainer
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
+from robustclip.robustification.state import ReaderTrainer, adamw
 from robustclip.runs.devices import autocast
 
-COLDEST: Final = 0.01  # the lowest temperature of the contrastive loss
+COLDEST: Final = 0.01  # minimal temperature of the contrastive loss
 
 
 @dataclass
@@ -33,11 +34,7 @@ class PairTrainer(Trainer):
     reader: Blip2
 
     def __post_init__(self) -> None:
-        trained = [parameter for parameter in self.reader.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in trained if parameter.ndim > 1]
-        others = [parameter for parameter in trained if parameter.ndim <= 1]  # norms and biases, which do not decay
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+        self.optimizer = adamw(self.reader, self.lr, weight_decay=0.05)
 
     def step(
         self,
@@ -46,9 +43,9 @@ class PairTrainer(Trainer):
         swapped: Sequence[str | None],
         generator: Generator,
     ) -> dict[str, float]:
-        """One update on pictures in [0,1], their captions, and those with colours exchanged, where there are any.
+        """One update on pictures in [0,1], their captions, and those with exchanged colours, if any; its metrics.
 
-        Raises UsageError where all captions are the same: nothing would be contrasted.
+        Raises UsageError if all captions are equal.
         """
         if len(set(captions)) < 2:
             raise UsageError(
@@ -67,18 +64,17 @@ class PairTrainer(Trainer):
         self.update(loss)
         with torch.no_grad():
             reader.temperature.clamp_(COLDEST, 0.5)
-        self.done += 1
         numbers = {"contrastive": contrastive, "matching": matching, "captioning": captioning, "right": right}
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
 
     def _contrastive(self, cosines: Float[Tensor, "b b"], captions: Sequence[str]) -> Tensor:
-        """In both directions, labels smoothed (LAVIS: 0.1); captions that are the same are no negatives."""
+        """In both directions, with label smoothing (LAVIS: 0.1); equal captions are not negatives."""
         logits = cosines / self.reader.temperature
         same = torch.tensor([[one == other for other in captions] for one in captions], device=logits.device)
         own = torch.eye(len(captions), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(same & ~own, -100.0)
-        wanted = torch.arange(len(captions), device=logits.device)
-        both = [F.cross_entropy(one, wanted, label_smoothing=SMOOTHING) for one in (logits, logits.mT)]
+        targets = torch.arange(len(captions), device=logits.device)
+        both = [F.cross_entropy(one, targets, label_smoothing=SMOOTHING) for one in (logits, logits.mT)]
         return torch.stack(both).mean()
 
     def _matching(
@@ -89,11 +85,11 @@ class PairTrainer(Trainer):
         cosines: Float[Tensor, "b b"],
         generator: Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Each image with its caption, one drawn by similarity, its own with colours exchanged; (loss, accuracy)."""
+        """(loss, accuracy) on each image's caption, one drawn by similarity, and its own with exchanged colours."""
         reader, count = self.reader, len(captions)
         chances = (cosines / reader.temperature.detach()).float().softmax(1)
         same = torch.tensor([[one == other for other in captions] for one in captions], device=chances.device)
-        chances = (chances.masked_fill(same, 0) + 1e-6 * ~same).cpu()  # never its own
+        chances = (chances.masked_fill(same, 0) + 1e-6 * ~same).cpu()  # excludes its own
         differing = [row for row in range(count) if bool(chances[row].any())]
         drawn = torch.multinomial(chances[differing], 1, generator=generator)[:, 0].tolist() if differing else []
         others = [row for row in range(count) if swapped[row] is not None and swapped[row] != captions[row]]
@@ -101,9 +97,9 @@ class PairTrainer(Trainer):
         texts = [*captions, *(captions[row] for row in drawn), *(str(swapped[row]) for row in others)]
         ids, mask = reader.tokenizer(texts, tokens.device)
         logits = reader.match(tokens[rows], ids, mask)
-        wanted = torch.full((len(rows),), 1 - MATCH, device=logits.device)
-        wanted[:count] = MATCH
-        # Positives weigh as much as all negatives of a batch.
-        weights = torch.where(wanted == MATCH, max(len(rows) - count, 1) / count, 1.0)
-        losses = F.cross_entropy(logits, wanted, reduction="none") * weights
-        return losses.sum() / weights.sum(), (logits.argmax(1) == wanted).float().mean()
+        labels = torch.full((len(rows),), 1 - MATCH, device=logits.device)
+        labels[:count] = MATCH
+        # Balance positives against all negatives of the batch.
+        weights = torch.where(labels == MATCH, max(len(rows) - count, 1) / count, 1.0)
+        losses = F.cross_entropy(logits, labels, reduction="none") * weights
+        return losses.sum() / weights.sum(), (logits.argmax(1) == labels).float().mean()

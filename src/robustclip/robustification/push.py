@@ -1,9 +1,8 @@
 """Push an exported folder to the Hugging Face hub; the only importer of huggingface_hub.
 
-What is tested is tested against a stand-in of the hub's HTTP API on this machine, with the real client: creating the
-repository, checking the card, the upload of large files by Git LFS, and the commit. What could not be tried without
-the hub itself: its newer storage (Xet, which the client takes where the package hf-xet is installed), files above
-5 GB in several parts, and what the hub makes of the card.
+Tested with the real client against a local server of the hub's HTTP API: creating the repository, checking the card,
+uploads by Git LFS, and the commit. Untested: Xet storage (used if hf-xet is installed), multi-part uploads above 5 GB,
+and how the hub shows the card.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ def fault(repo: str) -> str | None:
     if not organisation or not name:
         return f"--push takes ORG/NAME, e.g. your-name/clipag-vit-b32, not {repo!r}"
     if constants.HF_HUB_OFFLINE:
-        return "--push needs the hub, and HF_HUB_OFFLINE says not to ask it: unset it, or leave out --push"
+        return "--push needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave out --push"
     if get_token() is None:
         return (
             "--push needs a token of the Hugging Face hub, and there is none: hf auth login, or set HF_TOKEN (a token "
-            "that may write: https://huggingface.co/settings/tokens). Without --push nothing leaves this machine"
+            "with write access: https://huggingface.co/settings/tokens). Without --push nothing leaves this machine"
         )
     return None
 
@@ -45,8 +44,8 @@ def fault(repo: str) -> str | None:
 def push(folder: Path, repo: str, *, card: Card, usage: str, library: str, task: str) -> str:
     """Upload an exported folder as one commit, creating the repository if missing; returns its URL.
 
-    README.md is the card under the hub's front matter. Raises RunError where the hub refuses or is out of reach; the
-    folder is untouched either way, and an older commit in the repository stays in its history.
+    README.md is the card with the hub's front matter. Raises RunError if the hub refuses or is unreachable; the folder
+    is not changed, and the repository keeps its history.
     """
     api = HfApi()
     replaced = {README_FILE: _readme(card, usage, library, task), CONFIG: _config_for(folder, repo)}
@@ -58,22 +57,22 @@ def push(folder: Path, repo: str, *, card: Card, usage: str, library: str, task:
     try:
         address = api.create_repo(repo, exist_ok=True)
         api.create_commit(repo, operations, commit_message=f"{card.name}, exported by robustclip")
-    except Exception as error:  # the client's network errors belong to another library in each of its versions
+    except Exception as error:  # the class of network errors depends on the client's version
         raise RunError(
-            f"{folder} is written, but the hub did not take it as {repo} ({_reason(error)}). Give the same command "
-            f"again with another --to once that is mended, or: hf upload {repo} {folder}"
+            f"{folder} is written, but could not be pushed to {repo} ({_reason(error)}). Repeat the command with "
+            f"another --to once that is fixed, or: hf upload {repo} {folder}"
         ) from error
     return str(address)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, and of the one that it came from."""
+    """First line of an error, and of its cause."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return f"{first} {_reason(error.__cause__)}" if error.__cause__ else first
 
 
 def _readme(card: Card, usage: str, library: str, task: str) -> bytes:
-    """The card with the front matter that the hub sorts models by."""
+    """The card with the hub's front matter."""
     tags = "".join(f"\n- {tag}" for tag in TAGS)
     return f"""---
 library_name: {library}
@@ -90,7 +89,7 @@ Not stated: it follows from the weights that these started from and the data the
 
 
 def _config_for(folder: Path, repo: str) -> bytes | None:
-    """open_clip's config, in which a text tower that lies in the folder is found in the repository instead."""
+    """open_clip's config with the path of a text tower in the folder replaced by the repository."""
     path = folder / CONFIG
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = config.get("model_cfg", {}).get("text_cfg", {})

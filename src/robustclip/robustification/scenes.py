@@ -1,4 +1,4 @@
-"""Training of scene readers on compositions, whose masks and boxes say what each cell is to say."""
+"""Training of scene readers on compositions, with targets from their masks and boxes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from robustclip.data.pairs import COLOURS
 from robustclip.data.questions import contrasts, read_question
 from robustclip.diffusion.fitting import Trainer
 from robustclip.referees.scene_reader import GRID, KINDS, Cells, Named, SceneReader
+from robustclip.robustification.state import ReaderTrainer
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import generator
 
 IGNORED: Final = -100
-COVERED: Final = 0.15  # share of a cell that a drawing covers, from which the cell is to say its noun
-NEAR: Final = 10.0  # weight of a middle among cells, most of which are none
-SAID: Final = ("colour", "size", "texture", "count")
-"""Kinds of what is said of one thing."""
-SHAKEN: Final = 0.05  # standard deviation of a box's edges in training, as a share of its sides
-SCENES: Final = 20  # of each category, that answers are calibrated on
+COVERED: Final = 0.15  # least share of a cell that a drawing covers for the cell to be labelled with it
+NEAR: Final = 10.0  # weight of positive cells in the loss of middles
+ATTRIBUTES: Final = ("colour", "size", "texture", "count")
+"""Kinds of attributes of one object."""
+JITTER: Final = 0.05  # standard deviation of the noise on box edges in training, as a share of the box's sides
+SCENES: Final = 20  # calibration scenes per category
 
 
 @dataclass
 class Targets:
-    """What is to be said of B scenes: by cells, IGNORED where nothing is known or next to a middle, drawn, middles,
-    colours (b,g,g), and boxes (b,4,g,g) where a middle is; and of all M drawings the row of their
-    scene, their box (m,4) in shares of the side, noun and texture (IGNORED where none is claimed)."""
+    """Targets of B scenes with M drawings.
+
+    By cell: drawn, middles, colours (b,g,g), IGNORED if unknown or next to a middle, and boxes (b,4,g,g) at middles.
+    By drawing (m,): the row of its scene, its box (m,4) in shares of the side, noun and texture (IGNORED if none).
+    """
 
     drawn: Tensor
     middles: Tensor
@@ -46,7 +49,8 @@ class Targets:
 
 
 def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
-    """A cell is of the drawing that covers most of it; a drawing's middle is its own cell nearest to its box's."""
+    """A cell belongs to the drawing that covers most of it; a drawing's middle is its cell nearest to the box's
+    centre."""
     columns = {noun: column for column, noun in enumerate(nouns)}
     grid = (len(scenes), GRID, GRID)
     drawn, middles, boxes = torch.zeros(grid), torch.zeros(grid), torch.zeros(len(scenes), 4, GRID, GRID)
@@ -73,12 +77,12 @@ def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
             around.append([edge / side for edge in box])
             named.append(columns[item.noun])
             textures.append(tuple(TEXTURES).index(item.texture) if item.texture else IGNORED)
-    found = torch.tensor(around), torch.tensor(named), torch.tensor(textures)
-    return Targets(drawn, middles, colours, boxes, rows, *found)
+    of_drawings = torch.tensor(around), torch.tensor(named), torch.tensor(textures)
+    return Targets(drawn, middles, colours, boxes, rows, *of_drawings)
 
 
 def _nearest(cells: Tensor, box: tuple[int, int, int, int], side: int) -> tuple[int, int]:
-    """Of these cells that nearest to the box's middle; a ring's top one, which is as near as the others."""
+    """The cell nearest to the box's centre; of equally near ones, as of a ring, the top one."""
     places = cells.nonzero()
     middle = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) / side * GRID - 0.5
     away = (places - middle).norm(dim=1) + 0.1 * places[:, 0]
@@ -86,26 +90,26 @@ def _nearest(cells: Tensor, box: tuple[int, int, int, int], side: int) -> tuple[
     return down, right
 
 
-def losses(cells: Cells, named: Named, wanted: Targets) -> dict[str, Float[Tensor, ""]]:
-    """The mean loss of each output."""
-    known = wanted.middles != IGNORED
-    middles = F.binary_cross_entropy_with_logits(cells.middles, wanted.middles.clamp(min=0), reduction="none")
-    weights = known * torch.where(wanted.middles == 1, NEAR, 1.0)
-    at = wanted.middles[:, None].expand_as(wanted.boxes) == 1
+def losses(cells: Cells, named: Named, targets: Targets) -> dict[str, Float[Tensor, ""]]:
+    """Mean loss of each output."""
+    known = targets.middles != IGNORED
+    middles = F.binary_cross_entropy_with_logits(cells.middles, targets.middles.clamp(min=0), reduction="none")
+    weights = known * torch.where(targets.middles == 1, NEAR, 1.0)
+    at = targets.middles[:, None].expand_as(targets.boxes) == 1
     return {
-        "drawn": F.binary_cross_entropy_with_logits(cells.drawn, wanted.drawn),
+        "drawn": F.binary_cross_entropy_with_logits(cells.drawn, targets.drawn),
         "middles": 2 * (middles * weights).sum() / weights.sum(),
-        "colours": _entropy(cells.colours, wanted.colours),
-        "boxes": 10 * F.smooth_l1_loss(cells.boxes[at], wanted.boxes[at], beta=0.05),
-        "nouns": F.cross_entropy(named.nouns, wanted.nouns, label_smoothing=0.05),
-        "textures": _entropy(named.textures, wanted.textures),
+        "colours": _entropy(cells.colours, targets.colours),
+        "boxes": 10 * F.smooth_l1_loss(cells.boxes[at], targets.boxes[at], beta=0.05),
+        "nouns": F.cross_entropy(named.nouns, targets.nouns, label_smoothing=0.05),
+        "textures": _entropy(named.textures, targets.textures),
     }
 
 
-def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    if bool((wanted == IGNORED).all()):
+def _entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    if bool((targets == IGNORED).all()):
         return logits.sum() * 0
-    return F.cross_entropy(logits, wanted, ignore_index=IGNORED)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
 
 @dataclass
@@ -132,8 +136,8 @@ class SceneTrainer(Trainer):
         wanted = replace(wanted, **moved)
         with autocast(images.device, self.dtype):
             cells = self.reader.train()(images)
-            named = self.reader.look(images, wanted.rows, shaken.to(images.device))
-        parts = losses(cells, named, wanted)
+            named = self.reader.look(images, targets.rows, jittered.to(images.device))
+        parts = losses(cells, named, targets)
         loss = torch.stack(list(parts.values())).sum()
         self.update(loss)
         self.done += 1
@@ -142,24 +146,24 @@ class SceneTrainer(Trainer):
 
 
 def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENES, size: int = 64) -> None:
-    """Fit scales and shift of each kind's logits (Platt 1999) on questions about new scenes of a split: true and false
-    ones, and what is said of a thing asked of one that is not there."""
+    """Calibrate each kind's logits (Platt 1999) on questions about new scenes of a split: true, false, and attributes
+    of absent objects."""
     logits: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     answers: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     reader.eval()
     for number in range(scenes * len(CATEGORIES)):
         scene = compose(number, split, seed=seed, size=size)
         draw = Draw(generator(seed, "calibration", number), sprites(split))
-        there = {item.noun for item in scene.items}
+        present = {item.noun for item in scene.items}
         with torch.no_grad():
-            found = reader.contents(scene.image[None].to(reader.device))[0]
+            content = reader.contents(scene.image[None].to(reader.device))[0]
             for pair in contrasts(scene, draw):
-                asked = [read_question(question.text) for question in pair]
-                if asked[0].kind in SAID:
-                    absent = draw.one([noun for noun in reader.nouns if noun not in there])
-                    asked.append(asked[0]._replace(things=[asked[0].things[0]._replace(noun=absent)]))
-                for place, one in enumerate(asked):
-                    logits[one.kind].append(reader.raw(found, one).cpu())
+                parsed = [read_question(question.text) for question in pair]
+                if parsed[0].kind in ATTRIBUTES:
+                    absent = draw.one([noun for noun in reader.nouns if noun not in present])
+                    parsed.append(parsed[0]._replace(things=[parsed[0].things[0]._replace(noun=absent)]))
+                for place, one in enumerate(parsed):
+                    logits[one.kind].append(reader.raw(content, one).cpu())
                     answers[one.kind].append(place == 0)
     for kind, values in logits.items():
         if values:
@@ -168,17 +172,17 @@ def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENE
 
 
 def platt(logits: Float[Tensor, "n f"], answers: Bool[Tensor, " n"]) -> tuple[Float[Tensor, " f"], Float[Tensor, ""]]:
-    """Scales (kept positive) and shift that make the answers likeliest, yes and no weighing the same."""
+    """Scales (positive) and shift of maximal likelihood, with yes and no weighted equally."""
     fitted = torch.zeros(logits.shape[1] + 1, requires_grad=True)
     optimiser = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")
-    wanted = answers.float()
-    weights = torch.where(answers, 0.5 / wanted.mean().clamp(min=1e-6), 0.5 / (1 - wanted.mean()).clamp(min=1e-6))
+    targets = answers.float()
+    weights = torch.where(answers, 0.5 / targets.mean().clamp(min=1e-6), 0.5 / (1 - targets.mean()).clamp(min=1e-6))
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        found = logits @ fitted[:-1].exp() + fitted[-1]
-        loss = F.binary_cross_entropy_with_logits(found, wanted, weights)
-        loss = loss + 1e-3 * fitted.square().sum()  # where all answers are right, the scales would grow without end
+        content = logits @ fitted[:-1].exp() + fitted[-1]
+        loss = F.binary_cross_entropy_with_logits(content, targets, weights)
+        loss = loss + 1e-3 * fitted.square().sum()  # keeps scales finite if all answers are right
         loss.backward()
         return loss
 

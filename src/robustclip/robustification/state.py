@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,7 +30,7 @@ from robustclip.runs.folder import Run
 
 
 def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:
-    """AdamW that decays matrices and kernels only, not gains, biases and embeddings of one dimension (as open_clip).
+    """AdamW with weight decay on tensors of at least two dimensions only (as open_clip).
 
     beta2 0.98 is open_clip's for ViT towers; CLIPAG names no optimiser.
     """
@@ -42,7 +43,7 @@ def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, 
 
 
 def warmup_cosine(optimizer: AdamW, warmup: int, steps: int) -> LambdaLR:
-    """Linear from lr/warmup to lr over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    """Linear warm-up from lr/warmup to lr over `warmup` steps, then cosine decay to 0 at `steps`."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -53,9 +54,8 @@ def warmup_cosine(optimizer: AdamW, warmup: int, steps: int) -> LambdaLR:
 
 
 def average(tower: nn.Module, decay: float) -> ModelEmaV3:
-    """Exponential moving average of weights and buffers (timm's); its decay warms up as (1+t)/(10+t), so that a short
-    run is not an average of its own start."""
-    # timm's fast path cannot mix split weights with whole buffers.
+    """Exponential moving average of weights and buffers (timm's); the decay warms up as (1+t)/(10+t) for short runs."""
+    # timm's foreach path cannot mix sharded weights with whole buffers.
     fast = not distributed.is_sharded()
     return ModelEmaV3(tower, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0, foreach=fast)
 
@@ -63,17 +63,17 @@ def average(tower: nn.Module, decay: float) -> ModelEmaV3:
 def ready_to_train(
     tower: nn.Module, *, frozen_statistics: bool, grad_checkpointing: bool, accumulate: int, channels_last: bool
 ) -> None:
-    """Unfreeze a tower and put it in train mode, its BatchNorm in eval mode where statistics are frozen.
+    """Unfreeze a tower and put it in training mode, with BatchNorm in eval mode if statistics are frozen.
 
-    Raises UsageError where batch statistics would be those of a part of the batch, and for a tower that cannot
-    checkpoint its activations.
+    Raises UsageError if batch statistics would be those of a part of the batch, and for a tower without activation
+    checkpointing.
     """
     refuse_smoothed(tower, "inside training", "train the base referee, with noise on its images")
     if has_batch_statistics(tower) and not frozen_statistics and (accumulate > 1 or distributed.count() > 1):
         raise UsageError(
             "the image tower has BatchNorm, whose statistics would be those of a part of the batch, so that neither "
-            "loss nor gradients would be those of the whole: use --frozen-statistics (it then normalises by its "
-            "running statistics, as when it judges), or --accumulate 1 and one process"
+            "loss nor gradients would be those of the whole: use --frozen-statistics (normalise by running "
+            "statistics, as in eval mode), or --accumulate 1 and one process"
         )
     if grad_checkpointing:
         if not hasattr(tower, "set_grad_checkpointing"):
@@ -82,7 +82,7 @@ def ready_to_train(
                 "--accumulate 2 (or more) to save memory"
             )
         tower.set_grad_checkpointing(True)  # type: ignore[operator]
-    nhwc = channels_last and not distributed.is_sharded()  # FSDP splits contiguous weights only
+    nhwc = channels_last and not distributed.is_sharded()  # FSDP shards contiguous weights only
     tower.to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
     tower.requires_grad_(True).train()
     if frozen_statistics:
@@ -97,8 +97,8 @@ def has_batch_statistics(tower: nn.Module) -> bool:
 
 
 @contextmanager
-def judging(tower: nn.Module) -> Iterator[None]:
-    """Context manager: the tower in eval mode without gradients; modes are restored afterwards."""
+def inference(tower: nn.Module) -> Iterator[None]:
+    """Context manager: `tower` in eval mode without gradients; modes are restored afterwards."""
     with eval_mode(tower), torch.no_grad():
         yield
 
@@ -107,8 +107,8 @@ MEASURED_ON = 32
 """Images of the step that `--dtype measure` times."""
 
 
-class Remembered(Protocol):
-    """A part whose state is plain numbers."""
+class Stateful(Protocol):
+    """A part of the training state without tensors to gather."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
@@ -118,13 +118,13 @@ class Remembered(Protocol):
 class TrainingState:
     """Weights, optimiser, schedule and data position after `step` updates.
 
-    Everything random is a function of seed, step and sample, so no generator is among it.
+    Random numbers are functions of seed, step and sample, so it holds no generator.
     """
 
     tower: nn.Module
     averaged: ModelEmaV3
     optimizer: AdamW
-    plain: dict[str, Remembered]
+    plain: dict[str, Stateful]
     step: int = 0
     position: dict[str, Any] | None = None
     best: float = field(default=-1.0)
@@ -137,7 +137,7 @@ class TrainingState:
         return round(self.seconds_before + time.monotonic() - self.began, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, every tensor whole; where weights are split over processes, all of them must ask."""
+        """The state with whole tensors; a collective call if weights are sharded over processes."""
         split = {
             "tower": self.tower.state_dict(),
             "ema": self.averaged.module.state_dict(),
@@ -167,17 +167,17 @@ class TrainingState:
         if own != there:
             odd = sorted(set(own.items()) ^ set(there.items()))[0][0]
             raise UsageError(
-                f"{run.folder} trains another tower than this call (they differ in {odd}): go on with the arguments it "
-                "was started with, which --resume takes by itself"
+                f"{run.folder} trains another tower than this call (they differ in {odd}): continue it with its own "
+                "arguments, which --resume uses by default"
             )
 
     def save(self, run: Run, keep: int, *, needed: bool) -> None:
-        """Write a checkpoint. A write that fails is told, and the run goes on with the ones before, unless it is
-        `needed`, because the run ends here: then RunError says from where it can be resumed."""
+        """Write a checkpoint. If that fails, warn and continue, or, if it is `needed` because the run ends here, raise
+        RunError."""
         self._write(run, needed, partial(checkpoint.save, keep=keep))
 
     def save_if_best(self, run: Run, accuracy: float) -> None:
-        """Keep a checkpoint of the highest accuracy on the probe so far, whatever comes after."""
+        """Write the best checkpoint if `accuracy` is the highest so far."""
         if accuracy > self.best:
             self.best = accuracy
             self._write(run, False, checkpoint.save_best)
@@ -188,7 +188,7 @@ class TrainingState:
         def write() -> None:
             save(run.checkpoints, self.step, state)
 
-        if needed:  # all wait: a launcher may end the main process as soon as another one has ended
+        if needed:  # all wait: a launcher may end the main process as soon as another one ends
             distributed.decided(write)
             return
         if not distributed.is_main():
@@ -199,8 +199,44 @@ class TrainingState:
             run.warn(str(error))
 
 
+@dataclass
+class ReaderTrainer:
+    """Trains `reader` for `steps` updates with warm-up and cosine decay of the learning rate; subclasses define the
+    optimiser and the loss."""
+
+    reader: nn.Module
+    steps: int
+    lr: float = 1e-3
+    dtype: torch.dtype = torch.float32
+    done: int = 0
+    optimizer: AdamW = field(init=False)
+
+    def update(self, loss: Float[Tensor, ""]) -> None:
+        """Minimise `loss` by one step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * rate(self.done, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_((p for p in self.reader.parameters() if p.requires_grad), 1.0)
+        self.optimizer.step()
+        self.done += 1
+
+    def state(self) -> dict[str, Any]:
+        """Training state for resumption."""
+        return {"reader": self.reader.state_dict(), "optimiser": self.optimizer.state_dict(), "done": self.done}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Resume from `state`. Raises UsageError for the state of another reader."""
+        try:
+            self.reader.load_state_dict(state["reader"])
+            self.optimizer.load_state_dict(state["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UsageError("the checkpoint is of another network: continue with the arguments of its run") from error
+        self.done = state["done"]
+
+
 def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str, Any] | None:
-    """This process's place in the data, of those of all that trained together; None where a step tells it."""
+    """This process's position in the data; None if the step determines it."""
     if len(positions) == distributed.count():
         return positions[distributed.rank()]
     if not (found := [position for position in positions if position]):
@@ -213,15 +249,14 @@ def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str,
 
 
 def training_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, resume: bool) -> torch.dtype:
-    """What to compute in, alike in all processes (see `chosen_dtype`); a resumed run keeps what it began in, unless
-    another dtype is named.
+    """Compute dtype of all processes (see `chosen_dtype`); a resumed run keeps its dtype unless another is named.
 
     Raises UsageError for float16.
     """
-    found = run.record.get("notes", {}).get("dtype") if resume else None
+    recorded = run.record.get("notes", {}).get("dtype") if resume else None
     device = referee.device
     pixels = torch.rand(MEASURED_ON, 3, *referee.image_size, device=device, generator=torch.Generator(device))
-    chosen = chosen_dtype(dtype, referee.image_tower, pixels, recorded=found and str(found), exact=True)
+    chosen = chosen_dtype(dtype, referee.image_tower, pixels, recorded=recorded and str(recorded), exact=True)
     if chosen == torch.float16:
         raise UsageError(
             "training in float16 would lose the gradients of the attack, which underflow there: use --dtype bfloat16"

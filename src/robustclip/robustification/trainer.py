@@ -21,7 +21,7 @@ from robustclip.robustification.adversarial import AdversarialGradients, AttackN
 from robustclip.robustification.losses import Objective, embed_captions, refuse_degenerate
 from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
 from robustclip.robustification.state import (
-    Remembered,
+    Stateful,
     TrainingState,
     adamw,
     average,
@@ -36,7 +36,7 @@ from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
 
 
-def tell(described: dict[str, Any]) -> None:
+def report_data(described: dict[str, Any]) -> None:
     """Report the data layout and ignored files before training."""
     for source in described.get("sources", []) if distributed.is_main() else []:
         for line in (source.get("layout"), *source.get("left_out", [])):
@@ -117,12 +117,12 @@ def train(
     device = referee.device
     dtype = training_dtype(dtype, run, referee, resume=resume)
     run.note(steps=steps)
-    tell(data.describe())
+    report_data(data.describe())
     if dtype == torch.float64:
         referee.double()
-    climbed = attack_objective or objective
-    reads_texts = objective.reads_texts or climbed.reads_texts
-    reads_original = bool({"original", "original_here"} & (objective.reads | climbed.reads))
+    attack_objective = attack_objective or objective
+    reads_texts = objective.reads_texts or attack_objective.reads_texts
+    reads_original = bool({"original", "original_here"} & (objective.reads | attack_objective.reads))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     tower = referee.image_tower
     ready_to_train(
@@ -135,7 +135,7 @@ def train(
     averaged = average(tower, ema)
     untrained = deepcopy(tower).requires_grad_(False).eval() if reads_original else tower
     if distributed.is_sharded():
-        referee.image_tower = deepcopy(tower)  # whole, to take the weights back at the end
+        referee.image_tower = deepcopy(tower)  # unsharded, receives the weights at the end
         distributed.shard(tower)
         distributed.shard(averaged.module)
     forward = torch.compile(tower) if compile else tower
@@ -184,7 +184,7 @@ def train(
     optimizer = adamw(tower, lr, weight_decay)
     schedule = warmup_cosine(optimizer, warmup, steps)
     alarm, bad = OverfitAlarm(), BadSteps()
-    plain: dict[str, Remembered] = {"schedule": schedule, "alarm": alarm, "bad": bad}
+    plain: dict[str, Stateful] = {"schedule": schedule, "alarm": alarm, "bad": bad}
     state = TrainingState(tower, averaged, optimizer, plain if warm is None else plain | {"warm": warm})
     if resume:
         state.restore(run, device)
@@ -209,14 +209,14 @@ def train(
                 ids, all_texts = distributed.everyone(batch.positives), distributed.everyone(texts)
                 refuse_degenerate(objective, ids, all_texts)
                 part = -(-len(batch) // accumulate) if attack_negatives == "local" else None
-                refuse_degenerate(climbed, ids, all_texts, part=part if threat is not None else None)
+                refuse_degenerate(attack_objective, ids, all_texts, part=part if threat is not None else None)
 
             statistics = [buffer.clone() for buffer in tower.buffers()]
             optimizer.zero_grad(set_to_none=True)
             images, loss = gradients(step, batch, texts)
             grad_norm = clip_grad_norm_(tower.parameters(), grad_clip)
             if distributed.anywhere(not math.isfinite(loss.item() + float(distributed.whole(grad_norm)))):
-                optimizer.zero_grad(set_to_none=True)  # so that the optimiser does nothing
+                optimizer.zero_grad(set_to_none=True)  # the optimiser skips parameters without gradients
                 for buffer, before in zip(tower.buffers(), statistics, strict=True):
                     buffer.copy_(before)
                 if reported := bad.count(done, loss.item(), batch, embed, tower, run.checkpoints):
@@ -254,7 +254,7 @@ def train(
             if done % checkpoint_every == 0 or done == steps or stopping:
                 state.save(run, keep, needed=stopping or done == steps)
             if stopping and done < steps:
-                reported = f"stopped at step {done} of {steps}, after a checkpoint: --resume {run.folder} goes on"
+                reported = f"stopped at step {done} of {steps}, after a checkpoint: continue with --resume {run.folder}"
                 raise Interrupted(caught.signal or SIGTERM, reported)
 
     referee.image_tower.load_state_dict(distributed.whole(averaged.module.state_dict()))

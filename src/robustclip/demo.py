@@ -82,7 +82,7 @@ def run_demo(
 
 
 def faults(eps: float, attack: str) -> Iterator[str]:
-    """Faults that would otherwise show in the middle of the demo."""
+    """Faults of the arguments, found before the demo starts."""
     yield from faults_of(
         (
             partial(ThreatModel, "l2", eps, 64),

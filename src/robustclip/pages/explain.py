@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import Field, PositiveInt
@@ -25,7 +25,7 @@ from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.pages.rendering import write_report
 from robustclip.pages.report import About, Encoded, Report, View, encode
-from robustclip.pages.viewers import MEANING, Outcomes, Task, Viewer, by_size, case_of, lines_of
+from robustclip.pages.viewers import MEANING, InformationViewer, Outcomes, Task, Viewer, by_size, case_of, lines_of
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -34,9 +34,6 @@ from robustclip.runs.processes import owning, saying
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
 from robustclip.signatures import typed, unknown
-
-if TYPE_CHECKING:  # which needs diffusers
-    from robustclip.pages.information import InformationViewer
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -136,7 +133,7 @@ def explain(
     )
     raise_faults("explain()", list(faults(*given)))
     spec, where, out = read_attack(attack), pick_device(device), Path(out)
-    judges = load_named([referees] if isinstance(referees, str | Path) else list(referees), device=where)
+    loaded = load_named([referees] if isinstance(referees, str | Path) else list(referees), device=where)
     pairs, left_out = read_pairs(
         _listed(images),
         _listed(texts),
@@ -147,27 +144,27 @@ def explain(
         seed=seed,
     )
     if target == "softmax" and len({pair.text for pair in pairs}) < 2:
-        raise UsageError("a softmax over one text is always 1: look for two texts or more, or give --target logit")
-    viewers = [Viewer(judge, method, layer, target, dtype=pick_dtype(dtype, where), seed=seed) for judge in judges]
+        raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit")
+    viewers = [Viewer(one, method, layer, target, dtype=pick_dtype(dtype, where), seed=seed) for one in loaded]
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
     task = Task(spec, objective, gradients, seed)
-    beside = None if mi is None else informing(mi, where, dtype=pick_dtype(dtype, where), seed=seed)
+    mi_viewer = None if mi is None else InformationViewer(mi, where, dtype=pick_dtype(dtype, where), seed=seed)
     with (
         owning(out),
-        saying("stopped: nothing is kept of an explanation before its end, and the same call starts over"),
+        saying("stopped: an explanation is written at its end only; the same call starts over"),
     ):
-        raise_faults("explain()", list(taken(out)))  # again: by another process meanwhile
-        cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size, beside=beside)
+        raise_faults("explain()", list(taken(out)))  # again, now that the folder is locked
+        cases, outcomes = look_at(pairs, viewers, task, batch_size=batch_size, mi_viewer=mi_viewer)
         mapped = [viewer for viewer in viewers if viewer.mapper is not None]
         how: dict[str, Any] = {"method": method, "attack": attack, "limit": limit, "device": str(where)}
-        targets_told = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
-        how["target"] = targets_told if any(targets_told.values()) else None
+        target_texts = {viewer.name: viewer.mapper.target_in_words for viewer in mapped if viewer.mapper is not None}
+        how["target"] = target_texts if any(target_texts.values()) else None
         how["dtype"] = str(pick_dtype(dtype, where)).removeprefix("torch.")
         setting = describe(mapped, pairs, task) | how
         measured = outcomes.measurements(spec)
-        informed = [] if beside is None else [beside.name]
-        own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in informed]
+        models = [] if mi_viewer is None else [mi_viewer.name]
+        own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in models]
         report = tables.Report(
             setting=setting,
             threats=threats(pairs, spec),
@@ -177,32 +174,25 @@ def explain(
                 *left_out,
             ],
         )
-        told = [
+        numbers = [
             {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
-            | {"referees": {name: outcomes.of(name, place) for name in [*(one.name for one in mapped), *informed]}}
+            | {"referees": {name: outcomes.of(name, place) for name in [*(one.name for one in mapped), *models]}}
             for place, pair in enumerate(pairs)
         ]
         page = Report(
             title="Where referees look",
-            referees=[*(about(one, method) for one in viewers), *([] if beside is None else [beside.about()])],
+            referees=[*(about(one, method) for one in viewers), *([] if mi_viewer is None else [mi_viewer.about()])],
             summary=lines_of(report.rows),
             setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
             notes=report.notes[: len(viewers) - len(mapped)],
             left_out=left_out,
             explanations=MEANING,
         )
-        explanation = Explanation(out / REPORT, report, told)
+        explanation = Explanation(out / REPORT, report, numbers)
         with rescuing(explanation.to_json):
             write_report(out / REPORT, page, cases)
             write_json(out / NUMBERS, explanation.to_json())
         return explanation
-
-
-def informing(given: str, device: torch.device, *, dtype: torch.dtype, seed: int) -> InformationViewer:
-    """The diffusion model that is given."""
-    from robustclip.pages.information import InformationViewer
-
-    return InformationViewer(given, device, dtype=dtype, seed=seed)
 
 
 def look_at(
@@ -211,9 +201,9 @@ def look_at(
     task: Task,
     *,
     batch_size: int,
-    beside: InformationViewer | None = None,
+    mi_viewer: InformationViewer | None = None,
 ) -> tuple[list[Encoded], Outcomes]:
-    """Compute all heat maps: each pair's part of the page, in order, and all numbers."""
+    """Compute all heat maps: (encoded case of each pair, in order; all numbers)."""
     cases: dict[int, Encoded] = {}
     outcomes = Outcomes()
     for viewer in viewers:
@@ -224,9 +214,9 @@ def look_at(
         images = torch.stack([pair.image for pair in some])
         seen = {viewer.name: viewer.see(some, images, task) for viewer in viewers}
         views: list[View] = []
-        if beside is not None:
-            informed, views = beside.see(some, images)
-            outcomes.add(beside.name, places, informed, len(pairs))
+        if mi_viewer is not None:
+            of_model, views = mi_viewer.see(some, images)
+            outcomes.add(mi_viewer.name, places, of_model, len(pairs))
         for row, place in enumerate(places):
             case = case_of(pairs[place], images[row], row, viewers, seen)
             cases[place] = encode(replace(case, views=[*case.views, *views[row : row + 1]]))
@@ -251,7 +241,7 @@ def faults(
     device: str,
     dtype: str,
 ) -> Iterator[str]:
-    """Faults of a call of `explain` that can be found without running it."""
+    """Faults of an `explain` call that can be found before loading anything."""
     if method not in METHODS:
         yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
     if target is not None and target not in TARGETS:
@@ -277,11 +267,11 @@ def taken(out: Path) -> Iterator[str]:
 
 def about(viewer: Viewer, method: Method) -> About:
     """A referee's entry in the report's footer."""
-    mapper, card = viewer.mapper, viewer.judge.referee.card
+    mapper, card = viewer.mapper, viewer.named.referee.card
     layer = "" if mapper is None else mapper.layer_name
     if mapper is not None and mapper.grid is not None:
         layer += f" ({mapper.grid[0]}x{mapper.grid[1]} cells)"
-    return About(viewer.name, method, layer, fingerprint(viewer.judge.referee), card.to_json(), viewer.why)
+    return About(viewer.name, method, layer, fingerprint(viewer.named.referee), card.to_json(), viewer.why)
 
 
 def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
@@ -319,5 +309,5 @@ def in_words(value: Any) -> str:
 
 
 def _listed(values: Sequence[Any]) -> list[str]:
-    """One or several; texts may hold commas."""
+    """One value or several as a list; texts may contain commas."""
     return [str(values)] if isinstance(values, str | Path) else [str(value) for value in values]

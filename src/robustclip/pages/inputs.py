@@ -23,7 +23,7 @@ from robustclip.runs.files import is_file, is_folder, read_lines
 from robustclip.signatures import unknown
 
 EMBEDDED: Final = "emoji/"
-LARGEST: Final = 1024  # pixels of the longer side; more shows no more on a page, and an attack would be dear
+LARGEST: Final = 1024  # maximal pixels of the longer side, which bounds the cost of an attack
 SMALLEST: Final = 8
 LONGEST: Final = 100  # times its shorter side: the middle that a tower sees of longer ones tells nothing
 MOST: Final = 20_000  # pairs; their pictures weigh a gigabyte
@@ -36,8 +36,8 @@ Open = Callable[[], Tensor]  # an image (3,H,W) in [0,1]
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of `size` (height, width), which `open` reads anew, and a text. `other` is what an attack pulls towards,
-    "" for none; `box` (top, left, bottom, right; half-open pixels) where the thing of the text is, if that is known."""
+    """An image of `size` (height, width), decoded by `open`, and a text. `other` is the text that an attack pulls
+    towards ("" for none); `box` (top, left, bottom, right; half-open pixels) that of the text's object, if known."""
 
     id: str
     open: Open
@@ -53,14 +53,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image that was named and not opened yet; `caption` is what is known of it."""
+class Source:
+    """An image that is not opened yet, with its caption, if any."""
 
     id: str
     open: Open
     caption: str | None
     box: Box | None = None
-    remarks: Counter[str] = field(default_factory=Counter)  # what was odd when it was opened
+    remarks: Counter[str] = field(default_factory=Counter)  # oddities of decoding
 
 
 def read_pairs(
@@ -73,13 +73,13 @@ def read_pairs(
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Pair], list[str]]:
-    """Every text with every image; without texts each image with its own caption. And what was left out, and why.
+    """(pairs of every image with every text, or with its own caption without texts; notes on images left out).
 
-    A caption is a drawing's label, a scene's text, the first line of a .txt beside a picture, or the sub-folder that it
-    lies in. `limit` takes so many images of each source, drawn by the seed, in their order. Images keep their size up
-    to 1024 pixels a side. Boxes belong to captions: of given texts only those that are a scene's own have one.
+    A caption is a drawing's label, a scene's text, the first line of a .txt beside a picture, or its sub-folder's name.
+    `limit`: a random subset of each source, drawn by the seed, in the original order. Images keep their size up to 1024
+    pixels a side. Boxes belong to captions: a given text has one only if it is the scene's own.
 
-    Raises UsageError for what is no image or folder, where nothing is left, and for more than 20,000 pairs.
+    Raises UsageError for a missing source, if no image is left, and for more than 20,000 pairs.
     """
     notes: list[str] = []
     found = [one for source in images for one in draw_subset(list(_find(source, notes)), limit, seed)]
@@ -103,7 +103,7 @@ def read_pairs(
             continue
         size, read = (image.shape[-2], image.shape[-1]), one.open
         if (small := _within(image).shape[-2:]) != size:
-            notes.append(f"{one.id} has {size[0]}x{size[1]} pixels and was brought to {small[0]}x{small[1]}")
+            notes.append(f"{one.id} has {size[0]}x{size[1]} pixels and was resized to {small[0]}x{small[1]}")
             size, read = (small[0], small[1]), partial(_reduced, one.open)
         for text in texts or [one.caption or ""]:
             box = one.box if text == one.caption else None
@@ -122,7 +122,7 @@ def faults_of_texts(
     *,
     objective: str,
 ) -> Iterator[str]:
-    """What is wrong with images and texts, as far as the call shows."""
+    """Faults of images and texts that can be found before reading them."""
     for source in images:
         if not (is_folder(source) or is_file(source) or source.startswith(EMBEDDED)):
             yield f"no image or folder at {source[:200]!r}: {SHOW}"
@@ -134,9 +134,9 @@ def faults_of_texts(
     if objective not in OBJECTIVES:
         yield unknown(objective, OBJECTIVES, "objective") + f" There are {', '.join(OBJECTIVES)}"
     if negations and objective != "negation":
-        yield f"negations have nothing to do with the objective {objective!r}: leave them out, or take negation"
+        yield f"negations have no effect with the objective {objective!r}: leave them out, or take negation"
     if targets and objective != "targeted":
-        yield f"targets have nothing to do with the objective {objective!r}: leave them out, or take targeted"
+        yield f"targets have no effect with the objective {objective!r}: leave them out, or take targeted"
     if objective == "targeted" and not targets:
         yield 'a targeted attack needs a target: e.g. --targets "a dog"'
     if negations and len(negations) != len(texts):
@@ -148,11 +148,11 @@ def faults_of_texts(
 def _others(
     texts: Sequence[str], negations: Sequence[str], targets: Sequence[str], objective: Objective
 ) -> Callable[[str], str]:
-    """What the attack on a text pulls towards."""
+    """Function from a text to the one that the attack pulls towards."""
     match objective:
         case "negation":
-            given = dict(zip(texts, negations, strict=True)) if negations else {}
-            return lambda text: given.get(text) or negate(text)
+            negated = dict(zip(texts, negations, strict=True)) if negations else {}
+            return lambda text: negated.get(text) or negate(text)
         case "targeted":
             each = dict(zip(texts, targets, strict=True)) if len(targets) > 1 else dict.fromkeys(texts, targets[0])
             return lambda text: each.get(text, targets[0])
@@ -160,38 +160,38 @@ def _others(
             return lambda _: ""
 
 
-def _find(source: str, notes: list[str]) -> Iterator[Found]:
+def _find(source: str, notes: list[str]) -> Iterator[Source]:
     if is_folder(source):
         yield from _in_folder(Path(source), notes)
     elif is_file(source):
         yield _file(Path(source), Path(source).name, folder_caption=None)
     elif source == SCENES:
         for scene in compose_scenes():
-            yield Found(scene.id, partial(_same, scene.image), scene.text, scene.box)
+            yield Source(scene.id, partial(_same, scene.image), scene.text, scene.box)
     elif source.startswith(EMBEDDED):
         drawings = load_emoji(source.removeprefix(EMBEDDED))
         for id_, image, label in zip(drawings.ids, drawings.images, drawings.labels.tolist(), strict=True):
-            yield Found(id_, partial(_same, image), drawings.label_names[label])
+            yield Source(id_, partial(_same, image), drawings.label_names[label])
     else:
         raise UsageError(f"no image or folder at {source[:200]!r}: {SHOW}")
 
 
-def _in_folder(folder: Path, notes: list[str]) -> Iterator[Found]:
-    """Its pictures and those of its sub-folders, by name; links to folders are not followed, for they may go round."""
-    found = find_pictures(folder, follow=False)
-    for path in found.pictures:
+def _in_folder(folder: Path, notes: list[str]) -> Iterator[Source]:
+    """Pictures of a folder and its sub-folders, by name; links to folders are not followed, as they may form cycles."""
+    content = find_pictures(folder, follow=False)
+    for path in content.pictures:
         inner = path.parent.name.replace("_", " ") if path.parent != folder else None
         yield _file(path, path.relative_to(folder).as_posix(), folder_caption=inner)
-    beside = [path.with_suffix(".txt") for path in found.pictures]
-    notes += [f"{folder.name}: {line}" for line in found.left_out(folder, beside)]
+    captions = [path.with_suffix(".txt") for path in content.pictures]
+    notes += [f"{folder.name}: {line}" for line in content.left_out(folder, captions)]
 
 
-def _file(path: Path, name: str, *, folder_caption: str | None) -> Found:
+def _file(path: Path, name: str, *, folder_caption: str | None) -> Source:
     beside = path.with_suffix(".txt")
     lines = read_lines(beside) if is_file(beside) else []
     caption = next((line.strip() for line in lines if line.strip()), folder_caption)
     remarks: Counter[str] = Counter()
-    return Found(name, partial(_open, path, remarks), caption, remarks=remarks)
+    return Source(name, partial(_open, path, remarks), caption, remarks=remarks)
 
 
 def _open(path: Path, remarks: Counter[str] | None = None) -> Float[Tensor, "3 H W"]:
@@ -199,7 +199,7 @@ def _open(path: Path, remarks: Counter[str] | None = None) -> Float[Tensor, "3 H
         return from_pil(decode(Stored(path).read(), remarks=remarks))
     except Skip as error:
         raise UsageError(f"no readable picture ({error})") from error
-    except UsageError as error:  # a report names images, not the folders of this machine
+    except UsageError as error:  # a report does not show local paths
         raise UsageError(str(error).replace(f"{path} ", "")) from error
 
 
@@ -210,14 +210,14 @@ def _same(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
 def _unfit(image: Float[Tensor, "3 H W"]) -> str:
     height, width = image.shape[-2:]
     if min(height, width) < SMALLEST:
-        return f"{height}x{width} pixels show nothing: at least {SMALLEST} a side are needed"
+        return f"{height}x{width} pixels are too few: at least {SMALLEST} a side are needed"
     if max(height, width) > LONGEST * min(height, width):
-        return f"{height}x{width} pixels are a line: at most {LONGEST} times as long as wide"
+        return f"{height}x{width} pixels are too elongated: at most {LONGEST} times as long as wide"
     return ""
 
 
 def _within(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
-    """The image, or a smaller copy of the same aspect."""
+    """The image, resized to at most LARGEST pixels a side, at the same aspect ratio."""
     scale = LARGEST / max(image.shape[-2:])
     if scale >= 1:
         return image
@@ -228,8 +228,8 @@ def _reduced(read: Open) -> Float[Tensor, "3 h w"]:
     return _within(read())
 
 
-def _apart(found: Sequence[Found]) -> Iterator[Found]:
-    """The same, with ids that no other has."""
+def _apart(found: Sequence[Source]) -> Iterator[Source]:
+    """The same images with unique ids."""
     seen: dict[str, int] = {}
     for one in found:
         count = seen[one.id] = seen.get(one.id, 0) + 1

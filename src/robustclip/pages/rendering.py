@@ -29,7 +29,7 @@ NONE: Final = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """Pictures of one kind: `under` names what lies below a map, `group` what a reader shows and hides together."""
+    """Pictures of one kind: `under` is the column of the image below a map, `group` those shown and hidden together."""
 
     key: str
     title: str
@@ -53,7 +53,7 @@ SCORE_DROP: Final = "drop of the score"
 @cache
 def environment() -> Environment:
     """The Jinja2 environment of the report; undefined values are errors."""
-    found = Environment(
+    layout = Environment(
         loader=PackageLoader("robustclip.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -61,12 +61,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
-    found.filters["pretty"] = lambda value: json.dumps(plain(value), indent=2, ensure_ascii=False)
-    return found
+    layout.filters["pretty"] = lambda value: json.dumps(plain(value), indent=2, ensure_ascii=False)
+    return layout
 
 
 def case_html(encoded: Encoded) -> str:
-    """One case, as an element of the page."""
+    """HTML element of one case."""
     case = encoded.case
     return (
         environment()
@@ -93,13 +93,13 @@ def case_html(encoded: Encoded) -> str:
 
 
 def sortable(view: View) -> dict[str, float | None]:
-    """What cases can be sorted by: all that a view has a number for; None where it is missing here."""
-    found: dict[str, float | bool | None] = {"score": view.score}
+    """Sort keys of a view: all its numbers, None if missing."""
+    layout: dict[str, float | bool | None] = {"score": view.score}
     if view.attacked_score is not None:
-        found["attacked score"] = view.attacked_score
-        found[SCORE_DROP] = None if view.score is None else view.score - view.attacked_score
-    found |= view.numbers
-    return {name: None if _missing(value) else round(float(value or 0), 6) for name, value in found.items()}
+        layout["attacked score"] = view.attacked_score
+        layout[SCORE_DROP] = None if view.score is None else view.score - view.attacked_score
+    layout |= view.numbers
+    return {name: None if _missing(value) else round(float(value or 0), 6) for name, value in layout.items()}
 
 
 def page_html(
@@ -114,8 +114,8 @@ def page_html(
     pages: Sequence[tuple[str, str]],
     number: int,
 ) -> Iterator[str]:
-    """A page, piece by piece. `cases` come from `case_html`; `present` are the columns that any case of any page has;
-    `pages` are the names and labels of all pages, of which this is `number`, from 1."""
+    """HTML of a page, in chunks. `cases` come from `case_html`; `present`: columns of any case of any page; `pages`:
+    names and labels of all pages; `number`: this page, from 1."""
     script = _resource("page.js")
     absent = {
         group for group in GROUPS if not any(column.key in present for column in COLUMNS if column.group == group)
@@ -154,17 +154,17 @@ def _lacks_a_map(seen: Seen, encoded: Encoded) -> bool:
 
 
 def _facts(view: View) -> Iterator[tuple[str, str]]:
-    yield "score", _told(view.score)
+    yield "score", _formatted(view.score)
     if view.attacked_score is not None:
-        yield "score, attacked", _told(view.attacked_score)
+        yield "score, attacked", _formatted(view.attacked_score)
     if view.noisy_score is not None:
-        yield "score, with noise", _told(view.noisy_score)
+        yield "score, with noise", _formatted(view.noisy_score)
     for name, value in view.numbers.items():
-        yield name, _told(value)
+        yield name, _formatted(value)
 
 
 def _groups(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The table's lines by metric, each with its cells in the referees' order."""
+    """Lines of the table by metric, with cells in the referees' order."""
     for metric, lines in groupby(report.summary, key=lambda line: line.metric):
         held = list(lines)
         numbers = [number for line in held for number in line.numbers.values() if not _missing(number.value)]
@@ -201,7 +201,7 @@ def _line(line: Line, report: Report, least: float, most: float) -> dict[str, An
 
 
 def is_best(name: str, line: Line) -> bool:
-    """Whether this referee's whole interval lies on the good side of every other's."""
+    """Whether this referee's interval lies wholly on the better side of every other's."""
     mine = line.numbers[name]
     others = [number for other, number in line.numbers.items() if other != name and not _missing(number.value)]
     if not others or not line.better:
@@ -212,7 +212,7 @@ def is_best(name: str, line: Line) -> bool:
 
 
 def _frame(box: tuple[int, int, int, int] | None, size: tuple[int, int]) -> str:
-    """Where a box lies on a picture of any size, as CSS; nothing where there is none."""
+    """CSS of a box relative to its picture; "" without a box."""
     if box is None:
         return ""
     (top, left, bottom, right), (height, width) = box, size
@@ -229,7 +229,7 @@ def _missing(value: float | bool | None) -> bool:
     return value is None or not math.isfinite(value)
 
 
-def _told(value: float | bool | None) -> str:
+def _formatted(value: float | bool | None) -> str:
     if value is None or _missing(value):
         return NONE
     if isinstance(value, bool):
@@ -251,40 +251,39 @@ def _resource(name: str) -> str:
 
 
 PAGE_BYTES: Final = 32_000_000
-"""What the cases of a page may take: about 500 small images of two referees, which open in less than three seconds."""
+"""Maximal size of a page: about 500 small images of two referees, which open in less than three seconds."""
 
 
 def write_report(
     path: str | os.PathLike[str], report: Report, cases: Iterable[Encoded], *, page_bytes: int = PAGE_BYTES
 ) -> list[Path]:
-    """Write a report and return its pages: `path`, and where that would grow beyond `page_bytes` its siblings too,
-    <stem>-2.html, <stem>-3.html, ...
+    """Write a report and return its pages: `path`, and beyond `page_bytes` also <stem>-2.html, <stem>-3.html, ...
 
-    `cases` are read once and not held, so there may be any number of them. Each page is written whole or not at all,
-    the first one last: where it is, the others are. Raises UsageError where there is no case.
+    `cases` are streamed, so memory is bounded. Pages are written atomically, the first one last, so that its existence
+    implies the others. Raises UsageError without cases.
     """
     path = Path(path)
     with naming(gettempdir()), TemporaryFile() as spool:
-        found = _Found(sorts={about.name: [] for about in report.referees})
+        layout = _Layout(sorts={about.name: [] for about in report.referees})
         for encoded in cases:
-            element = case_html(encoded).encode("utf-8", "replace")  # half a surrogate pair is no UTF-8
-            found.add(encoded, len(element), page_bytes)
+            element = case_html(encoded).encode("utf-8", "replace")  # lone surrogates are not UTF-8
+            layout.add(encoded, len(element), page_bytes)
             spool.write(element)
-        if not found.lengths[0]:
+        if not layout.lengths[0]:
             raise UsageError("a report needs at least one case")
-        starts = [0, *accumulate(map(sum, found.lengths))]
-        paths = [path, *(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, len(found.lengths) + 1))]
-        labels = list(_labels(found.lengths))
+        starts = [0, *accumulate(map(sum, layout.lengths))]
+        paths = [path, *(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, len(layout.lengths) + 1))]
+        labels = list(_labels(layout.lengths))
         for number in reversed(range(len(paths))):
             spool.seek(starts[number])
             html = page_html(
                 report,
-                _elements(spool, found.lengths[number]),
-                count=sum(map(len, found.lengths)),
-                cases_here=len(found.lengths[number]),
-                sorts=found.sorts,
-                present=frozenset(found.present),
-                boxed=found.boxed,
+                _elements(spool, layout.lengths[number]),
+                count=sum(map(len, layout.lengths)),
+                cases_here=len(layout.lengths[number]),
+                sorts=layout.sorts,
+                present=frozenset(layout.present),
+                boxed=layout.boxed,
                 pages=[(page.name, label) for page, label in zip(paths, labels, strict=True)],
                 number=number + 1,
             )
@@ -294,8 +293,8 @@ def write_report(
 
 
 @dataclass
-class _Found:
-    """What pages must know of all cases before the first can be written."""
+class _Layout:
+    """Facts of all cases that every page needs."""
 
     sorts: dict[str, list[str]]
     present: set[str] = field(default_factory=set)
@@ -318,7 +317,7 @@ def _elements(spool: IO[bytes], lengths: Iterable[int]) -> Iterator[str]:
 
 
 def _labels(lengths: list[list[int]]) -> Iterator[str]:
-    """Which cases are on each page: "1 to 200"."""
+    """Range of the cases of each page: "1 to 200"."""
     last = 0
     for here in lengths:
         yield f"{last + 1} to {last + len(here)}"

@@ -3,10 +3,10 @@
     from robustclip.pages.report import encode
     from robustclip.pages.rendering import write_report
 
-    cases = (encode(case) for case in ...)         # pictures shrink to what a page needs; the tensors may go
+    cases = (encode(case) for case in ...)         # small pictures without tensors
     write_report("report.html", Report(...), cases)
 
-A report is a function of these data alone: the same data give the same bytes.
+A report is a deterministic function of these data: equal data give equal bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Unit = Literal["percent", "number"]
 class About:
     """A referee in the report's footer: its card, and a hash of its weights as `fingerprint`.
 
-    `note` is said beside its name wherever that matters, e.g. why it has no maps.
+    `note` is shown beside its name, e.g. why it has no maps.
     """
 
     name: str
@@ -48,10 +48,10 @@ class About:
 
 @dataclass(frozen=True)
 class View:
-    """How one referee sees one case. Maps are (H,W) in [0,1], pictures (3,H,W) in [0,1], of the case's image's size.
+    """One referee's results on one case. Maps (H,W) and pictures (3,H,W) are in [0,1], of the image's size.
 
-    A map that is None, or a number that is NaN or None, was not made; `why` says why a map is missing. `attacked` is
-    the image after an attack on this referee. `numbers` can be sorted by; a bool is told as yes or no.
+    None (or NaN) means missing; `why` gives the reason of a missing map. `attacked` is the image after an attack on
+    this referee. `numbers` can be sorted by; a bool is shown as yes or no.
     """
 
     referee: str
@@ -70,9 +70,9 @@ class View:
 
 @dataclass(frozen=True)
 class Case:
-    """An image and a text, seen by every referee. `other` is what the attack pulled towards: a negation, or a target.
+    """An image and a text with every referee's view. `other` is the text that the attack pulled towards.
 
-    `box` (top, left, bottom, right; half-open pixels) is where the text's object is known to be. `noisy` is the control
+    `box` (top, left, bottom, right; half-open pixels) is that of the text's object, if known. `noisy` is the control
     of all referees: the image with noise of the attack's norm.
     """
 
@@ -87,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Number:
-    """A measured number, its 95% interval, and how many samples it is of."""
+    """A measured number, its 95% interval, and the number of samples."""
 
     value: float
     low: float
@@ -99,7 +99,7 @@ class Number:
 class Line:
     """A line of the table: one metric on one kind of images ("clean", "l2:1.5@20", "random l2:1.5"), by referee.
 
-    `better` says which way is good, so that the best can be marked; "" for a metric that has no good way.
+    `better` is the better direction, to mark the best; "" for a metric without one.
     """
 
     metric: str
@@ -111,10 +111,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a report but its cases.
+    """A report without its cases.
 
-    `setting` is told at the foot, line by line: method, threat model with its size, objective, steps, seeds, versions.
-    `notes` are for all to read before the pictures; `left_out` has a line for each image that could not be read.
+    `setting` is listed in the footer: method, threat model with its size, objective, steps, seeds, versions. `notes`
+    precede the pictures; `left_out` has a line per unreadable image.
     """
 
     title: str
@@ -124,18 +124,18 @@ class Report:
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     explanations: Mapping[str, str] = field(default_factory=dict)
-    """What a metric means, in a sentence, by its name: shown under the table."""
+    """Definitions of the metrics by name, shown under the table."""
 
 
-LONGEST: Final = 320  # pixels of a stored picture's longer side: a page shows it no larger
-LONGEST_MAP: Final = 64  # maps are smooth, and browsers enlarge smoothly
-SMALL: Final = 96  # pixels up to which a picture is kept exactly
-AMPLIFIED_WITHIN: Final = 0.995  # share of a change's values that stay below white and above black when it is shown
+LONGEST: Final = 320  # maximal pixels of a stored picture's longer side
+LONGEST_MAP: Final = 64  # the same for maps, which are smooth
+SMALL: Final = 96  # pixels up to which a picture is stored losslessly
+AMPLIFIED_WITHIN: Final = 0.995  # share of a change's values that do not saturate when shown
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a page shows of a `View`: data: URIs by the name of their column, and its numbers."""
+    """A `View` for a page: data: URIs by column name, and its numbers."""
 
     view: View
     pictures: Mapping[str, str]
@@ -143,7 +143,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A case without tensors: the image's own URI, its height and width, and the amplification of all its changes."""
+    """A case without tensors: the image's URI, height and width, and the amplification of the shown changes."""
 
     case: Case
     image: str
@@ -154,15 +154,15 @@ class Encoded:
 
     @property
     def weight(self) -> int:
-        """Characters that its pictures take on a page."""
+        """Number of characters of its pictures."""
         return len(self.image) + len(self.noisy) + sum(len(uri) for seen in self.seen for uri in seen.pictures.values())
 
 
 def encode(case: Case) -> Encoded:
-    """Shrink a case to what a page shows: a few hundred KB at most, whatever the size of its image.
+    """Encode a case for a page: a few hundred KB at most.
 
-    Pictures keep their aspect; those of at most 96 pixels keep every value. The change that an attack made is shown as
-    0.5 + amplification x change, by the same factor for all referees of a case.
+    Pictures keep their aspect ratio; those of at most 96 pixels are lossless. An attack's change is shown as
+    0.5 + amplification x change, with one factor for all referees of a case.
     """
     changes = [view.attacked - case.image for view in case.views if view.attacked is not None]
     factor = amplification(changes)
@@ -174,7 +174,7 @@ def encode(case: Case) -> Encoded:
                 pictures[name] = map_uri(heat)
         if view.attacked is not None:
             pictures["attacked"] = picture_uri(view.attacked)
-            # Shrinking would average the change away, so it is shrunk as it is shown: small, and true in its tones.
+            # Amplify before resizing, which would average the change away.
             pictures["change"] = picture_uri(0.5 + factor * (view.attacked - case.image), exact=False)
         for name, gradient in (("gradient", view.gradient), ("attacked_gradient", view.attacked_gradient)):
             if gradient is not None:
@@ -192,7 +192,7 @@ def encode(case: Case) -> Encoded:
 
 
 def amplification(changes: Iterable[Float[Tensor, "3 h w"]]) -> int:
-    """The largest of 1, 2, 5, 10, 20, 50, ... by which (nearly) all values of all changes stay within +-0.5."""
+    """The largest of 1, 2, 5, 10, 20, 50, ... with which (nearly) all values of all changes stay within +-0.5."""
     sizes = [float(np.quantile(change.detach().abs().float().cpu().numpy(), AMPLIFIED_WITHIN)) for change in changes]
     largest = max(sizes, default=0.0)
     if not 0 < largest < math.inf:
@@ -202,19 +202,19 @@ def amplification(changes: Iterable[Float[Tensor, "3 h w"]]) -> int:
 
 
 def picture_uri(picture: Float[Tensor, "3 h w"], *, exact: bool = True) -> str:
-    """A picture as a data: URI: small ones as they are, unless `exact` is False; larger ones shrunk, as lossy WebP."""
+    """A picture as a data: URI: small ones lossless, unless `exact` is False; larger ones resized, as lossy WebP."""
     height, width = picture.shape[-2:]
     drawn = to_pil(_shrunk(picture, LONGEST))
     file = BytesIO()
     if exact and max(height, width) <= SMALL:
-        drawn.save(file, "WEBP", lossless=True, quality=50, method=2)  # effort: more takes 8 times as long for 5%
+        drawn.save(file, "WEBP", lossless=True, quality=50, method=2)  # more effort: 8 times as slow for 5%
     else:
         drawn.save(file, "WEBP", quality=85, method=4)
     return _uri("webp", file)
 
 
 def map_uri(heat: Float[Tensor, "h w"]) -> str:
-    """A map in [0,1] as a data: URI, in the colours of `SCALE`."""
+    """A map in [0,1] as a data: URI in the colours of `SCALE`."""
     small = _shrunk(heat.detach().float().nan_to_num(0)[None], LONGEST_MAP)[0].clamp(0, 1)
     levels = (small * (LEVELS - 1)).round().to(torch.uint8).cpu().numpy()
     drawn = Image.fromarray(levels)

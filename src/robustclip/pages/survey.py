@@ -41,25 +41,25 @@ QUESTION: Final = "Which picture shows this better?"
 ANSWERS: Final = {"left": 1.0, "neither": 0.5, "right": 0.0}
 HEADER: Final = ["trial", "answer", "seconds"]
 SHOWN: Final = 320  # pixels of a picture's side on the page
-LONGEST: Final = 2**24  # bytes of a file of answers
+LONGEST: Final = 2**24  # maximal bytes of a file of answers
 
 
 @typed
 def make(
     pictures: Annotated[Sequence[Path], "two or more folders of `synthesize`, or of images, of the same prompts"],
     *,
-    out: Annotated[Path, "the page to write; beside it, its key: which picture is whose"],
-    question: Annotated[str, "what is asked of each two pictures"] = QUESTION,
-    trials: Annotated[PositiveInt | None, "how many are asked, drawn by the seed; else all"] = None,
-    size: Annotated[PositiveInt | None, "height and width that pictures in files are brought to"] = None,
+    out: Annotated[Path, "output page; its key (the set of each picture) is written beside it"],
+    question: Annotated[str, "question on each two pictures"] = QUESTION,
+    trials: Annotated[PositiveInt | None, "number of trials, drawn by the seed; default: all"] = None,
+    size: Annotated[PositiveInt | None, "resize pictures to this height and width"] = None,
     overwrite: bool = False,
-    seed: Annotated[int, "keys which trials there are, their order, and which picture is left"] = 0,
+    seed: Annotated[int, "seed of the subset, order and sides of trials"] = 0,
 ) -> dict[str, Any]:
     """Make a page that asks which of two pictures fits their prompt better.
 
-    It is one file, and sends nothing: people open it, answer with the arrow keys, and save their answers as CSV. Sets
-    are compared two by two on the prompts and seeds that they share, in random order and on random sides. The page does
-    not say whose a picture is; its key does, PAGE.key.json, which `robustclip survey read` takes with the answers.
+    The page is one file that sends nothing: participants open it, answer with the arrow keys, and save their answers as
+    CSV. Sets are compared in pairs on their common prompts and seeds, in random order and on random sides. Only the key
+    PAGE.key.json, for `robustclip survey read`, has the set of each picture.
 
     Raises UsageError for fewer than two sets, and sets that share no prompt.
     """
@@ -67,30 +67,28 @@ def make(
     raise_faults("survey.make()", list(_faults(pictures, out, key, overwrite)))
     sets = [read_pictures(folder, size=size) for folder in pictures]
     if len({one.name for one in sets}) < len(sets):
-        raise UsageError("a set is given twice: a survey compares different ones", "set_twice")
+        raise UsageError("a set is given twice: give different ones", "set_twice")
     pairs = [
         (first, mine, second, theirs)
         for first, second in combinations(range(len(sets)), 2)
         for mine, theirs in zip(*shared(sets[first], sets[second]), strict=True)
     ]
     if not pairs:
-        raise UsageError(
-            "the sets share no prompt (and seed): a survey compares pictures of the same", "nothing_shared"
-        )
+        raise UsageError("the sets share no prompt (and seed): give sets of the same prompts", "nothing_shared")
     stream = generator(seed, "survey")
     order = torch.randperm(len(pairs), generator=stream).tolist()[:trials]
     turned = (torch.rand(len(pairs), generator=stream) < 0.5).tolist()
-    asked, kept = [], []
+    shown, kept = [], []
     for number in order:
         first, mine, second, theirs = pairs[number]
         sides = [(sets[first], mine), (sets[second], theirs)]
         left, right = reversed(sides) if turned[number] else sides
         name = hashlib.sha256(f"{seed} {number} {question}".encode()).hexdigest()[:12]
         prompt = sets[first].prompts[mine]
-        asked.append({"trial": name, "prompt": prompt, "left": _encoded(*left), "right": _encoded(*right)})
+        shown.append({"trial": name, "prompt": prompt, "left": _encoded(*left), "right": _encoded(*right)})
         kept.append({"trial": name, "prompt": prompt, "left": left[0].name, "right": right[0].name})
     code = environment().get_template("survey.js").render()
-    script = f"const TRIALS = {_in_script(asked)};\n{code}"
+    script = f"const TRIALS = {_in_script(shown)};\n{code}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment().get_template("survey.html.j2")
     with atomic_write(out, "w") as file:
@@ -100,48 +98,48 @@ def make(
             )
         )
     write_json(key, {"question": question, "seed": seed, "sets": [one.name for one in sets], "trials": kept})
-    return {"page": str(out), "key": str(key), "trials": len(asked), "sets": len(sets)}
+    return {"page": str(out), "key": str(key), "trials": len(shown), "sets": len(sets)}
 
 
 @typed
 def read(
     key: Annotated[Path, "the page's PAGE.key.json"],
-    answers: Annotated[Sequence[Path], "files of answers that people saved, one each"],
+    answers: Annotated[Sequence[Path], "participants' answers, one file each"],
     *,
-    seed: Annotated[int, "keys the bootstrap"] = 0,
+    seed: Annotated[int, "seed of the bootstrap"] = 0,
 ) -> dict[str, Any]:
-    """Read what people answered: on which share of trials each set was preferred to each other, with 95% intervals.
+    """Evaluate a survey: the share of trials on which each set was preferred to each other, with 95% intervals.
 
-    "neither" counts half. Where every trial was answered once, the interval is Wilson's; where several people answered,
-    trials are resampled with all their answers (bootstrap), for people agree on a picture more than by chance.
+    "neither" counts half. With one answer per trial the interval is Wilson's; with several, trials are resampled with
+    all their answers (bootstrap), as answers to one trial are correlated.
 
-    Raises UsageError for files that are not of this survey, and answers that are given twice in one file.
+    Raises UsageError for files that are not of this survey, and for two answers to one trial in a file.
     """
     trials, sets = _key(key)
-    said: dict[str, list[float]] = {}
+    by_trial: dict[str, list[float]] = {}
     left = {"left": 0, "answers": 0, "neither": 0}
     for file in [answers] if isinstance(answers, str | Path) else answers:
         for trial, answer in _answers(Path(file), trials):
-            said.setdefault(trial, []).append(ANSWERS[answer])
+            by_trial.setdefault(trial, []).append(ANSWERS[answer])
             left["answers"] += 1
             left["left"] += answer == "left"
             left["neither"] += answer == "neither"
-    if not said:
+    if not by_trial:
         raise UsageError(f"nobody answered any of the {len(trials)} trials of {key}", "no_answers")
-    found = []
+    preferences = []
     for first, second in combinations(sets, 2):
         shares = []
-        for trial, values in said.items():
+        for trial, values in by_trial.items():
             sides = trials[trial]
             if {sides["left"], sides["right"]} == {first, second}:
                 shares.append([value if sides["left"] == first else 1 - value for value in values])
         if shares:
-            found.append({"set": first, "against": second, **vars(_interval(shares, seed))})
-    return {"trials": len(trials), "answered": len(said), **left, "preferences": found}
+            preferences.append({"set": first, "against": second, **vars(_interval(shares, seed))})
+    return {"trials": len(trials), "answered": len(by_trial), **left, "preferences": preferences}
 
 
 def _interval(shares: Sequence[Sequence[float]], seed: int) -> Interval:
-    """Of trials, each with the answers of one or several people."""
+    """Interval of the mean over trials, each with one or several answers."""
     if all(len(values) == 1 for values in shares):
         flat = np.array([values[0] for values in shares])
         return preference(flat, np.full_like(flat, 0.5))
@@ -163,19 +161,19 @@ def _faults(pictures: Sequence[Path], out: Path, key: Path, overwrite: bool) -> 
 
 
 def _encoded(pictures: Pictures, place: int) -> str:
-    """A picture without anything that its file says of it, as a data URL."""
+    """A picture without its file's metadata, as a data URL."""
     file = io.BytesIO()
     to_pil(pictures.images[torch.tensor([place])][0]).save(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _in_script(values: object) -> str:
-    """JSON that ends no script, whatever a prompt says."""
+    """JSON escaped for use in a script element."""
     return json.dumps(values).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _key(file: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """({trial: its sides}, names of the sets)."""
+    """({trial: its sides}, names of the sets) of a key."""
     values = read_json(file)
     trials = values.get("trials") if isinstance(values, dict) else None
     fields = ("trial", "left", "right")
@@ -184,7 +182,7 @@ def _key(file: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
         or not isinstance(values.get("sets"), list)
         or not all(isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in trials)
     ):
-        raise UsageError(f"{file} is no key of a survey: give PAGE.key.json, which survey make wrote", "no_key")
+        raise UsageError(f"{file} is no key of a survey: give the PAGE.key.json of survey make", "no_key")
     return {one["trial"]: one for one in trials}, [str(name) for name in values["sets"]]
 
 
@@ -195,13 +193,13 @@ def _answers(file: Path, trials: dict[str, dict[str, str]]) -> list[tuple[str, s
     header = next(rows, (1, []))[1]
     if header != HEADER:
         raise UsageError(f"{file} holds no answers of a survey: its columns are not {', '.join(HEADER)}", "no_answers")
-    found: dict[str, str] = {}
+    answered: dict[str, str] = {}
     for number, (trial, answer, _) in rows:
         if trial not in trials or answer not in ANSWERS:
             raise UsageError(
                 f"{file}, line {number}, answers no trial of this survey: {trial[:40]},{answer[:40]}", "foreign"
             )
-        if trial in found:
+        if trial in answered:
             raise UsageError(f"{file} answers trial {trial} twice", "answered_twice")
-        found[trial] = answer
-    return list(found.items())
+        answered[trial] = answer
+    return list(answered.items())

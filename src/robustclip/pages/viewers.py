@@ -1,9 +1,10 @@
-"""The referees of a report, and their heat maps of a batch."""
+"""Heat maps of a batch, by the referees of a report and by a diffusion model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec
-from robustclip.diffusion.mutual_information import METRIC
+from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.errors import UsageError
+from robustclip.evaluation.generation.scorers import DRAWS
 from robustclip.evaluation.named import NamedReferee
 from robustclip.evaluation.report import CLEAN, Measurement, Row
 from robustclip.evaluation.setting import control_of
@@ -23,13 +25,14 @@ from robustclip.explanation import looks
 from robustclip.explanation.gradients import show_gradients
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
+from robustclip.explanation.measures import energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair
-from robustclip.pages.report import Better, Case, Line, Number, View
+from robustclip.pages.report import About, Better, Case, Line, Number, View
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every referee is asked: the attack, if any, what it is after, and whether input gradients are shown."""
+    """Settings of all referees: the attack, if any, its objective, and whether to show input gradients."""
 
     spec: AttackSpec | None
     objective: Objective
@@ -39,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a referee saw in a batch: its looks, what can be counted of them, and gradients as pictures, by version."""
+    """A referee's results on a batch by version: looks, numbers, and gradients as pictures."""
 
     looks: Looks
     numbers: dict[str, dict[str, Float[Tensor, " b"]]]
@@ -51,7 +54,7 @@ class Viewer:
 
     def __init__(
         self,
-        judge: NamedReferee,
+        named: NamedReferee,
         method: Method,
         layer: str | None,
         target: Target | None = None,
@@ -59,26 +62,26 @@ class Viewer:
         dtype: torch.dtype,
         seed: int,
     ) -> None:
-        self.judge = judge
-        self.name = judge.name
+        self.named = named
+        self.name = named.name
         self.mapper: Mapper | None = None
         self.why = ""
         self.places: dict[str, int] = {}
         try:
-            self.mapper = Mapper(judge.referee, method, layer, dtype=dtype, seed=seed, target=target)
+            self.mapper = Mapper(named.referee, method, layer, dtype=dtype, seed=seed, target=target)
         except UsageError as error:
             self.why = str(error)
 
-    def read(self, texts: Sequence[str], asked: Sequence[str] = ()) -> None:
-        """Embed all texts there will be, each once; a softmax runs over `asked`, those that are looked for."""
+    def read(self, texts: Sequence[str], among: Sequence[str] = ()) -> None:
+        """Embed all texts of the call, each once; a softmax runs over the texts `among`."""
         if self.mapper is None:
             return
         self.places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        self.embeddings = self.judge.referee.embed_texts(list(self.places))
-        self.among = self.embeddings[[self.places[text] for text in dict.fromkeys(asked)]]
+        self.embeddings = self.named.referee.embed_texts(list(self.places))
+        self.among = self.embeddings[[self.places[text] for text in dict.fromkeys(among)]]
 
     def see(self, pairs: Sequence[Pair], images: Float[Tensor, "b 3 H W"], task: Task) -> Seen | None:
-        """What it sees in a batch of pairs, whose images are stacked; None without maps."""
+        """Results on a batch of pairs with these images; None without maps."""
         mapper = self.mapper
         if mapper is None:
             return None
@@ -109,14 +112,64 @@ class Viewer:
         return Seen(looks, numbers(looks, boxes_of(pairs)), shown)
 
 
+class InformationViewer:
+    """Maps of mutual information by a diffusion model: each latent cell's share of the MMSE gap (`pointwise_mi`).
+
+    Shares are summed over channels, clamped at 0 as in GradCAM, and scaled to a maximum of 1. Not attacked. Raises
+    UsageError for a name or folder without a diffusion model.
+    """
+
+    def __init__(self, model: str, device: torch.device, *, dtype: torch.dtype, seed: int) -> None:
+        from robustclip.diffusion.pipelines import load_diffusion  # needs diffusers
+
+        name = model.removeprefix(MARK)
+        self.model = load_diffusion(name, device, dtype=dtype)
+        self.name, self.seed = f"{MARK}{Path(name).name}", seed
+
+    def about(self) -> About:
+        """Its entry in the report's footer."""
+        layer = f"latent cells of {self.model.factor}x{self.model.factor} pixels"
+        return About(self.name, METRIC, layer, self.model.fingerprint)
+
+    @torch.no_grad()
+    def see(self, pairs: Sequence[Pair], images: Float[Tensor, "b 3 H W"]) -> tuple[Seen, list[View]]:
+        """(results on a batch of clean images, each one's view)."""
+        from robustclip.diffusion.selection import whole_in_cells
+
+        latents = self.model.encode(whole_in_cells(self.model, images))
+        texts, empty = self.model.embed_prompts([pair.text for pair in pairs]), self.model.embed_prompts([""])
+        information = pointwise_mi(self.model, latents, texts, empty, draws=DRAWS, seed=self.seed)
+        cells = information.maps.sum(1, keepdim=True).clamp(min=0)
+        size = (images.shape[-2], images.shape[-1])
+        maps = torch.nn.functional.interpolate(cells, size, mode="bilinear", align_corners=False)[:, 0].float().cpu()
+        greatest = maps.amax((1, 2), keepdim=True)
+        maps = maps / torch.where(greatest > 0, greatest, 1)
+        nats, errors = information.nats.float().cpu(), information.standard_error.float().cpu()
+        measured = {METRIC: nats}
+        if (boxes := boxes_of(pairs)) is not None:
+            measured |= {looks.POINTING: pointing_hit(maps, boxes).float(), looks.ENERGY: energy_in_box(maps, boxes)}
+        views = [
+            View(
+                self.name,
+                float(nats[row]),
+                map=maps[row] if greatest[row] > 0 else None,
+                numbers={"standard error": float(errors[row])}
+                | ({looks.POINTING: bool(measured[looks.POINTING][row])} if boxes is not None else {}),
+                why="" if greatest[row] > 0 else "zero everywhere: no cell speaks for the text",
+            )
+            for row in range(len(pairs))
+        ]
+        return Seen({}, {looks.CLEAN: measured}), views
+
+
 def boxes_of(pairs: Sequence[Pair]) -> Int[Tensor, "b 4"] | None:
-    """The boxes of what the texts name, where all are known."""
+    """The boxes of the pairs' objects, if all are known."""
     boxes = [pair.box for pair in pairs if pair.box is not None]
     return torch.tensor(boxes) if len(boxes) == len(pairs) else None
 
 
 def by_size(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
-    """Places of pairs that make a batch: of one size, and with boxes all or none."""
+    """Indices of the pairs of each batch: of one size, and all or none with boxes."""
     alike: dict[object, list[int]] = {}
     for index, pair in enumerate(pairs):
         alike.setdefault((pair.size, pair.box is None), []).append(index)
@@ -145,39 +198,39 @@ MEANING: Final = {
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All numbers of all pairs: by referee, version and metric, (N,) float; NaN where there is none."""
+    """Numbers of all pairs by referee, version and metric: (N,) float, NaN if missing."""
 
     values: dict[tuple[str, str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, name: str, places: Sequence[int], seen: Seen, count: int) -> None:
-        """What one referee saw at these places of `count`."""
-        for version, found in seen.numbers.items():
-            for metric, values in found.items():
+        """Add one referee's results on the pairs `places` out of `count`."""
+        for version, by_metric in seen.numbers.items():
+            for metric, values in by_metric.items():
                 row = self.values.setdefault((name, version, metric), np.full(count, np.nan))
                 row[list(places)] = values.double().numpy()
 
     def measurements(self, spec: AttackSpec | None) -> dict[str, list[Measurement]]:
-        """For the table, by referee: without pairs for which the metric has no meaning; hits as bool."""
+        """Measurements by referee, for the table: without undefined values, hits as bool."""
         attacks = {looks.CLEAN: CLEAN}
         if spec is not None:
             attacks |= {looks.ATTACKED: str(spec), looks.NOISY: control_of(spec)}
-        found: dict[str, list[Measurement]] = {}
+        measured: dict[str, list[Measurement]] = {}
         for (name, version, metric), values in self.values.items():
             kept: NDArray[Any] = values
             if metric == looks.POINTING:
                 kept = values[np.isfinite(values)] > 0
             if kept.size and (kept.dtype == bool or np.isfinite(kept).any()):
-                found.setdefault(name, []).append(Measurement(metric, attacks[version], kept))
-        return found
+                measured.setdefault(name, []).append(Measurement(metric, attacks[version], kept))
+        return measured
 
     def of(self, name: str, place: int) -> dict[str, dict[str, float | None]]:
         """One referee's numbers of one pair, by version, as plain values."""
-        found: dict[str, dict[str, float | None]] = {}
+        numbers: dict[str, dict[str, float | None]] = {}
         for (other, version, metric), values in self.values.items():
             if other == name:
                 value = float(values[place])
-                found.setdefault(version, {})[metric] = value if np.isfinite(value) else None
-        return found
+                numbers.setdefault(version, {})[metric] = value if np.isfinite(value) else None
+        return numbers
 
 
 def case_of(
@@ -187,7 +240,7 @@ def case_of(
     viewers: Sequence[Viewer],
     seen: Mapping[str, Seen | None],
 ) -> Case:
-    """The report's case of a pair and its image, which is at `row` of what the viewers saw."""
+    """The report's case of a pair and its image, at `row` of the viewers' batch."""
     views = [_view(viewer, seen[viewer.name], row) for viewer in viewers]
     noisy = next(
         (one.looks[looks.NOISY].images[row] for one in seen.values() if one and looks.NOISY in one.looks), None
@@ -211,15 +264,15 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
         return seen.gradients[version][row] if version in seen.gradients else None
 
     after = seen.numbers.get(looks.ATTACKED, {})
-    told: dict[str, float | bool | None] = {
+    values_: dict[str, float | bool | None] = {
         metric: float(after[metric][row])
         for metric in (looks.CORRELATION, looks.OVERLAP, looks.SHIFT)
         if metric in after
     }
     if looks.POINTING in seen.numbers[looks.CLEAN]:
-        told[looks.POINTING] = bool(seen.numbers[looks.CLEAN][looks.POINTING][row])
+        values_[looks.POINTING] = bool(seen.numbers[looks.CLEAN][looks.POINTING][row])
         if after:
-            told[f"{looks.POINTING}, attacked"] = bool(after[looks.POINTING][row])
+            values_[f"{looks.POINTING}, attacked"] = bool(after[looks.POINTING][row])
     empty = any(bool(one.heat.empty[row]) for one in seen.looks.values())
     return View(
         viewer.name,
@@ -232,18 +285,18 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
         attacked_gradient=gradient(looks.ATTACKED),
         noisy_score=score(noisy),
         noisy_map=heat(noisy),
-        numbers=told,
+        numbers=values_,
         why=viewer.mapper.why_empty() if empty else "",
     )
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """The table's lines: values by metric and images, with all referees."""
-    found: dict[tuple[str, str], dict[str, Number]] = {}
+    """Lines of the table: values of all referees by metric and attack."""
+    lines: dict[tuple[str, str], dict[str, Number]] = {}
     for row in rows:
         if row.kind == "value":
-            found.setdefault((row.metric, row.attack), {})[row.referee] = Number(row.value, row.low, row.high, row.n)
+            lines.setdefault((row.metric, row.attack), {})[row.referee] = Number(row.value, row.low, row.high, row.n)
     return [
         Line(metric, attack, of, BETTER.get(metric, ""), "percent" if metric == looks.POINTING else "number")
-        for (metric, attack), of in found.items()
+        for (metric, attack), of in lines.items()
     ]

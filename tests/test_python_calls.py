@@ -56,7 +56,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "explain limit": (lambda: explain(limit=-1), "limit is -1"),
     "explain batch": (lambda: explain(batch_size=0), "batch_size is 0"),
     "explain nothing": (lambda: robustclip.explain(images="emoji/scenes"), "referees= is missing"),
-    "export run": (lambda: robustclip.export(3, name="unheard-of"), "3 is no run and no referee"),
+    "export run": (lambda: robustclip.export(3, name="unheard-of"), "3 is neither a run nor a referee"),
     "export name": (lambda: robustclip.export("x", name=3), "name= 3"),
     "export to": (lambda: robustclip.export("x", name="x", to=3), "to= 3"),
     "export format": (lambda: robustclip.export("x", name="x", format=3), "format= 3"),

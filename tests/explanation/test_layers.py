@@ -110,5 +110,5 @@ def test_a_layer_without_a_grid_is_refused() -> None:
 def test_a_tower_without_a_spatial_layer_is_refused() -> None:
     referee = toy_referee()
     referee.image_tower = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16))
-    with pytest.raises(UsageError, match=r"toy has no spatial layer.*--method gradient needs none"):
+    with pytest.raises(UsageError, match=r"toy has no spatial layer.*--method gradient, which needs none"):
         choose_layer(referee)

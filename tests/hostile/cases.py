@@ -489,8 +489,8 @@ def recipes() -> Iterator[Case]:
         ("--device meta", "nothing here runs on the device"),
         ("--clean-weight nan", "finite number"),
         ("--checkpoint-every 0", "greater than 0"),
-        ("--objective clip --batch-size 1", "a batch of one trains nothing"),
-        ("--attack-objective siglip --batch-size 1", "a batch of one trains nothing"),
+        ("--objective clip --batch-size 1", "constant for a batch of one"),
+        ("--attack-objective siglip --batch-size 1", "constant for a batch of one"),
         ("--evaluate-every -1", "greater than or equal to 0"),
         ("--stpes 3", "did you mean --steps?"),
         ("extra words", "2 faults"),
@@ -630,7 +630,7 @@ def smoothing() -> Iterator[Case]:
         (ENDLESS, "cannot read the smoothing"),
     ):
         yield "a smoothed referee", ["evaluate", f"emoji-vanilla~smooth:{spec}", "--limit", "1"], 2, words
-    yield "a smoothed referee", "evaluate '~smooth:0.25x2' --limit 1", 2, "which referee is smoothed"
+    yield "a smoothed referee", "evaluate '~smooth:0.25x2' --limit 1", 2, "lacks the base referee"
     yield "a smoothed referee", "evaluate 'nowhere~smooth:0.25x2' --limit 1", 2, "there is no referee 'nowhere'"
     for flags, words in (
         ("--tasks certification", "--sigma 0.25"),

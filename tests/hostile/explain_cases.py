@@ -44,7 +44,7 @@ def texts() -> Iterator[Case]:
         ("cat --negations ''", "a negation is empty"),
         ("cat --objective targeted", "needs a target"),
         ("cat --objective targeted --targets a b", "2 targets for 1 texts"),
-        ("cat --targets dog", "nothing to do with the objective 'negation'"),
+        ("cat --targets dog", "no effect with the objective 'negation'"),
         ("cat --objective denial", "'denial'"),
     ):
         yield "texts", f"{ONE} {given}", 2, words

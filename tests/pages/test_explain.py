@@ -163,7 +163,7 @@ def test_a_stopped_or_full_explanation_says_so(pictures: Path, tmp_path: Path, m
         robustclip.explain(**call, out=tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(explain_module, "look_at", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-        with terminable(), pytest.raises(Interrupted, match="nothing is kept of an explanation") as told:
+        with terminable(), pytest.raises(Interrupted, match="an explanation is written at its end only") as told:
             robustclip.explain(**call, out=tmp_path / "out")
         assert told.value.signal == signal.SIGTERM
     assert not (tmp_path / "out").exists()

@@ -97,8 +97,8 @@ def test_what_is_no_picture_is_named_and_the_rest_goes_on(tmp_path: Path) -> Non
         "1 files that are no pictures left out (page.html)",
         "empty.png",
         "short.png",
-        "tiny.png: 2x2 pixels show nothing",
-        "line.png: 8x900 pixels are a line",
+        "tiny.png: 2x2 pixels are too few",
+        "line.png: 8x900 pixels are too elongated",
     ):
         assert part in said
 
@@ -108,7 +108,7 @@ def test_huge_images_are_brought_down_or_left_out(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     pairs, notes = read_pairs([str(tmp_path)], ["a cat"])
     assert pairs[0].image.shape == (3, 300, 1024)
-    assert any("large.png has 600x2048 pixels and was brought to 300x1024" in note for note in notes)
+    assert any("large.png has 600x2048 pixels and was resized to 300x1024" in note for note in notes)
     assert "bomb.png: no readable picture (too many pixels)" in notes
 
 
@@ -144,9 +144,9 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"texts": ["a cat", " "]}, "a text is empty"),
-        ({"targets": ["a dog"]}, "targets have nothing to do with the objective 'negation'"),
+        ({"targets": ["a dog"]}, "targets have no effect with the objective 'negation'"),
         ({"objective": "targeted"}, "a targeted attack needs a target"),
-        ({"objective": "untargeted", "negations": ["no"]}, "negations have nothing to do with the objective"),
+        ({"objective": "untargeted", "negations": ["no"]}, "negations have no effect with the objective"),
         ({"negations": ["a", "b"]}, "2 negations for 1 texts"),
         ({"objective": "targeted", "targets": ["a", "b"]}, "2 targets for 1 texts"),
         ({"objective": "negations"}, "did you mean negation"),

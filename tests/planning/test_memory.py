@@ -15,6 +15,7 @@ from robustclip.planning.settings import Settings
 from robustclip.planning.towers import Imagined, imagine
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.state import ready_to_train
+from robustclip.runs import devices
 
 from ..alive import Alive
 
@@ -71,7 +72,7 @@ def test_fake_tensors_keep_what_real_ones_do(tower: str, dtype: str) -> None:
     def real(images: int) -> int:
         batch = torch.rand(images, 3, SIZE, SIZE)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            return costs.saved_bytes(lambda: real_tower(batch), real_tower)
+            return devices.saved_bytes(lambda: real_tower(batch), real_tower)
 
     assert fake.update == pytest.approx((real(4) - real(2)) / 2, rel=0.02)
 

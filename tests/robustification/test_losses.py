@@ -115,9 +115,9 @@ def test_tecoa_takes_one_text_a_class() -> None:
 def test_a_bank_of_one_text_is_refused(bank: Tensor) -> None:
     ids = torch.arange(len(bank))
     for make in (text_bank, tecoa):
-        with pytest.raises(UsageError, match="texts that are all the same"):
+        with pytest.raises(UsageError, match="needs two different texts"):
             make(100.0, bank, ids)
-    with pytest.raises(UsageError, match="texts that are all the same"):
+    with pytest.raises(UsageError, match="needs two different texts"):
         divergence(100.0, bank)
     assert text_bank(100.0, torch.eye(3), torch.arange(3)).name == "text-bank"
 
@@ -125,8 +125,8 @@ def test_a_bank_of_one_text_is_refused(bank: Tensor) -> None:
 @pytest.mark.parametrize(
     ("ids", "texts", "part", "fault"),
     [
-        ([0], torch.eye(1), None, "a batch of one trains nothing"),
-        ([0, 1], torch.eye(2), 1, "batch of one trains nothing.*--attack-negatives gathered"),
+        ([0], torch.eye(1), None, "constant for a batch of one"),
+        ([0, 1], torch.eye(2), 1, "constant for a batch of one.*--attack-negatives gathered"),
         ([3, 3, 3], torch.eye(3), None, "all 3 pairs of the first batch show one concept"),
         ([0, 1, 2], torch.ones(3, 4), None, "all 3 pairs of the first batch have the same text"),
     ],
@@ -201,7 +201,7 @@ def test_without_a_bank_answers_are_among_the_captions() -> None:
 
 
 def test_what_an_objective_reads_must_be_given() -> None:
-    with pytest.raises(ValueError, match="fare reads original, which this call does not give"):
+    with pytest.raises(ValueError, match="fare needs original, which this call lacks"):
         fare()(torch.eye(2), NO_TEXTS, IDS)
 
 

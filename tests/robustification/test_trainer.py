@@ -214,7 +214,7 @@ def test_the_oldest_warm_starts_are_forgotten_and_a_state_brings_all_back() -> N
 
 def test_warm_starts_are_of_one_process() -> None:
     refuse_warm_starts(1)
-    with pytest.raises(UsageError, match="kept by one process, and 2 train here"):
+    with pytest.raises(UsageError, match="need a single process, not 2"):
         refuse_warm_starts(2)
 
 

@@ -24,14 +24,14 @@ from robustclip.runs.devices import autocast
 from robustclip.runs.rng import each
 
 PERCENTILES: Final = (20, 40, 60, 80)
-"""Shares of an image that ROAD takes away, in percent. Its authors take nine from 10 to 90; these are half as dear."""
+"""Percentages of an image that ROAD removes; its authors use nine from 10 to 90."""
 
 
 class ClassTokenGradCAM(BaseCAM):
     """GradCAM for ViTs as in gScoreCAM: channels weighted by the gradient at the class token.
 
-    After the last block only that token reaches the embedding, so the patches' own gradients are zero there and plain
-    GradCAM has nothing to weigh with. The token travels as a row of its own below the grid.
+    After the last block only that token reaches the embedding, so the patches' gradients are zero and plain GradCAM
+    has no weights. The token is passed as an extra row below the grid.
     """
 
     def get_cam_image(
@@ -70,14 +70,13 @@ def activation_maps(
 ) -> Float[Tensor, "b h w"]:
     """Class activation map of each image for its text (a unit vector): in [0, 1], float32, on the CPU.
 
-    `pixels` are normalised, of the tower's size, which the maps have too. The target is `logit_scale` times the cosine
-    of image and text; with `among` it is the text's share in the softmax of these logits over its unit vectors. Each
-    map is scaled from its own least to its own greatest value, as the engine does; one that is the same everywhere is
-    0, one that is not finite stays so. The tower is as before afterwards, without hooks, also after an error.
+    `pixels` are normalised, of the tower's size, as are the maps. The target is `logit_scale` times the cosine of image
+    and text; with `among`, the text's softmax probability over these unit vectors. Maps are min-max scaled each, as in
+    pytorch-grad-cam; constant ones are 0, non-finite ones stay so. The tower is restored, also after an error.
     """
     wrapped = _Tower(tower, pixels.device, dtype)
     read = layer.as_map if method != "gradcam-cls" else lambda output: _with_class_token(layer, output)
-    with attacking(tower), torch.enable_grad(), redirect_stderr(StringIO()):  # ScoreCAM draws a bar for each image
+    with attacking(tower), torch.enable_grad(), redirect_stderr(StringIO()):  # ScoreCAM prints a progress bar
         cam = CAMS[method](wrapped, [layer.module], reshape_transform=read)
         try:
             targets = [_Target(text, logit_scale, among) for text in texts]
@@ -99,10 +98,9 @@ def road(
 ) -> Float[Tensor, " b"]:
     """Remove and Debias (Rong et al. 2022), least minus most relevant first, halved: higher is more faithful.
 
-    Pixels are replaced by what their neighbours say (the noisy linear imputation of the paper), so that the shape of
-    what was cut out tells nothing. `score` maps images in [0,1] to (B,); the result is in its units, on the CPU. The
-    formula is the engine's ROADCombined, whose own loop asks for a model's input tensors: here images stay images. Its
-    noise is keyed by seed and id.
+    Pixels are imputed from their neighbours (the paper's noisy linear imputation), so that the mask's shape carries no
+    information. `score` maps images in [0,1] to (B,); the result is in its units, on the CPU. The formula is that of
+    pytorch-grad-cam's ROADCombined, applied to images rather than model inputs. Noise is keyed by seed and id.
     """
     streams = each(seed, "ROAD", ids=ids)
     change = torch.zeros(len(images))
@@ -116,7 +114,7 @@ def road(
 
 
 def _impute(image: Float[Tensor, "3 h w"], kept: Bool[Tensor, "h w"], noise: torch.Generator) -> Float[Tensor, "3 h w"]:
-    """The image with the rest filled in from its neighbours: the engine's linear system, and its noise of 0.01."""
+    """The image with removed pixels imputed by pytorch-grad-cam's linear system, with its noise of 0.01."""
     missing = ~kept.flatten()
     if not bool(missing.any()):
         return image
@@ -130,9 +128,9 @@ def _impute(image: Float[Tensor, "3 h w"], kept: Bool[Tensor, "h w"], noise: tor
 
 
 class _Tower(nn.Module):
-    """A tower as the engine wants it: with gradients although its weights are frozen, in `dtype`, and out of its reach.
+    """Wrapper of a frozen tower for pytorch-grad-cam: computes in `dtype`, and hides the tower's parameters.
 
-    The engine clears the gradients of all parameters it finds and sets their mode; it finds one of no size.
+    The library clears the gradients of all parameters it finds and sets their mode; it finds an empty one only.
     """
 
     def __init__(self, tower: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -147,7 +145,7 @@ class _Tower(nn.Module):
 
 
 class _Target:
-    """The logit of a text, or its share in a softmax, of one image's embedding: what the engine calls a target."""
+    """Target of pytorch-grad-cam: a text's logit, or its softmax probability, for one image's embedding."""
 
     def __init__(self, text: Float[Tensor, " d"], scale: float, among: Float[Tensor, "t d"] | None) -> None:
         self.text, self.scale, self.among = text, scale, among

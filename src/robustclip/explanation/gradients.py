@@ -1,7 +1,7 @@
 """Input gradients, SmoothGrad (Smilkov et al. 2017), and the low-frequency share of their energy.
 
-The gradient of cos(image, prompt) with respect to the pixels is noise to the eye for an ordinary CLIP, and follows the
-object's outlines for a robust one (CLIPAG, section 3). Two answers: the picture, and a number, the low-frequency share.
+The gradient of cos(image, prompt) with respect to the pixels looks like noise for an ordinary CLIP, and follows the
+object's outlines for a robust one (CLIPAG, section 3): shown as a picture, and measured by the low-frequency share.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from robustclip.runs.devices import autocast
 from robustclip.runs.rng import each
 
 SAMPLES: Final = 16
-"""Noisy copies; Smilkov et al. see little gain beyond 50, and 16 cost a third. Ours."""
+"""Number of noisy copies (ours); Smilkov et al. see little gain beyond 50."""
 SIGMA: Final = 0.1
-"""Of the noise, in pixel units: the lower end of the 10% to 20% of the range that the paper finds best."""
+"""Standard deviation of the noise in pixel units: the lower end of the paper's 10% to 20% of the range."""
 
 
 def smooth_gradients(
@@ -39,9 +39,9 @@ def smooth_gradients(
     sigma: float = SIGMA,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """The mean over noisy copies of the gradient of each image's cosine with its own text (a unit vector), float32.
+    """Mean over noisy copies of the gradient of each image's cosine with its own text (a unit vector), float32.
 
-    Noise leaves [0,1] and is not clipped, so that its mean is the image. It is keyed by seed and id.
+    Noisy copies are not clipped to [0,1], so that their mean is the image. Noise is keyed by seed and id.
     """
     streams = each(seed, "SmoothGrad", ids=ids)
     total = torch.zeros_like(images, dtype=torch.float32)
@@ -59,12 +59,12 @@ def smooth_gradients(
 
 
 def strength(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
-    """How much each pixel matters: its gradient's length over the three channels, so that no sign cancels."""
+    """L2 norm of the gradient over the three channels, per pixel."""
     return gradients.norm(dim=1)
 
 
-CUTOFF = 1 / 8  # cycles per pixel: structures of more than 8 pixels; ours
-DISPLAY_DEVIATIONS = 3  # gradients are shown within 3 standard deviations, as in Tsipras et al. 2019
+CUTOFF = 1 / 8  # cycles per pixel, i.e. structures of more than 8 pixels; ours
+DISPLAY_DEVIATIONS = 3  # gradients are clamped to 3 standard deviations, as in Tsipras et al. 2019
 SMALLEST_SHOWN = 96  # pixels; smaller images are enlarged in the picture
 
 
@@ -84,11 +84,9 @@ def input_gradients(
 def low_frequency_share(gradients: Float[Tensor, "b 3 h w"], cutoff: float = CUTOFF) -> Float[Tensor, " b"]:
     """Share of the power spectrum's energy at radial frequencies below `cutoff` cycles per pixel, for each image.
 
-    Energies are summed over the channels before the share is taken. The constant component counts as low: it is the
-    part of the gradient that brightens or darkens the whole image, and with it the energies of all frequencies add up
-    to the gradient's squared length (Parseval). White noise has a share of about pi * cutoff^2 (0.049 for 1/8), a
-    gradient that varies only over larger structures one of about 1. NaN for a gradient that is zero or not finite: it
-    has no share.
+    Energies are summed over channels first. The constant component counts as low, so that all energies add up to the
+    gradient's squared norm (Parseval). White noise has a share of about pi * cutoff^2 (0.049 for 1/8), a gradient that
+    varies over larger structures only about 1. NaN for a gradient that is zero or not finite.
     """
     height, width = gradients.shape[-2:]
     radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None, :])
@@ -105,7 +103,7 @@ def gradient_shares(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> Float[Tensor, " n"]:
-    """The low-frequency share of each image's gradient towards its own prompt."""
+    """Low-frequency share of each image's gradient towards its own prompt."""
     texts, place = _embed_each_once(referee, prompts)
     shares = []
     for batch in batches(torch.arange(len(images)), batch_size, title):
@@ -120,9 +118,10 @@ def gradient_picture(
     prompts: Sequence[str],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "3 H W"]:
-    """Referees as rows, prompts as columns; the first row shows the images. Save it with `images.save_image`.
+    """Picture of gradients: referees as rows, prompts as columns; the first row shows the images.
 
-    Column i holds image i, its prompt above it, and each referee's gradient of their cosine as `show_gradients` has it.
+    Column i holds image i, its prompt above it, and each referee's gradient of their cosine by `show_gradients`. Save
+    it with `images.save_image`.
     """
     if len(images) != len(prompts):
         raise UsageError(f"{len(images)} images and {len(prompts)} prompts: each image needs its own prompt")
@@ -131,16 +130,13 @@ def gradient_picture(
         texts = embed_texts(referee, list(prompts))
         rows.append(show_gradients(input_gradients(referee, images.to(texts.device), texts, dtype)).cpu())
     tiles = torch.cat(rows)
-    factor = -(-SMALLEST_SHOWN // min(tiles.shape[-2:]))  # whole, so that each pixel becomes a square of equal size
+    factor = -(-SMALLEST_SHOWN // min(tiles.shape[-2:]))  # integer, so that pixels become equal squares
     tiles = tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return titled_grid(["image", *(name for name, _ in referees)], prompts, tiles)
 
 
 def show_gradients(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Gradients as images: grey where zero, each on its own scale, 3 of its standard deviations to black or white.
-
-    Grey is zero, not the mean: the sign of a pixel stays readable.
-    """
+    """Gradients as images: zero is grey, and +-3 standard deviations of each gradient are white and black."""
     deviation = gradients.square().mean((1, 2, 3), keepdim=True).sqrt()
     scaled = gradients / (2 * DISPLAY_DEVIATIONS * deviation)
     return (0.5 + scaled.nan_to_num()).clamp(0, 1)

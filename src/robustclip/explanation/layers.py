@@ -1,8 +1,8 @@
 """Choose the layer of an image tower for class activation maps: the last one with a spatial grid and gradients.
 
-Nothing is assumed of a tower but what one forward pass shows: an output (B,C,h,w) is a map, one (B,T,C) or (T,B,C) is
-tokens if T is the number of patches and a few more. So open_clip's ViT, ResNet and ConvNeXt, timm's towers and
-transformers' CLIP are read alike, with grids that need not be square.
+Layers are found by one forward pass: an output (B,C,h,w) is a map, one (B,T,C) or (T,B,C) tokens if T is the number of
+patches plus a few. This covers open_clip's ViT, ResNet and ConvNeXt, timm's towers and transformers' CLIP, with grids
+that need not be square.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import refuse_smoothed
 
 SMALLEST: Final = 7
-"""Cells to a side: what ViT-B/32 and the last stage of a ResNet have at 224 pixels. At 64 that stage has 2, from which
-a map cannot point, so there an earlier one is taken (ours; docs/maps.md has what that is worth)."""
-MOST_CLASS_TOKENS: Final = 16  # class and register tokens; no tower of the field has more
+"""Minimal cells per side: those of ViT-B/32 and the last stage of a ResNet at 224 pixels. At 64 pixels that stage has
+2, so an earlier one is chosen (ours; measured in docs/maps.md)."""
+MOST_CLASS_TOKENS: Final = 16  # maximal number of class and register tokens
 BLOCK = re.compile(r"(?:.*\.)?(?:resblocks|blocks|layers)\.\d+")  # open_clip, timm, transformers
 FIRST_NORMS: Final = ("ln_1", "norm1", "layer_norm1")  # of a block, by the same three
 SHOWN: Final = 8  # names in an error
@@ -33,11 +33,11 @@ SHOWN: Final = 8  # names in an error
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of the image tower with a grid of h x w cells in its output.
+    """A module of the image tower whose output has a grid of h x w cells.
 
     name           its path below `referee.image_tower`
-    class_tokens   how many tokens lie before the patches, for tokens; None for a (B,C,h,w) map
-    length_first   tokens are (T,B,C), as in open_clip's towers that say batch_first=False
+    class_tokens   number of tokens before the patches; None for a (B,C,h,w) map
+    length_first   tokens are (T,B,C), as in open_clip's towers with batch_first=False
     """
 
     name: str
@@ -47,7 +47,7 @@ class Layer:
     length_first: bool = False
 
     def as_map(self, output: Tensor) -> Float[Tensor, "b c h w"]:
-        """The layer's output, or a gradient of its shape, as a float32 map; class tokens are left out."""
+        """The layer's output, or a gradient of its shape, as a float32 map without class tokens."""
         if self.class_tokens is None:
             return output.float()
         return self._tokens(output)[:, self.class_tokens :].transpose(1, 2).unflatten(2, self.grid)
@@ -61,19 +61,19 @@ class Layer:
 
 
 def choose_layer(referee: TwoTower, name: str | None = None, *, at_output: bool = False) -> Layer:
-    """The layer called `name`, or the one to look at where none is named.
+    """The layer called `name`, or the default one.
 
-    In a ViT that is the first LayerNorm of the last block, the last place where patches still reach the embedding
-    (pytorch-grad-cam's choice), or the last block itself with `at_output` (gScoreCAM's). In a CNN it is the last block
-    whose grid has at least 7 cells to a side: `layer4[-1]` of a ResNet at 224, as in gScoreCAM.
+    Default of a ViT: the first LayerNorm of the last block, after which patches do not reach the embedding
+    (pytorch-grad-cam's choice), or with `at_output` the last block (gScoreCAM's). Default of a CNN: the last block with
+    a grid of at least 7 cells per side, `layer4[-1]` of a ResNet at 224, as in gScoreCAM.
 
-    Raises UsageError for a name that the tower has not or that has no grid, and for a tower without any.
+    Raises UsageError for an unknown name or one without a grid, and for a tower without any.
     """
     found = spatial_layers(referee)
     if not found:
         raise UsageError(
-            f"{referee.card.name} has no spatial layer: no output of its image tower is a grid of at least 2x2, so "
-            "there is nothing to map; --method gradient needs none"
+            f"{referee.card.name} has no spatial layer: no output of its image tower is a grid of at least 2x2. Use "
+            "--method gradient, which needs none"
         )
     if name is not None:
         return _named(referee, name, found)
@@ -89,7 +89,7 @@ def choose_layer(referee: TwoTower, name: str | None = None, *, at_output: bool 
 
 @torch.no_grad()
 def spatial_layers(referee: TwoTower) -> dict[str, Layer]:
-    """All layers with a grid of at least 2x2 cells, by name, in the order in which a forward pass leaves them."""
+    """All layers with a grid of at least 2x2 cells by name, in the order of a forward pass."""
     tower, (height, width) = referee.image_tower, referee.image_size
     refuse_smoothed(tower, "has as many maps of a layer as copies", "explain its base, or use the method gradient")
     outputs: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ def _read(
 def _recorder(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, object], None]:
     def record(_module: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
-            outputs.pop(name, None)  # a module that runs twice stands where it ran last
+            outputs.pop(name, None)  # a module that runs twice is placed at its last run
             outputs[name] = output
 
     return record
@@ -145,16 +145,13 @@ def _cuts_patches(convolution: nn.Conv2d) -> bool:
 
 
 def _same_aspect(grid: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a grid can be the image's, to rounding by a cell: (B,h,w,C) inside a ConvNeXt block is not."""
+    """Whether a grid has the image's aspect ratio up to a cell; that of (B,h,w,C) in a ConvNeXt block has not."""
     return abs(grid[0] * size[1] - grid[1] * size[0]) <= max(size)
 
 
 def _parts(module: nn.Module, path: str, found: dict[str, Layer]) -> Iterator[Layer]:
-    """The outermost modules with a map of their own, in order: the blocks of a ResNet, the stages of a ConvNeXt.
-
-    What lies inside a block stays inside; a Sequential is taken for its parts, of which papers name the last
-    (`layer4[-1]`).
-    """
+    """The outermost modules with a map, in order: blocks of a ResNet, stages of a ConvNeXt. A Sequential is replaced by
+    its parts (`layer4[-1]`)."""
     if path in found and found[path].class_tokens is None and not isinstance(module, nn.Sequential):
         yield found[path]
         return

@@ -24,22 +24,22 @@ OBJECTIVES: Final[tuple[str, ...]] = get_args(Objective)
 
 
 def negate(text: str) -> str:
-    """ "not a cat" for "a cat", as CLIPAG App. B writes it."""
+    """Negate a text as in CLIPAG App. B: "not a cat" for "a cat"."""
     return f"not {text}"
 
 
 def negation(own: Float[Tensor, " b"], other: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """CLIPAG App. B, Eq. 4: [1 - cos(x, text)] - [1 - cos(x, negated text)], which is to grow."""
+    """CLIPAG App. B, Eq. 4, maximised: [1 - cos(x, text)] - [1 - cos(x, negated text)]."""
     return (1 - own) - (1 - other)
 
 
 def untargeted(own: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """1 - cos(x, text): away from the text."""
+    """1 - cos(x, text), maximised: away from the text."""
     return 1 - own
 
 
 def targeted(other: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """cos(x, target): towards another text."""
+    """cos(x, target), maximised: towards another text."""
     return other
 
 
@@ -55,17 +55,16 @@ def attack(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images within `spec`'s ball, at the size they have, at which the objective is greatest: PGD, the best step kept.
+    """Maximise the objective by PGD within `spec`'s ball, at the images' own size; keeps the best step.
 
     `texts` are the images' own, `others` their negations or targets, all unit vectors (B,D). The random start is keyed
-    by seed and id, so that no image depends on its batch. The paper gives Eq. 4 its 20 steps; norm, eps and step size
-    are not legible there, and ours. Raises UsageError for an objective that lacks `others`, RunError if an image left
-    the ball.
+    by seed and id, independent of the batch. 20 steps are the paper's for Eq. 4; norm, eps and step size are ours, as
+    it does not give them. Raises UsageError if the objective needs `others`, RunError if an image left the ball.
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}")
     if objective != "untargeted" and others is None:
-        raise UsageError(f"the objective {objective!r} needs the texts to pull towards: give others=(B,D)")
+        raise UsageError(f"the objective {objective!r} needs target texts: give others=(B,D)")
 
     wanted = texts if others is None else torch.cat([texts, others])
 
@@ -98,7 +97,7 @@ def attack(
 def noise(
     images: Float[Tensor, "b 3 h w"], spec: AttackSpec, *, ids: Sequence[str], seed: int
 ) -> Float[Tensor, "b 3 h w"]:
-    """The attack's control: images moved by exactly its norm in a random direction, keyed by seed and id."""
+    """Control of the attack: images with random noise of exactly its norm, keyed by seed and id."""
     return perturbed(images, spec.threat(size_of(images)), each(seed, "control", ids=ids))
 
 
@@ -110,7 +109,7 @@ SCORE = "cosine"
 
 @dataclass(frozen=True)
 class Look:
-    """A batch of images, (B,3,H,W) in [0,1], with their maps and the cosines of their texts."""
+    """A batch of images (B,3,H,W) in [0,1] with their maps and the cosines with their texts."""
 
     images: Float[Tensor, "b 3 H W"]
     heat: HeatMaps
@@ -118,7 +117,7 @@ class Look:
 
 
 Looks = dict[str, Look]
-"""The look at untouched images ("clean"), and where there is an attack those at "attacked" and "noisy" ones."""
+"""Looks at "clean" images and, with an attack, at "attacked" and "noisy" ones."""
 
 
 def look(
@@ -135,9 +134,8 @@ def look(
 ) -> Looks:
     """Heat maps of each image for its text: clean, attacked (on that referee), and with noise of the same norm.
 
-    `texts` and `others` (what the objective pulls towards: negations, or targets) are unit vectors; `among` are those
-    of a softmax (see `Mapper`). The attack's
-    control is noise of exactly the same norm. Nothing depends on who else is in the batch.
+    `texts` and `others` (the objective's negations or targets) are unit vectors; `among` are those of a softmax (see
+    `Mapper`). Results do not depend on the rest of the batch.
     """
     versions = {CLEAN: images}
     if spec is not None:
@@ -161,10 +159,10 @@ def look(
 
 
 def numbers(looks: Looks, boxes: Int[Tensor, "b 4"] | None = None) -> dict[str, dict[str, Float[Tensor, " b"]]]:
-    """What can be counted of each version: {version: {name: (B,) float32}}; NaN where a map shows nothing.
+    """Metrics of each version: {version: {name: (B,) float32}}, NaN for empty maps.
 
-    The score; with boxes (top, left, bottom, right; half open) whether the map's peak lies inside, 0 or 1, and which
-    share of the map does; and for moved images how alike their map is to the untouched one's.
+    The score; with boxes (top, left, bottom, right; half open) the pointing game, 0 or 1, and the map's energy in the
+    box; for attacked and noisy images the similarity of their map to the clean one.
     """
     found: dict[str, dict[str, Tensor]] = {}
     clean = looks[CLEAN].heat
@@ -184,6 +182,6 @@ def numbers(looks: Looks, boxes: Int[Tensor, "b 4"] | None = None) -> dict[str, 
 
 
 def _without(values: Float[Tensor, " b"], *heats: HeatMaps) -> Float[Tensor, " b"]:
-    """NaN where one of the maps is empty."""
+    """`values` with NaN where one of the maps is empty."""
     empty = torch.stack([heat.empty for heat in heats]).any(0)
     return values.float().masked_fill(empty, torch.nan)

@@ -1,4 +1,4 @@
-"""Heat maps of a referee: one method, one layer, any number of images and texts."""
+"""Heat maps of a referee by one method and layer."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ Target = Literal["cosine", "logit", "softmax"]
 TARGETS: Final[tuple[str, ...]] = get_args(Target)
 OF_PIXELS: Final = ("gradient", "smoothgrad")
 PIXELS: Final = "pixels"
-"""The layer of those methods: the image itself."""
+"""Layer name of the methods that map input pixels."""
 
-# Ten even steps of inferno (Smith and van der Walt, matplotlib, CC0): equal steps of a map look equally large, also in
-# grey and to the colour-blind.
+# Ten even steps of inferno (Smith and van der Walt, matplotlib, CC0), which is perceptually uniform, also in greyscale
+# and for the colour-blind.
 SCALE: Final = (
     *("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60"),
     *("#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"),
 )
-LEVELS: Final = 64  # colours of a map's palette: more than an eye tells apart on a picture this small
+LEVELS: Final = 64  # colours of a map's palette
 
 
 def check_method(method: str) -> None:
-    """Raise UsageError where grad-cam, which all methods but those of pixels need, is not installed."""
+    """Raise UsageError if the method needs grad-cam, as all but those of pixels do, and it is not installed."""
     if method in METHODS and method not in OF_PIXELS:
         require("pytorch_grad_cam", "explanation", f"the method {method!r}")
 
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Maps of the images' own size, float32 on the CPU, each from 0 to its greatest value, 1.
+    """Maps of the images' own size, float32 on the CPU, each scaled to [0,1].
 
-    `empty` marks those that are the same everywhere, or not finite: zeros, with nothing to see.
+    `empty` marks constant or non-finite maps, which are set to zero.
     """
 
     maps: Float[Tensor, "b H W"]
@@ -82,7 +82,7 @@ class Mapper:
         if method not in METHODS:
             raise UsageError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         if method in OF_PIXELS and layer is not None:
-            raise UsageError(f"the method {method!r} maps pixels, of no layer: leave out {layer!r}, or take gradcam")
+            raise UsageError(f"the method {method!r} maps pixels, not a layer: leave out {layer!r}, or take gradcam")
         check_method(method)
         self.referee = referee
         self.method = method
@@ -95,8 +95,8 @@ class Mapper:
             self.layer = choose_layer(referee, layer, at_output=method == "gradcam-cls")
             if method == "gradcam-cls" and not self.layer.class_tokens:
                 raise UsageError(
-                    f"{referee.card.name} has no class token at {self.layer.name!r}, from whose gradient gradcam-cls "
-                    "takes its weights: use gradcam"
+                    f"{referee.card.name} has no class token at {self.layer.name!r}, which gradcam-cls needs: use "
+                    "gradcam"
                 )
 
     @property
@@ -111,10 +111,10 @@ class Mapper:
 
     @property
     def target_in_words(self) -> str:
-        """What the maps are of, e.g. "logit (30 x cosine)"; nothing where no text is read."""
+        """The differentiated scalar, e.g. "logit (30 x cosine)"; "" for methods without text."""
         scale = f"{self.referee.logit_scale:.4g} x cosine"
-        told = {"cosine": "cosine", "logit": f"logit ({scale})", "softmax": f"softmax of logits ({scale})"}
-        return "cosine" if self.method in OF_PIXELS else told.get(self.target or "", "")
+        names = {"cosine": "cosine", "logit": f"logit ({scale})", "softmax": f"softmax of logits ({scale})"}
+        return "cosine" if self.method in OF_PIXELS else names.get(self.target or "", "")
 
     def __call__(
         self,
@@ -123,10 +123,10 @@ class Mapper:
         ids: Sequence[str],
         among: Float[Tensor, "t d"] | None = None,
     ) -> HeatMaps:
-        """Each image's map for its own text, a unit vector; `ids` key what is random, and nothing depends on who else
-        is in the batch. `among` are the different texts of a softmax, by default those of `texts`.
+        """Each image's map for its own text, a unit vector. Noise is keyed by `ids`, independent of the batch. `among`
+        are the distinct texts of a softmax (default: those of `texts`).
 
-        Raises UsageError for a softmax over fewer than two texts: it is always 1.
+        Raises UsageError for a softmax over fewer than two texts, which is always 1.
         """
         if self.target == "softmax":
             among = texts.unique(dim=0) if among is None else among
@@ -145,7 +145,7 @@ class Mapper:
 
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "b 3 H W"], texts: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """The cosine of each image with its own text, float32, on the CPU."""
+        """Cosine of each image with its own text, float32, on the CPU."""
         pairs = zip(images.split(self.batch_size), texts.split(self.batch_size), strict=True)
         found = [
             cosines(self.referee, some.to(self.referee.device), theirs, self.dtype).diagonal().cpu()
@@ -162,13 +162,13 @@ class Mapper:
         return input_gradients(self.referee, images, texts, self.dtype)
 
     def why_empty(self) -> str:
-        """What to say in place of a map that is zero everywhere."""
+        """Reason for a map that is zero everywhere."""
         if self.layer is not None and self.layer.class_tokens and BLOCK.fullmatch(self.layer.name):
             return (
-                f"zero everywhere: behind {self.layer.name} only the class token may reach the embedding, so no patch "
+                f"zero everywhere: after {self.layer.name} only the class token may reach the embedding, so no patch "
                 "has a gradient; use the method gradcam-cls, or leave the layer out"
             )
-        return f"zero everywhere: nothing at {self.layer_name} speaks for the text"
+        return f"zero everywhere: nothing at {self.layer_name} supports the text"
 
     def _maps(
         self,
@@ -179,7 +179,7 @@ class Mapper:
     ) -> Float[Tensor, "b H W"]:
         if self.layer is None:
             return strength(self.gradients(images, texts, ids)).cpu()
-        from robustclip.explanation.gradcam import activation_maps  # an extra that maps of pixels do without
+        from robustclip.explanation.gradcam import activation_maps  # needs an extra, which maps of pixels do not
 
         preprocess = self.referee.preprocess
         with torch.no_grad():
@@ -198,7 +198,7 @@ class Mapper:
 
 
 def palette() -> bytes:
-    """The colours of a map's levels, three bytes each: `SCALE` with straight lines between its steps."""
+    """RGB bytes of a map's levels: `SCALE`, linearly interpolated."""
     stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in SCALE], dtype=np.float64)
     places = np.linspace(0, len(stops) - 1, LEVELS)
     colours = np.stack([np.interp(places, np.arange(len(stops)), stops[:, channel]) for channel in range(3)], axis=1)
@@ -208,7 +208,7 @@ def palette() -> bytes:
 def overlay(
     images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], strength: float = 0.65
 ) -> Float[Tensor, "b 3 h w"]:
-    """Maps in [0,1] in the colours of `SCALE`, laid over their images: what a page shows, as tensors."""
+    """Maps in [0,1] in the colours of `SCALE`, blended with their images, as on a report's page."""
     colours = torch.from_numpy(np.frombuffer(palette(), dtype=np.uint8).copy()).float().view(LEVELS, 3) / 255
     levels = (maps.float().nan_to_num(0).clamp(0, 1) * (LEVELS - 1)).round().long().cpu()
     return (1 - strength) * images + strength * colours[levels].permute(0, 3, 1, 2).to(images)

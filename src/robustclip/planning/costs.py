@@ -1,7 +1,6 @@
 """FLOPs and memory of a training step, counted on the towers with torch's FlopCounterMode and saved-tensor hooks.
 
-A multiplication and an addition are two FLOPs; only products of matrices and convolutions count, as in the counter and
-in a data sheet.
+A multiply-add is two FLOPs; only matrix products and convolutions count, as in the counter and in data sheets.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ from robustclip.referees.sentence import SentenceEncoder
 from robustclip.robustification.losses import clip, text_bank
 from robustclip.robustification.monitor import STRONG_STEPS
 from robustclip.runs import distributed
-from robustclip.runs.devices import DTYPES, autocast
+from robustclip.runs.devices import DTYPES, autocast, saved_bytes
 
-COUNTED_ON = 2  # images; the cost of one is half of theirs
-SHORT = 24  # tokens of a caption, where short ones cost less (ours)
+COUNTED_ON = 2  # images to count on
+SHORT = 24  # tokens of a caption for text towers whose cost depends on the length (ours)
 
 
 class FlopCounter(FlopCounterMode):
-    """torch's counter, with two of its habits changed.
+    """torch's counter with two changes.
 
-    It keeps no books by module, because the hooks it does that with refuse a gradient to a module's own input, which is
-    what an attack asks for. And the weight gradient of a grouped convolution costs what its forward pass does, where
-    torch's formula forgets the groups (a depthwise convolution of 512 channels would count 512 times).
+    It does not count per module, whose hooks refuse a gradient to a module's own input, which attacks need. And the
+    weight gradient of a grouped convolution counts as its forward pass; torch's formula ignores the groups (a depthwise
+    convolution of 512 channels would count 512 times).
     """
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
-        self.mod_tracker: Any = _NoBooks()
+        self.mod_tracker: Any = _NoModules()
 
     def __enter__(self) -> Self:
-        # The fused attention layer of inference is opaque to the counter; its parts are not.
+        # The counter does not see inside the fused attention layer of inference.
         self.fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         super().__enter__()
@@ -51,7 +50,7 @@ class FlopCounter(FlopCounterMode):
         torch.backends.mha.set_fastpath_enabled(self.fused)
 
 
-class _NoBooks:
+class _NoModules:
     parents = ("Global",)
 
     def __enter__(self) -> None: ...
@@ -59,8 +58,8 @@ class _NoBooks:
 
 
 def _convolution_backward(gradient: Any, images: Any, kernel: Any, *rest: Any, **_: Any) -> int:
-    """Each of the two gradients, to the images and to the kernel, takes as many products as the forward pass. The
-    arguments are those of aten's convolution_backward, of which `transposed` is the 8th and `output_mask` the 11th."""
+    """Each of the gradients to the images and to the kernel costs as much as the forward pass. The arguments are those
+    of aten's convolution_backward; `transposed` is the 8th and `output_mask` the 11th."""
     transposed, wanted = rest[4], rest[7]
     forward = conv_flop_count(list(images), list(kernel), list(gradient), transposed=transposed)
     return forward * (int(wanted[0]) + int(wanted[1]))
@@ -68,10 +67,10 @@ def _convolution_backward(gradient: Any, images: Any, kernel: Any, *rest: Any, *
 
 @dataclass(frozen=True)
 class TowerFlops:
-    """FLOPs of one image, and of one caption.
+    """FLOPs per image and per caption.
 
-    `attack` is a forward pass and the gradient to the pixels, the weights frozen; `update` one and the gradient to the
-    weights. With gradient checkpointing both hold what is computed twice.
+    `attack`: a forward pass and the gradient to the pixels, with frozen weights; `update`: a forward pass and the
+    gradient to the weights; both include the recomputation of gradient checkpointing.
     """
 
     forward: int
@@ -81,7 +80,7 @@ class TowerFlops:
 
 
 def of_towers(towers: Imagined, size: tuple[int, int]) -> TowerFlops:
-    """Count the towers of a blueprint, the image tower as it is (see `ready_to_train`)."""
+    """Count the towers of a blueprint, with the image tower in its present mode (see `ready_to_train`)."""
     tower = towers.image_tower
     with towers.mode:
         images = torch.rand(COUNTED_ON, 3, *size)
@@ -94,7 +93,7 @@ def of_towers(towers: Imagined, size: tuple[int, int]) -> TowerFlops:
 
 
 def counted(step: Callable[[], object]) -> int:
-    """FLOPs of what `step` does."""
+    """FLOPs of `step()`."""
     with FlopCounter() as counter:
         step()
     return int(counter.get_total_flops())
@@ -109,7 +108,7 @@ def gradient_to_pixels(tower: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _caption(towers: Imagined) -> int | None:
-    """A caption that fills the context of a CLIP, which reads short ones as if they did, or one of SHORT tokens."""
+    """FLOPs of a caption of the full context (CLIP pads to it), or of SHORT tokens."""
     text_tower = towers.text_tower
     if text_tower is None:
         return None
@@ -124,9 +123,8 @@ def _caption(towers: Imagined) -> int | None:
 class StepFlops:
     """FLOPs of one training step, over all processes.
 
-    `recomputed` is what a batch in parts computes a second time, `beside` what the objective reads of the untouched
-    images and of the tower before training, `watching` the share of a step in what the log and the probe take every so
-    many steps.
+    `recomputed`: second forward passes of a batch in parts; `beside`: embeddings of the clean images and of the tower
+    before training, for the objective; `watching`: logs and probes, per step on average.
     """
 
     attack: float
@@ -143,7 +141,7 @@ class StepFlops:
 
 
 def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int, bank: int = 0) -> StepFlops:
-    """What one step of the trainer takes on average; `bank` is the number of texts of a text bank."""
+    """FLOPs of a step of the trainer on average; `bank` is the number of texts of a text bank."""
     batch, attacks = settings.batch_size, settings.attack_steps
     in_parts = settings.accumulate > 1
     updates = 1 + (settings.clean_weight > 0)
@@ -152,7 +150,7 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     forwards_again = in_parts * (embedded + attacks * gathered)
     update_logits = logits(settings, design.width, count, bank)
     attack_logits = update_logits if gathered else logits(settings, design.width, count, bank, local=True)
-    if settings.objective == "trades":  # answers to the clean images too: in the attack without gradients
+    if settings.objective == "trades":  # also predicts on the clean images, in the attack without gradients
         update_logits, attack_logits = 3 * update_logits, 1.5 * attack_logits
     captions = batch * (tower.caption or 0)
     probes = settings.batch_size * (3 if attacks else 1) * tower.forward
@@ -171,19 +169,19 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
 
 
 def _beside(settings: Settings, tower: TowerFlops) -> float:
-    """FARE asks the original once a step, TRADES the tower in training, once for the attack and once with gradients;
-    AdvFLYP's regularisers both, the original of the attacked images."""
+    """Passes on further images: FARE's original tower once per step; TRADES' tower in training, once for the attack and
+    once with gradients; AdvFLYP's regularisers both, the original on the attacked images."""
     of_clean = settings.batch_size * tower.update * settings.reads_clean
     for_attack = settings.objective == "trades" and settings.attack_steps > 0
     return of_clean + settings.batch_size * tower.forward * (settings.reads_original + for_attack)
 
 
 def logits(settings: Settings, width: int, count: int, bank: int, *, local: bool = False) -> float:
-    """Products of image and text embeddings and the gradient to the images: two products of matrices.
+    """FLOPs of the products of image and text embeddings and of their gradient to the images.
 
-    A coupled loss takes N x N of them in every process, which all see the whole batch; `local` ones are of a part.
+    A coupled loss computes N x N of them in every process, on the whole batch; `local` ones on a part.
     """
-    if settings.objective == "fare":  # which asks no text
+    if settings.objective == "fare":  # reads no text
         return 0.0
     if not settings.coupled:
         return 4.0 * settings.batch_size * bank * width
@@ -192,16 +190,16 @@ def logits(settings: Settings, width: int, count: int, bank: int, *, local: bool
     return 4.0 * settings.batch_size**2 * width * count
 
 
-SINGLE = 4  # bytes of a float32: weights, gradients and moments are never narrower
-LOSS_ON = 64  # images whose loss is looked at
+SINGLE = 4  # bytes of a float32, the dtype of weights, gradients and moments
+LOSS_ON = 64  # images to measure a loss on
 DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps for an image until its backward pass, `once` for any number of them (weights in
-    bfloat16), and `working` for an image while a layer is computed backward: half of what a block keeps (ours; it
-    brings the plan within a tenth of what is alive in real steps)."""
+    """Bytes that autograd saves per image until its backward pass; `once`: for any number of images (weights in
+    bfloat16); `working`: per image during a layer's backward pass, half of what a block saves (ours; within a tenth of
+    measured steps)."""
 
     attack: int
     update: int
@@ -211,14 +209,14 @@ class Activations:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what they hold: what is always there, and what each moment adds."""
+    """Bytes by content: permanent, and added in each phase of a step."""
 
     held: dict[str, float]
     moments: dict[str, dict[str, float]]
 
     @property
     def fullest(self) -> str:
-        """The moment that needs most."""
+        """The phase of most memory."""
         return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
 
     @property
@@ -227,8 +225,8 @@ class Memory:
 
 
 def activations(towers: Imagined, size: tuple[int, int], dtype: str, *, grad_checkpointing: bool) -> Activations:
-    """Count what the image tower's graph keeps, in the mode it has now. With checkpointing that is the inputs of its
-    blocks, and all of one block at a time, which is computed again."""
+    """Count what the image tower's graph saves in its present mode; with checkpointing, the inputs of its blocks and
+    all of one block, which is recomputed."""
     tower = towers.image_tower
     kept = _kept(towers, size, dtype)
     blocks = max(1, len(list(distributed.blocks(tower))))
@@ -261,27 +259,10 @@ def _kept(towers: Imagined, size: tuple[int, int], dtype: str) -> Activations:
     return Activations(each_attack, each_update, once=max(0, update[0] - 2 * each_update), working=0)
 
 
-def saved_bytes(forward: Callable[[], Tensor], module: nn.Module | None = None) -> int:
-    """Bytes that the graph of `forward()` keeps, each storage once, the module's own weights apart."""
-    own = {} if module is None else {weight.untyped_storage()._cdata for weight in module.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        graph = forward()
-    total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-    del graph
-    return total
-
-
 def memory_of_step(
     settings: Settings, towers: Imagined, design: Blueprint, kept: Activations, count: int, *, fsdp: bool, bank: int = 0
 ) -> Memory:
-    """Memory of one of `count` GPUs. With FSDP weights, gradients, moments and average are split over them."""
+    """Memory of one of `count` GPUs. FSDP shards weights, gradients, moments and average."""
     weights = SINGLE * sum(weight.numel() for weight in towers.image_tower.parameters())
     split = weights / count if fsdp else weights
     held = {"weights": split, "moments of AdamW": 2 * split, "average of the weights": split}
@@ -302,7 +283,7 @@ def memory_of_step(
     moments = {
         "attack": {
             "activations": (kept.attack + kept.working) * part + kept.once,
-            "images": 5 * pixels,  # clean, attacked, and three that a step computes with
+            "images": 5 * pixels,  # clean, attacked, and three temporaries of an attack step
             "logits": alone,
         },
         "update": {
@@ -325,7 +306,7 @@ def memory_of_step(
 
 
 def bytes_per_logit(coupled: bool) -> float:
-    """What a loss keeps for each pair of an image and a text until its backward pass, and their gradients there."""
+    """Bytes that a loss saves per image-text pair until its backward pass, and of their gradients."""
     features = torch.rand(LOSS_ON, 1, requires_grad=True)
     ids = torch.arange(LOSS_ON)
     loss = clip(1.0) if coupled else text_bank(1.0, features.detach(), ids)
@@ -334,7 +315,7 @@ def bytes_per_logit(coupled: bool) -> float:
 
 
 def texts_of_bank(settings: Settings) -> int:
-    """The concepts of the recipe's split of the embedded set, whose names are the bank."""
+    """Number of concepts of the recipe's split, whose names are the bank."""
     from robustclip.data.emoji import load_labels
 
     return len(load_labels(settings.split or "guide-styles").labels.unique())

@@ -27,9 +27,9 @@ CONTINUED: Final = " \\\n    "
 
 @dataclass(frozen=True)
 class Launch:
-    """`count` processes, one a GPU, on `nodes` machines, that execute `robustclip RUN...`.
+    """`count` processes, one per GPU, on `nodes` machines, that execute `robustclip RUN...`.
 
-    workers are the decoding processes of each process, hours the length of the run: what SLURM is asked for.
+    workers: decoding processes per process; hours: estimated length of the run. Both set SLURM's requests.
     """
 
     run: Sequence[str]
@@ -101,7 +101,7 @@ class Launch:
         return ["export ACCELERATE_USE_FSDP=true FSDP_VERSION=2"] if self.fsdp else []
 
     def _flags(self) -> str:
-        """The run's words, a line for each flag."""
+        """The run's command, a line per flag."""
         verb, recipe, *flags = self.run
         starts = [place for place, word in enumerate(flags) if word.startswith("--")] + [len(flags)]
         lines = [shlex.join(flags[start:end]) for start, end in pairwise(starts)]

@@ -1,6 +1,6 @@
 """Plan a training run before it is started: FLOPs, memory, hours and cost on GPUs by name or on this machine.
 
-Importing this module does not import torch: the flags of a plan are shown without it.
+Importing this module does not import torch, so that help stays fast.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take. Times in seconds and hours, memory in bytes of one GPU, cost in US dollars.
+    """Estimate of a run: times in seconds and hours, memory in bytes of one GPU, cost in US dollars.
 
-    enough_accumulation  parts of a share, a power of two, with which it fits; None where no number of parts is enough
-    flops_per_second     that a GPU is expected to reach in the image tower, or was measured to
+    enough_accumulation  smallest --accumulate, a power of two, with which it fits; None if none does
+    flops_per_second     of a GPU in the image tower, expected or measured
     """
 
     recipe: str
@@ -82,7 +82,7 @@ class Estimate:
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs together: what the data must deliver."""
+        """Of all GPUs together, the rate that the data must deliver."""
         return self.settings.batch_size / self.seconds_per_step
 
     @property
@@ -96,13 +96,13 @@ class Estimate:
         return terminal.html(self.table())
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: every number above, and what is assumed, in sentences."""
+        """All numbers, and the assumptions in sentences."""
         derived = {name: getattr(self, name) for name in ("total_flops", "hours", "cost", "images_per_second", "fits")}
         peak = {"peak": self.memory.peak, "fullest": self.memory.fullest}
         return asdict(self) | derived | {"memory": asdict(self.memory) | peak, "assumptions": self.assumptions()}
 
     def table(self) -> Group:
-        """A line for each answer with how it comes about, the assumptions, and the command."""
+        """Table of the estimates, the assumptions, and the command."""
         settings, terms, step, each = self.settings, self.terms, self.step, self.step.total / self.settings.batch_size
         parts = f", in {settings.accumulate} parts" if settings.accumulate > 1 else ""
         share = f"{settings.share(terms.count):,} on each of {terms.count} x {terms.gpu}{parts}"
@@ -141,63 +141,60 @@ class Estimate:
         return "does NOT fit, in however many parts: try --fsdp, --grad-checkpointing or larger GPUs"
 
     def assumptions(self) -> list[str]:
-        """What the numbers stand on, in sentences."""
+        """Assumptions behind the numbers, in sentences."""
         captions = "Every caption fills the text tower's context, and is embedded in float32 in each step."
         if not self.settings.coupled:
             captions = "The loss reads no captions, only the names of all concepts, which are embedded once."
         elif self.tower.caption is None:
             captions = "The text tower is not counted: its config would have to be fetched."
-        said = [
-            "FLOPs are those of products of matrices and convolutions, counted by torch on this tower.",
+        sentences = [
+            "FLOPs are those of matrix products and convolutions, counted by torch on this tower.",
             self._speed(),
-            "The tower has grouped convolutions, which reach far less of a peak than dense ones."
+            "The tower has grouped convolutions, which have a much lower utilisation than dense ones."
             if self.has_grouped_convolutions
             else "",
-            f"Nobody waits for data, which must deliver {self.images_per_second:,.0f} images/s, and messages between "
-            "GPUs take no time.",
+            f"The data deliver {self.images_per_second:,.0f} images/s, and communication between GPUs takes no time.",
             captions,
-            f"Weights, gradients, moments and average are float32; activations are what torch keeps on a CPU in "
-            f"{self.dtype} with fused attention; {RESERVED:.0%} of the memory stays free for the rest.",
+            f"Weights, gradients, moments and average are float32; activations are those that torch saves on a CPU in "
+            f"{self.dtype} with fused attention; {RESERVED:.0%} of the memory is reserved for the rest.",
             f"Prices are indicative, of {PRICES_OF}: give yours by --price."
             if self.terms.price is None and self.price is not None
             else "",
         ]
-        return [sentence for sentence in said if sentence]
+        return [sentence for sentence in sentences if sentence]
 
     def _speed(self) -> str:
-        if (found := self.measured) is not None:
+        if (measured := self.measured) is not None:
             return (
-                f"Measured here: {found.images} images a step on {found.device} in {found.dtype} made "
-                f"{with_prefix(found.flops_per_second, 'FLOP/s')}, and an update besides takes "
-                f"{found.seconds_per_update:.3g} s."
+                f"Measured here: {measured.images} images per step on {measured.device} in {measured.dtype} reached "
+                f"{with_prefix(measured.flops_per_second, 'FLOP/s')}, and the rest of an update takes "
+                f"{measured.seconds_per_update:.3g} s."
             )
-        gpu, less = (
-            GPUS[self.terms.gpu],
-            "Small towers and batches reach less; --gpu here, on one of them, measures it.",
-        )
+        gpu = GPUS[self.terms.gpu]
         reached = f"{SINGLE_REACHED:.0%} of {gpu.single:g} TFLOP/s in float32"
         if self.dtype != "float32":
             reached = (
                 f"{self.terms.mfu:.0%} (--mfu) of {gpu.half:,g} TFLOP/s, its maker's figure for dense {self.dtype}"
             )
-        less = "Small towers and batches reach less; --gpu here, on one of them, measures it."
-        return f"A {self.terms.gpu} reaches {reached}. {less}"
+        return (
+            f"A {self.terms.gpu} reaches {reached}. Small towers and batches reach less; --gpu here, on one of them, "
+            "measures it."
+        )
 
 
 def plan(recipe: str, **arguments: object) -> Estimate:
-    """What a run of a recipe would take: `plan("clipag-vit-b32", gpu="h100", count=8, samples="100M")`.
+    """Estimate FLOPs, memory, hours and cost of a recipe: `plan("clipag-vit-b32", gpu="h100", samples="100M")`.
 
     Takes the recipe's own arguments and those of `Terms`. Raises one UsageError with all faults of the call.
     """
     function, pairs = command(recipes.find(recipe, "robustify"))
-    bound, found = signatures.bind(function, arguments, pairs=pairs)
-    raise_faults(f"plan({recipe!r})", found, f"Its arguments: robustclip plan {recipe} --help")
+    bound, call_faults = signatures.bind(function, arguments, pairs=pairs)
+    raise_faults(f"plan({recipe!r})", call_faults, f"Its arguments: robustclip plan {recipe} --help")
     return function(**bound)
 
 
 def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
-    """The function of `robustclip plan RECIPE`, whose parameters are the terms of the plan and all of the recipe's own,
-    so that the flags of a run can be planned as they are; and the faults of values that are illegal together."""
+    """(function of `robustclip plan RECIPE`, with the parameters of `Terms` and of the recipe; its faults)."""
     described = describe(recipe, recipe.function)
 
     def planned(**arguments: Any) -> Estimate:
@@ -210,16 +207,16 @@ def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
 
 
 def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Function:
-    """What help shows of a plan: without `function`, the recipe's own, nothing of it is imported."""
+    """Help of a plan; without `function`, the recipe's own, the recipe is not imported."""
     terms = inspect.signature(Terms, eval_str=True)
     own = recipe.describe().signature if function is None else inspect.signature(function, eval_str=True)
-    doc = f"""FLOPs, memory, hours and cost of a run of {recipe.name}, with all that is assumed.
+    doc = f"""FLOPs, memory, hours and cost of a run of {recipe.name}, with the assumptions.
 
       robustclip plan {recipe.name} --gpu h100 --count 8 --samples 100M
       robustclip plan {recipe.name} --gpu here
 
-    The FLOPs are counted on the recipe's tower, without its weights and without a network. Besides the flags of the
-    plan it takes all of the recipe's own: to plan a run, write `plan` where its command says `robustify`.
+    FLOPs are counted on the recipe's tower, without its weights and without a network. The recipe's own flags are
+    accepted too: to plan a run, replace `robustify` by `plan` in its command.
     """
     merged = {**terms.parameters, **own.parameters}
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in merged.values()]
@@ -227,8 +224,8 @@ def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Func
 
 
 def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Estimate:
-    """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse too, and, of a plan with
-    `launch`, for a call that the recipe would refuse: planning alone needs no data."""
+    """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse, and with `launch` for a
+    call that the recipe would refuse; planning alone needs no data."""
     from robustclip.planning import costs, towers
 
     if terms.launch:
@@ -246,8 +243,8 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
     if terms.gpu == HERE:
 
         def passes(rehearsed: Settings) -> float:
-            found = costs.of_step(rehearsed, tower, design, 1, bank)
-            return found.total - found.captions - found.watching
+            step = costs.of_step(rehearsed, tower, design, 1, bank)
+            return step.total - step.captions - step.watching
 
         measured = towers.rehearse(settings, design, terms.count, bank, passes)
     if measured is None:
@@ -269,7 +266,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         for accumulate in parts
     }
     usable = (1 - RESERVED) * memory_of_gpu
-    found = Estimate(
+    planned = Estimate(
         recipe=recipe.name,
         settings=settings,
         terms=terms,
@@ -288,11 +285,11 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         has_grouped_convolutions=towers.has_grouped_convolutions(imagined.image_tower),
         command=command_line(recipe, arguments, settings.steps, terms),
     )
-    return replace(found, command=script(recipe, arguments, found)) if terms.launch else found
+    return replace(planned, command=script(recipe, arguments, planned)) if terms.launch else planned
 
 
 def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms: Terms) -> str:
-    """How the planned run is started: the flags that were given, with the steps that the samples make."""
+    """Command of the planned run: the given flags, with the steps of `samples`."""
     run = ["robustify", _name(recipe), *_flags(_parameters(recipe), {**arguments, "steps": steps}, {"steps"})]
     if terms.count == 1:
         return shlex.join(["robustclip", *run])
@@ -305,12 +302,12 @@ def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms
     return shlex.join([*launch, "-m", "robustclip", *run])
 
 
-def script(recipe: Recipe, arguments: Mapping[str, Any], found: Estimate) -> str:
+def script(recipe: Recipe, arguments: Mapping[str, Any], planned: Estimate) -> str:
     """The script that launches the planned run by `terms.launch`; its first comment is the command that prints it.
 
     The run goes to runs/RECIPE unless `out` is given.
     """
-    terms, steps = found.terms, found.settings.steps
+    terms, steps = planned.terms, planned.settings.steps
     assert terms.launch is not None
     parameters = _parameters(recipe)
     out = arguments["out"] or HOME / recipe.name
@@ -322,13 +319,13 @@ def script(recipe: Recipe, arguments: Mapping[str, Any], found: Estimate) -> str
         terms.nodes,
         fsdp=terms.fsdp,
         workers=arguments.get("workers", 0),
-        hours=found.hours,
+        hours=planned.hours,
     )
     about = [
         shlex.join(["robustclip", "plan", _name(recipe), *of_terms, *_flags(parameters, arguments)]),
-        f"{steps:,} steps of {found.settings.batch_size:,}, {found.settings.share(terms.count):,} on each of "
-        f"{terms.count} x {terms.gpu}: about {in_time(found.hours)}, {found.memory.peak / GIB:.0f} of "
-        f"{found.memory_of_gpu / GIB:.0f} GB ({found.advice()})",
+        f"{steps:,} steps of {planned.settings.batch_size:,}, {planned.settings.share(terms.count):,} on each of "
+        f"{terms.count} x {terms.gpu}: about {in_time(planned.hours)}, {planned.memory.peak / GIB:.0f} of "
+        f"{planned.memory_of_gpu / GIB:.0f} GB ({planned.advice()})",
     ]
     return launched.script(terms.launch, about)
 
@@ -344,7 +341,7 @@ def _parameters(recipe: Recipe) -> Mapping[str, Parameter]:
 def _flags(
     parameters: Mapping[str, Parameter | inspect.Parameter], values: Mapping[str, Any], always: Collection[str] = ()
 ) -> list[str]:
-    """The flags of values that are not the default, and of those `always` written."""
+    """Flags of the values that differ from the default, and of `always`."""
     return [
         word
         for name, value in values.items()
@@ -362,7 +359,7 @@ def _written(name: str, value: object) -> list[str]:
 
 
 def with_prefix(value: float, unit: str) -> str:
-    """1.5e12 FLOP is 1.50 TFLOP."""
+    """Format with an SI prefix: 1.5e12 FLOP is 1.50 TFLOP."""
     for power, prefix in ((24, "Y"), (21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if value >= 10**power:
             return f"{value / 10**power:.3g} {prefix}{unit}"
@@ -370,14 +367,14 @@ def with_prefix(value: float, unit: str) -> str:
 
 
 def in_time(hours: float) -> str:
-    """Hours as people say them."""
+    """Format hours in a suitable unit."""
     if hours < 1:
         return f"{hours * 60:.3g} minutes"
     return f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days ({hours:,.0f} hours)"
 
 
 def shares(parts: Mapping[str, float]) -> str:
-    """What a total consists of, in percent, the largest first."""
+    """Parts of a total in percent, the largest first."""
     names = {
         "recomputed": "computed again for parts",
         "beside": "clean and original embeddings",

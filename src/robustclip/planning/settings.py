@@ -1,6 +1,6 @@
-"""What a plan is asked: on which GPUs, for how many samples, and the settings of a training that decide its cost.
+"""Inputs of a plan: GPUs, number of samples, and the settings of a training that determine its cost.
 
-Importing this module does not import torch: the flags of a plan are shown without it.
+Importing this module does not import torch, so that help stays fast.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from robustclip.recipes import Recipe
 from robustclip.runs.processes import Place
 
 HERE: Final = "here"
-"""The machine of the caller, measured instead of looked up."""
+"""Name of this machine, which is measured instead of looked up."""
 PRICES_OF: Final = "2026-03"
-"""When the prices were read: list prices of one cloud that rents single GPUs, or of a like one where it has none. They
-are indicative; other clouds ask three times as much for the same GPU, or half."""
+"""Date of the prices, list prices of a cloud that rents single GPUs. They are indicative; other clouds charge from half
+to three times as much."""
 SINGLE_REACHED: Final = 0.7
-"""The share of its float32 peak that a GPU is taken to reach: ordinary cores are easier to keep busy (ours)."""
+"""Assumed utilisation of a GPU's float32 peak (ours); without tensor cores it is higher than --mfu."""
 RESERVED: Final = 0.1
-"""Of a GPU's memory: the CUDA context, the allocator's gaps, and what a layer needs while it is computed (ours)."""
-LOG_EVERY: Final = 10  # the trainer's own, which recipes leave as it is
+"""Share of a GPU's memory for the CUDA context, fragmentation, and workspace of layers (ours)."""
+LOG_EVERY: Final = 10  # the trainer's default
 GIB: Final = 2**30
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`half` and `single` are peaks in TFLOP/s, as the maker's data sheet gives them: dense (no sparsity) tensor cores
-    with accumulation in float32 for bfloat16 and float16, and ordinary cores for float32, which is what torch uses
-    unless it is told that TF32 will do. Memory in GB, price in US dollars an hour."""
+    """`half` and `single` are peaks in TFLOP/s of the maker's data sheet: dense (no sparsity) tensor cores with float32
+    accumulation for bfloat16 and float16, and ordinary cores for float32, torch's default (no TF32). Memory in GB,
+    price in US dollars per hour."""
 
     half: float
     single: float
@@ -45,7 +45,7 @@ class Gpu:
     has_bfloat16: bool = True
 
     def reached(self, dtype: str, mfu: float) -> float:
-        """FLOP/s expected in a dtype by name, `mfu` being the share of the tensor cores' peak."""
+        """Expected FLOP/s in a dtype by name; `mfu` is the utilisation of the tensor cores' peak."""
         return 1e12 * (SINGLE_REACHED * self.single if dtype == "float32" else mfu * self.half)
 
 
@@ -70,7 +70,7 @@ GPUS: Final = {
 
 
 def known_gpu(name: str) -> str:
-    """`name` as the table spells it ("RTX 4090" is rtx4090). Raises ValueError for a GPU that is not in it."""
+    """Canonical name of a GPU ("RTX 4090" is rtx4090). Raises ValueError for an unknown one."""
     spelt = name.strip().lower().replace("_", "-").replace(" ", "-")
     for candidate in (spelt, spelt.replace("-", ""), f"{spelt}-80gb"):
         if candidate in GPUS or candidate == HERE:
@@ -81,7 +81,7 @@ def known_gpu(name: str) -> str:
 
 
 def count_of(text: object) -> object:
-    """A number of samples: 100M, 5k, 1.2B, 4096. Raises ValueError for what is none."""
+    """Parse a number of samples: 100M, 5k, 1.2B, 4096. Raises ValueError."""
     if not isinstance(text, str):
         return text
     powers = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -94,7 +94,7 @@ def count_of(text: object) -> object:
 
 @dataclass(frozen=True)
 class Terms:
-    """Where a run would be made, how long, and what is assumed of it."""
+    """Hardware, length and assumptions of a planned run."""
 
     gpu: Annotated[str, AfterValidator(known_gpu), "GPU name, or `here` to time a step on this machine"] = "h100"
     count: Annotated[PositiveInt, "number of GPUs, one process each"] = 1
@@ -109,31 +109,30 @@ class Terms:
 
     @property
     def nodes(self) -> int:
-        """Machines that the GPUs are on."""
+        """Number of machines."""
         return ceil(self.count / self.per_node)
 
 
 def faults(
     gpu: str, count: int, fsdp: bool, per_node: int, launch: Launcher | None, dtype: str, quick: bool
 ) -> Iterator[str]:
-    """What is wrong with terms and flags that are illegal together."""
+    """Faults of combinations of terms and flags."""
     if launch and count > per_node and count % per_node:
         near = " or ".join(f"--count {per_node * nodes}" for nodes in (count // per_node, count // per_node + 1))
-        yield f"--count {count}: machines of {per_node} GPUs (--per-node) are used whole: give {near}"
+        yield f"--count {count}: not a multiple of the {per_node} GPUs of a machine (--per-node): give {near}"
     if quick:
-        yield "--quick: a quick run takes seconds, there is nothing to plan: leave it out"
+        yield "--quick: a quick run takes seconds and needs no plan: leave it out"
     if fsdp and count == 1:
         yield "--fsdp splits weights over GPUs, and --count is 1: leave it out, or give --count 2 or more"
     if gpu != HERE and dtype == "bfloat16" and not GPUS[gpu].has_bfloat16:
-        yield f"--dtype bfloat16: a {gpu} does not compute in it: use --dtype float32"
+        yield f"--dtype bfloat16: not supported by a {gpu}: use --dtype float32"
     if gpu != HERE and dtype not in ("auto", "bfloat16", "float32"):
         yield f"--dtype {dtype!r}: training runs in auto, bfloat16 or float32"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the cost of a training depends on. Fields are named as the flags are; a recipe without one has the trainer's
-    default."""
+    """Settings that the cost of a training depends on, named as the flags; defaults are the trainer's."""
 
     start: str
     steps: int
@@ -155,17 +154,17 @@ class Settings:
 
     @property
     def coupled(self) -> bool:
-        """Whether an image's loss depends on the others of its batch."""
+        """Whether an image's loss depends on the rest of its batch."""
         return self.objective in ("clip", "siglip")
 
     @property
     def reads_clean(self) -> bool:
-        """Whether the update embeds the untouched images too, with gradients."""
+        """Whether the update also embeds the clean images, with gradients."""
         return self.objective == "trades" or self.anchor > 0
 
     @property
     def reads_original(self) -> bool:
-        """Whether the tower as it was before training is kept and asked."""
+        """Whether the objective needs the tower before training."""
         return self.objective == "fare" or self.anchor > 0
 
     @property
@@ -173,25 +172,24 @@ class Settings:
         return self.steps * self.batch_size
 
     def share(self, count: int) -> int:
-        """Pairs of a batch that each of `count` processes takes. Raises UsageError where it does not divide."""
+        """Pairs of a batch per process. Raises UsageError if `count` does not divide the batch."""
         return Place(world_size=count).share(self.batch_size)
 
     def part(self, count: int) -> int:
-        """Pairs whose activations a process holds at a time."""
+        """Pairs whose activations a process holds at once."""
         return ceil(self.share(count) / self.accumulate)
 
 
 def settings_of(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None = None) -> Settings:
-    """What a call of `recipe` with `arguments` (all of them, defaults included) would train, for `samples` pairs if
-    given, else for the recipe's steps.
+    """Settings of a call of `recipe` with `arguments` (including defaults), for `samples` pairs or the recipe's steps.
 
-    Raises UsageError for a recipe that says no tower or no batch size.
+    Raises UsageError for a recipe without tower or batch size.
     """
     known = dict(arguments)
     if lacking := [name for name in ("start", "steps", "batch_size") if not known.get(name)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in lacking)
         raise UsageError(
-            f"{recipe.name} does not say what a plan must know: {flags}. Give it where the recipe has the flag, "
+            f"{recipe.name} has no value of {flags}, which a plan needs. Give it if the recipe has the flag, "
             "e.g. --start emoji-vanilla or --start ViT-B-32:laion2b_s34b_b79k"
         )
     if samples is not None:

@@ -1,7 +1,4 @@
-"""Towers of a plan: on fake tensors, which have shapes and dtypes and no memory, and for real, to time a step of them.
-
-With fake tensors a step of a tower of two billion weights is counted in seconds on a laptop, and nothing is fetched.
-"""
+"""Towers of a plan: on fake tensors, to count a step of a large tower without weights, and real, to time a step."""
 
 from __future__ import annotations
 
@@ -43,13 +40,13 @@ from robustclip.runs.devices import autocast, chosen_dtype, pick_device
 from robustclip.runs.files import read_json
 from robustclip.runs.rng import generator
 
-BUDGET = 1.5e12  # FLOPs of a rehearsed step: seconds on a CPU core
+BUDGET = 1.5e12  # maximal FLOPs of a rehearsed step: seconds on a CPU core
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A CLIP without weights: open_clip's config of it, and the pixels (h, w) it sees."""
+    """A CLIP without weights: its open_clip config, and its image size (h, w) in pixels."""
 
     name: str
     model_cfg: Mapping[str, Any]
@@ -57,14 +54,14 @@ class Blueprint:
 
     @property
     def width(self) -> int:
-        """Length of an embedding."""
+        """Dimension of an embedding."""
         return int(self.model_cfg["embed_dim"])
 
 
 @dataclass(frozen=True)
 class Imagined:
-    """The towers of a blueprint on fake tensors; use them inside `with imagined.mode:`. The text tower is real where
-    it is the sentence encoder, and None where its config would have to be fetched."""
+    """The towers of a blueprint on fake tensors; use them inside `with imagined.mode:`. The text tower is real if it is
+    the sentence encoder, and None if its config would have to be fetched."""
 
     image_tower: nn.Module
     text_tower: nn.Module | None
@@ -73,9 +70,9 @@ class Imagined:
 
 
 def blueprint(start: str, architecture: str | None = None) -> Blueprint:
-    """What `load_referee(start)` would load, as far as it can be known without its weights.
+    """Blueprint of `load_referee(start)`, without its weights.
 
-    Raises UsageError for names that say nothing without a network or a file's weights, with what to give instead.
+    Raises UsageError for a name that needs a network or a file's weights, with an alternative.
     """
     if architecture is not None:
         return _of_config(start, builtin_config(architecture))
@@ -85,7 +82,7 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
         card = Card.load(folder)
         if card.family != "open_clip":
             raise UsageError(
-                f"{start} is a referee of the family {card.family}, whose towers a plan cannot build: {_INSTEAD}"
+                f"{start} is a referee of the family {card.family}, which plans do not support: {_INSTEAD}"
             )
         return Blueprint(start, card.architecture, height_and_width(tuple(card.preprocess["size"])))
     if (folder / CONFIG).is_file():
@@ -100,17 +97,17 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
             known = [name for name in tags() if name.startswith(f"{architecture}:")]
             raise UsageError(f"open_clip has no weights {start}; it has {', '.join(known) or 'none of that kind'}")
         return _of_config(start, model_cfg)
-    raise UsageError(f"what {start} is cannot be known without fetching or opening it: {_INSTEAD}")
+    raise UsageError(f"the architecture of {start} is unknown without fetching or opening it: {_INSTEAD}")
 
 
 _INSTEAD = (
     "give --start ARCHITECTURE:TAG of the same architecture (e.g. ViT-B-32:openai), an embedded or exported "
-    "referee, or --architecture NAME where the recipe has that flag"
+    "referee, or --architecture NAME if the recipe has that flag"
 )
 
 
 def imagine(design: Blueprint, prepare: Callable[[nn.Module], None]) -> Imagined:
-    """Build both towers of a blueprint out of nothing; `prepare` makes the image tower ready to train.
+    """Build both towers of a blueprint on fake tensors; `prepare` makes the image tower ready to train.
 
     Raises UsageError for a config that open_clip refuses.
     """
@@ -127,12 +124,12 @@ def imagine(design: Blueprint, prepare: Callable[[nn.Module], None]) -> Imagined
 
 
 def make_ready(tower: nn.Module, settings: Settings, count: int, *, channels_last: bool = False) -> None:
-    """Switch the tower to the mode that `count` processes train it in. Raises UsageError as the trainer would."""
+    """Make a tower ready to train by `count` processes. Raises UsageError as the trainer would."""
     ready_to_train(
         tower,
         frozen_statistics=settings.frozen_statistics,
         grad_checkpointing=settings.grad_checkpointing,
-        accumulate=max(settings.accumulate, min(2, count)),  # several processes are refused what parts are
+        accumulate=max(settings.accumulate, min(2, count)),  # several processes have the restrictions of parts
         channels_last=channels_last,
     )
 
@@ -143,15 +140,15 @@ def has_grouped_convolutions(tower: nn.Module) -> bool:
 
 @cache
 def _sentence_encoder() -> SentenceEncoder:
-    """The one that every plan of an embedded referee counts; nobody changes it."""
+    """The sentence encoder, shared by all plans; never modified."""
     return SentenceEncoder()
 
 
 def without_memory(
     build: Callable[[], nn.Module], mode: FakeTensorMode, prepare: Callable[[nn.Module], None] = lambda _: None
 ) -> nn.Module:
-    """The module that `build` makes and `prepare` changes, on fake CPU tensors. It is made on the meta device, since
-    constructors may read a number back from a tensor that they put on the CPU themselves, which fake ones refuse."""
+    """Module of `build`, changed by `prepare`, on fake CPU tensors. It is built on the meta device first, as fake
+    tensors refuse constructors that read values back from CPU tensors."""
     with torch.device("meta"):
         module = build()
         prepare(module)
@@ -171,7 +168,7 @@ def _of_config(name: str, model_cfg: Mapping[str, Any], size: Any = None) -> Blu
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured: FLOP/s of the passes through the tower, and the seconds of an update besides."""
+    """Measured FLOP/s of the passes through the tower, and seconds of the rest of an update."""
 
     device: str
     dtype: str
@@ -185,10 +182,10 @@ class Rehearsal:
 def rehearse(
     settings: Settings, design: Blueprint, count: int, bank: int, flops_of: Callable[[Settings], float]
 ) -> Rehearsal:
-    """Measure a step of up to a process's part of a batch, smaller where that would take minutes. `flops_of` tells the
+    """Time a step on a process's part of a batch, or a smaller one if that would take minutes. `flops_of` gives the
     FLOPs of attack and update of a step with these settings.
 
-    Raises UsageError for a device that is not here and for settings that the tower cannot be trained with.
+    Raises UsageError for a missing device and for settings that the tower cannot be trained with.
     """
     device = pick_device(settings.device)
     model = build_image_tower(design.model_cfg).to(device)
@@ -252,7 +249,7 @@ def _noise(size: int, design: Blueprint, device: torch.device, *, channels_last:
 
 
 def _fastest(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few repetitions, after one that does not count."""
+    """Minimal seconds of a few repetitions, after a warm-up."""
 
     def seconds() -> float:
         began = time.perf_counter()

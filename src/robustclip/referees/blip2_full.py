@@ -28,6 +28,7 @@ from robustclip.referees.huggingface import processor_file, read_preprocess
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
 from robustclip.runs import terminal
+from robustclip.runs.devices import saved_bytes
 from robustclip.runs.files import is_file, read_json, sha256
 from robustclip.runs.plain import check_sizes, refusing
 
@@ -262,7 +263,7 @@ def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.flo
         pixels = torch.empty(1, 3, *preprocess.size, dtype=dtype, requires_grad=True)
         kept = []
         for vision.checkpointing in (False, True):
-            kept.append(_kept(vision, pixels))
+            kept.append(saved_bytes(lambda: vision(pixels), vision))
     tower = sum(parameter.numel() for parameter in vision.parameters())
     rest = sum(parameter.numel() for parameter in reader.parameters()) - tower
     return {
@@ -273,23 +274,6 @@ def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.flo
         "vision parameters": tower,
         "other parameters": rest,
     }
-
-
-def _kept(vision: nn.Module, pixels: Tensor) -> int:
-    """Bytes saved by autograd, each storage once, without weights."""
-    own = {parameter.untyped_storage()._cdata for parameter in vision.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = vision(pixels)
-    total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-    del output
-    return total
 
 
 def published_sizes() -> dict[str, Any]:

@@ -231,7 +231,7 @@ def anchored(
 def _refuse_one_text(bank: Float[Tensor, "t d"]) -> None:
     if len(bank) < 2 or bool((bank == bank[:1]).all()):
         raise UsageError(
-            f"a softmax over {len(bank)} equal texts is constant: give at least two classes with different names"
+            "a softmax needs two different texts, else it is constant: give at least two classes with different names"
         )
 
 

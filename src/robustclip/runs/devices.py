@@ -159,3 +159,20 @@ def free_memory(device: str | torch.device) -> float | None:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(psutil.virtual_memory().available) if device.type == "cpu" else None
+
+
+def saved_bytes(forward: Callable[[], Tensor], module: nn.Module | None = None) -> int:
+    """Bytes saved by autograd in `forward()`, each storage once, without the weights of `module`."""
+    own = {} if module is None else {weight.untyped_storage()._cdata for weight in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = forward()
+    total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    del graph
+    return total

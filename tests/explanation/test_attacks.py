@@ -83,7 +83,7 @@ def test_no_image_depends_on_its_batch(referee: TwoTower, images: Tensor) -> Non
 def test_what_an_objective_lacks_is_said(referee: TwoTower, images: Tensor) -> None:
     spec = AttackSpec.parse("l2:1@3")
     for objective in ("negation", "targeted"):
-        with pytest.raises(UsageError, match=f"'{objective}' needs the texts to pull towards"):
+        with pytest.raises(UsageError, match=f"'{objective}' needs target texts"):
             attack(referee, images, referee.embed_texts(IDS), objective=objective, spec=spec, ids=IDS, seed=0)
     with pytest.raises(UsageError, match="no objective 'denial'; there are negation, untargeted, targeted"):
         attack(referee, images, referee.embed_texts(IDS), objective="denial", spec=spec, ids=IDS, seed=0)  # type: ignore[arg-type]

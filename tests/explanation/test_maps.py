@@ -133,7 +133,7 @@ def test_odd_padding_is_taken_off_where_it_was_put_on() -> None:
 def test_what_a_referee_has_not_is_refused(referee: TwoTower) -> None:
     with pytest.raises(UsageError, match="no method 'gradcamm'; there are gradcam, gradcam-cls"):
         Mapper(referee, "gradcamm")
-    with pytest.raises(UsageError, match="maps pixels, of no layer: leave out 'ln_pre'"):
+    with pytest.raises(UsageError, match="maps pixels, not a layer: leave out 'ln_pre'"):
         Mapper(referee, "gradient", "ln_pre")
     with pytest.raises(UsageError, match=r"emoji-robust has no class token at 'trunk.layer2.0'.*use gradcam"):
         Mapper(load_referee("emoji-robust"), "gradcam-cls")

@@ -61,7 +61,7 @@ def flags() -> Iterator[Case]:
         ("--method gradient --target cosine", "leave out the target"),
         ("--layer nowhere", "which is no layer of it"),
         ("--layer 3", "no grid in its output"),
-        ("--method gradient --layer 0", "maps pixels, of no layer"),
+        ("--method gradient --layer 0", "maps pixels, not a layer"),
         ("--attack l2:nan@2", "is not a positive number"),
         ("--attack linf:8@2", "looks as if given in /255"),
         ("--attack l2:1@0", "is not a whole number"),

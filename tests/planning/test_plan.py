@@ -185,7 +185,7 @@ def test_here_a_step_is_measured() -> None:
     assert found.measured.images == 4
     assert found.flops_per_second == found.measured.flops_per_second > 1e8
     assert found.cost is None
-    assert "Measured here: 4 images a step on cpu" in shown(found)
+    assert "Measured here: 4 images per step on cpu" in shown(found)
     assert (
         plan(gpu="here", device="cpu", dtype="float32", batch_size=4, samples="4k", attack_steps=1, price=0.5).cost
         is not None
@@ -204,9 +204,9 @@ def test_all_faults_come_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"quick": True}, "nothing to plan"),
+        ({"quick": True}, "needs no plan"),
         ({"fsdp": True}, "give --count 2 or more"),
-        ({"gpu": "t4", "dtype": "bfloat16"}, "does not compute in it"),
+        ({"gpu": "t4", "dtype": "bfloat16"}, "not supported by a"),
         ({"dtype": "float16"}, "auto, bfloat16 or float32"),
         ({"count": 3, "frozen_statistics": True}, "128 is that of all 3 processes together"),
         ({"count": 2}, "--frozen-statistics"),

@@ -40,10 +40,9 @@ def annotation(parameter: Parameter) -> str:
     return f"{kind} | None" if parameter.default is None else kind
 
 
-def alias(recipe: Recipe, base: Recipe) -> Iterator[str]:
+def alias(recipe: Recipe, base: Recipe) -> str:
     """The lines of a preset, which takes what its base takes."""
-    yield f"    {recipe.path.stem} = {base.path.stem}"
-    yield f'    """{summary(recipe)}"""'
+    return f'    {recipe.path.stem} = {base.path.stem}\n    """{summary(recipe)}"""'
 
 
 def summary(recipe: Recipe) -> str:
@@ -51,21 +50,16 @@ def summary(recipe: Recipe) -> str:
     return recipe.describe().doc.split("\n\n")[0].replace("\n", " ")
 
 
-def method(recipe: Recipe, result: str) -> Iterator[str]:
-    """The lines of one recipe."""
+def method(recipe: Recipe, result: str) -> str:
+    """The lines of one recipe: its parameters fill lines of 120 characters."""
     described = recipe.describe()
     parameters = signatures.of_signature(described.signature, recipe.name)
-    yield f"    def {recipe.path.stem}("
-    yield "        self,"
-    for parameter in parameters:
-        if parameter.positional:
-            yield f"        {parameter.name}: str | Sequence[str] = ...,"
-    yield "        *,"
-    for parameter in parameters:
-        if not parameter.positional:
-            yield f"        {parameter.name}: {annotation(parameter)} = ...,"
-    yield f"    ) -> {result}:"
-    yield f'        """{summary(recipe)}"""'
+    positional = [f"{one.name}: str | Sequence[str] = ..." for one in parameters if one.positional]
+    keywords = [f"{one.name}: {annotation(one)} = ..." for one in parameters if not one.positional]
+    listed = ", ".join(["self", *positional, "*", *keywords]).replace(" ", "\0").replace(",\0", ", ")
+    lines = textwrap.fill(listed, 120, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False)
+    head = f"    def {recipe.path.stem}(\n" + lines.replace("\0", " ") + f"\n    ) -> {result}:"
+    return f'{head}\n        """{summary(recipe)}"""'
 
 
 def stub() -> str:
@@ -80,7 +74,7 @@ def stub() -> str:
         given += [] if room == "robustify" else ["referee: Any = ...", "*", "recipe: str = ..."]
         lines += [f"    def __call__(self, {', '.join(given)}, **arguments: Any) -> {result}: ..."]
         for recipe in sorted(recipes.available(room), key=lambda recipe: recipe.base is not None):
-            lines += alias(recipe, base) if (base := recipe.base) else method(recipe, result)
+            lines.append(alias(recipe, base) if (base := recipe.base) else method(recipe, result))
         lines += ["", f"{room}: _{room.title()}", ""]
     return "\n".join(lines)
 

@@ -208,7 +208,7 @@ def verification(result: Verification) -> None:
             f"{claim.name} on {claim.data}, {claim.attack or 'clean'}: claimed {claim.value:.4g} "
             f"({claim.low:.4g} to {claim.high:.4g}, n = {claim.n}), measured {result.measured:.4g}"
         )
-    if (sanity := found.sanity) is not None:
+    if (sanity := result.sanity) is not None:
         from robustclip.evaluation.intervals import percent
 
         table = Table("sanity check", "top-1 in %", box=None, pad_edge=False, header_style="dim")
@@ -218,13 +218,13 @@ def verification(result: Verification) -> None:
         labels = f"{sanity.labels} labels of {sanity.data}, chance {100 * sanity.chance:.1f}%"
         echo(f"{sanity.accuracy.n} images among {labels}, 95% intervals")
         if sanity.cause is not None:
-            raise RunError(f"{found.name} was loaded wrong, likely the {sanity.cause}: {sanity.told}", "loaded_wrong")
+            raise RunError(f"{result.name} was loaded wrong, likely the {sanity.cause}: {sanity.told}", "loaded_wrong")
         echo("no fault found")
-        if not found.files:
+        if not result.files:
             return
-    if not found.holds:
-        raise RunError(f"{found.name} is not what its card says")
-    echo(f"{found.name} is what its card says")
+    if not result.holds:
+        raise RunError(f"{result.name} is not what its card says")
+    echo(f"{result.name} is what its card says")
 
 
 def runs(summaries: Iterable[Summary]) -> None:

@@ -91,7 +91,7 @@ def list_all() -> list[Entry | Released]:
         for kind, where in others
         for name, folder in embedded.folders(where, CARD_FILE).items()
     ]
-    return [*list_referees(), *found, *RELEASED.values()]
+    return [*list_referees(), *entries, *RELEASED.values()]
 
 
 def find(name: str) -> Entry | None:
@@ -217,7 +217,7 @@ def _load(name: str, options: dict[str, Any]) -> TwoTower:
     entry = find(name)
     path = _path(name)
     if entry is None and (path / ADAPTER).is_file():
-        return _load_checkpoint(path, given)
+        return _load_checkpoint(path, options)
     if entry is not None or path.is_dir():
         _refuse(options, name, ())
         return _load_folder(path if entry is None else entry.existing_folder())
@@ -234,8 +234,8 @@ def _load(name: str, options: dict[str, Any]) -> TwoTower:
     if name.startswith(PREFIX):
         from robustclip.referees.releases import load_released
 
-        _refuse(given, name, ("pretrained",))
-        return load_released(name, given.get("pretrained"))
+        _refuse(options, name, ("pretrained",))
+        return load_released(name, options.get("pretrained"))
     if name.startswith("timm:"):
         from robustclip.referees.checkpoints import load_timm
 
@@ -244,7 +244,7 @@ def _load(name: str, options: dict[str, Any]) -> TwoTower:
     from robustclip.referees.weights import SUFFIXES
 
     if path.is_file() or path.name.endswith(SUFFIXES):  # an index of shards, too
-        return _load_checkpoint(path, given)
+        return _load_checkpoint(path, options)
     if name in (readers := embedded.folders("pair_readers", CARD_FILE)):
         raise not_a_clip(readers[name])
     if ":" in name:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from robustclip.diffusion.fitting import Trainer
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
-from robustclip.robustification.state import ReaderTrainer, adamw
+from robustclip.robustification.state import adamw
 from robustclip.runs.devices import autocast
 
 COLDEST: Final = 0.01  # minimal temperature of the contrastive loss
@@ -26,15 +26,14 @@ COLDEST: Final = 0.01  # minimal temperature of the contrastive loss
 
 @dataclass
 class PairTrainer(Trainer):
-    """One step after the other: `step(...)` gives the numbers of it. All parameters of `reader` that ask for gradients
-    are trained; its tower does not."""
+    """Trains all parameters of `reader` that require gradients; those of its tower do not."""
 
     stateful = ("reader", "optimiser")
 
     reader: Blip2
 
     def __post_init__(self) -> None:
-        self.optimizer = adamw(self.reader, self.lr, weight_decay=0.05)
+        self.optimiser = adamw(self.reader, self.lr, weight_decay=0.05)
 
     def step(
         self,
@@ -64,6 +63,7 @@ class PairTrainer(Trainer):
         self.update(loss)
         with torch.no_grad():
             reader.temperature.clamp_(COLDEST, 0.5)
+        self.done += 1
         numbers = {"contrastive": contrastive, "matching": matching, "captioning": captioning, "right": right}
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
 

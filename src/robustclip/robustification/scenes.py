@@ -17,7 +17,6 @@ from robustclip.data.pairs import COLOURS
 from robustclip.data.questions import contrasts, read_question
 from robustclip.diffusion.fitting import Trainer
 from robustclip.referees.scene_reader import GRID, KINDS, Cells, Named, SceneReader
-from robustclip.robustification.state import ReaderTrainer
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import generator
 
@@ -114,7 +113,7 @@ def _entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class SceneTrainer(Trainer):
-    """One step after the other on compositions; only the head is trained."""
+    """Trains the head of a scene reader on compositions."""
 
     stateful = ("reader", "optimiser")
 
@@ -128,12 +127,12 @@ class SceneTrainer(Trainer):
     def step(
         self, images: Float[Tensor, "b 3 s s"], scenes: Sequence[Composition], stream: torch.Generator
     ) -> dict[str, float]:
-        """One update on pictures in [0,1] of these scenes; boxes are shaken before what they hold is named."""
-        wanted = targets_of(scenes, self.reader.nouns)
-        sides = (wanted.around[:, 2:] - wanted.around[:, :2]).repeat(1, 2)
-        shaken = wanted.around + SHAKEN * sides * torch.randn(wanted.around.shape, generator=stream)
-        moved: dict[str, Any] = {k: v.to(images.device) for k, v in vars(wanted).items() if isinstance(v, Tensor)}
-        wanted = replace(wanted, **moved)
+        """One update on pictures in [0,1] of these scenes, with jittered boxes as crops; its metrics."""
+        targets = targets_of(scenes, self.reader.nouns)
+        sides = (targets.around[:, 2:] - targets.around[:, :2]).repeat(1, 2)
+        jittered = targets.around + JITTER * sides * torch.randn(targets.around.shape, generator=stream)
+        moved: dict[str, Any] = {k: v.to(images.device) for k, v in vars(targets).items() if isinstance(v, Tensor)}
+        targets = replace(targets, **moved)
         with autocast(images.device, self.dtype):
             cells = self.reader.train()(images)
             named = self.reader.look(images, targets.rows, jittered.to(images.device))
@@ -141,7 +140,7 @@ class SceneTrainer(Trainer):
         loss = torch.stack(list(parts.values())).sum()
         self.update(loss)
         self.done += 1
-        right = (named.nouns.argmax(1) == wanted.nouns).float().mean()
+        right = (named.nouns.argmax(1) == targets.nouns).float().mean()
         return {"loss": loss.item(), "right": right.item(), **{name: value.item() for name, value in parts.items()}}
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -197,42 +196,6 @@ class TrainingState:
             write()
         except RunError as error:
             run.warn(str(error))
-
-
-@dataclass
-class ReaderTrainer:
-    """Trains `reader` for `steps` updates with warm-up and cosine decay of the learning rate; subclasses define the
-    optimiser and the loss."""
-
-    reader: nn.Module
-    steps: int
-    lr: float = 1e-3
-    dtype: torch.dtype = torch.float32
-    done: int = 0
-    optimizer: AdamW = field(init=False)
-
-    def update(self, loss: Float[Tensor, ""]) -> None:
-        """Minimise `loss` by one step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * rate(self.done, self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_((p for p in self.reader.parameters() if p.requires_grad), 1.0)
-        self.optimizer.step()
-        self.done += 1
-
-    def state(self) -> dict[str, Any]:
-        """Training state for resumption."""
-        return {"reader": self.reader.state_dict(), "optimiser": self.optimizer.state_dict(), "done": self.done}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Resume from `state`. Raises UsageError for the state of another reader."""
-        try:
-            self.reader.load_state_dict(state["reader"])
-            self.optimizer.load_state_dict(state["optimiser"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: continue with the arguments of its run") from error
-        self.done = state["done"]
 
 
 def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str, Any] | None:

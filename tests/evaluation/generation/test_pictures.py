@@ -43,7 +43,7 @@ def test_what_is_missing_is_told(run_folder) -> None:
 
     assert not found.guides
     assert "no judge was among them" in found.notes[0]
-    assert "1 of the 5 pictures" in found.notes[1]
+    assert "1 of its 5 planned pictures" in found.notes[1]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from robustclip.data.prompts import embedded_prompts, real_drawings
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.judge import judge_pictures
-from robustclip.evaluation.generation.measure import Questions
+from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import NamedReferee, load_named
@@ -84,7 +84,7 @@ def recipe(
         report = judge_pictures(
             [from_tensor(images, texts, name=name) for name, images in study.pictures.items()],
             [judge.referee for judge in jury],
-            questions=Questions(("frechet", "cmmd"), seed=seed),
+            options=JudgeOptions(("frechet", "cmmd"), seed=seed),
             reference=from_tensor(drawings.images, shown, name="real drawings"),
             device=place,
         )

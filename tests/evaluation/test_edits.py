@@ -50,7 +50,7 @@ def test_two_edits_of_three_letters_change_the_answer_and_one_does_not(tmp_path:
     rows = {row.attack: row.value for row in report.rows if row.kind == "value"}
     assert rows["clean"] == rows["edits:1"] == rows["random edits:1"] == 1  # rrg is still red
     assert rows["edits:2"] == 0  # rgg is green
-    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     texts = {(one["attack"], one["id"]): one["text"] for one in answers}
     assert texts["clean", "rrr"] == "rrr"
     assert sorted(texts["edits:1", "rrr"]) in (["g", "r", "r"], ["b", "r", "r"])

@@ -49,7 +49,7 @@ def find_shards(
     not read or needs a library that is not installed.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
-    found = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands, cache)]
+    expanded = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands, cache)]
     missing = [shard for shard in found if isinstance(shard, Path) and not shard.is_file()]
     if missing:
         names = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")

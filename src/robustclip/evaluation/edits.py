@@ -43,7 +43,7 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
     def note(attack: str, shown: list[str]) -> None:
         scores = margins(shown, range(len(shown)))
         found.measurements.append(Measurement(METRIC, attack, (scores < 0).numpy()))
-        found.answers += [
+        found.predictions += [
             {"attack": attack, "id": text, "text": now, "margin": -score}
             for text, now, score in zip(texts, shown, scores.tolist(), strict=True)
         ]

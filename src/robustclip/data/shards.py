@@ -50,7 +50,7 @@ def find_shards(
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
     expanded = [shard for pattern in patterns for shard in _expand(os.fspath(pattern), allow_commands, cache)]
-    missing = [shard for shard in found if isinstance(shard, Path) and not shard.is_file()]
+    missing = [shard for shard in expanded if isinstance(shard, Path) and not shard.is_file()]
     if missing:
         names = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(f"{len(missing)} of {len(expanded)} shards missing: {names}. {_there_is(missing[0].parent)}")

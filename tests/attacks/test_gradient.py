@@ -368,7 +368,7 @@ def test_an_empty_batch_comes_back_empty(tower: nn.Module) -> None:
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0: e.g. 0.9"),
         ({"keep": "first"}, "keep must be 'best' or 'last', not 'first'"),
         ({"restarts": 3, "keep": "last"}, "keep='last' would throw 2 of 3 restarts away: use keep='best'"),
-        ({"restarts": 3, "random_start": False}, "3 restarts from the same clean start are all alike"),
+        ({"restarts": 3, "random_start": False}, "3 restarts from the same clean start are identical"),
     ],
 )
 def test_settings_that_cannot_be_meant(tower: nn.Module, settings: dict[str, Any], message: str) -> None:

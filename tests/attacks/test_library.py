@@ -174,7 +174,7 @@ def test_library_attacks_stay_in_the_ball_and_fool(
     ("settings", "message"),
     [
         ({"attack": "cw"}, "unknown library attack 'cw': use pgd, apgd, apgd-dlr, apgd-t, fab-t, square"),
-        ({"restarts": 2}, "torchattacks' PGD knows no restarts"),
+        ({"restarts": 2}, "torchattacks' PGD has no restarts"),
         ({"attack": "apgd", "step_size": 0.1}, "apgd has its own start and step size"),
         ({"attack": "square", "random_start": False}, "square has its own start and step size"),
         ({"attack": "apgd", "targets": 3}, "apgd has no targets"),

@@ -164,7 +164,7 @@ def test_components_are_found_without_labels() -> None:
 
 def test_calls_of_no_use_are_refused() -> None:
     mixture = even(3)
-    with pytest.raises(UsageError, match=r"50 of each of 3 classes, fewer than the 151 asked for: ask for 150"):
+    with pytest.raises(UsageError, match=r"50 of each of 3 classes, fewer than 151: give 150"):
         mixture.pick(151, notebook=True)
     with pytest.raises(UsageError, match="0 candidates: give at least 1"):
         mixture.pick(0)

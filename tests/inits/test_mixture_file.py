@@ -92,7 +92,7 @@ def one(value: float) -> Callable[[Tensor], Tensor]:
 
 HOSTILE: dict[str, tuple[Change, str]] = {
     "no means": (tensor("means", lambda _: None), "means missing"),
-    "NaN": (tensor("means", one(float("nan"))), "means holds numbers that are none, or beyond 1000"),
+    "NaN": (tensor("means", one(float("nan"))), "means holds NaN or numbers beyond 1000"),
     "infinite": (tensor("centre", one(float("inf"))), "centre holds numbers"),
     "huge": (tensor("basis", one(2000.0)), "basis holds numbers"),
     "integers": (tensor("means", lambda t: t.to(torch.int32)), "means is torch.int32"),
@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "negative weights": (tensor("weights", lambda _: torch.tensor([2.0, -0.5, -0.5])), "weights are not shares"),
     "no weight": (tensor("weights", lambda t: 0 * t), "weights are not shares"),
     "many weights": (tensor("weights", lambda t: t.repeat(2) / 2), r"weights has shape \(6,\)"),
-    "another format": (about(format="robustclip mixture 99"), "nothing in it says so"),
+    "another format": (about(format="robustclip mixture 99"), "no such metadata"),
     "huge size": (about(height=10**9), "not pixels from 1 to 256"),
     "size true": (about(height=True), "not pixels from 1 to 256"),
     "other size": (about(height=5), r"centre has shape \(60,\), not \(75,\)"),
@@ -138,7 +138,7 @@ def test_bytes_need_a_scale_that_fits(tmp_path: Path) -> None:
         load_mixture(rewritten(path, tensor("factors_scale", lambda _: None), "byte"))
     with pytest.raises(UsageError, match=r"means has shape \(3, 7\) and scales \(6,\)"):
         load_mixture(rewritten(path, tensor("means_scale", lambda t: t[1:]), "byte"))
-    with pytest.raises(UsageError, match="means holds numbers that are none"):
+    with pytest.raises(UsageError, match="means holds NaN"):
         load_mixture(rewritten(path, tensor("means_scale", lambda t: t * 0 + 999), "byte"))
 
 
@@ -158,10 +158,10 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_metadata_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"means": torch.zeros(1)}, path, {"mixture": text})
-    with pytest.raises(UsageError, match="nothing in it says so"):
+    with pytest.raises(UsageError, match="no such metadata"):
         load_mixture(path)
     save_file({"means": torch.zeros(1)}, path)
-    with pytest.raises(UsageError, match="nothing in it says so"):
+    with pytest.raises(UsageError, match="no such metadata"):
         load_mixture(path)
 
 

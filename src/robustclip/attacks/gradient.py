@@ -52,7 +52,7 @@ def pgd(
     start       perturbations to start from instead of random ones; they are projected into the ball.
     restarts    independent random starts, of which each image keeps its best.
     coupled     the loss of an image depends on its batch (a contrastive loss): steps climb the sum of losses, and
-                keep="best" keeps the best whole batch, never a mix of steps.
+                keep="best" keeps the best batch as a whole, not a mix of steps.
     keep        "last" returns the last step and costs exactly `steps` forward and backward passes (for training).
                 "best" returns the best of the clean image and all steps, so that no loss falls, for one or two
                 forward passes more a restart (for evaluation).
@@ -62,8 +62,8 @@ def pgd(
 
     strict      raise RunError, which names the first image, where a loss or a gradient is not finite at any step: such
                 an image was not attacked, and would pass for a robust one. Read back from the device once, at the end.
-                Without it, such a loss is never the best and such a gradient a zero step (for training, which leaves
-                out what is not finite and tells it by itself).
+                Without it, such a loss is never the best and such a gradient a zero step (for training, which skips
+                and reports steps that are not finite).
 
     Raises UsageError for images that do not fit the threat model and for settings or losses of the wrong kind.
     """
@@ -136,7 +136,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 class _Best:
-    """The images of the highest finite loss so far, starting from the clean ones; never a host sync."""
+    """The images of the highest finite loss so far, starting from the clean ones, without host synchronisation."""
 
     def __init__(self, clean: Tensor, coupled: bool) -> None:
         self.images = clean
@@ -151,8 +151,8 @@ class _Best:
 
 
 class _Broken:
-    """The first step, for each image, at which its loss or gradient was not finite. Unless `strict` nothing is noted,
-    which costs a pass over each gradient, and nothing raised."""
+    """The first step, for each image, at which its loss or gradient was not finite. Recorded and raised only if
+    `strict`, at the cost of a pass over each gradient."""
 
     def __init__(self, clean: Tensor, strict: bool) -> None:
         self.strict = strict
@@ -248,4 +248,4 @@ def _check_settings(
     if restarts > 1 and keep == "last":
         raise UsageError(f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'")
     if restarts > 1 and not random_start:
-        raise UsageError(f"{restarts} restarts from the same clean start are all alike: use random_start=True")
+        raise UsageError(f"{restarts} restarts from the same clean start are identical: use random_start=True")

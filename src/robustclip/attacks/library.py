@@ -74,30 +74,30 @@ def library_attack(
 
 
 def check_installed() -> None:
-    """Raise UsageError where torchattacks is not installed."""
+    """Raise UsageError if torchattacks is not installed."""
     require("torchattacks", "evaluation", "every attack but PGD")
 
 
 class _Logits(nn.Module):
-    """A function in the clothes of the module torchattacks asks for."""
+    """Wraps a function as the module that torchattacks needs."""
 
     def __init__(self, logits_fn: Callable[[Tensor], Tensor], images: Tensor) -> None:
         super().__init__()
         self.images = images
-        self.logits_fn = partial(logits_fn)  # not a child, even if it is a module: its mode is `attacking`'s business
-        self.device = nn.Parameter(images.new_empty(0), requires_grad=False)  # where torchattacks reads the device
+        self.logits_fn = partial(logits_fn)  # not a child module, because `attacking` sets its mode
+        self.device = nn.Parameter(images.new_empty(0), requires_grad=False)  # torchattacks reads its device
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits_fn(images)
         _check_finite(logits, images, self.images, "its logits")
-        if images.requires_grad:  # a sign of NaN is 0, so that PGD would stand still
+        if images.requires_grad:  # sign(NaN) is 0, and PGD would not move
             images.register_hook(lambda gradient: _check_finite(gradient, images, self.images, "its gradients"))
         return logits
 
 
 def _check_finite(found: Tensor, rows: Tensor, images: Tensor, what: str) -> None:
-    """Raises RunError where what was found for some rows of the images is not finite: torchattacks goes on from it to
-    an image that looks robust, or is none. Attacks ask for some rows only, so that the image is the nearest one."""
+    """Raise RunError for outputs that are not finite, from which torchattacks would compute images that look robust or
+    are invalid. Attacks evaluate some rows only, so the reported image is the nearest one."""
     good = found.detach().flatten(1).isfinite().all(1)
     if not bool(good.all()):
         row = rows[int(good.int().argmin())].detach()
@@ -142,7 +142,7 @@ def _builder(
         ("n_queries" if attack == "square" else "steps"): steps,
     }
     if targets is not None:
-        settings["n_classes"] = targets + 1  # the only use that torchattacks makes of it is to count targets
+        settings["n_classes"] = targets + 1  # torchattacks uses it only to count targets
     match attack:
         case "apgd" | "apgd-dlr":
             return partial(torchattacks.APGD, loss="dlr" if attack == "apgd-dlr" else "ce", **settings)
@@ -157,7 +157,7 @@ def _pgd_builder(
     torchattacks: Any, threat: ThreatModel, steps: int, step_size: float | None, random_start: bool, restarts: int
 ) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
     if restarts != 1:
-        raise UsageError("torchattacks' PGD knows no restarts: use attacks.pgd or attack='apgd'")
+        raise UsageError("torchattacks' PGD has no restarts: use attacks.pgd or attack='apgd'")
     step = 2.5 * threat.eps / steps if step_size is None else step_size
     kind = torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD
     return partial(kind, eps=threat.eps, alpha=step, steps=steps, random_start=random_start)
@@ -170,7 +170,7 @@ def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:
     tile = height // 5
     fits = window + (threat.norm == "l2" and window % 2 == 0) <= min(height, width)
     for side in (height, width) if threat.norm == "l2" else ():
-        # Tiles of one pixel may run over the edge, where nothing is left of them.
+        # Tiles of one pixel may lie outside the image.
         fits &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
     if not fits:
         raise UsageError(f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance")
@@ -196,8 +196,8 @@ class Part:
 def parts(spec: AttackSpec, classes: int) -> list[Part]:
     """Component attacks in order, each run on the images still classified correctly, for `classes` classes.
 
-    There are never more targets than wrong classes. Raises UsageError for PGD, which needs no classifier, and where a
-    part needs more classes.
+    There are at most as many targets as wrong classes. Raises UsageError for PGD, which needs no classifier, and where
+    a part needs more classes.
     """
     found = _parts(spec, classes)
     fewest = max(FEWEST[part.attack] for part in found)

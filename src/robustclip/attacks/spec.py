@@ -20,10 +20,9 @@ from robustclip.signatures import unknown
 Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light"]
 KINDS: Final = [kind for kind in get_args(Kind) if kind != "pgd"]  # PGD has no name in a spec
 LENGTHS: Final = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "square": 5000}
-"""Steps or queries of the attacks alone, where a spec gives none: those of AutoAttack's parts. Ensembles take no
-others."""
+"""Default steps or queries of single attacks: those in AutoAttack. Ensembles have fixed ones."""
 ENSEMBLE: Final = 100  # steps of each APGD in an ensemble
-LONGEST: Final = 100  # characters of a spec, and more than any needs
+LONGEST: Final = 100  # characters of a spec
 MOST: Final = 1_000_000  # steps or restarts; published attacks take a few thousand at most
 GRAMMAR: Final = "norm:eps@steps[xrestarts][:step_size], e.g. l2:1.5@20, linf:4/255@50x3 or l2:1.5@20:0.1"
 STRONG: Final = "norm:eps@kind[:steps], e.g. l2:1.5@apgd-ce:50, linf:4/255@square:1000 or l2:1.5@autoattack"
@@ -123,7 +122,7 @@ class AttackSpec:
 
 
 def _strong(norm: Norm, eps: float, kind: str, steps: str | None, text: str) -> AttackSpec:
-    """An attack that has a name."""
+    """A named attack."""
     if kind not in KINDS:
         raise UsageError(f"in the attack {text!r}: {unknown(kind, KINDS, 'kind')} There are {', '.join(KINDS)}")
     if kind not in LENGTHS and steps is not None:
@@ -146,7 +145,7 @@ def _positive(text: str, what: str, attack: str) -> float:
 
 
 def _float(text: str) -> float:
-    """A decimal number as a reader of papers writes it, where Python's own `float` takes 1_0, nan and other scripts."""
+    """A plain decimal number; Python's `float` also accepts 1_0, nan and other scripts."""
     if not re.fullmatch(r"[0-9.e+-]+", text):
         raise ValueError(text)
     return float(text)
@@ -161,7 +160,7 @@ def _count(text: str, what: str, attack: str) -> int:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same number: 4/255 for what was 4/255."""
+    """The shortest text that parses to the same number, such as 4/255."""
     levels = round(value * 255)
     return f"{levels}/255" if value < 1 and levels > 0 and levels / 255 == value else repr(value).removesuffix(".0")
 
@@ -179,7 +178,7 @@ def run_attack(
     Raises RunError if an image left the threat model or [0,1]: then no number that follows would mean anything.
     """
     threat = spec.threat(size_of(images))
-    noise = generator(key[0], "attack", *key[1:])  # on the CPU, which draws alike for every device
+    noise = generator(key[0], "attack", *key[1:])  # on the CPU, so that all devices get the same numbers
     moved = pgd(images, loss, threat, steps=spec.steps, step_size=spec.step_size, module=module, generator=noise)
     check_inside(images, moved, threat)
     return moved

@@ -17,7 +17,7 @@ from robustclip.errors import UsageError
 
 Norm = Literal["l2", "linf"]
 Source = torch.Generator | Sequence[torch.Generator] | None
-"""Where random numbers come from: one generator for a batch, or one an image; None is torch's default generator."""
+"""One generator for a batch, or one per image; None is torch's default generator."""
 LARGEST_SIDE = 2**20  # pixels: far beyond any image, and its square still fits into a float exactly
 SMALLEST_EPS = 2.0**-24  # half the distance of float32 pixels next to 1
 IMPLAUSIBLE_RMS = 0.25  # ours: no L2 threat model of the literature changes pixels by a quarter of their range
@@ -173,8 +173,8 @@ class L2(Ball):
     label = "L2"
 
     def random_start(self, like: Tensor, eps: float, generator: Source) -> Tensor:
-        # Uniform in direction and in radius, as torchattacks' PGDL2: uniform in the ball would mean, in so many
-        # dimensions, always on its surface.
+        # Uniform in direction and in radius, as torchattacks' PGDL2: uniform in the ball would, in so many
+        # dimensions, mean on its surface.
         direction = self.steepest(draw_normal(like, generator))
         return direction * broadcast(eps * draw_uniform(like.new_empty(len(like)), generator), like)
 
@@ -219,7 +219,7 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _number(value: object) -> float:
-    """A float; NaN for what is none, so that it fails every check of a range."""
+    """A float; NaN for other values, which fails every range check."""
     try:
         return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -237,12 +237,12 @@ def per_image_max(values: Tensor) -> Tensor:
 
 
 def _all_but_batch(values: Tensor) -> tuple[int, ...]:
-    return tuple(range(1, values.ndim))  # reduced as they lie: flattening would copy a channels_last tensor
+    return tuple(range(1, values.ndim))  # without flattening, which would copy a channels_last tensor
 
 
 def draw_normal(like: Tensor, source: Source) -> Tensor:
-    """N(0, 1) in the shape of `like`, drawn where the generator lives: a CPU generator draws alike for any device. Of a
-    sequence of generators, each draws for one row."""
+    """N(0, 1) in the shape of `like`, drawn on the generator's device, so that a CPU generator gives the same numbers
+    for any device. Of a sequence of generators, each draws one row."""
     return _draw(torch.randn, like, source)
 
 

@@ -1,8 +1,8 @@
 """Anti-aliased, differentiable rasteriser of vector drawings in pure torch: gradients to points, widths and colours.
 
-Rasterised as a graphics card would. The picture is cut into tiles; a line meets only the tiles it comes near to; in
-these, without a graph, each pixel finds the nearest line of each shape. What is covered at all becomes a fragment, and
-the graph holds fragments only: its size is the area that is painted, not pixels times curves.
+Tiled like on a graphics card: each line is compared only with pixels of near tiles, without a graph, to find the
+nearest line of each shape. Covered pixels become fragments, and the graph holds only these: its size is the painted
+area, not pixels times curves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from robustclip.drawing.shapes import Drawing, Lines, lines_of
 from robustclip.errors import RunError, UsageError
 
-NEARLY: Final = 1 - 1e-9  # of an opaque fragment: what is behind it stays finite as a logarithm
+NEARLY: Final = 1 - 1e-9  # alpha of an opaque fragment, so that log(1 - alpha) is finite
 
 
 def composite(
@@ -30,9 +30,9 @@ def composite(
 ) -> Float[Tensor, "n 3"]:
     """Porter and Duff's "over": each of F fragments covers `alpha` of its `pixel` with `colour`, higher ranks on top.
 
-    A fragment is seen through those above it: alpha times the product of their (1 - alpha). The products of all pixels
-    are differences of one running sum of logarithms, in float64, so that pixels may have any number of fragments.
-    Memory and time grow with F.
+    A fragment's visibility is its alpha times the product of (1 - alpha) of those above it. The products are
+    differences of one cumulative sum of logarithms, in float64, for any number of fragments per pixel. Memory and time
+    grow with F.
     """
     device = background.device
     if device.type == "mps":  # which has no float64
@@ -44,16 +44,16 @@ def composite(
     counts = torch.bincount(pixel, minlength=len(background))
     total = torch.cat([passed.new_zeros(1), passed.cumsum(0)])  # of the first k fragments
     end = counts.cumsum(0)
-    seen = alpha * (total[end[pixel]] - total[1:]).exp()
+    visible = alpha * (total[end[pixel]] - total[1:]).exp()
     behind = (total[end] - total[end - counts]).exp()
     image = background.double() * behind[:, None]
-    return image.index_add(0, pixel, colour * seen[:, None]).to(background.dtype)
+    return image.index_add(0, pixel, colour * visible[:, None]).to(background.dtype)
 
 
 TILE: Final = 8
 """Pixels of a tile's side."""
 AT_ONCE: Final = 1 << 22
-"""Distances between a pixel and a line that are in memory at a time."""
+"""Distances of pixels and lines in memory at a time."""
 TINY: Final = 1e-12
 
 
@@ -66,9 +66,9 @@ def rasterise(
 ) -> Float[Tensor, "p 3 h w"]:
     """P pictures of `size` (height, width) in [0,1], of shapes painted in order over the background (1.0: white).
 
-    A pixel is covered by what of it, as a segment of `softness` pixels across the edge, lies inside: for 1, the box
-    filter of an edge that runs along the pixels. Larger ones blur edges, and let more pixels pull at them. Gradients
-    come from the edges, where coverage changes, and are exact for the picture that is rendered.
+    A pixel's coverage is the part of a segment of `softness` pixels across the edge that lies inside: at 1 a box filter
+    for edges along the pixels. Larger values blur edges, so that more pixels contribute to their gradients. Gradients
+    come from edges, where coverage changes, and are exact for the rendered picture.
 
     Raises UsageError for a softness that is not positive, RunError for points or widths that are not numbers.
     """
@@ -93,8 +93,8 @@ def rasterise(
 
 @dataclass(frozen=True)
 class _Fragments:
-    """Pixels that a shape covers, at least in part: where, the line nearest to it, the place on that line (0 to 1), and
-    whether it lies inside a filled shape."""
+    """Pixels covered by a shape at least in part: position, nearest line, position on that line (0 to 1), and whether
+    it is inside a filled shape."""
 
     shape: Int[Tensor, " f"]
     x: Int[Tensor, " f"]
@@ -113,9 +113,9 @@ class _Fragments:
 
 
 def _coverage(drawing: Drawing, lines: Lines, at: _Fragments, softness: float) -> Float[Tensor, " f"]:
-    """How much of its pixel each fragment covers, with gradients.
+    """Coverage of each fragment, with gradients.
 
-    The nearest place of a line is a minimum: moving it along the line changes no distance, so it is a constant here.
+    The nearest point of a line is a minimum of the distance, so its position on the line is a constant here.
     """
     start, end = lines.starts[at.line], lines.ends[at.line]
     nearest = start + at.place.to(start)[:, None] * (end - start)
@@ -130,13 +130,13 @@ def _coverage(drawing: Drawing, lines: Lines, at: _Fragments, softness: float) -
 
 
 def covered_by_stroke(distance: Float[Tensor, "*f"], half: Float[Tensor, "*f"], softness: float) -> Float[Tensor, "*f"]:
-    """Of the segment distance -+ softness / 2, what lies in -half to half, as a share."""
+    """Share of the segment distance -+ softness / 2 inside -half to half."""
     low, high = torch.maximum(distance - softness / 2, -half), torch.minimum(distance + softness / 2, half)
     return ((high - low) / softness).clamp(0, 1)
 
 
 def covered_by_fill(distance: Float[Tensor, "*f"], inside: Bool[Tensor, "*f"], softness: float) -> Float[Tensor, "*f"]:
-    """Of the segment about the pixel, across the edge, what lies inside."""
+    """Share of the segment across the edge that lies inside."""
     return (0.5 + torch.where(inside, distance, -distance) / softness).clamp(0, 1)
 
 
@@ -148,14 +148,14 @@ def _fragments(drawing: Drawing, lines: Lines, size: tuple[int, int], softness: 
     filled = drawing.filled.flatten()
     half = (drawing.widths.flatten() / 2).masked_fill(filled, 0)
     line, tile = _near(lines, half + softness / 2, filled, (down, across))
-    # A unit is a shape in a tile; its lines are neighbours in this order.
+    # A unit is a shape in a tile; its lines are adjacent in this order.
     unit, order = (lines.shape[line] * (down * across) + tile).sort(stable=True)
     line = line[order]
     unit, counts = unit.unique_consecutive(return_counts=True)
     first = counts.cumsum(0) - counts
     shape, tile = unit // (down * across), unit % (down * across)
     within = torch.arange(TILE * TILE, device=line.device)
-    for chosen in _alike(counts, filled[shape]):
+    for chosen in _similar(counts, filled[shape]):
         most = int(counts[chosen].max())
         slots = torch.arange(most, device=line.device)
         real = slots < counts[chosen, None]
@@ -202,7 +202,7 @@ def _near(
     return line[close], (y * tiles[1] + x)[close]
 
 
-def _alike(counts: Int[Tensor, " u"], filled: Bool[Tensor, " u"]) -> Iterator[Int[Tensor, " c"]]:
+def _similar(counts: Int[Tensor, " u"], filled: Bool[Tensor, " u"]) -> Iterator[Int[Tensor, " c"]]:
     """Units with similar numbers of lines, strokes or filled ones, as many at a time as memory is meant for."""
     bucket = (counts - 1).clamp(min=0).to(torch.float64).add(0.5).log2().floor().long().clamp(min=-1) + 1
     kinds = bucket * 2 + filled.long()

@@ -40,14 +40,16 @@ class Drawing:
         if self.points.ndim != 4 or self.points.shape[-1] != 2 or self.points.shape[2] % 3 != 1:
             raise UsageError(f"points of a drawing are (P,S,3n+1,2), not {tuple(self.points.shape)}")
         shapes = self.points.shape[:2]
-        given = {
+        shapes_of = {
             "curves": self.curves.shape,
             "widths": self.widths.shape,
             "colours": self.colours.shape[:-1],
             "filled": self.filled.shape,
         }
-        if wrong := [name for name, shape in given.items() if shape != shapes]:
-            raise UsageError(f"{wrong[0]} are {tuple(given[wrong[0]])} for {tuple(shapes)} shapes: give one for each")
+        if wrong := [name for name, shape in shapes_of.items() if shape != shapes]:
+            raise UsageError(
+                f"{wrong[0]} are {tuple(shapes_of[wrong[0]])} for {tuple(shapes)} shapes: give one for each"
+            )
         if self.colours.shape[-1] != 4:
             raise UsageError(f"colours are (P,S,4): red, green, blue, opacity; not {tuple(self.colours.shape)}")
         if self.curves.numel() and not 1 <= int(self.curves.min()) <= int(self.curves.max()) <= self.most_curves:
@@ -55,7 +57,7 @@ class Drawing:
 
     @property
     def most_curves(self) -> int:
-        """Curves that a shape has room for."""
+        """Maximum number of curves of a shape."""
         return (self.points.shape[2] - 1) // 3
 
     def __len__(self) -> int:
@@ -89,10 +91,8 @@ def random_strokes(
 ) -> Drawing:
     """`count` open strokes for each of P pictures of `size` (height, width), each picture from its own generator.
 
-    As CLIPDraw (clipdraw.ipynb): 1 to 3 curves; the first point anywhere; each next one `reach` U(-.5, .5) of the sides
-    away from the one before; colour and opacity uniform.
-
-    Raises UsageError for no strokes, and for numbers of curves that are none.
+    As CLIPDraw (clipdraw.ipynb): 1 to 3 curves; uniform first point; each next one `reach` U(-.5, .5) of the sides from
+    the previous one; uniform colour and opacity. Raises UsageError for no strokes and invalid numbers of curves.
     """
     low, high = curves
     if count < 1 or not 1 <= low <= high:
@@ -102,8 +102,8 @@ def random_strokes(
     for generator in generators:
         uniform = partial(torch.rand, generator=generator, device=generator.device)
         first = uniform(count, 1, 2)
-        ways = reach * (uniform(count, 3 * high, 2) - 0.5)
-        points.append(torch.cat([first, first + ways.cumsum(1)], 1).cpu() * sides)
+        offsets = reach * (uniform(count, 3 * high, 2) - 0.5)
+        points.append(torch.cat([first, first + offsets.cumsum(1)], 1).cpu() * sides)
         number.append(torch.randint(low, high + 1, (count,), generator=generator, device=generator.device).cpu())
         colours.append(uniform(count, 4).cpu())
     shapes = (len(generators), count)
@@ -117,7 +117,7 @@ def random_strokes(
 
 
 TOLERANCE: Final = 0.05
-"""Pixels that a line may be away from its curve."""
+"""Maximum distance of a line from its curve, in pixels."""
 MOST_LINES: Final = 64
 """Lines of one curve: enough for curves of thousands of pixels."""
 
@@ -127,7 +127,7 @@ MOST_LINES: Final = 64
 class Lines:
     """L lines from `starts` to `ends`, (L,2) in pixels with gradients to the drawing's points, in the order of shapes.
 
-    shape: (L,) which shape a line belongs to, pictures major: p * S + s.
+    shape: (L,) index of a line's shape, pictures major: p * S + s.
     """
 
     starts: Float[Tensor, "l 2"]
@@ -138,7 +138,7 @@ class Lines:
 def lines_of(drawing: Drawing) -> Lines:
     """All curves of all shapes as line segments; filled shapes are closed.
 
-    A curve's number of lines depends on nothing but the curve, so no picture depends on its neighbours.
+    A curve's number of lines depends only on the curve, so pictures are independent.
     """
     shapes = drawing.points.shape[0] * drawing.points.shape[1]
     points = drawing.points.flatten(0, 1)

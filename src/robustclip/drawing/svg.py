@@ -22,7 +22,7 @@ HARMLESS: Final = {
     "vector-effect": ("none",),
     "transform-origin": ("0", "0 0"),
 }
-"""Properties that are not honoured, and the values of each that change nothing."""
+"""Unsupported properties, with the values that have no effect."""
 ALIGNED: Final = ("", "xMidYMid", "xMidYMid meet")
 ROUND: Final = "stroke with flat ends or sharp corners, drawn round"
 SELECTORS: Final = re.compile(r"\s*(?:[.#]?[\w-]+|\*)(?:\s*,\s*(?:[.#]?[\w-]+|\*))*\s*")
@@ -41,7 +41,7 @@ def check_honoured(root: ElementTree.Element, name: str, notes: Counter[str]) ->
 def _check(
     element: ElementTree.Element, name: str, opacity: float, inherited: Mapping[str, str], notes: Counter[str]
 ) -> int:
-    """How many fills and strokes were painted in it."""
+    """Number of fills and strokes in an element."""
     tag = _tag(element)
     if tag == "style":
         _check_stylesheet(element.text or "", name)
@@ -76,7 +76,7 @@ def _check(
 
 
 def _check_stylesheet(text: str, name: str) -> None:
-    """Raises UsageError for rules that are not read as browsers read them."""
+    """Raise UsageError for unsupported rules."""
     for rule in re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL).split("}"):
         if not rule.strip():
             continue
@@ -89,12 +89,12 @@ def _check_stylesheet(text: str, name: str) -> None:
 
 
 def properties(element: ElementTree.Element) -> dict[str, str]:
-    """Attributes, and over them the declarations of its style."""
+    """Attributes, overridden by declarations of the style."""
     return {key: value.strip() for key, value in element.attrib.items()} | _declarations(element.get("style", ""))
 
 
 def share(text: str) -> float:
-    """An opacity, `0.5` or `50%`, in [0,1]; 1 for what is none."""
+    """An opacity, `0.5` or `50%`, in [0,1]; 1 if invalid."""
     try:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -119,22 +119,22 @@ def _tag(element: ElementTree.Element) -> str:
 
 
 def _refused(name: str, what: str, cure: str) -> UsageError:
-    return UsageError(f"{name} has {what}, which is not honoured here and would look otherwise: {cure}")
+    return UsageError(f"{name} has {what}, which is not supported: {cure}")
 
 
 BACKGROUND: Final = "background"
-"""The id of the rectangle that is none of the drawing's shapes."""
+"""The id of the background rectangle, which is not a shape."""
 PLACES: Final = 3  # decimals of a coordinate: a thousandth of a pixel
 
 
 def to_svg(drawing: Drawing, size: tuple[int, int], *, background: str | None = "#ffffff", title: str = "") -> str:
-    """The drawing of one picture, of `size` (height, width) in pixels, as the text of an SVG file: these are its
-    viewBox, and it has no width or height of its own, so that it fills the page that shows it.
+    """The drawing of one picture, of `size` (height, width) in pixels, as the text of an SVG file: its
+    viewBox, without width and height, so that it fills the page.
 
     Colours are rounded to 8 bits a channel. Raises UsageError for a drawing of several pictures.
     """
     if len(drawing) != 1:
-        raise UsageError(f"an SVG file shows one picture, and these are {len(drawing)}: write drawing.picture(0)")
+        raise UsageError(f"an SVG file shows one picture, not {len(drawing)}: use drawing.picture(0)")
     height, width = size
     sides = f'width="{width}" height="{height}"'
     return "\n".join(

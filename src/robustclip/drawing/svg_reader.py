@@ -1,7 +1,7 @@
 """Read SVG files as drawings: paths and basic shapes become strokes and filled shapes.
 
-What is no path is left out and said: pictures, text, clones, gradients, and everything that runs or fetches. What
-changes how paths look and is not honoured is refused (see `svg_limits`). Nothing outside the file is ever read.
+Other elements are left out and reported: pictures, text, clones, gradients, and everything active or external.
+Unsupported properties that change the look of paths are refused. Nothing outside the file is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustclip.errors import UsageError, require
 LARGEST: Final = 10_000_000
 """Bytes of a file."""
 DEEPEST: Final = 100
-"""Groups within groups; what reads and writes XML calls itself for each."""
+"""Maximum depth of groups, because XML is read and written recursively."""
 MOST_NUMBERS: Final = 4_000_000
 """Coordinates of a drawing, shapes times those of the longest."""
 LEFT_OUT: Final = {
@@ -69,7 +69,7 @@ def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str
     check_honoured(root, path.name, notes)
     shapes = list(_shapes(root, path.name, notes))
     if not shapes:
-        raise UsageError(f"{path.name} has no path with a fill or a stroke, which would be drawn: {_told(notes)}")
+        raise UsageError(f"{path.name} has no path with a fill or a stroke, which would be drawn: {_listed(notes)}")
     scale, shift = _fit(root, size, path.name)
     return _drawing(shapes, scale, shift, path.name), [f"{count} {name}" for name, count in notes.items()]
 
@@ -202,8 +202,8 @@ def _holed(parts: list[Curve], evenodd: bool) -> bool:
     if evenodd:
         return bool(((low < boxes[None, :, 2:]) & (boxes[None, :, :2] < high)).all(2)[others].any())
     within = ((low <= boxes[None, :, :2]) & (boxes[None, :, 2:] <= high)).all(2)
-    ways = torch.tensor([_area(part) > 0 for part in parts])
-    return bool((within & (ways[:, None] != ways[None]))[others].any())
+    signs = torch.tensor([_area(part) > 0 for part in parts])
+    return bool((within & (signs[:, None] != signs[None]))[others].any())
 
 
 def _area(points: Curve) -> float:
@@ -290,5 +290,5 @@ def _tag(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
 
 
-def _told(notes: Counter[str]) -> str:
+def _listed(notes: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in notes.items()) + " left out" if notes else "it is empty"

@@ -15,8 +15,8 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower, check_images, unit
 
 Init = Callable[[int, int, Sequence[torch.Generator], torch.device], Float[Tensor, "p 3 h w"]]
-"""`init(height, width, generators, device)` -> images in [0,1], one a generator: each picture draws from its own, so
-that none depends on which others share its batch."""
+"""`init(height, width, generators, device)` -> images in [0,1], one per generator, so that a picture does not
+depend on its batch."""
 
 GREY = 0.5
 
@@ -41,7 +41,7 @@ def gradient(
 ) -> Float[Tensor, "p 3 h w"]:
     """Random colour gradients: red horizontally, green and blue vertically, each to a level of U(0, 1).
 
-    One of VQGAN-CLIP's starts (592d555 generate.py), whose blue ends in the darker half.
+    A start of VQGAN-CLIP (592d555 generate.py), where blue ends in the darker half.
     """
     drawn = [torch.rand(4, generator=one, device=one.device).to(device) for one in generators]
     levels = torch.stack(drawn) if drawn else torch.empty(0, 4, device=device)
@@ -56,8 +56,8 @@ def gradient(
 def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
     """`strength * image + (1 - strength) * noise`, with noise per picture.
 
-    `image` is in [0,1], of any size, and is resized (bicubic, antialiased) without regard to its aspect ratio; strength
-    1 is the image itself, 0 noise alone. Raises UsageError for an image that is none and a strength outside [0, 1].
+    `image` is in [0,1], of any size, and is resized (bicubic, antialiased), ignoring its aspect ratio; strength 1
+    is the image, 0 noise. Raises UsageError for an invalid image and a strength outside [0, 1].
     """
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -78,18 +78,16 @@ def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
 
 
 Score = Callable[[Float[Tensor, "p n 3 h w"]], Float[Tensor, "p n"]]
-"""n candidates of each of p pictures -> how good they are, higher is better; the p pictures are always those of the
-whole batch, in their order."""
+"""n candidates of each picture of the batch -> scores, higher is better."""
 
 
 def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
     """Best-of-N init: draw `n` candidates per picture from `init`, keep the one of highest `score`.
 
-    About `chunk` candidates (at least one a picture) are drawn and scored at a time, without gradients; only the best
-    so far are kept. Candidates of a picture come from its generator one after the other, so that neither `chunk` nor
-    the rest of the batch changes them. Among equals the first wins. To choose for many pictures among the same
-    candidates, see Pool. Raises UsageError for n or chunk below 1, and scores of another shape; RunError for scores
-    that are not numbers.
+    About `chunk` candidates (at least one per picture) are drawn and scored at a time, without gradients. A picture's
+    candidates come from its generator in sequence, independent of `chunk` and batch. Among equals the first wins. For
+    candidates common to many pictures, see Pool. Raises UsageError for n or chunk below 1, and scores of another shape;
+    RunError for scores that are not numbers.
     """
     if n < 1 or chunk < 1:
         raise UsageError(f"the best of {n} candidates, {chunk} at a time: both need at least 1")
@@ -109,13 +107,13 @@ def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
             drawn = init(height, width, [one for one in generators for _ in range(count)], device)
             candidates = drawn.unflatten(0, (pictures, count))
             scores, place = checked(score(candidates), (pictures, count)).max(1)
-            found = candidates[torch.arange(pictures, device=candidates.device), place.to(candidates.device)]
+            chosen = candidates[torch.arange(pictures, device=candidates.device), place.to(candidates.device)]
             if not first:
-                best, highest = found, scores
+                best, highest = chosen, scores
                 continue
             better = scores > highest
             highest = torch.where(better, scores, highest)
-            best = torch.where(better.to(best.device)[:, None, None, None], found, best)
+            best = torch.where(better.to(best.device)[:, None, None, None], chosen, best)
         return best
 
     return start
@@ -138,7 +136,7 @@ Embed = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]]
 class Pool:
     """N candidate pictures in [0,1] with their embeddings at the size of the canvas.
 
-    Only the small ones are held: 10,000 of 16x16 are 30 MB, of 224x224 six gigabytes.
+    Candidates are stored small: 10,000 of 16x16 take 30 MB, of 224x224 six gigabytes.
     """
 
     candidates: Float[Tensor, "n 3 h w"]
@@ -174,8 +172,8 @@ class Pool:
         for scores of another shape, RunError for scores that are not numbers.
         """
         scores = score(self.embeddings)
-        found = checked(scores, (len(scores), len(self.candidates))).max(1)
-        return found.indices, found.values
+        best = checked(scores, (len(scores), len(self.candidates))).max(1)
+        return best.indices, best.values
 
     def images(self, indices: Int64[Tensor, " p"]) -> Float[Tensor, "p 3 h2 w2"]:
         """Candidates at the canvas's size, in [0,1], on the device of the embeddings."""
@@ -185,8 +183,8 @@ class Pool:
 def embedder(referees: Sequence[TwoTower], *, raw: bool = False) -> Embed:
     """Concatenated unit embeddings (b, d1 + d2 + ...) of [0,1] images by all referees, to fill a Pool.
 
-    A weighted sum of their cosines is then one product with the weighted directions side by side. `raw` leaves out the
-    normalisation by mean and std (see raw_embed). Raises UsageError without referees.
+    A weighted sum of their cosines is one product with concatenated weighted directions. `raw` omits the normalisation
+    by mean and std (see raw_embed). Raises UsageError without referees.
     """
     if not referees:
         raise UsageError("candidates are ranked by referees: give at least one")
@@ -200,7 +198,7 @@ def embedder(referees: Sequence[TwoTower], *, raw: bool = False) -> Embed:
 def raw_embed(referee: TwoTower, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
     """Unit embeddings of [0,1] images without mean and std normalisation.
 
-    So CLIPAG's notebook ranks its candidates, while its loop normalises: a slip, kept for the faithful recipe alone.
+    CLIPAG's notebook ranks its candidates so, although its loop normalises: a bug, kept for the faithful recipe only.
     """
     check_images(images)
     return unit(referee.image_tower(referee.preprocess.resize(images.float())))

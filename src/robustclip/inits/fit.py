@@ -29,7 +29,7 @@ from robustclip.runs.files import check_new_file, is_folder
 from robustclip.runs.progress import TrainingProgress
 from robustclip.signatures import typed
 
-AT_ONCE = 256  # pictures decoded by the threads before the next are begun
+AT_ONCE = 256  # pictures per batch of decoding threads
 SHOW_DATA = (
     "give emoji/SPLIT, a folder of images, one with a sub-folder a class, or webdataset shards "
     "('cc3m/{00000..00331}.tar', or their folder)"
@@ -45,9 +45,9 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Small:
-    """N pictures in [0,1] at `images.shape[-2:]`, and their classes: all -1, and no names, where the data has none.
+    """N pictures in [0,1] at `images.shape[-2:]`, and their classes: all -1 without names if the data has none.
 
-    `skipped` counts the pictures that could not be read, by what was wrong with them.
+    `skipped` counts unreadable pictures by fault.
     """
 
     images: Float[Tensor, "n 3 h w"]
@@ -62,7 +62,7 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
     `data` is emoji/SPLIT, a folder of images or of class sub-folders, clip_benchmark's webdataset folder, or shards (as
     a folder, a brace list or a pattern), whose classes are their samples' `concept`. Transparent parts are laid on
     white; broken pictures are counted and left out. `limit` takes that many pictures, drawn by the seed (of shards: the
-    first that many). Raises UsageError where there is no such data.
+    first that many). Raises UsageError for missing data.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: give at least 1, or leave it out")
@@ -74,7 +74,7 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
         if shards_in(folder) and not _labelled(folder):
             return _shards(text, size, limit)
         pictures = find_pictures(folder).pictures
-        if any(path.parent == folder for path in pictures):  # a plain folder: all that lies in it and below
+        if any(path.parent == folder for path in pictures):  # a plain folder, with its sub-folders
             return _small([Encoded(Stored(path).image, -1) for path in draw_subset(pictures, limit, seed)], size, [])
         examples = read_examples(folder, size=size, limit=limit, seed=seed)
         assert isinstance(examples.images, Pictures)
@@ -100,7 +100,7 @@ def _labelled(folder: Path) -> bool:
 
 
 def _shards(pattern: str, size: int, limit: int | None) -> Small:
-    """Shards are read front to back. Samples without a caption or a concept are as good as any: only pixels count."""
+    """Read shards in order; samples need neither caption nor concept."""
     source = ShardSource(pattern)
     names: dict[str, int] = {}
 
@@ -136,12 +136,12 @@ def _small(
     batches, waiting = -(-total // AT_ONCE), iter(pictures)
     with TrainingProgress(total=batches, title="pictures") as progress, ThreadPoolExecutor() as pool:
         while batch := list(islice(waiting, AT_ONCE)):
-            for one, found in zip(batch, pool.map(lambda one: _made_small(one, size), batch), strict=True):
-                if isinstance(found, Tensor):
-                    images.append(found)
+            for one, made in zip(batch, pool.map(lambda one: _made_small(one, size), batch), strict=True):
+                if isinstance(made, Tensor):
+                    images.append(made)
                     labels.append(one.label)
                 else:
-                    skipped[found] += 1
+                    skipped[made] += 1
             progress.advance(images=len(batch))
             if limit is not None and len(images) >= limit:
                 break
@@ -180,8 +180,8 @@ def fit(
     Pictures are centre-cropped and resized to size x size; transparency is composited over white, broken pictures are
     counted and skipped. One Gaussian per class, as in CLIPAG (App. A.3), or per k-means cluster.
 
-    Returns images, skipped (a count a fault), gaussians, size, directions, bytes and out. Raises UsageError for all
-    that the call shows to be wrong, before anything is read; RunError where no picture could be read.
+    Returns images, skipped (counts by fault), gaussians, size, directions, bytes and out. Raises UsageError for all
+    faults of the call, before data is read; RunError if no picture could be read.
     """
     _check(out, size, components, ridge, directions, overwrite=overwrite)
     small = read_small(data, size, limit=limit, seed=seed)

@@ -1,7 +1,7 @@
 """Gaussian mixture of small pictures, sampled and enlarged: CLIPAG's init (App. A.3 and its notebook).
 
-A Gaussian over pixels at 16x16 knows colours, composition and background, and no detail: enough to begin with something
-that a referee already finds a little like the prompt.
+A Gaussian over pixels at 16x16 models colours, composition and background without detail: a start with some similarity
+to the prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robustclip.inits.basic import Init
 from robustclip.runs import rng
 
 RIDGE = 1e-4  # added to every variance, in the units of [-1, 1] pixels (notebook)
-NOTEBOOK_DRAWS = 50  # candidates of a class before the next class has its turn (notebook)
+NOTEBOOK_DRAWS = 50  # candidates per class, in order of the classes (notebook)
 
 
 @final
@@ -32,10 +32,9 @@ class Mixture:
     width.
 
     Gaussian c has the mean `centre + means[c] @ basis` and the covariance `(F @ basis)^T (F @ basis) + ridge * I`,
-    where F are the `counts[c]` rows of `factors` that are its own: with few pictures in d dimensions that is the whole
-    empirical covariance. `basis` (k,d) holds the directions that are kept; None stands for all of them (k = d).
-    `weights` (C,) add up to 1. All tensors are float32 on the CPU, where the small pictures are drawn; only their
-    enlarging is done on the device asked for.
+    where F are its `counts[c]` rows of `factors`: with few pictures in d dimensions that is the whole empirical
+    covariance. `basis` (k,d) holds the kept directions; None: all (k = d). `weights` (C,) sum to 1. All tensors are
+    float32 on the CPU, where pictures are sampled; resizing is done on the requested device.
     """
 
     centre: Float[Tensor, " d"]
@@ -53,7 +52,7 @@ class Mixture:
         object.__setattr__(self, "starts", [0, *self.counts.cumsum(0).tolist()])
 
     def __len__(self) -> int:
-        """How many Gaussians there are."""
+        """Number of Gaussians."""
         return len(self.means)
 
     def __repr__(self) -> str:
@@ -80,9 +79,9 @@ class Mixture:
         """Sample the component of each of `count` candidates.
 
         The default spreads them as evenly as `weights` (the mixture's own if None) allow: systematic sampling, with an
-        offset from `generator` (the middle without one), so that no class of equal ones comes twice before each had its
-        turn. `notebook` is CLIPAG's released sampler: candidate i is of class i // 50, so that 1000 candidates reach
-        only the first 20 classes. Raises UsageError for weights of no use, and for more candidates than that has.
+        offset from `generator` (default: the middle), so that classes of equal weight repeat only in turn. `notebook`
+        is CLIPAG's released sampler: candidate i is of class i // 50, so that 1000 candidates cover only the first 20
+        classes. Raises UsageError for invalid weights, and for more candidates than the notebook's sampler has.
         """
         if count < 1:
             raise UsageError(f"{count} candidates: give at least 1")
@@ -93,8 +92,8 @@ class Mixture:
                 )
             if count > NOTEBOOK_DRAWS * len(self):
                 raise UsageError(
-                    f"the notebook's sampler draws {NOTEBOOK_DRAWS} of each of {len(self)} classes, fewer than the "
-                    f"{count} asked for: ask for {NOTEBOOK_DRAWS * len(self)} or leave out notebook"
+                    f"the notebook's sampler draws {NOTEBOOK_DRAWS} of each of {len(self)} classes, fewer than "
+                    f"{count}: give {NOTEBOOK_DRAWS * len(self)} or leave out notebook"
                 )
             return torch.arange(count) // NOTEBOOK_DRAWS
         edges = self._edges(weights)
@@ -111,17 +110,16 @@ class Mixture:
     ) -> Float[Tensor, "p 3 h w"]:
         """Sample one picture per class and generator at the mixture's size, in [0, 1], on the CPU.
 
-        `temperature` multiplies all standard deviations: 0 gives the means. A generator may be given more than once:
-        its pictures are drawn in turn. Raises UsageError for a temperature that is no number from 0, and for classes
-        that are not there.
+        `temperature` multiplies all standard deviations: 0 gives the means. A repeated generator
+        draws its pictures in sequence. Raises UsageError for a negative temperature and unknown classes.
         """
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UsageError(f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread")
         if len(classes) != len(generators):
-            raise UsageError(f"{len(classes)} classes for {len(generators)} generators: give one generator a picture")
+            raise UsageError(f"{len(classes)} classes for {len(generators)} generators: give one generator per picture")
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self):
             raise UsageError(f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0")
-        # One picture at a time: a matrix product of many rows rounds differently from one of few.
+        # One picture at a time, because the rounding of matrix products depends on the number of rows.
         drawn = [
             self._one(index, generator, temperature)
             for index, generator in zip(classes.tolist(), generators, strict=True)
@@ -175,9 +173,9 @@ class Mixture:
         return coefficients if self.basis is None else coefficients @ self.basis
 
     def _edges(self, weights: Float[Tensor, " c"] | None) -> Float[Tensor, " c"]:
-        """Where on a line the share of each Gaussian ends."""
-        given = self.weights if weights is None else weights
-        wide = torch.as_tensor(given, dtype=torch.float64).cpu()
+        """Cumulative weights."""
+        shares = self.weights if weights is None else weights
+        wide = torch.as_tensor(shares, dtype=torch.float64).cpu()
         if wide.shape != (len(self),) or not (wide.isfinite() & (wide >= 0)).all() or not wide.sum() > 0:
             raise UsageError(
                 f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0"
@@ -198,9 +196,8 @@ def fit_classes(
 ) -> Mixture:
     """Fit one Gaussian per class: mean, covariance (divided by n) + `ridge` * I (notebook).
 
-    `images` are in [0,1]; the covariance of one image is the ridge alone. `directions` keeps what lies in the first
-    that many principal components of all images, around their mean: less memory, less detail. Classes weigh the same,
-    however many images they have. Raises UsageError without images.
+    `images` are in [0,1]; the covariance of one image is the ridge alone. `directions`: number of principal components
+    of all images that are kept: less memory, less detail. Classes have equal weights. Raises UsageError without images.
     """
     flat, centre, basis = _reduced(images, directions)
     present = labels.unique().tolist()
@@ -223,7 +220,7 @@ def fit_classes(
 
 
 def check_installed() -> None:
-    """Raise UsageError where scikit-learn is not installed."""
+    """Raise UsageError if scikit-learn is not installed."""
     require("sklearn", "synthesis", "k-means, which finds components,")
 
 
@@ -238,9 +235,8 @@ def fit_components(
     """Fit one Gaussian per k-means cluster of the images, regardless of class; clusters are seeded by `seed` and
     weighted equally.
 
-    With many more directions than images to a group, EM from there on would take very long. The other
-    arguments are those of `fit_classes`. Raises UsageError for more components than images, or where
-    scikit-learn is not installed.
+    Without EM, which is slow with many more directions than images per cluster. Other arguments as of `fit_classes`.
+    Raises UsageError for more components than images, or without scikit-learn.
     """
     if not 1 <= components <= len(images):
         raise UsageError(f"{components} components for {len(images)} images: give 1 to {len(images)}")
@@ -269,14 +265,14 @@ def _reduced(
         raise UsageError(f"{directions} directions: give 1 to {flat.shape[1]}, or none to keep all")
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     basis = vectors.flip(1)[:, :directions].T
-    # Eigenvectors come with either sign: the largest entry is made positive.
+    # Eigenvectors have either sign: make the largest entry positive.
     basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
-    basis = basis.half().float()  # as it is stored, so that what is projected on it here is what comes back
+    basis = basis.half().float()  # as stored, so that projections are consistent
     return flat @ basis.double().T, centre, basis
 
 
 def _factor(rows: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
-    """A factor F of the rows' covariance F^T F = rows^T rows / n, of as few rows as n, less than n or k allow."""
+    """A factor F of the rows' covariance F^T F = rows^T rows / n, with at most min(n, k) rows."""
     count, width = rows.shape
     if count == 1:
         return rows[:0]
@@ -284,7 +280,7 @@ def _factor(rows: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
 
 
 def _root(covariance: np.ndarray) -> Float[Tensor, "m k"]:
-    """F with F^T F = covariance, a row for each direction that varies."""
+    """F with F^T F = covariance, one row per direction of non-zero variance."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
     kept = values > NOTHING
     return (vectors[:, kept] * values[kept].sqrt()).T

@@ -20,11 +20,11 @@ from robustclip.runs.files import atomic_write, is_file
 
 SUFFIX: Final = ".safetensors"
 FORMAT: Final = "robustclip mixture 1"
-LARGEST_SIDE: Final = 256  # pixels: a Gaussian over more has a covariance that no memory holds
-LARGEST_VALUE: Final = 1e3  # pixels lie in [-1, 1], and no sum of a few hundred of their coefficients comes near
+LARGEST_SIDE: Final = 256  # pixels, so that covariances fit in memory
+LARGEST_VALUE: Final = 1e3  # far above sums of coefficients of pixels in [-1, 1]
 TENSORS: Final = ("centre", "means", "factors", "counts", "weights")
 Precision = Literal["float", "half", "byte"]
-STEPS: Final = 127  # of a byte, to each side of zero
+STEPS: Final = 127  # of a byte on each side of zero
 
 
 def save_mixture(
@@ -36,8 +36,8 @@ def save_mixture(
 ) -> None:
     """Write a mixture as safetensors, atomically, with size, ridge and class names in the file's metadata.
 
-    `precision` is that of means and factors: float32 ("float"), float16 ("half"), or 8 bits ("byte"), each column on a
-    scale of its own. `notes` say where it comes from. Raises UsageError for another precision.
+    `precision` is that of means and factors: float32 ("float"), float16 ("half"), or 8 bits ("byte"), with a scale per
+    column. `notes`: provenance. Raises UsageError for another precision.
     """
     if precision not in get_args(Precision):
         raise UsageError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
@@ -49,9 +49,9 @@ def save_mixture(
     height, width = mixture.size
     about = {"format": FORMAT, "height": height, "width": width, "ridge": mixture.ridge}
     about |= {"class_names": mixture.class_names, "notes": dict(sorted((notes or {}).items()))}
-    # One entry: safetensors writes several in an order of chance, and two files would differ in their bytes.
+    # One entry, because safetensors writes several in random order, which makes files differ.
     text = json.dumps(about, ensure_ascii=False)
-    metadata = {"mixture": text.encode(errors="backslashreplace").decode()}  # names of folders that are not UTF-8
+    metadata = {"mixture": text.encode(errors="backslashreplace").decode()}  # folder names can be invalid UTF-8
     with atomic_write(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
 
@@ -59,8 +59,7 @@ def save_mixture(
 def load_mixture(name: str | os.PathLike[str]) -> Mixture:
     """Load an embedded mixture by name (`emoji-guide-styles`), or a file of `robustclip mixture fit`.
 
-    Raises UsageError for a name and path that are not there, and for a file that is no mixture: damaged, of other
-    shapes, with numbers that are none.
+    Raises UsageError for an unknown name or path, and for a file that is not a valid mixture.
     """
     root = embedded.root()
     shipped = {} if root is None else {file.stem: file for file in sorted(root.glob(f"mixtures/*{SUFFIX}"))}
@@ -97,7 +96,7 @@ def _about(path: Path, text: str) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UsageError(
-            f"{path} is no mixture: nothing in it says so. `robustclip mixture fit DATA --out FILE` writes one"
+            f"{path} is no mixture: it has no such metadata. `robustclip mixture fit DATA --out FILE` writes one"
         )
     return about
 
@@ -183,6 +182,6 @@ def _numbers(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tenso
 
 
 def _within(name: str, values: Tensor) -> Tensor:
-    if not (values.abs() <= LARGEST_VALUE).all():  # NaN is not, either
-        raise UsageError(f"{name} holds numbers that are none, or beyond {LARGEST_VALUE:g}")
+    if not (values.abs() <= LARGEST_VALUE).all():  # false for NaN
+        raise UsageError(f"{name} holds NaN or numbers beyond {LARGEST_VALUE:g}")
     return values

@@ -215,7 +215,7 @@ class UniformNoise:
 @final
 @dataclass(frozen=True)
 class Clamp:
-    """Cut values to [low, high]; what is cut gets no gradient. Raises UsageError unless low < high."""
+    """Clamp values to [low, high]; clamped values get no gradient. Raises UsageError unless low < high."""
 
     low: float = 0.0
     high: float = 1.0

@@ -21,7 +21,7 @@ from robustclip.views.warps import sample
 @dataclass(frozen=True)
 class Translation:
     """Shift each view by up to `fraction` of its height down or up and of its width left or right, by whole pixels,
-    all shifts alike; what comes in is 0. 0.125 is DiffAugment's. Raises UsageError for a fraction outside [0, 1]."""
+    uniformly; empty areas are 0. 0.125 is DiffAugment's. Raises UsageError for a fraction outside [0, 1]."""
 
     fraction: float = 0.125
 
@@ -39,7 +39,7 @@ class Translation:
 @final
 @dataclass(frozen=True)
 class Jitter:
-    """Roll each view by up to `pixels` down or up and left or right, what leaves on one side coming in on the other,
+    """Roll each view by up to `pixels` down or up and left or right, cyclically,
     then keep the centre of `size` (default: all of it). Direct Ascent Synthesis takes 224 of 336, by 28 or 56.
 
     Raises UsageError for negative pixels and, when called, for pictures smaller than `size`.
@@ -80,7 +80,7 @@ def pick(
 
 
 def _moved(draws: Draws, side: int, most: int) -> Int[Tensor, "b side"]:
-    """Where each row (or column) of each view comes from when it is moved by up to `most`; may be outside."""
+    """Source row (or column) of each row under a shift of up to `most`; may be outside."""
     return torch.arange(side, device=draws.device) - draws.integers(-most, most, 1)
 
 
@@ -93,7 +93,7 @@ def round_half_up(number: float) -> int:
 @dataclass(frozen=True)
 class Cutout:
     """Blank (to 0) a box of `fraction` of the height and of the width of each view. As in DiffAugment the centre lies
-    anywhere in the picture, so the box may hang over its edge. Raises UsageError for a fraction outside [0, 1]."""
+    anywhere in the picture, so the box may be cut by the edge. Raises UsageError for a fraction outside [0, 1]."""
 
     fraction: float = 0.5
 
@@ -111,7 +111,7 @@ class Cutout:
 @dataclass(frozen=True)
 class Erasing:
     """Blank (to 0), with probability p, a box inside each view: its area U(area) of the picture's, its height to its
-    width log-uniform in `ratio`, cut to what fits. With `shared`, one draw serves all views of a picture.
+    width log-uniform in `ratio`, limited to the picture. With `shared`, all views of a picture have the same box.
 
     VQGAN+CLIP's and Referee-Can-Play's ranges (area 0.1 to 0.4, ratio 0.3 to 1/0.3, shared); p is 0.7 and 1 there.
     Raises UsageError for illegal ranges, areas outside [0, 1], ratios not above 0, p outside [0, 1].

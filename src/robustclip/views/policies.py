@@ -38,13 +38,13 @@ class Pooled:
 @final
 @dataclass(frozen=True)
 class RandomSquares:
-    """A square of each view, all places alike, resized to `size`: its side is u^power * (largest - smallest) +
-    smallest of u = U(0, 1), `largest` being the picture's shorter side, cut to whole pixels. VQGAN-CLIP's method
+    """A random square of each view, uniformly placed, resized to `size`: its side is u^power * (largest - smallest) +
+    smallest of u = U(0, 1), `largest` being the picture's shorter side, truncated to pixels. VQGAN-CLIP's method
     `original`; `power` is its cut_pow.
 
-    `smallest` is in pixels, by default the larger side of `size`, as there, and the shorter side of pictures below it.
+    `smallest` is in pixels, by default the larger side of `size`, at most the picture's shorter side.
     Bicubic and antialiased, or `averaged`: by adaptive average pooling (DOODL, whose cut_power is 0.3). Raises
-    UsageError for a power that is not above 0 (up to 100) and for a smallest side that is no number of pixels.
+    UsageError for a power outside (0, 100] and an invalid smallest side.
     """
 
     size: int | tuple[int, int]
@@ -71,14 +71,14 @@ class RandomSquares:
         ]
         if self.averaged:
             return torch.cat([F.adaptive_avg_pool2d(one, size) for one in squares])
-        # Each by itself, being of its own size. The release resamples by Lanczos where that makes smaller.
+        # Separately, because sizes differ. The release downsamples by Lanczos.
         return torch.cat([F.interpolate(one, size, mode="bicubic", antialias=True) for one in squares])
 
 
 @final
 @dataclass(frozen=True)
 class ClampThrough:
-    """Clamp to [0, 1]; the gradient passes where it leads back into the range."""
+    """Clamp to [0, 1]; gradients that lead back into the range pass."""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h w"]:
         return clamp_through(images)
@@ -88,7 +88,7 @@ def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
     """VQGAN-CLIP's default augmentations `Af Pe Ji Er` in order, with its ranges in kornia's semantics, and noise of a
     random strength per view.
 
-    (0.1, 0.0), down and not across, is what its kornia makes of the 0.1 written there; (0.1, 0.1) is what was meant.
+    The kornia of the release reads its 0.1 as (0.1, 0.0), vertical only; (0.1, 0.1) was intended.
     Raises UsageError for translations outside [0, 1].
     """
     return (
@@ -102,10 +102,10 @@ def augmented(translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
 
 def inverted(noise: float = 0.1, added: float = 0.0, translate: tuple[float, float] = (0.1, 0.1)) -> tuple[View, ...]:
     """The augmentations of Referee-Can-Play's release (VLMinv, paper-stated kinds: affine, perspective, colours,
-    erasing, noise), without crops and flips. `noise` is the largest deviation; each view draws its own below it.
-    `added` is that of further noise, the same for all views; the release has 0.2, and none follows at 0.
+    erasing, noise), without crops and flips. `noise` is the maximum deviation of each view's random one;
+    `added` that of additional noise, equal for all views (0.2 in the release).
 
-    Shifts are across and down, as meant; (0.1, 0.0), down only, is what the kornia of the release makes of its 0.1.
+    Shifts are in both directions; the kornia of the release reads its 0.1 as (0.1, 0.0), vertical only.
     Raises UsageError for a noise below 0 and translations outside [0, 1].
     """
     return (
@@ -128,7 +128,7 @@ def diffaug(
 ) -> tuple[View, ...]:
     """DiffAugment's "color,translation,resize,cutout" in this order, with the ranges of CLIPAG's notebook.
 
-    Raises UsageError for what its transforms do.
+    Raises UsageError as its transforms do.
     """
     colour = Colour(brightness, saturation, contrast)
     return (colour, Translation(translation), Rescale(rescale), Cutout(cutout))
@@ -142,13 +142,13 @@ def nudges(
     translation: float = 0.08,
     scale: Range = (0.8, 1.15),
 ) -> tuple[View, ...]:
-    """Small changes of colour and pose that leave a picture whole: nothing is cut out, and its mirror image fills what
-    a turn or a shift leaves empty. Ours, for small referees, to which half a picture means little.
+    """Small changes of colour and pose without cropping; reflection fills empty areas. Ours, for small referees, which
+    do not recognise parts of pictures.
 
-    The border's pixels drawn out would each collect the gradient of all that they fill: after 32 steps an edge pixel
-    of 35 of 48 pictures was more than 100/255 off its neighbour, and of none with the mirror image.
+    With border padding, edge pixels collect the gradient of all pixels that they fill: after 32 steps an edge pixel of
+    35 of 48 pictures differed by more than 100/255 from its neighbour; with reflection, of none.
 
-    Raises UsageError for what its transforms do.
+    Raises UsageError as its transforms do.
     """
     pose = Affine(degrees, (translation, translation), scale, padding="reflection")
     return (Colour(brightness, saturation, contrast), pose)

@@ -14,13 +14,13 @@ from torch import Tensor
 from robustclip.errors import UsageError
 
 Range = tuple[float, float]
-"""The least and the most of what is drawn, evenly between them; equal ends mean that nothing is left to chance."""
+"""Lower and upper end of a uniform distribution; equal ends: a constant."""
 
 
 def check_ends(call: str, ends: Range, least: float = -math.inf, most: float = math.inf) -> None:
     """Raise UsageError unless `ends` is a pair with least <= low <= high <= most, all finite.
 
-    `call` is how the range was given, with {} in its place, for the message to show it put right: "Contrast({})".
+    `call` is the call with {} for the range, for the message: "Contrast({})".
     """
     numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
     if not numbers or not all(map(math.isfinite, ends)):
@@ -56,9 +56,9 @@ def _limits(least: float, most: float) -> str:
 class Draws:
     """Random numbers for V views of each of P pictures: rows p*V to p*V + V - 1 belong to picture p.
 
-    Each picture draws from its own generator, all views at once. Numbers are float32, drawn where the generators live
-    and handed over on `device` (default: there). With `shared`, one number is drawn a picture and repeated over its
-    views. Raises UsageError without generators or views.
+    Each picture draws from its own generator, all views at once. Numbers are float32, drawn on the generators' device
+    and moved to `device` (default: the same). With `shared`, all views of a picture get one number. Raises UsageError
+    without generators or views.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Draws:
     ) -> None:
         if not generators or views < 1:
             raise UsageError(
-                f"{len(generators)} pictures of {views} views leave nothing to draw: give one generator a picture and "
+                f"{len(generators)} pictures of {views} views: give one generator per picture and "
                 "at least one view, as in Draws([rng.generator(seed, 'views', step)], views=32)"
             )
         self.generators = list(generators)
@@ -105,7 +105,7 @@ class Draws:
 
 
 View = Callable[[Float[Tensor, "b 3 h w"], Draws], Float[Tensor, "b 3 h2 w2"]]
-"""A transform of all views of all pictures at once, pictures major, differentiable in the images."""
+"""Transform of all views of all pictures, pictures major, differentiable in the images."""
 
 
 @final
@@ -113,7 +113,7 @@ View = Callable[[Float[Tensor, "b 3 h w"], Draws], Float[Tensor, "b 3 h2 w2"]]
 class Views:
     """Apply `transforms` in order to `count` copies of each picture; without transforms, plain copies.
 
-    It prints itself as "diffaug x32". Raises UsageError for a count below 1.
+    Its text is "diffaug x32". Raises UsageError for a count below 1.
     """
 
     count: int
@@ -122,16 +122,14 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UsageError(f"{self.count} views of a picture show nothing of it: give one or more, as in Views(32)")
+            raise UsageError(f"{self.count} views of a picture: give one or more, as in Views(32)")
 
     def __call__(
         self, images: Float[Tensor, "p 3 h w"], generators: Sequence[torch.Generator]
     ) -> Float[Tensor, "p v 3 h2 w2"]:
-        """The views of P pictures, drawn from one generator a picture. Raises UsageError for another number of them."""
+        """The views of P pictures, drawn from one generator per picture. Raises UsageError for another number."""
         if len(generators) != len(images):
-            raise UsageError(
-                f"{len(generators)} generators for {len(images)} pictures: each picture's views are drawn from its own"
-            )
+            raise UsageError(f"{len(generators)} generators for {len(images)} pictures: give one per picture")
         views = images[:, None].expand(-1, self.count, -1, -1, -1).flatten(0, 1)
         draws = Draws(generators, self.count, images.device)
         for transform in self.transforms:

@@ -1,7 +1,6 @@
 """Affine and perspective warps with bilinear sampling.
 
-The matrices are a few lines each and torch reads by them, so that nothing but torch is needed; kornia's `warp_affine`
-and `warp_perspective` give the same pictures (the tests compare them).
+In torch only; tests compare with kornia's `warp_affine` and `warp_perspective`.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from robustclip.errors import UsageError
 from robustclip.views.views import Draws, Range, check_ends, check_number
 
 Padding = Literal["zeros", "border", "reflection"] | float
-"""What lies outside a picture: 0, its border's pixels drawn out, its mirror image, or a constant (1.0 is white)."""
+"""Padding outside a picture: 0, its border pixels, its reflection, or a constant (1.0: white)."""
 
 
 @final
 @dataclass(frozen=True)
 class Affine:
     """Turn each view by U(degrees) counter-clockwise and shear it sideways by U(shear) degrees, about its centre,
-    enlarge it by U(scale), and shift it by up to `translate` of its (height, width) either way; with probability 1 - p
-    a view stays as it is.
+    enlarge it by U(scale), and shift it by up to `translate` of its (height, width) in both directions; with
+    probability 1 - p a view is unchanged.
 
     VQGAN+CLIP: degrees (-15, 15), translate (0.1, 0), shear (-5, 5), p 0.7, zeros (kornia reads the 0.1 written there
     as vertical only). Referee-Can-Play: degrees (-30, 30), translate the same, zeros.
@@ -60,11 +59,11 @@ class Affine:
         angle = torch.where(chosen, draws.uniform(*self.degrees), 0).deg2rad()
         scale = torch.where(chosen, draws.uniform(*self.scale), 1)
         slant = torch.where(chosen, draws.uniform(*self.shear), 0).deg2rad().tan()
-        most = torch.tensor(self.translate[::-1], device=draws.device)  # across, down, as grids count
+        most = torch.tensor(self.translate[::-1], device=draws.device)  # x, y, as in grids
         shift = torch.where(chosen[:, None], draws.uniform(-1, 1, 2) * most, 0)
 
-        # Backwards, from a view's pixel to the picture's: unshift, shrink, turn back, unshear. Grids count in halves of
-        # the picture, so where height and width differ a turn needs their ratio.
+        # Inverse map, from a view's pixel to the picture's: shift, scale, rotation, shear. Grid units are half sides,
+        # so rotations of rectangles need the ratio of height and width.
         cos, sin = angle.cos() / scale, angle.sin() / scale
         matrix = torch.stack(
             [cos + slant * sin, (slant * cos - sin) * (height / width), sin * (width / height), cos], 1
@@ -78,7 +77,7 @@ class Affine:
 @dataclass(frozen=True)
 class Perspective:
     """Tilt each view: its corners move inwards, each by up to half of `distortion` of the width and of the height; with
-    probability 1 - p a view stays as it is.
+    probability 1 - p a view is unchanged.
 
     CLIPDraw: 0.5 onto white (padding 1.0); CLIPStyler: 0.5; VQGAN+CLIP: 0.7, p 0.7; Referee-Can-Play: 0.2, p 0.4.
     Raises UsageError for a distortion outside [0, 0.99] and a p outside [0, 1].
@@ -98,7 +97,7 @@ class Perspective:
         chosen = draws.chance(self.p)[:, None, None]
         inwards = torch.where(chosen, draws.uniform(0, self.distortion, 4, 2), 0)
         signs = torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], device=draws.device)
-        reach = torch.tensor([1 - 1 / width, 1 - 1 / height], device=draws.device)  # the middle of a corner's pixel
+        reach = torch.tensor([1 - 1 / width, 1 - 1 / height], device=draws.device)  # centre of a corner pixel
         corners = (signs * reach).expand_as(inwards)
         matrix = homography(corners * (1 - inwards), corners)
         x, y = (torch.arange(side, device=draws.device).mul(2).add(1).div(side).sub(1) for side in (width, height))
@@ -124,7 +123,7 @@ def sample(
     images: Float[Tensor, "b 3 h w"], grid: Float[Tensor, "b h2 w2 2"], padding: Padding
 ) -> Float[Tensor, "b 3 h2 w2"]:
     """Bilinear sampling at grid coordinates (x, y), where -1 and 1 are the outer edges of the border pixels."""
-    # Half precision cannot tell the places of a large picture apart.
+    # Half precision cannot resolve the coordinates of large pictures.
     wide = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     grid = grid.to(wide)
     if isinstance(padding, str):

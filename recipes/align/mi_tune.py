@@ -54,7 +54,7 @@ VARIANTS: Final[dict[Mode, Variant]] = {
     "fixed": Variant(by="gap"),
 }
 REAL: Final = 256
-"""Real pictures that --real-share draws from, encoded once."""
+"""Real pictures for --real-share, encoded once."""
 SHOWN, VALIDATED = 6, 12  # prompts
 
 
@@ -88,7 +88,7 @@ def recipe(
     dora: Annotated[bool | None, "DoRA, or LoRA with --no-dora; default: the mode's"] = None,
     validate_every: Annotated[PositiveInt | None, "steps between validations"] = None,
     stop_by: Annotated[str | None, "referee that selects the best validation step; do not use it as a judge"] = None,
-    text: Annotated[bool, "adapters on the text tower as well; its states are then computed anew in each step"] = False,
+    text: Annotated[bool, "also adapt the text tower, whose states are then computed in each step"] = False,
     merge: Annotated[bool, "also save the denoiser with the adapter merged"] = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -101,15 +101,15 @@ def recipe(
 
     robustclip align mi-tune --model FOLDER --prompts FILE
 
-    In each round every prompt is sampled M times by DDPM, the k samples with the most information about it are kept,
-    and adapters on the denoiser's attention projections are trained on them by the ordinary loss. Counts, rank and
+    Each round samples every prompt M times by DDPM, keeps the k samples with the most information about it, and trains
+    adapters on the denoiser's attention projections on them by the denoising loss. Counts, rank and
     rates are the paper's (Stable Diffusion 2.1-base: 700 prompts, 50 samples of 100 steps, 300 steps of 400, about a
     day and 8 hours on one A100). Writes adapter/, which diffusers' load_lora_weights reads, with a card, and pictures
-    of the same noise before and after. With --validate-every it draws pictures of other prompts on the way (of a file's
-    first ones), and with --stop-by keeps the step whose pictures that referee likes best.
+    of the same noise before and after. --validate-every samples other prompts during training (the first ones of a
+    file); --stop-by keeps the step whose pictures score highest by that referee.
 
     Deviations: in later rounds the adapter is trained on, with a new optimiser (the paper does not say); texts are
-    never dropped. --mode released keeps what MI-TUNE's code does otherwise, by mistake or choice.
+    not dropped. --mode released follows MI-TUNE's code where it differs from the paper.
     """
     if quick:
         count, samples, sampling_steps, steps, batch_size, save_every = 2, 2, 2, 2, 4, 1
@@ -155,7 +155,7 @@ def recipe(
 
             def step(k: int, learned: AlignmentPool = learned) -> dict[str, float]:
                 stream = generator(seed, "alignment", k)
-                found = trainer.step(*learned.batch(batch_size, stream), stream)
+                metrics = trainer.step(*learned.batch(batch_size, stream), stream)
                 if validate_every is not None and trainer.done % validate_every == 0:
                     images = show(fresh)
                     if is_main():
@@ -163,9 +163,9 @@ def recipe(
                         save_image(sheet, run.folder / "validation" / f"{trainer.done:06d}.png")
                     if stopper is not None:
                         pairs = zip(images.split(1), fresh, strict=True)
-                        found["validation"] = float(torch.cat([stopper(*pair) for pair in pairs]).mean())
-                        trainer.judge(found["validation"])
-                return found
+                        metrics["validation"] = float(torch.cat([stopper(*pair) for pair in pairs]).mean())
+                        trainer.judge(metrics["validation"])
+                return metrics
 
             numbers = trainer.fit(
                 step, run, images=batch_size, save_every=save_every, title=f"round {round_}", shown=("loss",)
@@ -197,37 +197,37 @@ def faults(
     merge: bool,
     quick: bool,
 ) -> Iterator[str]:
-    """What is wrong with values that are illegal together."""
+    """Faults of combinations of arguments."""
     if keep > samples:
-        yield f"--keep {keep} of --samples {samples}: keep at most as many as are drawn"
+        yield f"--keep {keep} of --samples {samples}: give --keep up to --samples"
     if text and merge:
-        yield "--merge writes the denoiser alone, and --text adapts the text tower too: leave one of them out"
+        yield "--merge writes only the denoiser, and --text also adapts the text tower: leave one of them out"
     if stop_by is not None and validate_every is None:
-        yield "--stop-by chooses among validations: say how often there is one, as in --validate-every 10"
+        yield "--stop-by needs validations: give e.g. --validate-every 10"
     if validate_every is not None and validate_every > steps and not quick:
         yield f"--validate-every {validate_every} of --steps {steps}: there would be no validation"
 
 
 def training_pairs(count: int, seed: int, purpose: str = "alignment prompts") -> list[str]:
-    """Prompts of two coloured things, none of those that synthesis is measured on."""
+    """Prompts of two coloured things, disjoint from the evaluation prompts."""
     return [str(draw_pair(generator(seed, purpose, number))) for number in range(count)]
 
 
 def selector(by: str, place: torch.device) -> Selector | Scorer:
-    """A selector of the diffusion model's own, or a referee's score, by name."""
+    """A selector by the diffusion model itself, or a referee's score, by name."""
     return cast("Selector", by) if by in get_args(Selector) else load_rater(by, place)
 
 
 def sampled(
     model: LatentDiffusion, texts: Sequence[str], *, size: int, guidance: float, seed: int, steps: int
 ) -> torch.Tensor:
-    """Its own pictures, by DDIM, of noise that depends on seed and text alone."""
+    """Sample a model by DDIM from noise that depends on seed and text only."""
     streams = [generator(seed, f"shown {text}") for text in texts]
     return model.sample(list(texts), size=(size, size), steps=steps, guidance=guidance, generators=streams).cpu()
 
 
 @torch.no_grad()
 def real_pictures(model: LatentDiffusion, count: int, size: int, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents of pictures that the embedded generator's training draws from, with their captions."""
+    """Latents of pictures of the embedded generator's training set, with their captions."""
     images, captions = DrawingsAndPairs("guide-styles", count, seed, single=0.0).batch(0)
     return model.encode(resize(images, size).to(model.device)), captions

@@ -1,4 +1,5 @@
-"""CLIPAG's generator-free synthesis with our defaults: optimise pixels by a robust referee, from a mixture's sample."""
+"""CLIPAG's generator-free synthesis with our defaults: optimise pixels by a robust referee, from a sample of a
+mixture."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nu
 
 Augment = Literal["nudges", "diffaug", "none"]
 NUDGES: tuple[View, ...] = nudges((-0.2, 0.2), (0.3, 1.7), (0.7, 1.3), (-25.0, 25.0), 0.15, (0.6, 1.3))
-"""Wider than a training set's augmentation: the wider, the less a detail counts that only one view shows."""
+"""Wider than training augmentation, which suppresses details that only one view shows."""
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed; a list is what the command line shows)
+    prompt: Prompts = [],  # noqa: B006  (not mutated; a list is what the command line shows)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
@@ -104,5 +105,5 @@ def recipe(
 
 
 def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)

@@ -25,7 +25,7 @@ CROP = 128 / 224  # the notebook's crops, as a share of the picture's side
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
@@ -61,11 +61,11 @@ def recipe(
 
     robustclip synthesize clipag-faithful "a green turtle"
 
-    6,400 views a picture, 25 times those of `clipag`. Constants are those of CLIPAG_T2I.ipynb (CLIPAG 94c7b20).
-    Its bugs are kept unless --no-notebook: candidates of the first 20 classes only, ranked without the referee's
+    6,400 views per picture, 25 times as many as `clipag`. Constants are those of CLIPAG_T2I.ipynb (CLIPAG 94c7b20). Its
+    bugs are kept unless --no-notebook: candidates of the first 20 classes only, ranked without the referee's
     normalisation, and the picture of the lowest view loss is saved one step late. Deviations: its mixture is of
-    Tiny-ImageNet, ours of emoji or of your own images (robustclip mixture fit); gradients are clipped picture by
-    picture, where the notebook paints one; --dtype float16 is its precision.
+    Tiny-ImageNet, ours of emoji or of your images (robustclip mixture fit); gradients are clipped per picture, where
+    the notebook has one picture; its precision is --dtype float16.
     """
     if quick:
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
@@ -98,5 +98,5 @@ def recipe(
 
 
 def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)

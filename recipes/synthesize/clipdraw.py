@@ -28,12 +28,12 @@ from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms, piecewise
 from robustclip.views import Perspective, RandomResizedCrop, Views
 
-NATIVE = 224  # pixels of CLIPDraw's canvas, to which its lengths and rates belong
-NEGATIVES = ("A badly drawn sketch.", "Many ugly, messy drawings.")  # of its notebook, there off by default
+NATIVE = 224  # pixels of CLIPDraw's canvas, the unit of its lengths and rates
+NEGATIVES = ("A badly drawn sketch.", "Many ugly, messy drawings.")  # of its notebook, off by default there
 
 
 def is_svg(init: str) -> bool:
-    """Whether a start is a drawing, by its file's name."""
+    """Whether `init` is an SVG file, by its name."""
     return init.lower().endswith(".svg")
 
 
@@ -50,16 +50,14 @@ def _init(text: str) -> str:
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
     seeds: Seeds = [0],  # noqa: B006
     size: Size = None,
     normalise: Annotated[bool, "apply the referee's mean and std; CLIPDraw's default is --no-normalise"] = True,
-    init: Annotated[
-        str, AfterValidator(_init), "random, an SVG to start from, or an image that gives the colours"
-    ] = "random",
+    init: Annotated[str, AfterValidator(_init), "random, an SVG file, or an image whose colours are used"] = "random",
     strokes: PositiveInt = 128,
     curves: Annotated[PositiveInt, "maximum number of cubic Bezier curves per stroke"] = 3,
     reach: Annotated[PositiveFloat, "distance between control points, as a fraction of the side"] = 0.1,
@@ -96,25 +94,24 @@ def recipe(
 
     robustclip synthesize clipdraw "a green turtle" "a blue butterfly"
 
-    Constants are those of clipdraw.ipynb (kvfrans/clipdraw 145dcc0), where they differ for a reason said here: lengths
-    and their rates are in 224ths of the side, so that they mean the same at any size. `--steps 1000 --no-normalise` is
-    the release as it stands; CLIPDraw + CLIPAG changes `--referee` and nothing else. Ours are the steps, and for the
-    embedded referees' 64 pixels wider strokes, fewer of them, and faster rates: `--strokes 256 --width 1 --points-lr 1
-    --widths-lr 0.1 --colours-lr 0.01` are CLIPDraw's. Its negatives are off, as there.
+    Constants are those of clipdraw.ipynb (kvfrans/clipdraw 145dcc0), except for these: lengths and their rates are in
+    224ths of the side, so that they are independent of the size; steps and, for the embedded referees' 64 pixels,
+    width, number and rates of strokes are ours. CLIPDraw's are `--steps 1000 --no-normalise --strokes 256 --width 1
+    --points-lr 1 --widths-lr 0.1 --colours-lr 0.01`. CLIPDraw + CLIPAG changes only `--referee`.
     """
     if quick:
         steps, strokes, views, batch_size = 6, 16, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipdraw", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
-    given = read_svg(init, session.size) if is_svg(init) else None
+    svg = read_svg(init, session.size) if is_svg(init) else None
     area = (smallest_view, largest_view)
     look = Views(views, (Perspective(0.5, padding=1.0), RandomResizedCrop(guides.size, area)), name="perspective, crop")
     rates = {"points": points_lr * unit, "widths": widths_lr * unit, "colours": colours_lr}
 
     def start(items: Sequence[Item]) -> Drawing:
-        if given is not None:
-            return given[0].repeated(len(items)).to(guides.device)
+        if svg is not None:
+            return svg[0].repeated(len(items)).to(guides.device)
         generators = [item.generator("start") for item in items]
         return random_strokes(
             strokes,
@@ -127,15 +124,17 @@ def recipe(
         )
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
-        wanted = [item.prompt for item in items]
+        prompts = [item.prompt for item in items]
         if negatives:
-            wanted = [Prompt((*one.parts, *(Part(text, -negative_weight) for text in NEGATIVES))) for one in wanted]
+            prompts = [Prompt((*one.parts, *(Part(text, -negative_weight) for text in NEGATIVES))) for one in prompts]
         canvas = Strokes(start(items), session.size, widths=(unit, widest * unit), softness=softness)
-        if init != "random" and given is None:
+        if init != "random" and svg is None:
             image = resize(load_image(init)[None], session.size).clamp(0, 1)
             canvas.encode(image.expand(len(items), -1, -1, -1).to(guides.device))
-        cosine = guides.cosine(wanted, normalise=normalise)
-        groups = [{"name": name, "params": found, "lr": rates[name]} for name, found in canvas.groups().items()]
+        cosine = guides.cosine(prompts, normalise=normalise)
+        groups = [
+            {"name": name, "params": parameters, "lr": rates[name]} for name, parameters in canvas.groups().items()
+        ]
         stream = Stream(
             Terms((Term(cosine, look if augment else None),)),
             torch.optim.Adam(groups),
@@ -143,14 +142,14 @@ def recipe(
         )
         painted = paint_batch(canvas, [stream], items=items, guides=guides, steps=steps, watch=watch)
         drawing = canvas.drawing
-        painted.beside["svg"] = [
+        painted.texts["svg"] = [
             to_svg(drawing.picture(row), session.size, title=item.prompt.title) for row, item in enumerate(items)
         ]
         return painted
 
-    if given is not None and given[1]:
-        session.run.note(left_out=given[1])
-        terminal.note(f"{Path(init).name}: left out {', '.join(given[1])}")
+    if svg is not None and svg[1]:
+        session.run.note(left_out=svg[1])
+        terminal.note(f"{Path(init).name}: left out {', '.join(svg[1])}")
     return session.paint(paint, steps=steps)
 
 
@@ -164,7 +163,7 @@ def faults(
     smallest_view: float,
     largest_view: float,
 ) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     try:  # points, gradients and both moments of Adam
         check_memory(4 * strokes * 2 * (3 * curves + 1) * 4, f"--strokes {strokes} of {curves} curves")
     except UsageError as error:

@@ -35,26 +35,26 @@ CROP = 128 / 512  # the release's crops, as a share of the picture's side
 WEIGHTS = (".safetensors", ".pth", ".pt")
 
 
-def _contents(given: list[str]) -> list[str]:
-    for one in given:
-        read_content(one)
-    return given
+def _contents(names: list[str]) -> list[str]:
+    for name in names:
+        read_content(name)
+    return names
 
 
-def read_content(given: str) -> torch.Tensor:
-    """A content, (3,H,W) in [0,1], of a file or of `emoji:NAME`. What is transparent lies on white."""
-    if given.startswith(PREFIX):
-        return emoji_drawing(given.removeprefix(PREFIX))
-    if not is_file(given):
-        raise UsageError(f"there is no content {given[:200]!r}: give a picture's file, or a drawing as emoji:cat face")
-    return load_image(given)
+def read_content(name: str) -> torch.Tensor:
+    """A content, (3,H,W) in [0,1], of a file or of `emoji:NAME`; transparency on white."""
+    if name.startswith(PREFIX):
+        return emoji_drawing(name.removeprefix(PREFIX))
+    if not is_file(name):
+        raise UsageError(f"there is no content {name[:200]!r}: give a picture's file, or a drawing as emoji:cat face")
+    return load_image(name)
 
 
 Contents = Annotated[list[str], AfterValidator(_contents), "pictures to restyle: files, or emoji:NAME"]
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     text: Annotated[list[str], "styles; alias of the prompts"] = [],  # noqa: B006
     prompts: PromptFile = None,
@@ -100,25 +100,25 @@ def recipe(
     Every content is combined with every style. Loss weights, threshold and network are those of train_CLIPstyler.py
     (cyclomon/CLIPstyler 4843cec). Ours, for the embedded referees' 64 pixels: steps and rate (200 and 5e-4 there), 8
     patches of half a side (64 of a quarter), no prompt ensemble (--templates), the source "an emoji" ("a Photo"),
-    contrast as it is (1.5), and a content loss on a small tower's features, relative to the content's own. The
-    release at its size is --size 512 --steps 200 --lr 5e-4 --patches 64 --patch-size 0.25 --templates --source "a
-    Photo" --contrast 1.5 --content-features vgg19-dcbb9e9d.pth. Deviations: its steps are one more, its template list
-    lacks one of ImageNet's 80, and it stretches what it saves to the full range. --canvas pixels is CLIPAG's
-    ablation, whose rate is unknown.
+    contrast as it is (1.5), and a content loss on a small tower's features, relative to the content's own. The release
+    at its size is --size 512 --steps 200 --lr 5e-4 --patches 64 --patch-size 0.25 --templates --source "a Photo"
+    --contrast 1.5 --content-features vgg19-dcbb9e9d.pth. Deviations: the release takes one step more, lacks one of
+    ImageNet's 80 templates, and stretches saved pictures to the full range. --canvas pixels is CLIPAG's ablation, whose
+    rate is not published.
     """
     if quick:
         steps, patches, batch_size = 4, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
-    # A picture's random numbers are those of its style and seed, whatever else is restyled.
+    # Random numbers depend on style and seed only.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
     place = pick_device(device)
-    if content_features.endswith(WEIGHTS):  # before the run's folder is made, for it may be no such thing
+    if content_features.endswith(WEIGHTS):  # before the run's folder is created, because the file may be invalid
         features = vgg19(Path(content_features), place)
     else:
-        eyes = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
-        features = tower_features(eyes)
+        tower = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
+        features = tower_features(tower)
     session = Session.open(
         "clipstyler", arguments, batch_size=batch_size, save_frames=save_frames, items=items, views=patches
     )
@@ -133,8 +133,8 @@ def recipe(
         shown = shown.clamp(0, 1).to(guides.device)
         generators = [item.generator("start", device=guides.device) for item in items]
         made: Canvas = StyleNetwork(shown, generators) if canvas == "network" else Pixels(shown)
-        wanted = [item.prompt.wanted for item in items]
-        directional = Directional(moves(guides.referees, guides.weights, shown, wanted, source, ensemble), guides.dtype)
+        texts = [item.prompt.wanted for item in items]
+        directional = Directional(moves(guides.referees, guides.weights, shown, texts, source, ensemble), guides.dtype)
         loss = (
             Term(directional, weight=lambda_dir, name="directional")
             + Term(directional, crops, lambda_patch if patches else 0.0, ZeroBelow(threshold), name="patches")
@@ -159,7 +159,7 @@ def recipe(
 
 
 def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) -> tuple[list[Named], list[str]]:
-    """The pictures asked for, each named by content and style, and the content of each."""
+    """Combinations of content and style with names, and the content of each."""
     both = (
         list(zip(contents, styles, strict=True))
         if pairs
@@ -175,11 +175,11 @@ def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) ->
 def faults(
     prompt: list[str], text: list[str], prompts: Path | None, content: list[str], pairs: bool, source: str
 ) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults([*prompt, *text], prompts)
     if not content:
         yield "there is no content to restyle: give --content cat.png, or --content 'emoji:cat face'"
     if not source.strip():
         yield "--source is empty: say what the content is, e.g. 'a Photo'"
     if pairs and prompts is None and len(content) != len([*prompt, *text]):
-        yield f"--pairs wants as many contents as styles, and there are {len(content)} and {len([*prompt, *text])}"
+        yield f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}"

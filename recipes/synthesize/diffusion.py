@@ -21,7 +21,7 @@ from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Refere
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Annotated[Referees, "referees whose similarity is reported (no guidance)"] = ["emoji-robust"],  # noqa: B006
@@ -85,5 +85,5 @@ def recipe(
 
 
 def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)

@@ -21,7 +21,7 @@ from robustclip.views import Clamp, Jitter, UniformNoise, Views
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
@@ -80,5 +80,5 @@ def recipe(
 
 
 def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)

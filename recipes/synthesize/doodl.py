@@ -22,7 +22,7 @@ from robustclip.synthesis.session import PromptFile, Prompts, Referees, Size
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
@@ -33,29 +33,35 @@ def recipe(
     mode: Annotated[Mode, "faithful: the paper's text; released: its code; fixed: ours"] = "fixed",
     method: Annotated[Method, "method: doodl, or a baseline"] = "doodl",
     init: Init = "noise",
-    sampler: Annotated[SamplerName | None, "of the chain; by default the mode's"] = None,
-    chain_steps: Annotated[PositiveInt | None, "of the chain; by default the mode's"] = None,
+    sampler: Annotated[SamplerName | None, "sampler of the chain; default: the mode's"] = None,
+    chain_steps: Annotated[PositiveInt | None, "steps of the chain; default: the mode's"] = None,
     guidance: Guidance = None,
-    p: Annotated[float, Field(gt=0.5, le=1), "how EDICT mixes its pair"] = 0.93,
-    gamma: Annotated[float, Field(gt=0, le=1), "of BDIA's older latent"] = 0.9,
-    steps: Annotated[NonNegativeInt | None, "of the optimisation; by default the use's"] = None,
+    p: Annotated[float, Field(gt=0.5, le=1), "mixing coefficient of EDICT"] = 0.93,
+    gamma: Annotated[float, Field(gt=0, le=1), "weight of BDIA's older latent"] = 0.9,
+    steps: Annotated[NonNegativeInt | None, "optimisation steps; default: the use's"] = None,
     crops: Annotated[NonNegativeInt, "views per picture and step; 0: the picture itself"] = 16,
-    scale: Annotated[PositiveFloat | None, "of the loss, before the clip; by default the use's"] = None,
-    clip: Annotated[PositiveFloat | None, "of each number of the gradient; by default the use's"] = None,
+    scale: Annotated[PositiveFloat | None, "factor of the loss, before clipping; default: the use's"] = None,
+    clip: Annotated[PositiveFloat | None, "maximum absolute value of gradient elements; default: the use's"] = None,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    noise: Annotated[NonNegativeFloat | None, "on the latents after each step; by default the use's"] = None,
-    tied: Annotated[bool | None, "one noise for both latents, of its first norm; by default the use's"] = None,
-    classifier: Annotated[str | None, "a model of timm, torchvision:NAME, a folder, or WS-DAN's file"] = None,
-    class_name: Annotated[str | None, "of the classifier, or its number"] = None,
-    classes: Annotated[Path | None, "names of the classifier's classes, one a line"] = None,
-    exemplar: Annotated[list[str], "pictures to be like"] = [],  # noqa: B006
-    aesthetics: Annotated[list[str], "files of heads on the referees' embeddings, FILE=WEIGHT"] = [],  # noqa: B006
+    noise: Annotated[
+        NonNegativeFloat | None, "deviation of noise on the latents after each step; default: the use's"
+    ] = None,
+    tied: Annotated[bool | None, "one noise of constant norm for both latents; default: the use's"] = None,
+    classifier: Annotated[
+        str | None, "classifier: a timm model, torchvision:NAME, a folder, or a WS-DAN checkpoint"
+    ] = None,
+    class_name: Annotated[str | None, "class of the classifier, by name or number"] = None,
+    classes: Annotated[Path | None, "file of the classifier's class names, one per line"] = None,
+    exemplar: Annotated[list[str], "pictures whose similarity is the objective"] = [],  # noqa: B006
+    aesthetics: Annotated[list[str], "aesthetic heads on the referees' embeddings, FILE=WEIGHT"] = [],  # noqa: B006
     aim: Aim = "up",
     loss: Function = None,
-    candidates: Annotated[PositiveInt | None, "of best-of; by default as many evaluations as doodl has"] = None,
-    one_step_scale: Annotated[PositiveFloat, "of one-step guidance"] = 300.0,
+    candidates: Annotated[
+        PositiveInt | None, "samples of best-of; default: equal denoiser evaluations to doodl"
+    ] = None,
+    one_step_scale: Annotated[PositiveFloat, "scale of one-step guidance"] = 300.0,
     stop_by: Annotated[str | None, "referee that selects the best step and ends the batch; it does not guide"] = None,
-    patience: Annotated[PositiveInt, "steps without a better picture that --stop-by waits"] = 5,
+    patience: Annotated[PositiveInt, "steps without improvement after which --stop-by stops"] = 5,
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
     batch_size: PositiveInt = 16,
     save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
@@ -69,14 +75,14 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> Result:
-    """Optimise a diffusion model's noise so that the picture at the end of its whole chain pleases a referee.
+    """Optimise a diffusion model's noise by a referee's gradient through the whole sampling chain.
 
     robustclip synthesize doodl "a yellow banana and a blue butterfly" --referee emoji-robust
 
-    Gradients go through the whole chain by exact reversal, at the memory of one step. Other uses: --classifier and
-    --class-name, --exemplar, --aesthetics (with --init, a given picture), and in Python loss=. Baselines: --method
+    Gradients pass the chain by exact reversal at the memory of one step. Other uses: --classifier and --class-name,
+    --exemplar, --aesthetics (with --init, to edit a picture), and in Python loss=. Baselines: --method
     plain, best-of, one-step (classifier guidance) and one-step-noise. Real weights: --model FOLDER of Stable Diffusion
-    1.x or 2.x, --size 512; robustclip plan doodl says first what that takes. Deviations: docs/doodl.md.
+    1.x or 2.x, --size 512; cost: robustclip plan doodl. Deviations: docs/doodl.md.
     """
     if quick:
         steps, chain_steps, crops, batch_size = 2, 4, min(crops, 2), 4
@@ -88,11 +94,13 @@ def recipe(
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
         if method in ("best-of", "one-step"):
             return work.baseline(items, watch)
-        chain, given = work.chain(items)
-        canvas = work.canvas(items, chain, given)  # x_T; decodes both; after a step, the pair's mean and its first norm
+        chain, conditioning = work.chain(items)
+        canvas = work.canvas(
+            items, chain, conditioning
+        )  # x_T; decodes the pair; averages and renormalises it after a step
         losses = work.losses(items, canvas)  # of the crops of each picture of the pair
         stream = doodl.stream(canvas, losses, work.look)  # gradient by reversal, clip, momentum, step
-        shaken = doodl.callbacks([item.generator("latents", device=work.device) for item in items])  # noise
-        return work.optimise(canvas, stream, shaken, items, watch)
+        perturbation = doodl.callbacks([item.generator("latents", device=work.device) for item in items])
+        return work.optimise(canvas, stream, perturbation, items, watch)
 
     return work.paint(paint)

@@ -39,7 +39,7 @@ def _guidance(value: float | None) -> float | None:
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-blip2"],  # noqa: B006
@@ -78,7 +78,7 @@ def recipe(
     captioning: Annotated[NonNegativeFloat, "weight of the captioning loss"] = 1.0,
     sds_prompt: Annotated[str, "prompt template of SDS, with {} for the prompt"] = "A photo exactly contains {}",
     gradients: Annotated[bool, "save visualisations of each gradient"] = False,
-    slicing: Annotated[bool, "decode pictures one by one to save memory"] = False,
+    slicing: Annotated[bool, "decode pictures singly to save memory"] = False,
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
     best_of: BestOf = 1,
     by: By = None,
@@ -98,13 +98,13 @@ def recipe(
 
     robustclip synthesize referee-can-play "a yellow banana and a blue butterfly"
 
-    Alg. 1 of the paper. Copies, weights, noise, guidance and averages are its own; the modes say where its text, its
-    released code (VLMinv) and we differ. Real weights: --model FOLDER of Stable Diffusion 1.5, --referee FOLDER of
+    Alg. 1 of the paper, with its copies, weights, noise, guidance and averages. The modes are the paper's text, its
+    released code (VLMinv), and ours. Real weights: --model FOLDER of Stable Diffusion 1.5, --referee FOLDER of
     robustclip convert lavis-blip2, --size 512.
 
     Any referee fits: --referee emoji-robust, or --referee emoji-blip2 --referee emoji-robust=0.5, or a diffusion model
     by mutual information, --referee mi:emoji-diffusion (8 evaluations a step, forward and back). Each has its
-    own stream, rescaled to its weight's share of w1, because losses differ in scale (ours).
+    own stream, scaled to its weight's share of w1, because losses differ in scale (ours).
 
     --mode released reproduces VLMinv's loop (tests/golden/vlminv.py); docs/inversion.md lists the differences.
     Iterations are counted from 0; in the other modes the averages restart at 40 and 100 and not at the last.
@@ -159,7 +159,7 @@ def recipe(
     )
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
-        asked = [item.prompt for item in items]
+        prompts = [item.prompt for item in items]
         canvas = Latents(
             generator,
             session.size,
@@ -171,19 +171,19 @@ def recipe(
             canvas.encode(starts(items))
         distillation = None
         if sds:
-            texts = [text_of(one) for one in asked]
-            read = [prepared(text) for text in texts] if variant.as_coded else texts
-            told = generator.embed_prompts([sds_prompt.format(text) for text in read])
+            texts = [text_of(one) for one in prompts]
+            sds_texts = [prepared(text) for text in texts] if variant.as_coded else texts
+            conditioning = generator.embed_prompts([sds_prompt.format(text) for text in sds_texts])
             distillation = Distillation(
-                generator, told, empty, guidance=variant.guidance, times=variant.times, weighting=weighting
+                generator, conditioning, empty, guidance=variant.guidance, times=variant.times, weighting=weighting
             )
         referees: list[tuple[Any, float, str]] = [
             (loss, weight, loss.reader.card.name)
-            for loss, weight in guides.pairings(asked, matching=matching, captioning=captioning)
+            for loss, weight in guides.pairings(prompts, matching=matching, captioning=captioning)
         ]
         if guides.referees:
-            referees.append((guides.cosine(asked), sum(guides.weights), "CLIP"))
-        referees += guides.informing(asked, generator)
+            referees.append((guides.cosine(prompts), sum(guides.weights), "CLIP"))
+        referees += guides.informing(prompts, generator)
         rows = [[item.generator(f"latents {row}", device=guides.device) for item in items] for row in range(3)]
         streams = algorithm.streams(canvas, distillation, referees if vlm else [], look, reduce, rows[1])
         callbacks = algorithm.callbacks(canvas, [rows[0], rows[2]])
@@ -209,7 +209,7 @@ def recipe(
 def views_of(
     copies: int, size: tuple[int, int], noise: float, added: float, *, down_only: bool = False
 ) -> Views | None:
-    """What the referee sees: augmented copies at its size, or the picture itself, which gets the added noise too."""
+    """The referee's views: augmented copies at its input size or, for 0 copies, the picture with the added noise."""
     if not copies:
         return Views(1, (GaussianNoise(added),), name="noised") if added else None
     shift = (0.1, 0.0) if down_only else (0.1, 0.1)
@@ -230,16 +230,16 @@ def faults(
     matching: float,
     captioning: float,
 ) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     if not vlm and not sds:
-        yield "--no-vlm and --no-sds leave nothing that pulls: leave one of them out"
+        yield "--no-vlm and --no-sds leave no gradient: leave one of them out"
     copies = VARIANTS[mode].copies if copies is None else copies
     if hardest is not None and hardest > max(copies, 1):
-        yield f"the {hardest} hardest of {copies} copies: give --hardest up to --copies"
+        yield f"--hardest {hardest} of {copies} copies: give --hardest up to --copies"
     if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):
         yield "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'"
     if not matching and not captioning:
-        yield "--matching and --captioning both weigh 0: give one of them a weight"
+        yield "--matching and --captioning are both 0: give one of them a weight"
     if not sds and sds_only >= steps > 0:
-        yield "--no-sds with --sds-only for all steps leaves nothing that pulls: give --sds-only 0"
+        yield "--no-sds with --sds-only for all steps leaves no gradient: give --sds-only 0"

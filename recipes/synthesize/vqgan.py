@@ -55,7 +55,7 @@ def _init(text: str) -> str:
 
 
 def recipe(
-    prompt: Prompts = [],  # noqa: B006  (never changed)
+    prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
     prompts: PromptFile = None,
     referee: Referees = ["emoji-robust"],  # noqa: B006
@@ -76,7 +76,8 @@ def recipe(
         float, Field(ge=0.001, le=100), "exponent of the cutout size; above 1, cutouts are smaller"
     ] = 1.0,
     cut_min: Annotated[
-        Annotated[int, Field(ge=1, le=LARGEST)] | None, "pixels of the smallest square; by default as said above"
+        Annotated[int, Field(ge=1, le=LARGEST)] | None,
+        "pixels of the smallest square; default: the referee's input, at most half of the picture's side",
     ] = None,
     augment: Annotated[
         bool | None, "augmentations of cutouts: affine, perspective, colour, erasing, noise; default: those of latest"
@@ -104,30 +105,30 @@ def recipe(
     Constants are those of VQGAN-CLIP's generate.py (592d555). Fewer steps and views, a start from the mixture, the
     small generator and its size are ours, for the embedded 64-pixel world: the release is --mode faithful --init codes
     --steps 500 --views 32 --size 512 --model FOLDER, of the ImageNet VQGAN (robustclip convert taming-vqgan), with
-    --batch-size 1 where memory is short.
+    --batch-size 1 if memory is short.
 
     A prompt's third number is its `stop`, the distance at which its gradient becomes 0. --mode faithful keeps two bugs:
-    views shift vertically only, and --init-weight pulls latents to zero, with decay, instead of to the start. The
-    smallest square of --cut-method original is of the referee's size; where the picture is no larger, of half its side
-    (ours).
+    views shift vertically only, and --init-weight regularises latents towards zero, with decay, instead of the start.
+    The smallest square of --cut-method original has the referee's size or, for pictures that are not larger, half their
+    side (ours).
 
-    Deviations: prompts that are pictures are embedded whole, not as cutouts; pictures are resized bicubically, where
-    the release has Lanczos; views are as kornia has them today; the release takes one step more than it is told. Not
-    here: its other cut methods (`updated` and its like), DiffGrad and AdamP, story phases (^), zoom and video.
+    Deviations: image prompts are embedded whole, not as cutouts; resizing is bicubic, not Lanczos; views follow current
+    kornia; the release takes one step more than requested. Not implemented: other cut methods, DiffGrad and AdamP,
+    story phases (^), zoom and video.
     """
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     generator = load_vqgan(model, pick_device(device))
-    if asked := parse_size(size):
-        whole_codes(asked, generator.factor)
+    if requested := parse_size(size):
+        whole_codes(requested, generator.factor)
     session = Session.open("vqgan", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
-    guides, asked = session.guides, session.size
-    session.size = whole_codes(asked, generator.factor)
+    guides, requested = session.guides, session.size
+    session.size = whole_codes(requested, generator.factor)
     session.run.note(size=list(session.size))
-    if session.size != asked:
+    if session.size != requested:
         terminal.note(
-            f"{asked[0]}x{asked[1]} is not whole in codes of {generator.factor} pixels: "
+            f"{requested[0]}x{requested[1]} is not whole in codes of {generator.factor} pixels: "
             f"painting {session.size[0]}x{session.size[1]}"
         )
     starts = None if init == "codes" else session.starts(init, candidates=candidates)
@@ -142,11 +143,11 @@ def recipe(
     look = Views(views, (*cut, *(augmented(translate) if augment else ())), name=cut_method)
     to_zero = (prior or ("zero" if mode == "faithful" else "start")) == "zero"
 
-    def hold(step: int) -> float:
-        """In the release half, and decaying in the step; half, where the start is meant."""
+    def prior_weight(step: int) -> float:
+        """Weight of the latent prior: decaying in the step, as in the release, or half for the start."""
         return init_weight / (2 * (2 * step + 1)) if to_zero else init_weight / 2
 
-    weight: Weight = hold if init_weight else 0.0
+    weight: Weight = prior_weight if init_weight else 0.0
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
         canvas = Codes(generator, session.size, [item.generator("start", device=guides.device) for item in items])
@@ -163,7 +164,7 @@ def recipe(
 
 
 def whole_codes(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The size, rounded down to whole codes. Raises UsageError where not one fits."""
+    """The size rounded down to multiples of a code. Raises UsageError if it is smaller than a code."""
     height, width = (side // factor * factor for side in size)
     if not height or not width:
         raise UsageError(
@@ -176,7 +177,7 @@ def whole_codes(size: tuple[int, int], factor: int) -> tuple[int, int]:
 def faults(
     prompt: list[str], prompts: Path | None, cut_method: str, cut_min: int | None, cut_pow: float
 ) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     if cut_method != "original" and (cut_min is not None or cut_pow != 1):
-        yield "--cut-pow and --cut-min are of squares, and there are none: add --cut-method original"
+        yield "--cut-pow and --cut-min need square cutouts: add --cut-method original"

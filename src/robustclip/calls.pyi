@@ -150,7 +150,7 @@ class _Synthesize:
         channels_last: bool = ..., compile: bool = ..., resume: str | Path | None = ..., device: str = ...,
         dtype: str = ..., seed: int | None = ..., out: str | Path | None = ..., quick: bool = ...
     ) -> Result:
-        """Optimise a diffusion model's noise so that the picture at the end of its whole chain pleases a referee."""
+        """Optimise a diffusion model's noise by a referee's gradient through the whole sampling chain."""
     def inr(
         self, prompt: str | Sequence[str] = ..., *, prompts: str | Path | None = ..., referee: Sequence[str] = ...,
         seeds: Sequence[int] = ..., size: str | int | None = ..., render: str | int | None = ..., init: str = ...,

@@ -188,5 +188,5 @@ def test_strokes_take_the_colours_of_an_image_where_they_lie() -> None:
     assert torch.equal(canvas.colours[0, left], torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(int(left.sum()), -1))
     with pytest.raises(UsageError, match="the canvas holds"):
         canvas.encode(image[..., :5])
-    with pytest.raises(UsageError, match="widths run from"):
+    with pytest.raises(UsageError, match="widths must be a range"):
         Strokes(random_strokes(5, SIZE, [generator(0, "s")]), SIZE, widths=(4.0, 1.0))

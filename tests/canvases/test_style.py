@@ -68,7 +68,7 @@ def test_it_goes_downhill() -> None:
 
 
 def test_content_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match="too small to restyle: 16 a side"):
+    with pytest.raises(UsageError, match="too small: give at least 16"):
         StyleNetwork(torch.rand(1, 3, 15, 40), [generator(0, "s")])
     with pytest.raises(UsageError, match="the canvas holds"):
         canvas().encode(torch.rand(1, 3, *SIZE))

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from robustclip.cli import app
 from robustclip.diffusion import budget as module
-from robustclip.diffusion.budget import CONFIGS, budget, counted, plan_doodl, plan_tuning, tell_budget
+from robustclip.diffusion.budget import CONFIGS, budget, counted, plan_doodl, plan_tuning, report_budget
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
 
@@ -46,7 +46,7 @@ def test_stable_diffusion_at_512_is_of_its_published_size() -> None:
     assert 1.5e12 < found.flops < 1.7e12
     assert 4e9 < found.evaluation < 12e9
     assert found.peak(2, 2) == found.weights + 2 * max(found.evaluation, 2 * found.decoding)
-    assert "TFLOP" in found.told(1, 100, 2)
+    assert "TFLOP" in found.describe(1, 100, 2)
 
 
 def test_what_is_counted_is_what_is_kept_and_told_of_large_models(
@@ -61,14 +61,14 @@ def test_what_is_counted_is_what_is_kept_and_told_of_large_models(
     assert flops <= found.flops < 1.5 * flops
     large = "a step takes about"
     setting = {"pictures": 2, "evaluations": 8}
-    tell_budget(model, (16, 16), **setting)
+    report_budget(model, (16, 16), **setting)
     assert large not in capsys.readouterr().err
     monkeypatch.setattr(module, "LARGE", 1000)
-    tell_budget(model, (16, 16), **setting)
+    report_budget(model, (16, 16), **setting)
     assert large in capsys.readouterr().err
     monkeypatch.setattr(module, "free_memory", lambda _: 1e6)
     with pytest.raises(UsageError, match="--batch-size 1"):
-        tell_budget(model, (16, 16), **setting)
+        report_budget(model, (16, 16), **setting)
 
 
 def test_the_plan_of_mi_tune_counts_evaluations_of_the_denoiser(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def layout(net: TamingVQGAN) -> Layout:
 def test_the_folder_is_loaded_here_and_by_diffusers(net: TamingVQGAN, checkpoint: Path, tmp_path: Path) -> None:
     made = convert(checkpoint, model_yaml=tmp_path / "model.yaml", out=tmp_path / "tiny")
     assert (made.folder, made.tensors) == (tmp_path / "tiny", len(net.state_dict()))
-    assert "10 codes of 6 channels, each for 4x4 pixels; left behind: 1 tensors of the training loss" in str(made)
+    assert "10 codes of 6 channels, each for 4x4 pixels; dropped: 1 tensors of the training loss" in str(made)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     here = load_vqgan(str(tmp_path / "tiny"), torch.device("cpu"))
     there = VQModel.from_pretrained(tmp_path / "tiny", low_cpu_mem_usage=False)
@@ -120,12 +120,12 @@ def test_a_config_says_the_resolution(layout: Layout, tmp_path: Path) -> None:
         ("[64, 32]", "[16]", r"attn_resolutions: \[16\] there, \[64, 32\] in"),
         ("z_channels: 8", "z_channels: 256", "z_channels: 256 there, 8 in"),
         ("double_z: false", "double_z: true", "double_z: True there, False in"),
-        ("resolution: 128", "resolution: many", "says the resolution 'many': it is a number of pixels"),
-        ("ddconfig", "config", "is no config of a VQGAN"),
-        (CONFIG, "", "is no config of a VQGAN"),
-        (CONFIG, "[1, 2", "is no config of a VQGAN"),
-        (CONFIG, "model: !!python/object/apply:os.system [touch pwned]", "is no config of a VQGAN"),
-        (CONFIG, "[" * 1500, "is no config of a VQGAN"),
+        ("resolution: 128", "resolution: many", "has the resolution 'many': it is a number of pixels"),
+        ("ddconfig", "config", "is not a config of a VQGAN"),
+        (CONFIG, "", "is not a config of a VQGAN"),
+        (CONFIG, "[1, 2", "is not a config of a VQGAN"),
+        (CONFIG, "model: !!python/object/apply:os.system [touch pwned]", "is not a config of a VQGAN"),
+        (CONFIG, "[" * 1500, "is not a config of a VQGAN"),
         (CONFIG, "model: " + "9" * 70_000, "more than the 65536"),
     ],
 )

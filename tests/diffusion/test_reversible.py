@@ -130,7 +130,7 @@ def test_an_inverse_that_rounding_spoils_is_told_once(capsys: pytest.CaptureFixt
     assert one.error is not None
     assert not one.error < 1e-3
     slopes(one)
-    assert capsys.readouterr().err.count("bdia over 50 steps is undone to") == 1
+    assert capsys.readouterr().err.count("bdia over 50 steps reconstructs its start") == 1
     slopes(chain("bdia", steps))
     assert not capsys.readouterr().err
 

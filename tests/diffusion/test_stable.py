@@ -298,16 +298,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "pickles": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(f / "unet" / "weights.bin"),
         UsageError,
-        "loaded from safetensors alone",
+        "loaded from safetensors only",
     ),
-    "another class": (lambda f: _config(f, "vae", _class_name="VQModel"), UsageError, "a VQModel, and this wants"),
+    "another class": (lambda f: _config(f, "vae", _class_name="VQModel"), UsageError, "a VQModel instead of a"),
     "other sizes": (lambda f: _config(f, "unet", block_out_channels=[8, 32]), UsageError, "another shape"),
-    "odd config": (lambda f: _config(f, "unet", block_out_channels="x"), UsageError, "is no config of UNet2DCond"),
+    "odd config": (lambda f: _config(f, "unet", block_out_channels="x"), UsageError, "is not a config of UNet2DCond"),
     "one weight less": (lambda f: _weights(f, lambda w: w.pop("conv_in.weight")), UsageError, "conv_in.weight"),
     "NaN": (lambda f: _weights(f, lambda w: w["conv_in.bias"].fill_(torch.nan)), RunError, "NaN|finite"),
     "other channels": (lambda f: _config(f, "vae", latent_channels=8), UsageError, "another shape"),
     "flow": (lambda f: _scheduler(f, prediction_type="flow"), UsageError, "predicts 'flow'"),
-    "odd betas": (lambda f: _scheduler(f, beta_schedule="x"), UsageError, "no config of a scheduler"),
+    "odd betas": (lambda f: _scheduler(f, beta_schedule="x"), UsageError, "not a config of a scheduler"),
 }
 
 

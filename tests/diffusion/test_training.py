@@ -126,11 +126,11 @@ def test_codes_that_nothing_uses_are_drawn_again_from_what_the_encoder_gives() -
         made.model.quantize.embedding.weight[5:] = 1000.0  # where no latent is
     weight = made.model.quantize.embedding.weight
     for _ in range(STARVED - 1):
-        made._feed(torch.arange(5), torch.zeros(1, 4, 2, 2), generator(0, "codes"))
+        made._redraw(torch.arange(5), torch.zeros(1, 4, 2, 2), generator(0, "codes"))
     assert (weight[5:] == 1000).all(), "not yet"
     latents = torch.randn(2, 4, 3, 3, generator=generator(0, "latents"))
     kept = weight[:5].detach().clone()
-    made._feed(torch.arange(5), latents, generator(0, "codes"))
+    made._redraw(torch.arange(5), latents, generator(0, "codes"))
     vectors = latents.movedim(1, 3).flatten(0, 2)
     assert (weight[5:, None] == vectors).all(2).any(1).all()
     assert len(weight[5:].unique(dim=0)) > 3
@@ -142,7 +142,7 @@ def test_towards_the_end_no_code_moves() -> None:
     made = trainer(steps=100)
     made.done, made.unused = 81, torch.full((16,), STARVED)
     before = made.model.quantize.embedding.weight.detach().clone()
-    made._feed(torch.tensor([0]), torch.randn(1, 4, 2, 2), generator(0, "codes"))
+    made._redraw(torch.tensor([0]), torch.randn(1, 4, 2, 2), generator(0, "codes"))
     assert torch.equal(made.model.quantize.embedding.weight, before)
 
 

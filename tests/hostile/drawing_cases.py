@@ -75,7 +75,7 @@ def contents() -> Iterator[tuple[str, str, int, str]]:
         ("--content emoji:nothing", "there is no drawing"),
         ("--content {svg_html}", "is not a readable picture"),
         ("--source ' '", "--source is empty"),
-        ("--size 8", "too small to restyle"),
+        ("--size 8", "too small"),
         ("--content-features nowhere", "nowhere"),
         ("--threshold -1", "greater than or equal to 0"),
     ):

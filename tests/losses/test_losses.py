@@ -78,9 +78,9 @@ def test_total_variation_by_hand() -> None:
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:
-    with pytest.raises(UsageError, match="0 referees of weights that add up to 0"):
+    with pytest.raises(UsageError, match="0 referees with weights of sum 0"):
         Cosine([])
-    with pytest.raises(UsageError, match="add up to 0: give one that counts"):
+    with pytest.raises(UsageError, match="of sum 0: give one of positive weight"):
         Cosine([target("a cat", share=1.0), target("a cat", share=-1.0)])
     with pytest.raises(UsageError, match="each direction needs its own weight"):
         target("a cat", weights=[[1.0, 2.0], [1.0, 2.0]])

@@ -65,7 +65,7 @@ def test_texts_are_averaged_before_they_have_unit_length() -> None:
 
 
 def test_a_style_that_is_the_source_has_no_direction() -> None:
-    with pytest.raises(UsageError, match="are the same to toy: say another --source"):
+    with pytest.raises(UsageError, match="are the same to toy: give another --source"):
         moves([toy_referee()], [1.0], pictures(), ["a photo"] * 2, "a photo")
 
 

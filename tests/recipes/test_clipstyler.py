@@ -95,7 +95,7 @@ def test_the_released_contrast_by_hand(restyle: Restyle) -> None:
         ({"content": ["emoji:house"] * 2, "pairs": True}, "as many contents as styles, and there are 2 and 1"),
         ({"source": "made of gold"}, "are the same to"),
         ({"content_features": "emoji-vit-vanilla"}, "give a convolutional referee"),
-        ({"size": 8}, "too small to restyle"),
+        ({"size": 8}, "too small"),
     ],
 )
 def test_bad_calls_say_what_would_do(arguments: dict[str, object], told: str, restyle: Restyle) -> None:

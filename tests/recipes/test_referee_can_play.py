@@ -100,9 +100,9 @@ def test_the_guidance_is_the_modes_or_the_callers(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vlm": False, "sds": False}, "leave nothing that pulls"),
-        ({"hardest": 3}, "the 3 hardest of 2 copies"),
-        ({"hardest": 11, "copies": None, "mode": "released"}, "the 11 hardest of 10 copies"),
+        ({"vlm": False, "sds": False}, "leave no gradient"),
+        ({"hardest": 3}, "--hardest 3 of 2 copies"),
+        ({"hardest": 11, "copies": None, "mode": "released"}, "--hardest 11 of 10 copies"),
         ({"added_noise": -0.1}, "added_noise"),
         ({"sds_prompt": "a photo"}, r"has one \{\} for the prompt"),
         ({"guidance": -1.0}, "guidance -1 would lead away"),

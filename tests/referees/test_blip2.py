@@ -264,7 +264,7 @@ def test_the_term_prints_and_shapes(reader: Blip2, images: Tensor) -> None:
     torch.testing.assert_close(found[:, 0], reader.pair_losses(images, TEXTS), atol=1e-5, rtol=0)
     assert str(loss) == "itm+lm"
     assert str(Pairing(reader, TEXTS, matching=2, captioning=0)) == "2itm"
-    with pytest.raises(UsageError, match="both weigh 0"):
+    with pytest.raises(UsageError, match="are both 0"):
         Pairing(reader, TEXTS, matching=0, captioning=0)
 
 

@@ -40,7 +40,7 @@ class Seen:
         self.images.append(images.clone())
         self.numbers.append(dict(numbers))
 
-    def tell(self, loss: str) -> None:
+    def announce(self, loss: str) -> None:
         self.told.append(loss)
 
 

@@ -198,7 +198,7 @@ def test_uses_are_one_and_exemplars_that_cannot_be_read_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert use_of(None, [], [], None) == "text"
-    with pytest.raises(UsageError, match="--classifier and --exemplar pull to different ends"):
+    with pytest.raises(UsageError, match="--classifier and --exemplar are different objectives"):
         use_of("resnet18", ["a.png"], [], None)
     save_image(torch.rand(3, 8, 8), tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no picture")
@@ -219,7 +219,7 @@ def test_crops_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.Monk
 
     check_crops(loss, 16, 2, (8, 8), CPU)
     monkeypatch.setattr(doodl_uses, "free_memory", lambda _: 30_000.0)
-    with pytest.raises(UsageError, match="16 crops of 2 pictures keep about") as told:
+    with pytest.raises(UsageError, match="16 crops of 2 pictures take about") as told:
         check_crops(loss, 16, 2, (8, 8), CPU)
     fit = int(str(told.value).split("--crops ")[1].split(",")[0])
     check_crops(loss, fit, 2, (8, 8), CPU)
@@ -236,7 +236,7 @@ def test_a_judge_keeps_its_best_step() -> None:
 
     one = StopBy(Judge(), [])  # type: ignore[arg-type]
     for step in range(3):
-        images = one.see(torch.full((2, 3, 1, 1), float(step)), step)
+        images = one.update(torch.full((2, 3, 1, 1), float(step)), step)
     assert images[:, 0, 0, 0].tolist() == [1, 0]
     assert one.steps is not None
     assert one.steps.tolist() == [1, 0]

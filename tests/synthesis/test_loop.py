@@ -267,7 +267,7 @@ def test_faults_of_terms_are_told() -> None:
     made = canvas()
     with pytest.raises(UsageError, match="reads 'latent', and the canvas renders image"):
         optimise(made, [stream(made, Term(Brightness(), reads="latent"))], steps=1, generators=generators)
-    with pytest.raises(UsageError, match=r"it must give one number a view"):
+    with pytest.raises(UsageError, match=r"it must give \(P,V\)"):
         optimise(made, [stream(made, Term(lambda views: views.mean()))], steps=1, generators=generators)
     with pytest.raises(UsageError, match="give at least one term"):
         Terms(())

@@ -61,11 +61,11 @@ def with_text(path: Path, key: str, text: str, *, compressed: bool = False) -> P
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("other", "{}", "does not say how it was made"),
-        ("robustclip", "{", "says in no JSON"),
-        ("robustclip", "[" * 100_000, "says in no JSON"),
-        ("robustclip", "[1]", "does not say how it was made"),
-        ("robustclip", '"' + "x" * 2**20 + '"', "does not say how it was made"),
+        ("other", "{}", "has no text chunk"),
+        ("robustclip", "{", "are not JSON"),
+        ("robustclip", "[" * 100_000, "are not JSON"),
+        ("robustclip", "[1]", "has no text chunk"),
+        ("robustclip", '"' + "x" * 2**20 + '"', "has no text chunk"),
     ],
 )
 def test_other_peoples_notes_are_refused(tmp_path: Path, key: str, text: str, message: str) -> None:

@@ -73,7 +73,7 @@ def test_parts_and_weights(text: str, parts: list[Part] | None) -> None:
         ("", "the prompt is empty: say what to paint"),
         (" \n\t", "the prompt is empty"),
         ("a cat\0", "holds a zero byte"),
-        ("a \ud800", "not Unicode"),
+        ("a \ud800", "invalid Unicode"),
         ("x" * 10_001, "has 10001 characters: at most 10000"),
         ("a cat | ", "a part of the prompt is empty"),
         ("| a cat", "a part of the prompt is empty"),
@@ -162,6 +162,6 @@ def test_texts_beyond_the_context_are_refused() -> None:
     check_context(referee, [Prompt.parse("one two three | image:a file of many words.png")])
     check_context(toy, [Prompt.parse("word " * 1000)])  # it knows no limit
     long = parse_all(["one two three", "one two three four | 1 2 3 4 5 x:-1"])
-    told = r"the prompt '1 2 3 4 5 x' has 6 tokens, and toy reads 3 of a text \(and 1 more are too long\): shorten it"
+    told = r"the prompt '1 2 3 4 5 x' has 6 tokens, and toy reads 3 per text \(and 1 more are too long\): shorten it"
     with pytest.raises(UsageError, match=told):
         check_context(referee, long)

@@ -134,7 +134,7 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
-        watch.tell("nothing")
+        watch.announce("nothing")
         shades = torch.stack([torch.rand((), generator=item.generator("shade")) for item in items])
         images = shades.view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
         seen.append(len(items))
@@ -186,7 +186,7 @@ def test_faults_begin_no_run(tmp_path: Path) -> None:
     for changed, message in [
         ({"referee": ["nobody-at-all"]}, "there is no referee 'nobody-at-all'"),
         ({"referee": []}, "there is no referee to guide"),
-        ({"prompt": ["cat " * 600], "referee": ["emoji-robust"]}, "emoji-robust reads 77 of a text"),
+        ({"prompt": ["cat " * 600], "referee": ["emoji-robust"]}, "emoji-robust reads 77 per text"),
         ({"prompt": [f"image:{tmp_path / 'image.png'}"]}, r"image\.png"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -168,7 +168,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
             Starts(str(tmp_path / name), SIZE, colours())
     two = mixture_of(tmp_path / "two.safetensors", (1, 0, 0), (0, 0, 1))
     starts = Starts(two, SIZE, colours(), candidates=101, notebook=True)
-    with pytest.raises(UsageError, match=r"draws 50 of each of 2 classes, fewer than the 101 asked for"):
+    with pytest.raises(UsageError, match=r"draws 50 of each of 2 classes, fewer than 101"):
         starts(items("red"))
 
 

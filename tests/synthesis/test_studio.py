@@ -186,7 +186,7 @@ def test_what_is_not_a_number_is_no_picture(run: Run, spoilt: str) -> None:
         getattr(painted, spoilt)[1] = math.nan
         return painted
 
-    with pytest.raises(RunError, match="not a number came out for picture-1-s0: take smaller steps"):
+    with pytest.raises(RunError, match="not finite: picture-1-s0: take smaller steps"):
         paint_all(items(2), paint, run=run, steps=STEPS)
     assert not (run.folder / "images").exists()
 

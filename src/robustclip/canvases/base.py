@@ -14,7 +14,7 @@ from robustclip.referees.base import check_images
 class Canvas(ABC, nn.Module):
     """Base class: parameters of P independent pictures.
 
-    Every parameter's first axis is the picture, so that gradients can be clipped and pictures kept one by one.
+    The first axis of every parameter is the picture, so that gradients and pictures are independent.
     """
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Canvas(ABC, nn.Module):
         """Project the parameters to their valid set after a step; a no-op by default."""
 
     def picture(self, image: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p 3 h w"]:
-        """The final picture from a rendered image: without margins, if the canvas has any."""
+        """The final picture from a rendered image: without margins."""
         return image
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

@@ -28,8 +28,8 @@ class Autoencoder(Protocol):
 class Latents(Canvas):
     """Scaled latents of P pictures of `size` (height, width), initialised as N(0,I) by one of `generators` per picture.
 
-    through: gradients pass pixels that were cut to [0,1]; without it they stop there, as in the release of
-    Referee-Can-Play (VLMinv). Raises UsageError for a size that is not whole in cells.
+    through: gradients pass pixels that were clamped to [0,1]; without it they do not, as in the release of
+    Referee-Can-Play (VLMinv). Raises UsageError for a size that is not a multiple of the cell.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Latents(Canvas):
         through: bool = True,
     ) -> None:
         super().__init__()
-        self.autoencoder = [autoencoder]  # in a list: its weights are none of the canvas's parameters
+        self.autoencoder = [autoencoder]  # in a list, so that its weights are not parameters of the canvas
         self.size = size
         self.through = through
         self.latent = nn.Parameter(drawn_latents(autoencoder, size, generators, device))
@@ -91,10 +91,10 @@ class Decoder(Protocol):
 class Codes(Canvas):
     """VQGAN latents of P pictures of `size` (height, width); the nearest codes are decoded (straight-through gradient).
 
-    They start as random codes, each picture's drawn from its own of `generators`. After each step a vector is cut,
-    channel by channel, to the range of the codebook (VQGAN-CLIP's generate.py, as are the gradients below).
+    They start as random codes, from one of `generators` per picture. After each step vectors are clamped to the range
+    of the codebook's channels (VQGAN-CLIP's generate.py, like the gradients).
 
-    Raises UsageError for a size that is not whole in codes.
+    Raises UsageError for a size that is not a multiple of a code's pixels.
     """
 
     def __init__(self, decoder: Decoder, size: tuple[int, int], generators: Sequence[Generator]) -> None:
@@ -103,7 +103,7 @@ class Codes(Canvas):
             raise UsageError(
                 f"a picture of {size[0]}x{size[1]} is not whole in codes of {decoder.factor}x{decoder.factor} pixels"
             )
-        self.decoder = [decoder]  # in a list: its weights are none of the canvas's parameters
+        self.decoder = [decoder]  # in a list, so that its weights are not parameters of the canvas
         self.size = size
         rows, columns = (side // decoder.factor for side in size)
         codebook = decoder.codebook
@@ -135,29 +135,29 @@ class Chain(Protocol):
 
     pictures: list[int]
 
-    def sample(self, start: Float[Tensor, "2 p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
-    def invert(self, end: Float[Tensor, "2 p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
-    def ending(self, latents: Float[Tensor, "p c h w"], /, *given: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+    def sample(self, start: Float[Tensor, "2 p c h w"], /, *conditioning: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+    def invert(self, end: Float[Tensor, "2 p c h w"], /, *conditioning: Tensor) -> Float[Tensor, "2 p c h w"]: ...
+    def ending(self, latents: Float[Tensor, "p c h w"], /, *conditioning: Tensor) -> Float[Tensor, "2 p c h w"]: ...
 
 
 @final
 class ChainStart(Canvas):
     """Initial latents x_T of P pictures of `size` (height, width), N(0,I) by one of `generators` per picture. Renders
-    the end of the chain; `given` are the denoiser's conditioning tensors.
+    the chain's samples; `conditioning` are tensors for the denoiser.
 
-    "image" and, of samplers whose both latents are pictures (EDICT), "other".
+    Renders "image" and, for samplers whose latents are both pictures (EDICT), "other".
 
-    tied: the pair starts from one latent, (P,c,h,w); without it, from one each, (P,2,c,h,w). renormalise: after each
-    step a picture's noise gets its first norm again. through: gradients pass pixels that were cut to [0,1].
+    tied: the pair starts from one latent, (P,c,h,w); otherwise from two, (P,2,c,h,w). renormalise: restore the initial
+    norm of each picture's noise after each step. through: gradients pass pixels that were clamped to [0,1].
 
-    Latents are float64, float32 where a device has none (MPS): see `robustclip.diffusion.reversible`.
+    Latents are float64, or float32 on devices without it (MPS): see `robustclip.diffusion.reversible`.
     """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
         chain: Chain,
-        given: Sequence[Tensor],
+        conditioning: Sequence[Tensor],
         size: tuple[int, int],
         generators: Sequence[Generator],
         *,
@@ -167,7 +167,8 @@ class ChainStart(Canvas):
         through: bool = True,
     ) -> None:
         super().__init__()
-        self.autoencoder, self.chain, self.given = [autoencoder], chain, [one.detach() for one in given]
+        self.autoencoder, self.chain = [autoencoder], chain
+        self.conditioning = [one.detach() for one in conditioning]
         self.size, self.tied, self.renormalise, self.through = size, tied, renormalise, through
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         noise = drawn_latents(autoencoder, size, generators, device).to(dtype)
@@ -176,17 +177,17 @@ class ChainStart(Canvas):
 
     def render(self) -> dict[str, Tensor]:
         start = self.latent.expand(2, *self.latent.shape) if self.tied else self.latent.transpose(0, 1)
-        end = self.chain.sample(start, *self.given)[self.chain.pictures].float()
+        end = self.chain.sample(start, *self.conditioning)[self.chain.pictures].float()
         images = [self.autoencoder[0].decode(one) for one in end]
         images = [clamp_through(one) if self.through else one.clamp(0, 1) for one in images]
         return dict(zip(("image", "other"), images, strict=False)) | {"latent": self.latent}
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Invert the chain from these images: exactly if untied, else the mean of the pair."""
+        """Invert the chain from these images: exact if untied, else the mean of the pair."""
         check_fit(images, len(self.latent), self.size)
         latents = self.autoencoder[0].encode(images).to(self.latent.dtype)
-        start = self.chain.invert(self.chain.ending(latents, *self.given), *self.given)
+        start = self.chain.invert(self.chain.ending(latents, *self.conditioning), *self.conditioning)
         self.latent.copy_(start.mean(0) if self.tied else start.transpose(0, 1))
         self.norms = self._norms()
 
@@ -196,5 +197,5 @@ class ChainStart(Canvas):
             self.latent.mul_(self.norms / self._norms())
 
     def _norms(self) -> Tensor:
-        """Of each picture's noise, over all of it."""
+        """Norm of each picture's noise."""
         return self.latent.detach().flatten(1).norm(dim=1).view(-1, *[1] * (self.latent.ndim - 1))

@@ -21,8 +21,8 @@ Projection = Literal["clamp", "threshold"]
 class Pixels(Canvas):
     """Pixels of P pictures, initialised with `images` (P,3,H,W) in [0,1].
 
-    After each step, "clamp" cuts at 0 and 1; "threshold" scales a picture of which more than 1 - `quantile` lies
-    outside (dynamic thresholding, CLIPAG's notebook after Saharia et al. 2022): contrast is lost, saturation is not.
+    After each step, "clamp" clamps to [0,1]; "threshold" scales pictures with more than 1 - `quantile` of their values
+    outside (dynamic thresholding, CLIPAG's notebook after Saharia et al. 2022), which reduces contrast.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ def dynamic_threshold(images: Float[Tensor, "p 3 h w"], quantile: float) -> Floa
     return (centred.clamp(-s, s) / s + 1) / 2
 
 
-NEAREST_TO_BLACK = 1 / 256  # of an image that is encoded: tanh reaches 0 and 1 only at infinity
+NEAREST_TO_BLACK = 1 / 256  # of encoded images, because tanh reaches 0 and 1 only at infinity
 
 
 @final
 class Pyramid(Canvas):
     """image = (tanh(sum of the upsampled levels) + 1) / 2, of P pictures of `size` (height, width).
 
-    One tensor for each of `sides` (the length of its shorter side, in pixels; the other side keeps the picture's
-    shape), zero at the start: mid-grey. Levels are upsampled bicubically; one of side 1 is a colour. `margin` pixels at
-    each edge are seen by the views (jitter crops them away) and are not part of the picture.
+    One tensor per entry of `sides` (length of its shorter side in pixels), initially zero: mid-grey. Levels are
+    upsampled bicubically. `margin` pixels at each edge are rendered for the views (jitter crops them) but are not part
+    of the picture.
 
-    Every size counts equally in Direct Ascent Synthesis (its demo takes all of 1 to 336); powers of two, the default,
-    are ours: a fraction of the cost, and the same span of scales.
+    Direct Ascent Synthesis weighs all sizes equally (its demo uses 1 to 336); powers of two, the default, are ours,
+    with the same range of scales at a fraction of the cost.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Pyramid(Canvas):
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
         """Initialise from images with or without margins; margins replicate the edge.
 
-        The whole of it goes into the finest level, and the others begin at zero: they start as corrections.
+        The finest level gets the image; the others start at zero.
         """
         check_images(images)
         height, width = self.size

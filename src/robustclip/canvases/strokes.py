@@ -17,10 +17,10 @@ from robustclip.errors import UsageError
 class Strokes(Canvas):
     """Vector drawings of P pictures, rendered at `size` (height, width) over `background` (1.0: white).
 
-    After each step widths are cut to `widths` (in pixels) and colours to [0,1]; points may leave the picture. CLIPDraw:
-    widths (1, 50) at 224 pixels. `softness` is the blur of edges in pixels, see `rasterise`.
+    After each step widths are clamped to `widths` (pixels) and colours to [0,1]; points may leave the picture.
+    CLIPDraw: widths (1, 50) at 224 pixels. `softness` is the blur of edges in pixels, see `rasterise`.
 
-    Raises UsageError for widths that are no range.
+    Raises UsageError for an invalid range of widths.
     """
 
     curves: Int[Tensor, "p s"]
@@ -37,7 +37,7 @@ class Strokes(Canvas):
     ) -> None:
         super().__init__()
         if not 0 <= widths[0] <= widths[1]:
-            raise UsageError(f"widths run from a smallest to a largest, as in (1, 50), not {widths}")
+            raise UsageError(f"widths must be a range such as (1, 50), not {widths}")
         self.size = size
         self.limits = widths
         self.background = background
@@ -61,7 +61,7 @@ class Strokes(Canvas):
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
         """Colour each shape by the image at its centre, and make it opaque.
 
-        Ours: no curve is fitted to the image. Raises UsageError for another number or size of images.
+        Ours: curves are not fitted. Raises UsageError for another number or size of images.
         """
         check_fit(images, len(self.points), self.size)
         height, width = self.size

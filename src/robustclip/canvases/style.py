@@ -1,4 +1,4 @@
-"""Canvas of CLIPStyler: one small U-Net per picture, which repaints its content."""
+"""Canvas of CLIPStyler: one small U-Net per picture, applied to its content."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from robustclip.canvases.base import Canvas, check_fit
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images
 
-STRIDE: Final = 8  # three halvings: what the sides of a picture are padded to multiples of
-SMALLEST: Final = 16  # pixels of a side: two places are left in the middle, over which instance norm can be taken
+STRIDE: Final = 8  # three halvings; sides are padded to multiples of it
+SMALLEST: Final = 16  # pixels of a side, for two positions at the coarsest level, as instance norm needs
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with instance norm (no weights of its own) and ReLU, beside a 1x1 convolution."""
+    """Two 3x3 convolutions, each with instance norm (without parameters) and ReLU, plus a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 class StyleNet(nn.Module):
     """The U-Net of CLIPstyler (StyleNet.py, 4843cec): three 4x4 convolutions of stride 2 down, bilinear up, a block at
-    each level on what came up beside what went down; sigmoid. (B,3,h,w) in [0,1] to the same, sides multiples of 8."""
+    each level on the concatenated skip connection; sigmoid. (B,3,h,w) in [0,1] to the same, sides multiples of 8."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ def instance_norm(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 class StyleNetwork(Canvas):
     """One style network per content image (P,3,H,W) in [0,1], of any size.
 
-    Weights begin as torch begins those of convolutions, each picture's drawn from its own of `generators`. Sides that
-    are no multiples of 8 are reflected outwards for the network, and cut again. Raises UsageError below 16 pixels.
+    Weights have torch's default initialisation, from one of `generators` per picture. Sides that are no multiples of 8
+    are padded by reflection and cropped. Raises UsageError below 16 pixels.
     """
 
     content: Float[Tensor, "p 3 h w"]
@@ -85,12 +85,10 @@ class StyleNetwork(Canvas):
         check_images(content)
         if min(content.shape[-2:]) < SMALLEST:
             height, size = content.shape[-2:]
-            raise UsageError(
-                f"a content of {height}x{size} pixels is too small to restyle: {SMALLEST} a side, at least"
-            )
+            raise UsageError(f"a content of {height}x{size} pixels is too small: give at least {SMALLEST} per side")
         self.register_buffer("content", content.detach().float().clone())
         with torch.device("meta"):
-            self.network = [StyleNet(width)]  # in a list: it has no weights, and none of the canvas's
+            self.network = [StyleNet(width)]  # in a list, so that its meta weights are not parameters of the canvas
         drawn = [_drawn(self.network[0], generator) for generator in generators]
         self.names = list(drawn[0])
         self.weights = nn.ParameterList(
@@ -107,7 +105,7 @@ class StyleNetwork(Canvas):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "p 3 h w"]) -> None:
-        """Replace the content images by others of the same number and size; the networks are kept."""
+        """Replace the content images; the networks are kept."""
         height, width = self.content.shape[-2:]
         check_fit(images, len(self.content), (height, width))
         self.content.copy_(images)
@@ -117,7 +115,7 @@ class StyleNetwork(Canvas):
 
 
 def _drawn(network: nn.Module, generator: Generator) -> dict[str, Tensor]:
-    """Weights and biases of all convolutions: U(-1, 1) / sqrt(inputs), torch's default."""
+    """Default initialisation of convolutions: U(-1, 1) / sqrt(inputs)."""
     found: dict[str, Tensor] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):

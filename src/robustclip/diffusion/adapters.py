@@ -34,11 +34,11 @@ TEXT_TARGETS: Final = (
 def add_adapter(
     model: LatentDiffusion, *, rank: int = 32, alpha: int = 32, dora: bool = True, text: bool = False, seed: int = 0
 ) -> list[nn.Parameter]:
-    """Put adapters on the attention projections of a frozen denoiser, and with `text` on those of its text tower.
+    """Add adapters to the attention projections of a frozen denoiser and, with `text`, of its text tower.
 
-    Returns the trainable parameters, which are the adapters'. At first they change nothing. `dora` decomposes weights
-    into magnitude and direction (Liu et al. 2024); without it, and on the text tower, they are LoRA's. Raises
-    UsageError for a denoiser that has adapters.
+    Returns the trainable parameters. Adapters start as the identity. `dora` decomposes weights
+    into magnitude and direction (Liu et al. 2024); without it, and on the text tower, adapters are LoRA. Raises
+    UsageError if the denoiser has adapters.
     """
     if getattr(model.unet, "peft_config", None):
         raise UsageError("this denoiser has an adapter already: merge it first (`merge_adapter`)")
@@ -49,7 +49,7 @@ def add_adapter(
         if text:  # LoRA: transformers' load_adapter, which diffusers calls, drops DoRA's magnitudes
             model.texts.tower.add_adapter(config(target_modules=list(TEXT_TARGETS)))
     trained = dict(trainable(model))
-    # MI-TUNE's release parses --use_dora and trains LoRA: what was asked for is checked on the layers.
+    # MI-TUNE's release parses --use_dora and trains LoRA: check the layers.
     assert dora == any("lora_magnitude_vector" in name for name in trained)
     return list(trained.values())
 
@@ -61,9 +61,9 @@ def trainable(model: LatentDiffusion) -> list[tuple[str, nn.Parameter]]:
 
 
 def save_adapter(model: LatentDiffusion, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write the adapter as a folder that diffusers' `load_lora_weights` reads, with a card; whole or not at all.
+    """Write the adapter as a folder that diffusers' `load_lora_weights` reads, with a card; atomic.
 
-    Raises UsageError where something has that name.
+    Raises UsageError if the path exists.
     """
     layers: dict[str, Any] = {}
     for name, module in (("unet", model.unet), ("text_encoder", model.texts.tower)):
@@ -80,9 +80,9 @@ def save_adapter(model: LatentDiffusion, folder: Path, card: Mapping[str, Any]) 
 
 
 def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
-    """Put a saved adapter on a diffusion model's denoiser, and on its text tower where it has one for it; frozen.
+    """Add a saved adapter to a diffusion model's denoiser and, if it has weights for it, text tower; frozen.
 
-    Raises UsageError for a folder without one, an adapter of another denoiser, and weights that are not the card's.
+    Raises UsageError for a folder without adapter, an adapter of another model, and weights that differ from the card.
     """
     folder = Path(folder)
     if not is_file(folder / WEIGHTS):
@@ -104,7 +104,7 @@ def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
             folder, weight_name=WEIGHTS, use_safetensors=True, return_lora_metadata=True
         )
         texts, config = (_below("text_encoder.", one or {}) for one in (state, metadata))
-        if texts:  # what diffusers calls too, for CLIP's towers alone
+        if texts:  # as diffusers does, which accepts only CLIP towers
             model.texts.tower.load_adapter(adapter_state_dict=texts, peft_config=LoraConfig(**config))
     except (RuntimeError, ValueError, KeyError) as error:
         raise UsageError(f"the adapter of {folder} does not fit this denoiser: {str(error)[:200]}") from error
@@ -116,7 +116,7 @@ def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_adapter(model: LatentDiffusion) -> None:
-    """Add the denoiser's adapter to its own weights, in place; nothing of it is left."""
+    """Merge the denoiser's adapter into its weights in place, and remove it."""
     model.unet.fuse_lora()
     model.unet.unload_lora()
     model.requires_grad_(False)

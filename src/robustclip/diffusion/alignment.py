@@ -1,4 +1,4 @@
-"""Fine-tuning of a denoiser's adapters on chosen latents (MI-TUNE, Alg. 2): the ordinary denoising loss."""
+"""Fine-tuning of a denoiser's adapters on selected latents by the denoising loss (MI-TUNE, Alg. 2)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from robustclip.runs.devices import autocast
 
 @dataclass
 class AdapterTrainer(Trainer):
-    """One AdamW step after the other on the adapters of `model` (betas .9 and .999, weight decay .01, constant rate).
+    """Trainer of the adapters of `model` by AdamW (betas .9 and .999, weight decay .01, constant rate).
 
-    States of prompts are kept where the text tower has no adapters.
-    clip: the largest norm of the gradient; None: not clipped, as MI-TUNE's release trains in effect. best: the score,
-    step and adapters of the best validation so far, in a round. Several processes (accelerate) share each batch, and
-    train as one would.
+    Text states are cached if the text tower has no adapters.
+    clip: maximum gradient norm; None: no clipping, as in effect in MI-TUNE's release. best: score, step and adapters of
+    the round's best validation. Several processes (accelerate) share each batch, with the result of one process.
     """
 
     stateful = ("optimiser",)
@@ -47,19 +46,19 @@ class AdapterTrainer(Trainer):
         self.renew()
 
     def begin(self, round_: int, steps: int) -> None:
-        """Train round `round_` (from 1), of so many steps; with a new optimiser unless it is under way."""
+        """Start round `round_` (from 1) of `steps` steps with a new optimiser, or continue it."""
         self.steps = round_ * steps
         if self.done == self.steps - steps:
             self.renew()
             self.best = None
 
     def renew(self) -> None:
-        """A new optimiser."""
+        """Replace the optimiser by a new one."""
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.lr, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
 
     def step(self, latents: Float[Tensor, "b c h w"], prompts: Sequence[str], stream: Generator) -> dict[str, float]:
-        """One update on latents and their prompts; noise and steps of the schedule (uniform) are drawn from `stream`,
-        and the batch passes the denoiser `at_once` at a time.
+        """One update on latents and their prompts, `at_once` per denoiser pass; `stream` draws noise and (uniform)
+        times.
 
         Raises RunError for a loss that is not finite, UsageError for fewer latents than processes.
         """
@@ -75,10 +74,12 @@ class AdapterTrainer(Trainer):
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for rows in mine.split(self.at_once):
-            given = self.embed([prompts[row] for row in rows.tolist()])
+            conditioning = self.embed([prompts[row] for row in rows.tolist()])
             with autocast(latents.device, model.dtype):
-                found = model.unet(noisy[rows], times[rows], given.states, encoder_attention_mask=given.mask).sample
-            loss = F.mse_loss(found.float(), target[rows]) * (len(rows) * distributed.count() / count)
+                prediction = model.unet(
+                    noisy[rows], times[rows], conditioning.states, encoder_attention_mask=conditioning.mask
+                ).sample
+            loss = F.mse_loss(prediction.float(), target[rows]) * (len(rows) * distributed.count() / count)
             loss.backward()
             total += loss.item()
         total = float(distributed.mean(torch.tensor(total, device=latents.device)))
@@ -91,13 +92,13 @@ class AdapterTrainer(Trainer):
         return {"loss": total, "grad_norm": float(norm)}
 
     def embed(self, prompts: list[str]) -> Conditioning:
-        """Token states of prompts, with a gradient where the text tower has adapters."""
+        """Token states of prompts, with a gradient if the text tower has adapters."""
         if self.adapts_texts:
             return self.model.embed_prompts(prompts)
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.states]:
-            found = self.model.embed_prompts(new)
-            self.states |= {prompt: found.rows([row]) for row, prompt in enumerate(new)}
-        return reduce(Conditioning.beside, [self.states[prompt] for prompt in prompts])
+            embedded = self.model.embed_prompts(new)
+            self.states |= {prompt: embedded.rows([row]) for row, prompt in enumerate(new)}
+        return reduce(Conditioning.joined, [self.states[prompt] for prompt in prompts])
 
     def state(self) -> dict[str, Any]:
         """Training state for resumption."""
@@ -107,13 +108,13 @@ class AdapterTrainer(Trainer):
         return {name: one.detach() for name, one in trainable(self.model)}
 
     def judge(self, score: float) -> None:
-        """Keep these adapters where validation scores higher than before in this round."""
+        """Store the current adapters as best if the validation score is the round's highest."""
         if self.best is None or score > self.best["score"]:
             adapters = {name: one.clone() for name, one in self._adapters().items()}
             self.best = {"score": score, "step": self.done, "adapters": adapters}
 
     def take_best(self) -> int:
-        """Go back to the adapters of the best validation, where there was one; the step they are of."""
+        """Restore the adapters of the best validation, if any, and return their step."""
         if self.best is None:
             return self.done
         with torch.no_grad():
@@ -122,22 +123,22 @@ class AdapterTrainer(Trainer):
         return int(self.best["step"])
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UsageError for a state of other adapters."""
+        """Restore a `state`. Raises UsageError for that of other adapters."""
         own = dict(trainable(self.model))
-        given = state.get("adapters", {})
-        if {name: one.shape for name, one in given.items()} != {name: one.shape for name, one in own.items()}:
+        saved = state.get("adapters", {})
+        if {name: one.shape for name, one in saved.items()} != {name: one.shape for name, one in own.items()}:
             raise UsageError("the checkpoint is of other adapters: go on with the arguments of its run")
         with torch.no_grad():
             for name, one in own.items():
-                one.copy_(given[name])
+                one.copy_(saved[name])
         super().load(state)
 
 
 @dataclass(frozen=True)
 class AlignmentPool:
-    """Chosen latents and real ones, each with its prompt: what adapters are trained on.
+    """Training data of adapters: selected latents and, optionally, real ones, each with its prompt.
 
-    chosen, real: (latents, prompts), where `real` may be None; share: of real pictures in a batch.
+    chosen, real: (latents, prompts); share: of real pictures in a batch.
     """
 
     chosen: tuple[Float[Tensor, "n c h w"], Sequence[str]]
@@ -145,7 +146,7 @@ class AlignmentPool:
     share: float = 0.0
 
     def batch(self, count: int, stream: Generator) -> tuple[Float[Tensor, "b c h w"], list[str]]:
-        """`count` of them, drawn with replacement; of these `share`, rounded, real."""
+        """`count` latents and prompts drawn with replacement, a `share` of them (rounded) real."""
         real = 0 if self.real is None else round(self.share * count)
         latents, prompts = [], []
         for part, wanted in ((self.chosen, count - real), (self.real, real)):

@@ -1,7 +1,7 @@
 """Train a small KL autoencoder (Rombach et al. 2022, §3.1).
 
-Deviations, all ours: the perceptual distance is of a small tower's features, where theirs is LPIPS on VGG-16, and joins
-late; there is no adversary.
+Deviations, all ours: the perceptual distance compares features of a small tower instead of LPIPS on VGG-16 and is added
+late; there is no discriminator.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 from robustclip.diffusion.fitting import Trainer, check_channels, feature_distance
 from robustclip.runs.devices import autocast
 
-GROUPS: Final = 16  # of channels that are normalised together
+GROUPS: Final = 16  # of the group norms
 Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 def new_autoencoder(
     channels: Sequence[int] = (16, 32, 64, 96), *, latent: int = 8, blocks: int = 1, seed: int = 0
 ) -> Any:
-    """An AutoencoderKL of diffusers with random weights that are a function of `seed`; each level of channels but the
-    first halves the picture. Raises UsageError for channels that are not whole in groups of the norm."""
+    """An AutoencoderKL of diffusers with random weights from `seed`; each level of channels but the first halves the
+    picture. Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
     check_channels(channels, GROUPS, "16 32 64 96")
     with torch.random.fork_rng(devices=[]):
@@ -44,10 +44,10 @@ def new_autoencoder(
 
 @dataclass
 class AutoencoderTrainer(Trainer):
-    """One step after the other: `step(images, generator)` gives the numbers of it.
+    """Trainer of an autoencoder.
 
-    model: an AutoencoderKL; features: pictures in [0,1] -> spatial features, whose distance counts `perceptual` from
-    step `look` on; `kl`: weight of the divergence from N(0,I), summed over a latent and divided by the pixels' number.
+    model: an AutoencoderKL; features: pictures in [0,1] -> spatial features; perceptual: weight of their distance,
+    added from step `look` on; kl: weight of the divergence from N(0,I), summed over a latent.
     """
 
     model: Any
@@ -60,7 +60,7 @@ class AutoencoderTrainer(Trainer):
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> dict[str, float]:
-        """One update on pictures in [0,1]; the latents' noise comes from `generator`."""
+        """One update on pictures in [0,1]; `generator` draws the latents' noise."""
         with autocast(images.device, self.dtype):
             posterior = self.model.encode(images * 2 - 1).latent_dist
         mean, deviation = posterior.mean.float(), posterior.std.float()
@@ -75,9 +75,9 @@ class AutoencoderTrainer(Trainer):
         numbers = {"l1": difference.abs().mean().item(), "kl": divergence.item(), "std": mean.std().item()}
         numbers["psnr"] = -10 * difference.detach().square().mean().log10().item()
         if self.perceptual and self.done >= self.look:
-            seen = feature_distance(self.features, made, images, self.dtype)
-            numbers["perceptual"] = seen.item()
-            loss = loss + self.perceptual * seen
+            distance = feature_distance(self.features, made, images, self.dtype)
+            numbers["perceptual"] = distance.item()
+            loss = loss + self.perceptual * distance
         self.update(loss)
         self.done += 1
         return {"loss": pixels.item(), **numbers}
@@ -85,5 +85,5 @@ class AutoencoderTrainer(Trainer):
 
 @torch.no_grad()
 def latent_deviation(model: Any, images: Float[Tensor, "b 3 h w"]) -> float:
-    """Standard deviation of these pictures' latents; its inverse is diffusers' scaling_factor."""
+    """Standard deviation of the latents of pictures; its inverse is diffusers' scaling_factor."""
     return float(model.encode(images * 2 - 1).latent_dist.mean.float().std())

@@ -24,8 +24,8 @@ try:
 except ImportError as error:
     raise UsageError("generators are diffusers': pip install 'robustclip[synthesis]'") from error
 
-TOKENS: Final = 77  # that Stable Diffusion's denoisers attend to
-FUSED: Final = 2  # times what is free may be counted, for attention counts with what fused kernels do not keep (ours)
+TOKENS: Final = 77  # context length of Stable Diffusion's denoisers
+FUSED: Final = 2  # times the free memory may be counted, because fused attention stores less than is counted (ours)
 SD21: Final = "stable-diffusion-2.1-base"
 CONFIGS: Final[dict[str, Any]] = {  # of the published model, as diffusers writes them; the rest are its defaults
     "unet": {
@@ -42,16 +42,16 @@ CONFIGS: Final[dict[str, Any]] = {  # of the published model, as diffusers write
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     },
 }
-LARGE: Final = 100_000_000  # weights of a denoiser from which on its budget is told
+LARGE: Final = 100_000_000  # weights of a denoiser whose budget is reported
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one picture, in bytes and FLOPs. weights: of denoiser and autoencoder; evaluation: what one evaluation with
-    guidance keeps for its gradient; decoding: what one decoding keeps; flops, decoding_flops: of each, forward.
+    """Budget of one picture, in bytes and FLOPs. weights: of denoiser and autoencoder; evaluation, decoding:
+    activations stored for the gradient of one evaluation with guidance and one decoding; flops, decoding_flops: of
+    each, forward.
 
-    What a layer needs while it is computed is not counted, and attention counts with its matrices, which fused kernels
-    do not keep: the most that it can be.
+    Temporary memory is not counted; attention is counted with its matrices, which fused kernels do not store.
     """
 
     weights: int
@@ -61,21 +61,20 @@ class Budget:
     decoding_flops: float
 
     def peak(self, pictures: int, decoded: int = 1) -> int:
-        """The most that is kept at a time, of so many pictures: one evaluation, or the `decoded` (2 of EDICT) of each,
-        which are differentiated before the chain is."""
+        """Peak memory of `pictures`: one evaluation, or `decoded` decodings (2 for EDICT), of each."""
         return self.weights + pictures * max(self.evaluation, decoded * self.decoding)
 
     def step(self, evaluations: int, decoded: int = 1) -> float:
-        """FLOPs of one optimisation step of a picture, without the referee's: each evaluation forward, on the way back
-        once more, and backward, which costs as much again, for no weight has a gradient."""
+        """FLOPs of one optimisation step of a picture without the referee: each evaluation twice forward and once
+        backward, which costs as much because no weight has a gradient."""
         return 3 * evaluations * self.flops + 2 * decoded * self.decoding_flops
 
-    def told(self, pictures: int, evaluations: int, decoded: int = 1) -> str:
+    def describe(self, pictures: int, evaluations: int, decoded: int = 1) -> str:
         """The budget as text."""
         return (
             f"a step takes about {pictures * self.step(evaluations, decoded) / 1e12:,.0f} TFLOP and "
-            f"{self.peak(pictures, decoded) / 1e9:.1f} GB for {pictures} picture{'s' if pictures > 1 else ''}, besides "
-            "the referee, however many steps the chain has"
+            f"{self.peak(pictures, decoded) / 1e9:.1f} GB for {pictures} picture{'s' if pictures > 1 else ''}, without "
+            "the referee and for any number of chain steps"
         )
 
 
@@ -106,25 +105,24 @@ def budget(
 
 def plan_tuning(
     *,
-    model: Annotated[str, "a pipeline's folder, of which configs alone are read, or SD 2.1-base by this name"] = SD21,
+    model: Annotated[str, "a pipeline's folder, of which only configs are read, or SD 2.1-base by this name"] = SD21,
     count: Annotated[PositiveInt, "prompts"] = 700,
-    samples: Annotated[PositiveInt, "of each prompt (M)"] = 50,
+    samples: Annotated[PositiveInt, "samples per prompt (M)"] = 50,
     rounds: PositiveInt = 1,
     sampling_steps: PositiveInt = 100,
-    by: Annotated[Literal["mi", "gap"], "what chooses: mi costs no evaluation, gap 64 a sample"] = "mi",
-    steps: Annotated[PositiveInt, "of training, in each round"] = 300,
+    by: Annotated[Literal["mi", "gap"], "selection score: mi costs no evaluation, gap 64 per sample"] = "mi",
+    steps: Annotated[PositiveInt, "training steps per round"] = 300,
     batch_size: PositiveInt = 400,
-    at_once: Annotated[PositiveInt, "of a batch, that pass the denoiser together"] = 8,
+    at_once: Annotated[PositiveInt, "batch elements per denoiser pass"] = 8,
     size: Annotated[PositiveInt, "height and width of samples"] = 512,
-    tflops: Annotated[PositiveFloat, "that a GPU reaches; an A100 in half precision about 100"] = 100.0,
+    tflops: Annotated[PositiveFloat, "throughput of a GPU; an A100 in half precision reaches about 100"] = 100.0,
 ) -> dict[str, float]:
     """FLOPs, hours and memory of `robustclip align mi-tune`, without weights or a network.
 
     robustclip plan mi-tune --samples 50 --tflops 100
 
-    Sampling takes 2 evaluations of the denoiser a step, training one forward and, because gradients pass all layers to
-    the adapters but reach no other weight, about as much on the way back again. MI-TUNE's authors report 24 hours of
-    sampling and 8 of training on one A100 for the defaults.
+    Sampling takes 2 evaluations of the denoiser per step, training 3 times one forward pass per element. MI-TUNE's
+    authors report 24 hours of sampling and 8 of training on one A100 for the defaults.
     """
     folder = Path(model)
     configs = CONFIGS if model == SD21 else {part: read_json(folder / part / "config.json") for part in CONFIGS}
@@ -145,13 +143,13 @@ def plan_tuning(
 
 def plan_doodl(
     *,
-    model: Annotated[str, "a pipeline's folder, of which configs alone are read, or SD 2.1-base by this name"] = SD21,
+    model: Annotated[str, "a pipeline's folder, of which only configs are read, or SD 2.1-base by this name"] = SD21,
     size: Annotated[PositiveInt, "height and width of pictures"] = 512,
     sampler: SamplerName = "bdia",
     chain_steps: PositiveInt = 20,
-    steps: Annotated[PositiveInt, "of the optimisation"] = 50,
-    batch_size: Annotated[PositiveInt, "pictures at a time"] = 1,
-    tflops: Annotated[PositiveFloat, "that a GPU reaches; an A100 in half precision about 100"] = 100.0,
+    steps: Annotated[PositiveInt, "optimisation steps"] = 50,
+    batch_size: Annotated[PositiveInt, "pictures per batch"] = 1,
+    tflops: Annotated[PositiveFloat, "throughput of a GPU; an A100 in half precision reaches about 100"] = 100.0,
 ) -> dict[str, float]:
     """Memory and time of a batch of `robustclip synthesize doodl`, without weights or a network.
 
@@ -180,17 +178,17 @@ def plan_doodl(
     }
 
 
-def tell_budget(
+def report_budget(
     model: LatentDiffusion, size: tuple[int, int], *, pictures: int, evaluations: int, decoded: int = 1
 ) -> None:
     """Report the cost of a step before the first one, for large denoisers.
 
-    Raises UsageError, with the pictures that fit, where memory does not take even one evaluation of each.
+    Raises UsageError, with the number of pictures that fit, if memory does not hold one evaluation of each.
     """
     if sum(one.numel() for one in model.unet.parameters()) < LARGE:
         return
     found = budget(model.unet.config, model.vae.config, size, dtype=model.dtype)
-    terminal.note(f"{model.name}: {found.told(pictures, evaluations, decoded)}")
+    terminal.note(f"{model.name}: {found.describe(pictures, evaluations, decoded)}")
     free = free_memory(model.device)
     if free is not None and (needed := found.peak(pictures, decoded) - found.weights) > FUSED * free:
         fit = int(FUSED * free / (needed / pictures))
@@ -201,12 +199,12 @@ def tell_budget(
 
 
 def counted(model: Any, call: Callable[[], Tensor]) -> tuple[int, float]:
-    """(bytes that the call keeps for its gradient, weights not counted; its FLOPs)."""
+    """(bytes that the call stores for its gradient, without weights; its FLOPs)."""
     own = {one.untyped_storage()._cdata for one in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[Any, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()  # held on to, so that no other gets its address
+        storage = tensor.untyped_storage()  # referenced, so that its address is not reused
         if storage._cdata not in own:
             kept[storage._cdata] = (storage, storage.nbytes())
         return tensor

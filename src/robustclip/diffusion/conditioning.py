@@ -15,12 +15,12 @@ from robustclip.referees.base import of_transformers
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.runs import terminal
 
-LENGTH: Final = 24  # tokens that the embedded denoiser attends to
+LENGTH: Final = 24  # tokens, of the embedded denoiser's context
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """states: (T,N,D), of T texts; mask: (T,N), true for tokens to attend to, None where all are."""
+    """Token states (T,N,D) of T texts, and mask (T,N), true for tokens to attend to; None: all."""
 
     states: Float[Tensor, "t n d"]
     mask: Bool[Tensor, "t n"] | None = None
@@ -29,17 +29,17 @@ class Conditioning:
         return len(self.states)
 
     def rows(self, index: Any) -> Conditioning:
-        """Those of some texts, or of some of them several times."""
+        """The texts at `index`, possibly repeated."""
         return Conditioning(self.states[index], None if self.mask is None else self.mask[index])
 
-    def beside(self, other: Conditioning) -> Conditioning:
-        """These texts and those of another."""
+    def joined(self, other: Conditioning) -> Conditioning:
+        """These texts followed by those of `other`."""
         masks = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
         return Conditioning(torch.cat([self.states, other.states]), masks)
 
 
 class TextStates(ABC, nn.Module):
-    """A frozen text tower by its tokens. Texts beyond `context` tokens are cut, which is said once for each."""
+    """A frozen text tower's token states. Texts beyond `context` tokens are truncated, with one note for each text."""
 
     width: int
     context: int
@@ -47,26 +47,26 @@ class TextStates(ABC, nn.Module):
     @property
     @abstractmethod
     def tower(self) -> Any:
-        """The transformers model, which adapters go on."""
+        """The transformers model, for adapters."""
 
     @abstractmethod
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, uncut."""
+        """Number of tokens of each text before truncation."""
 
     @abstractmethod
     def states(self, texts: list[str]) -> tuple[Float[Tensor, "t n d"], Bool[Tensor, "t n"] | None]:
-        """The states of all tokens, and which of them are to be attended to."""
+        """Token states, and the mask of tokens to attend to."""
 
     def forward(self, texts: list[str]) -> Conditioning:
         for text, count in zip(texts, self.count_tokens(list(texts)), strict=True):
             if count > self.context:
-                self._tell(text, count)
+                self._note_cut(text, count)
         return Conditioning(*self.states(list(texts)))
 
-    def _tell(self, text: str, count: int) -> None:
-        told: set[str] = self.__dict__.setdefault("told", set())
-        if text not in told:
-            told.add(text)
+    def _note_cut(self, text: str, count: int) -> None:
+        noted: set[str] = self.__dict__.setdefault("noted", set())
+        if text not in noted:
+            noted.add(text)
             terminal.note(
                 f"{text[:60]!r}... has {count} tokens, of which this diffusion model reads {self.context}: the end is "
                 "cut"
@@ -75,7 +75,7 @@ class TextStates(ABC, nn.Module):
 
 @final
 class SentenceStates(TextStates):
-    """The embedded text tower's: MiniLM, of the installed package."""
+    """Token states of the embedded text tower, MiniLM."""
 
     def __init__(self, encoder: SentenceEncoder | None = None, context: int = LENGTH) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SentenceStates(TextStates):
 
 @final
 class CLIPStates(TextStates):
-    """Stable Diffusion's: the last hidden states of a CLIPTextModel, of all its positions, padding among them."""
+    """Stable Diffusion's token states: last hidden states of a CLIPTextModel at all positions, with padding."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()

@@ -21,8 +21,7 @@ LONGEST_CONFIG: Final = 2**16  # bytes; the published ones have a thousand
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written where: the folder, the network's layout, its number of tensors, and how many were left behind by
-    reason."""
+    """Result: the folder, the network's layout, its number of tensors, and the numbers of dropped tensors by reason."""
 
     folder: Path
     layout: Layout
@@ -33,7 +32,7 @@ class Converted:
         return asdict(self) | {"folder": str(self.folder)}
 
     def __str__(self) -> str:
-        left = "".join(f"; left behind: {count} tensors {reason}" for reason, count in self.dropped.items())
+        left = "".join(f"; dropped: {count} tensors {reason}" for reason, count in self.dropped.items())
         side = self.layout.factor
         return (
             f"converted {self.tensors} tensors to {self.folder}: {self.layout.codes} codes of {self.layout.code} "
@@ -48,16 +47,16 @@ def _new_folder(path: Path) -> Path:
 
 def _checkpoint(path: Path) -> Path:
     if not is_file(path):
-        raise UsageError("is no file: give the checkpoint that was published, as in last.ckpt")
+        raise UsageError("is no file: give a published checkpoint, such as last.ckpt")
     return path
 
 
 def _config(path: Path | None) -> Path | None:
-    """Read at once: a checkpoint of gigabytes comes later."""
+    """Validated before the checkpoint, which can be gigabytes."""
     if path is not None:
         if not is_file(path):
             raise UsageError("is no file: give the model.yaml that came with the checkpoint, or leave it out")
-        _said(path)
+        _params(path)
     return path
 
 
@@ -74,13 +73,12 @@ def convert(
 
       robustclip convert taming-vqgan last.ckpt --model-yaml model.yaml --out imagenet-f16-16384
 
-    Made for the ImageNet models of factor 16 with 1,024 and 16,384 codes; others of the layout pass too, and the first
-    stage of a transformer's checkpoint. The architecture is inferred from the shapes, so the config is optional. Every
-    tensor is mapped or reported as unused (the training loss's). No code in the file is executed, and nothing is
-    downloaded.
+    Made for the ImageNet models of factor 16 with 1,024 and 16,384 codes; other models of this layout and the first
+    stage of a transformer's checkpoint also work. The architecture is inferred from the shapes, so the config is
+    optional. Every tensor is mapped or reported as unused (the training loss's). No code in the file is executed, and
+    nothing is downloaded.
 
-    Raises UsageError for files that are none of these, and a config that says otherwise than the shapes; RunError for a
-    damaged file.
+    Raises UsageError for other files and a config that contradicts the shapes; RunError for a damaged file.
     """
     taming = read_taming(checkpoint)
     resolution = RESOLUTION if model_yaml is None else check_config(taming.layout, model_yaml)
@@ -96,14 +94,14 @@ def convert(
 
 def check_config(layout: Layout, path: Path) -> int:
     """Read the resolution of a model.yaml and check it against the checkpoint. Raises UsageError if it does not fit."""
-    said = _said(path)
-    resolution = said.get("resolution", RESOLUTION)
+    params = _params(path)
+    resolution = params.get("resolution", RESOLUTION)
     if type(resolution) is not int or not 0 < resolution < 2**16:
-        raise UsageError(f"{path} says the resolution {_told(resolution)}: it is a number of pixels, as in 256")
+        raise UsageError(f"{path} has the resolution {_shown(resolution)}: it is a number of pixels, as in 256")
     faults = [
-        f"{name}: {_told(said[name])} there, {found} in the checkpoint"
+        f"{name}: {_shown(params[name])} there, {found} in the checkpoint"
         for name, found in _found(layout, resolution)
-        if name in said and said[name] != found
+        if name in params and params[name] != found
     ]
     if faults:
         raise UsageError(
@@ -112,15 +110,15 @@ def check_config(layout: Layout, path: Path) -> int:
     return resolution
 
 
-def _told(value: object) -> str:
-    """A value of a config, in a message. Nothing but short ones is written out: of YAML's references a few lines can
-    make what no memory holds."""
+def _shown(value: object) -> str:
+    """A config value for a message; only short ones are written out, because YAML references can expand without
+    limit."""
     short = isinstance(value, list) and len(value) < 20 and all(type(one) in (int, float) for one in value)
     return repr(value)[:80] if short or isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
 
 
-def _said(path: Path) -> dict[str, Any]:
-    """What a model.yaml says of the network, by the names there, flat."""
+def _params(path: Path) -> dict[str, Any]:
+    """The network's parameters in a model.yaml, flat."""
     text = read_text(path, LONGEST_CONFIG)
     try:
         params = yaml.safe_load(text)["model"]["params"]
@@ -129,12 +127,12 @@ def _said(path: Path) -> dict[str, Any]:
         return dict(params["ddconfig"]) | {name: params[name] for name in ("embed_dim", "n_embed") if name in params}
     except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml"
+            f"{path} is not a config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml"
         ) from error
 
 
 def _found(layout: Layout, resolution: int) -> Iterator[tuple[str, object]]:
-    """What the shapes say of the same, by the names of a model.yaml."""
+    """The same parameters from the checkpoint's shapes."""
     first = layout.channels[0]
     yield "ch", first
     yield "ch_mult", [number // first for number in layout.channels]

@@ -1,8 +1,8 @@
 """Train a small text-conditional latent denoiser (Ho et al. 2020, Alg. 1; Rombach et al. 2022, §3.3).
 
-Losses are weighted as in Hang et al. 2023 ("Min-SNR", gamma 5), and what is kept is a moving average of the weights.
-Where things lie in a training picture is known, so that cross-attention is supervised by it, after TokenCompose (Wang
-et al. 2024): a cell that shows a thing attends to that thing's words.
+Losses are weighted as in Hang et al. 2023 ("Min-SNR", gamma 5); the result is a moving average of the weights.
+Cross-attention is supervised by the objects' positions, after TokenCompose (Wang et al. 2024): a cell that shows an
+object attends to that object's words.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.fitting import Trainer, check_channels
 from robustclip.runs.devices import autocast
 
-GROUPS: Final = 32  # of channels that are normalised together: diffusers' default
+GROUPS: Final = 32  # of the group norms: diffusers' default
 SCHEDULE: Final = {  # Stable Diffusion's
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -34,9 +34,9 @@ SCHEDULE: Final = {  # Stable Diffusion's
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-SNR: Final = 5.0  # gamma: signal-to-noise ratios above it count no more
-KEPT: Final = 0.999  # of the average of the weights, at each step
-THINGS: Final = 4  # of a picture at most, whose places are known
+SNR: Final = 5.0  # gamma: signal-to-noise ratios are clamped at it
+KEPT: Final = 0.999  # decay of the moving average
+THINGS: Final = 4  # largest number of objects of a picture with known positions
 TINY: Final = 1e-6
 Parameters = tuple[Tensor, ...] | list[Tensor]
 
@@ -50,9 +50,9 @@ def new_denoiser(
     heads: int = 4,
     seed: int = 0,
 ) -> Any:
-    """A UNet2DConditionModel of diffusers with random weights that are a function of `seed`; each level of channels has
-    cross-attention to the text, and each but the first halves the latent. Raises UsageError for channels that are not
-    whole in groups of the norm."""
+    """A UNet2DConditionModel of diffusers with random weights from `seed`; each level of channels has cross-attention
+    to the text, and each but the first halves the latent. Raises UsageError for channels that the group norms cannot
+    divide."""
     check_channels(channels, GROUPS, "96 192")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,9 +72,9 @@ def new_denoiser(
 
 @dataclass
 class DenoiserTrainer(Trainer):
-    """One step after the other: `step(batch, generator)` gives the numbers of it.
+    """Trainer of a denoiser.
 
-    model: a UNet2DConditionModel that predicts noise; placed: the weight of the supervision of cross-attention.
+    model: a UNet2DConditionModel that predicts noise; placed: weight of the cross-attention supervision.
     """
 
     stateful = ("model", "average", "optimiser")
@@ -87,7 +87,7 @@ class DenoiserTrainer(Trainer):
         self.scheduler = DDPMScheduler.from_config(SCHEDULE)
         self.average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.kept: list[Tensor] = []
-        # Also half of the step's time on a CPU, where the fused attention is slow backward at so few cells.
+        # Also halves the step's time on a CPU, where fused attention is slow backward at few cells.
         self.model.set_attn_processor(KeepsAttention(self.kept))
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
 
@@ -100,8 +100,8 @@ class DenoiserTrainer(Trainer):
         noisy = self.scheduler.add_noise(latents, noise, times)
         self.kept.clear()
         with autocast(latents.device, self.dtype):
-            found = self.model(noisy, times, batch.states, encoder_attention_mask=batch.mask).sample
-        errors = F.mse_loss(found.float(), noise, reduction="none").flatten(1).mean(1)
+            predicted = self.model(noisy, times, batch.states, encoder_attention_mask=batch.mask).sample
+        errors = F.mse_loss(predicted.float(), noise, reduction="none").flatten(1).mean(1)
         kept = self.scheduler.alphas_cumprod.to(latents.device)[times]
         ratio = kept / (1 - kept)
         denoising = (errors * ratio.clamp(max=SNR) / ratio).mean()
@@ -120,7 +120,7 @@ class DenoiserTrainer(Trainer):
 
 @torch.no_grad()
 def averaging(average: Parameters, current: Parameters, steps: Tensor | int) -> None:
-    """A moving average that keeps less at first, (1 + steps) / (10 + steps), so that it soon forgets where it began."""
+    """Moving average with decay min(`KEPT`, (1 + steps) / (10 + steps)), so that initial weights are soon forgotten."""
     torch._foreach_lerp_(average, current, 1 - min(KEPT, (1 + int(steps)) / (10 + int(steps))))
 
 
@@ -138,11 +138,11 @@ class KeepsAttention:
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        given = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        mask = attn.prepare_attention_mask(attention_mask, given.shape[1], len(given))
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
         query, key, value = (
             attn.head_to_batch_dim(layer(states))
-            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, given), (attn.to_v, given))
+            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
         weights = attn.get_attention_scores(query, key, mask)
         if encoder_hidden_states is not None:
@@ -153,12 +153,12 @@ class KeepsAttention:
 def misplaced(
     weights: Float[Tensor, "bh n l"], words: Bool[Tensor, "b g l"], cells: Float[Tensor, "b g h w"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the thing that a cell shows under its attention to the words of each, averaged over heads: log 2
-    by chance for two things, 0 for one. A deviation from TokenCompose, whose loss takes nouns one by one."""
-    found = weights.float().view(len(words), -1, *weights.shape[1:]).mean(1)
-    side = round(found.shape[1] ** 0.5)
+    """Cross-entropy between the object that a cell shows and the cell's attention to each object's words, averaged over
+    heads: log 2 by chance for two objects, 0 for one. Deviation: TokenCompose has a loss per noun."""
+    attention = weights.float().view(len(words), -1, *weights.shape[1:]).mean(1)
+    side = round(attention.shape[1] ** 0.5)
     shown = F.adaptive_avg_pool2d(cells, side).flatten(2)
-    attended = torch.einsum("bnl,bgl->bgn", found, words.float()) + TINY
+    attended = torch.einsum("bnl,bgl->bgn", attention, words.float()) + TINY
     there = words.any(2, keepdim=True)
     shares = attended / (attended * there).sum(1, keepdim=True).clamp(min=TINY)
     return -(shown * there * shares.log()).sum() / (shown * there).sum().clamp(min=TINY)
@@ -166,10 +166,10 @@ def misplaced(
 
 @dataclass
 class Encoded:
-    """What a denoiser is trained on, of captioned pictures.
+    """Training batch of a denoiser.
 
-    latents (B,C,h,w), scaled; states (B,L,D) of the captions' tokens, and mask (B,L), true for tokens; words (B,G,L),
-    true for the tokens of each thing's phrase; cells (B,G,h,w), the share of a cell that shows the thing.
+    latents (B,C,h,w), scaled; states (B,L,D) of the captions' tokens and mask (B,L), true for tokens; words (B,G,L),
+    true for the tokens of each object's phrase; cells (B,G,h,w), the share of a cell that shows the object.
     """
 
     latents: Float[Tensor, "b c h w"]
@@ -179,8 +179,8 @@ class Encoded:
     cells: Float[Tensor, "b g h w"]
 
     def drawn(self, repeat: int, drop: float, empty: tuple[Tensor, Tensor], generator: Generator) -> Encoded:
-        """Each of them `repeat` times; states and mask of the empty text, (L,D) and (L), take the caption's place in a
-        share `drop` of cases (Ho and Salimans 2021)."""
+        """The batch repeated `repeat` times; the empty text's states (L,D) and mask (L) replace a share `drop` of the
+        captions (Ho and Salimans 2021)."""
         parts = (self.latents, self.states, self.mask, self.words, self.cells)
         latents, states, mask, words, cells = (part.repeat(repeat, *[1] * (part.ndim - 1)) for part in parts)
         dropped = (torch.rand(len(latents), generator=generator) < drop).to(latents.device)
@@ -190,7 +190,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(batch: Captioned, vae: Any, texts: SentenceStates, dtype: torch.dtype = torch.float32) -> Encoded:
-    """Pictures and captions as a denoiser reads them; `dtype` is that of the text tower's arithmetic."""
+    """Encode pictures and captions for a denoiser; the text tower computes in `dtype`."""
     images = batch.images.to(vae.device, memory_format=torch.channels_last)
     latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config["scaling_factor"]
     with autocast(vae.device, dtype):

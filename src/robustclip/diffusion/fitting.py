@@ -24,16 +24,16 @@ WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 
 def save_model(model: Any, folder: Path, *, half: bool = False) -> None:
-    """Write config and weights (`half`: in float16) of a model of diffusers, as its own save_pretrained would.
+    """Write config and weights (`half`: in float16) of a diffusers model, as its save_pretrained does.
 
-    Raises UsageError where something has that name.
+    Raises UsageError if the path exists.
     """
     with new_folder(folder) as draft:
         write_model(model, draft, half=half)
 
 
 def write_model(model: Any, folder: Path, *, half: bool = False) -> None:
-    """The same into a folder that is there."""
+    """`save_model` into an existing folder."""
     model.save_config(folder)
     dtype = torch.float16 if half else torch.float32
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
@@ -139,14 +139,13 @@ def check_channels(channels: Sequence[int], groups: int, example: str) -> None:
 
 
 def rate(done: int, steps: int, warm_up: int = 100, last: float = 0.05) -> float:
-    """The factor of a learning rate: up along a line, in a tenth of the steps at most, and down along half a cosine to
-    `last`."""
+    """Learning rate factor: linear warm-up over at most a tenth of the steps, cosine decay to `last`."""
     return min(1.0, (done + 1) / min(warm_up, max(steps // 10, 1))) * (
         last + (1 - last) * (1 + math.cos(math.pi * done / steps)) / 2
     )
 
 
 def free(folder: Path) -> Path:
-    """Output folder of a model: the named one, or a numbered one if a resumed run has written it."""
+    """The output folder of a model, or a numbered one if a resumed run has written it."""
     taken = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100))]
     return next(path for path in taken if not path.exists())

@@ -31,18 +31,18 @@ Kappa = Literal["exact", "released"]
 METRIC: Final = "mutual-information"
 """Its name in reports."""
 MARK: Final = "mi:"
-"""What stands before the name or folder of a diffusion model that judges, chooses or guides by it."""
+"""Prefix of the name or folder of a diffusion model used as judge, selector or guide."""
 OWN: Final = (
-    "estimates the mutual information of picture and prompt as that diffusion model knows them: of pictures that it "
-    "made itself it says how sure it was, not how right they are"
+    "estimates mutual information by the diffusion model itself: for pictures that it generated this measures its "
+    "confidence, not their correctness"
 )
-"""What is said where a model scores its own pictures."""
+"""Warning for a model that scores its own pictures."""
 SKIPPED: Final = 50
-"""Steps of the schedule up to which MI-TUNE's release counts nothing, for their variance."""
+"""Steps of the schedule that MI-TUNE's release skips, because of their variance."""
 
 
 class Denoiser(Protocol):
-    """What the estimators need of a diffusion model; see `robustclip.diffusion.stable.LatentDiffusion`."""
+    """Interface of diffusion models; see `robustclip.diffusion.stable.LatentDiffusion`."""
 
     alphas_cumprod: Float[Tensor, " t"]
 
@@ -71,8 +71,7 @@ class MutualInformation:
 
 
 def log_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """log(abar / (1 - abar)) of each step, float64, falling. Raises UsageError for a schedule that ends without
-    signal, whose last is minus infinity."""
+    """log(abar / (1 - abar)) of each step, float64, falling. Raises UsageError for zero terminal SNR."""
     return torch.logit(_with_signal(alphas_cumprod))
 
 
@@ -87,7 +86,7 @@ def _with_signal(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
 
 
 def widths(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """The trapezoidal rule's weights of the steps in an integral over log SNR, float64; they add up to its range."""
+    """Trapezoidal weights of the steps for an integral over log SNR, float64; their sum is its range."""
     levels = log_snr(alphas_cumprod)
     half = (levels[:-1] - levels[1:]) / 2
     return torch.cat([half[:1], half[1:] + half[:-1], half[-1:]])
@@ -102,8 +101,7 @@ def pointwise_mi(
     form: Form = "gap",
     **settings: Any,
 ) -> MutualInformation:
-    """Estimate the mutual information of N given latents, each with its prompt, by one form: see `pointwise_forms`,
-    whose settings it takes."""
+    """Estimate the mutual information of N latents and their prompts by one form; settings as of `pointwise_forms`."""
     return pointwise_forms(model, latents, conditioning, unconditional, **settings)[form]
 
 
@@ -119,23 +117,22 @@ def pointwise_forms(
     common: bool = True,
     at_once: int = 64,
 ) -> dict[Form, MutualInformation]:
-    """Estimate the mutual information of N given latents, each with its prompt, by both forms from the same
-    predictions.
+    """Estimate the mutual information of N latents and their prompts by both forms from the same predictions.
 
-    `conditioning` holds N prompts' states, of which `rows(index)` gives some, and `unconditional` one
+    `conditioning` holds the states of N prompts, with `rows(index)`, and `unconditional` those of the empty one
     (`model.embed_prompts([""])`). Each of `draws` repetitions draws one step of the schedule in each of `levels` strata
-    of equal width in log SNR, and noise for it; both predictions see the same noisy latent. The standard error is that
-    of the mean of the repetitions. With `common` all pictures see the same steps and noise, so that differences between
-    them vary less, but errors are correlated. It costs 2 * levels * draws evaluations of the denoiser a picture,
-    `at_once` latents together. The integral ends where the schedule does.
+    of equal width in log SNR, and noise for it; both predictions read the same noisy latent. The standard error is that
+    of the mean of the repetitions. With `common` all pictures get the same steps and noise, so that differences between
+    them vary less, but errors are correlated. It costs 2 * levels * draws evaluations of the denoiser per picture,
+    `at_once` latents per pass. The integral ends where the schedule does.
 
-    Gradients flow to `latents` where they require any. Raises UsageError for no level or draw, and other than one
-    prompt a picture; RunError for predictions that are not finite, and a denoiser that does not read the prompt.
+    Differentiable in `latents`. Raises UsageError for no level or draw, and unless there is one prompt per picture;
+    RunError for predictions that are not finite, and a denoiser that does not read the prompt.
     """
     if len(latents) != len(conditioning):
         raise UsageError(
             f"{len(latents)} pictures and {len(conditioning)} prompts are no pairs: give one prompt for each picture, "
-            "or ask information_matrix for each picture with each prompt",
+            "or call information_matrix for all combinations",
             "not_pairs",
             pictures=len(latents),
             prompts=len(conditioning),
@@ -169,8 +166,8 @@ def pointwise_forms(
         steps.append(times)
     if count and not maps.any():
         raise RunError(
-            "the denoiser predicts the same with the prompt and without it: it reads no text, or was distilled for one "
-            "guidance; take the model before its distillation",
+            "the denoiser predicts the same with and without the prompt: it reads no text, or was distilled for one "
+            "guidance scale; use the model before distillation",
             "text_not_read",
         )
     repeated, every, times = (
@@ -187,19 +184,19 @@ def information_matrix(
     model: Denoiser, latents: Float[Tensor, n * shape], conditioning: Any, unconditional: Any, **settings: Any
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
     """(nats, standard errors) of each of N latents with each of P prompts: `pointwise_mi` of all N * P pairs, with its
-    settings. The draws are common to all, so that prompts of a picture and pictures of a prompt can be compared."""
+    settings. All pairs share the draws, so that they can be compared."""
     pictures, prompts = torch.cartesian_prod(torch.arange(len(latents)), torch.arange(len(conditioning))).unbind(1)
-    found = pointwise_mi(model, latents[pictures], conditioning.rows(prompts), unconditional, **settings)
+    estimate = pointwise_mi(model, latents[pictures], conditioning.rows(prompts), unconditional, **settings)
     shape = len(latents), len(conditioning)
-    return found.nats.view(shape), found.standard_error.view(shape)
+    return estimate.nats.view(shape), estimate.standard_error.view(shape)
 
 
 def evaluations_needed(found: MutualInformation, share: float = 0.05) -> float:
-    """Evaluations of the denoiser a picture until the standard error is `share` of the spread between pictures.
+    """Evaluations of the denoiser per picture at which the standard error is `share` of the spread between pictures.
 
     `found` holds estimates of at least two pictures by `draws` >= 2 repetitions with independent draws
-    (`common=False`). The spread is the standard deviation between pictures without the estimates' own variance; where
-    that leaves nothing, infinity.
+    (`common=False`). The spread is the standard deviation between pictures without the estimates' own variance;
+    infinity if that is not positive.
     """
     variance = found.standard_error.square().mean()
     spread = found.nats.var() - variance
@@ -211,7 +208,7 @@ def evaluations_needed(found: MutualInformation, share: float = 0.05) -> float:
 def _drawn(
     edges: Tensor, levels: int, latents: Tensor, generator: Generator, common: bool
 ) -> tuple[Int[Tensor, "n l"], Float[Tensor, "n l *shape"]]:
-    """A step in each stratum of the schedule and noise for it, of each latent, or the same for all."""
+    """A step in each stratum of the schedule and its noise, for each latent, or common to all."""
     count = 1 if common else len(latents)
     place = (torch.arange(levels) + torch.rand(count, levels, generator=generator, dtype=torch.float64)) / levels
     times = torch.searchsorted(edges, place).clamp(max=len(edges) - 1)
@@ -228,10 +225,10 @@ def _integrand(
     conditioning: Any,
     unconditional: Any,
 ) -> Float[Tensor, "f m *shape"]:
-    """The integrand of each form by element, float64, of latents each at its step of the schedule."""
+    """The integrand of each form by element, float64, of latents at their steps of the schedule."""
     kept = model.alphas_cumprod.to(latents)[times].view(-1, *[1] * (latents.ndim - 1))
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-    with_text, without = (found.double() for found in model.predict_both(noisy, times, conditioning, unconditional))
+    with_text, without = (one.double() for one in model.predict_both(noisy, times, conditioning, unconditional))
     apart = with_text - without
     # The gap |e - without|^2 - |e - with|^2 as a product: two large squares would cancel.
     squared = torch.stack([apart * (2 * noise.double() - with_text - without), apart.square()])
@@ -254,8 +251,8 @@ def sample_with_mi(
     kappa: Kappa = "exact",
     skip: int = 0,
 ) -> tuple[Float[Tensor, n * shape], Float[Tensor, " n"]]:
-    """Sample latents by DDPM (Ho et al. 2020) from the noise `start`, and their mutual information on the way (MI-TUNE,
-    Alg. 1): (latents, nats).
+    """Sample latents by DDPM (Ho et al. 2020) from the noise `start` and estimate their mutual information along the
+    trajectory (MI-TUNE, Alg. 1): (latents, nats).
 
     nats is the mean over the steps of kappa_t |e(z_t, prompt) - e(z_t)|^2, summed over the latent, by the raw
     predictions at the states of the guided chain. kappa_t = beta_t T / (2 alpha_t (1 - abar_t)), of the schedule's T
@@ -268,7 +265,7 @@ def sample_with_mi(
     total = len(model.alphas_cumprod)
     if not 1 <= steps <= total or skip >= total - total // steps:
         raise UsageError(
-            f"steps={steps} and skip={skip}: the schedule has {total} steps, of which at least one counts, as in "
+            f"steps={steps} and skip={skip}: the schedule has {total} steps, and one must remain after skip, as in "
             f"steps={min(100, total)}, skip={min(SKIPPED, total // 2)}"
         )
     kept = _with_signal(model.alphas_cumprod)
@@ -291,7 +288,7 @@ def sample_with_mi(
 def _ancestral(
     latents: Tensor, noise: Tensor, kept: float, before: float, generators: Sequence[Generator] | None
 ) -> Tensor:
-    """A step of DDPM from abar `kept` to the cleaner `before` (Ho et al. 2020, Alg. 2): with noise but for the last."""
+    """A step of DDPM from abar `kept` to the larger `before` (Ho et al. 2020, Alg. 2), without noise in the last."""
     alpha = kept / before
     mean = (latents - (1 - alpha) / math.sqrt(1 - kept) * noise) / math.sqrt(alpha)
     if generators is None:

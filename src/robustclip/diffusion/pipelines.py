@@ -29,7 +29,7 @@ PARTS: Final = ("vae", "unet", "scheduler")
 
 
 def diffusion_names() -> list[str]:
-    """The diffusion models that come with the package."""
+    """Names of the embedded diffusion models."""
     return list(embedded.folders("generators", INDEX))
 
 
@@ -46,11 +46,11 @@ def load_diffusion(
     """A latent diffusion model by its embedded name, or from a pipeline's folder as diffusers writes it.
 
     `dtype` is what it computes in, see `diffusion_dtype`.
-    `half` keeps the weights of the UNet and the text tower in `dtype`, where they else compute in it under autocast.
-    `prediction` says what the UNet gives where the folder's scheduler does not; one that differs from it is refused.
+    `half` also stores the weights of the UNet and the text tower in it. `prediction` is the UNet's prediction type,
+    if the folder's scheduler does not state it.
 
     Raises UsageError for a folder that lacks a part or has another in its place, weights that are not safetensors or
-    not the config's; RunError for weights that are damaged, and NaN or infinity among them.
+    do not fit the config, and another `prediction` than the folder's; RunError for damaged weights and NaN or infinity.
     """
     folder = embedded.folders("generators", INDEX).get(str(given), Path(given))
     if not is_file(folder / INDEX):
@@ -101,10 +101,10 @@ def load_model(folder: Path, kind: Any) -> Any:
     """A model of diffusers from its folder: config.json and safetensors, in float32, frozen, in eval mode."""
     config = _config(folder, kind.__name__)
     try:
-        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+        with torch.device("meta"):  # so that no config allocates memory
             model: Any = kind.from_config(config)
-    except Exception as error:  # an odd config ends in any exception
-        raise UsageError(f"{folder / CONFIG} is no config of {kind.__name__} ({str(error)[:200]})") from error
+    except Exception as error:  # a malformed config can raise any exception
+        raise UsageError(f"{folder / CONFIG} is not a config of {kind.__name__} ({str(error)[:200]})") from error
     _fill(model, folder, WEIGHTS)
     return model.eval().requires_grad_(False)
 
@@ -112,9 +112,8 @@ def load_model(folder: Path, kind: Any) -> Any:
 def save_diffusion(
     folder: Path, vae: Any, unet: Any, schedule: Mapping[str, Any], card: Mapping[str, Any], *, half: bool = False
 ) -> None:
-    """Write a pipeline folder atomically; its card names the package's text tower. Raises UsageError if the path
-    exists.
-    """
+    """Write a pipeline folder atomically; its card names the embedded text tower. Raises UsageError if the path
+    exists."""
     with new_folder(folder) as draft:
         for name, model in (("vae", vae), ("unet", unet)):
             (draft / name).mkdir()
@@ -149,17 +148,16 @@ def _scheduler(folder: Path, prediction: str | None) -> Any:
         raise UsageError(f"prediction {prediction[:40]!r} is not one of {', '.join(PREDICTIONS)}")
     if prediction is not None and stated is not None and prediction != stated:
         raise UsageError(
-            f"{path} says that the model predicts {stated}, and the call says {prediction}: leave prediction out, for "
-            "noise read as velocity is a wrong gradient at each step"
+            f"{path} says that the model predicts {stated}, and the call says {prediction}: leave prediction out"
         )
     try:
         return DDIMScheduler.from_config({**config, "prediction_type": stated or prediction or "epsilon"})
     except Exception as error:
-        raise UsageError(f"{path} is no config of a scheduler ({str(error)[:200]})") from error
+        raise UsageError(f"{path} is not a config of a scheduler ({str(error)[:200]})") from error
 
 
 def _texts(folder: Path) -> TextStates:
-    """The folder's own text tower, or the package's, which the card then names."""
+    """The folder's text tower, or the embedded one if the card names it."""
     if (folder / "text_encoder").is_dir():
         return CLIPStates(_text_encoder(folder / "text_encoder"), _tokenizer(folder / "tokenizer"))
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
@@ -175,24 +173,24 @@ def _text_encoder(folder: Path) -> Any:
 
     config = _config(folder, "CLIPTextModel")
     try:
-        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+        with torch.device("meta"):  # so that no config allocates memory
             bare: Any = CLIPTextModel(CLIPTextConfig.from_dict(config))
     except Exception as error:
-        raise UsageError(f"{folder / CONFIG} is no config of a CLIPTextModel ({str(error)[:200]})") from error
-    found, source = _found(folder, "model.safetensors")
-    found = _like(found, bare.state_dict())
-    check_fit(bare, found, source=source, hint="Give a whole folder, or save it again")
-    model: Any = CLIPTextModel(CLIPTextConfig.from_dict(config))  # with buffers that no file holds
-    load_strictly(model, found, source=source)
+        raise UsageError(f"{folder / CONFIG} is not a config of a CLIPTextModel ({str(error)[:200]})") from error
+    weights, source = _read(folder, "model.safetensors")
+    weights = _like(weights, bare.state_dict())
+    check_fit(bare, weights, source=source, hint="Give a whole folder, or save it again")
+    model: Any = CLIPTextModel(CLIPTextConfig.from_dict(config))  # with buffers that are not in the file
+    load_strictly(model, weights, source=source)
     return model
 
 
-def _like(found: dict[str, torch.Tensor], wanted: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Keys with `text_model.` before them, or without: versions of transformers differ in it."""
+def _like(weights: dict[str, torch.Tensor], names: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Keys with or without the prefix `text_model.`, which versions of transformers differ in."""
     prefix = "text_model."
-    if any(name.startswith(prefix) for name in wanted):
-        return {name if name.startswith(prefix) else f"{prefix}{name}": value for name, value in found.items()}
-    return {name.removeprefix(prefix): value for name, value in found.items()}
+    if any(name.startswith(prefix) for name in names):
+        return {name if name.startswith(prefix) else f"{prefix}{name}": value for name, value in weights.items()}
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -201,9 +199,7 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise UsageError(
-            f"{folder} holds no tokenizer of CLIP ({str(error)[:200]}): save the pipeline whole"
-        ) from error
+        raise UsageError(f"{folder} holds no CLIP tokenizer ({str(error)[:200]}): save the pipeline whole") from error
 
 
 def _config(folder: Path, kind: str) -> dict[str, Any]:
@@ -214,33 +210,33 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
         config.get("_class_name") or (config.get("architectures") or [None])[0] if isinstance(config, dict) else None
     )
     if named != kind:
-        raise UsageError(f"{folder} holds a {str(named)[:60]}, and this wants {kind}: give a Stable Diffusion pipeline")
+        raise UsageError(f"{folder} holds a {str(named)[:60]} instead of a {kind}: give a Stable Diffusion pipeline")
     return config
 
 
 def _fill(model: nn.Module, folder: Path, name: str) -> None:
-    """Weights into a model of the meta device."""
-    found, source = _found(folder, name)
-    check_fit(model, found, source=source, hint="Give a whole folder, or save it again")
-    model.load_state_dict(found, assign=True)
+    """Load weights into a model on the meta device."""
+    weights, source = _read(folder, name)
+    check_fit(model, weights, source=source, hint="Give a whole folder, or save it again")
+    model.load_state_dict(weights, assign=True)
     check_finite(model, source=source)
 
 
-def _found(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
-    """Weights in float32 under today's names, and their file."""
+def _read(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
+    """Weights in float32 by current names, and their file."""
     stem = name.removesuffix(".safetensors")
     path = next((one for one in (folder / name, folder / f"{stem}.fp16.safetensors") if is_file(one)), None)
     if path is None:
         raise UsageError(
-            f"{folder} has no {name}: weights are loaded from safetensors alone; save the pipeline with "
+            f"{folder} has no {name}: weights are loaded from safetensors only; save the pipeline with "
             "safe_serialization=True"
         )
-    found = {key: value for key, value in read_weights(path).items() if not key.endswith("position_ids")}
-    return {_renamed(key): value.float() for key, value in found.items()}, str(path)
+    weights = {key: value for key, value in read_weights(path).items() if not key.endswith("position_ids")}
+    return {_renamed(key): value.float() for key, value in weights.items()}, str(path)
 
 
 OLD: Final = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the parts of an autoencoder's attention in folders of 2022, and since."""
+"""Names of an autoencoder's attention layers in folders of 2022, and their current names."""
 
 
 def _renamed(key: str) -> str:

@@ -4,11 +4,10 @@ A coupling changes one latent of the pair and reads the other, which stays:
 
     u <- own * u + other * v + noise * eps(v, time)
 
-Where `own` is not 0 it is undone with the same evaluation of the denoiser, eps(v, time), for v is still there. A
-sampler is a function from the noise levels to couplings, and nothing else: the step, its inverse and the gradient of
-all of them are written once, in `robustclip.diffusion.reversible`.
+If `own` is not 0, it is inverted by the same evaluation eps(v, time), because v is unchanged. A sampler is a function
+from noise levels to couplings; step, inverse and gradient are in `robustclip.diffusion.reversible`.
 
-In what follows t is a level, s the next one (less noise) and p the one before; alpha and sigma are the square roots of
+Below, t is a level, s the next one (less noise) and p the previous one; alpha and sigma are the square roots of
 alpha-bar and 1 - alpha-bar.
 """
 
@@ -31,8 +30,8 @@ SamplerName = Literal["edict", "bdia", "o-belm", "ddim"]
 
 @dataclass(frozen=True)
 class Coupling:
-    """See above. to: 0 or 1, which latent changes; time: of the schedule; step: of the chain, from 0. One without noise
-    evaluates nothing."""
+    """A coupling as above. to: index of the latent that changes; time: of the schedule; step: of the chain, from 0.
+    With noise 0 the denoiser is not evaluated."""
 
     to: int
     own: float
@@ -46,7 +45,7 @@ class Coupling:
 class Levels:
     """The noise levels of a chain of N steps, from noise to picture.
 
-    times: N steps of the schedule at which the denoiser is asked; alphas, sigmas: N + 1 of each, the last of the
+    times: N steps of the schedule at which the denoiser is evaluated; alphas, sigmas: N + 1 of each, the last of the
     picture.
     """
 
@@ -56,9 +55,9 @@ class Levels:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], steps: int) -> Levels:
-        """Those at which DDIM samples by a scheduler's config (diffusers').
+        """The levels of DDIM by a scheduler's config (diffusers').
 
-        Raises UsageError for steps that do not divide the schedule, and for one that ends in noise without signal.
+        Raises UsageError for steps that do not divide the schedule, and for zero terminal SNR.
         """
         scheduler: Any = DDIMScheduler.from_config(dict(config))
         whole = int(scheduler.config["num_train_timesteps"])
@@ -88,8 +87,8 @@ class Levels:
 
 
 def edict(levels: Levels, p: float = 0.93) -> list[Coupling]:
-    """EDICT (Wallace et al. 2023): two latents, each stepped by the noise found at the other, then mixed by p. Which
-    steps first alternates. Two evaluations a step. Raises UsageError for p outside (0.5, 1]."""
+    """EDICT (Wallace et al. 2023): two latents, each stepped by the noise predicted at the other, then mixed by p, in
+    alternating order. Two evaluations a step. Raises UsageError for p outside (0.5, 1]."""
     if not 0.5 < p <= 1:
         raise UsageError(f"EDICT mixes its pair by p in (0.5, 1], and {p:g} is outside: 0.93 is its authors'")
     row = []
@@ -102,8 +101,8 @@ def edict(levels: Levels, p: float = 0.93) -> list[Coupling]:
 
 
 def bdia(levels: Levels, gamma: float = 0.9) -> list[Coupling]:
-    """BDIA (Zhang et al. 2023, arXiv 2307.10829): x_s from x_p and x_t, one evaluation a step. gamma in (0, 1]: at 1 it
-    is most exactly undone, near 0 it is DDIM. Raises UsageError for others."""
+    """BDIA (Zhang et al. 2023, arXiv 2307.10829): x_s from x_p and x_t, one evaluation a step. gamma in (0, 1]:
+    the inverse is most exact at 1; near 0 it is DDIM. Raises UsageError for others."""
     if not 0 < gamma <= 1:
         raise UsageError(f"BDIA weighs the older latent by gamma in (0, 1], and {gamma:g} is outside: give e.g. 0.9")
 
@@ -134,13 +133,13 @@ def o_belm(levels: Levels) -> list[Coupling]:
 
 
 def ddim(levels: Levels) -> list[Coupling]:
-    """DDIM (Song et al. 2021), which has no exact inverse: nothing of the older latent is kept."""
+    """DDIM (Song et al. 2021), which has no exact inverse."""
     return [Coupling(step % 2, 0.0, *levels.ddim(step), time, step) for step, time in enumerate(levels.times)]
 
 
 def _two_steps(levels: Levels, step: Callable[[int], tuple[float, float, float]]) -> list[Coupling]:
-    """x_s in the place of x_p. The first step is DDIM's, in which the older latent, a copy of x_T, counts as 1 of x_T,
-    so that it is reconstructed as well."""
+    """Couplings that replace x_p by x_s. The first step is DDIM's, with weight 1 of the older latent, a copy of x_T, so
+    that it is invertible."""
     a, b = levels.ddim(0)
     rows = [(1.0, a - 1, b), *(step(place) for place in range(1, len(levels.times)))]
     return [

@@ -32,12 +32,12 @@ from robustclip.runs.rng import generator
 NAME: Final = "{:06d}.safetensors"
 Selector = Literal["mi", "gap", "random"]
 Scorer = Callable[[Float[Tensor, "m 3 H W"], str], Float[Tensor, " m"]]
-"""(pictures in [0,1], prompt) -> a score each, the higher the better: of a referee."""
+"""(pictures in [0,1], prompt) -> a score each, higher is better."""
 
 
 @dataclass(frozen=True)
 class Rater:
-    """A `Scorer` with the name and the weights' fingerprint of the referee that scores."""
+    """A `Scorer` with its referee's name and fingerprint."""
 
     name: str
     fingerprint: str
@@ -63,8 +63,8 @@ def information_of(
     draws: int = 1,
     seed: int = 0,
 ) -> Float[Tensor, " m"]:
-    """The mutual information (`pointwise_mi`) of given pictures in [0,1] and one prompt, in nats, float32; see
-    `whole_in_cells`."""
+    """Mutual information (`pointwise_mi`) of pictures in [0,1], resized by `whole_in_cells`, and a prompt: nats,
+    float32."""
     latents = model.encode(whole_in_cells(model, images))
     texts = model.embed_prompts([prompt]).rows(torch.zeros(len(latents), dtype=torch.long, device=model.device))
     empty = model.embed_prompts([""])
@@ -73,7 +73,7 @@ def information_of(
 
 def load_rater(by: str, device: torch.device) -> Rater:
     """A score of pictures and a prompt: the mutual information of a diffusion model (`mi:NAME` or `mi:FOLDER`), the
-    logit of a match of a pair reader, or the cosine of a CLIP. Raises UsageError where nothing has that name."""
+    matching logit of a pair reader, or the cosine of a CLIP. Raises UsageError for an unknown name."""
     if by.startswith(MARK):
         model = load_diffusion(by.removeprefix(MARK), device)
         return Rater(by, model.fingerprint, partial(information_of, model))
@@ -95,11 +95,11 @@ def load_rater(by: str, device: torch.device) -> Rater:
 
 @dataclass(frozen=True)
 class Selection:
-    """How samples are drawn and chosen: `keep` of `samples` a prompt.
+    """Settings of sampling and selection: `keep` of `samples` per prompt.
 
     by: "mi", the information on the trajectory (the paper); "gap", the MMSE gap of the finished latent; "random"; or a
-    `Scorer`. The samples of a prompt are the same whatever chooses among them. `pool` is a folder that keeps those of
-    the first round, all of them, and their gaps for other selections: what lies there is not computed again.
+    `Scorer`. A prompt's samples do not depend on it. pool: folder that caches all samples of the first round and their
+    gaps for other selections.
     """
 
     by: Selector | Scorer = "mi"
@@ -118,20 +118,20 @@ class Selection:
     def choose(
         self, model: LatentDiffusion, prompt: str, number: int, round_: int = 1
     ) -> tuple[Float[Tensor, "k c h w"], Float[Tensor, " m"]]:
-        """(the chosen latents, best first; the scores of all samples) of prompt `number` in this round."""
+        """(selected latents, best first; scores of all samples) of prompt `number` in this round."""
         latents, nats = self.drawn(model, prompt, number, round_)
         own = generator(self.seed, f"choice for {prompt}", round_, number)
         path = self._pooled(model, prompt, number, round_)
         path = path.with_suffix(".gap.safetensors") if path is not None and self.by == "gap" else None
-        if path is not None and is_file(path) and len(scores := _kept(path, "scores")[0]) >= self.samples:
-            found = scores[: self.samples]
+        if path is not None and is_file(path) and len(cached := _kept(path, "scores")[0]) >= self.samples:
+            scores = cached[: self.samples]
         else:
             parts = zip(latents.split(self.batch_size), nats.split(self.batch_size), strict=True)
-            found = torch.cat([self._scored(model, part, known, prompt, own) for part, known in parts])
+            scores = torch.cat([self._scored(model, part, part_nats, prompt, own) for part, part_nats in parts])
             if path is not None:
                 with atomic_write(path) as file:
-                    file.write(save({"scores": found}))
-        return latents[found.topk(self.keep).indices], found
+                    file.write(save({"scores": scores}))
+        return latents[scores.topk(self.keep).indices], scores
 
     @torch.no_grad()
     def drawn(
@@ -193,12 +193,12 @@ class Selection:
 def choose_all(
     selection: Selection, model: LatentDiffusion, prompts: Sequence[str], folder: Path, round_: int, title: str
 ) -> list[Float[Tensor, "k c h w"]]:
-    """`chosen_of` each prompt, in their order; several processes share them, and wait for one another's files."""
+    """`chosen_of` each prompt, in order; several processes share them and wait for each other's files."""
     mine = range(len(prompts))[distributed.place().mine()]
     for number in watched(mine, title, "prompts"):
         chosen_of(selection, model, prompts[number], number, folder, round_)
     while not all(is_file(folder / NAME.format(number)) for number in range(len(prompts))):
-        time.sleep(0.2)  # longer than a message between processes may take to be answered
+        time.sleep(0.2)  # outlasts the timeout of messages between processes
     distributed.listed(None)
     return [chosen_of(selection, model, text, number, folder, round_) for number, text in enumerate(prompts)]
 
@@ -218,8 +218,8 @@ def chosen_of(
 
 def _kept(path: Path, *names: str) -> tuple[Tensor, ...]:
     try:
-        found = load_file(path)
-        return tuple(found[name] for name in names)
+        tensors = load_file(path)
+        return tuple(tensors[name] for name in names)
     except (SafetensorError, KeyError) as error:
         raise RunError(f"{path} is damaged: remove its folder and those of later rounds, and resume") from error
 

@@ -27,15 +27,14 @@ PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 
 @final
 class LatentDiffusion(nn.Module):
-    """A frozen AutoencoderKL, UNet2DConditionModel and text tower that speak of pictures in [0,1].
+    """A frozen AutoencoderKL, UNet2DConditionModel and text tower for pictures in [0,1].
 
-    factor: pixels that a cell of a latent stands for, along a side; channels: of a latent; steps: of the schedule;
-    alphas_cumprod: (steps,), alpha-bar, the share of the signal's variance after each; prediction: what the UNet gives.
+    factor: pixels per latent cell along a side; channels: of a latent; steps: of the schedule; alphas_cumprod:
+    (steps,), alpha-bar, the share of the signal's variance after each; prediction: the UNet's prediction type.
 
-    dtype is that of the UNet's arithmetic, under autocast where its weights have another; the autoencoder computes in
-    its weights' own. Memory is saved by weights in half precision, by `slicing` (pictures are decoded one by one) and
-    by `checkpointing` (what the decoder found is found again on the way back); the UNet never keeps anything, for no
-    gradient passes through it.
+    The UNet computes in dtype, under autocast if its weights are float32; the autoencoder in the dtype of its weights.
+    Half-precision weights, `slicing` (pictures are decoded singly) and `checkpointing` (the decoder's activations are
+    recomputed in the backward pass) save memory.
     """
 
     alphas_cumprod: Float[Tensor, " t"]
@@ -54,11 +53,13 @@ class LatentDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.vae, self.unet, self.texts = vae, unet, texts
-        # diffusers notes there which values were left at their defaults, and would put those back over ours.
+        # Without its private keys, which would restore its defaults over our values.
         self.scheduler_config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         self.prediction = str(scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
-            raise UsageError(f"this model predicts {self.prediction!r}, and SDS wants one of {', '.join(PREDICTIONS)}")
+            raise UsageError(
+                f"this model predicts {self.prediction!r}, and this library takes {', '.join(PREDICTIONS)}"
+            )
         if unet.config.get("time_cond_proj_dim") is not None:
             raise UsageError(
                 "this denoiser was distilled for guidance that it takes as an input (time_cond_proj_dim), and has no "
@@ -73,11 +74,11 @@ class LatentDiffusion(nn.Module):
         self.channels = int(config["latent_channels"])
         self.scale = float(config["scaling_factor"])
         self.shift = float(config.get("shift_factor") or 0.0)
-        wanted = (self.channels, texts.width)
-        if (unet.config["in_channels"], unet.config["cross_attention_dim"]) != wanted:
-            found = f"{unet.config['in_channels']} channels and texts of {unet.config['cross_attention_dim']}"
+        expected = (self.channels, texts.width)
+        if (unet.config["in_channels"], unet.config["cross_attention_dim"]) != expected:
+            actual = f"{unet.config['in_channels']} channels and texts of {unet.config['cross_attention_dim']}"
             raise UsageError(
-                f"the denoiser is of {found}, latents have {wanted[0]} channels and texts are of {wanted[1]}: "
+                f"the denoiser is of {actual}, latents have {expected[0]} channels and texts are of {expected[1]}: "
                 "give parts of one model"
             )
         self.steps = int(scheduler.config["num_train_timesteps"])
@@ -92,12 +93,13 @@ class LatentDiffusion(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the denoiser's weights, with its adapters and the text tower's: what generator this is."""
+        """sha256 of the denoiser's weights and of the adapters of denoiser and text tower."""
         adapted = {name: one for name, one in self.texts.state_dict().items() if "lora_" in name}
         return digest(self.unet.state_dict() | adapted)
 
     def whole_cells(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size, rounded down to whole cells, which is said. Raises UsageError where not one fits."""
+        """The size rounded down to multiples of the cell, with a note. Raises UsageError if it is smaller than a
+        cell."""
         height, width = (side // self.factor * self.factor for side in size)
         if not height or not width:
             raise UsageError(
@@ -113,7 +115,7 @@ class LatentDiffusion(nn.Module):
     def encode(self, images: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p c h w"]:
         """Pictures in [0,1] as scaled latents, the means of their distributions, float32.
 
-        Raises UsageError for sides that are not whole in cells.
+        Raises UsageError for sides that are not multiples of the cell.
         """
         check_images(images)
         height, width = images.shape[-2:]
@@ -126,16 +128,16 @@ class LatentDiffusion(nn.Module):
         return (mean.float() - self.shift) * self.scale
 
     def decode(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p 3 H W"]:
-        """Pictures of scaled latents, float32, on the scale of [0,1], which they may leave."""
+        """Pictures of scaled latents, float32, not clamped to [0,1]."""
         codes = (latents / self.scale + self.shift).to(self.vae.dtype)
         if self.checkpointing and codes.requires_grad:
-            made = checkpoint(lambda given: self.vae.decode(given).sample, codes, use_reentrant=False)
+            made = checkpoint(lambda latents: self.vae.decode(latents).sample, codes, use_reentrant=False)
         else:
             made = self.vae.decode(codes).sample
         return (made.float() + 1) / 2
 
     def embed_prompts(self, texts: list[str]) -> Conditioning:
-        """What the UNet attends to; texts that are too long are cut, and that is said."""
+        """Text states that the UNet attends to; long texts are truncated, with a note."""
         return self.texts(texts)
 
     def predict_noise(
@@ -146,9 +148,9 @@ class LatentDiffusion(nn.Module):
         unconditional: Conditioning,
         guidance: float,
     ) -> Float[Tensor, "p c h w"]:
-        """The noise in latents at these steps of the schedule, by classifier-free guidance (Ho and Salimans 2021): that
-        without the text, and from there `guidance` times the way to that with it. At 1 it is the latter. float32, or
-        float64 of a UNet of float64; differentiable in the latents and the conditionings.
+        """The noise in latents at these steps of the schedule, by classifier-free guidance (Ho and Salimans 2021):
+        without + guidance * (with_text - without). float32, or float64 of a float64 UNet; differentiable in the latents
+        and the conditionings.
 
         Raises UsageError for a guidance below 0.
         """
@@ -165,30 +167,30 @@ class LatentDiffusion(nn.Module):
         conditioning: Conditioning,
         unconditional: Conditioning,
     ) -> tuple[Float[Tensor, "p c h w"], Float[Tensor, "p c h w"]]:
-        """The noise in latents with their texts, and without any, float32, in one pass; differentiable."""
+        """The noise in latents with text and without, float32, in one pass; differentiable."""
         count = len(noisy)
-        both = unconditional.rows(torch.zeros(count, dtype=torch.long)).beside(conditioning)
+        both = unconditional.rows(torch.zeros(count, dtype=torch.long)).joined(conditioning)
         without, with_text = self._noise(torch.cat([noisy, noisy]), torch.cat([times, times]), both).split(count)
         return with_text, without
 
-    def _noise(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
-        found = self._run(noisy, times, given)
+    def _noise(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        output = self._run(noisy, times, conditioning)
         if self.prediction == "epsilon":
-            return found
+            return output
         kept = self.alphas_cumprod[times].view(-1, 1, 1, 1)
         if self.prediction == "sample":
-            return (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
-        return kept.sqrt() * found + (1 - kept).sqrt() * noisy  # Salimans and Ho 2022: v = sqrt(a) e - sqrt(1 - a) x
+            return (noisy - kept.sqrt() * output) / (1 - kept).sqrt()
+        return kept.sqrt() * output + (1 - kept).sqrt() * noisy  # Salimans and Ho 2022: v = sqrt(a) e - sqrt(1 - a) x
 
     @torch.no_grad()
     def sample(
         self, prompts: list[str], *, size: tuple[int, int], steps: int, guidance: float, generators: list[Generator]
     ) -> Float[Tensor, "p 3 H W"]:
-        """Its own pictures of the prompts in [0,1], by DDIM (Song et al. 2021), each from its generator's noise.
+        """Pictures of the prompts in [0,1] by DDIM (Song et al. 2021), each from its generator's noise.
 
-        The scheduler reads the UNet's own prediction, so that a schedule that ends without signal (zero terminal SNR,
-        Lin et al. 2024) is sampled as in diffusers. Raises UsageError for a number of steps that the schedule has not,
-        and where noise is predicted at a step without signal: no picture follows from it.
+        The scheduler reads the UNet's own prediction, so that schedules of zero terminal SNR (Lin et al. 2024) are
+        sampled as in diffusers. Raises UsageError for more steps than the schedule has, and for a model that predicts
+        noise at a step without signal.
         """
         if not 0 < steps <= self.steps:
             raise UsageError(f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50")
@@ -198,7 +200,7 @@ class LatentDiffusion(nn.Module):
         if self.prediction == "epsilon" and bool((self.alphas_cumprod[scheduler.timesteps] == 0).any()):
             raise UsageError(
                 "this scheduler starts at a step without signal (rescale_betas_zero_snr), where a model that predicts "
-                "noise tells nothing of the picture: use a model with prediction_type v_prediction, or set "
+                "noise cannot predict a picture: use a model with prediction_type v_prediction, or set "
                 'rescale_betas_zero_snr to false or timestep_spacing to "leading" in its scheduler_config.json'
             )
         shape = (self.channels, *(side // self.factor for side in size))
@@ -207,32 +209,33 @@ class LatentDiffusion(nn.Module):
         conditioning, empty = self.embed_prompts(prompts), self.embed_prompts([""])
         for time in scheduler.timesteps:
             times = torch.full((len(latents),), int(time), device=self.device)
-            found = self._guided(latents, times, conditioning, empty, guidance)
-            latents = scheduler.step(found, time, latents).prev_sample
+            output = self._guided(latents, times, conditioning, empty, guidance)
+            latents = scheduler.step(output, time, latents).prev_sample
         return self.decode(latents).clamp(0, 1)
 
     def _guided(
         self, noisy: Tensor, times: Tensor, conditioning: Conditioning, unconditional: Conditioning, guidance: float
     ) -> Tensor:
-        """The UNet's own prediction, guided. Noise, velocity and signal are affine in one another at a step, so that it
-        makes no difference which of them is guided."""
+        """The UNet's own prediction, guided. Noise, velocity and signal are affine in one another at a step, so that
+        guidance of any of them is the same."""
         check_guidance(guidance)
         if guidance == 1:
             return self._run(noisy, times, conditioning)
-        given = unconditional.rows(torch.zeros(len(noisy), dtype=torch.long)).beside(conditioning)
-        without, with_text = self._run(torch.cat([noisy, noisy]), torch.cat([times, times]), given).chunk(2)
+        both = unconditional.rows(torch.zeros(len(noisy), dtype=torch.long)).joined(conditioning)
+        without, with_text = self._run(torch.cat([noisy, noisy]), torch.cat([times, times]), both).chunk(2)
         return without + guidance * (with_text - without)
 
-    def _run(self, noisy: Tensor, times: Tensor, given: Conditioning) -> Tensor:
+    def _run(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         own = self.unet.dtype
         mixed = autocast(noisy.device, self.dtype) if own == torch.float32 else nullcontext()
         with mixed:
-            found = self.unet(noisy.to(own), times, given.states.to(own), encoder_attention_mask=given.mask).sample
-        return found.to(torch.promote_types(own, torch.float32))
+            states = conditioning.states.to(own)
+            output = self.unet(noisy.to(own), times, states, encoder_attention_mask=conditioning.mask).sample
+        return output.to(torch.promote_types(own, torch.float32))
 
 
 def check_guidance(guidance: float) -> float:
-    """Raises UsageError for a guidance that is no number from 0 on."""
+    """The guidance. Raises UsageError for a negative or infinite one."""
     if not 0 <= guidance < float("inf"):
         raise UsageError(
             f"guidance {guidance:g} would lead away from the text: give 0 (no text), 1 (the text alone) or more, as in "

@@ -1,8 +1,8 @@
 """Key mapping of taming-transformers' VQGANs (Esser et al. 2021) to diffusers' VQModel.
 
-Both build the same network under other names. What taming-transformers calls level i of its encoder and of its decoder
-lies at 1/2^i of the picture's size; diffusers counts the decoder's the other way, as they run. 1x1 convolutions of
-attention are linear layers there.
+Both build the same network under different names. In taming-transformers, level i of encoder and decoder has 1/2^i of
+the picture's size; diffusers numbers the decoder's levels in reverse. Its 1x1 convolutions of attention are linear
+layers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.serialization import safe_globals
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.weights import read_weights, some
 
-GROUPS: Final = 32  # of every group norm there, and of none does a shape tell
-RESOLUTION: Final = 256  # pixels that the ImageNet models were trained at; nothing depends on it
+GROUPS: Final = 32  # of its group norms, which shapes do not show
+RESOLUTION: Final = 256  # pixels, of the ImageNet models; nothing depends on it
 
 DROPPED: Final = {
     "loss.": "of the training loss: LPIPS and the discriminator",
@@ -30,7 +30,7 @@ DROPPED: Final = {
     "transformer.": "of the transformer that draws codes",
     "cond_stage_model.": "of what conditions the transformer",
 }
-"""What a checkpoint holds beside the VQGAN, by the beginning of its names."""
+"""Prefixes of tensors that do not belong to the VQGAN."""
 
 NAMES: Final = (
     (r"norm_out\.", "conv_norm_out."),
@@ -41,22 +41,22 @@ NAMES: Final = (
     (r"(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
     (r"(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
 )
-"""Of parts of an encoder or decoder, from the beginning of a name."""
+"""Names of parts of an encoder or decoder, matched at the beginning."""
 ENDINGS: Final = (
     (r"\.nin_shortcut\.", ".conv_shortcut."),
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
-"""Of parts of a block, from its end."""
+"""Names of parts of a block."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Hyperparameters of a VQGAN, inferred from the shapes of its checkpoint.
 
-    channels: of each level, the finest first; attention: the levels that attend to all places; `latent` channels leave
-    the encoder, `code` channels has an entry of the codebook, of which there are `codes`.
+    channels: of each level, finest first; *_attention: levels with self-attention; latent: channels of the encoder's
+    output; code, codes: width and number of the codebook's entries.
     """
 
     channels: tuple[int, ...]
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def factor(self) -> int:
-        """Pixels of the picture to a code, along a side."""
+        """Pixels per code along a side."""
         return 1 << (len(self.channels) - 1)
 
     def config(self, resolution: int = RESOLUTION) -> dict[str, Any]:
@@ -92,9 +92,9 @@ class Layout:
         }
 
 
-def _kind(way: str, side: str, attends: bool) -> str:
-    """The name of a level in diffusers."""
-    return f"{'Attn' if attends else ''}{way}{side}Block2D"
+def _kind(direction: str, side: str, attends: bool) -> str:
+    """diffusers' name of a level's block."""
+    return f"{'Attn' if attends else ''}{direction}{side}Block2D"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read_taming(path: Path) -> Taming:
     """Read a taming-transformers VQGAN checkpoint without executing code in it.
 
     Raises UsageError for a missing file, another kind of file, an unsafe pickle, and weights of another network;
-    RunError for a damaged file, and for NaN or infinity among the weights.
+    RunError for a damaged file and for NaN or infinity in the weights.
     """
     with safe_globals([(_Callback, f"pytorch_lightning.callbacks.{name}") for name in _CALLBACKS]):
         weights = read_weights(path)
@@ -126,10 +126,10 @@ def read_taming(path: Path) -> Taming:
 
 
 def from_weights(weights: Mapping[str, Tensor], source: str) -> Taming:
-    """As `read_taming`, of tensors by name, which may be on the meta device; `source` is named in messages."""
+    """`read_taming` of named tensors, which may be on the meta device; messages name `source`."""
     kept, dropped = _kept(weights)
     layout = _layout(kept, source)
-    renamed = {_renamed(name, layout): _as_there(name, tensor) for name, tensor in kept.items()}
+    renamed = {_renamed(name, layout): _as_stored(name, tensor) for name, tensor in kept.items()}
     with torch.device("meta"):
         model: Any = VQModel(**layout.config())
     wanted = model.state_dict()
@@ -138,7 +138,7 @@ def from_weights(weights: Mapping[str, Tensor], source: str) -> Taming:
 
 
 def _check_values(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UsageError for tensors that are larger than what the file holds of them, RunError for what is no number."""
+    """Raise UsageError for tensors larger than their stored data, RunError for NaN and infinity."""
     stretched = [
         name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
     ]
@@ -149,8 +149,8 @@ def _check_values(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _kept(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """(the VQGAN's own tensors, how many were left behind by reason). Where it is the first stage of a transformer's
-    checkpoint, its names lose that."""
+    """(the VQGAN's tensors, numbers of dropped tensors by reason); the prefix of a transformer checkpoint's first stage
+    is removed."""
     dropped: dict[str, int] = {}
     kept = {}
     for name, tensor in weights.items():
@@ -164,7 +164,7 @@ def _kept(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, i
 
 
 def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
-    """What the shapes tell. Raises UsageError where they are not of such a network, or of one that diffusers lacks."""
+    """The layout, from shapes. Raises UsageError for other networks and for those that diffusers cannot build."""
     if "quantize.embed.weight" in weights:
         raise UsageError(
             f"{source} is a Gumbel VQGAN, and this converts those with a nearest code: the f16 of ImageNet"
@@ -193,7 +193,7 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
 
 
 class _Shapes:
-    """The shapes of a checkpoint by name, and how far its names count."""
+    """Shapes and numbered names of a checkpoint."""
 
     def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
         self.weights = weights
@@ -207,7 +207,7 @@ class _Shapes:
         return tuple(self.weights[name].shape)
 
     def found(self, pattern: str) -> tuple[int, ...]:
-        """The numbers that names have in the place of the group."""
+        """The numbers that the group of `pattern` matches in names."""
         matches = (re.match(pattern, name) for name in self.weights)
         return tuple(sorted({int(match[1]) for match in matches if match}))
 
@@ -221,7 +221,7 @@ class _Shapes:
 
 
 def _renamed(name: str, layout: Layout) -> str:
-    """A tensor's name in diffusers; names that it does not have stay as they are."""
+    """A tensor's name in diffusers; unknown names are unchanged."""
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -233,8 +233,8 @@ def _renamed(name: str, layout: Layout) -> str:
     return f"{side}." + re.sub(r"^up_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", rest)
 
 
-def _as_there(name: str, tensor: Tensor) -> Tensor:
-    """A 1x1 convolution of attention as the matrix that it is."""
+def _as_stored(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as diffusers stores it: 1x1 convolutions of attention as matrices."""
     is_matrix = re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", name) and tensor.shape[2:] == (1, 1)
     return tensor[:, :, 0, 0] if is_matrix else tensor
 
@@ -246,7 +246,7 @@ def _compare(
     layout: Layout,
     source: str,
 ) -> None:
-    """Raise UsageError for tensors that diffusers' network has no place for, lacks, or has in another shape."""
+    """Raise UsageError for unknown and missing tensors and those of another shape or type."""
     faults = []
     if unknown := sorted(name for name in kept if _renamed(name, layout) not in wanted):
         faults.append(f"{len(unknown)} without a place ({some(unknown)})")
@@ -265,8 +265,7 @@ def _compare(
 
 
 class _Callback:
-    """Stands for the classes that old Lightnings use as keys in their checkpoints; the weights-only reader makes no
-    instance of it."""
+    """Stands for classes that old Lightning checkpoints use as keys; the weights-only reader creates no instance."""
 
 
 _CALLBACKS: Final = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "base.Callback")

@@ -1,7 +1,7 @@
 """Train a small VQGAN (Esser et al. 2021, "Taming Transformers", §3.1).
 
-Deviations, all ours: the perceptual distance is of a small tower's features where theirs is LPIPS on VGG-16; codes that
-nothing uses are drawn again from what the encoder gives; the discriminator is a small one.
+Deviations, all ours: the perceptual distance compares features of a small tower instead of LPIPS on VGG-16; unused
+codes are redrawn from the encoder's output; the discriminator is smaller.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from robustclip.diffusion.vqgan import nearest
 from robustclip.runs.devices import autocast
 
 COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
-GROUPS: Final = 16  # of channels that are normalised together
-STARVED: Final = 40  # steps without use after which a code is drawn again
+GROUPS: Final = 16  # of the group norms
+STARVED: Final = 40  # steps without use after which a code is redrawn
 Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 def new_vqgan(
     channels: Sequence[int] = (32, 64, 96), *, codes: int = 512, code: int = 8, blocks: int = 1, seed: int = 0
 ) -> Any:
-    """A VQModel of diffusers with random weights that are a function of `seed`; a level of channels each halves the
-    picture once more, but for the first. Raises UsageError for channels that are not whole in groups of the norm."""
+    """A VQModel of diffusers with random weights from `seed`; each level of channels but the first halves the picture.
+    Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
     check_channels(channels, GROUPS, "16 32 64")
     with torch.random.fork_rng(devices=[]):
@@ -50,7 +50,7 @@ def new_vqgan(
 
 
 def discriminator(width: int = 32, seed: int = 0) -> nn.Sequential:
-    """Of patches of 16 pixels: four convolutions, each position real or not (Isola et al. 2017, smaller)."""
+    """Patch discriminator of four convolutions with a receptive field of 16 pixels (Isola et al. 2017, smaller)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -68,10 +68,10 @@ def discriminator(width: int = 32, seed: int = 0) -> nn.Sequential:
 
 @dataclass
 class VQGANTrainer(Trainer):
-    """One step after the other: `step(images)` gives the numbers of it.
+    """Trainer of a VQGAN and its discriminator.
 
-    model: a VQModel; features: pictures in [0,1] -> spatial features, whose distance counts `perceptual`; the
-    adversary joins after `start_gan` steps. Rates fall along a cosine to a twentieth over `steps`.
+    model: a VQModel; features: pictures in [0,1] -> spatial features; perceptual: weight of their distance; the
+    adversarial loss is added after `start_gan` steps. Rates decay along a cosine to a twentieth over `steps`.
     """
 
     stateful = ("model", "critic", "optimiser", "critic_optimiser")
@@ -91,12 +91,12 @@ class VQGANTrainer(Trainer):
         self.unused = torch.zeros(self.model.config["num_vq_embeddings"], dtype=torch.long)
 
     def learning_rate(self) -> float:
-        """The model's; the critic's is half of it."""
+        """The rate of the model; the critic's is half of it."""
         falling = 0.05 + 0.95 * (1 + math.cos(math.pi * self.done / self.steps)) / 2
         return self.lr * falling * min(1.0, (self.done + 1) / 100)
 
     def step(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> dict[str, float]:
-        """One update of the model, and, once it counts, one of the critic, on pictures in [0,1]."""
+        """One update of the model and, near `start_gan` and later, of the critic, on pictures in [0,1]."""
         with autocast(images.device, self.dtype):
             latents = self.model.encode(images * 2 - 1).latents
         latents = latents.float()
@@ -108,31 +108,30 @@ class VQGANTrainer(Trainer):
             made = (self.model.decode(passed, force_not_quantize=True).sample + 1) / 2
         made = made.float()
         pixels = (made - images).abs().mean()
-        seen = feature_distance(self.features, made, images, self.dtype)
-        matched = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
-        loss = pixels + self.perceptual * seen
-        numbers = {"l1": pixels.item(), "perceptual": seen.item(), "codebook": matched.item()}
-        fooled = self.done >= self.start_gan
-        if fooled:
-            against = -self._criticised(made).mean()  # Eq. 6
+        distance = feature_distance(self.features, made, images, self.dtype)
+        codebook_loss = F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
+        loss = pixels + self.perceptual * distance
+        numbers = {"l1": pixels.item(), "perceptual": distance.item(), "codebook": codebook_loss.item()}
+        if self.done >= self.start_gan:
+            against = -self._logits(made).mean()  # Eq. 6
             weight = self._balance(loss, against)
             numbers |= {"adversarial": against.item(), "balance": weight.item()}
             loss = loss + self.adversarial * weight * against
-        self.update(loss + matched)
-        if self.done >= self.start_gan - 200:  # the critic learns before it is heard
-            numbers["critic"] = self._criticise(images, made.detach())
-        self._feed(index, latents.detach(), generator)
+        self.update(loss + codebook_loss)
+        if self.done >= self.start_gan - 200:  # the critic trains before its loss is used
+            numbers["critic"] = self._update_critic(images, made.detach())
+        self._redraw(index, latents.detach(), generator)
         self.done += 1
         used = index.unique().numel()
-        return {"loss": (pixels + self.perceptual * seen).item(), **numbers, "codes": float(used)}
+        return {"loss": (pixels + self.perceptual * distance).item(), **numbers, "codes": float(used)}
 
-    def _criticised(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         with autocast(images.device, self.dtype):
             return self.critic(images * 2 - 1).float()
 
-    def _criticise(self, images: Tensor, made: Tensor) -> float:
-        """The hinge loss of the released code."""
-        loss = F.relu(1 - self._criticised(images)).mean() + F.relu(1 + self._criticised(made)).mean()
+    def _update_critic(self, images: Tensor, made: Tensor) -> float:
+        """One update of the critic by the hinge loss of the released code."""
+        loss = F.relu(1 - self._logits(images)).mean() + F.relu(1 + self._logits(made)).mean()
         self.critic_optimiser.param_groups[0]["lr"] = self.learning_rate() / 2
         self.critic_optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -140,14 +139,14 @@ class VQGANTrainer(Trainer):
         return loss.item()
 
     def _balance(self, loss: Tensor, against: Tensor) -> Tensor:
-        """Eq. 7: the norms of both gradients at the decoder's last layer, one over the other."""
+        """Eq. 7: ratio of the gradient norms at the decoder's last layer."""
         last = self.model.decoder.conv_out.weight
         own, other = (torch.autograd.grad(one, last, retain_graph=True)[0].norm() for one in (loss, against))
         return (own / (other + 1e-4)).clamp(0, 1e4).detach()
 
     @torch.no_grad()
-    def _feed(self, index: Tensor, latents: Tensor, generator: torch.Generator) -> None:
-        """Draw codes again that nothing used for long."""
+    def _redraw(self, index: Tensor, latents: Tensor, generator: torch.Generator) -> None:
+        """Redraw codes that were not used for `STARVED` steps."""
         self.unused += 1
         self.unused[index.unique().cpu()] = 0
         starved = (self.unused >= STARVED).nonzero()[:, 0]

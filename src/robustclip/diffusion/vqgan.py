@@ -23,14 +23,14 @@ except ImportError as error:
 
 CONFIG, CARD = "config.json", "card.json"
 AT_ONCE: Final = 1 << 24
-"""Distances between a vector and a code that are in memory at a time."""
+"""Distances of vectors and codes in memory at a time."""
 
 
 @final
 class VQGAN(nn.Module):
-    """A frozen VQModel of diffusers, in eval mode, that speaks of pictures in [0,1].
+    """A frozen VQModel of diffusers, in eval mode, for pictures in [0,1].
 
-    factor: pixels that a code stands for, along a side; channels: of a code; codebook: (K,C); low, high: (C,), the
+    factor: pixels per code along a side; channels: of a code; codebook: (K,C); low, high: (C,), the
     smallest and largest value of each channel in the codebook.
     """
 
@@ -56,9 +56,9 @@ class VQGAN(nn.Module):
         self.eval()
 
     def encode(self, images: Float[Tensor, "p 3 H W"]) -> Float[Tensor, "p c h w"]:
-        """Pictures in [0,1] as vectors, before the nearest codes take their places.
+        """Pictures in [0,1] as vectors before quantisation.
 
-        Raises UsageError for sides that are not whole in codes.
+        Raises UsageError for sides that are not multiples of `factor`.
         """
         check_images(images)
         if any(side % self.factor for side in images.shape[-2:]):
@@ -75,13 +75,13 @@ class VQGAN(nn.Module):
         return latents + (codes - latents).detach()
 
     def decode(self, codes: Float[Tensor, "p c h w"]) -> Float[Tensor, "p 3 H W"]:
-        """Pictures of codes, on the scale of [0,1], which they may leave."""
+        """Pictures of codes, not clamped to [0,1]."""
         return (self.model.decode(codes, force_not_quantize=True).sample + 1) / 2
 
 
 @torch.no_grad()
 def nearest(latents: Float[Tensor, "p c h w"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, "p h w"]:
-    """The number of the code that is nearest to each vector."""
+    """Index of the nearest code of each vector."""
     flat = latents.permute(0, 2, 3, 1).flatten(0, 2).to(codebook.dtype)
     parts = flat.split(max(1, AT_ONCE // len(codebook)))
     index = torch.cat([torch.cdist(part, codebook).argmin(1) for part in parts])
@@ -91,21 +91,21 @@ def nearest(latents: Float[Tensor, "p c h w"], codebook: Float[Tensor, "k c"]) -
 def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
     """A VQGAN by its embedded name, or from a folder that diffusers or `robustclip convert` wrote.
 
-    Raises UsageError for a folder that is not there or holds something else, and weights that are not the config's;
-    RunError for weights that are damaged, and NaN or infinity among them.
+    Raises UsageError for a missing or other folder and weights that do not fit the config; RunError for damaged weights
+    and NaN or infinity in them.
     """
     folder = embedded.folders("generators", CONFIG).get(str(given), Path(given))
     config = _config(folder, given)
     weights = folder / WEIGHTS
     if not is_file(weights):
-        raise UsageError(f"{folder} has no {WEIGHTS}: generators are loaded from safetensors alone; save it as such")
+        raise UsageError(f"{folder} has no {WEIGHTS}: generators are loaded from safetensors only")
     from robustclip.referees.weights import check_finite, check_fit, read_weights
 
     try:
-        with torch.device("meta"):  # so that no config takes memory, whatever sizes it has
+        with torch.device("meta"):  # so that no config allocates memory
             model: Any = VQModel.from_config(config)
-    except Exception as error:  # an odd config ends in any exception
-        raise UsageError(f"{folder / CONFIG} is no config of a VQModel ({str(error)[:200]})") from error
+    except Exception as error:  # a malformed config can raise any exception
+        raise UsageError(f"{folder / CONFIG} is not a config of a VQModel ({str(error)[:200]})") from error
     found = read_weights(weights)
     check_fit(model, found, source=str(weights), hint="Give a whole folder, or convert it again")
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
@@ -114,8 +114,8 @@ def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
 
 
 def save_vqgan(model: VQGAN | Any, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
-    """Write a folder that diffusers loads too: config, weights (`half`: in float16), and a card, which gets the
-    weights' sha256. It is there as a whole or not at all. Raises UsageError where something has that name."""
+    """Write a folder that diffusers loads too: config, weights (`half`: in float16), and a card with the
+    weights' sha256; atomic. Raises UsageError if the path exists."""
     inner = model.model if isinstance(model, VQGAN) else model
     with new_folder(folder) as draft:
         write_model(inner, draft, half=half)
@@ -123,7 +123,7 @@ def save_vqgan(model: VQGAN | Any, folder: Path, card: Mapping[str, Any], *, hal
 
 
 def embedded_names() -> list[str]:
-    """The generators that come with the package."""
+    """Names of the embedded VQGANs."""
     return list(embedded.folders("generators", CONFIG))
 
 
@@ -138,5 +138,5 @@ def _config(folder: Path, given: str | Path) -> dict[str, Any]:
     config = read_json(path)
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind != "VQModel":
-        raise UsageError(f"{folder} holds a {str(kind)[:60]}, and this wants a VQModel: give a VQGAN's folder")
+        raise UsageError(f"{folder} holds a {str(kind)[:60]} instead of a VQModel: give a VQGAN's folder")
     return config

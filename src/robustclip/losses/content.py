@@ -15,10 +15,10 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.weights import check_finite, check_fit, read_weights
 
 Features = Callable[[Float[Tensor, "b 3 h w"]], Sequence[Tensor]]
-"""Pictures in [0,1] -> maps (B,C,h,w), one for each layer."""
+"""Pictures in [0,1] -> feature maps (B,C,h,w) per layer."""
 VGG_LAYERS = (22, 31)
-"""CLIPstyler (utils.py, 4843cec) names conv4_2 and conv5_2; what it reads comes after their ReLUs: index 31 is one, and
-the one after conv4_2 works in place."""
+"""conv4_2 and conv5_2 in CLIPstyler (utils.py, 4843cec), in effect after their ReLUs: index 31 is one, and the one
+after conv4_2 is in place."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
@@ -26,24 +26,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 class FeatureMatch:
     """Content loss: mean squared difference of features to P contents, summed over layers: (P,V,3,h,w) -> (P,V).
 
-    With `relative` each layer is divided by the mean square of the content's (ours), so that a weight means the same
-    for any network; without, as CLIPstyler.
+    With `relative` each layer is divided by the mean square of the content's features (ours), so that weights do not
+    depend on the network; otherwise as in CLIPstyler.
     """
 
     def __init__(self, features: Features, contents: Float[Tensor, "p 3 h w"], *, relative: bool = False) -> None:
         self.features = features
         with torch.no_grad():
-            self.wanted = [found.float() for found in features(contents)]
+            self.targets = [layer.float() for layer in features(contents)]
         self.scales = [
-            1 / found.square().flatten(1).mean(1).clamp(min=1e-6) if relative else torch.ones_like(found[:, 0, 0, 0])
-            for found in self.wanted
+            1 / layer.square().flatten(1).mean(1).clamp(min=1e-6) if relative else torch.ones_like(layer[:, 0, 0, 0])
+            for layer in self.targets
         ]
 
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
-        found = self.features(views.flatten(0, 1))
+        layers = self.features(views.flatten(0, 1))
         total = torch.zeros(views.shape[:2], device=views.device)
-        for seen, wanted, scale in zip(found, self.wanted, self.scales, strict=True):
-            difference = seen.float().unflatten(0, views.shape[:2]) - wanted[:, None]
+        for layer, target, scale in zip(layers, self.targets, self.scales, strict=True):
+            difference = layer.float().unflatten(0, views.shape[:2]) - target[:, None]
             total = total + scale[:, None] * difference.square().flatten(2).mean(2)
         return total
 
@@ -128,8 +128,8 @@ def tower_features(referee: TwoTower, layers: int = 2) -> Features:
 class LatentPrior:
     """Latent prior: mean squared difference to `towards` (P,...), or zero: (P,V,...) -> (P,V).
 
-    VQGAN-CLIP's `init_weight` pulls towards zero, with a weight of init_weight / (2(2i+1)) in step i; towards the
-    start is what its name says.
+    VQGAN-CLIP's `init_weight` has target zero, with a weight of init_weight / (2(2i+1)) in step i; its name implies the
+    start.
     """
 
     def __init__(self, towards: Float[Tensor, "p ..."] | None = None) -> None:

@@ -35,12 +35,12 @@ class Denoiser(Protocol):
 
 @final
 class Distillation:
-    """SDS on latents (P,1,C,h,w) -> (P,1): the gradient is SDS', the value is that gradient's norm, since SDS has no
-    meaningful loss value.
+    """SDS on latents (P,1,C,h,w) -> (P,1): the gradient is that of SDS, the value its norm, since SDS has no meaningful
+    loss value.
 
     At a step t of the schedule and with noise e, both drawn for each picture from its generator, the gradient is
     w(t) (e_guided(z_t, t) - e) / cells. `cells` is the latent's height times width, as in the release of
-    Referee-Can-Play (VLMinv), whose weight of 800 is for 64 x 64 of them. w(t) is constant 2 in that release
+    Referee-Can-Play (VLMinv), whose weight of 800 is for 64 x 64 cells. w(t) is constant 2 in that release
     (2 alpha^a sigma^b with a = b = 0); "one minus alpha" is DreamFusion's, 1 - alpha-bar(t).
 
     t lies in [first, last): [50, 950) of 1,000 in the release. Raises UsageError for a range that is empty or not in
@@ -81,16 +81,16 @@ class Distillation:
         times, noise = times.to(device), torch.stack(drawn).to(device)
         kept = self.model.alphas_cumprod[times].view(-1, 1, 1, 1)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        found = self.model.predict_noise(noisy, times, self.conditioning, self.unconditional, self.guidance)
+        predicted = self.model.predict_noise(noisy, times, self.conditioning, self.unconditional, self.guidance)
         weight = 2.0 if self.weighting == "constant" else 1 - kept
-        return weight * (found - noise) / (latents.shape[-2] * latents.shape[-1])
+        return weight * (predicted - noise) / (latents.shape[-2] * latents.shape[-1])
 
     def __str__(self) -> str:
         return f"sds guidance {self.guidance:g}"
 
 
 class _Gradient(torch.autograd.Function):
-    """A number for each picture: its gradient's norm, whose own gradient is the given one."""
+    """The norm of a given gradient per picture, with that gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, gradient: Tensor) -> Tensor:

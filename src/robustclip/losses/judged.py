@@ -39,11 +39,11 @@ class OfClass:
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
         with autocast(views.device, self.dtype):
             logits = self.classifier.logits(views.flatten(0, 1)).float()
-        wanted = torch.tensor(self.classes, device=views.device).repeat_interleave(views.shape[1])
+        labels = torch.tensor(self.classes, device=views.device).repeat_interleave(views.shape[1])
         if self.entropy == "cross":
-            losses = F.cross_entropy(logits, wanted, reduction="none")
+            losses = F.cross_entropy(logits, labels, reduction="none")
         else:
-            targets = F.one_hot(wanted, logits.shape[1]).to(logits)
+            targets = F.one_hot(labels, logits.shape[1]).to(logits)
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         return losses.unflatten(0, views.shape[:2])
 
@@ -53,8 +53,8 @@ class OfClass:
 
 @final
 class Scored:
-    """Views (P,V,3,h,w) -> (P,V): how far the score of a head is from `target` (DOODL's is 10), or for "up" and "down"
-    the score itself, without end. Heads on embeddings of one CLIP each; of several, the weighted mean.
+    """Views (P,V,3,h,w) -> (P,V): distance of a head's score to `target` (DOODL's is 10), or for "up" and "down"
+    the signed score. Each head reads embeddings of one CLIP; several are averaged by weight.
 
     Raises UsageError for a head of another width than its CLIP's embeddings.
     """
@@ -77,8 +77,8 @@ class Scored:
         total = torch.zeros(views.shape[:2], device=views.device)
         for referee, head, weight in self.heads:
             with autocast(views.device, self.dtype):
-                seen = referee.embed_views(views.flatten(0, 1))
-            scores = head.head(F.normalize(seen.float(), dim=-1)).unflatten(0, views.shape[:2])
+                embeddings = referee.embed_views(views.flatten(0, 1))
+            scores = head.head(F.normalize(embeddings.float(), dim=-1)).unflatten(0, views.shape[:2])
             if isinstance(self.target, str):
                 loss = scores if self.target == "down" else -scores
             else:
@@ -98,13 +98,13 @@ class Judged:
         self.judging = judging
 
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
-        found = self.judging(views.flatten(0, 1))
-        if found.shape != (views.shape[0] * views.shape[1],):
+        losses = self.judging(views.flatten(0, 1))
+        if losses.shape != (views.shape[0] * views.shape[1],):
             raise UsageError(
-                f"the loss {self} gave {tuple(found.shape)} for {views.shape[0] * views.shape[1]} pictures: it must "
-                "give one number each, (B,)"
+                f"the loss {self} gave {tuple(losses.shape)} for {views.shape[0] * views.shape[1]} pictures: it must "
+                "give (B,), one number per picture"
             )
-        return found.unflatten(0, views.shape[:2])
+        return losses.unflatten(0, views.shape[:2])
 
     def __str__(self) -> str:
         return getattr(self.judging, "__name__", type(self.judging).__name__)
@@ -122,8 +122,8 @@ __all__: Final = ["Judged", "Judging", "OfClass", "Scored", "asymmetry"]
 class Pairing:
     """Matching and captioning losses of a pair reader: views (P,V,3,h,w) -> (P,V), float32.
 
-    The reader computes in `dtype` under autocast. Raises UsageError where both weights are 0, and where there is no
-    captioning loss but a weight for it.
+    The reader computes in `dtype` under autocast. Raises UsageError if both weights are 0, and for a captioning
+    weight without a captioning loss.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Pairing:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if not matching and not captioning:
-            raise UsageError("matching and captioning both weigh 0: give one of them a weight")
+            raise UsageError("matching and captioning are both 0: give one of them a weight")
         if captioning and not reader.can_caption:
             raise UsageError(
                 f"{reader.card.name} has no captioning loss: leave it out (--captioning 0), or take weights of "

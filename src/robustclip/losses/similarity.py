@@ -21,9 +21,9 @@ from robustclip.runs.devices import autocast
 class Target:
     """One referee's target embeddings of P pictures.
 
-    directions: (P,T,D) unit vectors, of texts or of images; weights: (P,T), 0 where a picture has fewer than T,
-    negative to push away; share: the referee's weight among the referees; stops: (P,T), the distance at which each
-    stops to pull, see `Similarity.losses`, -inf for never; None where none does.
+    directions: (P,T,D) unit vectors, of texts or of images; weights: (P,T), 0 for missing targets, negative to repel;
+    share: the referee's weight; stops: (P,T), distances below which the gradient is 0, see `Similarity.losses`; -inf or
+    None: none.
     """
 
     referee: TwoTower
@@ -49,15 +49,15 @@ class Similarity(ABC):
     """Base of similarity losses: views (P,V,3,h,w) -> (P,V), the weighted sum of distances over texts, averaged over
     referees.
 
-    The towers compute in `dtype` under autocast; what follows is float32. Views are resized by each referee to what it
-    sees. `pooled` takes one embedding a picture, the normalised mean of its views' (CLIP^-1), in place of each view's.
-    Raises UsageError where there is no target, or shares that do not add up to something positive.
+    The towers compute in `dtype` under autocast, the losses in float32. Each referee resizes views to its input size.
+    `pooled`: one embedding per picture, the normalised mean of its views' (CLIP^-1). Raises UsageError without targets
+    or a positive sum of shares.
     """
 
     def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32, *, pooled: bool = False) -> None:
         shares = sum(target.share for target in targets)
         if not targets or not shares > 0:
-            raise UsageError(f"{len(targets)} referees of weights that add up to {shares:g}: give one that counts")
+            raise UsageError(f"{len(targets)} referees with weights of sum {shares:g}: give one of positive weight")
         self.targets = list(targets)
         self.shares = [target.share / shares for target in targets]
         self.dtype, self.pooled = dtype, pooled
@@ -71,23 +71,22 @@ class Similarity(ABC):
 
     def cosines(self, views: Float[Tensor, "p v 3 h w"]) -> list[Float[Tensor, "p v t"]]:
         """Cosine of each view with each target of its picture, per referee."""
-        found = []
+        cosines = []
         for target in self.targets:
             with autocast(views.device, self.dtype):
                 embeddings = target.referee.embed_views(views.flatten(0, 1))
             unit = F.normalize(embeddings.float(), dim=-1).unflatten(0, views.shape[:2])
             if self.pooled:
                 unit = F.normalize(unit.mean(1, keepdim=True), dim=-1).expand_as(unit)
-            found.append(torch.einsum("pvd,ptd->pvt", unit, target.directions))
-        return found
+            cosines.append(torch.einsum("pvd,ptd->pvt", unit, target.directions))
+        return cosines
 
     def losses(self, cosines: Sequence[Float[Tensor, "p v t"]]) -> Float[Tensor, "p v"]:
-        """The losses of views with these cosines. Where sign(weight) * distance lies below a target's stop, the value
-        stays and the gradient is 0 (VQGAN-CLIP's `text:weight:stop`): what pulls stops at that distance, what pushes,
-        with a stop below 0, at its negative."""
+        """The losses of views with these cosines. If sign(weight) * distance is below a target's stop, its gradient is
+        0 (VQGAN-CLIP's `text:weight:stop`); targets of negative weight have negative stops."""
         terms = [
-            share * torch.einsum("pvt,pt->pv", _stopped(self.distance(found), target), target.weights)
-            for target, share, found in zip(self.targets, self.shares, cosines, strict=True)
+            share * torch.einsum("pvt,pt->pv", _stopped(self.distance(cosine), target), target.weights)
+            for target, share, cosine in zip(self.targets, self.shares, cosines, strict=True)
         ]
         return torch.stack(terms).sum(0)
 
@@ -95,14 +94,14 @@ class Similarity(ABC):
     def similarity(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
         """Weighted sum of the views' cosines over texts, averaged over referees, without gradients."""
         terms = [
-            share * torch.einsum("pvt,pt->pv", found, target.weights)
-            for target, share, found in zip(self.targets, self.shares, self.cosines(views), strict=True)
+            share * torch.einsum("pvt,pt->pv", cosine, target.weights)
+            for target, share, cosine in zip(self.targets, self.shares, self.cosines(views), strict=True)
         ]
         return torch.stack(terms).sum(0)
 
 
 def _stopped(distances: Float[Tensor, "p v t"], target: Target) -> Float[Tensor, "p v t"]:
-    """The distances, without gradient where they have come as far as the target's stops."""
+    """The distances, without gradient below the target's stops."""
     if target.stops is None:
         return distances
     signed = distances * target.weights.sign()[:, None]
@@ -125,8 +124,8 @@ class Spherical(Similarity):
     """Half the squared great-circle distance, 2 arcsin^2(|x - y| / 2) (VQGAN+CLIP, DOODL)."""
 
     def distance(self, cosines: Float[Tensor, "p v t"]) -> Float[Tensor, "p v t"]:
-        # |x - y| / 2 = sqrt((1 - cos) / 2) for unit vectors. The slope of arcsin^2 is finite where the two meet, that
-        # of its parts is not: hence the floor.
+        # |x - y| / 2 = sqrt((1 - cos) / 2) for unit vectors. The derivative of arcsin^2 is finite at 0, that of
+        # its factors is not: hence the floor.
         half_chord = ((1 - cosines) / 2).clamp(1e-8, 1 - 1e-6).sqrt()
         return 2 * half_chord.arcsin().square()
 
@@ -135,8 +134,8 @@ class Spherical(Similarity):
 
 
 SHORTEST: Final = 1e-3
-"""A move of embeddings below this length has no direction (ours): the slope of x / |x| has no bound at 0, where pixels
-begin that begin as their content."""
+"""Minimum length of an embedding difference with a direction (ours): the derivative of x / |x| is unbounded at 0, where
+pixels start that start as their content."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Move:
     """One referee's content embeddings and text directions of P contents.
 
     origins: (P,D) unit embeddings of the contents; directions: (P,D) unit vectors, from the source's text to the
-    style's; share: the referee's weight among the referees.
+    style's; share: the referee's weight.
     """
 
     referee: TwoTower
@@ -155,13 +154,13 @@ class Move:
 
 @final
 class Directional:
-    """1 - cos(E(view) - E(content), E(style) - E(source)) of unit embeddings, the content's being that of the whole:
+    """1 - cos(E(view) - E(content), E(style) - E(source)) of unit embeddings, the content's without views:
     (P,V,3,h,w) -> (P,V), from 0 to 2, averaged over referees. Raises UsageError without referees."""
 
     def __init__(self, moves: Sequence[Move], dtype: torch.dtype = torch.float32) -> None:
         shares = sum(move.share for move in moves)
         if not moves or not shares > 0:
-            raise UsageError("a direction needs a referee that counts: give one")
+            raise UsageError("a direction needs a referee of positive weight: give one")
         self.moves = [(move, move.share / shares) for move in moves]
         self.dtype = dtype
 
@@ -170,8 +169,8 @@ class Directional:
         for move, share in self.moves:
             with autocast(views.device, self.dtype):
                 embeddings = move.referee.embed_views(views.flatten(0, 1))
-            seen = F.normalize(embeddings.float(), dim=-1).unflatten(0, views.shape[:2])
-            moved = F.normalize(seen - move.origins[:, None], dim=-1, eps=SHORTEST)
+            unit = F.normalize(embeddings.float(), dim=-1).unflatten(0, views.shape[:2])
+            moved = F.normalize(unit - move.origins[:, None], dim=-1, eps=SHORTEST)
             total = total + share * (1 - torch.einsum("pvd,pd->pv", moved, move.directions))
         return total
 
@@ -202,21 +201,21 @@ def moves(
 ) -> list[Move]:
     """Embed contents (P,3,H,W) in [0,1] and text directions (P) from the source text, for each referee.
 
-    Raises UsageError where a style says the same as the source to a referee: there is no direction.
+    Raises UsageError for a style whose embedding equals the source's.
     """
-    found = []
+    by_referee = []
     for referee, share in zip(referees, shares, strict=True):
         distinct = list(dict.fromkeys(styles))
         texts = ensembled(referee, [source, *distinct], templates)
-        ways = texts[1:] - texts[0]
-        if (same := (ways.norm(dim=1) < SHORTEST).nonzero()).numel():
+        differences = texts[1:] - texts[0]
+        if (same := (differences.norm(dim=1) < SHORTEST).nonzero()).numel():
             raise UsageError(
                 f"{distinct[int(same[0])][:60]!r} and the source {source[:60]!r} are the same to {referee.card.name}: "
-                "say another --source, or style"
+                "give another --source or style"
             )
-        rows = F.normalize(ways, dim=-1)[[distinct.index(style) for style in styles]]
-        found.append(Move(referee, referee.embed_images(contents).float(), rows.to(contents.device), share))
-    return found
+        rows = F.normalize(differences, dim=-1)[[distinct.index(style) for style in styles]]
+        by_referee.append(Move(referee, referee.embed_images(contents).float(), rows.to(contents.device), share))
+    return by_referee
 
 
 @final

@@ -26,11 +26,11 @@ Use = Literal["text", "class", "exemplar", "aesthetics", "function"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a use's settings are in the release (demo.ipynb), and what the paper says where the two differ.
+    """Settings of a use in the release (demo.ipynb).
 
-    scale: of the loss; clip: of each number of the gradient; noise: deviation of what is added to the latents after
-    each step; steps: of the optimisation; power: of the crops' sides; tied: one noise for both latents of a pair, of
-    its first norm.
+    scale: of the loss; clip: of each element of the gradient; noise: deviation of noise added to the latents after each
+    step; steps: of the optimisation; power: of the crops' sides; tied: both latents of a pair share one noise, which
+    keeps its initial norm.
     """
 
     scale: float = 1.0
@@ -95,18 +95,19 @@ VARIANTS: Final[dict[Mode, Variant]] = {
 
 @dataclass(frozen=True)
 class Doodl:
-    """Its constants. Chain, decode, losses of crops, gradient, clip, momentum, step, noise, average, rescale."""
+    """DOODL's settings. A step: chain, decode, losses of crops, gradient, clip, momentum, step, noise, average,
+    rescale."""
 
     variant: Variant
     task: Task
     momentum: float = 0.9
 
     @classmethod
-    def of(cls, use: Use, *, mode: Mode = "fixed", momentum: float = 0.9, **given: Any) -> Doodl:
-        """The settings of a mode and a use, with fields of `Variant` and `Task` in `given` that are not None in their
-        place; other names are ignored, such as a recipe's further arguments."""
+    def of(cls, use: Use, *, mode: Mode = "fixed", momentum: float = 0.9, **settings: Any) -> Doodl:
+        """Settings of a mode and a use, overridden by fields of `Variant` and `Task` among `settings` that are not
+        None; other names are ignored."""
         variant, task = VARIANTS[mode], TASKS[use]
-        kept = {name: one for name, one in given.items() if one is not None}
+        kept = {name: one for name, one in settings.items() if one is not None}
         clip = task.clip if variant.clip is None else variant.clip
         ours = replace(task, scale=variant.gain * task.scale, clip=clip)
         return cls(
@@ -119,15 +120,15 @@ class Doodl:
         self,
         autoencoder: Autoencoder,
         chain: Chain,
-        given: Sequence[Tensor],
+        conditioning: Sequence[Tensor],
         size: tuple[int, int],
         generators: Sequence[Generator],
         *,
         device: torch.device,
     ) -> ChainStart:
-        """The noise of a batch of pictures, each's from its generator."""
+        """Initial noise of a batch, one generator per picture."""
         return ChainStart(
-            *(autoencoder, chain, given, size, generators),
+            *(autoencoder, chain, conditioning, size, generators),
             device=device,
             tied=self.task.tied,
             renormalise=self.task.tied,
@@ -135,15 +136,15 @@ class Doodl:
         )
 
     def look(self, crops: int, size: tuple[int, int], picture: tuple[int, int]) -> Looking | None:
-        """Crops of a picture, pooled to what a referee sees; None for none."""
+        """Random crops at the referee's input size; None for 0 crops."""
         if not crops:
             return None
         smallest = None if self.variant.whole else max(1, min(picture) // 2)
         return Views(crops, (RandomSquares(size, self.task.power, smallest, averaged=True),), name="crops")
 
     def stream(self, canvas: ChainStart, losses: Sequence[tuple[Loss, float]], look: Looking | None) -> Stream:
-        """Each loss, with its weight, of each of the pair's pictures; g = -1/2 of the gradient, its mean where the pair
-        is tied, which halves it again."""
+        """Stream of the weighted losses of each of the pair's pictures. The gradient is halved, and averaged over a
+        tied pair, which halves it again."""
         reads = ["image", "other"][: len(canvas.chain.pictures)]
         terms = tuple(
             Term(loss, look, weight=weight, reduce=self.variant.reduce, reads=read)
@@ -160,32 +161,32 @@ class Doodl:
 
 
 class StopBy:
-    """Keeps the picture that judges who do not guide find most like its prompt, for each picture by itself, and ends
-    the loop when none of a batch has got better for `patience` steps."""
+    """Callback that keeps each picture's best step by held-out judges, and stops the loop if no picture of the batch
+    improved for `patience` steps."""
 
     def __init__(self, judges: Guides, prompts: Sequence[Prompt], patience: int | None = None) -> None:
         self.judges, self.prompts, self.patience = judges, prompts, patience
         self.best: Tensor | None = None
         self.images: Tensor | None = None
         self.steps: Tensor | None = None
-        self.found: list[Tensor] = []
+        self.scores: list[Tensor] = []
 
     def __call__(self, moment: Moment) -> bool:
-        self.see(moment.canvas.picture(moment.image), moment.step)
+        self.update(moment.canvas.picture(moment.image), moment.step)
         assert self.steps is not None
         return self.patience is not None and bool((moment.step - self.steps >= self.patience).all())
 
-    def see(self, images: Tensor, step: int) -> Tensor:
-        """The best pictures, these among them."""
-        found = self.judges.similarity(images, self.prompts)
-        self.found.append(found)
+    def update(self, images: Tensor, step: int) -> Tensor:
+        """Score `images` and return each picture's best so far."""
+        scores = self.judges.similarity(images, self.prompts)
+        self.scores.append(scores)
         if self.best is None or self.images is None or self.steps is None:
-            self.best, self.images, self.steps = found, images, torch.full_like(found, step)
-        better = found > self.best
-        self.best, self.steps = torch.where(better, found, self.best), torch.where(better, step, self.steps)
+            self.best, self.images, self.steps = scores, images, torch.full_like(scores, step)
+        better = scores > self.best
+        self.best, self.steps = torch.where(better, scores, self.best), torch.where(better, step, self.steps)
         self.images = torch.where(better[:, None, None, None], images, self.images)
         return self.images
 
     def trace(self) -> Tensor:
-        """What the judges found before each step, (S,P); the picture after the last is not among it."""
-        return torch.stack(self.found[:-1] or self.found)
+        """Scores before each step, (S,P), without those of the final picture."""
+        return torch.stack(self.scores[:-1] or self.scores)

@@ -28,9 +28,9 @@ def best_of(
     targets: Sequence[Prompt],
     watch: Watch,
 ) -> Painted:
-    """Of `count` samples of each item, that of the lowest loss; the losses are those that DOODL would follow.
+    """The sample of lowest loss of `count` per item, by DOODL's losses.
 
-    `canvases(n)` is the n-th, whose noise differs from the others'.
+    `canvases(n)` is the n-th sample's canvas.
     """
     best: Tensor | None = None
     images = torch.empty(0)
@@ -40,7 +40,7 @@ def best_of(
         canvas = canvases(number)
         terms = streams(canvas).terms
         if not number:
-            watch.tell(f"{terms}, by the best of {count} samples")
+            watch.announce(f"{terms}, by the best of {count} samples")
         rendered = canvas.render()
         found, numbers = terms(rendered, lambda purpose, number=number: draw(purpose, number), 0)  # type: ignore[misc]
         assert found is not None
@@ -61,10 +61,10 @@ def one_step_guided(
     targets: Sequence[Prompt],
     watch: Watch,
 ) -> Painted:
-    """DDIM's steps, each corrected by the slope of the losses at the picture that it predicts."""
+    """DDIM with classifier guidance by the losses of each step's predicted picture."""
     chain = canvas.chain
     assert isinstance(chain, Chain)
-    watch.tell(f"{stream.terms}, by one-step guidance at scale {scale:g}")
+    watch.announce(f"{stream.terms}, by one-step guidance at scale {scale:g}")
     draw = generators_of(items, guides.device)
     losses: list[Tensor] = []
 
@@ -78,7 +78,7 @@ def one_step_guided(
         return found
 
     start = canvas.latent.detach() if canvas.tied else canvas.latent.detach()[:, 0]
-    end = guided(chain, start, tuple(canvas.given), loss, scale)
+    end = guided(chain, start, tuple(canvas.conditioning), loss, scale)
     with torch.no_grad():
         images = canvas.autoencoder[0].decode(end.float()).clamp(0, 1)
     return Painted(images, guides.similarity(images, targets), {"loss": torch.stack(losses)})

@@ -1,4 +1,4 @@
-"""A call of `synthesize doodl`: the models that it loads, and what paints a batch of pictures with them."""
+"""Session of `synthesize doodl`: loaded models, and painting of a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from robustclip.canvases.latents import ChainStart
-from robustclip.diffusion.budget import tell_budget
+from robustclip.diffusion.budget import report_budget
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import Predicted, chain_of
@@ -22,7 +22,7 @@ from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device
 from robustclip.synthesis.doodl import Doodl, StopBy
 from robustclip.synthesis.doodl_baselines import best_of, one_step_guided
-from robustclip.synthesis.doodl_uses import Ends, Objective, check_crops, objective_of, told_to_the_model, use_of
+from robustclip.synthesis.doodl_uses import Ends, Objective, check_crops, generator_prompt, objective_of, use_of
 from robustclip.synthesis.guides import Guides, PairGuides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.loop import Callback
@@ -37,7 +37,7 @@ Init = Annotated[str, AfterValidator(lambda text: text if text == "noise" else c
 
 @dataclass
 class DoodlSession:
-    """What a call has loaded. `arguments` are the recipe's."""
+    """Loaded models and settings of a call. `arguments` are the recipe's."""
 
     arguments: Mapping[str, Any]
     doodl: Doodl
@@ -52,12 +52,12 @@ class DoodlSession:
 
     @classmethod
     def open(cls, arguments: dict[str, Any], doodl: Doodl, ends: Ends) -> DoodlSession:
-        """Load all and start the run.
+        """Load the models and start the run.
 
         Raises UsageError for chain steps, a schedule, a model, a referee or a picture that cannot be used.
         """
         device, dtype = pick_device(arguments["device"]), arguments["dtype"]
-        if arguments["method"] == "one-step":  # whose steps read the levels alone
+        if arguments["method"] == "one-step":  # whose steps use only the noise levels
             doodl = replace(doodl, variant=replace(doodl.variant, sampler="bdia"))
         generator = load_diffusion(
             arguments["model"],
@@ -65,8 +65,8 @@ class DoodlSession:
             dtype=dtype,
             checkpointing=arguments["checkpointing"],
         )
-        Levels.of(generator.scheduler_config, doodl.variant.chain_steps)  # which says what does not fit
-        rule = "auto" if dtype == "measure" else dtype  # the guides' pass is timed, and no other
+        Levels.of(generator.scheduler_config, doodl.variant.chain_steps)  # validates chain_steps
+        rule = "auto" if dtype == "measure" else dtype  # only the guides' pass is timed
         held_out = arguments["stop_by"] and Guides.load(arguments["stop_by"], device=device, dtype=rule)
         session = Session.open(
             "doodl",
@@ -84,64 +84,67 @@ class DoodlSession:
         return cls(arguments, doodl, session, generator, empty, objective, look, starts, held_out, device)
 
     def chain(self, items: Sequence[Item]) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """The sampler of a batch, by the mode and the prompts, and the tensors that its denoiser reads."""
+        """The chain of a batch, and the denoiser's conditioning tensors."""
         variant = self.doodl.variant
         constants = {"edict": {"p": self.arguments["p"]}, "bdia": {"gamma": self.arguments["gamma"]}}
-        told = [told_to_the_model(item, self.arguments["model_prompt"]) for item in items]
-        chain, given = chain_of(
+        prompts = [generator_prompt(item, self.arguments["model_prompt"]) for item in items]
+        chain, conditioning = chain_of(
             self.generator,
-            self.generator.embed_prompts(told),
+            self.generator.embed_prompts(prompts),
             self.empty,
             sampler=variant.sampler,
             steps=variant.chain_steps,
             guidance=variant.guidance,
             constants=constants.get(variant.sampler, {}),
         )
-        return Predicted(chain) if self.arguments["method"] == "one-step-noise" else chain, given
+        return Predicted(chain) if self.arguments["method"] == "one-step-noise" else chain, conditioning
 
-    def canvas(self, items: Sequence[Item], chain: Any, given: Sequence[Tensor], number: int = 0) -> ChainStart:
-        """x_T of a batch, each picture's from its own seed, or of the given picture. `number` tells further samples
-        apart."""
+    def canvas(self, items: Sequence[Item], chain: Any, conditioning: Sequence[Tensor], number: int = 0) -> ChainStart:
+        """x_T of a batch from each picture's seed, or by inversion of --init; `number` indexes further samples."""
         draws = [item.generator("start", *([number] if number else []), device=self.device) for item in items]
-        made = self.doodl.canvas(self.generator, chain, given, self.session.size, draws, device=self.device)
+        made = self.doodl.canvas(self.generator, chain, conditioning, self.session.size, draws, device=self.device)
         if self.starts is not None:
             made.encode(self.starts(items))
         return made
 
     def losses(self, items: Sequence[Item], canvas: ChainStart) -> list[tuple[Loss, float]]:
-        """What pulls at a batch. Raises UsageError, with what would fit, where crops or the chain take too much
+        """Weighted losses of a batch. Raises UsageError, with a number that fits, if crops or the chain exceed
         memory."""
         decoded = len(canvas.chain.pictures)
         evaluations = getattr(canvas.chain, "evaluations", 1)
-        tell_budget(self.generator, self.session.size, pictures=len(items), evaluations=evaluations, decoded=decoded)
-        found = self.objective.losses(items)
-        for loss, _ in found:
+        report_budget(self.generator, self.session.size, pictures=len(items), evaluations=evaluations, decoded=decoded)
+        losses = self.objective.losses(items)
+        for loss, _ in losses:
             crops = self.arguments["crops"] * decoded
             check_crops(loss, crops, len(items), self.objective.size, self.device)
-        return found
+        return losses
 
     def optimise(
-        self, canvas: ChainStart, stream: Stream, shaken: Sequence[Callback], items: Sequence[Item], watch: Watch
+        self, canvas: ChainStart, stream: Stream, noise: Sequence[Callback], items: Sequence[Item], watch: Watch
     ) -> Painted:
-        """The steps of a batch, which a held-out judge may end."""
+        """Optimise a batch; a held-out judge may stop it."""
         targets = self.objective.targets(items)
         judges = [] if self.held_out is None else [StopBy(self.held_out, targets, self.arguments["patience"])]
         guides = self.session.guides
         painted = paint_batch(
-            canvas, [stream], items=items, guides=guides, steps=self.steps, watch=watch, callbacks=[*shaken, *judges]
+            canvas, [stream], items=items, guides=guides, steps=self.steps, watch=watch, callbacks=[*noise, *judges]
         )
         images, trace = painted.images, painted.trace
         for judge in judges:
-            images = judge.see(images, len(trace.get("loss", [])))
+            images = judge.update(images, len(trace.get("loss", [])))
             trace |= {self.arguments["stop_by"]: judge.trace()}
         return replace(painted, images=images, similarity=guides.similarity(images, targets), trace=trace)
 
     def baseline(self, items: Sequence[Item], watch: Watch) -> Painted:
-        """A batch by best-of or one-step guidance."""
-        chain, given = self.chain(items)
-        canvas, guides, targets = self.canvas(items, chain, given), self.session.guides, self.objective.targets(items)
+        """Paint a batch by best-of or one-step guidance."""
+        chain, conditioning = self.chain(items)
+        canvas, guides, targets = (
+            self.canvas(items, chain, conditioning),
+            self.session.guides,
+            self.objective.targets(items),
+        )
         guided = self.arguments["method"] == "one-step"
-        losses = self.losses(items, canvas) if guided else self.objective.losses(items)  # samples keep no gradient
+        losses = self.losses(items, canvas) if guided else self.objective.losses(items)  # sampling needs no gradient
 
         def stream(one: ChainStart) -> Stream:
             return self.doodl.stream(one, losses, self.look)
@@ -151,20 +154,20 @@ class DoodlSession:
             return one_step_guided(canvas, stream(canvas), scale, items, guides, targets, watch)
 
         def sample(number: int) -> ChainStart:
-            return self.canvas(items, chain, given, number)
+            return self.canvas(items, chain, conditioning, number)
 
         return best_of(sample, stream, self.steps, items, guides, targets, watch)
 
     @property
     def steps(self) -> int:
-        """Of a batch, by its method."""
+        """Steps of a batch, by method."""
         steps = self.doodl.task.steps
-        samples = self.arguments["candidates"] or 2 * steps + 1  # a step samples, and goes the same way back
+        samples = self.arguments["candidates"] or 2 * steps + 1  # a step samples the chain and reverses it
         of_method = {"plain": 0, "best-of": samples, "one-step": self.doodl.variant.chain_steps}
         return of_method.get(self.arguments["method"], steps)
 
     def paint(self, paint: Any) -> Result:
-        """All pictures, batch by batch."""
+        """Paint all pictures, batch by batch."""
         return self.session.paint(paint, steps=self.steps)
 
 
@@ -183,21 +186,21 @@ def faults(
     stop_by: str | None,
     referee: list[Any],
 ) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
+    """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     try:
         use_of(classifier, exemplar, aesthetics, loss)
     except UsageError as error:
         yield str(error)
     if (classifier is None) != (class_name is None):
-        yield "--classifier says who judges, and --class-name what it should see: give both"
+        yield "--classifier and --class-name belong together: give both"
     if classes is not None and classifier is None:
-        yield "--classes names the classes of a --classifier, and there is none"
+        yield "--classes needs a --classifier"
     if sampler == "ddim" and init != "noise":
-        yield "--init is inverted, which ddim cannot be exactly: give --sampler edict, bdia or o-belm"
+        yield "--init needs a sampler with exact inverse, which ddim has not: give --sampler edict, bdia or o-belm"
     if init != "noise" and method == "best-of":
         yield "--method best-of starts from noise: leave --init out"
     if stop_by is not None and stop_by in [str(one).partition("=")[0] for one in referee]:
         yield f"--stop-by {stop_by} also guides: give a referee that does not"
     if stop_by is not None and method in ("best-of", "one-step", "plain"):
-        yield f"--stop-by ends the steps of an optimisation, and --method {method} has none: leave it out"
+        yield f"--stop-by needs an optimisation, and --method {method} has none: leave it out"

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, PlainValidator
 from torch import Tensor
 
 from robustclip.data.images import load_image
+from robustclip.diffusion.stable import check_guidance
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
 from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
@@ -24,7 +25,7 @@ from robustclip.synthesis.items import Item
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.terms import Loss
 
-HEADROOM: Final = 0.9  # of the free memory that crops may take
+HEADROOM: Final = 0.9  # share of the free memory for crops
 
 
 def _function(given: Any) -> Any:
@@ -40,40 +41,38 @@ def _aim(text: str) -> str:
                 return text
         except ValueError:
             pass
-        raise UsageError(f"{text[:40]!r} is no aim of a score: give up, down, or a number to come near, as in 10")
+        raise UsageError(f"{text[:40]!r} is not an aim of a score: give up, down, or a target value such as 10")
     return text
 
 
 def _guidance(value: float | None) -> float | None:
-    if value is not None and not value >= 0:
-        raise UsageError(
-            f"guidance {value:g} would lead away from the text: give 0 (no text), 1 (the text alone) or more"
-        )
-    return value
+    return value if value is None else check_guidance(value)
 
 
 Function = Annotated[Any, PlainValidator(_function), "Python only: a function of pictures, (B,3,H,W) to (B,)"]
 Aim = Annotated[str, AfterValidator(_aim), "direction of the aesthetic score: up, down, or a target value"]
-Guidance = Annotated[float | None, AfterValidator(_guidance), "classifier-free, of the chain; by default the mode's"]
+Guidance = Annotated[
+    float | None, AfterValidator(_guidance), "classifier-free guidance of the chain; default: the mode's"
+]
 
 
 def use_of(classifier: str | None, exemplar: Sequence[str], aesthetics: Sequence[str], loss: Any) -> Use:
-    """The use that the flags ask for; text, where none does. Raises UsageError for two."""
-    asked: list[tuple[Use, str, bool]] = [
+    """The use that the flags select; default: text. Raises UsageError for two."""
+    flags: list[tuple[Use, str, bool]] = [
         ("class", "--classifier", classifier is not None),
         ("exemplar", "--exemplar", bool(exemplar)),
         ("aesthetics", "--aesthetics", bool(aesthetics)),
         ("function", "loss=", loss is not None),
     ]
-    found = [(use, flag) for use, flag, is_asked in asked if is_asked]
-    if len(found) > 1:
-        raise UsageError(f"{' and '.join(flag for _, flag in found)} pull to different ends: give one of them")
-    return found[0][0] if found else "text"
+    selected = [(use, flag) for use, flag, is_given in flags if is_given]
+    if len(selected) > 1:
+        raise UsageError(f"{' and '.join(flag for _, flag in selected)} are different objectives: give one of them")
+    return selected[0][0] if selected else "text"
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What the flags ask for, read: one of them, beside the use, is there."""
+    """Loaded targets of the use: the fields of one use are set."""
 
     use: Use
     classifier: Classifier | None = None
@@ -108,8 +107,8 @@ class Ends:
 
 @dataclass(frozen=True)
 class Objective:
-    """size: of what its judge sees; losses: items -> each loss and its weight; targets: items -> what the pictures
-    are to be like, for the similarity that is told."""
+    """size: input size of its judge; losses: items -> losses with weights; targets: items -> prompts of the reported
+    similarity."""
 
     size: tuple[int, int]
     losses: Callable[[Sequence[Item]], list[tuple[Loss, float]]]
@@ -117,20 +116,20 @@ class Objective:
 
 
 def objective_of(ends: Ends, guides: PairGuides, entropy: Entropy) -> Objective:
-    """What pulls. Raises UsageError for heads that are not one a CLIP, or not of its embeddings' width."""
+    """The objective of a use. Raises UsageError unless there is one head per CLIP, of its embeddings' width."""
 
     def prompts(items: Sequence[Item]) -> list[Prompt]:
         return [item.prompt if ends.wanted is None else ends.wanted for item in items]
 
     def text(items: Sequence[Item]) -> list[tuple[Loss, float]]:
-        asked = prompts(items)
-        found: list[tuple[Loss, float]] = []
+        targets = prompts(items)
+        losses: list[tuple[Loss, float]] = []
         if ends.wanted is None:
-            found += guides.pairings(asked, matching=1.0, captioning=1.0)
+            losses += guides.pairings(targets, matching=1.0, captioning=1.0)
         if guides.referees:
-            found.append((guides.spherical(asked), sum(guides.weights)))
-        whole = sum(weight for _, weight in found)
-        return [(loss, weight / whole) for loss, weight in found]
+            losses.append((guides.spherical(targets), sum(guides.weights)))
+        total = sum(weight for _, weight in losses)
+        return [(loss, weight / total) for loss, weight in losses]
 
     if (judge := ends.classifier) is not None:
 
@@ -156,9 +155,9 @@ def objective_of(ends: Ends, guides: PairGuides, entropy: Entropy) -> Objective:
 
 
 def exemplars(files: Sequence[str]) -> Prompt:
-    """What a picture is to be like: these pictures, each as much. One that cannot be read is told and left out.
+    """A prompt of these pictures with equal weights; unreadable ones are left out with a note.
 
-    Raises UsageError where none can be read.
+    Raises UsageError if none can be read.
     """
     readable = []
     for file in files:
@@ -172,35 +171,35 @@ def exemplars(files: Sequence[str]) -> Prompt:
     return Prompt(tuple(Part(file, 1 / len(readable), "image") for file in readable))
 
 
-def told_to_the_model(item: Item, model_prompt: str) -> str:
+def generator_prompt(item: Item, model_prompt: str) -> str:
     """The diffusion model's own prompt for an item."""
     return model_prompt.replace("{}", text_of(item.prompt)) if "{}" in model_prompt else model_prompt
 
 
 def check_crops(loss: Loss, count: int, pictures: int, size: tuple[int, int], device: torch.device) -> None:
-    """Measure what one crop of each picture keeps for its gradient. Raises UsageError, with what would fit, where so
-    many take more memory than is free."""
+    """Measure the activations that one crop of each picture stores for its gradient. Raises UsageError, with a number
+    that fits, if `count` crops exceed free memory."""
     free = free_memory(device)
     if free is None or not count:
         return
 
     def kept(crops: int) -> int:
-        found: dict[int, int] = {}
+        sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         probe = torch.zeros(pictures, crops, 3, *size, device=device, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = loss(probe)
-        del out  # until here, so that no storage is another's again
-        return sum(found.values())
+        del out  # until here, so that no storage is reused
+        return sum(sizes.values())
 
-    each = max(kept(2) - kept(1), 0)  # in which weights, that are kept as well, do not count
+    each = max(kept(2) - kept(1), 0)  # the difference excludes stored weights
     if each * count > HEADROOM * free:
         fit = int(HEADROOM * free / each) if each else count
         raise UsageError(
-            f"{count} crops of {pictures} picture{'s' if pictures > 1 else ''} keep about {each * count / 1e9:.1f} GB "
+            f"{count} crops of {pictures} picture{'s' if pictures > 1 else ''} take about {each * count / 1e9:.1f} GB "
             f"for the gradient, and {free / 1e9:.1f} GB are free: give --crops {max(fit, 1)}, or a smaller --batch-size"
         )

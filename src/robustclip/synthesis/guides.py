@@ -30,20 +30,20 @@ from robustclip.synthesis.prompts import Part, Prompt, check_context
 
 Given = str | Path | TwoTower
 NUMBER = re.compile(r"[+]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-PROBE = 8  # images of the pass that `--dtype measure` times
+PROBE = 8  # images of the pass timed by `--dtype measure`
 
 
 class Guides:
     """One or more CLIPs as guides; the objective is their weighted mean.
 
-    A prompt's parts are embedded once, however many pictures are made of it.
+    Each part of a prompt is embedded once.
     """
 
     def __init__(self, referees: Sequence[TwoTower], weights: Sequence[float], dtype: torch.dtype) -> None:
         self.referees = list(referees)
         self.weights = list(weights)
         self.dtype = dtype
-        self._known: list[dict[Part, Tensor]] = [{} for _ in referees]
+        self._embedded: list[dict[Part, Tensor]] = [{} for _ in referees]
 
     @classmethod
     def load(
@@ -56,10 +56,10 @@ class Guides:
         channels_last: bool = True,
         compile: bool = False,
     ) -> Guides:
-        """Referees by name, folder or object, `NAME=WEIGHT` for one of several that counts more or less.
+        """Referees by name, folder or object, with weights as `NAME=WEIGHT`; in eval mode and frozen.
 
-        They are in eval mode and frozen. `recorded` is the dtype of the run to go on with (see `chosen_dtype`).
-        Raises UsageError for none, one that comes twice, and a weight that is not a positive number.
+        `recorded` is the dtype of a resumed run (see `chosen_dtype`). Raises UsageError for none, duplicates, and a
+        weight that is not a positive number.
         """
         listed = [given] if isinstance(given, str | Path | TwoTower) else list(given)
         if not listed:
@@ -97,14 +97,14 @@ class Guides:
         return self.referees[0].device
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises UsageError for texts that are too long for one of them and for pictures that can't be read."""
+        """Raise UsageError for texts that are too long for a guide and unreadable pictures."""
         for referee in self.referees:
             check_context(referee, prompts)
         for prompt in prompts:
             prompt.check_images()
 
     def targets(self, prompts: Sequence[Prompt]) -> list[Target]:
-        """What each referee should see in one picture of each prompt."""
+        """Each referee's targets, for one picture per prompt."""
         longest = max(len(prompt.parts) for prompt in prompts)
         weights, stops = torch.zeros(len(prompts), longest), torch.full((len(prompts), longest), -torch.inf)
         for row, prompt in enumerate(prompts):
@@ -112,11 +112,11 @@ class Guides:
             stops[row, : len(prompt.parts)] = torch.tensor([part.stop for part in prompt.parts])
         stopping = stops.to(self.device) if stops.isfinite().any() else None
         targets = []
-        for referee, known, share in zip(self.referees, self._known, self.weights, strict=True):
-            self._embed(referee, known, prompts)
+        for referee, embedded, share in zip(self.referees, self._embedded, self.weights, strict=True):
+            self._embed(referee, embedded, prompts)
             directions = torch.zeros(len(prompts), longest, referee.width, device=self.device)
             for row, prompt in enumerate(prompts):
-                directions[row, : len(prompt.parts)] = torch.stack([known[part] for part in prompt.parts])
+                directions[row, : len(prompt.parts)] = torch.stack([embedded[part] for part in prompt.parts])
             targets.append(Target(referee, directions, weights.to(self.device), share, stopping))
         return targets
 
@@ -133,13 +133,12 @@ class Guides:
 
     @torch.no_grad()
     def similarity(self, images: Float[Tensor, "p 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " p"]:
-        """Weighted sum over each prompt's parts of their cosine with its picture, by itself, without views: the cosine,
-        for a prompt of one text."""
+        """Weighted sum of the cosines of each prompt's parts with its picture, without views."""
         return self.cosine(prompts).similarity(images.unsqueeze(1))[:, 0]
 
     def directions(self, prompts: Sequence[Prompt]) -> Float[Tensor, "p d"]:
-        """For each prompt the vector whose product with a picture's embeddings, of all guides side by side, is the
-        similarity: to rank many pictures that were embedded once (see robustclip.inits.basic)."""
+        """For each prompt the vector whose product with a picture's concatenated embeddings is the similarity, to rank
+        many embedded pictures (see robustclip.inits.basic)."""
         return torch.cat(
             [
                 weight / sum(self.weights) * torch.einsum("ptd,pt->pd", target.directions, target.weights)
@@ -149,22 +148,22 @@ class Guides:
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """Name, weight and fingerprint of each, as a run keeps them, so that none of them judges its own pictures."""
+        """Name, weight and fingerprint of each, recorded so that no guide judges its own pictures."""
         return [
             {"name": referee.card.name, "weight": weight, "fingerprint": fingerprint(referee)}
             for referee, weight in zip(self.referees, self.weights, strict=True)
         ]
 
-    def _embed(self, referee: TwoTower, known: dict[Part, Tensor], prompts: Sequence[Prompt]) -> None:
-        new = list(dict.fromkeys(part for prompt in prompts for part in prompt.parts if part not in known))
+    def _embed(self, referee: TwoTower, embedded: dict[Part, Tensor], prompts: Sequence[Prompt]) -> None:
+        new = list(dict.fromkeys(part for prompt in prompts for part in prompt.parts if part not in embedded))
         texts = [part for part in new if part.kind == "text"]
         if texts:
-            known.update(zip(texts, referee.embed_texts([part.content for part in texts]), strict=True))
+            embedded.update(zip(texts, referee.embed_texts([part.content for part in texts]), strict=True))
         for part in new:
             if part.kind == "image":
                 image = load_image(part.content)[None].to(self.device)
                 with torch.no_grad():
-                    known[part] = referee.embed_images(image)[0]
+                    embedded[part] = referee.embed_images(image)[0]
 
 
 def parse_weight(text: str) -> tuple[str, float]:
@@ -185,12 +184,12 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 @final
 class Information:
-    """Latents (P,1,c,h,w), or pictures (P,1,3,H,W) of another model's, -> (P,1): minus the mutual information of each
+    """Latents (P,1,c,h,w), or pictures (P,1,3,H,W) for another model, -> (P,1): negative mutual information of each
     and its prompt in nats (the MMSE gap, `pointwise_mi`), differentiable.
 
-    Every call draws new noise, the same for all pictures, at a step in each of `levels` strata. It takes 2 * levels
-    evaluations of the denoiser, forward and back, where SDS takes 2 forward. Without the denoiser's own Jacobian its
-    gradient would be that of SDS at guidance without limit.
+    Every call draws new noise, common to all pictures, at a step in each of `levels` strata. It costs 2 * levels
+    evaluations of the denoiser, forward and backward; SDS costs 2 forward. Without the denoiser's Jacobian its gradient
+    is that of SDS in the limit of infinite guidance.
     """
 
     def __init__(self, model: LatentDiffusion, texts: Sequence[str], *, of_latents: bool, levels: int = 4) -> None:
@@ -199,11 +198,13 @@ class Information:
         self.calls = 0
 
     def __call__(self, views: Tensor) -> Float[Tensor, "p 1"]:
-        seen = views[:, 0]
-        latents = seen if self.reads == "latent" else self.model.encode(whole_in_cells(self.model, seen))
+        read = views[:, 0]
+        latents = read if self.reads == "latent" else self.model.encode(whole_in_cells(self.model, read))
         self.calls += 1
-        found = pointwise_mi(self.model, latents, self.texts, self.empty, levels=self.levels, draws=1, seed=self.calls)
-        return -found.nats.float().unsqueeze(1)
+        estimate = pointwise_mi(
+            self.model, latents, self.texts, self.empty, levels=self.levels, draws=1, seed=self.calls
+        )
+        return -estimate.nats.float().unsqueeze(1)
 
     def __str__(self) -> str:
         return f"mutual information at {self.levels} levels"
@@ -211,8 +212,8 @@ class Information:
 
 @final
 class PairGuides(Guides):
-    """Pair readers, CLIPs and diffusion models, each with its weight. Where a pair reader is among them, the similarity
-    that is shown is its probability of a match; where diffusion models are alone, their mutual information in nats."""
+    """Pair readers, CLIPs and diffusion models, with weights. The reported similarity is the matching probability of
+    the pair readers, if any; of diffusion models alone, their mutual information in nats."""
 
     def __init__(
         self,
@@ -235,8 +236,8 @@ class PairGuides(Guides):
         channels_last: bool = True,
         compile: bool = False,
     ) -> PairGuides:
-        """Pair readers and CLIPs by name, folder or object, diffusion models as `mi:NAME` or `mi:FOLDER`, `NAME=WEIGHT`
-        for one that counts more or less.
+        """Pair readers and CLIPs by name, folder or object, diffusion models as `mi:NAME` or `mi:FOLDER`, with weights
+        as `NAME=WEIGHT`.
 
         Raises UsageError as `Guides.load`.
         """
@@ -281,7 +282,7 @@ class PairGuides(Guides):
             reader.check_texts([text_of(prompt) for prompt in prompts])
 
     def pairings(self, prompts: Sequence[Prompt], *, matching: float, captioning: float) -> list[tuple[Pairing, float]]:
-        """The loss of each pair reader for these prompts, and its weight."""
+        """Each pair reader's loss for the prompts, and its weight."""
         texts = [text_of(prompt) for prompt in prompts]
         return [
             (Pairing(reader, texts, matching=matching, captioning=captioning, dtype=self.dtype), weight)
@@ -289,8 +290,7 @@ class PairGuides(Guides):
         ]
 
     def informing(self, prompts: Sequence[Prompt], generator: LatentDiffusion) -> list[tuple[Information, float, str]]:
-        """The loss of each diffusion model for these prompts, its weight and name; of the latents themselves where it
-        is the `generator` of these."""
+        """Each diffusion model's loss for the prompts, its weight and name; the `generator` itself reads latents."""
         texts = [text_of(prompt) for prompt in prompts]
         return [
             (
@@ -326,10 +326,10 @@ class PairGuides(Guides):
 
 
 def text_of(prompt: Prompt) -> str:
-    """The text of a prompt of one text. Raises UsageError for others: a pair reader has no direction to weigh."""
+    """The text of a prompt of one unweighted text. Raises UsageError for others, which pair readers cannot read."""
     if len(prompt.parts) != 1 or prompt.parts[0].kind != "text" or prompt.parts[0].weight != 1:
         raise UsageError(
-            f"{str(prompt)[:100]!r} has weights, parts or pictures, and a pair reader reads one text: give it as it "
-            'stands, e.g. "a yellow banana and a blue butterfly"'
+            f"{str(prompt)[:100]!r} has weights, parts or pictures, and a pair reader reads one text: give only "
+            'text, e.g. "a yellow banana and a blue butterfly"'
         )
     return prompt.parts[0].content

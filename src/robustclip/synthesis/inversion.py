@@ -20,23 +20,23 @@ Mode = Literal["faithful", "released", "fixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What the three modes differ by.
+    """What the modes differ by.
 
     optimiser       of the referee's stream; that of SDS is plain SGD at rate 1.
     lr, warm_up     of the referee's stream: its rate at first, and iterations that lead up to it.
     sds_decays      the SDS stream's rate falls as the referee's does.
     weighted_norm   the referee's gradient is brought to w1 times the norm of the weighted SDS gradient.
     gradient_noise  noise is also added to the referee's gradient.
-    last_noise      deviation of z's noise in the last steps, which are SDS' alone.
+    last_noise      deviation of z's noise in the last steps, of SDS only.
     copies          augmented views of the picture that the referee sees in each step.
-    added_noise     deviation of noise on each copy, beside the one that is drawn below 0.1.
-    times           of SDS: from, and up to, without the last.
-    as_coded        VLMinv's order of things: the cosine of the rate begins after the warm-up; the average begins as z
-                    after the first step, restarts where the count of done steps reaches `start`, never after the
+    added_noise     deviation of additional noise on each copy.
+    times           times of SDS: lower bound and (exclusive) upper bound.
+    as_coded        VLMinv's order: the cosine of the rate begins after the warm-up; the average begins as z
+                    after the first step, restarts when the number of completed steps reaches `start`, not after the
                     referee's last, and takes the referee's next step then (`MovingAverage.lend`); copies are shifted
-                    down only; SDS is told the prompt as BLIP-2 reads it.
-    through         gradients pass pixels that were cut to [0,1].
-    rescaled        the SDS weight is meant for a latent of 64x64 cells, and brought to this one's.
+                    down only; SDS gets the prompt as prepared for BLIP-2.
+    through         gradients pass pixels that were clamped to [0,1].
+    rescaled        the SDS weight, meant for a latent of 64x64 cells, is scaled to this latent.
     guidance        classifier-free, of SDS; 30 in the paper's text and in its code.
     """
 
@@ -76,15 +76,15 @@ VARIANTS: Final[dict[Mode, Variant]] = {
         as_coded=True,
     ),
     # Ours: a rate of Adam for latents of few cells and unit variance (at 1.0 each number moves by 1 a step), and the
-    # SDS weight brought to the latent's size. Rate and guidance are chosen on the small embedded model, which a
-    # guidance of 30 drives into dark and glaring colours.
+    # SDS weight scaled to the latent. Rate and guidance are chosen on the small embedded model, whose colours saturate
+    # at a guidance of 30.
     "fixed": Variant(optimiser="adam", lr=0.3, warm_up=10, through=True, rescaled=True, guidance=5.0),
 }
 
 
 @dataclass(frozen=True)
 class Algorithm1:
-    """Its constants; iterations are counted from 0."""
+    """Settings of Algorithm 1; iterations are counted from 0."""
 
     variant: Variant
     steps: int = 160
@@ -106,9 +106,9 @@ class Algorithm1:
         reduce: Reduce = MEAN,
         generators: Sequence[Generator] = (),
     ) -> list[Stream]:
-        """SDS, where there is one, and each referee (its loss, weight and name), whose gradient is brought to its share
-        of w1 norms of that of SDS. With one referee this is Alg. 1; several, of losses of different scales, are ours.
-        `generators`, one a picture, draw the noise on the gradient of the first, where the variant has it.
+        """Streams of SDS, if any, and of each referee (loss, weight, name), whose gradient is scaled to its share of w1
+        times the norm of the SDS gradient. One referee is Alg. 1; several are ours. `generators`, one per picture, draw
+        the variant's noise on the first referee's gradient.
         """
         falling = cosine_decay(self.steps, 0.5)
         streams: list[Stream] = []
@@ -119,7 +119,9 @@ class Algorithm1:
             streams.append(Stream(Terms((term,)), descent, schedule=schedule, name="sds"))
         total = sum(weight for _, weight, _ in referees)
         kind = torch.optim.Adam if self.variant.optimiser == "adam" else torch.optim.SGD
-        shake = Noise(self.noise, generators, self.steps - self.sds_only).drawn if self.variant.gradient_noise else None
+        gradient_noise = (
+            Noise(self.noise, generators, self.steps - self.sds_only).drawn if self.variant.gradient_noise else None
+        )
         for row, (loss, weight, name) in enumerate(referees):  # g = w1 grad L ||grad SDS|| / ||grad L||
             share = weight / total
             streams.append(
@@ -128,15 +130,15 @@ class Algorithm1:
                     kind(canvas.parameters(), lr=self.variant.lr * share),
                     match=None if sds is None else (streams[0], self._norms(share)),
                     schedule=self.rate,
-                    shake=shake if row == 0 else None,
+                    noise=gradient_noise if row == 0 else None,
                     name=name,
                 )
             )
         return streams
 
     def callbacks(self, canvas: Canvas, generators: Sequence[Sequence[Generator]]) -> list[Callback]:
-        """Noise on z, and the moving average, which restarts z at `start` and every `period` from there. `generators`
-        are two rows, each of one a picture."""
+        """Noise on z, and the moving average, which restarts z at `start` and every `period` steps after it.
+        `generators`: two rows of one per picture."""
         calm, variant = self.steps - self.sds_only, self.variant
         restarts = restarts_of(self.start, self.period, self.steps)
         if variant.as_coded:
@@ -167,14 +169,14 @@ class Algorithm1:
         return min(1.0, (step + 1) / max(warm_up, 1)) * cosine_decay(self.steps, 0.5)(step)
 
     def _term(self, loss: Loss | Any, look: Looking | None, reduce: Reduce) -> Term:
-        """A loss that says what it reads (mutual information) reads it as it is; others see views of the picture."""
+        """Term of a loss: views of the picture, or the rendering that the loss `reads` (mutual information)."""
         if hasattr(loss, "reads"):
-            return Term(loss, reads=loss.reads, weight=self._pulls)
-        return Term(loss, look, reduce=reduce, weight=self._pulls)
+            return Term(loss, reads=loss.reads, weight=self._active)
+        return Term(loss, look, reduce=reduce, weight=self._active)
 
-    def _pulls(self, step: int) -> float:
+    def _active(self, step: int) -> float:
         return 1.0 if step < self.steps - self.sds_only else 0.0
 
     def _norms(self, share: float) -> Schedule:
-        """Of the SDS stream's gradient, in which w2 is."""
+        """Factor of the SDS gradient's norm, which includes w2."""
         return lambda step: share * self.w1 / (1.0 if self.variant.weighted_norm else max(self.weight(step), 1e-12))

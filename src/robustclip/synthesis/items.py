@@ -22,7 +22,7 @@ from robustclip.runs.files import read_text, table_rows
 from robustclip.synthesis.prompts import Prompt
 
 LONGEST: Final = 100
-"""Characters of a name; and twice as many bytes: what is added to it (a seed, an ending, a draft's) has room in 255."""
+"""Maximum characters of a name, and half of its bytes, so that name, seed and suffix fit 255 bytes."""
 SLUG: Final = 60
 """Characters of a name made of a prompt."""
 
@@ -30,9 +30,9 @@ _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d|conin|conout|clock", re.IGN
 
 
 def stem(text: str, fallback: str = "picture") -> str:
-    """A file name without ending: letters and digits of any script, `-` and `_`; one that is cut, or has a digest.
+    """A file name without ending: letters and digits of any script, `-` and `_`; long ones end in a digest.
 
-    Two texts can have the same: see `apart`.
+    Different texts can give the same name: see `apart`.
     """
     name = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFKC", text)).strip("-")
     if not name or _RESERVED.fullmatch(name):
@@ -43,16 +43,16 @@ def stem(text: str, fallback: str = "picture") -> str:
 
 
 def slug(text: str) -> str:
-    """A short name made of a prompt: `a-green-turtle`."""
+    """A short name of a prompt: `a-green-turtle`."""
     words = stem(text[: 2 * SLUG].casefold())
     short = _cut(words, SLUG)
     return short if short == words else short.rpartition("-")[0] or short  # not in the middle of a word
 
 
 def apart(named: Iterable[tuple[str, str]]) -> list[str]:
-    """Names that differ also where case or accents' encoding do not count, of (name, what it stands for) pairs.
+    """Unique names of (name, meaning) pairs, up to case and Unicode normalisation.
 
-    The first of a name keeps it; the next ones get digits that depend on what they stand for.
+    The first of equal names keeps it; others get a digest of their meaning.
     """
     taken: set[str] = set()
     found = []
@@ -91,8 +91,8 @@ class Item:
     repeat: int = 0
 
     def generator(self, purpose: str, *indices: int, device: str | torch.device = "cpu") -> torch.Generator:
-        """The random numbers of this picture for a purpose, e.g. `item.generator("views", step)`: a function of seed,
-        prompt and repeat alone, so that no picture depends on which others share its batch or process."""
+        """Random generator of this picture for a purpose, e.g. `item.generator("views", step)`: a function of seed,
+        prompt and repeat, independent of batch and process."""
         return rng.generator(self.seed, f"{purpose} of {self.prompt}", self.repeat, *indices, device=device)
 
 
@@ -192,7 +192,7 @@ MOST: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Line:
-    """What stands in a line (from 1) of a file."""
+    """A line (from 1) of a prompt file."""
 
     number: int
     caption: str
@@ -201,10 +201,10 @@ class Line:
 
 
 def load_prompts(path: str | Path) -> list[Named]:
-    """The prompts of a file, in its order, each with a name that is safe and unlike all others.
+    """The prompts of a file, in order, with unique file names.
 
     Raises UsageError, naming file and line, for a file that is not readable, an ending that is none of .txt, .jsonl and
-    .csv, a line without a caption or with an odd one, and an id that came before.
+    .csv, a line without a valid caption, and duplicate ids.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
@@ -226,7 +226,7 @@ def load_prompts(path: str | Path) -> list[Named]:
     if not lines:
         raise UsageError(f"{path} holds no prompt: write a caption a line")
     _refuse_twins(path, lines)
-    digits = max(5, len(str(lines[-1].number)))  # so that a file that grows keeps its names
+    digits = max(5, len(str(lines[-1].number)))  # so that names do not change when the file grows
     names = apart(
         (f"{line.number:0{digits}}-{slug(line.caption)}", f"line {line.number}")
         if line.id is None

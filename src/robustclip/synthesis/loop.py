@@ -16,15 +16,15 @@ from robustclip.errors import RunError, UsageError
 from robustclip.synthesis.terms import Schedule, Stream
 
 Trace = dict[str, Float[Tensor, "s p"]]
-"""Every number of every step and picture; NaN in a step in which its term was not computed."""
+"""Losses of every step and picture by term; NaN in steps in which the term was not computed."""
 
 
 @dataclass(frozen=True)
 class Moment:
     """State of a step as passed to callbacks: renderings and losses before the update.
 
-    image: (P,3,H,W), detached; losses: (P,), the weighted sum over all streams; numbers: what each term found, (P,);
-    gradients: by the streams' names, those that they stepped along.
+    image: (P,3,H,W), detached; losses: (P,), the weighted sum over all streams; numbers: each term's losses (P,);
+    gradients: prepared gradients by stream name.
     """
 
     step: int
@@ -37,8 +37,7 @@ class Moment:
 
 
 class Callback(Protocol):
-    """Runs between step and projection: it may change the canvas's parameters, or only look. True ends the loop after
-    this step."""
+    """Called between step and projection; may change the canvas's parameters. True ends the loop after this step."""
 
     def __call__(self, moment: Moment, /) -> bool | None: ...
 
@@ -53,9 +52,9 @@ def optimise(
 ) -> tuple[Float[Tensor, "p 3 h w"], Trace]:
     """Optimise the canvas for `steps` steps on the streams' losses; returns (final rendering, trace).
 
-    `generators(purpose, step)` gives one generator a picture, so that a picture does not depend on which others are
-    optimised beside it. All streams' gradients are taken at the same rendering, before any of them steps. A callback
-    that returns True makes the step that it was shown the last.
+    `generators(purpose, step)` gives one generator per picture, so that a picture does not depend on the others of its
+    batch. All streams' gradients are taken at the same rendering, before any of them steps. A callback that returns
+    True ends the loop.
     """
     trace: list[dict[str, Tensor]] = []
     for step in range(steps):
@@ -63,14 +62,14 @@ def optimise(
         losses, numbers, gradients = _losses_and_gradients(streams, rendered, generators, step)
         norms: dict[int, Tensor] = {}
         prepared = [
-            None if found is None else stream.prepared(found, norms, step)
-            for stream, found in zip(streams, gradients, strict=True)
+            None if gradient is None else stream.prepared(gradient, norms, step)
+            for stream, gradient in zip(streams, gradients, strict=True)
         ]
         image = rendered["image"].detach().clone()  # a step changes parameters in place, and pixels are parameters
-        for stream, found in zip(streams, prepared, strict=True):
-            if found is not None:
-                stream.step(found, step)
-        followed = {stream.name: found for stream, found in zip(streams, prepared, strict=True) if found is not None}
+        active = [(stream, one) for stream, one in zip(streams, prepared, strict=True) if one is not None]
+        for stream, gradient in active:
+            stream.step(gradient, step)
+        followed = {stream.name: gradient for stream, gradient in active}
         moment = Moment(step, steps, canvas, image, losses, numbers, followed)
         ended = [callback(moment) for callback in callbacks]
         canvas.project()
@@ -87,49 +86,49 @@ def _losses_and_gradients(
     generators: Callable[[str, int], Sequence[Generator]],
     step: int,
 ) -> tuple[Tensor, dict[str, Tensor], list[list[Tensor] | None]]:
-    """(the losses (P,), what each term found, for each stream its gradients or None where it rests in this step)."""
+    """(losses (P,), losses by term, each stream's gradients or None if it is inactive in this step)."""
     pictures = rendered["image"]
     total = pictures.new_zeros(len(pictures), dtype=torch.float32)
     numbers: dict[str, Tensor] = {}
     gradients: list[list[Tensor] | None] = []
     for number, stream in enumerate(streams):
-        losses, found = stream.terms(rendered, partial(_of_stream, generators, number, step), step)
+        losses, by_term = stream.terms(rendered, partial(_of_stream, generators, number, step), step)
         numbers |= {
-            name if name not in numbers else f"{name} of stream {number}": value for name, value in found.items()
+            name if name not in numbers else f"{name} of stream {number}": value for name, value in by_term.items()
         }
         if losses is None:
             gradients.append(None)
             continue
-        keep = number < len(streams) - 1  # the next stream goes back through the same rendering
+        keep = number < len(streams) - 1  # the next stream uses the same graph
         gradients.append(_gradients(stream, losses, step, keep))
         total = total + losses.detach().float()
     return total, numbers, gradients
 
 
 def _gradients(stream: Stream, losses: Tensor, step: int, keep: bool) -> list[Tensor]:
-    """Raises UsageError where there is none, and RunError where one of a stream with a name is not a number."""
+    """Gradients of a stream. Raises UsageError if there is none, RunError if one of a named stream is not finite."""
     if not losses.requires_grad:
         raise UsageError(
             f"{stream.name or 'the stream'} has no gradient ({stream.terms}): a referee that guides must not detach "
-            "its answer, and must not run under torch.no_grad()"
+            "its output, and must not run under torch.no_grad()"
         )
-    found = list(torch.autograd.grad(losses.sum(), stream.parameters, retain_graph=keep))
+    gradients = list(torch.autograd.grad(losses.sum(), stream.parameters, retain_graph=keep))
     if stream.name:
-        whole = torch.stack([one.flatten(1).isfinite().all(1) for one in found]).all(0)
-        if not bool(whole.all()):
-            rows = (~whole).nonzero()[:, 0].tolist()
+        finite = torch.stack([one.flatten(1).isfinite().all(1) for one in gradients]).all(0)
+        if not bool(finite.all()):
+            rows = (~finite).nonzero()[:, 0].tolist()
             raise RunError(
                 f"the gradient of {stream.name} ({stream.terms}) is not a number at step {step}, in picture"
-                f"{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])} of {len(whole)}: lower "
+                f"{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])} of {len(finite)}: lower "
                 "its rate or weight, or compute in float32 (--dtype float32)"
             )
-    return found
+    return gradients
 
 
 def _of_stream(
     generators: Callable[[str, int], Sequence[Generator]], number: int, step: int, purpose: str
 ) -> Sequence[Generator]:
-    """Two streams draw their own numbers."""
+    """Generators that differ between streams."""
     return generators(f"{purpose} of stream {number}", step)
 
 
@@ -141,11 +140,11 @@ def _stacked(trace: Sequence[Mapping[str, Tensor]]) -> Trace:
 
 @final
 class KeepBest:
-    """The picture of the lowest loss so far, for each picture by itself.
+    """Callback that keeps each picture's rendering of lowest loss.
 
-    by      the number that decides; the weighted sum of all terms without one.
-    late    as CLIPAG's notebook: the loss is measured before the step, and the picture is kept after it. So what is
-            kept is one step further than what was measured.
+    by      label of the loss that decides; default: the weighted sum of all terms.
+    late    as in CLIPAG's notebook: the loss is measured before the step and the picture is kept after it, one step
+            later than it was measured.
     """
 
     def __init__(self, by: str | None = None, *, late: bool = False) -> None:
@@ -160,7 +159,7 @@ class KeepBest:
         losses = moment.losses if self.by is None else moment.numbers[self.by]
         if self.losses is None or self._images is None:
             self.losses, self._images = torch.full_like(losses, torch.inf), moment.image
-        better = losses < self.losses  # false for what is not a number
+        better = losses < self.losses  # false for NaN
         self.losses = torch.where(better, losses, self.losses)
         if self.late:
             self._pending = better
@@ -180,7 +179,7 @@ class KeepBest:
 
 @final
 class Film:
-    """Pictures of the way, as they were rendered at evenly spread steps."""
+    """Callback that keeps renderings of evenly spread steps."""
 
     def __init__(self, steps: int, count: int) -> None:
         self.wanted = sorted({round(index * steps / max(count, 1)) for index in range(count)})
@@ -198,8 +197,8 @@ class Film:
 
 @final
 class Noise:
-    """Gaussian noise of this deviation, which may be a schedule of the step, on every parameter after each step, until
-    `last` (Referee-Can-Play, DOODL)."""
+    """Callback that adds Gaussian noise to every parameter after each step before `last` (Referee-Can-Play, DOODL); the
+    deviation may be a schedule."""
 
     def __init__(
         self, deviation: float | Schedule, generators: Sequence[torch.Generator], last: int | None = None
@@ -215,7 +214,7 @@ class Noise:
 
     @torch.no_grad()
     def drawn(self, like: Tensor, step: int) -> Tensor:
-        """The noise of a step for a tensor (P,...), each picture's row from its own generator."""
+        """Noise of a step for a tensor (P,...), from one generator per picture."""
         if self.last is not None and step >= self.last:
             return torch.zeros_like(like)
         deviation = self.deviation(step) if callable(self.deviation) else self.deviation
@@ -230,7 +229,7 @@ class Noise:
 class MovingAverage:
     """average <- decay * average + (1 - decay) * parameters, after each step.
 
-    start       what the average begins as; without it, the parameters after the first step.
+    start       initial average; default: the parameters after the first step.
     restarts    steps after which the parameters become a copy of the average. Optimisers keep their state.
     last        after the last step the parameters become the average, and so does the picture.
     """
@@ -260,11 +259,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def lend(self, moment: Moment) -> None:
-        """A callback between the streams' steps and the noise: in the step after a restart the average takes the step
-        of every stream but SDS.
+        """Callback between the streams' steps and the noise: in the step after a restart the average also takes the
+        step of every stream but SDS.
 
-        VLMinv's restart makes the latents the average's own memory. The referee's step, which is in place, then moves
-        both, and that of SDS, which is not, gives the latents a memory of their own again.
+        In VLMinv, a restart aliases the latents to the average. The referee's in-place step then changes both; the step
+        of SDS, not in place, ends the aliasing.
         """
         if self.average is None or moment.step - 1 not in self.restarts:
             return

@@ -22,25 +22,25 @@ from robustclip.synthesis.pictures import contact_sheet
 @dataclass
 class Painted:
     """A batch of P pictures. `similarity` is that of the final picture to its prompt; `trace` has a number of each
-    picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`; `beside` are the texts
-    of other files of each picture, by their ending ("svg")."""
+    picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`; `texts` are
+    further text files of each picture, by suffix ("svg")."""
 
     images: Float[Tensor, "p 3 h w"]
     similarity: Float[Tensor, " p"]
     trace: dict[str, Float[Tensor, "s p"]] = field(default_factory=dict)
     frames: Float[Tensor, "f p 3 h w"] | None = None
     steps_of_frames: list[int] = field(default_factory=list)
-    beside: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Watch(Protocol):
-    """Called after each step of a batch; it may raise, and the batch is over."""
+    """Called after each step of a batch; may raise to stop it."""
 
     def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
         """`images` as they are after `step` steps, and their numbers: `similarity` and each term's loss."""
 
-    def tell(self, loss: str) -> None:
+    def announce(self, loss: str) -> None:
         """Announce the objective before the first step."""
 
 
@@ -52,9 +52,9 @@ Paint = Callable[[Sequence[Item], Watch], Painted]
 class Result:
     """The pictures of a run, in the order of its items.
 
-    `similarity` is what each picture's file says. `trace` (S steps, N pictures), and `frames` by the items' ids, are of
-    what this call painted: NaN, or nothing, for pictures that were there before, came from other processes, or are of
-    more than 1,000. `ended` are the steps that pictures with frames took, which a held-out judge may end early.
+    `similarity` is read from the pictures' files. `trace` (S,N) and `frames`, by item id, cover pictures painted by
+    this call; they are NaN or missing for existing pictures, those of other processes, and runs of more than 1,000.
+    `ended` are the steps of pictures with frames, which a held-out judge may stop early.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Result:
         return [self.folder / "images" / f"{item.id}.png" for item in self.items]
 
     def image(self, index: int) -> Float[Tensor, "3 h w"]:
-        """A picture in [0, 1], as it was painted, or from its file (8 bits)."""
+        """A picture in [0,1], in full precision if this call painted it, else from its file (8 bits)."""
         kept = self.kept.get(self.items[index].id)
         return load_image(self.files[index]) if kept is None else kept
 
@@ -102,14 +102,14 @@ class Result:
         return to_pil(contact_sheet(self.items, self.image))
 
     def film(self, index: int = 0) -> Image.Image:
-        """How a picture came to be, from left to right. Raises UsageError where this call did not paint it."""
+        """Film strip of a picture's optimisation. Raises UsageError if this call did not paint it."""
         from robustclip.synthesis.pictures import film_strip
 
-        found = self.frames.get(self.items[index].id)
-        if found is None:
-            raise UsageError(f"picture {index} was not painted by this call, so that its way is not kept")
-        *before, last = self.steps_of_frames[: len(found)]
-        return to_pil(film_strip(found, [*before, self.ended.get(self.items[index].id, last)]))
+        frames = self.frames.get(self.items[index].id)
+        if frames is None:
+            raise UsageError(f"picture {index} was not painted by this call: its frames are not available")
+        *before, last = self.steps_of_frames[: len(frames)]
+        return to_pil(film_strip(frames, [*before, self.ended.get(self.items[index].id, last)]))
 
-    def _repr_png_(self) -> bytes | None:  # what a notebook shows
+    def _repr_png_(self) -> bytes | None:  # for notebooks
         return self.sheet()._repr_png_()

@@ -25,7 +25,7 @@ from robustclip.synthesis.loop import Moment
 
 CHUNK: Final = "robustclip"
 LONGEST_FACTS: Final = 2**20
-"""Bytes of the facts in a picture: what a recipe was asked and a prompt come nowhere near."""
+"""Maximum bytes of the facts in a picture."""
 LARGEST: Final = 2**28
 """Bytes of a picture's file."""
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -50,17 +50,17 @@ def write_picture(path: str | os.PathLike[str], image: Float[Tensor, "3 h w"], f
 
 
 def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_picture` noted. Raises UsageError for a file that is no whole PNG, or has no such note."""
+    """Facts written by `write_picture`. Raises UsageError for a file that is no complete PNG or has none."""
     for kind, data in _chunks(path):
         keyword, zero, text = data.partition(b"\0") if kind == b"tEXt" else (b"", b"", b"")
         if keyword == CHUNK.encode() and zero and len(text) <= LONGEST_FACTS:
             try:
                 facts = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"{path} says in no JSON how it was made ({error})") from error
+                raise UsageError(f"the facts of {path} are not JSON ({error})") from error
             if isinstance(facts, dict):
                 return facts
-    raise UsageError(f"{path} does not say how it was made: it has no text chunk {CHUNK!r}")
+    raise UsageError(f"{path} has no text chunk {CHUNK!r} with facts")
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
@@ -83,14 +83,14 @@ def enlarged(
 
 
 def font_of(width: int) -> int:
-    """The font size at which titles of a sheet of that width are read where it is shown READ_AT pixels wide."""
+    """Font size at which titles of a sheet of this width are readable at READ_AT pixels."""
     return max(FONT_SIZE, math.ceil(FONT_SIZE * width / READ_AT))
 
 
 def film_strip(
     frames: Float[Tensor, "f 3 h w"], steps: Sequence[int], how: Enlarge = "nearest"
 ) -> Float[Tensor, "3 h2 w2"]:
-    """The way side by side, each picture below its step."""
+    """Frames in a row, titled by step."""
     frames = enlarged(frames, how)
     titles = [f"step {step}" for step in steps]
     return titled_grid([""], titles, frames, font_size=font_of(len(frames) * frames.shape[-1]))
@@ -104,7 +104,7 @@ def write_strip(
 
 
 def write_gif(path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"], how: Enlarge = "nearest") -> None:
-    """The way as an endless loop that rests on its last picture. Raises UsageError for no frames."""
+    """Frames as a looping GIF with a longer last frame. Raises UsageError for no frames."""
     if not len(frames):
         raise UsageError("a loop needs at least one frame")
     first, *others = [to_pil(frame) for frame in enlarged(frames, how)]
@@ -156,9 +156,8 @@ ImageOf = Callable[[int], Float[Tensor, "3 h w"]]
 def contact_sheet(
     items: Sequence[Item], image_of: ImageOf, most: int = MOST, how: Enlarge = "nearest"
 ) -> Float[Tensor, "3 h w"]:
-    """Pictures with their titles, which are read where the sheet is shown 1280 pixels wide: seeds in rows and prompts
-    in columns where there are a few prompts, each with the same seeds; else row by row, the prompt below each. At most
-    `most`, of which only these are read; small ones are enlarged as `how` says.
+    """Pictures with titles readable at 1280 pixels: seeds in rows and prompts in columns, for few prompts with the same
+    seeds; otherwise row by row with captions. At most `most` pictures; small ones are enlarged by `how`.
 
     Raises UsageError for no items.
     """
@@ -181,8 +180,7 @@ def contact_sheet(
 def captioned_grid(
     images: Float[Tensor, "n 3 h w"], captions: Sequence[str], columns: int | None = None
 ) -> Float[Tensor, "3 h2 w2"]:
-    """Pictures row by row, `columns` to a row (default: as square as it gets), each above its caption, which is cut
-    after three lines."""
+    """Pictures row by row, `columns` per row (default: nearly square), above captions of at most three lines."""
     count, _, height, width = images.shape
     columns = min(columns or math.ceil(count**0.5), count)
     font = ImageFont.load_default(font_of(columns * width))
@@ -201,7 +199,7 @@ def captioned_grid(
 
 
 def overview(images: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "3 h2 w2"]:
-    """The first pictures of a batch without titles, as square a sheet as it gets."""
+    """The first pictures of a batch in a nearly square grid, without titles."""
     shown = cells(list(images[:OVERVIEW].float().cpu()), smallest=SMALLEST_CELL)
     return grid(shown, columns=math.ceil(len(shown) ** 0.5))
 
@@ -209,14 +207,14 @@ def overview(images: Float[Tensor, "p 3 h w"]) -> Float[Tensor, "3 h2 w2"]:
 def cells(
     images: Sequence[Float[Tensor, "3 h w"]], how: Enlarge = "nearest", smallest: int = SHOWN
 ) -> Float[Tensor, "n 3 h w"]:
-    """Pictures at the size of a sheet's cells, which is that of the first."""
+    """Pictures resized to a sheet's cells, by the size of the first."""
     height, width = images[0].shape[-2:]
     if max(height, width) > LARGEST_CELL:
         scale = LARGEST_CELL / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return torch.cat([resize(image[None], size) for image in images])
-    alike = torch.cat([resize(image[None], (height, width)) for image in images])
-    return enlarged(alike, how, smallest)
+    resized = torch.cat([resize(image[None], (height, width)) for image in images])
+    return enlarged(resized, how, smallest)
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
@@ -241,14 +239,14 @@ def _pieces(word: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return [word[at : at + letters] for at in range(0, min(len(word), letters * (CAPTION_LINES + 1)), letters)]
 
 
-STEP: Final = 0.5  # root mean square of the change of a latent that is shown
+STEP: Final = 0.5  # RMS change of a latent that is shown
 DEVIATIONS: Final = 3.0  # standard deviations of the change that reach from grey to black or white
 
 
 @final
 class GradientPictures:
-    """Of evenly spread steps, and of each stream: the difference between the picture and the one a small step down the
-    stream's gradient further, around grey, scaled to its own deviation."""
+    """Callback that visualises each stream's gradient at evenly spread steps: the change of the picture by a small step
+    along it, around grey, scaled by its deviation."""
 
     def __init__(self, steps: int, count: int) -> None:
         self.wanted = sorted({round(index * steps / max(count, 1)) for index in range(count)})
@@ -275,15 +273,15 @@ class GradientPictures:
             self.pictures.setdefault(name, []).append(shown)
 
     def of(self, picture: int) -> dict[str, Float[Tensor, "f 3 h w"]]:
-        """For each stream the pictures of its steps; a stream that rests at some has fewer."""
+        """Pictures of the steps in which each stream was active."""
         return {name: torch.stack([frame[picture] for frame in frames]) for name, frames in self.pictures.items()}
 
 
 def strip(pictures: dict[str, Float[Tensor, "f 3 h w"]], steps: list[int]) -> Float[Tensor, "3 h2 w2"]:
-    """A row for each stream, a column for each step; grey where a stream rested."""
+    """A row per stream and a column per step; grey if the stream was inactive."""
     frames = []
-    for found in pictures.values():
-        grey = torch.full_like(found[:1], 0.5).expand(len(steps) - len(found), -1, -1, -1)
-        frames.append(torch.cat([found, grey]))
+    for own in pictures.values():
+        grey = torch.full_like(own[:1], 0.5).expand(len(steps) - len(own), -1, -1, -1)
+        frames.append(torch.cat([own, grey]))
     titles = [f"step {step}" for step in steps]
     return titled_grid(list(pictures), titles, torch.cat(frames))

@@ -3,10 +3,10 @@ r"""Parse prompts: weighted texts and pictures, negative weights repel.
     a green turtle                             one text
     a green turtle | sharp:0.5 | blurry:-0.3   three, with their weights
     a green turtle | image:leaf.png:0.5        a text and a picture
-    a green turtle:1:0.8                       a text whose pull ends at a distance of 0.8 (VQGAN-CLIP's `stop`)
-    mind the gap: now | 16\:9                  colons that are text: a space follows, or a backslash stands before
+    a green turtle:1:0.8                       a text without gradient below a distance of 0.8 (VQGAN-CLIP's `stop`)
+    mind the gap: now | 16\:9                  literal colons: before a space, or escaped by a backslash
 
-The same grammar for every command and in Python; captions out of files are taken literally.
+The grammar is the same on the command line and in Python; captions in files are literal.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import Referee, TwoTower
 
 LONGEST: Final = 10_000
-"""Characters of a prompt; no text tower reads near as many."""
+"""Maximum characters of a prompt, far beyond any text tower's context."""
 LARGEST_WEIGHT: Final = 100.0
 SHOWN: Final = 100
-"""Characters of a text that is told back."""
+"""Characters of a text quoted in messages."""
 
 _BETWEEN = re.compile(r"(?:^|(?<=\s))\|(?=\s|$)")
 _COLON = re.compile(r"(?<!\\)(?:\\\\)*(:)")
@@ -35,10 +35,10 @@ _IMAGE = re.compile(r"image:(?!\s)")
 
 @dataclass(frozen=True)
 class Part:
-    """A text, or the path of a picture, with its weight: |weight| in (0, 100], negative to push away.
+    """A text, or the path of a picture, with its weight: |weight| in (0, 100], negative to repel.
 
-    `stop` is the distance, times the weight's sign, below which it has no gradient; -inf, for never. White space around
-    the content is dropped. Raises UsageError for an empty content, a zero byte, a text that is not Unicode, a weight
+    `stop` is the distance, times the weight's sign, below which it has no gradient; -inf: none. Surrounding white space
+    is removed. Raises UsageError for an empty content, a zero byte, a text that is not Unicode, a weight
     beyond its range, and a stop that is no number.
     """
 
@@ -54,14 +54,14 @@ class Part:
         if len(self.content) > LONGEST:
             raise UsageError(f"the prompt has {len(self.content)} characters: at most {LONGEST} are read")
         if re.search("[\0\ud800-\udfff]", self.content):
-            raise UsageError(f"{_told(self.content)} holds a zero byte, or is not Unicode: no prompt may")
+            raise UsageError(f"{_quoted(self.content)} holds a zero byte or invalid Unicode")
         if not math.isfinite(self.weight) or not 0 < abs(self.weight) <= LARGEST_WEIGHT:
             raise UsageError(
-                f"{_told(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0"
+                f"{_quoted(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0"
             )
         if not self.stop < math.inf:
             raise UsageError(
-                f"{_told(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'"
+                f"{_quoted(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'"
             )
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class Part:
 
     @property
     def title(self) -> str:
-        """For people: the text in one line, or the picture's file name."""
+        """Readable form: the text in one line, or the picture's file name."""
         text = " ".join(self.content.split())
         return text if self.kind == "text" else re.split(r"[/\\]", text)[-1] or text
 
@@ -93,21 +93,21 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not any(part.weight > 0 for part in self.parts):
-            only = f"{_told(str(self))} only pushes away" if self.parts else "the prompt has no parts"
+            only = f"{_quoted(str(self))} only pushes away" if self.parts else "the prompt has no parts"
             raise UsageError(f"{only}: it needs a part of positive weight, e.g. 'a cat | badly drawn:-0.3'")
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
         r"""Parts separated by ` | `, each `TEXT`, `TEXT:WEIGHT`, `TEXT:WEIGHT:STOP`, or `image:FILE` with the same.
 
-        A part has a weight where no space follows its last colon; `\:`, `\|` and `\\` are the characters themselves.
-        Raises UsageError for an empty or endless text, and for a weight that is no number, telling how to write it.
+        A part has a weight if no space follows its last colon; `\:`, `\|` and `\\` are the characters themselves.
+        Raises UsageError for an empty or too long text and for a weight that is not a number.
         """
         return cls(_parts(text))
 
     @classmethod
     def literal(cls, caption: str) -> Prompt:
-        """A caption as it stands, colons and bars and all. Raises UsageError as `Part`."""
+        """A caption without parsing. Raises UsageError as `Part`."""
         return cls((Part(caption),))
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Prompt:
 
     @property
     def title(self) -> str:
-        """For people, in one line: `a cat, sharp, not badly drawn`."""
+        """Readable form in one line: `a cat, sharp, not badly drawn`."""
         return ", ".join(part.title if part.weight > 0 else f"not {part.title}" for part in self.parts)
 
     @property
@@ -124,37 +124,34 @@ class Prompt:
         return ", ".join(part.title for part in self.parts if part.weight > 0)
 
     def check_images(self) -> None:
-        """Read every picture among the parts, to know of faults before the work. Raises UsageError as `load_image`."""
+        """Read every picture among the parts. Raises UsageError as `load_image`."""
         for part in self.parts:
             if part.kind == "image":
                 load_image(part.content)
 
 
 def parse_all(texts: Sequence[str]) -> list[Prompt]:
-    """The prompts of a call. A text that only pushes away ("badly drawn:-0.3") is added to every other one.
+    """The prompts of a call; a text of only negative weights ("badly drawn:-0.3") is added to every other one.
 
-    Raises UsageError as `Prompt.parse`, and where nothing is left to add it to.
+    Raises UsageError as `Prompt.parse`, and if all are negative.
     """
     if isinstance(texts, str):
-        raise UsageError(f"prompts are a list of texts, and this is one text: write [{_told(texts)}]")
+        raise UsageError(f"prompts are a list of texts, and this is one text: write [{_quoted(texts)}]")
     if not texts:
         raise UsageError("there is no prompt: say what to paint, e.g. 'a green turtle'")
     found = [_parts(text) for text in texts]
-    pulling = [parts for parts in found if any(part.weight > 0 for part in parts)]
-    pushing = tuple(part for parts in found if parts not in pulling for part in parts)
-    if not pulling:
+    positive = [parts for parts in found if any(part.weight > 0 for part in parts)]
+    negative = tuple(part for parts in found if parts not in positive for part in parts)
+    if not positive:
         raise UsageError(
-            f"{_told(' '.join(texts))} only pushes away: give a prompt to add it to, "
+            f"{_quoted(' '.join(texts))} only pushes away: give a prompt to add it to, "
             "as in 'a cat:1.0' 'badly drawn:-0.3'"
         )
-    return [Prompt(parts + pushing) for parts in pulling]
+    return [Prompt(parts + negative) for parts in positive]
 
 
 def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
-    """Refuse texts longer than the referee's context.
-
-    Raises UsageError that names the longest, its tokens and the limit, and says how many there are.
-    """
+    """Raise UsageError for texts longer than the referee's context, with the longest."""
     if not isinstance(referee, TwoTower) or (context := referee.text_tower.context) is None:
         return
     texts = list(dict.fromkeys(part.content for prompt in prompts for part in prompt.parts if part.kind == "text"))
@@ -163,7 +160,7 @@ def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
         text, count = max(too_long.items(), key=lambda found: found[1])
         others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
         raise UsageError(
-            f"the prompt {_told(text)} has {count} tokens, and {referee.card.name} reads {context} of a text{others}: "
+            f"the prompt {_quoted(text)} has {count} tokens, and {referee.card.name} reads {context} per text{others}: "
             "shorten it, or split it into parts, as in 'a cat | on a red mat'"
         )
 
@@ -192,13 +189,13 @@ def _part(text: str) -> Part:
     plain = f"{content}\\:{numbers.replace(':', ' :') if stop else numbers}"
     if _NUMBER.fullmatch(weight) is None:
         raise UsageError(
-            f"{_told(text)}: the weight {_told(weight)} is not a number: write a weight as in 'a cat:0.5', "
-            f"or a colon that is text with a backslash before it, {_told(plain)}"
+            f"{_quoted(text)}: the weight {_quoted(weight)} is not a number: write a weight as in 'a cat:0.5', "
+            f"or a colon that is text with a backslash before it, {_quoted(plain)}"
         )
     if content[-1:].isdecimal():
         raise UsageError(
-            f"{_told(text)}: is {weight} a weight? If it is, put a space before the colon, "
-            f"{_told(f'{content} :{numbers}')}; if it is text, a backslash, {_told(plain)}"
+            f"{_quoted(text)}: is {weight} a weight? If it is, put a space before the colon, "
+            f"{_quoted(f'{content} :{numbers}')}; if it is text, a backslash, {_quoted(plain)}"
         )
     return Part(_unescaped(content), float(weight), kind, float(stop or "-inf"))
 
@@ -207,7 +204,7 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([\\|:])", r"\1", text)
 
 
-def _told(text: str) -> str:
-    """A text in quotes, as one types it, cut where it is long."""
+def _quoted(text: str) -> str:
+    """A text in quotes, truncated if long."""
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return f"'{shown}'" if shown.isprintable() else repr(shown)

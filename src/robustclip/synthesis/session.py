@@ -65,7 +65,7 @@ def _referees(given: Any) -> list[Given]:
 def parse_size(given: object) -> tuple[int, int] | None:
     """Parse `64` as (64, 64) and `48x96` as (48, 96), height first; None is returned unchanged.
 
-    Raises UsageError for what is neither, and for sides that no referee takes (8 to 4096 pixels).
+    Raises UsageError for other values and sides outside 8 to 4096 pixels.
     """
     if given is None:
         return None
@@ -103,7 +103,7 @@ Size = Annotated[str | int | tuple[int, int] | None, AfterValidator(_size), "64,
 
 @dataclass
 class Session:
-    """A call of a recipe, ready to paint: the pictures it asks for, of which `size`, by whom, and where they go."""
+    """A prepared call of a recipe: items, guides, picture size and run."""
 
     items: list[Item]
     guides: Guides
@@ -130,12 +130,10 @@ class Session:
         generator: LatentDiffusion | None = None,
     ) -> Session:
         """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out,
-        resume and (where it has them) enlarge, best_of and by. `views` are those of a picture that a step holds at
-        once; `items` are the pictures where prompts and seeds alone do not say which; `load` makes the guides of the
-        referees' names; `generator` is the diffusion model whose pictures these are.
+        resume and, optionally, enlarge, best_of and by. `views`: views per picture in memory in a step; `items`:
+        default: prompts x seeds; `load`: makes guides of the referees' names; `generator`: the diffusion model.
 
-        Raises UsageError for what the flags alone did not show: no such referee, a prompt that it can't read whole, a
-        picture or file of prompts that is no such thing.
+        Raises UsageError for unknown referees, prompts beyond their context, and unreadable pictures or prompt files.
         """
         seeds = arguments["seeds"]
         if items is None and arguments["prompts"] is None:
@@ -153,14 +151,14 @@ class Session:
         guides.check([item.prompt for item in items])
         size = parse_size(arguments["size"]) or guides.size
         pictures = min(batch_size, len(items))
-        check_memory(  # views and their gradients
+        check_memory(  # views and gradients
             2 * 4 * 3 * math.prod(size) * max(views, 1) * pictures,
             f"{pictures} pictures of {size[0]}x{size[1]} with {views:,} views each, at a time,",
             guides.device,
         )
         kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
         kept |= {"referee": [one["name"] for one in guides.describe()]}
-        # Each picture knows its own prompt; thousands of others would only make its file large.
+        # Without the prompts: each file has its own, and thousands would make it large.
         others = {name: value for name, value in kept.items() if name != "prompt"}
         dtype = str(guides.dtype).removeprefix("torch.")
         made_by = {} if generator is None else {"name": generator.name, "fingerprint": generator.fingerprint}
@@ -178,7 +176,7 @@ class Session:
         return cls(items, guides, size, run, batch_size, save_frames, facts, enlarge, count, chooser)
 
     def starts(self, init: str, **options: Any) -> Starts:
-        """Where the pictures start (see `Starts`); written into the run and into each picture."""
+        """Initial images (see `Starts`), recorded in the run and in each picture."""
         made = Starts(init, self.size, self.guides, **options)
         self.run.note(start=made.source)
         self.facts["start"] = made.source
@@ -190,7 +188,7 @@ class Session:
         return made
 
     def paint(self, paint: Paint, *, steps: int) -> Result:
-        """Generate the missing pictures batch by batch, and finish the run."""
+        """Generate the missing pictures in batches, and finish the run."""
         if self.best_of > 1:
             paint, steps = best_of(paint, self.best_of, self._choose, steps), self.best_of * steps
         with self.run:
@@ -215,7 +213,7 @@ class Session:
 
 
 def chooser_of(by: str, generator: LatentDiffusion | None, device: torch.device) -> Rater:
-    """Who chooses the best of several pictures. Raises UsageError for `mi` where the recipe has no diffusion model."""
+    """The selection score of --best-of. Raises UsageError for `mi` if the recipe has no diffusion model."""
     from robustclip.diffusion.selection import Rater, information_of, load_rater  # which need diffusers
 
     if by != MARK.rstrip(":"):
@@ -226,7 +224,7 @@ def chooser_of(by: str, generator: LatentDiffusion | None, device: torch.device)
 
 
 def _recorded_dtype(resume: Path | None) -> str | None:
-    """The dtype by name that the run to go on with paints in; None for a new run."""
+    """Name of the dtype of the resumed run; None for a new run."""
     if resume is None:
         return None
     found = decided(lambda: Run.open(resume).record.get("notes", {}).get("dtype"))
@@ -234,7 +232,7 @@ def _recorded_dtype(resume: Path | None) -> str | None:
 
 
 def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with prompts that are fine alone: none, or two kinds of them."""
+    """Faults of prompts: none, or both kinds."""
     if not prompt and prompts is None:
         yield 'there is no prompt: say what to paint, e.g. "a green turtle", or give --prompts FILE'
     if prompt and prompts is not None:

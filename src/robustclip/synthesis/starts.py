@@ -29,14 +29,14 @@ MIXTURE: Final = "emoji-groups"
 """The embedded mixture, fitted on the drawings that the emoji referees were trained on."""
 AUTO: Final = "auto"
 WITHOUT: Final = "grey"
-"""The start of `auto` where no guide's card names a mixture."""
+"""The start of `auto` if no guide's card names a mixture."""
 PLAIN: Final = {"noise": basic.noise, "grey": basic.grey, "gradient": basic.gradient}
 BYTES_OF_A_CANDIDATE: Final = 4 * 3 * 16 * 16  # of the embedded mixtures
-SEEDS_KEPT = 4  # whose candidates stay in memory
+SEEDS_KEPT = 4  # whose candidates are cached
 
 
 def check_init(text: str) -> str:
-    """Validate the `--init` flag. Raises UsageError for neither a known name nor a file."""
+    """Validate the `--init` flag. Raises UsageError for unknown names and files."""
     if text not in (AUTO, *PLAIN, "mixture") and not is_file(text):
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "
@@ -70,19 +70,19 @@ def named_mixture(card: Card) -> str | None:
     on the emoji set; else None.
     """
     named, data = card.provenance.get("mixture"), card.provenance.get("data")
-    if isinstance(named, str) and named == Path(named).name:  # no path: a card may come from elsewhere
+    if isinstance(named, str) and named == Path(named).name:  # not a path, because cards can come from elsewhere
         return named
     return MIXTURE if isinstance(data, dict) and data.get("source") == "emoji" else None
 
 
 @final
 class Starts:
-    """Items -> images (P,3,H,W) in [0,1] to start from.
+    """Items -> initial images (P,3,H,W) in [0,1].
 
-    Of a mixture, each picture gets the candidate that the guides find most like its prompt. All pictures of a seed
-    choose among the same `candidates`, which are embedded once. `notebook` is as CLIPAG's: candidates of the first
-    classes only, ranked without the referee's normalisation. `auto` is the mixture of the first guide whose card names
-    one, else grey; `source` says what it came to. Raises UsageError for a file that is neither an image nor a mixture.
+    With a mixture, each picture starts from the candidate most similar to its prompt by the guides. Pictures of a seed
+    share `candidates`, which are embedded once. `notebook`, as CLIPAG's: candidates of the first classes only, ranked
+    without the referee's normalisation. `auto`: the mixture of the first guide whose card names one, else grey;
+    `source` is the result. Raises UsageError for a file that is neither an image nor a mixture.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Starts:
         return pool.images(best)
 
     def _drawn(self, seed: int) -> Pool:
-        """The candidates of a seed, and what the guides see in them."""
+        """The candidates of a seed with their embeddings."""
         assert self.mixture is not None
         small = self.mixture.candidates(
             self.count, generator(seed, "candidates"), notebook=self.notebook, temperature=self.temperature

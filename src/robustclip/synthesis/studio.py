@@ -1,9 +1,9 @@
 """Generate many pictures in batches into a run folder, skipping those that exist.
 
-images/<id>.png      each picture, as soon as its batch is done, with all that made it
-frames/<id>.{gif,png}  how it came to be, of a few pictures
-svg/<id>.svg         the picture's drawing, of methods that draw
-preview.png          the best so far of the batch that is being painted
+images/<id>.png      each picture with its provenance, written after its batch
+frames/<id>.{gif,png}  its optimisation, for runs of few pictures
+svg/<id>.svg         the picture's drawing, for methods that draw
+preview.png          best pictures so far of the current batch
 contact_sheet.png    prompts x seeds, and
 pictures.jsonl       one line a picture, in the items' order: both at the end
 """
@@ -39,7 +39,7 @@ from robustclip.synthesis.terms import Stream
 from robustclip.synthesis.watching import Watcher
 
 FEW: Final = 16
-"""Up to so many pictures, film strips and GIFs are saved unless the call says otherwise."""
+"""Number of pictures up to which film strips and GIFs are saved by default."""
 SMALL: Final = 1000
 """Pictures that a result keeps in memory."""
 
@@ -58,13 +58,12 @@ def paint_all(
 ) -> Result:
     """Paint every item that has no picture yet, `batch_size` at a time, and lay all of them out.
 
-    `steps` is how often a batch calls its watch; `save_frames` saves film strips and GIFs (default: of up to 16
-    pictures), and `enlarge` says how small pictures are enlarged in these and in the contact sheet;
-    `facts` go into each picture's file, beside its id, prompt, seed and similarity, and the versions of what painted
-    it. Several processes share the pictures that are left.
+    `steps`: calls of the watch per batch; `save_frames`: save film strips and GIFs (default: for up to 16 pictures);
+    `enlarge`: interpolation of small pictures in these and in the contact sheet; `facts`: stored in each picture's
+    file, with its id, prompt, seed, similarity and package versions. Several processes share the pictures.
 
-    Raises UsageError for no items and for two of one id, RunError where a picture is not finite or the disk does not
-    take it, Interrupted on SIGINT or SIGTERM: what is done stays, and `--resume` goes on.
+    Raises UsageError for no items and for duplicate ids, RunError for a picture that is not finite or cannot be
+    written, Interrupted on SIGINT or SIGTERM; `--resume` continues the run.
     """
     items = list(items)
     _check(items, batch_size)
@@ -80,8 +79,8 @@ def paint_all(
         def check() -> None:
             if caught.signal is not None:
                 done = len(items) - sum(1 for item in items if not _file(run, item).exists())
-                told = f"stopped with {done} of {len(items)} pictures, which stay: {run.resumption} goes on"
-                raise Interrupted(caught.signal or SIGTERM, told)
+                message = f"stopped with {done} of {len(items)} pictures, which stay: {run.resumption} goes on"
+                raise Interrupted(caught.signal or SIGTERM, message)
 
         with Watcher(
             run.folder, total=len(mine), steps=steps, batch_size=batch_size, check=check, silent=silent
@@ -112,8 +111,7 @@ def _check(items: Sequence[Item], batch_size: int) -> None:
 
 
 def _wait_for_others(files: Sequence[Path], check: Callable[[], None]) -> None:
-    """Until the pictures of all processes are there. Their files are looked for first, because a message between
-    processes has to be answered within minutes, and the slowest may be an hour behind."""
+    """Wait for the pictures of all processes, by their files, because collective operations time out within minutes."""
     while distributed.count() > 1 and (files := [file for file in files if not file.exists()]):
         check()
         time.sleep(0.2)
@@ -125,7 +123,7 @@ def _file(run: Run, item: Item) -> Path:
 
 
 def _left(items: Sequence[Item], run: Run) -> list[int]:
-    """Places of the items that have no whole picture of their prompt and seed."""
+    """Indices of items without a complete picture of their prompt and seed."""
     for room in ("images", "frames"):
         remove_drafts(run.folder / room)
     return [index for index, item in enumerate(items) if not _is_done(run, item)]
@@ -145,19 +143,19 @@ def _is_done(run: Run, item: Item) -> bool:
 def _write(
     batch: Sequence[Item], painted: Painted, run: Run, facts: Mapping[str, Any], *, save_frames: bool, enlarge: Enlarge
 ) -> None:
-    """Put a batch on the disk. The picture comes last, for one that is there says that all of it is."""
+    """Write a batch; each picture is written last, because its existence marks it as complete."""
     images = painted.images.detach()
     fine = images.flatten(1).isfinite().all(dim=1) & painted.similarity.isfinite().to(images.device)
     if not fine.all():
         names = ", ".join(item.id for item, good in zip(batch, fine.tolist(), strict=True) if not good)
-        raise RunError(f"not a number came out for {names}: take smaller steps, or --dtype float32")
+        raise RunError(f"not finite: {names}: take smaller steps, or --dtype float32")
     try:
         for index, item in enumerate(batch):
             if save_frames and painted.frames is not None and len(painted.frames):
                 frames = painted.frames[:, index]
                 write_gif(run.folder / "frames" / f"{item.id}.gif", frames, enlarge)
                 write_strip(run.folder / "frames" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
-            for ending, texts in painted.beside.items():
+            for ending, texts in painted.texts.items():
                 with atomic_write(run.folder / ending / f"{item.id}.{ending}", "w") as file:
                     file.write(texts[index])
             similarity = float(painted.similarity[index])
@@ -172,7 +170,7 @@ def _write(
 
 
 def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, save_frames: bool) -> None:
-    """Remember what only this call knows of a batch."""
+    """Keep a batch's pictures, frames and trace in memory."""
     places = [made.items.index(item) for item in batch]
     for index, item in enumerate(batch):
         made.kept[item.id] = painted.images[index].detach().float().cpu()
@@ -189,24 +187,24 @@ def _keep(made: Result, batch: Sequence[Item], painted: Painted, *, save_frames:
 
 
 def _lay_out(items: Sequence[Item], run: Run, enlarge: Enlarge) -> list[float]:
-    """Write what speaks of all pictures, from their files; the similarity that each file tells."""
+    """Write pictures.jsonl and the contact sheet from the pictures' files; returns their similarities."""
     try:
-        told = [read_facts(_file(run, item)) for item in items]
+        facts_of = [read_facts(_file(run, item)) for item in items]
     except UsageError as error:
         raise RunError(f"{error}: {run.resumption} paints it again") from error
     lines = [
         {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "file": f"images/{item.id}.png"}
         | {"similarity": facts["similarity"]}
-        for item, facts in zip(items, told, strict=True)
+        for item, facts in zip(items, facts_of, strict=True)
     ]
     with atomic_write(run.folder / "pictures.jsonl", "w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     sheet = contact_sheet(items, lambda index: load_image(_file(run, items[index])), how=enlarge)
     save_image(sheet, run.folder / "contact_sheet.png")
-    return [float(facts["similarity"]) for facts in told]
+    return [float(facts["similarity"]) for facts in facts_of]
 
 
-FRAMES = 8  # of the way, besides the final picture
+FRAMES = 8  # without the final picture
 
 
 def paint_batch(
@@ -221,7 +219,7 @@ def paint_batch(
     callbacks: Sequence[Callback] = (),
 ) -> Painted:
     """Optimise the canvas; returns the final rendering, or the pictures that `keep` stored."""
-    watch.tell(" and ".join(str(stream.terms) for stream in streams))
+    watch.announce(" and ".join(str(stream.terms) for stream in streams))
     film = Film(steps, FRAMES)
     watching = _Watching(watch, streams)
     kept = [] if keep is None else [keep]
@@ -244,8 +242,8 @@ def generators_of(items: Sequence[Item], device: torch.device) -> Callable[[str,
 
 
 class _Watching:
-    """Shows each step to a watch, with the similarity that the first term of a referee saw; where its loss does not
-    tell, that of the picture itself."""
+    """Callback that passes each step to a watch, with the similarity from the first term's loss or, if that does not
+    determine it, of the picture itself."""
 
     def __init__(self, watch: Watch, streams: Sequence[Stream]) -> None:
         self.watch = watch
@@ -260,9 +258,9 @@ class _Watching:
         self.watch(moment.step + 1, picture, numbers)
 
     def _similarity(self, moment: Moment, picture: Tensor) -> Tensor:
-        found = moment.numbers.get(self.label, moment.losses)
+        losses = moment.numbers.get(self.label, moment.losses)
         if isinstance(self.loss, Cosine):
-            return self.loss.targets[0].weights.sum(1) - found
-        if isinstance(self.loss, Similarity):  # no number of views says what their cosines were
+            return self.loss.targets[0].weights.sum(1) - losses
+        if isinstance(self.loss, Similarity):  # its losses do not determine the cosines
             return self.loss.similarity(picture.unsqueeze(1))[:, 0]
-        return 1 - found if isinstance(self.loss, Directional) else -found
+        return 1 - losses if isinstance(self.loss, Directional) else -losses

@@ -1,4 +1,4 @@
-"""Weighted loss terms on views, which add up to an objective.
+"""Weighted loss terms on views, summed to an objective, and their optimisation streams.
 
 cosine = Cosine(targets)
 loss = Term(cosine, diffaug) + 5 * Term(cosine, patches)      prints 1*cosine@diffaug x32 + 5*cosine@patches x32
@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from robustclip.errors import UsageError
 
 Loss = Callable[[Tensor], Tensor]  # views (P,V,...) -> losses (P,V)
-Drawing = Callable[[Tensor, Sequence[Generator]], Tensor]  # the same of a loss that draws, with `draws` set
+Drawing = Callable[[Tensor, Sequence[Generator]], Tensor]  # of losses that draw random numbers, marked by `draws`
 Reduce = Callable[[Tensor], Tensor]  # losses (P,V) -> (P,)
 Weight = float | Callable[[int], float]  # a number, or one for each step
-Generators = Callable[[str], Sequence[Generator]]  # what for -> one generator a picture, the same ones in every call
+Generators = Callable[[str], Sequence[Generator]]  # purpose -> one generator per picture
 Looking = Callable[[Tensor, Sequence[Generator]], Tensor]  # rendered (P,...), generators -> views (P,V,...)
 
 
@@ -57,7 +57,7 @@ class Hardest:
 
 @dataclass(frozen=True)
 class Lowest:
-    """The lowest loss: one view that fits is enough (DOODL's release)."""
+    """The lowest loss over views (DOODL's release)."""
 
     def __call__(self, losses: Float[Tensor, "p v"]) -> Float[Tensor, " p"]:
         return losses.min(1).values
@@ -97,11 +97,10 @@ class ZeroBelowQuantile:
 
 @dataclass(frozen=True)
 class Term:
-    """weight * reduce(loss(views(rendered[reads]))), one number a picture.
+    """weight * reduce(loss(views(rendered[reads]))), one number per picture.
 
-    Without `views` the loss sees what is rendered as its single view. A loss that `draws` numbers of its own gets a
-    generator for each picture after the views. `weight` may depend on the step; at 0 the term is not computed. `name`
-    is what its numbers are recorded under, unless two of a sum share it.
+    Without `views` the rendering is the single view. A loss with `draws` set gets one generator per picture after the
+    views. `weight` may depend on the step; at 0 the term is not computed. `name` labels its recorded losses.
     """
 
     loss: Loss | Drawing
@@ -118,16 +117,16 @@ class Term:
         """The loss of each picture, without the weight."""
         if self.reads not in rendered:
             raise UsageError(f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}")
-        seen = rendered[self.reads]
-        views = seen.unsqueeze(1) if self.views is None else self.views(seen, generators(self.label))
+        image = rendered[self.reads]
+        views = image.unsqueeze(1) if self.views is None else self.views(image, generators(self.label))
         if getattr(self.loss, "draws", False):
             losses = cast("Drawing", self.loss)(views, generators(f"{self.label} draws"))
         else:
             losses = cast("Loss", self.loss)(views)
         if losses.shape != views.shape[:2]:
             raise UsageError(
-                f"the loss {self.loss} gave {tuple(losses.shape)} for {tuple(views.shape)}: it must give one number a "
-                "view, as in (P,V)"
+                f"the loss {self.loss} gave {tuple(losses.shape)} for {tuple(views.shape)}: it must give (P,V), one "
+                "number per view"
             )
         return self.reduce(losses)
 
@@ -175,25 +174,25 @@ class Terms:
     def __call__(
         self, rendered: Mapping[str, Tensor], generators: Generators, step: int
     ) -> tuple[Float[Tensor, " p"] | None, dict[str, Float[Tensor, " p"]]]:
-        """(the weighted sum, what each term found). None where all weights are 0 at this step."""
-        found: dict[str, Tensor] = {}
+        """(the weighted sum, each term's losses); None if all weights are 0 at this step."""
+        by_label: dict[str, Tensor] = {}
         total = None
         for number, term in enumerate(self.terms):
             weight = term.weight_at(step)
             if weight == 0:
                 continue
-            label = term.label if term.label not in found else f"{term.label} #{number}"
+            label = term.label if term.label not in by_label else f"{term.label} #{number}"
             losses = term(rendered, _numbered(generators, number))
-            found[label] = losses.detach()
+            by_label[label] = losses.detach()
             total = weight * losses if total is None else total + weight * losses
-        return total, found
+        return total, by_label
 
     def __str__(self) -> str:
         return " + ".join(str(term) for term in self.terms if term.weight != 0)
 
 
 def _numbered(generators: Generators, number: int) -> Generators:
-    """Two terms of the same name draw their own numbers."""
+    """Generators that differ between terms of the same name."""
     return lambda purpose: generators(f"{purpose} {number}")
 
 
@@ -204,19 +203,19 @@ Schedule = Callable[[int], float]  # step -> factor of every learning rate
 class Stream:
     """Terms with their optimiser, and the per-picture gradient transform before it.
 
-    clip_norm   its norm is cut to this (over all parameters of a picture).
-    unit_rms    it is scaled to a root mean square of 1, so that the learning rate of plain SGD is the RMS change of a
-                parameter in one step: steepest descent in L2, as an attack takes it.
-    by_level    unit_rms for each parameter by itself: all levels of a pyramid move alike, though the gradient of a
-                coarse one is many times that of a fine one.
-    scale       it is multiplied by this first.
-    clip_value  after all else, each of its numbers is cut to this, up and down (DOODL).
-    match       (another stream, factor): it is scaled to that stream's norm times the factor, which may be a schedule
-                of the step (Referee-Can-Play).
-    shake       (a gradient, the step) -> what is added to it when all of that is done (Referee-Can-Play's release).
-    name        what it is called where something is wrong with its gradient.
-    schedule    multiplies the optimiser's learning rates; constant without one. A mapping has one for each group of
-                parameters that it names (the optimiser's group["name"]); the others keep their rate.
+    scale       factor of the gradient, applied first.
+    clip_norm   maximum norm over all parameters of a picture.
+    unit_rms    scale to a root mean square of 1, so that the learning rate of plain SGD is the RMS change of a
+                parameter in one step: steepest descent in L2, as in an attack.
+    by_level    unit_rms for each parameter separately: equal changes of all levels of a pyramid, although gradients of
+                coarse levels are many times larger.
+    match       (another stream, factor): scale to that stream's norm times the factor, which may be a schedule
+                (Referee-Can-Play).
+    clip_value  maximum absolute value of elements, applied last (DOODL).
+    noise       (gradient, step) -> noise added after all of these (Referee-Can-Play's release).
+    name        in error messages; named streams are checked for finite gradients.
+    schedule    factor of the optimiser's learning rates; a mapping has one per parameter group that it names (the
+                optimiser's group["name"]).
     """
 
     terms: Terms
@@ -228,7 +227,7 @@ class Stream:
     by_level: bool = False
     match: tuple[Stream, float | Schedule] | None = None
     schedule: Schedule | Mapping[str, Schedule] | None = None
-    shake: Callable[[Tensor, int], Tensor] | None = None
+    noise: Callable[[Tensor, int], Tensor] | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -243,11 +242,11 @@ class Stream:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def step(self, gradients: Sequence[Tensor], step: int) -> None:
-        """One step of the optimiser along gradients that are already prepared."""
+        """One optimiser step along `prepared` gradients."""
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor(group.get("name"), step)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient if self.shake is None else gradient + self.shake(gradient, step)
+            parameter.grad = gradient if self.noise is None else gradient + self.noise(gradient, step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
@@ -256,8 +255,8 @@ class Stream:
         return 1.0 if schedule is None else schedule(step)
 
     def prepared(self, gradients: Sequence[Tensor], norms: dict[int, Tensor], step: int = 0) -> list[Tensor]:
-        """The gradients, matched, scaled and clipped, each picture by its own norm. `norms` holds those of the streams
-        that came before, by identity, and gets this one's; a stream that rests in this step matches nothing."""
+        """Gradients scaled, matched and clipped by each picture's norm. `norms` maps earlier streams, by identity, to
+        their norms, and gets this one's; a stream inactive in this step is not matched."""
         if self.scale != 1:
             gradients = [self.scale * gradient for gradient in gradients]
         if self.unit_rms and self.by_level:
@@ -270,7 +269,7 @@ class Stream:
         if self.unit_rms:
             count = sum(gradient[0].numel() for gradient in gradients)
             scale = scale * count**0.5 / (norm * scale).clamp(min=TINY)
-        if self.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_: 1e-6, and never upwards
+        if self.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_: 1e-6, no scaling up
             scale = scale * (self.clip_norm / (norm * scale + 1e-6)).clamp(max=1)
         norms[id(self)] = norm * scale
         if self.match is not None or self.unit_rms or self.clip_norm is not None:
@@ -280,7 +279,7 @@ class Stream:
         return list(gradients)
 
 
-TINY = 1e-20  # a picture of no gradient takes no step, rather than one that is not a number
+TINY = 1e-20  # a zero gradient gives a zero step instead of NaN
 
 
 def picture_norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -294,22 +293,22 @@ def rms(gradient: Tensor) -> Tensor:
 
 
 def _rows(scale: Tensor, gradient: Tensor) -> Tensor:
-    """A number a picture, (P,), shaped to multiply its row."""
+    """(P,) reshaped to multiply the rows of `gradient`."""
     return scale.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def cosine_decay(steps: int, last: float = 0.0) -> Schedule:
-    """From 1 to `last` along half a cosine."""
+    """From 1 to `last` by a half cosine."""
     return lambda step: last + (1 - last) * (1 + cos(pi * step / max(steps, 1))) / 2
 
 
 def piecewise(steps: int, factors: Mapping[float, float]) -> Schedule:
-    """1 at first, and from each share of the steps on its factor: `{0.5: 0.4, 0.75: 0.1}` are CLIPDraw's points."""
+    """1, then each factor from its share of the steps on: CLIPDraw's points are `{0.5: 0.4, 0.75: 0.1}`."""
     return lambda step: [1.0, *(factor for share, factor in sorted(factors.items()) if step >= share * steps)][-1]
 
 
 def linear_decay(steps: int, last: float = 0.0) -> Schedule:
-    """From 1 to `last` along a line."""
+    """From 1 to `last` linearly."""
     return lambda step: 1 - (1 - last) * step / max(steps, 1)
 
 

@@ -40,10 +40,10 @@ class Live:
         self.is_on = in_notebook()
 
     def show(self, images: Float[Tensor, "p 3 h w"], *, now: bool = False) -> None:
-        """Show a batch, unless the last time was a moment ago."""
+        """Show a batch, at most every `EVERY` seconds."""
         if not self.is_on or (not now and time.monotonic() - self.last < EVERY):
             return
-        from IPython.display import display  # optional: where a notebook runs, it is there
+        from IPython.display import display  # optional, present in notebooks
 
         picture = to_pil(overview(images))
         if self.handle is None:
@@ -55,13 +55,12 @@ class Live:
 
 PREVIEW_EVERY: Final = 3.0
 SHOW_EVERY: Final = 0.2
-"""Seconds between looks at the numbers, each of which waits for the accelerator."""
+"""Seconds between updates of numbers, which synchronise the accelerator."""
 
 
 class Watcher:
-    """The watch of a whole run: a context around its batches. `total` pictures are painted in `steps` steps each;
-    `check` is called at each step, and may raise to end the run there. It shows nothing where it is `silent`, or this
-    is not the main process."""
+    """Watch of a run: a context around its batches, of `total` pictures with `steps` steps each. `check` is called at
+    each step and may raise to stop the run. No output if `silent` or not the main process."""
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class Watcher:
         self.progress.__exit__(kind, error, trace)
 
     def begin(self, batch: Sequence[Item]) -> None:
-        """A batch is about to be painted."""
+        """Start a batch."""
         self.batch = batch
         self.best: Tensor | None = None
         self.similarity: Tensor | None = None
@@ -103,8 +102,8 @@ class Watcher:
         which = f"picture {first}" if first == last else f"pictures {first}-{last}"
         self._entitle(f"{which} of {self.total}: step")
 
-    def tell(self, loss: str) -> None:
-        """See `robustclip.synthesis.painted.Watch`. It is the same for all batches, and said once."""
+    def announce(self, loss: str) -> None:
+        """See `robustclip.synthesis.painted.Watch`. Printed once for all batches."""
         if self.loss is None and not self.silent:
             self.progress.console.print(f"minimising {loss}", highlight=False, markup=False, soft_wrap=True)
         self.loss = loss
@@ -123,9 +122,9 @@ class Watcher:
         now = time.monotonic()
         if now - self.last_look >= SHOW_EVERY or step >= self.steps:
             self.last_look = now
-            told = {"loss": numbers["loss"].mean().item()} if "loss" in numbers else {}
-            told |= {"similarity": similarity.mean().item(), "best": self.similarity.max().item()}
-            self.progress.numbers |= told
+            shown = {"loss": numbers["loss"].mean().item()} if "loss" in numbers else {}
+            shown |= {"similarity": similarity.mean().item(), "best": self.similarity.max().item()}
+            self.progress.numbers |= shown
         self.progress.advance(images=len(images) / self.steps)
         if now - self.last_preview >= PREVIEW_EVERY:
             self._preview(step)
@@ -133,10 +132,10 @@ class Watcher:
         self.live.show(self.best)
 
     def end(self) -> None:
-        """The batch is painted, and on the disk."""
+        """End a batch, after it was written."""
         self.done += len(self.batch)
         self.batches += 1
-        self.progress.step = self.batches * self.steps  # whatever number of steps it took
+        self.progress.step = self.batches * self.steps  # also if it stopped early
         if not self.silent and self.best is not None:
             self.live.show(self.best, now=True)
             if self.done == self.total:
@@ -154,5 +153,5 @@ class Watcher:
             "ids": [item.id for item in self.batch[:OVERVIEW]],
             "best": self.similarity[:OVERVIEW].tolist(),
         }
-        with suppress(OSError):  # it is no loss
+        with suppress(OSError):  # a missing preview is harmless
             write_picture(self.folder / "preview.png", overview(self.best), facts)

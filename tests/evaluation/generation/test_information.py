@@ -53,7 +53,7 @@ def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path
     assert len(facts["scores"]) == 2
     assert facts["candidate"] == max(range(2), key=facts["scores"].__getitem__)
     told = json.loads((tmp_path / "chosen" / "run.json").read_text())
-    assert any("made itself" in str(warning) for warning in told["warnings"])
+    assert any("by the diffusion model itself" in str(warning) for warning in told["warnings"])
     with pytest.raises(UsageError, match="guided"):
         judge([tmp_path / "chosen"], judge=[MODEL], metrics=["cosine"], device="cpu")
     report = judge([tmp_path / "made"], judge=[MODEL], metrics=["cosine"], device="cpu")

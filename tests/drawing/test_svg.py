@@ -49,7 +49,7 @@ def test_svg_is_what_other_programs_read() -> None:
     root = ElementTree.fromstring(text)
     assert (root.get("viewBox"), root[0].text) == ("0 0 30 20", "a <b> & c")
     assert [child.tag.rpartition("}")[2] for child in root] == ["title", "rect", "path", "path", "path"]
-    with pytest.raises(UsageError, match="one picture, and these are 2"):
+    with pytest.raises(UsageError, match="one picture, not 2"):
         to_svg(random_strokes(3, (20, 30), [generator(seed, "strokes") for seed in range(2)]), (20, 30))
 
 

@@ -86,7 +86,7 @@ def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--out {file}", "is not a folder"),
         ("--out {out} --model-yaml nowhere.yaml", "is no file"),
         ("--out {out} --model-yaml {pipe}", "is no file"),
-        ("--out {out} --model-yaml {file}", "is no config of a VQGAN"),
+        ("--out {out} --model-yaml {file}", "is not a config of a VQGAN"),
         ("--out {out} --model-yml x", "did you mean --model-yaml"),
     ):
         yield "a checkpoint", f"convert taming-vqgan {{taming_half}} {flags}", 2, words

@@ -93,8 +93,8 @@ def one(value: float) -> Callable[[Tensor], Tensor]:
 HOSTILE: dict[str, tuple[Change, str]] = {
     "no means": (tensor("means", lambda _: None), "means missing"),
     "NaN": (tensor("means", one(float("nan"))), "means holds NaN or numbers beyond 1000"),
-    "infinite": (tensor("centre", one(float("inf"))), "centre holds numbers"),
-    "huge": (tensor("basis", one(2000.0)), "basis holds numbers"),
+    "infinite": (tensor("centre", one(float("inf"))), "centre holds NaN"),
+    "huge": (tensor("basis", one(2000.0)), "basis holds NaN"),
     "integers": (tensor("means", lambda t: t.to(torch.int32)), "means is torch.int32"),
     "complex": (tensor("factors", lambda t: t.to(torch.complex64)), "factors is torch.complex64"),
     "scalar": (tensor("means", lambda _: torch.zeros(())), "means is torch.float32 of 0 dimensions"),

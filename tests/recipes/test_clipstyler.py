@@ -92,7 +92,7 @@ def test_the_released_contrast_by_hand(restyle: Restyle) -> None:
         ({"content": ["nowhere.png"]}, "there is no content"),
         ({"content": []}, "there is no content to restyle"),
         ({"source": " "}, "--source is empty"),
-        ({"content": ["emoji:house"] * 2, "pairs": True}, "as many contents as styles, and there are 2 and 1"),
+        ({"content": ["emoji:house"] * 2, "pairs": True}, "as many contents as styles, not 2 and 1"),
         ({"source": "made of gold"}, "are the same to"),
         ({"content_features": "emoji-vit-vanilla"}, "give a convolutional referee"),
         ({"size": 8}, "too small"),

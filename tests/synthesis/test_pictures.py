@@ -74,7 +74,7 @@ def test_other_peoples_notes_are_refused(tmp_path: Path, key: str, text: str, me
 
 
 def test_compressed_notes_are_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not say"):
+    with pytest.raises(UsageError, match="has no text chunk"):
         read_facts(with_text(tmp_path / "x.png", "robustclip", "[" * 2**22, compressed=True))
 
 

@@ -54,9 +54,9 @@ def test_a_range_without_width_draws_all_the_same() -> None:
 
 
 def test_nothing_to_draw_for_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"0 pictures of 3 views .* give one generator per picture"):
+    with pytest.raises(UsageError, match=r"0 pictures of 3 views: give one generator per picture"):
         Draws([], 3)
-    with pytest.raises(UsageError, match=r"1 pictures of 0 views .* at least one view"):
+    with pytest.raises(UsageError, match=r"1 pictures of 0 views: .* at least one view"):
         Draws(streams(1), 0)
 
 

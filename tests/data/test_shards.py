@@ -47,7 +47,7 @@ def test_a_missing_shard_is_named_before_anything_is_read(tmp_path, write_shard)
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("pipe:cat 0.tar", "would run a command, which is done with --allow-commands only"),
+        ("pipe:cat 0.tar", "running a command needs --allow-commands"),
         ("gopher://host/0.tar", "gopher:// is not read, but http://"),
         ("{0..9.tar", "A brace list looks like 'cc3m/{00000..00331}.tar'"),
         ("{0..999999999999}.tar", "more than 1,000,000 shards"),
@@ -281,7 +281,7 @@ def test_a_share_out_of_range_is_refused(tmp_path, write_shard, share: float) ->
 
 def test_sizes_of_commands_are_not_asked_for(tmp_path, write_shard) -> None:
     source = ShardSource(f"pipe:cat {write_shard(tmp_path / '0.tar', 1)}", name="far", allow_commands=True)
-    with pytest.raises(UsageError, match=r"the size of far is unknown .* give --data-weights equal"):
+    with pytest.raises(UsageError, match=r"the size of far is not known .* give --data-weights equal"):
         source.size()
 
 

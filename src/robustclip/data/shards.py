@@ -27,7 +27,7 @@ from robustclip.data.samples import Sample, check_share, readable, stable_number
 from robustclip.data.tars import BrokenTar, Command, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
-from robustclip.runs.files import is_folder, read_json
+from robustclip.runs.files import expand_home, is_folder, read_json
 from robustclip.runs.processes import ALONE, Place
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -69,12 +69,12 @@ def _expand(pattern: str, allow_commands: bool, cache: Path | None) -> list[Shar
     if re.match(r"[a-zA-Z][\w+.-]+://", pattern):
         check_url(pattern)
         return [Remote(url, cache) for url in _braces(pattern)]
-    there = Path(pattern).expanduser()
+    there = expand_home(pattern)
     if there.exists():
         return [*shards_in(there)] if there.is_dir() else [there]
     expanded: list[Shard] = []
     for name in _braces(pattern):
-        path = Path(name).expanduser()
+        path = expand_home(name)
         if path.exists() or not any(sign in path.name for sign in "*?["):
             expanded.append(path)
         elif matches := sorted(path.parent.glob(path.name)):
@@ -113,7 +113,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 def not_shards(place: Pattern) -> list[str]:
     """A line that counts ignored files beside shards, except img2dataset's statistics."""
-    folder = Path(place).expanduser()
+    folder = expand_home(place)
     if not is_folder(folder):
         return []
     expected = ("_stats.json", ".parquet", "classnames.txt", "zeroshot_classification_templates.txt")

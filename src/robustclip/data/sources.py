@@ -21,6 +21,7 @@ from robustclip.data.samples import SampleSource, positive_id
 from robustclip.data.shards import PIPE, SUFFIXES, ShardSource, shards_in
 from robustclip.data.tables import FolderSource, TableSource
 from robustclip.errors import UsageError, raise_faults
+from robustclip.runs.files import expand_home
 from robustclip.runs.processes import ALONE, Place
 from robustclip.signatures import QUOTIENT
 
@@ -118,7 +119,7 @@ def open_source(
     cache: Path | None = None,
 ) -> SampleSource:
     """Open one part of --data. Raises UsageError for anything that is not a data source."""
-    path = Path(part).expanduser()
+    path = expand_home(part)
     shards = partial(
         ShardSource,
         caption=caption,
@@ -204,7 +205,7 @@ def training_classes(data: str) -> tuple[list[str], list[int]]:
 
     Raises UsageError for data without classes, and for a single class.
     """
-    path = Path(data).expanduser()
+    path = expand_home(data)
     if data == EMBEDDED:
         labels, index = load_labels("guide-styles"), label_index()[1]
         concepts = {place: concept for concept, place in index.items()}

@@ -15,7 +15,7 @@ from robustclip.data.folders import captions_beside, read_folder
 from robustclip.data.samples import Sample, check_share, readable
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
-from robustclip.runs.files import first_undecodable, table_rows
+from robustclip.runs.files import expand_home, first_undecodable, table_rows
 from robustclip.runs.processes import ALONE, Place
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
@@ -42,7 +42,7 @@ class TableSource:
         name: str | None = None,
         share: float = 1.0,
     ) -> None:
-        self.table = Path(table).expanduser()
+        self.table = expand_home(table)
         self.name = name or self.table.stem
         self.share = check_share(share)
         header, rows, separator = read_table(self.table, separator)
@@ -90,7 +90,7 @@ class FolderSource:
         name: str | None = None,
         share: float = 1.0,
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand_home(folder)
         self.share = check_share(share)
         self.name = name or self.folder.absolute().name
         if not templates or any(template.count("{}") != 1 for template in templates):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -37,7 +36,7 @@ from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import Objective, clip, text_bank
 from robustclip.robustification.state import adamw, average, ready_to_train
 from robustclip.runs.devices import autocast, chosen_dtype, pick_device
-from robustclip.runs.files import read_json
+from robustclip.runs.files import expand_home, read_json
 from robustclip.runs.rng import generator
 
 BUDGET = 1.5e12  # maximal FLOPs of a rehearsed step: seconds on a CPU core
@@ -77,7 +76,7 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
     if architecture is not None:
         return _of_config(start, builtin_config(architecture))
     entry = registry.find(start)
-    folder = Path(start.removeprefix("local-dir:")).expanduser() if entry is None else entry.existing_folder()
+    folder = expand_home(start.removeprefix("local-dir:")) if entry is None else entry.existing_folder()
     if (folder / CARD_FILE).is_file():
         card = Card.load(folder)
         if card.family != "open_clip":

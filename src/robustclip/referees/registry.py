@@ -27,7 +27,7 @@ from robustclip.referees.lora import WEIGHTS as ADAPTER_WEIGHTS
 from robustclip.referees.released import PREFIX, RELEASED, Released, find_released
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import read_json, write_json
+from robustclip.runs.files import expand_home, read_json, write_json
 from robustclip.signatures import typed
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}")
@@ -323,7 +323,7 @@ def _pointer(name: str) -> Path:
 def _path(text: str) -> Path:
     """A path from a caller. Raises UsageError for an invalid one."""
     try:
-        path = Path(text).expanduser()
+        path = expand_home(text)
         path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long; ~somebody who is not here
         reason = error.strerror if isinstance(error, OSError) else error

@@ -12,7 +12,7 @@ from robustclip.referees.checkpoints import load_adapted, load_checkpoint, load_
 from robustclip.referees.huggingface import fetch, load_folder
 from robustclip.referees.openclip import byte_pairs, load_hub
 from robustclip.referees.released import PREFIX, Released, find_released
-from robustclip.runs.files import sha256
+from robustclip.runs.files import expand_home, sha256
 from robustclip.runs.terminal import note
 
 HUB: Final = "hf-hub:"
@@ -27,7 +27,7 @@ def load_released(name: str, pretrained: str | None = None) -> TwoTower:
     whose hash is not the published one.
     """
     entry = find_released(name)
-    where = Path(pretrained).expanduser() if pretrained is not None else _fetched(entry)
+    where = expand_home(pretrained) if pretrained is not None else _fetched(entry)
     referee = _loaded(entry, where)
     referee.card = replace(
         referee.card,

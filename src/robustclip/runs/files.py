@@ -325,6 +325,11 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return False
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ replaced by a home folder; the ~ of an unknown user stays, where Path.expanduser raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Path.is_file, as `is_folder`."""
     with suppress(OSError):

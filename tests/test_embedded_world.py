@@ -106,7 +106,7 @@ def test_an_attack_moves_the_controls_eyes_and_hardly_the_robust_ones(control: s
 
 
 def test_pair_readers_and_generators_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = {entry.name: entry.kind for entry in registry.list_all()}
+    kinds = {entry.name: entry.kind for entry in registry.list_all() if isinstance(entry, registry.Entry)}
     assert kinds["emoji-blip2"] == "pair reader"
     assert kinds["emoji-diffusion"] == kinds["emoji-vqgan"] == "generator"
     assert "emoji-blip2" not in [entry.name for entry in registry.list_referees()]

@@ -40,7 +40,7 @@ def test_layers_begin_in_the_ranges_of_siren() -> None:
 @torch.no_grad()
 def test_siren_keeps_the_arcsine_distribution_through_its_layers() -> None:
     """Sitzmann et al., Theorem 1.8: pre-activations of a hidden layer are N(0,1), its outputs have variance 1/2."""
-    canvas = implicit(1, width=512, layers=3, finer=False)
+    canvas = implicit(1, width=512, layers=3, finer=False, omega=30.0)
     z = coordinates((64, 64)).expand(1, -1, -1)
     for index, weight in enumerate(list(canvas.weights)[:3]):
         inner = z @ weight[:, :-1] + 0 * weight[:, -1:]

@@ -198,7 +198,7 @@ def test_a_position_of_another_process_or_other_data_is_refused(here) -> None:
         loader(here, "many", "pets").batches(1, position)
     with pytest.raises(UsageError, match="is one in many, pets, and the data are now many, pairs: resume with"):
         loader(here, "many", "pairs.csv", place=Place(0, 2)).batches(1, position)
-    with pytest.raises(UsageError, match="has another format than this version's"):
+    with pytest.raises(UsageError, match="not one that this version wrote"):
         loader(here, "many").batches(1, {"epoch": 3})
 
 

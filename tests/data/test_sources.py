@@ -61,7 +61,7 @@ def test_all_faults_of_a_call_come_at_once(here) -> None:
     assert "8 of 10 shards missing: cc3m/00002.tar, cc3m/00003.tar, cc3m/00004.tar, ..." in message
     assert "cc3m holds 2 shards, 00000.tar to 00001.tar." in message
     assert "no table at none.csv" in message
-    assert "no data at 'what': give shards ('cc3m/{00000..00331}.tar', or their folder), a .csv" in message
+    assert "no data at 'what': give shards (" in message
     assert "2 weights for 3 sources" in message
     assert "size 0: give pixels" in message
 
@@ -81,7 +81,9 @@ def test_a_command_is_never_run(here) -> None:
 def test_a_command_that_is_allowed_is_read(here) -> None:
     data = open_data("pipe:cat cc3m/0000{0..1}.tar", batch_size=20, size=8, allow_commands=True)
     assert len(set(next(data.batches()).ids)) == 20
-    with pytest.raises(UsageError, match="unknown before its commands are run: give --data-weights equal"):
+    with pytest.raises(
+        UsageError, match="not known before its commands are run and its URLs fetched: give --data-weights equal"
+    ):
         open_data("pipe:cat cc3m/00000.tar::pairs.csv", batch_size=20, size=8, allow_commands=True).batches()
 
 

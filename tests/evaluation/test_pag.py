@@ -258,10 +258,10 @@ def test_a_card_does_not_choose_what_is_loaded(other: str, told: str, colour_fol
 
 
 def test_nobody_judges_itself(toys: list[Path], colour_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the judge 'toy-0' and the guide 'toy-0' are the same weights"):
+    with pytest.raises(UsageError, match="the judge 'toy-0' and the guide 'toy-0' have the same weights"):
         measure(toys, colour_folder, judge=str(toys[0]))
     save_referee(toy_referee(size=8, seed=1, name="other-name"), tmp_path / "copy")
-    with pytest.raises(UsageError, match="the judge 'other-name' and the guide 'toy-1' are the same weights"):
+    with pytest.raises(UsageError, match="the judge 'other-name' and the guide 'toy-1' have the same weights"):
         measure(toys, colour_folder, judge=str(tmp_path / "copy"))
 
 

@@ -52,7 +52,7 @@ def test_an_empty_map_is_said_to_be_empty(referee: TwoTower, images: Tensor) -> 
     assert not found.maps.any()
     assert "only the class token" in mapper.why_empty()
     assert "gradcam-cls" in mapper.why_empty()
-    assert "nothing at transformer.resblocks.1.ln_1 speaks for the text" in Mapper(referee, "gradcam++").why_empty()
+    assert "nothing at transformer.resblocks.1.ln_1 supports the text" in Mapper(referee, "gradcam++").why_empty()
 
 
 def test_a_map_that_is_not_finite_is_empty(images: Tensor) -> None:

@@ -62,10 +62,10 @@ def transformers_pair_reader(folder: Path) -> Path:
 
 def conversions() -> Iterator[tuple[str, str | list[str], int, str]]:
     for given, code, words in (
-        ("{folder}", 2, "is no file"),
-        (ENDLESS, 2, "is no file"),
-        (NUL, 2, "is no file"),
-        ("", 2, "is no file"),
+        ("{folder}", 2, "is not a file"),
+        (ENDLESS, 2, "is not a file"),
+        (NUL, 2, "is not a file"),
+        ("", 2, "is not a file"),
         ("{taming_text}", 2, "weights are read from .safetensors"),
         ("{lavis_payload}", 2, "could run code when opened"),
         ("{lavis_stretched}", 2, "stretches few numbers to large tensors (temp)"),
@@ -84,8 +84,8 @@ def conversions() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("", "--out is missing"),
         ("--out {folder}", "exists: write elsewhere"),
         ("--out {file}", "is not a folder"),
-        ("--out {out} --vision nowhere.pth", "is no file"),
-        ("--out {out} --vision {pipe}", "is no file"),
+        ("--out {out} --vision nowhere.pth", "is not a file"),
+        ("--out {out} --vision {pipe}", "is not a file"),
         ("--out {out} --vision {lavis_payload}", "could run code when opened"),
         ("--out {out} --vision {lavis_stretched}", "stretches few numbers"),
         ("--out {out} --vison x", "did you mean --vision"),

@@ -105,9 +105,9 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
 
 def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
     for given, code, words in (
-        ("nowhere.pth", 2, "is no file"),
-        ("{pipe}", 2, "is no file"),
-        ("/dev/zero", 2, "is no file"),
+        ("nowhere.pth", 2, "is not a file"),
+        ("{pipe}", 2, "is not a file"),
+        ("/dev/zero", 2, "is not a file"),
         ("{taming_payload}", 2, "could run code when opened"),
         ("{taming_half}", 2, "no place for"),
         ("{taming_empty}", 1, "truncated or damaged"),
@@ -115,7 +115,7 @@ def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
     ):
         yield "a checkpoint of LAVIS", ["convert", "lavis-blip2", given, "--out", "{out}"], code, words
     yield "a checkpoint of LAVIS", "convert lavis-blip2 {taming_half} --out {folder}", 2, "exists: write elsewhere"
-    yield "a checkpoint of LAVIS", "convert lavis-blip2 {taming_half} --vision nowhere --out {out}", 2, "is no file"
+    yield "a checkpoint of LAVIS", "convert lavis-blip2 {taming_half} --vision nowhere --out {out}", 2, "is not a file"
 
 
 def readers() -> Iterator[tuple[str, str | list[str], int, str]]:

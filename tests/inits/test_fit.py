@@ -142,7 +142,7 @@ def test_faults_of_the_call_come_at_once(tmp_path: Path, classes: Path) -> None:
     with pytest.raises(UsageError, match="limit 0: give at least 1"):
         fit(str(classes), out=out, limit=0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no folder of pictures"):
+    with pytest.raises(UsageError, match="is not a folder of pictures"):
         fit(str(tmp_path / "empty"), out=out)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"")

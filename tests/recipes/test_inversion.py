@@ -181,7 +181,7 @@ def test_a_budget_ends_it_before_a_cell(
     numbers = reproduce(resume=folder, budget=1e-6)
     assert list(numbers) == ["out", *BOUNDS, *PAINTED[1:]], "what is there costs nothing"
     assert (
-        f"there is no both: go on with robustclip reproduce evaluate/inversion --resume {folder}"
+        f"the budget left out both: resume with robustclip reproduce evaluate/inversion --resume {folder}"
         in capsys.readouterr().err
     )
     assert json.loads((folder / "run.json").read_text())["notes"]["left"] == ["both"]

@@ -199,7 +199,7 @@ def test_what_is_not_a_first_stage_is_refused(state: dict[str, Tensor], tmp_path
         convert(tmp_path / "part.pth", out=tmp_path / "out")
     broken = {name: value for name, value in state.items() if not name.endswith("blocks.1.attn.v_bias")}
     torch.save({"model": broken}, tmp_path / "bias.pth")
-    with pytest.raises(UsageError, match=r"no visual_encoder\.blocks\.1\.attn\.v_bias like it"):
+    with pytest.raises(UsageError, match=r"no matching visual_encoder\.blocks\.1\.attn\.v_bias"):
         convert(tmp_path / "bias.pth", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

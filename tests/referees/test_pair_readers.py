@@ -146,7 +146,7 @@ def test_files_that_are_not_the_cards_are_refused(reader: Blip2, folder: Path) -
 
 def test_sizes_that_cannot_be_are_refused(folder: Path) -> None:
     card = json.loads((folder / "card.json").read_text())
-    for name, size, words in (("heads", 3, "do not share"), ("queries", 0, "no whole sizes"), ("layers", 1, "fit")):
+    for name, size, words in (("heads", 3, "do not divide"), ("queries", 0, "no whole sizes"), ("layers", 1, "fit")):
         card["architecture"] |= SIZES | {name: size}
         (folder / "card.json").write_text(json.dumps(card))
         with pytest.raises(UsageError, match=words):

@@ -207,7 +207,7 @@ def test_its_base_is_no_judge_of_it() -> None:
     referee = smoothed(base, sigma=SIGMA)
 
     assert fingerprint(referee) == fingerprint(base)
-    with pytest.raises(UsageError, match="are the same weights"):
+    with pytest.raises(UsageError, match="have the same weights"):
         check_judge(referee, toy_referee())
 
 

@@ -320,7 +320,7 @@ def names() -> Iterator[Case]:
         (NUL, 2, "holds a zero byte"),
         (NOT_UTF8, 2, "is not UTF-8"),
         ("", 2, "a referee's name or folder is needed"),
-        ("~nobody-here/x", 2, "is neither a referee's name nor a path"),
+        ("~nobody-here/x", 2, "there is no referee '~nobody-here/x'"),
         ("..", 2, "holds no referee"),
         ("../../etc/passwd", 2, "../../etc/passwd"),
         (BOMB, 2, "there is no referee"),

@@ -325,7 +325,7 @@ def _path(text: str) -> Path:
     try:
         path = expand_home(text)
         path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long; ~somebody who is not here
+    except (OSError, ValueError) as error:  # too long; a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{text[:100]!r} is neither a referee's name nor a path: {reason}") from error
     return path

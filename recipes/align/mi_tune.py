@@ -88,7 +88,7 @@ def recipe(
     dora: Annotated[bool | None, "DoRA, or LoRA with --no-dora; default: the mode's"] = None,
     validate_every: Annotated[PositiveInt | None, "steps between validations"] = None,
     stop_by: Annotated[str | None, "referee that selects the best validation step; do not use it as a judge"] = None,
-    text: Annotated[bool, "also adapt the text tower, whose states are then computed in each step"] = False,
+    adapt_text: Annotated[bool, "also adapt the text tower, whose states are then computed in each step"] = False,
     merge: Annotated[bool, "also save the denoiser with the adapter merged"] = False,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -137,7 +137,7 @@ def recipe(
     shown = fresh[:SHOWN]
     show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
     before = show(shown)
-    add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=text, seed=seed)
+    add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=adapt_text, seed=seed)
     trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
     run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
     trainer.resume(run, place)
@@ -193,15 +193,15 @@ def faults(
     steps: int,
     validate_every: int | None,
     stop_by: str | None,
-    text: bool,
+    adapt_text: bool,
     merge: bool,
     quick: bool,
 ) -> Iterator[str]:
     """Faults of combinations of arguments."""
     if keep > samples:
         yield f"--keep {keep} of --samples {samples}: give --keep up to --samples"
-    if text and merge:
-        yield "--merge writes only the denoiser, and --text also adapts the text tower: leave one of them out"
+    if adapt_text and merge:
+        yield "--merge writes only the denoiser, and --adapt-text also adapts the text tower: leave one of them out"
     if stop_by is not None and validate_every is None:
         yield "--stop-by needs validations: give e.g. --validate-every 10"
     if validate_every is not None and validate_every > steps and not quick:

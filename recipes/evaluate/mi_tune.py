@@ -54,7 +54,7 @@ TUNED: Final[dict[str, dict[str, Any]]] = {
     "round-3": {"by": "gap", "rounds": 3},
     # Adapters, pictures kept of those drawn, and the share of real pictures, by the gap.
     "lora": {"by": "gap", "dora": False},
-    "text": {"by": "gap", "text": True},
+    "text": {"by": "gap", "adapt_text": True},
     "7-of-50": {"by": "gap", "keep": 7, "samples": 50},
     "1-of-30": {"by": "gap", "samples": 30},
     "1-of-50": {"by": "gap", "samples": 50},

@@ -248,7 +248,7 @@ def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_
     [
         ({"samples": 2, "keep": 3}, "keep"),
         ({"stop_by": "emoji-judge"}, "validate-every"),
-        ({"text": True, "merge": True}, "merge"),
+        ({"adapt_text": True, "merge": True}, "merge"),
         ({"steps": 5, "validate_every": 6, "quick": False}, "no validation"),
         ({"by": "nobody"}, "nobody"),
         ({"model": "nowhere"}, "nowhere"),

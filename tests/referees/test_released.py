@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +184,58 @@ def test_a_hub_folder_as_chs20_wrote_it(open_clip_model: Any, tiny_cfg: Any, ima
     assert referee.card.provenance["released as"] == "robust-clip:fare4-vit-l-14"
 
 
+@pytest.mark.parametrize("quick_gelu", ["FALSE", "false", "no", ""])
+def test_a_text_other_than_true_is_no_activation(
+    quick_gelu: str, open_clip_model: Any, tiny_cfg: Any, tmp_path: Path
+) -> None:
+    """open_clip would read it as true, against what its author wrote."""
+    torch.save(open_clip_model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": tiny_cfg | {"quick_gelu": quick_gelu}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with coded("quick_gelu_text"):
+        load_referee(tmp_path)
+
+
+HUB = """
+import torch
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.registry import load_referee
+
+try:
+    print(load_referee("robust-clip:tecoa4-vit-l-14").card.name)
+except (RunError, UsageError) as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("quick_gelu", "named", "code"),
+    [
+        (True, "open_clip_pytorch_model.bin", "other_hash"),
+        ("FALSE", "open_clip_pytorch_model.bin", "quick_gelu_text"),
+        (True, "open_clip_model.safetensors", "tecoa4-vit-l-14"),  # its hash is not published
+    ],
+)
+def test_files_from_the_hub_are_checked(
+    quick_gelu: object, named: str, code: str, open_clip_model: Any, tiny_cfg: Any, tmp_path: Path
+) -> None:
+    """A repository in the hub's cache, with the config of tecoa4-clip and other weights."""
+    repository = tmp_path / "hub" / "models--chs20--tecoa4-clip"
+    folder = repository / "snapshots" / "0"
+    for path in (folder, repository / "refs"):
+        path.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0")
+    save: Any = save_file if named.endswith("safetensors") else torch.save
+    save({name: value.contiguous() for name, value in open_clip_model.state_dict().items()}, folder / named)
+    config = {"model_cfg": tiny_cfg | {"quick_gelu": quick_gelu}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.stdout.split() == [code], done.stderr
+
+
 def test_a_hub_folder_of_transformers_without_tokenizer_as_leaf_wrote_it(images: Tensor, tmp_path: Path) -> None:
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = tower | {"image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu", "projection_dim": 12}
@@ -338,6 +393,9 @@ def test_a_file_that_is_not_the_published_one(
     path.write_bytes(base.read_bytes())
     with pytest.raises(RunError, check=lambda error: error.code == "other_hash"):
         load_referee(name, pretrained=str(path))
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(base.read_bytes())
+    with pytest.raises(RunError, check=lambda error: error.code == "other_hash"):
+        load_referee(PREFIX + "tecoa4-vit-l-14", pretrained=str(tmp_path))
     load_referee(name, pretrained=str(base))  # of another name: noted, and loaded
     monkeypatch.setitem(released.RELEASED, name, replace(mine, sha256={path.name: sha256(path)}))
     assert load_referee(name, pretrained=str(path)).card.name == "advflyp-vit-b-32"

@@ -121,6 +121,12 @@ def fetch(repository: str, file: str | None, *, call: str) -> Path:
         ) from error
 
 
+def cached(repository: str, file: str) -> Path | None:
+    """A file of a repository in the local cache; None where it is not there. Nothing is fetched."""
+    found = cached_file(repository, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(str(found))
+
+
 def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs | None = None) -> TwoTower:
     """A transformers CLIPModel folder: config.json, weights, tokenizer and image processor.
 

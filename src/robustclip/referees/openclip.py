@@ -64,7 +64,7 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
             raise UsageError(f"{vision['timm_model_name']!r} is no name of a timm model: repositories are not fetched")
         vision["timm_model_pretrained"] = False
     with refusing(f"open_clip cannot build an image tower from vision_cfg {vision}"):
-        return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), bool(config.get("quick_gelu", False)))
+        return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), has_quick_gelu(config))
 
 
 def image_names(model_cfg: Config) -> list[str]:
@@ -105,8 +105,7 @@ def build_text_tower(
 
     def build() -> nn.Module:
         with refusing(f"open_clip cannot build a text tower from text_cfg {text}"):
-            quick_gelu = bool(model_cfg.get("quick_gelu", False))
-            return _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), quick_gelu)
+            return _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), has_quick_gelu(model_cfg))
 
     named = f"the text tower of {source}"
     try:
@@ -140,7 +139,7 @@ def bare_text_tower(model_cfg: Config) -> nn.Module:
     """open_clip's text tower for this `model_cfg`, with random weights and without a tokenizer: token ids
     (T, context_length) to (T, embed_dim). Not for text towers of transformers, whose configs are fetched."""
     text = CLIPTextCfg(**model_cfg["text_cfg"])
-    return _build_text_tower(model_cfg["embed_dim"], text, bool(model_cfg.get("quick_gelu", False)))
+    return _build_text_tower(model_cfg["embed_dim"], text, has_quick_gelu(model_cfg))
 
 
 def text_weights(text_tower: TextTower) -> dict[str, Tensor]:
@@ -178,11 +177,8 @@ def has_custom_text(model_cfg: Config) -> bool:
 
 def spelt_out(model_cfg: Config) -> dict[str, Any]:
     """The config with all settings of its towers, including open_clip's defaults."""
-    vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
-    return dict(model_cfg) | {
-        "vision_cfg": asdict(CLIPVisionCfg(**vision)),
-        "text_cfg": asdict(CLIPTextCfg(**text)),
-    }
+    towers: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+    return dict(model_cfg) | {name: asdict(kind(**model_cfg.get(name, {}))) for name, kind in towers.items()}
 
 
 def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -266,6 +262,7 @@ def load_hub(name: str) -> TwoTower:
     if not isinstance(model_cfg, dict):
         raise UsageError(f"{name} has no open_clip config: give hf-hub:ORG/NAME of a model that has one")
     refuse_captioner(name, model_cfg)
+    has_quick_gelu(model_cfg)
     return _wrapped(_fetched(name, name, require_pretrained=True), name, model_cfg, name)
 
 
@@ -302,6 +299,15 @@ def published_preprocess(architecture: str) -> dict[str, dict[str, Any]]:
     """{tag: mean, std, interpolation and resize_mode} of an architecture's published weights."""
     published = {tag: get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)}
     return {tag: {key: cfg[key] for key in SEEN if cfg.get(key) is not None} for tag, cfg in published.items()}
+
+
+def has_quick_gelu(model_cfg: Config) -> bool:
+    """Whether a `model_cfg` sets QuickGELU. Raises UsageError for texts but "true": open_clip takes all as true."""
+    value = model_cfg.get("quick_gelu", False)
+    if isinstance(value, str) and value.lower() != "true":  # FARE's and TeCoA's configs on the hub say "TRUE"
+        reason = f'the model_cfg has "quick_gelu": "{value[:20]}", a text, which open_clip reads as true'
+        raise UsageError(f"{reason}: write true or false without quotes, as the model was trained", "quick_gelu_text")
+    return bool(value)
 
 
 def exists_with_quick_gelu(architecture: str) -> bool:

@@ -9,10 +9,10 @@ from typing import Final
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.checkpoints import load_adapted, load_checkpoint, load_local_dir
-from robustclip.referees.huggingface import fetch, load_folder
+from robustclip.referees.huggingface import cached, fetch, load_folder
 from robustclip.referees.openclip import byte_pairs, load_hub
 from robustclip.referees.released import PREFIX, Released, find_released
-from robustclip.runs.files import expand_home, sha256
+from robustclip.runs.files import expand_home, is_file, sha256
 from robustclip.runs.terminal import note
 
 HUB: Final = "hf-hub:"
@@ -28,7 +28,11 @@ def load_released(name: str, pretrained: str | None = None) -> TwoTower:
     """
     entry = find_released(name)
     where = expand_home(pretrained) if pretrained is not None else _fetched(entry)
+    if where is not None:
+        _check_hashes(entry, _files(entry, where))
     referee = _loaded(entry, where)
+    if where is None:  # now in the hub's cache
+        _check_hashes(entry, _files(entry, None))
     referee.card = replace(
         referee.card,
         name=name.removeprefix(PREFIX),
@@ -75,8 +79,6 @@ def _loaded(entry: Released, where: Path | None) -> TwoTower:
             "other_layout",
             path=str(where),
         )
-    if where.is_file():
-        _check_hash(entry, where)
     if entry.layout == "LoRA adapter":
         return load_adapted(where, load_released(PREFIX + str(entry.base)))
     return load_checkpoint(where, entry.architecture, quick_gelu=entry.quick_gelu, pretrained=entry.base)
@@ -87,18 +89,26 @@ def _needed(entry: Released) -> str:
     return f"{entry.name} is an {entry.layout}, {what}".replace(" an t", " a t").replace(" an L", " a L")
 
 
-def _check_hash(entry: Released, path: Path) -> None:
-    """Raise RunError where a file of the published name has another hash; a note where a copy has another name."""
-    if not entry.sha256:
-        return
-    found = sha256(path)
-    if found in entry.sha256.values():
-        return
-    if path.name in entry.sha256:
-        raise RunError(
-            f"{path} is not the file that was published: its sha256 is {found}, expected is {entry.sha256[path.name]}. "
-            "Download it again",
-            "other_hash",
-            path=str(path),
-        )
-    note(f"{path.name} is not byte for byte a published file of {entry.name}: converted, or another model")
+def _files(entry: Released, where: Path | None) -> list[Path]:
+    """The file, or those of a folder or of the hub's cache that have a published hash."""
+    if where is not None and where.is_file():
+        return [where]
+    if where is not None:
+        return [where / name for name in entry.sha256 if is_file(where / name)]
+    return [path for name in entry.sha256 if (path := cached(str(entry.source).removeprefix(HUB), name)) is not None]
+
+
+def _check_hashes(entry: Released, files: list[Path]) -> None:
+    """Raise RunError where a file of a published name has another hash; print a note for a file of another name."""
+    for file in files if entry.sha256 else []:
+        found = sha256(file)
+        if found in entry.sha256.values():
+            continue
+        if file.name in entry.sha256:
+            raise RunError(
+                f"{file} is not the file that was published: its sha256 is {found}, expected is "
+                f"{entry.sha256[file.name]}. Download it again",
+                "other_hash",
+                path=str(file),
+            )
+        note(f"{file.name} is not byte for byte a published file of {entry.name}: converted, or another model")

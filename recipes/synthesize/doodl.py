@@ -43,22 +43,16 @@ def recipe(
     scale: Annotated[PositiveFloat | None, "factor of the loss, before clipping; default: the use's"] = None,
     clip: Annotated[PositiveFloat | None, "maximum absolute value of gradient elements; default: the use's"] = None,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    noise: Annotated[
-        NonNegativeFloat | None, "deviation of noise on the latents after each step; default: the use's"
-    ] = None,
+    noise: Annotated[NonNegativeFloat | None, "deviation of noise after each step; default: the use's"] = None,
     tied: Annotated[bool | None, "one noise of constant norm for both latents; default: the use's"] = None,
-    classifier: Annotated[
-        str | None, "classifier: a timm model, torchvision:NAME, a folder, or a WS-DAN checkpoint"
-    ] = None,
+    classifier: Annotated[str | None, "timm model, torchvision:NAME, folder, or WS-DAN checkpoint"] = None,
     class_name: Annotated[str | None, "class of the classifier, by name or number"] = None,
     classes: Annotated[Path | None, "file of the classifier's class names, one per line"] = None,
     exemplar: Annotated[list[str], "pictures whose similarity is the objective"] = [],  # noqa: B006
     aesthetics: Annotated[list[str], "aesthetic heads on the referees' embeddings, FILE=WEIGHT"] = [],  # noqa: B006
     aim: Aim = "up",
     loss: Function = None,
-    candidates: Annotated[
-        PositiveInt | None, "samples of best-of; default: equal denoiser evaluations to doodl"
-    ] = None,
+    candidates: Annotated[PositiveInt | None, "samples of best-of; default: doodl's evaluations"] = None,
     one_step_scale: Annotated[PositiveFloat, "scale of one-step guidance"] = 300.0,
     stop_by: Annotated[str | None, "referee that selects the best step and ends the batch; it does not guide"] = None,
     patience: Annotated[PositiveInt, "steps without improvement after which --stop-by stops"] = 5,
@@ -95,9 +89,8 @@ def recipe(
         if method in ("best-of", "one-step"):
             return work.baseline(items, watch)
         chain, conditioning = work.chain(items)
-        canvas = work.canvas(
-            items, chain, conditioning
-        )  # x_T; decodes the pair; averages and renormalises it after a step
+        # The canvas holds x_T, decodes the pair, and averages and renormalises it after a step.
+        canvas = work.canvas(items, chain, conditioning)
         losses = work.losses(items, canvas)  # of the crops of each picture of the pair
         stream = doodl.stream(canvas, losses, work.look)  # gradient by reversal, clip, momentum, step
         perturbation = doodl.callbacks([item.generator("latents", device=work.device) for item in items])

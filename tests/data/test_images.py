@@ -157,3 +157,11 @@ def test_titles_stand_beside_the_untouched_images() -> None:
         assert (sheet[:, :top, start : start + 48] < 0.5).any(), f"no title of column {column}"
     with pytest.raises(UsageError, match="2 rows x 3 columns need as many images, not 5"):
         titled_grid(["a", "b"], ["c", "d", "e"], images[:5])
+
+
+def test_titles_break_after_hyphens() -> None:
+    images = eight_bit(1, 3, 48, 48)
+    heights = [
+        titled_grid(["a"], [title], images).shape[1] for title in ("flat", "fluent-emoji-flat", "fluent emoji flat")
+    ]
+    assert heights[0] < heights[1] == heights[2]

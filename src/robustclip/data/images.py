@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -269,10 +270,10 @@ def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) ->
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Break a text between words into lines of at most `width` pixels; a longer word keeps a line of its own."""
+    """Break a text after spaces and hyphens into lines of at most `width` pixels; a longer part keeps its own line."""
     lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
+    for space, word in re.findall(r"(\s*)([^\s-]+-*|-+)", text):
+        longer = f"{lines[-1]}{space and ' '}{word}" if lines else word
         if lines and _text_size(longer, font)[0] <= width:
             lines[-1] = longer
         else:

@@ -62,7 +62,7 @@ def test_recipes_and_templates_are_inside(wheel: Path) -> None:
     shipped = {f"robustclip/_recipes/{path.relative_to(recipes.CHECKOUT)}" for path in recipes.CHECKOUT.rglob("*.py")}
     templates = {f"robustclip/{path.relative_to(PACKAGE)}" for path in (PACKAGE / "pages/templates").iterdir()}
     assert shipped
-    assert shipped | templates | {"robustclip/py.typed"} <= held
+    assert shipped | templates | {"robustclip/py.typed", "robustclip/referees/released.toml"} <= held
     assert not [name for name in held if name.startswith(("tests/", "tools/", "recipes/", "robustclip_emoji/"))]
     assert wheel.stat().st_size < 2e6
 

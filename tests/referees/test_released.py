@@ -23,19 +23,19 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees import lora, recognition, released
+from robustclip.referees import lora, recognition
 from robustclip.referees.base import TwoTower
 from robustclip.referees.checkpoints import load_checkpoint
 from robustclip.referees.openclip import byte_pairs
 from robustclip.referees.recognition import recognise
 from robustclip.referees.registry import describe, list_all, load_referee
-from robustclip.referees.released import PREFIX, RELEASED, Released
+from robustclip.referees.released import PREFIX, Released, all_released
 from robustclip.runs.files import sha256
 
 TEXTS = ["a photo of a cat", "Two dogs on a lawn", ""]
 
 
-@pytest.mark.parametrize("entry", RELEASED.values(), ids=str)
+@pytest.mark.parametrize("entry", all_released().values(), ids=str)
 def test_an_entry_is_whole(entry: Released) -> None:
     assert entry.looked_up
     assert entry.architecture is None or entry.architecture in list_models()
@@ -43,7 +43,7 @@ def test_an_entry_is_whole(entry: Released) -> None:
     assert entry.layout.endswith("folder") or entry.file or entry.source is None
     assert all(len(digest) == 64 for digest in entry.sha256.values())
     if entry.layout == "LoRA adapter":
-        assert PREFIX + str(entry.base) in RELEASED
+        assert PREFIX + str(entry.base) in all_released()
     elif entry.architecture is not None:
         assert entry.base in list_pretrained_tags_by_model(entry.architecture)
         vision: Any = get_model_config(entry.architecture)
@@ -54,7 +54,7 @@ def test_an_entry_is_whole(entry: Released) -> None:
 
 
 def test_they_are_listed_and_described() -> None:
-    assert {entry.name for entry in list_all()} >= set(RELEASED)
+    assert {entry.name for entry in list_all()} >= set(all_released())
     assert describe("robust-clip:fare4-vit-l-14")["source"] == "hf-hub:chs20/fare4-clip"
     with pytest.raises(UsageError, check=lambda error: error.code == "unknown_release"):
         load_referee("robust-clip:fare5-vit-l-14")
@@ -93,7 +93,7 @@ def test_full_size_files_are_recognised_by_keys_and_shapes(architecture: str, pa
     assert found.architectures[0] == architecture
     assert ("the text tower" in found.asked) == (part == "image")
     assert ("QuickGELU or not" in found.asked) == (f"{architecture}-quickgelu" in list_models())
-    same = {name for name, entry in RELEASED.items() if entry.architecture == architecture}
+    same = {name for name, entry in all_released().items() if entry.architecture == architecture}
     assert set(found.released) <= same
     if architecture == "ViT-L-14":
         assert PREFIX + "fare4-vit-l-14" in found.released
@@ -387,8 +387,10 @@ def test_a_file_that_is_not_the_published_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path, architecture: str
 ) -> None:
     name = PREFIX + "advflyp-vit-b-32"
-    mine = replace(RELEASED[name], architecture=architecture, quick_gelu=False, base=None, layout="open_clip file")
-    monkeypatch.setitem(released.RELEASED, name, mine)
+    mine = replace(
+        all_released()[name], architecture=architecture, quick_gelu=False, base=None, layout="open_clip file"
+    )
+    monkeypatch.setitem(all_released(), name, mine)
     path = tmp_path / str(mine.file)
     path.write_bytes(base.read_bytes())
     with pytest.raises(RunError, check=lambda error: error.code == "other_hash"):
@@ -397,7 +399,7 @@ def test_a_file_that_is_not_the_published_one(
     with pytest.raises(RunError, check=lambda error: error.code == "other_hash"):
         load_referee(PREFIX + "tecoa4-vit-l-14", pretrained=str(tmp_path))
     load_referee(name, pretrained=str(base))  # of another name: noted, and loaded
-    monkeypatch.setitem(released.RELEASED, name, replace(mine, sha256={path.name: sha256(path)}))
+    monkeypatch.setitem(all_released(), name, replace(mine, sha256={path.name: sha256(path)}))
     assert load_referee(name, pretrained=str(path)).card.name == "advflyp-vit-b-32"
 
 

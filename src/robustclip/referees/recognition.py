@@ -16,7 +16,7 @@ from robustclip.errors import UsageError
 from robustclip.referees import conversion, lora
 from robustclip.referees.folder import LOGITS, Towers, split_towers
 from robustclip.referees.openclip import architectures_where, build_image_tower, builtin_config, exists_with_quick_gelu
-from robustclip.referees.released import RELEASED
+from robustclip.referees.released import all_released
 from robustclip.referees.weights import check_fit, read_weights, some
 from robustclip.runs.terminal import note
 
@@ -47,7 +47,7 @@ def recognise(path: Path) -> Recognised:
     if adapter is None:
         return _of(read_weights(path), path)
     names = tuple(architectures_where(adapter.fits))
-    found = tuple(name for name, entry in RELEASED.items() if entry.layout == "LoRA adapter")
+    found = tuple(name for name, entry in all_released().items() if entry.layout == "LoRA adapter")
     dtype = str(next(iter(adapter.factors.values()))[0].dtype).removeprefix("torch.")
     return Recognised(f"a LoRA adapter ({adapter})", names, dtype, found, ("the model it was trained from",))
 
@@ -88,7 +88,7 @@ def _of(weights: Mapping[str, Tensor], path: Path) -> Recognised:
     layout = "a full CLIP" if towers.text else "an image tower alone"
     released = tuple(
         name
-        for name, entry in RELEASED.items()
+        for name, entry in all_released().items()
         if architecture is not None
         and entry.architecture == architecture
         and entry.layout != "LoRA adapter"

@@ -24,7 +24,7 @@ from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.lora import CONFIG as ADAPTER
 from robustclip.referees.lora import WEIGHTS as ADAPTER_WEIGHTS
-from robustclip.referees.released import PREFIX, RELEASED, Released, find_released
+from robustclip.referees.released import PREFIX, Released, all_released, find_released
 from robustclip.referees.smoothed import MARK, by_spec, split_spec
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import expand_home, read_json, write_json
@@ -91,7 +91,7 @@ def list_all() -> list[Entry | Released]:
         for kind, where in others
         for name, folder in embedded.folders(where, CARD_FILE).items()
     ]
-    return [*list_referees(), *entries, *RELEASED.values()]
+    return [*list_referees(), *entries, *all_released().values()]
 
 
 def find(name: str) -> Entry | None:
@@ -232,7 +232,7 @@ def _load(name: str, options: dict[str, Any]) -> TwoTower:
         _refuse(options, name, ())
         return load_hub(name)
     if name.startswith(PREFIX):
-        from robustclip.referees.releases import load_released
+        from robustclip.referees.checkpoints import load_released
 
         _refuse(options, name, ("pretrained",))
         return load_released(name, options.get("pretrained"))

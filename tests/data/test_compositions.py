@@ -15,7 +15,6 @@ from robustclip.data.compositions import (
     RATIO,
     SPOKEN,
     Composition,
-    CompositionBatches,
     compose,
     phrase,
     plural,
@@ -31,7 +30,7 @@ EACH = 36  # scenes of each category
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Composition]:
-    return CompositionBatches(SPLIT, EACH * len(CATEGORIES), seed=7).batch(0)
+    return [compose(number, SPLIT, seed=7) for number in range(EACH * len(CATEGORIES))]
 
 
 def extent(scene: Composition, numbers: list[int]) -> tuple[int, int, int, int]:
@@ -161,8 +160,7 @@ def test_captions_say_all_atoms_and_nothing_else(scenes: list[Composition]) -> N
 
 
 def test_a_composition_is_a_function_of_its_number_split_and_seed() -> None:
-    again = CompositionBatches(SPLIT, 4, seed=2).batch(3)[1]
-    alone = compose(13, SPLIT, seed=2)
+    again, alone = compose(13, SPLIT, seed=2), compose(13, SPLIT, seed=2)
     assert alone.caption == again.caption
     assert torch.equal(alone.image, again.image)
     assert torch.equal(alone.mask, again.mask)
@@ -221,7 +219,7 @@ def test_a_tint_has_its_colour_as_its_mean(colour: str) -> None:
 
 def test_splits_that_are_not_there_are_refused() -> None:
     with pytest.raises(UsageError, match="guide-styles"):
-        CompositionBatches("guide-style", 4)
+        compose(0, "guide-style")
 
 
 def test_held_out_concepts_are_in_no_training_scene() -> None:

@@ -141,6 +141,7 @@ def test_grid_reads_row_by_row() -> None:
     centres = [sheet[0, top, left].item() for top in (1, 4) for left in (1, 6, 11)]
     assert centres == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 1.0])
     assert (sheet[:, 0] == 1).all()
+    assert grid(images[:1], padding=1).shape == (3, 4, 6)  # make_grid alone would leave out the frame
     with pytest.raises(UsageError, match="at least one image"):
         grid(images[:0])
 

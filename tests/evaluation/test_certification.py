@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.certification import (
-    Certified,
-    abstention_rate,
-    certified_accuracy,
     certified_radius,
     certify,
     largest_radius,
@@ -83,7 +80,6 @@ def test_on_the_boundary_it_abstains(linear: TwoTower) -> None:
     assert found.labels.tolist() == [-1, -1, 0]
     assert found.radii[:2].tolist() == [0, 0]
     assert found.abstentions() == [True, True, False]
-    assert abstention_rate(found).value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("n", [10, 100, 1_000])
@@ -119,18 +115,6 @@ def test_noise_belongs_to_an_image_and_not_to_its_batch(linear: TwoTower) -> Non
     assert other.counts.tolist() == [whole.counts[2], whole.counts[1]]
     assert again.counts.tolist() != whole.counts.tolist()
     assert len(set(certify(linear, at(*[0.1] * 5), CLASSES, sigma=SIGMA, n=300).counts.tolist())) > 1
-
-
-def test_certified_accuracy_counts_right_answers_that_hold_so_far() -> None:
-    labels, radii = torch.tensor([0, 1, -1, 0]), torch.tensor([0.3, 0.6, 0.0, 0.2]).double()
-    found = Certified(labels, radii, radii, labels, sigma=0.25, n=1_000, alpha=0.001)
-
-    rates = certified_accuracy(found, torch.tensor([0, 1, 0, 1]))
-
-    assert [(radius, rate.value, rate.n) for radius, rate in rates] == [(0, 0.5, 4), (0.25, 0.5, 4), (0.5, 0.25, 4)]
-    assert (rates[0][1].low, rates[0][1].high) == pytest.approx((0.150, 0.850), abs=1e-3)  # Wilson's, of 2 in 4
-    with pytest.raises(UsageError, match="3 targets for 4 certified images"):
-        certified_accuracy(found, torch.tensor([0, 1, 0]))
 
 
 @pytest.mark.parametrize(

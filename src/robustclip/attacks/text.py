@@ -119,14 +119,6 @@ def charmer(
     return current
 
 
-def exhaustive(
-    texts: Sequence[str], score: Score, *, allowed: Allowed | None = None, characters: Sequence[str] = CHARACTERS
-) -> list[str]:
-    """The best of all texts one edit away, and the text itself."""
-    tried = [all_edits(text, characters) for text in texts]
-    return _taken(texts, tried, _best(texts, tried, score, allowed))
-
-
 def _scores(
     current: Sequence[str], tried: Sequence[Sequence[str]], score: Score, allowed: Allowed | None
 ) -> list[Float[Tensor, " c"]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -119,28 +119,6 @@ class Composition:
             return f"{words}?"
         other = self.items[atom.other]
         return f"{phrase(item.noun, item.count)} {SPOKEN[atom.value]} {phrase(other.noun, other.count)}?"
-
-
-@dataclass(frozen=True)
-class CompositionBatches:
-    """Endless batches of compositions: batch k is a function of (split, seed, k). Categories alternate."""
-
-    split: str
-    batch_size: int
-    seed: int = 0
-    size: int = SIZE
-    categories: tuple[str, ...] = CATEGORIES
-
-    def __post_init__(self) -> None:
-        sprites(self.split)
-
-    def describe(self) -> dict[str, Any]:
-        """Description of this source for the run record."""
-        return {"source": "compositions", **vars(self), "categories": list(self.categories)}
-
-    def batch(self, k: int) -> list[Composition]:
-        numbers = range(k * self.batch_size, (k + 1) * self.batch_size)
-        return [compose(n, self.split, seed=self.seed, size=self.size, categories=self.categories) for n in numbers]
 
 
 def compose(

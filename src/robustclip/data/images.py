@@ -211,22 +211,15 @@ def resize(images: Float[Tensor, "b 3 h w"], size: int | tuple[int, int]) -> Flo
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def grid(
-    images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: int = 2, background: Colour = WHITE
-) -> Float[Tensor, "3 h2 w2"]:
-    """Arrange images in a grid with `columns` per row (default: one row) and `padding` pixels around each."""
-    count, channels, height, width = images.shape
-    if count == 0:
+def grid(images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: int = 2) -> Float[Tensor, "3 h2 w2"]:
+    """Arrange images on white with `columns` per row (default: one row) and `padding` pixels around each."""
+    from torchvision.utils import make_grid  # here, since its import takes a second
+
+    if len(images) == 0:
         raise UsageError("a grid needs at least one image")
-    columns = min(columns or count, count)
-    rows = -(-count // columns)
-    paper = torch.as_tensor(background, dtype=images.dtype, device=images.device).reshape(3, 1, 1)
-    sheet = paper.expand(channels, padding + rows * (height + padding), padding + columns * (width + padding)).clone()
-    for index, image in enumerate(images):
-        top = padding + index // columns * (height + padding)
-        left = padding + index % columns * (width + padding)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
+    framed = F.pad(images, (padding, 0, padding, 0), value=1.0)  # make_grid leaves a single image without a frame
+    cells = make_grid(framed, columns or len(images), padding=0, pad_value=1.0)
+    return F.pad(cells, (0, padding, 0, padding), value=1.0)
 
 
 def titled_grid(

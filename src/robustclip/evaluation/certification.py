@@ -24,8 +24,6 @@ from torch import Tensor
 from robustclip.attacks.gradient import attacking
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError, faults_of
-from robustclip.evaluation import intervals
-from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.report import Findings, Measurement
 from robustclip.evaluation.setting import Setting
 from robustclip.referees.base import TwoTower, unit
@@ -212,27 +210,6 @@ def counts_under_noise(
             raise RunError(f"{referee.card.name} has no finite embedding of an image with noise: nothing is certified")
         total += scores.argmax(1).cpu().bincount(minlength=len(classes))
     return total
-
-
-def certified_accuracy(
-    certified: Certified, targets: Int[Tensor, " n"], radii: Sequence[float] | None = None
-) -> list[tuple[float, Interval]]:
-    """Share of images classified correctly and certified at each radius, with Wilson's interval.
-
-    Abstentions count as errors (Cohen et al., section 4). Radii default to 0, 0.25, 0.5, ... Raises UsageError for
-    another number of targets.
-    """
-    if len(targets) != len(certified.labels):
-        raise UsageError(
-            f"{len(targets)} targets for {len(certified.labels)} certified images: give each image its own"
-        )
-    chosen = radii_to_report(certified.sigma, certified.n, certified.alpha) if radii is None else list(radii)
-    return [(radius, intervals.rate(certified.holds_at(radius, targets))) for radius in chosen]
-
-
-def abstention_rate(certified: Certified) -> Interval:
-    """The share of abstentions, with Wilson's interval."""
-    return intervals.rate(certified.abstentions())
 
 
 def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: bool) -> Iterator[str]:

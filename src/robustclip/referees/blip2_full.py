@@ -28,7 +28,6 @@ from robustclip.referees.huggingface import processor_file, read_preprocess
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
 from robustclip.runs import terminal
-from robustclip.runs.devices import saved_bytes
 from robustclip.runs.files import is_file, read_json, sha256
 from robustclip.runs.plain import check_sizes, refusing
 
@@ -38,15 +37,6 @@ LIBRARY: Final = "Blip2ForImageTextRetrieval"
 TOWER: Final = "vision.tower."
 LAST_NORM: Final = f"{TOWER}post_layernorm."
 MATRIX: Final = f"{TOWER}embeddings.patch_embedding.weight"  # whose dtype is the tower's
-PUBLISHED: Final[dict[str, Any]] = {
-    # blip2_pretrained.pth of LAVIS: EVA-CLIP's ViT-g without its last block, BERT-base with 32 queries.
-    "vision": {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16},
-    "qformer": {"vocab_size": 30523, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "queries": 32,
-    "shared": 256,
-    "captions": True,
-}
-MORE: Final = {"vision": {"image_size": 224, "patch_size": 14}, "qformer": {"intermediate_size": 3072}}
 
 
 @final
@@ -79,7 +69,7 @@ def _state(output: Any) -> Tensor:
 def build_full(
     sizes: Mapping[str, Any], tokenizer: PairTokenizer, preprocess: Preprocess, card: Card, *, norm_eps: float = 1e-5
 ) -> Blip2:
-    """BLIP-2 with random weights, of `sizes` as in PUBLISHED: configs of vision tower and Q-Former, numbers of queries,
+    """BLIP-2 with random weights, of `sizes` as in cards: configs of vision tower and Q-Former, numbers of queries,
     shared width, captioning head. `norm_eps` of the tower's last norm: 1e-5 in LAVIS, 1e-6 in transformers. Raises
     UsageError for invalid configs.
     """
@@ -247,38 +237,6 @@ def bert_tokenizer() -> PairTokenizer:
     )
     tokenizer.add_special_tokens({"bos_token": DEC})
     return PairTokenizer(tokenizer)
-
-
-def described_memory(sizes: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> dict[str, int]:
-    """Bytes of a BLIP-2 of these sizes, counted on the meta device: of the image tower's weights in `dtype` ("vision"),
-    of all others in float32 ("rest"), and of the tower's saved activations per view without ("view") and with
-    checkpointing ("view, checkpointing"; plus one block's share of "view"). The numbers of parameters are "vision
-    parameters" and "other parameters".
-    """
-    with torch.device("meta"):
-        preprocess = Preprocess(sizes["vision"].get("image_size", 224))
-        card = Card("described", FAMILY, {}, preprocess.config(), 1.0)
-        reader = build_full(sizes, bert_tokenizer(), preprocess, card)
-        vision: Any = reader.vision.to(dtype).requires_grad_(False)
-        pixels = torch.empty(1, 3, *preprocess.size, dtype=dtype, requires_grad=True)
-        kept = []
-        for vision.checkpointing in (False, True):
-            kept.append(saved_bytes(lambda: vision(pixels), vision))
-    tower = sum(parameter.numel() for parameter in vision.parameters())
-    rest = sum(parameter.numel() for parameter in reader.parameters()) - tower
-    return {
-        "vision": dtype.itemsize * tower,
-        "rest": torch.float32.itemsize * rest,
-        "view": kept[0],
-        "view, checkpointing": kept[1],
-        "vision parameters": tower,
-        "other parameters": rest,
-    }
-
-
-def published_sizes() -> dict[str, Any]:
-    """PUBLISHED with defaults."""
-    return {**PUBLISHED, **{part: {**PUBLISHED[part], **MORE[part]} for part in MORE}}
 
 
 def _eps(vision: Mapping[str, Any]) -> float:

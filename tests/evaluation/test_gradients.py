@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustclip.data.images import show_gradients
 from robustclip.errors import UsageError
 from robustclip.explanation.gradients import (
     gradient_picture,
     gradient_shares,
     input_gradients,
     low_frequency_share,
-    show_gradients,
 )
 from robustclip.referees.similarity import embed_texts
 

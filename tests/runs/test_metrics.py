@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import math
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustclip.errors import UsageError
@@ -33,6 +36,14 @@ def test_tensorboard_reads_the_curves(tmp_path: Path) -> None:
     metrics.log(2, {"loss": 1.5, "accuracy": 0.5})
     assert curve(tmp_path) == [(1, 2.5), (2, 1.5)]
     assert curve(tmp_path, "accuracy") == [(2, 0.5)]
+
+
+def test_tensorboard_reads_the_pictures(tmp_path: Path) -> None:
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    Metrics(tmp_path).log_image(5, "gradients", picture)
+    (shown,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("gradients")
+    assert (shown.step, shown.height, shown.width) == (5, 2, 3)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), picture)
 
 
 def test_a_run_that_goes_on_writes_again_what_came_after_its_checkpoint(tmp_path: Path) -> None:

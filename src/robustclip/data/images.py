@@ -211,6 +211,13 @@ def resize(images: Float[Tensor, "b 3 h w"], size: int | tuple[int, int]) -> Flo
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
+def show_gradients(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Gradients as images: zero is grey, and +-3 standard deviations of each gradient (Tsipras et al. 2019) are white
+    and black."""
+    deviation = gradients.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return (0.5 + (gradients / (6 * deviation)).nan_to_num()).clamp(0, 1)
+
+
 def grid(images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: int = 2) -> Float[Tensor, "3 h2 w2"]:
     """Arrange images on white with `columns` per row (default: one row) and `padding` pixels around each."""
     from torchvision.utils import make_grid  # here, since its import takes a second

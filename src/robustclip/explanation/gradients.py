@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.data.images import titled_grid
+from robustclip.data.images import show_gradients, titled_grid
 from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
@@ -64,7 +64,6 @@ def strength(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
 
 
 CUTOFF = 1 / 8  # cycles per pixel, i.e. structures of more than 8 pixels; ours
-DISPLAY_DEVIATIONS = 3  # gradients are clamped to 3 standard deviations, as in Tsipras et al. 2019
 SMALLEST_SHOWN = 96  # pixels; smaller images are enlarged in the picture
 
 
@@ -133,13 +132,6 @@ def gradient_picture(
     factor = -(-SMALLEST_SHOWN // min(tiles.shape[-2:]))  # integer, so that pixels become equal squares
     tiles = tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return titled_grid(["image", *(name for name, _ in referees)], prompts, tiles)
-
-
-def show_gradients(gradients: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Gradients as images: zero is grey, and +-3 standard deviations of each gradient are white and black."""
-    deviation = gradients.square().mean((1, 2, 3), keepdim=True).sqrt()
-    scaled = gradients / (2 * DISPLAY_DEVIATIONS * deviation)
-    return (0.5 + scaled.nan_to_num()).clamp(0, 1)
 
 
 def _embed_each_once(referee: TwoTower, prompts: Sequence[str]) -> tuple[Float[Tensor, "t d"], Int[Tensor, " n"]]:

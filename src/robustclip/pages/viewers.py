@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec
+from robustclip.data.images import show_gradients
 from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.scorers import DRAWS
@@ -22,7 +23,6 @@ from robustclip.evaluation.named import NamedReferee
 from robustclip.evaluation.report import CLEAN, Measurement, Row
 from robustclip.evaluation.setting import control_of
 from robustclip.explanation import looks
-from robustclip.explanation.gradients import show_gradients
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
 from robustclip.explanation.measures import energy_in_box, pointing_hit

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.threat import ThreatModel
+from robustclip.data.images import grid, show_gradients, to_pil
 from robustclip.data.samples import Batch
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
@@ -115,6 +117,19 @@ def probe_accuracies(
             with inference(tower):
                 results[name] = matching_accuracy(embed(attacked), texts, probe.positives)
     return results
+
+
+SHOWN: Final = 8  # images of the probe whose gradients are drawn
+
+
+def probe_gradients(embed: Embed, tower: nn.Module, texts: Tensor, probe: Batch) -> np.ndarray[Any, Any]:
+    """Picture (H,W,3), uint8, of the probe's first images above the gradients of their cosine with their own caption:
+    noise for an ordinary tower, outlines for a robust one."""
+    images = probe.images[:SHOWN].clone().requires_grad_()
+    with inference(tower), torch.enable_grad():
+        cosine = (embed(images) * texts[:SHOWN]).sum()
+        (gradients,) = torch.autograd.grad(cosine, images)
+    return np.asarray(to_pil(grid(torch.cat([images.detach(), show_gradients(gradients)]), columns=len(images))))
 
 
 def similarities(embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Tensor, texts: Tensor) -> dict[str, float]:

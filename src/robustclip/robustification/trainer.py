@@ -19,7 +19,14 @@ from robustclip.errors import Interrupted
 from robustclip.referees.base import TwoTower, unit
 from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives, WarmStarts, refuse_warm_starts
 from robustclip.robustification.losses import Objective, embed_captions, refuse_degenerate
-from robustclip.robustification.monitor import BadSteps, OverfitAlarm, overfit, probe_accuracies, similarities
+from robustclip.robustification.monitor import (
+    BadSteps,
+    OverfitAlarm,
+    overfit,
+    probe_accuracies,
+    probe_gradients,
+    similarities,
+)
 from robustclip.robustification.state import (
     Stateful,
     TrainingState,
@@ -104,9 +111,9 @@ def train(
                         the same RMS change. Otherwise images are resized by the referee's preprocess.
     keep                number of recent checkpoints to keep, besides the best one on the probe.
 
-    Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured; `OverfitAlarm` warns in the run's
-    log. Writes checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same
-    machine the result is bit-equal to that of an uninterrupted run.
+    Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured and its input gradients drawn;
+    `OverfitAlarm` warns in the run's log. Writes checkpoints and metrics to `run`; `resume` starts from its newest
+    readable checkpoint, and on the same machine the result is bit-equal to that of an uninterrupted run.
 
     A step with a non-finite loss or gradient is skipped and logged with the samples that caused it. Raises RunError
     after ten in a row, naming the last good checkpoint; UsageError for incompatible settings; Interrupted, after a
@@ -247,6 +254,7 @@ def train(
                     seed=seed,
                 )
                 run.log(done, **accuracies)
+                run.log_image(done, "gradients", probe_gradients(embed, tower, probe_texts, probe))
                 if threat is not None and alarm.observe(accuracies["weak_accuracy"], accuracies["strong_accuracy"]):
                     run.warn(overfit(done, attack_steps, accuracies))
                 state.save_if_best(run, accuracies.get("strong_accuracy", accuracies["clean_accuracy"]))

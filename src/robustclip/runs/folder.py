@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
-from typing import Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from pydantic import AfterValidator
 
@@ -46,6 +46,11 @@ from robustclip.runs.processes import is_alive, lock, number_of, this_process, u
 from robustclip.runs.records import RECORD as RECORD
 from robustclip.runs.records import ROBUSTIFY, Metrics, read_record
 from robustclip.runs.records import Status as Status
+from robustclip.runs.trackers import Trackers
+from robustclip.runs.trackers import requested as requested_trackers
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HOME: Final = Path("runs")
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "webdataset", "numpy")
@@ -105,6 +110,7 @@ class Run:
         self.folder = folder
         self.record = record
         self._metrics = Metrics(folder)
+        self._trackers = Trackers([], folder, {})
         self._mute = False
 
     @cached_property
@@ -119,9 +125,12 @@ class Run:
     ) -> Run:
         """Start a run in a new folder; default runs/<recipe>-<number>. `room` is the recipe's command.
 
-        Raises UsageError if the folder exists and is not empty, RunError if it cannot be written.
+        Raises UsageError if the folder exists and is not empty or for unknown trackers, RunError if the folder cannot
+        be written or a tracker does not start.
         """
         from robustclip.runs.distributed import decided
+
+        trackers = requested_trackers()
 
         def begin() -> tuple[Path, dict[str, Any]]:
             try:
@@ -138,7 +147,7 @@ class Run:
                 raise RunError(f"no run can be kept in {at} ({reason(error)}): write elsewhere with --out") from error
             return run.folder, run.record
 
-        return cls(*decided(begin))
+        return cls(*decided(begin))._tracked(trackers)
 
     @classmethod
     def start(
@@ -160,6 +169,7 @@ class Run:
             return cls.create(folder, recipe=recipe, arguments=arguments, room=room)
         if folder is not None:
             raise UsageError(f"--resume {resume} resumes in that folder: leave out --out {folder}")
+        trackers = requested_trackers()
 
         def reopen() -> tuple[Path, dict[str, Any]]:
             cls.open(resume).check_resumable(recipe)
@@ -181,7 +191,14 @@ class Run:
                 raise RunError(f"{resume} cannot be written to ({reason(error)}): no run can go on there") from error
             return run.folder, run.record
 
-        return cls(*decided(reopen))
+        return cls(*decided(reopen))._tracked(trackers)
+
+    def _tracked(self, names: list[str]) -> Run:
+        """Open the trackers in the main process."""
+        if self._writes and names:
+            with _unlocking(self.folder):
+                self._trackers = Trackers(names, self.folder, self.arguments)
+        return self
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -252,6 +269,14 @@ class Run:
         if self._writes:
             with self._tolerant():
                 self._metrics.log(step, numbers)
+            self._trackers.log(step, numbers)
+
+    def log_image(self, step: int, name: str, image: np.ndarray[Any, Any]) -> None:
+        """Add a picture (H,W,3), uint8, to TensorBoard's and to the trackers."""
+        if self._writes:
+            with self._tolerant():
+                self._metrics.log_image(step, name, image)
+            self._trackers.log_image(step, name, image)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl but a truncated last one. Raises UsageError for an invalid one."""
@@ -316,6 +341,7 @@ class Run:
         finally:
             if self._writes:
                 unlock(self.folder)
+                self._trackers.finish()
 
     def _save(self) -> None:
         if self._writes:

@@ -1,7 +1,7 @@
 """Metrics of a run (JSON lines and TensorBoard), and validation of its run.json.
 
     metrics.jsonl   one object a line: step, seconds since the start, numbers
-    tensorboard/    the same as curves; a file for each start of the run
+    tensorboard/    the same as curves, and pictures of gradients; a file for each start of the run
 
 run.json may come from another version or an untrusted source. Lines of metrics are written unbuffered; on a full disk,
 partial lines are removed.
@@ -28,6 +28,7 @@ from robustclip.runs.files import atomic_write, parse_json, plain, read_json, re
 from robustclip.runs.plain import first_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from tensorboard.compat.proto.event_pb2 import Event
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
@@ -104,7 +105,11 @@ class Metrics:
         """Add a line (non-finite numbers become null), and a point to each curve. Raises OSError."""
         line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **numbers}
         _append(self.folder / LINES, (json.dumps(plain(line)) + "\n").encode())
-        _append(self._curves, _points(step, numbers))
+        _append(self._curves, _summary(step, numbers))
+
+    def log_image(self, step: int, name: str, image: np.ndarray[Any, Any]) -> None:
+        """Add a picture (H,W,3), uint8, to TensorBoard's. Raises OSError."""
+        _append(self._curves, _summary(step, {name: image}))
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines but a truncated last one. Raises UsageError for any other invalid line."""
@@ -153,11 +158,21 @@ def _is_number(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and abs(value) < LARGEST)
 
 
-def _points(step: int, numbers: Mapping[str, float]) -> bytes:
+def _summary(step: int, shown: Mapping[str, float | np.ndarray[Any, Any]]) -> bytes:
+    """An event of numbers and pictures, by name."""
+    from PIL import Image
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+    def value(name: str, one: float | np.ndarray[Any, Any]) -> Summary.Value:
+        if isinstance(one, float | int):
+            return Summary.Value(tag=name, simple_value=one)
+        Image.fromarray(one).save(file := io.BytesIO(), format="png")
+        height, width, channels = one.shape
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
+        return Summary.Value(tag=name, image=image)
+
+    values = [value(name, one) for name, one in shown.items()]
     return _records([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
 
 

@@ -1,4 +1,4 @@
-"""DOODL's tables in the embedded world: its guides, its baselines, its samplers and its uses."""
+"""DOODL's tables in the embedded world: guides, baselines, samplers and uses."""
 
 from __future__ import annotations
 
@@ -42,37 +42,42 @@ PAIRS: Final = ("text", "samplers", "curve", "chain")  # parts of pairs of thing
 
 def recipe(
     *,
-    parts: Annotated[list[PartName], "which tables"] = ALL,
-    robust: Annotated[str, "the guide"] = "emoji-robust",
-    control: Annotated[str, "the guide of equal training time that is not robust"] = "emoji-vanilla-long",
-    judges: Annotated[list[str], "CLIPs who judge"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
-    readers: Annotated[list[str], "judges of pairs"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006
-    model: Annotated[str, "the diffusion model"] = "emoji-diffusion",
-    prompts: Annotated[PositiveInt, "so many of the 60 compositional ones"] = 60,
-    few: Annotated[PositiveInt, "prompts of the tables curve and chain"] = 12,
-    subjects: Annotated[PositiveInt, "so many of the 20 held-back classes, and exemplars"] = 20,
-    given: Annotated[PositiveInt, "pictures to edit, of aesthetics"] = 40,
+    parts: Annotated[list[PartName], "tables to measure"] = ALL,
+    robust: Annotated[str, "guide"] = "emoji-robust",
+    control: Annotated[str, "non-robust guide of equal training time"] = "emoji-vanilla-long",
+    judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
+    readers: Annotated[list[str], "judging pair readers"] = ["emoji-blip2-judge", "emoji-blip2-judge-disjoint"],  # noqa: B006
+    model: Annotated[str, "diffusion model"] = "emoji-diffusion",
+    prompts: Annotated[PositiveInt, "number of the 60 compositional prompts"] = 60,
+    few: Annotated[PositiveInt, "prompts of curve and chain"] = 12,
+    subjects: Annotated[PositiveInt, "number of the 20 held-back classes, and of exemplars"] = 20,
+    given: Annotated[PositiveInt, "pictures that aesthetics edits"] = 40,
     seeds: Seeds = [0],  # noqa: B006
-    steps: Annotated[PositiveInt, "of the optimisation"] = 10,
+    steps: Annotated[PositiveInt, "optimisation steps"] = 10,
     chain_steps: PositiveInt = 10,
     crops: PositiveInt = 8,
-    rcp_steps: Annotated[PositiveInt, "of Referee-Can-Play; by default about DOODL's time on one core"] = 100,
+    rcp_steps: Annotated[PositiveInt, "steps of Referee-Can-Play"] = 100,
     batch_size: PositiveInt = 30,
     resume: ResumeFrom | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "the same as --seeds with one number"] = None,
+    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """DOODL by a robust guide and by its control, beside what costs as much, by judges that took no part.
+    """DOODL with a robust guide and its control, against baselines of equal cost, by judges that did not guide.
 
     robustclip reproduce doodl --parts text
 
-    text: compositional prompts. samplers: plain samples of each. vocabulary: classes that the diffusion model never
-    saw, by a classifier fitted here. exemplars: one drawing each. aesthetics: given drawings made shaded and flat, by a
-    head fitted here. curve and chain: steps of the optimisation and of the chain. `--resume` goes on where it was
-    stopped. Writes table.md, results.json, contact sheets and all pictures.
+    text        compositional prompts
+    samplers    plain samples of each sampler
+    vocabulary  classes that the diffusion model was not trained on, by a classifier fitted here
+    exemplars   similarity to one drawing each
+    aesthetics  drawings edited towards shaded and flat, by a head fitted here
+    curve       steps of the optimisation
+    chain       steps of the chain
+
+    `--resume` continues a stopped run. Writes table.md, results.json, contact sheets and all pictures.
     """
     seeds = seeds if seed is None else [seed]
     if quick:

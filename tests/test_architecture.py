@@ -18,7 +18,7 @@ PAGE = 400  # lines
 
 # A library and the only files (or rooms, with a slash at the end) of src/robustclip that may import it.
 ONLY_IMPORTERS = {
-    "accelerate": ["runs/distributed.py"],
+    "accelerate": ["runs/distributed.py", "runs/trackers.py"],
     "diffusers": ["diffusion/"],
     "fsspec": ["data/remote.py"],
     "huggingface_hub": ["robustification/push.py"],

@@ -114,7 +114,7 @@ def place(position: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "data_wait")} for line in lines]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,24 @@ def test_speed_and_eta_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPat
         assert bar.images_per_second == 4
         assert bar.eta == 3900 * 2
         assert "ETA 2:10:00" in bar.describe()
+
+
+def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+
+    def slow() -> Iterator[int]:
+        nonlocal now
+        while True:
+            now += 1.0
+            yield 0
+
+    with TrainingProgress(total=10, console=Console(file=io.StringIO())) as bar:
+        for _ in zip(range(4), bar.fed(slow()), strict=False):
+            now += 3.0
+            bar.advance(images=8)
+        assert bar.data_wait == 4 / 16
+        assert "25% waiting for data" in bar.describe()
 
 
 def test_a_resumed_run_starts_where_it_was() -> None:

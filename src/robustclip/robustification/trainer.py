@@ -204,7 +204,7 @@ def train(
         TrainingProgress(total=steps, start=state.step, silent=not distributed.is_main()) as progress,
         catching_signals() as caught,
     ):
-        for step, batch in enumerate(data.batches(state.step, state.position), state.step):
+        for step, batch in enumerate(progress.fed(data.batches(state.step, state.position)), state.step):
             if step >= steps:
                 break
             position = batch.position
@@ -241,7 +241,7 @@ def train(
                 progress.show(**similar)
                 numbers = {"loss": loss.item(), **similar, "lr": float(schedule.get_last_lr()[0])}
                 numbers["grad_norm"] = float(distributed.whole(grad_norm))
-                run.log(done, **numbers, images_per_second=progress.images_per_second)
+                run.log(done, **numbers, images_per_second=progress.images_per_second, data_wait=progress.data_wait)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
                 accuracies = probe_accuracies(
                     embed,

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, t
 
 WINDOW: Final = 50  # steps over which speed is averaged, so that ETA follows the machine but not each step
 Part = TypeVar("Part")
+SLOW_DATA: Final = 0.1  # share of the time above which waiting for data is shown
 LINE_EVERY: Final = 15.0  # seconds between lines where there is no terminal
 
 TITLES: Final = {"clean_similarity": "clean sim", "adversarial_similarity": "adv sim"}
@@ -42,6 +43,7 @@ class TrainingProgress:
         self.console = console or Console(stderr=True, quiet=silent)
         self.numbers: dict[str, float] = {}
         self.finished_steps: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
+        self.waits: deque[float] = deque(maxlen=WINDOW)  # seconds of each step's wait for data
         self.began: float | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -64,6 +66,14 @@ class TrainingProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+
+    def fed(self, batches: Iterator[Part]) -> Iterator[Part]:
+        """The same batches; measures how long each was waited for."""
+        began = time.monotonic()
+        for batch in batches:
+            self.waits.append(time.monotonic() - began)
+            yield batch
+            began = time.monotonic()
 
     def advance(self, *, images: float, **numbers: float) -> None:
         """One step is done: `images` were seen (where one takes many steps, a share of it), and these numbers are new
@@ -94,6 +104,11 @@ class TrainingProgress:
         return images / self.seconds if self.seconds > 0 else 0.0
 
     @property
+    def data_wait(self) -> float:
+        """Share of the last steps' time that was spent waiting for data."""
+        return sum(self.waits) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
     def eta(self) -> float | None:
         """Seconds to the last step at the speed of the last ones; None before the second. The first is
         left out: what is made once, e.g. candidates, is made in it."""
@@ -111,6 +126,8 @@ class TrainingProgress:
         parts.append(f"{speed:.1f} images/s" if speed >= 1 or speed == 0 else f"{speed:.2g} images/s")
         if (steps := len(self.finished_steps) - 1) and self.seconds > steps:  # of slow ones, what one takes
             parts.append(f"{self.seconds / steps:.1f} s a step")
+        if self.data_wait > SLOW_DATA:
+            parts.append(f"{self.data_wait:.0%} waiting for data")
         if self.eta is not None:
             minutes, seconds = divmod(round(self.eta), 60)
             hours, minutes = divmod(minutes, 60)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
@@ -231,6 +231,24 @@ def written(value: object) -> str:
     quotient = Fraction(value).limit_denominator(1000)
     exact = quotient.numerator / quotient.denominator == value
     return f"{quotient.numerator}/{quotient.denominator}" if exact else str(value)
+
+
+def flags(parameters: Mapping[str, Any], values: Mapping[str, Any], always: Collection[str] = ()) -> list[str]:
+    """Command-line words for the values that differ from their parameter's default, and for `always`."""
+    return [
+        word
+        for name, value in values.items()
+        if name in always or value != parameters[name].default
+        for word in _flag(name, value)
+    ]
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [word for one in values for word in (flag, written(one))]
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
 import re
+import shlex
 import signal
 import tempfile
 from importlib import import_module
@@ -107,6 +109,19 @@ def test_a_softmax_needs_two_texts(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cosin: unknown target; did you mean cosine"):
         robustclip.explain(**given, texts=["a cat"], target="cosin")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_has_the_command_that_makes_it_again(pictures: Path, tmp_path: Path) -> None:
+    call = {"referees": ["emoji-vanilla", "emoji-robust"], "texts": ["a cat", "it's a dog"], "gradients": False}
+    image = str(pictures / "one.png")
+    robustclip.explain(**call, images=[image], attack="l2:1@1", out=tmp_path / "out")
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    (command,) = re.findall(r'<p class="command"><code>(.*)</code>', page)
+    words = shlex.split(command)
+    assert words[:2] == ["robustclip", "explain"]
+    asked = ["--referees", "emoji-vanilla", "--referees", "emoji-robust", "--images", image]
+    asked += ["--texts", "a cat", "--texts", "it's a dog", "--attack", "l2:1@1", "--no-gradients"]
+    assert words[2:] == [*asked, "--out", str(tmp_path / "out")]
 
 
 def test_captions_stay_text(pictures: Path, tmp_path: Path) -> None:

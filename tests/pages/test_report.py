@@ -15,8 +15,21 @@ from reports import HOSTILE, REFEREES, cases, report
 
 from robustclip.errors import UsageError
 from robustclip.explanation.maps import SCALE, overlay, palette
-from robustclip.pages.rendering import write_report
-from robustclip.pages.report import LONGEST, About, Case, Report, View, amplification, encode, map_uri, picture_uri
+from robustclip.pages.rendering import is_best, write_report
+from robustclip.pages.report import (
+    LONGEST,
+    About,
+    Case,
+    Line,
+    Number,
+    Report,
+    View,
+    amplification,
+    encode,
+    map_uri,
+    picture_uri,
+)
+from robustclip.pages.viewers import headline
 
 
 def opened(uri: str) -> Image.Image:
@@ -111,6 +124,33 @@ def test_a_report_that_grows_too_large_has_pages_that_link_to_each_other(tmp_pat
         assert html.count('class="case"') == 1
         for other in range(len(pages)):
             assert (f'href="{pages[other].name}"' in html) == (other != number)
+
+
+@pytest.mark.parametrize(("n", "best"), [(29, False), (30, True)])
+def test_the_best_is_marked_from_30_samples_on(n: int, best: bool) -> None:
+    numbers = {"a": Number(0.9, 0.8, 1.0, n), "b": Number(0.5, 0.4, 0.6, 400)}
+    assert is_best("a", Line("pointing game", "clean", numbers, "higher")) is best
+
+
+@pytest.mark.parametrize(
+    ("low", "words"),
+    [
+        (0.7, ["l2:1.5@20", "b's 0.90 (0.70 to 0.95, n = 24)", "a's 0.50 (0.40 to 0.60, n = 24)"]),
+        (0.55, ["the intervals overlap"]),
+    ],
+)
+def test_the_headline_says_what_withstands_the_attack(low: float, words: list[str]) -> None:
+    correlation = {"a": Number(0.5, 0.4, 0.6, 24), "b": Number(0.9, low, 0.95, 24)}
+    noise = {name: Number(0.99, 0.98, 1.0, 24) for name in "ab"}
+    lines = [
+        Line("cosine", "clean", noise),
+        Line("rank correlation", "random l2:1.5", noise, "higher"),
+        Line("rank correlation", "l2:1.5@20", correlation, "higher"),
+    ]
+    said = headline(lines)
+    assert [word for word in words if word not in said] == []
+    assert ("overlap" in said) is (low < 0.6)
+    assert headline(lines[:2]) == ""
 
 
 def test_a_report_without_cases_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,7 +15,7 @@ import torch
 from pydantic import Field, PositiveInt
 from rich.console import Group
 
-from robustclip import __version__
+from robustclip import __version__, signatures
 from robustclip.attacks.spec import AttackSpec
 from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation import report as tables
@@ -25,7 +27,17 @@ from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.pages.rendering import write_report
 from robustclip.pages.report import About, Encoded, Report, View, encode
-from robustclip.pages.viewers import MEANING, InformationViewer, Outcomes, Task, Viewer, by_size, case_of, lines_of
+from robustclip.pages.viewers import (
+    MEANING,
+    InformationViewer,
+    Outcomes,
+    Task,
+    Viewer,
+    by_size,
+    case_of,
+    headline,
+    lines_of,
+)
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -116,6 +128,7 @@ def explain(
 
     Raises one UsageError with all faults of the call.
     """
+    arguments = dict(locals())
     given = (
         images,
         texts,
@@ -133,7 +146,7 @@ def explain(
     )
     raise_faults("explain()", list(faults(*given)))
     spec, where, out = read_attack(attack), pick_device(device), Path(out)
-    loaded = load_named([referees] if isinstance(referees, str | Path) else list(referees), device=where)
+    loaded = load_named(_sequence(referees), device=where)
     pairs, left_out = read_pairs(
         _listed(images),
         _listed(texts),
@@ -182,7 +195,9 @@ def explain(
         page = Report(
             title="Where referees look",
             referees=[*(about(one, method) for one in viewers), *([] if mi_viewer is None else [mi_viewer.about()])],
-            summary=lines_of(report.rows),
+            summary=(lines := lines_of(report.rows)),
+            headline=headline(lines),
+            command=command_of(arguments),
             setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
             notes=report.notes[: len(viewers) - len(mapped)],
             left_out=left_out,
@@ -265,6 +280,13 @@ def taken(out: Path) -> Iterator[str]:
         yield f"{out} already holds an explanation: give another folder"
 
 
+def command_of(arguments: Mapping[str, Any]) -> str:
+    """The command line of an `explain` call; "" where a referee is an object, which has no name to load it by."""
+    if any(not isinstance(one, str | Path) for one in _sequence(arguments["referees"])):
+        return ""
+    return shlex.join(["robustclip", "explain", *signatures.flags(signature(explain).parameters, arguments)])
+
+
 def about(viewer: Viewer, method: Method) -> About:
     """A referee's entry in the report's footer."""
     mapper, card = viewer.mapper, viewer.named.referee.card
@@ -308,6 +330,10 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
+def _sequence(values: Any) -> list[Any]:
+    return [values] if isinstance(values, str | Path) else list(values)
+
+
 def _listed(values: Sequence[Any]) -> list[str]:
     """One value or several as a list; texts may contain commas."""
-    return [str(values)] if isinstance(values, str | Path) else [str(value) for value in values]
+    return [str(value) for value in _sequence(values)]

@@ -139,6 +139,7 @@ def page_html(
             pages=[{"name": name, "label": label} for name, label in pages],
             number=number,
             scale=SCALE,
+            fewest=FEWEST,
             css=_resource("style.css"),
             script=script,
             script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
@@ -200,11 +201,15 @@ def _line(line: Line, report: Report, least: float, most: float) -> dict[str, An
     return {"images": line.images, "cells": cells, "n": " / ".join(counts), "hint": hint}
 
 
+FEWEST: Final = 30
+"""Samples from which on "best" is marked (ours): bootstrap and Wilson intervals of fewer are unreliable themselves."""
+
+
 def is_best(name: str, line: Line) -> bool:
-    """Whether this referee's interval lies wholly on the better side of every other's."""
+    """Whether this referee's interval lies wholly on the better side of every other's, of `FEWEST` samples or more."""
     mine = line.numbers[name]
     others = [number for other, number in line.numbers.items() if other != name and not _missing(number.value)]
-    if not others or not line.better:
+    if not others or not line.better or min(number.n for number in [mine, *others]) < FEWEST:
         return False
     if line.better == "higher":
         return all(mine.low > other.high for other in others)

@@ -114,7 +114,8 @@ class Report:
     """A report without its cases.
 
     `setting` is listed in the footer: method, threat model with its size, objective, steps, seeds, versions. `notes`
-    precede the pictures; `left_out` has a line per unreadable image.
+    precede the pictures; `left_out` has a line per unreadable image. `headline` is the main finding in words with its
+    numbers, `command` the call that makes the report again.
     """
 
     title: str
@@ -123,6 +124,8 @@ class Report:
     setting: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    headline: str = ""
+    command: str = ""
     explanations: Mapping[str, str] = field(default_factory=dict)
     """Definitions of the metrics by name, shown under the table."""
 

@@ -21,7 +21,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.scorers import DRAWS
 from robustclip.evaluation.named import NamedReferee
 from robustclip.evaluation.report import CLEAN, Measurement, Row
-from robustclip.evaluation.setting import control_of
+from robustclip.evaluation.setting import CONTROL, control_of
 from robustclip.explanation import looks
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
@@ -288,6 +288,23 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
         numbers=values_,
         why=viewer.mapper.why_empty() if empty else "",
     )
+
+
+def headline(lines: Sequence[Line]) -> str:
+    """How well maps withstand the attack, in words: the rank correlation of attacked and clean maps, of the referees
+    with the highest and the lowest; "" without an attack."""
+    correlations = [line for line in lines if line.metric == looks.CORRELATION]
+    found = [line for line in correlations if line.images != CLEAN and not line.images.startswith(CONTROL)]
+    if not found:
+        return ""
+    (line, *_), told = found, "{0}'s {1.value:.2f} ({1.low:.2f} to {1.high:.2f}, n = {1.n})"
+    ranked = sorted(line.numbers.items(), key=lambda one: -one[1].value)
+    opening = f"Under {line.images}, the rank correlation of a map with the clean image's map is"
+    if len(ranked) == 1:
+        return f"{opening} {told.format(*ranked[0])}."
+    (_, high), (_, low) = ranked[0], ranked[-1]
+    apart = "" if high.low > low.high else "; the intervals overlap, so this shows no difference"
+    return f"{opening} {told.format(*ranked[0])} and {told.format(*ranked[-1])}{apart}."
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:

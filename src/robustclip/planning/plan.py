@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -290,7 +290,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
 
 def command_line(recipe: Recipe, arguments: Mapping[str, Any], steps: int, terms: Terms) -> str:
     """Command of the planned run: the given flags, with the steps of `samples`."""
-    run = ["robustify", _name(recipe), *_flags(_parameters(recipe), {**arguments, "steps": steps}, {"steps"})]
+    run = ["robustify", _name(recipe), *signatures.flags(_parameters(recipe), {**arguments, "steps": steps}, {"steps"})]
     if terms.count == 1:
         return shlex.join(["robustclip", *run])
     launch = ["accelerate", "launch", "--num_processes", str(terms.count)]
@@ -312,9 +312,9 @@ def script(recipe: Recipe, arguments: Mapping[str, Any], planned: Estimate) -> s
     parameters = _parameters(recipe)
     out = arguments["out"] or HOME / recipe.name
     run = {**arguments, "steps": steps, "out": out} | ({"resume": LATEST} if "resume" in parameters else {})
-    of_terms = _flags(inspect.signature(Terms, eval_str=True).parameters, vars(terms), {"gpu", "count"})
+    of_terms = signatures.flags(inspect.signature(Terms, eval_str=True).parameters, vars(terms), {"gpu", "count"})
     launched = Launch(
-        ["robustify", _name(recipe), *_flags(parameters, run, {"steps"})],
+        ["robustify", _name(recipe), *signatures.flags(parameters, run, {"steps"})],
         terms.count,
         terms.nodes,
         fsdp=terms.fsdp,
@@ -322,7 +322,7 @@ def script(recipe: Recipe, arguments: Mapping[str, Any], planned: Estimate) -> s
         hours=planned.hours,
     )
     about = [
-        shlex.join(["robustclip", "plan", _name(recipe), *of_terms, *_flags(parameters, arguments)]),
+        shlex.join(["robustclip", "plan", _name(recipe), *of_terms, *signatures.flags(parameters, arguments)]),
         f"{steps:,} steps of {planned.settings.batch_size:,}, {planned.settings.share(terms.count):,} on each of "
         f"{terms.count} x {terms.gpu}: about {in_time(planned.hours)}, {planned.memory.peak / GIB:.0f} of "
         f"{planned.memory_of_gpu / GIB:.0f} GB ({planned.advice()})",
@@ -336,26 +336,6 @@ def _name(recipe: Recipe) -> str:
 
 def _parameters(recipe: Recipe) -> Mapping[str, Parameter]:
     return {parameter.name: parameter for parameter in signatures.parameters(recipe.function)}
-
-
-def _flags(
-    parameters: Mapping[str, Parameter | inspect.Parameter], values: Mapping[str, Any], always: Collection[str] = ()
-) -> list[str]:
-    """Flags of the values that differ from the default, and of `always`."""
-    return [
-        word
-        for name, value in values.items()
-        if name in always or value != parameters[name].default
-        for word in _written(name, value)
-    ]
-
-
-def _written(name: str, value: object) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [word for one in values for word in (flag, signatures.written(one))]
 
 
 def with_prefix(value: float, unit: str) -> str:

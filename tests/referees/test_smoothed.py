@@ -197,7 +197,7 @@ def test_what_it_is_unfit_for_is_refused_with_the_way_out(tmp_path: Path) -> Non
         )
     with pytest.raises(UsageError, match="no weights of its own to save"):
         save_referee(referee, tmp_path / "folder")
-    with pytest.raises(UsageError, match="as many maps of a layer as copies"):
+    with pytest.raises(UsageError, match="runs its tower many times"):
         spatial_layers(referee)
     assert not (tmp_path / "folder").exists()
 

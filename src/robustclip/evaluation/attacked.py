@@ -27,6 +27,7 @@ from robustclip.data.pictures import Images
 from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
+from robustclip.referees.defended import STATIC, attackers
 from robustclip.referees.similarity import batches, cosines
 from robustclip.runs.rng import generator
 
@@ -45,8 +46,12 @@ def classify_under_attack(
     dtype: torch.dtype = torch.float32,
     title: str = "",
     page: Page | None = None,
+    static: bool = False,
 ) -> Predictions:
     """The worst predictions over all restarts or parts of an attack; `clean` are those on the clean images.
+
+    A defended referee is attacked adaptively, through its defence; with `static` through its base alone
+    (`referees.defended.attackers`).
 
     PGD attacks the images whose correct label is in the top 5; random starts are keyed by the seed, the restart and the
     first image of a batch. Other attacks run on images with a correct top-1, on float32 logits; their random numbers
@@ -57,7 +62,6 @@ def classify_under_attack(
     threat model or [0,1].
     """
     is_pgd = spec.kind == "pgd"
-    attack = _Attack(referee, classes, spec, dtype)
     todo = [] if is_pgd else parts(spec, len(classes))
     top, worst = clean.top.clone(), clean.ranks.clone()
     for turn in range(spec.restarts if is_pgd else 1):
@@ -67,6 +71,8 @@ def classify_under_attack(
             names = [ids[int(index)] for index in batch]
 
             def attacked(batch: Tensor = batch, names: Sequence[str] = names, turn: int = turn) -> Predictions:
+                source = attackers(referee)[STATIC if static else ""]  # whose noise begins anew with each batch
+                attack = _Attack(referee, source, classes, spec, dtype)
                 if is_pgd:
                     return attack.pgd(images[batch], targets[batch], (seed, turn, int(batch[0])))
                 before = Predictions(clean.top[batch], clean.ranks[batch])
@@ -84,9 +90,10 @@ def classify_under_attack(
 
 @dataclass(frozen=True)
 class _Attack:
-    """An attack on a batch of images, and the predictions after it."""
+    """An attack on a batch of images along the gradients of `source`, and the referee's predictions after it."""
 
     referee: TwoTower
+    source: TwoTower
     classes: Float[Tensor, "c d"]
     spec: AttackSpec
     dtype: torch.dtype
@@ -98,7 +105,7 @@ class _Attack:
         def loss(pixels: Tensor) -> Tensor:
             return F.cross_entropy(self._logits(pixels, self.dtype), right, reduction="none")
 
-        moved = run_attack(self.referee, images.to(self.classes.device), loss, self.spec, key=key)
+        moved = run_attack(self.source, images.to(self.classes.device), loss, self.spec, key=key)
         return predict(self.referee, moved, self.classes, targets, self.dtype)
 
     def part(
@@ -123,7 +130,7 @@ class _Attack:
             attack=part.attack,
             steps=part.steps,
             targets=part.targets,
-            module=self.referee,
+            module=self.source,
             generator=stream,
         )
         check_inside(originals, moved, threat)
@@ -134,7 +141,7 @@ class _Attack:
         return Predictions(top, ranks)
 
     def _logits(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.referee.logit_scale * cosines(self.referee, pixels, self.classes, dtype)
+        return self.referee.logit_scale * cosines(self.source, pixels, self.classes, dtype)
 
 
 def cached(page: Page | None, turn: int, ids: Sequence[str], attacked: Callable[[], Predictions]) -> Predictions:

@@ -28,7 +28,7 @@ from robustclip.evaluation.report import Findings, Measurement
 from robustclip.evaluation.setting import Setting
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.similarity import class_embeddings
-from robustclip.referees.smoothed import check_sigma, refuse_smoothed
+from robustclip.referees.smoothed import check_sigma, refuse_wrapped
 from robustclip.runs.devices import autocast
 from robustclip.runs.progress import watched
 from robustclip.runs.rng import each
@@ -145,7 +145,7 @@ def certify(
     Raises UsageError for fewer than two classes, an invalid sigma, too small an n for this alpha, and a referee that
     adds noise itself; RunError if an embedding is not finite.
     """
-    refuse_smoothed(referee.image_tower, "is certified by its base", "certify that, which is given the noise")
+    refuse_wrapped(referee.image_tower, "is certified by its base", "certify that, which is given the noise")
     check_certifiable(len(classes), sigma, n0=n0, n=n, alpha=alpha)
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: give at least 1")

@@ -146,7 +146,8 @@ class Page:
 def exact(referee: TwoTower) -> str:
     """A SHA-256 of everything that predictions depend on; unlike a fingerprint, it differs for a half-precision
     copy."""
-    total = hashlib.sha256(f"{referee.logit_scale!r} {referee.preprocess.config()}".encode())
+    defence = referee.card.provenance.get("defended", "")  # its constants
+    total = hashlib.sha256(f"{referee.logit_scale!r} {referee.preprocess.config()}{defence}".encode())
     for name, value in sorted(referee.state_dict().items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

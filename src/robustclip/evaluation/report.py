@@ -258,7 +258,7 @@ def compare(task: str, measured: Measured, *, baseline: str, seed: int) -> list[
     outcomes = {(m.metric, m.attack, name): m.outcomes for name, of_one in measured.items() for m in of_one}
     rows: list[Row] = []
     for metric, attack in _by_metric(outcomes):
-        by_referee = {name: outcomes[metric, attack, name] for name in measured}
+        by_referee = {name: outcomes[metric, attack, name] for name in measured if (metric, attack, name) in outcomes}
 
         def row(name: str, kind: Kind, against: str, of: Interval, metric: str = metric, attack: str = attack) -> Row:
             is_reference = (metric, attack) in references
@@ -269,7 +269,7 @@ def compare(task: str, measured: Measured, *, baseline: str, seed: int) -> list[
         if attack.startswith(CONTROL) or (is_pag and attack == CLEAN) or (metric, attack) in references:
             continue
         for name, values in by_referee.items():
-            if name != baseline:
+            if name != baseline and baseline in by_referee:  # static attacks are on defended referees only
                 rows.append(row(name, "difference", baseline, _difference(values, by_referee[baseline], seed)))
         if is_pag:  # no retention: a PAG score has no clean rate of the referee
             continue

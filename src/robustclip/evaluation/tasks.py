@@ -28,9 +28,11 @@ from robustclip.evaluation.setting import Setting, control_of, prompts_of, worst
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.explanation.gradients import gradient_shares
 from robustclip.referees.base import TwoTower
+from robustclip.referees.defended import STATIC, attackers
 from robustclip.referees.similarity import all_cosines, batches, class_embeddings, embed_texts
 
 ACCURACIES = (1, 5)
+GAP = "static minus adaptive"
 
 
 Task = Callable[[TwoTower, Setting, str], Findings]
@@ -40,7 +42,8 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.attacked`). The
     metric's name states a restricted label set.
 
-    If several attacks share a ball, the worst case over them is reported under the name of `worst_of`.
+    A defended referee is attacked adaptively, and statically ("static l2:1.5@20"), with the gap of the two. If several
+    attacks share a ball, the worst case over them is reported under the name of `worst_of`.
     """
     examples, findings = setting.examples, Findings()
     among = candidates(setting)
@@ -71,7 +74,8 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     for name, scores in _noisy_cosines(referee, classes, setting, title):
         note(name, predictions(scores, among.targets))
     weights = exact(referee) if setting.ledger else ""
-    for spec in setting.attacks:
+    for spec, prefix in ((spec, prefix) for spec in setting.attacks for prefix in attackers(referee)):
+        name = f"{prefix}{spec}"
         attacked = classify_under_attack(
             referee,
             examples.images,
@@ -82,11 +86,15 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
             batch_size=setting.batch_size,
             seed=setting.seed,
             dtype=setting.dtype,
-            title=f"{title} {spec}",
+            title=f"{title} {name}",
             ids=examples.ids,
-            page=setting.ledger.page(referee.card.name, weights, "zero-shot", str(spec)) if setting.ledger else None,
+            page=setting.ledger.page(referee.card.name, weights, "zero-shot", name) if setting.ledger else None,
+            static=prefix == STATIC,
         )
-        note(str(spec), attacked, ACCURACIES if spec.kind == "pgd" else ACCURACIES[:1], spec.ball)
+        note(name, attacked, ACCURACIES if spec.kind == "pgd" else ACCURACIES[:1], spec.ball)
+        if prefix == STATIC:  # after the adaptive one
+            adaptive, static = (outcomes.astype(float) for outcomes in per_ball[spec.ball, 1][-2:])
+            findings.measurements.append(Measurement(f"top-1{choice}, {GAP}", str(spec), static - adaptive))
     for (ball, k), outcomes in per_ball.items():
         if ball and len(outcomes) > 1:
             worst = np.logical_and.reduce(outcomes)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustclip.attacks.gradient import eval_mode
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.referees.smoothed import refuse_wrapped
 
 SMALLEST: Final = 7
 """Minimal cells per side: those of ViT-B/32 and the last stage of a ResNet at 224 pixels. At 64 pixels that stage has
@@ -91,7 +91,7 @@ def choose_layer(referee: TwoTower, name: str | None = None, *, at_output: bool 
 def spatial_layers(referee: TwoTower) -> dict[str, Layer]:
     """All layers with a grid of at least 2x2 cells by name, in the order of a forward pass."""
     tower, (height, width) = referee.image_tower, referee.image_size
-    refuse_smoothed(tower, "has as many maps of a layer as copies", "explain its base, or use the method gradient")
+    refuse_wrapped(tower, "runs its tower many times per image", "explain its base, or use the method gradient")
     outputs: dict[str, Tensor] = {}
     handles = [module.register_forward_hook(_recorder(outputs, name)) for name, module in tower.named_modules() if name]
     try:

@@ -24,7 +24,7 @@ from robustclip.referees import base, toy
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.referees.weights import COUNTER, load_strictly, read_weights, some, write_weights
 from robustclip.runs.files import sha256, write_json
 
@@ -256,7 +256,7 @@ def _write_config(card: Card, folder: Path, *, text_model: str | None = None) ->
 
 def _current(referee: TwoTower, card: Card | None) -> Card:
     """The given card, or the referee's own, with the numbers that the referee has now."""
-    refuse_smoothed(referee.image_tower, "has no weights of its own to save", "save its base, and smooth that")
+    refuse_wrapped(referee.image_tower, "has no weights of its own to save", "save its base")
     return replace(
         card or referee.card,
         preprocess=referee.preprocess.config(),

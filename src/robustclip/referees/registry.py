@@ -21,6 +21,7 @@ from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower, not_a_clip
 from robustclip.referees.card import CARD_FILE, Card
+from robustclip.referees.defended import by_name, split_defence
 from robustclip.referees.folder import CONFIG, load_referee_folder
 from robustclip.referees.lora import CONFIG as ADAPTER
 from robustclip.referees.lora import WEIGHTS as ADAPTER_WEIGHTS
@@ -118,6 +119,7 @@ def load_referee(
       checkpoint to take the text tower from, and the folder of a LoRA adapter the model that it was trained from;
     - a transformers CLIPModel folder;
     - any of these and how to smooth it, "emoji-vanilla~smooth:0.25x16": sigma x samples (see `smoothed`);
+    - any of these behind a test-time defence, "emoji-vanilla~ttc" or "emoji-vanilla~clipure:cos" (see `defended`);
     - "timm:MODEL" with `pretrained`, the file of its weights, beside the sentence encoder as text tower;
     - a released robust CLIP, "robust-clip:fare4-vit-l-14" (`robustclip referees list` names them), from the hub or
       from `pretrained`, the file or folder of it that was downloaded.
@@ -211,6 +213,8 @@ def check_name(name: str) -> str:
 def _load(name: str, options: dict[str, Any]) -> TwoTower:
     if not name.strip():
         raise UsageError(_unknown("", []))
+    if (split := split_defence(name)) is not None:
+        return by_name(_load(split[0], options), split[1])
     if MARK in name:
         base, smoothing = split_spec(name)
         return by_spec(_load(base, options), smoothing)

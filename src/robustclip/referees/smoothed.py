@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from jaxtyping import Float
@@ -46,8 +46,21 @@ class Unprocessed(Preprocess):
         return images.float()
 
 
+class WrappedTower(nn.Module):
+    """A tower that runs another one, `tower`, on changed images: smoothed, or defended (`referees.defended`)."""
+
+    tower: nn.Module
+    kind: str
+    """Of the referee, in messages."""
+
+    @property
+    def spec(self) -> str:
+        """What its referee's name has after that of the base referee: "~smooth:0.25x16"."""
+        raise NotImplementedError
+
+
 @final
-class SmoothedTower(nn.Module):
+class SmoothedTower(WrappedTower):
     """Images of any size, on the [0,1] scale, to the mean unit embedding of their noisy copies.
 
     Noise is added at the images' given size, before resizing, and not clipped to [0,1], as in Cohen et al. All images
@@ -59,6 +72,8 @@ class SmoothedTower(nn.Module):
     checkpointed, so that only one chunk's activations are held.
     """
 
+    kind = "smoothed"
+
     def __init__(self, tower: nn.Module, preprocess: Preprocess, smoothing: Smoothing, chunk: int | None) -> None:
         super().__init__()
         self.tower = tower
@@ -66,6 +81,10 @@ class SmoothedTower(nn.Module):
         self.smoothing = smoothing
         self.chunk = chunk
         self.calls = 0
+
+    @property
+    def spec(self) -> str:
+        return f"{MARK}{self.smoothing}"
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
         """Mean unit embedding, of length at most 1."""
@@ -128,18 +147,27 @@ def smoothed(
     smoothing.check()
     if chunk is not None and chunk < 1:
         raise UsageError(f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all")
-    base = referee.card
     tower = SmoothedTower(referee.image_tower, referee.preprocess, smoothing, chunk)
+    return wrapped(referee, tower, asdict(smoothing))
+
+
+def wrapped(referee: TwoTower, tower: WrappedTower, how: dict[str, Any]) -> TwoTower:
+    """`referee` with `tower` around its image tower, and a card without the base's threat model, hashes and claims.
+
+    `how` goes into the card's provenance. Raises UsageError for a referee that is wrapped already.
+    """
+    refuse_wrapped(referee.image_tower, f"cannot be {tower.kind}", f"give its base, which can be {tower.kind}")
+    base = referee.card
     passed_on = Unprocessed.from_config(referee.preprocess.config()).to(referee.device)
     tower.train(referee.image_tower.training)
-    how = {"base": base.name, **asdict(smoothing)}
     trained = None if base.threat is None else base.threat.to_json()
+    how = {"base": base.name, **how, "threat of the base's training": trained}
     card = replace(
         base,
-        name=f"{base.name}{MARK}{smoothing}",
+        name=f"{base.name}{tower.spec}",
         weights={},
         threat=None,
-        provenance={**base.provenance, "smoothed": {**how, "threat of the base's training": trained}},
+        provenance={**base.provenance, tower.kind: how},
         claims=[],
     )
     return TwoTower(
@@ -215,19 +243,19 @@ def is_smoothed(tower: nn.Module) -> bool:
 
 
 def base_tower(tower: nn.Module) -> nn.Module:
-    """The underlying tower without smoothing."""
-    return tower.tower if isinstance(tower, SmoothedTower) else tower
+    """The underlying tower without smoothing or defence."""
+    return tower.tower if isinstance(tower, WrappedTower) else tower
 
 
-def refuse_smoothed(tower: nn.Module, doing: str, instead: str) -> None:
-    """Raise UsageError for a smoothed tower, with the reason and the remedy `instead`."""
-    if isinstance(tower, SmoothedTower):
-        raise UsageError(f"a smoothed referee {doing}: {instead} (its spec without {MARK}{tower.smoothing})")
+def refuse_wrapped(tower: nn.Module, doing: str, instead: str) -> None:
+    """Raise UsageError for a smoothed or defended tower, with the reason and the remedy `instead`."""
+    if isinstance(tower, WrappedTower):
+        raise UsageError(f"a {tower.kind} referee {doing}: {instead} (its spec without {tower.spec})")
 
 
 def fingerprint(referee: TwoTower) -> str:
-    """SHA-256 of the image tower's weights, equal for float32 and half-precision copies, and for a smoothed referee and
-    its base.
+    """SHA-256 of the image tower's weights, equal for float32 and half-precision copies, and for a smoothed or defended
+    referee and its base.
     """
     return digest(base_tower(referee.image_tower).state_dict())
 

@@ -22,7 +22,7 @@ from robustclip.attacks.gradient import eval_mode
 from robustclip.data.loader import redealt
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.smoothed import refuse_smoothed
+from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.devices import chosen_dtype
 from robustclip.runs.folder import Run
@@ -67,7 +67,7 @@ def ready_to_train(
     Raises UsageError if batch statistics would be those of a part of the batch, and for a tower without activation
     checkpointing.
     """
-    refuse_smoothed(tower, "inside training", "train the base referee, with noise on its images")
+    refuse_wrapped(tower, "inside training", "train the base referee, with noise on its images")
     if has_batch_statistics(tower) and not frozen_statistics and (accumulate > 1 or distributed.count() > 1):
         raise UsageError(
             "the image tower has BatchNorm, whose statistics would be those of a part of the batch, so that neither "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustclip.data import images
     from robustclip.errors import RunError, UsageError
     from robustclip.evaluation.evaluate import evaluate
+    from robustclip.pages.benchmark import benchmark
     from robustclip.pages.explain import explain
     from robustclip.planning.plan import plan
     from robustclip.referees.registry import list_referees, load_referee
@@ -27,6 +28,7 @@ __all__ = [
     "ThreatModel",
     "UsageError",
     "attacks",
+    "benchmark",
     "data",
     "evaluate",
     "evaluation",
@@ -48,6 +50,7 @@ _HOME_OF = {
     "ThreatModel": "attacks.threat",
     "images": "data",
     "UsageError": "errors",
+    "benchmark": "pages.benchmark",
     "evaluate": "evaluation",
     "explain": "pages.explain",
     "export": "robustification.export",

@@ -185,6 +185,10 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         printing.trained,
     ),
     ("evaluate", "evaluation.evaluate:evaluate", "Evaluate referees, clean and under attack.", printing.evaluated),
+    (
+        *("benchmark", "pages.benchmark:benchmark", "Measure referees by one protocol; write a leaderboard."),
+        printing.benchmarked,
+    ),
     ("distance", "evaluation.perceptual:distance", "Perceptual distance of two pictures.", printing.numbers),
     ("explain", "pages.explain:explain", "Heat maps and input gradients, clean and under attack.", printing.explained),
     (
@@ -251,7 +255,7 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         partial(printing.converted, "synthesize", "referee-can-play", "a cat and a dog", "--referee"),
     ),
 )
-LONG = ("evaluate", "explain", "export", "judge", "mixture fit")
+LONG = ("evaluate", "benchmark", "explain", "export", "judge", "mixture fit")
 """Verbs that take `--dry-run`, beside recipes."""
 NUMBERS: dict[str, Callable[[Any], object]] = {
     "demo": lambda result: result["report"],

@@ -92,6 +92,12 @@ def evaluated(report: Report) -> None:
     next_call("explain", "--referees", *names, "--images", "emoji/scenes", "--limit", 12)
 
 
+def benchmarked(board: Any) -> None:
+    """The table of a leaderboard and the path of its page."""
+    rich(board.table())
+    echo(f"open {board.folder / 'leaderboard.html'}")
+
+
 def fitted(values: Mapping[str, object]) -> None:
     """The numbers of a fit, and the command that starts from it."""
     numbers(values)

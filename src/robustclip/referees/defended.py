@@ -10,13 +10,14 @@ the gradient of a step that has none (BPDA, `straight_through`), in expectation 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.attacks.threat import broadcast
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.preprocess import Preprocess
@@ -30,18 +31,16 @@ NAMES: Final = ("ttc", "clipure:cos")
 
 
 class Defence(nn.Module):
-    """A test-time defence: `forward(embed, images, noise)` gives the defended embeddings (B,D).
+    """A test-time defence: `forward(embed, images, noise)` gives the defended embeddings (B,D), with the gradients to
+    the images that an adaptive attack follows.
 
-    Gradients to the images must be those that an adaptive attack follows. `name` follows the ~ of the referee's name;
-    `draws` is over how many draws of noise the attack takes the mean (1: the defence draws none).
+    `name` follows the ~ of the referee's name, `constants` are attributes for its card, and `draws` is over how many
+    draws of noise an attack takes the mean (1: the defence draws none).
     """
 
     name: str
     draws: int = 1
-
-    def settings(self) -> dict[str, Any]:
-        """For the card's provenance."""
-        return {"defence": self.name}
+    constants: tuple[str, ...] = ()
 
 
 @final
@@ -58,12 +57,11 @@ class Counterattack(Defence):
     and so are its deltas: the gradient is that of f at the moved image, as BPDA would have it.
     """
 
-    name = "ttc"
-    draws = 4
+    name, draws = "ttc", 4
+    constants = ("eps", "steps", "step_size", "threshold", "beta")
 
     def __init__(
         self,
-        *,
         eps: float = 4 / 255,
         steps: int = 2,
         step_size: float = 1 / 255,
@@ -83,26 +81,19 @@ class Counterattack(Defence):
     ) -> Float[Tensor, "b 3 h w"]:
         delta = (images + noise).clamp(0, 1) - images
         with torch.no_grad():
-            before = embed(images)
-        changes, tau = [delta], None
+            before = embed(images).float()
+            tau = (embed(images + delta).float() - before).norm(dim=1) / before.norm(dim=1)
+        changes = [delta]
         for _ in range(self.steps):
-            leaf = delta.requires_grad_()
-            squared = (embed(images + leaf) - before).float().square().sum(1)
-            if tau is None:
-                tau = squared.detach().sqrt() / before.float().norm(dim=1)
-            (gradient,) = torch.autograd.grad(squared.sum(), leaf)
+            leaf = delta.detach().requires_grad_()
+            squared = (embed(images + leaf).float() - before).square().sum()
+            (gradient,) = torch.autograd.grad(squared, leaf)
             moved = (leaf.detach() + self.step_size * gradient.sign()).clamp(-self.eps, self.eps)
             delta = (images + moved).clamp(0, 1) - images
             changes.append(delta)
-        if tau is None:
-            return delta
-        weights = torch.softmax(self.beta * torch.arange(len(changes), device=images.device), 0)
-        counter = torch.einsum("k,kbchw->bchw", weights.to(delta), torch.stack(changes).detach())
-        return torch.where((tau < self.threshold)[:, None, None, None], counter, changes[0].detach())
-
-    def settings(self) -> dict[str, Any]:
-        names = ("eps", "steps", "step_size", "threshold", "beta")
-        return super().settings() | {name: getattr(self, name) for name in names}
+        weights = torch.softmax(self.beta * torch.arange(len(changes)), 0).tolist()
+        counter = torch.stack([weight * change for weight, change in zip(weights, changes, strict=True)]).sum(0)
+        return torch.where(broadcast(tau < self.threshold, images), counter, changes[0]).detach()
 
 
 @final
@@ -117,6 +108,7 @@ class Purification(Defence):
     """
 
     name = "clipure:cos"
+    constants = ("steps", "step_size")
 
     def __init__(self, blank: Float[Tensor, " d"], *, steps: int = 10, step_size: float = 30.0) -> None:
         super().__init__()
@@ -124,21 +116,13 @@ class Purification(Defence):
         self.blank: Tensor
         self.register_buffer("blank", F.normalize(blank.float(), dim=0), persistent=False)
 
-    def forward(
-        self,
-        embed: Embed,
-        images: Float[Tensor, "b 3 h w"],
-        noise: torch.Generator,
-    ) -> Float[Tensor, "b d"]:
+    def forward(self, embed: Embed, images: Float[Tensor, "b 3 h w"], noise: torch.Generator) -> Float[Tensor, "b d"]:
         embeddings = embed(images)
         turned = unit(embeddings)
         for _ in range(self.steps):
             towards = self.blank - (turned @ self.blank)[:, None] * turned
             turned = F.normalize(turned + self.step_size * F.normalize(towards, dim=1), dim=1)
         return turned * embeddings.float().norm(dim=1, keepdim=True)
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"steps": self.steps, "step_size": self.step_size, "template": BLANK}
 
 
 def straight_through(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -183,7 +167,8 @@ def defended(referee: TwoTower, defence: Defence, *, seed: int = 0) -> TwoTower:
     `seed` is that of the defender's noise. Raises UsageError for a smoothed or defended referee.
     """
     tower = DefendedTower(referee.image_tower, referee.preprocess, defence.to(referee.device), seed=seed)
-    return wrapped(referee, tower, defence.settings() | {"seed": seed})
+    constants = {name: getattr(defence, name) for name in defence.constants}
+    return wrapped(referee, tower, {"defence": defence.name, **constants, "seed": seed})
 
 
 def by_name(referee: TwoTower, name: str) -> TwoTower:

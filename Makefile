@@ -17,7 +17,7 @@ DOCS_NEEDS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))[
 $(INSTALLED): pyproject.toml src/robustclip_emoji/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("robustclip needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e src/robustclip_emoji -e '.[dev,align,compbench,emoji,evaluation,explanation,remote,synthesis]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e src/robustclip_emoji -e '.[dev,align,app,compbench,emoji,evaluation,explanation,remote,synthesis]'
 	touch $@
 
 demo: $(INSTALLED)

@@ -21,6 +21,7 @@ ONLY_IMPORTERS = {
     "accelerate": ["runs/distributed.py", "runs/trackers.py"],
     "diffusers": ["diffusion/"],
     "fsspec": ["data/remote.py"],
+    "gradio": ["app.py"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/watching.py"],
     "imscore": ["evaluation/generation/scorers.py"],

@@ -9,8 +9,11 @@ import sys
 
 import pytest
 
-OPTIONAL = ("diffusers", "peft", "pytorch_grad_cam", "sklearn", "svgelements", "torch_fidelity", "torchattacks")
+OPTIONAL = (
+    *("diffusers", "gradio", "peft", "pytorch_grad_cam", "sklearn", "svgelements", "torch_fidelity", "torchattacks"),
+)
 CALLS = {
+    "app --export new": "app",
     "explain --referees emoji-robust --images emoji/scenes --limit 2 --out new": "explanation",
     "evaluate emoji-robust --tasks maps --limit 2 --out new": "explanation",
     "demo --out new": "explanation",

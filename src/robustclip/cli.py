@@ -201,6 +201,10 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         printing.painted,
     ),
     (
+        *("app", "app:app", "A page in the browser to paint, explain and compare referees on."),
+        printing.numbers,
+    ),
+    (
         *("judge", "evaluation.generation.judge:judge"),
         "Score generated pictures: R-Precision, CLIPScore, FID and more.",
         printing.tabled,

@@ -69,9 +69,9 @@ class Browser:
         self.port = port
 
     def page(
-        self, path: Path, width: int = 1280, height: int = 900, *, dark: bool = False, phone: bool = False
+        self, path: Path | str, width: int = 1280, height: int = 900, *, dark: bool = False, phone: bool = False
     ) -> Page:
-        """A file, opened at a window's size and loaded."""
+        """A file or an address, opened at a window's size and loaded."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             page = Page(json.load(answer)["webSocketDebuggerUrl"])
@@ -106,9 +106,9 @@ class Page:
             self.ask("Page.close")
         self._socket.close()
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path | str) -> None:
         self._events.clear()
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.ask("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
 
@@ -123,6 +123,14 @@ class Page:
         if "exceptionDetails" in found:
             raise AssertionError(found["exceptionDetails"]["exception"].get("description", found))
         return found["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """What a JavaScript expression is, once it is true. Raises AssertionError if it does not come true."""
+        end = time.monotonic() + PATIENCE
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.1)
+        return value
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """Save what is seen, or the whole page, as PNG."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from robustclip.synthesis import watching
-from robustclip.synthesis.watching import Live, in_notebook
+from robustclip.synthesis.pictures import overview
+from robustclip.synthesis.watching import Live, in_notebook, shown_on
 
 
 class Notebook:
@@ -47,6 +49,14 @@ def test_without_a_notebook_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) ->
         assert not in_notebook()
         Live().show(IMAGES, now=True)
         assert not terminal.shown
+
+
+def test_pictures_of_a_block_go_to_its_display() -> None:
+    seen: list[Image.Image] = []
+    with shown_on(seen.append):
+        Live().show(IMAGES)
+    Live().show(IMAGES, now=True)
+    assert [picture.height for picture in seen] == [overview(IMAGES).shape[-2]]
 
 
 def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,20 @@
-"""Progress of synthesis: bar or lines, preview file, notebook display."""
+"""Progress of synthesis: bar or lines, preview file, notebook or other display."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from robustclip.data.images import to_pil
@@ -31,22 +33,39 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+Display = Callable[[Image.Image], None]
+_display: ContextVar[Display | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """Context manager: runs in the block pass their best pictures so far to `display`, every `EVERY` seconds."""
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
+
+
 class Live:
-    """One picture in the cell's output, replaced every second; nothing outside a notebook."""
+    """One picture, replaced every second: on the display of `shown_on`, or in a notebook's output; else nothing."""
 
     def __init__(self) -> None:
         self.handle: Any = None
         self.last = 0.0
-        self.is_on = in_notebook()
+        self.display = _display.get()
+        self.is_on = self.display is not None or in_notebook()
 
     def show(self, images: Float[Tensor, "p 3 h w"], *, now: bool = False) -> None:
         """Show a batch, at most every `EVERY` seconds."""
         if not self.is_on or (not now and time.monotonic() - self.last < EVERY):
             return
-        from IPython.display import display  # optional, present in notebooks
-
         picture = to_pil(overview(images))
-        if self.handle is None:
+        if self.display is not None:
+            self.display(picture)
+        elif self.handle is None:
+            from IPython.display import display  # optional, present in notebooks
+
             self.handle = display(picture, display_id=True)
         else:
             self.handle.update(picture)

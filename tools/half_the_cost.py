@@ -39,7 +39,7 @@ from robustclip.robustification.state import ready_to_train
 from robustclip.robustification.trainer import train
 from robustclip.runs import rng
 from robustclip.runs.devices import autocast
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.files import write_json, write_text
 from robustclip.runs.folder import RECORD, Run
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
@@ -187,8 +187,7 @@ def main(rows: list[Path], work: Path, limit: int) -> None:
             train_variant(variant, work / slug(variant.name))
     measured = {variant.name: measure(variant, rows, work, limit) for variant in VARIANTS}
     costs = cost(work / "cost.json")
-    with atomic_write(DOCS / "cost.md", "w") as file:
-        file.write(page(measured, costs, limit))
+    write_text(DOCS / "cost.md", page(measured, costs, limit))
 
 
 def slug(name: str) -> str:

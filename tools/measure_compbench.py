@@ -24,7 +24,7 @@ from robustclip.evaluation.generation.compbench.roles import load_roles
 from robustclip.evaluation.generation.pictures import read_pictures
 from robustclip.evaluation.intervals import mean
 from robustclip.recipes import find
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.files import write_json, write_text
 from robustclip.runs.folder import RECORD
 from robustclip.synthesis.pictures import write_picture
 
@@ -100,8 +100,7 @@ def main() -> None:
             found = report.pictures[shown.name]
             pooled.setdefault(name, []).extend(soft_tifa(found[prompt]) for prompt in prompts)
         write_json(given.out / "figures.json", {f"{c}/{g}": row for (c, g), row in rows.items()})
-        with atomic_write(given.out / "table.md", "w") as file:
-            file.write("\n".join([*table(rows), "", *overall(pooled)]) + "\n")
+        write_text(given.out / "table.md", "\n".join([*table(rows), "", *overall(pooled)]) + "\n")
 
 
 def soft_tifa(pictures: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from robustclip import recipes, signatures
 from robustclip.recipes import Recipe
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.signatures import Parameter
 
 STUB = Path(__file__).parents[1] / "src" / "robustclip" / "calls.pyi"
@@ -81,5 +81,4 @@ def stub() -> str:
 
 if __name__ == "__main__":
     text = stub()
-    with atomic_write(STUB, "w") as file:
-        file.write(text)
+    write_text(STUB, text)

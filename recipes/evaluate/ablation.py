@@ -12,7 +12,7 @@ from robustclip.evaluation.generation.grids import PromptRecognition, Study, pai
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 DEFAULT: Final = "clipag"
@@ -70,8 +70,7 @@ def recipe(
     run = Run.start(out, resume, recipe="ablation", arguments=arguments, room="reproduce")
     with run:
         file = run.folder / "prompts.txt"
-        with atomic_write(file, "w") as written:
-            written.writelines(f"{text}\n" for text in texts)
+        write_text(file, "".join(f"{text}\n" for text in texts))
         settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "save_frames": False}
         recognised = PromptRecognition(everything, load_named(judges, device=pick_device(device)), [10, 40], seed)
         results = Results(seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from robustclip import evaluate
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.runs.files import atomic_write, read_text
+from robustclip.runs.files import read_text, write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.signatures import unknown
 
@@ -99,7 +99,6 @@ def recipe(
                 usual |= {"device": device, "dtype": dtype} | settings | ({"limit": limit} if quick else {})
                 evaluate(referees, out=folder, resume=True, **usual)
             sections.append(f"## {name}\n\n{read_text(folder / 'table.md')}")
-            with atomic_write(run.folder / "table.md", "w") as file:
-                file.write("\n".join(sections))
+            write_text(run.folder / "table.md", "\n".join(sections))
         run.finish()
         return {"out": str(run.folder)}

@@ -19,7 +19,7 @@ from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 
 CANVASES: Final[dict[str, dict[str, Any]]] = {
@@ -63,8 +63,7 @@ def recipe(
     run = Run.start(out, resume, recipe="inr", arguments=arguments, room="reproduce")
     with run:
         file = run.folder / "prompts.txt"
-        with atomic_write(file, "w") as written:
-            written.writelines(f"{text}\n" for text in texts)
+        write_text(file, "".join(f"{text}\n" for text in texts))
         shared = {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "save_frames": False}
         shared |= {"batch_size": batch_size} | ({"steps": 2, "views": 2, "candidates": 50} if quick else {})
         jury = load_named(judges, device=place)

@@ -27,7 +27,7 @@ from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.prompts import Prompt
@@ -158,8 +158,7 @@ def recipe(
     }
     with run:
         file = run.folder / f"prompts-{len(pairs)}.txt"
-        with atomic_write(file, "w") as written:
-            written.writelines(f"{pair}\n" for pair in pairs)
+        write_text(file, "".join(f"{pair}\n" for pair in pairs))
         shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
         shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
         shared |= {"device": device, "dtype": dtype, "save_frames": False}

@@ -22,7 +22,7 @@ from robustclip.evaluation.report import REPORT_FILE
 from robustclip.robustification.monitor import REFEREE
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.files import read_json, write_json, write_text
 from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
 from robustclip.signatures import unknown
 
@@ -117,8 +117,7 @@ def recipe(
                 train(row, folder / "run", trained | {"seed": seed + number}, eps)
                 if measure:
                     found[f"{row.name}, seed {seed + number}"] = measured(row, folder)
-                    with atomic_write(run.folder / "table.md", "w") as file:
-                        file.write(markdown(found))
+                    write_text(run.folder / "table.md", markdown(found))
         numbers = {name: one["robust"] for name, one in found.items()}
         run.finish(numbers)
         return {"out": str(run.folder), **numbers}
@@ -221,8 +220,7 @@ class Measuring:
         everything = [one.prompt for one in embedded_prompts()]
         texts = everything[:: max(1, len(everything) // self.prompts)][: self.prompts]
         file = folder / "prompts.txt"
-        with atomic_write(file, "w") as written:
-            written.writelines(f"{text}\n" for text in texts)
+        write_text(file, "".join(f"{text}\n" for text in texts))
         settings = {"prompts": file, "device": self.device, "seed": 0, "save_frames": False, "quick": self.quick}
         painted = paint_set(folder / "paintings", settings | {"referee": [referee], "steps": 32, "batch_size": 24})
         results = Results()

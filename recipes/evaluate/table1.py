@@ -21,7 +21,7 @@ from robustclip.evaluation.generation.scores import content_similarity, directio
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.items import Named, load_prompts
 from robustclip.synthesis.session import PromptFile
@@ -188,8 +188,7 @@ def subset(folder: Path, named: Sequence[Named], most: int | None) -> Path:
         chosen = [named[index * len(named) // most] for index in range(most)]
     path = folder / f"prompts-{len(chosen)}.jsonl"
     if not path.exists():
-        with atomic_write(path, "w") as file:
-            file.writelines(json.dumps({"id": one.id, "prompt": one.prompt.title}) + "\n" for one in chosen)
+        write_text(path, "".join(json.dumps({"id": one.id, "prompt": one.prompt.title}) + "\n" for one in chosen))
     return path
 
 

@@ -15,7 +15,7 @@ from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.painted import Result
 
@@ -60,8 +60,7 @@ def recipe(
         names = names[:6]
         settings |= {"candidates": 50}
     prompts = run.folder / "prompts.jsonl"
-    with atomic_write(prompts, "w") as file:
-        file.writelines(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names)
+    write_text(prompts, "".join(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names))
     settings |= {"prompts": prompts, "device": device, "dtype": dtype, "save_frames": False}
     settings |= {"seeds": [seed + more for more in range(seeds)]}
     with run:

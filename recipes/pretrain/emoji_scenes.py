@@ -20,7 +20,7 @@ from robustclip.referees.scene_reader import FAMILY, SceneReader, load_scene_rea
 from robustclip.robustification.scenes import SceneTrainer, calibrate
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
-from robustclip.runs.rng import generator
+from robustclip.runs.rng import generator, seeded
 
 SIZES = (64, 96)  # of the scenes, in turns: what is generated here has either
 
@@ -57,8 +57,7 @@ def recipe(
     place = pick_device(device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     nouns = sorted({*sprites(split).nouns, *sprites(unseen).nouns, *SHAPES})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
     trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
     run = Run.start(out, resume, recipe="emoji-scenes", arguments=arguments, room="robustify")

@@ -9,13 +9,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
-from robustclip.diffusion.fitting import free, save_model
+from robustclip.diffusion.fitting import free, save_model, stage_features
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
-
-LAYERS = [1, 2, 3]  # of the tower whose features are compared: outputs of its first three stages
 
 
 def recipe(
@@ -49,15 +47,10 @@ def recipe(
     arguments = dict(locals())
     place = pick_device(device)
     referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
-
-    def features(images: torch.Tensor) -> list[torch.Tensor]:
-        trunk: Any = referee.image_tower.trunk
-        return trunk.forward_intermediates(referee.preprocess(images), indices=LAYERS, intermediates_only=True)
-
     model = new_autoencoder(channels, latent=latent, seed=seed).to(place, memory_format=torch.channels_last)
     trainer = AutoencoderTrainer(
         model,
-        features,
+        stage_features(referee),
         steps=steps,
         lr=lr,
         perceptual=perceptual,

@@ -7,18 +7,14 @@ from typing import Any
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from robustclip.data.emoji_batches import Augmentation, EmojiBatches
-from robustclip.diffusion.fitting import free
+from robustclip.data.emoji_batches import AUGMENTATION, EmojiBatches
+from robustclip.diffusion.fitting import free, stage_features
 from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import save_vqgan
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
-
-# Mostly white, as the drawings' own pictures; a referee's training has more of everything.
-AUGMENTATION = Augmentation(rotation=8.0, white=0.7, brightness=0.1, contrast=0.1, saturation=0.2, cast=0.05)
-LAYERS = [1, 2, 3]  # of the tower whose features are compared: outputs of its first three stages
 
 
 def recipe(
@@ -51,16 +47,11 @@ def recipe(
     split = "judge-heldback" if quick else "guide-styles"
     place = pick_device(device)
     referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
-
-    def features(images: torch.Tensor) -> list[torch.Tensor]:
-        trunk: Any = referee.image_tower.trunk
-        return trunk.forward_intermediates(referee.preprocess(images), indices=LAYERS, intermediates_only=True)
-
     model = new_vqgan(channels, codes=codes, seed=seed).to(place, memory_format=torch.channels_last)
     trainer = VQGANTrainer(
         model,
         discriminator(seed=seed).to(place).to(memory_format=torch.channels_last),
-        features,
+        stage_features(referee),
         steps=steps,
         lr=lr,
         start_gan=steps * 2 // 3,

@@ -72,7 +72,7 @@ def test_fake_tensors_keep_what_real_ones_do(tower: str, dtype: str) -> None:
     def real(images: int) -> int:
         batch = torch.rand(images, 3, SIZE, SIZE)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            return devices.saved_bytes(lambda: real_tower(batch), real_tower)
+            return devices.saved_bytes(lambda: real_tower(batch), real_tower.parameters())
 
     assert fake.update == pytest.approx((real(4) - real(2)) / 2, rel=0.02)
 

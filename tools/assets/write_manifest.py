@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustclip.runs.files import atomic_write, sha256
+from robustclip.runs.files import sha256, write_text
 
 ROOT = Path(__file__).parents[2] / "src" / "robustclip_emoji"
 UNLISTED = {"SHA256SUMS", "__init__.py", "pyproject.toml", "README.md", "NOTICE"}
@@ -23,5 +23,4 @@ def manifest(root: Path) -> str:
 
 if __name__ == "__main__":
     text = manifest(ROOT)
-    with atomic_write(ROOT / "SHA256SUMS", "w") as file:
-        file.write(text)
+    write_text(ROOT / "SHA256SUMS", text)

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
 
 from robustclip.diffusion.stable import LatentDiffusion, base_digest
 from robustclip.errors import UsageError
 from robustclip.runs.files import is_file, new_folder, read_json, sha256, write_json
+from robustclip.runs.rng import seeded
 
 try:
     from diffusers import StableDiffusionPipeline
@@ -43,8 +43,7 @@ def add_adapter(
     if getattr(model.unet, "peft_config", None):
         raise UsageError("this denoiser has an adapter already: merge it first (`merge_adapter`)")
     config = partial(LoraConfig, r=rank, lora_alpha=alpha, init_lora_weights="gaussian")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model.unet.add_adapter(config(use_dora=dora, target_modules=list(TARGETS)))
         if text:  # LoRA: transformers' load_adapter, which diffusers calls, drops DoRA's magnitudes
             model.texts.tower.add_adapter(config(target_modules=list(TEXT_TARGETS)))

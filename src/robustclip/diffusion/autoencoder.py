@@ -6,7 +6,7 @@ late; there is no discriminator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,11 +15,11 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.diffusion.fitting import Trainer, check_channels, feature_distance
+from robustclip.diffusion.fitting import Features, Trainer, check_channels, feature_distance
 from robustclip.runs.devices import autocast
+from robustclip.runs.rng import seeded
 
 GROUPS: Final = 16  # of the group norms
-Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 def new_autoencoder(
@@ -29,8 +29,7 @@ def new_autoencoder(
     picture. Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
     check_channels(channels, GROUPS, "16 32 64 96")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,

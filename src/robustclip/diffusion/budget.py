@@ -16,7 +16,7 @@ from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs import terminal
-from robustclip.runs.devices import free_memory
+from robustclip.runs.devices import free_memory, saved_bytes
 from robustclip.runs.files import read_json
 
 try:
@@ -90,7 +90,7 @@ def budget(
     for model in (denoiser, autoencoder):
         nn.Module.to(model, dtype).eval().requires_grad_(False)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    cells = (unet["in_channels"], size[0] // factor, size[1] // factor)
+    cells = (unet.get("in_channels", 4), size[0] // factor, size[1] // factor)
     text = torch.zeros(2, TOKENS, unet["cross_attention_dim"], dtype=dtype, device="meta")
     times = torch.zeros(2, device="meta")
 
@@ -124,9 +124,8 @@ def plan_tuning(
     Sampling takes 2 evaluations of the denoiser per step, training 3 times one forward pass per element. MI-TUNE's
     authors report 24 hours of sampling and 8 of training on one A100 for the defaults.
     """
-    folder = Path(model)
-    configs = CONFIGS if model == SD21 else {part: read_json(folder / part / "config.json") for part in CONFIGS}
-    found = budget({"in_channels": 4, **configs["unet"]}, configs["vae"], (size, size))
+    configs = _configs(model)
+    found = budget(configs["unet"], configs["vae"], (size, size))
     one = found.flops / 2
     drawn = rounds * count * samples
     sampling = drawn * (2 * sampling_steps + (64 if by == "gap" else 0)) * one
@@ -158,15 +157,14 @@ def plan_doodl(
     The referee is not counted. Raises UsageError for a folder without configs, a size that is no multiple of a latent's
     cell, and steps that do not divide a schedule of 1000.
     """
-    folder = Path(model)
-    configs = CONFIGS if model == SD21 else {part: read_json(folder / part / "config.json") for part in CONFIGS}
+    configs = _configs(model)
     cell = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     if size % cell:
         near = max(size // cell, 1) * cell
         raise UsageError(f"{size} is no multiple of a latent's {cell} pixels: give --size {near}", "size_not_divisible")
     couplings = SAMPLERS[sampler](Levels.of({"num_train_timesteps": 1000}, chain_steps))
     evaluations, decoded = sum(bool(one.noise) for one in couplings), 2 if sampler == "edict" else 1
-    found = budget({"in_channels": 4, **configs["unet"]}, configs["vae"], (size, size))
+    found = budget(configs["unet"], configs["vae"], (size, size))
     flops = batch_size * found.step(evaluations, decoded)
     return {
         "evaluations a sample": evaluations,
@@ -176,6 +174,13 @@ def plan_doodl(
         "seconds a step": flops / tflops / 1e12,
         "minutes": steps * flops / tflops / 6e13,
     }
+
+
+def _configs(model: str) -> dict[str, Any]:
+    """The configs of denoiser and autoencoder."""
+    if model == SD21:
+        return CONFIGS
+    return {part: read_json(Path(model) / part / "config.json") for part in CONFIGS}
 
 
 def report_budget(
@@ -200,15 +205,6 @@ def report_budget(
 
 def counted(model: Any, call: Callable[[], Tensor]) -> tuple[int, float]:
     """(bytes that the call stores for its gradient, without weights; its FLOPs)."""
-    own = {one.untyped_storage()._cdata for one in (*model.parameters(), *model.buffers())}
-    kept: dict[int, tuple[Any, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()  # referenced, so that its address is not reused
-        if storage._cdata not in own:
-            kept[storage._cdata] = (storage, storage.nbytes())
-        return tensor
-
-    with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
-        call()
-    return sum(size for _, size in kept.values()), float(flops.get_total_flops())
+    with FlopCounterMode(display=False) as flops:
+        saved = saved_bytes(call, (*model.parameters(), *model.buffers()))
+    return saved, float(flops.get_total_flops())

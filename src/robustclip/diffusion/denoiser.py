@@ -22,6 +22,7 @@ from robustclip.data.emoji_batches import Captioned
 from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.fitting import Trainer, check_channels
 from robustclip.runs.devices import autocast
+from robustclip.runs.rng import seeded
 
 GROUPS: Final = 32  # of the group norms: diffusers' default
 SCHEDULE: Final = {  # Stable Diffusion's
@@ -54,8 +55,7 @@ def new_denoiser(
     to the text, and each but the first halves the latent. Raises UsageError for channels that the group norms cannot
     divide."""
     check_channels(channels, GROUPS, "96 192")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return UNet2DConditionModel(
             sample_size=size,
             in_channels=latent,

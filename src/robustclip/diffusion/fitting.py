@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
+from robustclip.referees.base import TwoTower
 from robustclip.runs import checkpoint
 from robustclip.runs.devices import autocast
 from robustclip.runs.files import new_folder
@@ -116,9 +117,18 @@ class Trainer:
         return metrics
 
 
-def feature_distance(
-    features: Callable[[Tensor], Sequence[Tensor]], images: Tensor, targets: Tensor, dtype: torch.dtype
-) -> Tensor:
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+
+def stage_features(referee: TwoTower) -> Features:
+    """Images in [0,1] -> the outputs of the first three stages of a referee's timm tower, for `feature_distance`."""
+    trunk: Any = referee.image_tower.trunk
+    return lambda images: trunk.forward_intermediates(
+        referee.preprocess(images), indices=[1, 2, 3], intermediates_only=True
+    )
+
+
+def feature_distance(features: Features, images: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean squared difference of unit-length features at each position, summed over layers (as LPIPS), float32."""
     with autocast(images.device, dtype):
         layers = features(images)

@@ -7,7 +7,7 @@ codes are redrawn from the encoder's output; the discriminator is smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,14 +17,14 @@ from diffusers import VQModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustclip.diffusion.fitting import Trainer, check_channels, feature_distance
+from robustclip.diffusion.fitting import Features, Trainer, check_channels, feature_distance
 from robustclip.diffusion.vqgan import nearest
 from robustclip.runs.devices import autocast
+from robustclip.runs.rng import seeded
 
 COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
 GROUPS: Final = 16  # of the group norms
 STARVED: Final = 40  # steps without use after which a code is redrawn
-Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 def new_vqgan(
@@ -34,8 +34,7 @@ def new_vqgan(
     Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
     check_channels(channels, GROUPS, "16 32 64")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return VQModel(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
@@ -51,8 +50,7 @@ def new_vqgan(
 
 def discriminator(width: int = 32, seed: int = 0) -> nn.Sequential:
     """Patch discriminator of four convolutions with a receptive field of 16 pixels (Isola et al. 2017, smaller)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1),
             nn.LeakyReLU(0.2),

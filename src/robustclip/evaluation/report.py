@@ -23,7 +23,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval, percent, plain
 from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, write_json
+from robustclip.runs.files import atomic_write, write_json, write_text
 
 Kind = Literal["value", "difference", "retention"]
 
@@ -70,8 +70,7 @@ class Tabled(ABC):
         folder = Path(folder)
         with atomic_write(folder / "table.txt", "w") as file:
             Console(file=file, width=self.page).print(self.table())
-        with atomic_write(folder / "table.md", "w") as file:
-            file.write(terminal.markdown(self.table()))
+        write_text(folder / "table.md", terminal.markdown(self.table()))
         self.write_csv((folder / self.file).with_suffix(".csv"))
         write_json(folder / self.file, self.to_json())
 
@@ -213,8 +212,8 @@ class Report(Tabled):
     def save(self, folder: str | Path) -> None:
         """Write evaluation.json, evaluation.csv, table.txt, table.md, predictions.jsonl, and gradients.png."""
         folder = Path(folder)
-        with atomic_write(folder / "predictions.jsonl", "w") as file:
-            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.predictions)
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.predictions)
+        write_text(folder / "predictions.jsonl", "".join(lines))
         if self.picture is not None:
             save_image(self.picture, folder / "gradients.png")
         super().save(folder)

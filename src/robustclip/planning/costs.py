@@ -249,7 +249,7 @@ def _kept(towers: Imagined, size: tuple[int, int], dtype: str) -> Activations:
     def kept(images: int, *, pixels: bool) -> int:
         batch = torch.rand(images, 3, *size, requires_grad=pixels)
         with autocast(DEVICE, DTYPES[dtype]):
-            return saved_bytes(lambda: tower(batch), tower)
+            return saved_bytes(lambda: tower(batch), tower.parameters())
 
     with towers.mode:
         update = kept(2, pixels=False), kept(4, pixels=False)  # one alone has no batch statistics

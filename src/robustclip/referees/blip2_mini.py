@@ -19,6 +19,7 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer, prepared
 from robustclip.referees.card import Card
+from robustclip.runs.rng import seeded
 
 SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC)
 WIDTH: Final = 256  # of an image token
@@ -95,8 +96,7 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
             f"{sizes['heads']} heads do not divide a width of {sizes['hidden']}: take a divisor, e.g. hidden 128 and "
             "heads 4"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         vision = TowerTokens(tower.image_tower, tower.image_size)
     hidden = sizes["hidden"]
     config = Blip2QFormerConfig(
@@ -115,8 +115,7 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
         # BERT's 0.02 is for a width of 768; for small widths it slows training.
         initializer_range=hidden**-0.5,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         embeddings = Blip2TextEmbeddings(config)
         nn.init.normal_(embeddings.word_embeddings.weight, std=config.initializer_range)
         nn.init.normal_(embeddings.position_embeddings.weight, std=config.initializer_range)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, Typ
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.referees.preprocess import Preprocess
-from robustclip.runs.files import atomic_write, is_file, read_json, write_json
+from robustclip.runs.files import is_file, read_json, write_json, write_text
 from robustclip.runs.plain import CardName, FileName, Line, Plain, Sha256, check_plain, first_of
 
 CARD_FILE = "card.json"
@@ -117,8 +117,7 @@ class Card:
     def save(self, folder: Path, usage: str = "") -> None:
         """Write card.json and its readable form README.md into `folder`, each atomically; `usage` as in `markdown`."""
         write_json(Path(folder) / CARD_FILE, self.to_json())
-        with atomic_write(Path(folder) / README_FILE, "w") as file:
-            file.write(self.markdown(usage))
+        write_text(Path(folder) / README_FILE, self.markdown(usage))
 
     def sign(self, claims: list[Claim]) -> None:
         """Add measured claims; each replaces an older one of the same name, data, attack and seed, unless that was

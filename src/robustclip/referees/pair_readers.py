@@ -19,7 +19,7 @@ from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.registry import find, load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
-from robustclip.runs.files import atomic_write, is_file, sha256
+from robustclip.runs.files import is_file, sha256, write_text
 
 FAMILY: Final = "blip2-mini"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
@@ -70,8 +70,7 @@ def save_mini(reader: Blip2, folder: Path, tower: str, sizes: dict[str, int], *,
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value for name, value in reader.state_dict().items() if _is_own(name)}
     write_weights(folder / WEIGHTS, weights, half=True)
-    with atomic_write(folder / VOCABULARY, "w") as file:
-        file.write("\n".join(_entries(reader)) + "\n")
+    write_text(folder / VOCABULARY, "\n".join(_entries(reader)) + "\n")
     own = fingerprint(load_referee(tower))
     card = Card(
         name=reader.card.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from robustclip.data.emoji_batches import EmojiBatches
@@ -24,6 +23,7 @@ from robustclip.robustification.losses import (
     text_bank,
     trades,
 )
+from robustclip.runs.rng import seeded
 
 ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "fare", "trades"]
 AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "fare", "divergence"]
@@ -66,8 +66,7 @@ def fresh_referee(name: str, tower: str, *, image_size: int = 64, seed: int = 0)
             "context_length": 77,
         },
     }
-    with torch.random.fork_rng(devices=[]):  # module constructors draw from torch's global generator
-        torch.manual_seed(seed)
+    with seeded(seed):  # module constructors draw from torch's global generator
         preprocess = {"size": image_size, "interpolation": "bicubic", "resize_mode": "squash"}
         return new_referee(model_cfg, preprocess, SentenceEncoder(), LOGIT_SCALE, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psutil
 import torch
@@ -161,9 +161,9 @@ def free_memory(device: str | torch.device) -> float | None:
     return float(psutil.virtual_memory().available) if device.type == "cpu" else None
 
 
-def saved_bytes(forward: Callable[[], Tensor], module: nn.Module | None = None) -> int:
-    """Bytes saved by autograd in `forward()`, each storage once, without the weights of `module`."""
-    own = {} if module is None else {weight.untyped_storage()._cdata for weight in module.parameters()}
+def saved_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> int:
+    """Bytes saved by autograd in `forward()`, each storage once, without those of `weights`."""
+    own = {weight.untyped_storage()._cdata for weight in weights}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:

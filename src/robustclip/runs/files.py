@@ -183,11 +183,15 @@ def plain(values: object) -> Any:
     return to_jsonable_python(values, inf_nan_mode="null", fallback=str)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically, as `atomic_write` in mode "w"."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
 def write_json(path: str | os.PathLike[str], obj: object) -> None:
     """Write `obj` as indented JSON, atomically. NaN and infinity are not JSON: they raise ValueError."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path, "w") as file:
-        file.write(text + "\n")
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:

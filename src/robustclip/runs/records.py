@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from robustclip.errors import UsageError
-from robustclip.runs.files import atomic_write, parse_json, plain, read_json, read_text
+from robustclip.runs.files import parse_json, plain, read_json, read_text, write_text
 from robustclip.runs.plain import first_of
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ class Metrics:
         self._began = time.monotonic() - (left[-1].get("seconds") or 0.0 if left else 0.0)
         self._purged_from = step + 1
         if write and (self.folder / LINES).exists():
-            with atomic_write(self.folder / LINES, "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in left)
+            write_text(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in left))
 
     @cached_property
     def _curves(self) -> Path:

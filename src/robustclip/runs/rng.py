@@ -31,11 +31,11 @@ def each(
 
 
 @contextmanager
-def seeded(seed: int, purpose: str, *indices: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Context manager: seed torch's global generators (e.g. for dropout) by a named stream, and restore them
-    afterwards.
+def seeded(seed: int, purpose: str | None = None, *indices: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Context manager: seed torch's global generators (of dropout, of a module's weights) by a named stream, without a
+    purpose by `seed` itself, and restore them afterwards.
     """
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(generator(seed, purpose, *indices).initial_seed())
+        torch.manual_seed(seed if purpose is None else generator(seed, purpose, *indices).initial_seed())
         yield

@@ -27,7 +27,7 @@ from robustclip.data.images import load_image, save_image
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.losses.similarity import Cosine, Directional, Similarity
 from robustclip.runs import distributed
-from robustclip.runs.files import atomic_write, reason, remove_drafts
+from robustclip.runs.files import reason, remove_drafts, write_text
 from robustclip.runs.folder import Run, versions
 from robustclip.runs.processes import catching_signals
 from robustclip.synthesis.guides import Guides
@@ -156,8 +156,7 @@ def _write(
                 write_gif(run.folder / "frames" / f"{item.id}.gif", frames, enlarge)
                 write_strip(run.folder / "frames" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
             for ending, texts in painted.texts.items():
-                with atomic_write(run.folder / ending / f"{item.id}.{ending}", "w") as file:
-                    file.write(texts[index])
+                write_text(run.folder / ending / f"{item.id}.{ending}", texts[index])
             similarity = float(painted.similarity[index])
             about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
             own = painted.facts[index] if painted.facts else {}
@@ -197,8 +196,7 @@ def _lay_out(items: Sequence[Item], run: Run, enlarge: Enlarge) -> list[float]:
         | {"similarity": facts["similarity"]}
         for item, facts in zip(items, facts_of, strict=True)
     ]
-    with atomic_write(run.folder / "pictures.jsonl", "w") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(run.folder / "pictures.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     sheet = contact_sheet(items, lambda index: load_image(_file(run, items[index])), how=enlarge)
     save_image(sheet, run.folder / "contact_sheet.png")
     return [float(facts["similarity"]) for facts in facts_of]

@@ -17,7 +17,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval, percent, plain, preference
 from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, read_json, write_json
+from robustclip.runs.files import atomic_write, read_json, write_json, write_text
 
 RESULTS: Final = "results.json"
 PAGE: Final = 240  # characters a line of table.txt
@@ -251,8 +251,7 @@ class Results:
         """Write results.json, table.txt and table.md."""
         with atomic_write(folder / "table.txt", "w") as file:
             Console(file=file, width=PAGE).print(self.table())
-        with atomic_write(folder / "table.md", "w") as file:
-            file.write(self.markdown())
+        write_text(folder / "table.md", self.markdown())
         write_json(folder / RESULTS, self.to_json())
 
     def _by_name(self, row: str, places: NDArray[np.bool_], numbers: NDArray[np.float64]) -> Interval:

@@ -3,8 +3,7 @@ mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -104,6 +103,4 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """Faults of combinations of arguments."""
-    yield from call_faults(prompt, prompts)
+faults = call_faults

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -97,6 +96,4 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """Faults of combinations of arguments."""
-    yield from call_faults(prompt, prompts)
+faults = call_faults

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from robustclip.diffusion.adapters import load_adapter
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.stable import check_guidance
+from robustclip.diffusion.stable import Guidance
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import PairGuides
@@ -30,7 +30,7 @@ def recipe(
     adapter: Annotated[Path | None, "LoRA folder, from robustclip align or any of load_lora_weights"] = None,
     size: Size = None,
     steps: Annotated[PositiveInt, "DDIM steps"] = 50,
-    guidance: Annotated[float, AfterValidator(check_guidance)] = 5.0,
+    guidance: Guidance = 5.0,
     best_of: BestOf = 1,
     by: By = None,
     batch_size: PositiveInt = 16,
@@ -84,6 +84,4 @@ def recipe(
     return session.paint(paint, steps=1)
 
 
-def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """Faults of combinations of arguments."""
-    yield from call_faults(prompt, prompts)
+faults = call_faults

@@ -14,7 +14,7 @@ from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.doodl import Doodl, Method, Mode
 from robustclip.synthesis.doodl_session import DoodlSession, Init
 from robustclip.synthesis.doodl_session import faults as faults
-from robustclip.synthesis.doodl_uses import Aim, Ends, Function, Guidance
+from robustclip.synthesis.doodl_uses import Aim, ChainGuidance, Ends, Function
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
@@ -35,7 +35,7 @@ def recipe(
     init: Init = "noise",
     sampler: Annotated[SamplerName | None, "sampler of the chain; default: the mode's"] = None,
     chain_steps: Annotated[PositiveInt | None, "steps of the chain; default: the mode's"] = None,
-    guidance: Guidance = None,
+    guidance: ChainGuidance = None,
     p: Annotated[float, Field(gt=0.5, le=1), "mixing coefficient of EDICT"] = 0.93,
     gamma: Annotated[float, Field(gt=0, le=1), "weight of BDIA's older latent"] = 0.9,
     steps: Annotated[NonNegativeInt | None, "optimisation steps; default: the use's"] = None,

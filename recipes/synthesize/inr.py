@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -94,6 +93,4 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def faults(prompt: list[str], prompts: Path | None) -> Iterator[str]:
-    """What is wrong with values that are fine alone."""
-    yield from call_faults(prompt, prompts)
+faults = call_faults

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from robustclip.canvases.latents import Latents
 from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.stable import check_guidance
+from robustclip.diffusion.stable import Guidance
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import pick_device
@@ -30,14 +30,6 @@ from robustclip.views import GaussianNoise, Pooled, Views
 from robustclip.views.policies import inverted
 
 
-def _init(text: str) -> str:
-    return text if text == "noise" else check_init(text)
-
-
-def _guidance(value: float | None) -> float | None:
-    return value if value is None else check_guidance(value)
-
-
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
@@ -47,7 +39,7 @@ def recipe(
     model: Annotated[str, "diffusion model: a name, or a diffusers pipeline folder"] = "emoji-diffusion",
     size: Size = None,
     mode: Annotated[Mode, "faithful: the paper's text; released: its code; fixed: ours"] = "fixed",
-    init: Annotated[str, AfterValidator(_init), "init: noise, or an image"] = "noise",
+    init: Annotated[str, AfterValidator(check_init), "init: noise, or an image"] = "noise",
     steps: NonNegativeInt = 160,
     sds_only: Annotated[NonNegativeInt, "number of final steps with SDS only"] = 10,
     copies: Annotated[
@@ -67,7 +59,7 @@ def recipe(
     w1: Annotated[NonNegativeFloat, "w1: norm of the referee's gradient relative to the SDS gradient"] = 2.0,
     sds_weight: Annotated[NonNegativeFloat, "initial w2, for latents of 64x64 cells"] = 800.0,
     sds_last: Annotated[NonNegativeFloat, "final w2"] = 400.0,
-    guidance: Annotated[float | None, AfterValidator(_guidance), "guidance scale of SDS; default: the mode's"] = None,
+    guidance: Annotated[Guidance | None, "guidance scale of SDS; default: the mode's"] = None,
     weighting: Annotated[Weighting, "weighting w(t) of SDS"] = "constant",
     noise: Annotated[NonNegativeFloat, "deviation of noise added to the latents after each step"] = 0.2,
     ema: Annotated[Average, "moving average: restart from it, end on it, or none"] = "restart",

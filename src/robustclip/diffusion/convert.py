@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -28,9 +28,6 @@ class Converted:
     tensors: int
     dropped: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"folder": str(self.folder)}
-
     def __str__(self) -> str:
         left = "".join(f"; dropped: {count} tensors {reason}" for reason, count in self.dropped.items())
         side = self.layout.factor
@@ -38,11 +35,6 @@ class Converted:
             f"converted {self.tensors} tensors to {self.folder}: {self.layout.codes} codes of {self.layout.code} "
             f"channels, each for {side}x{side} pixels{left}"
         )
-
-
-def _new_folder(path: Path) -> Path:
-    check_new_folder(path)
-    return path
 
 
 def _checkpoint(path: Path) -> Path:
@@ -67,7 +59,7 @@ def convert(
     model_yaml: Annotated[
         Path | None, AfterValidator(_config), "its model.yaml, which the shapes are checked against"
     ] = None,
-    out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
+    out: Annotated[Path, AfterValidator(check_new_folder), "output folder, which must not exist"],
 ) -> Converted:
     """Convert a VQGAN checkpoint of taming-transformers to a diffusers folder, for `synthesize vqgan --model FOLDER`.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, final
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import AfterValidator
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -242,6 +243,9 @@ def check_guidance(guidance: float) -> float:
             "--guidance 30"
         )
     return guidance
+
+
+Guidance = Annotated[float, AfterValidator(check_guidance)]
 
 
 def base_digest(module: nn.Module) -> str:

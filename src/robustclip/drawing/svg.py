@@ -42,7 +42,7 @@ def _check(
     element: ElementTree.Element, name: str, opacity: float, inherited: Mapping[str, str], notes: Counter[str]
 ) -> int:
     """Number of fills and strokes in an element."""
-    tag = _tag(element)
+    tag = tag_of(element)
     if tag == "style":
         _check_stylesheet(element.text or "", name)
         return 0
@@ -114,7 +114,8 @@ def _drop_opacity(element: ElementTree.Element) -> None:
         element.set("style", ";".join(f"{key}:{value}" for key, value in kept.items()))
 
 
-def _tag(element: ElementTree.Element) -> str:
+def tag_of(element: ElementTree.Element) -> str:
+    """The name of an element without its namespace."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
 
 

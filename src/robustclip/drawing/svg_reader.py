@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import torch
 
 from robustclip.drawing.shapes import Drawing
-from robustclip.drawing.svg import BACKGROUND, check_honoured, share
+from robustclip.drawing.svg import BACKGROUND, check_honoured, share, tag_of
 from robustclip.errors import UsageError, require
 
 LARGEST: Final = 10_000_000
@@ -84,8 +84,8 @@ def _checked(data: bytes, name: str) -> tuple[ElementTree.Element, Counter[str]]
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UsageError(f"{name} is not well-formed XML ({error}): save it as SVG once more") from error
-    if _tag(root) != "svg":
-        raise UsageError(f"{name} is XML, but its root is <{_tag(root)[:40]}>, not <svg>")
+    if tag_of(root) != "svg":
+        raise UsageError(f"{name} is XML, but its root is <{tag_of(root)[:40]}>, not <svg>")
     left_out: Counter[str] = Counter()
     if _prune(root, left_out) > DEEPEST:
         raise UsageError(f"{name} nests groups more than {DEEPEST} deep: ungroup them")
@@ -102,7 +102,7 @@ def _prune(root: ElementTree.Element, left_out: Counter[str]) -> int:
             left_out["event handler"] += 1
             del parent.attrib[attribute]
         for child in list(parent):
-            tag = _tag(child)
+            tag = tag_of(child)
             if tag == "rect" and child.get("id") == BACKGROUND:  # of a file that we wrote
                 parent.remove(child)
             elif tag in LEFT_OUT:
@@ -284,10 +284,6 @@ def _pair(point: Any) -> tuple[float, float]:
 
 def _between(a: tuple[float, float], b: tuple[float, float], share: float) -> tuple[float, float]:
     return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])
-
-
-def _tag(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
 
 
 def _listed(notes: Counter[str]) -> str:

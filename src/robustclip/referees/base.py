@@ -31,16 +31,17 @@ class Referee(ABC, nn.Module):
     """
 
     card: Card
+    preprocess: Preprocess
 
     @property
-    @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the image tower's input, after resizing."""
+        return self.preprocess.size
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Device of the weights, on which images are expected."""
+        return self.preprocess.mean.device
 
 
 class TextTower(ABC, nn.Module):
@@ -92,14 +93,6 @@ class TwoTower(Referee):
         self.logit_bias = None if logit_bias is None else float(logit_bias)
         self.width = text_tower.width
         self._refuse_different_widths()
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.preprocess.size
-
-    @property
-    def device(self) -> torch.device:
-        return self.preprocess.mean.device
 
     def train(self, mode: bool = True) -> TwoTower:
         """Set the image tower's mode; the text tower stays in eval mode."""

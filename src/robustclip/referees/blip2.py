@@ -137,14 +137,6 @@ class Blip2(PairReader):
         self.card = card
         self.can_caption = captions is not None
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.preprocess.size
-
-    @property
-    def device(self) -> torch.device:
-        return self.preprocess.mean.device
-
     # Interface of PairReader.
 
     def matching_logits(self, images: Float[Tensor, "b 3 H W"], texts: list[str]) -> Float[Tensor, "b 2"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -75,9 +75,6 @@ class Converted:
     tensors: int
     dropped: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"folder": str(self.folder)}
-
     def __str__(self) -> str:
         left = "".join(f"; unused: {count} x {reason}" for reason, count in self.dropped.items())
         vision = self.sizes["vision"]
@@ -93,11 +90,6 @@ def _checkpoint(path: Path | None) -> Path | None:
     return path
 
 
-def _new_folder(path: Path) -> Path:
-    check_new_folder(path)
-    return path
-
-
 @typed
 def convert(
     checkpoint: Annotated[Path, AfterValidator(_checkpoint), "LAVIS' blip2_pretrained.pth, or its .safetensors"],
@@ -105,7 +97,7 @@ def convert(
     vision: Annotated[
         Path | None, AfterValidator(_checkpoint), "eva_vit_g.pth, if the checkpoint lacks the frozen image tower"
     ] = None,
-    out: Annotated[Path, AfterValidator(_new_folder), "output folder, which must not exist"],
+    out: Annotated[Path, AfterValidator(check_new_folder), "output folder, which must not exist"],
 ) -> Converted:
     """Convert LAVIS' first-stage BLIP-2 to a folder, for `synthesize referee-can-play --referee FOLDER`.
 

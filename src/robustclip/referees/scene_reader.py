@@ -30,7 +30,7 @@ from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
-from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
+from robustclip.referees.weights import load_strictly, read_weights, write_weights
 from robustclip.runs.files import atomic_write, is_file, read_json, sha256
 
 FAMILY: Final = "scene-reader"
@@ -370,11 +370,6 @@ USAGE: Final = """from robustclip.referees.scene_reader import load_scene_reader
 
 reader = load_scene_reader("{name}")  # or the path of this folder
 reader.yes(images, [["a blue butterfly?", "three fish?"]] * len(images))"""
-
-
-def reader_fingerprint(reader: SceneReader) -> str:
-    """SHA-256 of all its weights."""
-    return digest(reader.state_dict())
 
 
 def _is_own(name: str) -> bool:

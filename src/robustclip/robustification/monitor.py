@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,8 +30,18 @@ Embed = Callable[[Tensor], Tensor]
 STRONG_STEPS = 20
 
 
+class Counts:
+    """Base of dataclasses of numbers that belong to the training state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
 @dataclass
-class OverfitAlarm:
+class OverfitAlarm(Counts):
     """Detects catastrophic overfitting (Wong et al. 2020): accuracy under the strong attack falls, and that under the
     weak one holds. `drop` is the distance from the best that counts as a fall (ours)."""
 
@@ -43,15 +53,9 @@ class OverfitAlarm:
         self.best_weak, self.best_strong = max(weak, self.best_weak), max(strong, self.best_strong)
         return strong <= self.best_strong - self.drop and weak > self.best_weak - self.drop
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
 
 @dataclass
-class BadSteps:
+class BadSteps(Counts):
     """Count skipped steps with non-finite loss or gradient; fails after `limit` in a row (ours)."""
 
     limit: int = 10
@@ -72,12 +76,6 @@ class BadSteps:
         written = checkpoint.checkpoints(checkpoints)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
         raise RunError(f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
 
 
 @torch.no_grad()

@@ -362,10 +362,11 @@ def check_free(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}")
 
 
-def check_new_folder(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError if the path exists or a folder cannot be created there."""
+def check_new_folder(path: str | os.PathLike[str]) -> Path:
+    """The path. Raises UsageError if it exists or a folder cannot be created there."""
     check_writable(path, folder=True)
     check_free(path)
+    return Path(path)
 
 
 def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -32,7 +32,7 @@ from robustclip.synthesis.starts import Starts, check_init
 from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Looking, Loss, Stream
 
-Init = Annotated[str, AfterValidator(lambda text: text if text == "noise" else check_init(text)), "noise, or an image"]
+Init = Annotated[str, AfterValidator(check_init), "noise, or an image"]
 
 
 @dataclass

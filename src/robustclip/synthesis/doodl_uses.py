@@ -13,7 +13,7 @@ from pydantic import AfterValidator, PlainValidator
 from torch import Tensor
 
 from robustclip.data.images import load_image
-from robustclip.diffusion.stable import check_guidance
+from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
 from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
@@ -45,15 +45,9 @@ def _aim(text: str) -> str:
     return text
 
 
-def _guidance(value: float | None) -> float | None:
-    return value if value is None else check_guidance(value)
-
-
 Function = Annotated[Any, PlainValidator(_function), "Python only: a function of pictures, (B,3,H,W) to (B,)"]
 Aim = Annotated[str, AfterValidator(_aim), "direction of the aesthetic score: up, down, or a target value"]
-Guidance = Annotated[
-    float | None, AfterValidator(_guidance), "classifier-free guidance of the chain; default: the mode's"
-]
+ChainGuidance = Annotated[Guidance | None, "classifier-free guidance of the chain; default: the mode's"]
 
 
 def use_of(classifier: str | None, exemplar: Sequence[str], aesthetics: Sequence[str], loss: Any) -> Use:

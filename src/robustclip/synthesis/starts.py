@@ -37,14 +37,16 @@ SEEDS_KEPT = 4  # whose candidates are cached
 
 def check_init(text: str) -> str:
     """Validate the `--init` flag. Raises UsageError for unknown names and files."""
-    if text not in (AUTO, *PLAIN, "mixture") and not is_file(text):
+    if text in (AUTO, *PLAIN, "mixture"):
+        return text
+    if not is_file(text):
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "
             f"or {AUTO}, mixture, {', '.join(PLAIN)}"
         )
     if text.endswith(SUFFIX):
         load_mixture(text)
-    elif is_file(text):
+    else:
         load_image(text)
     return text
 

@@ -16,7 +16,8 @@ from robustclip.evaluation.generation.compbench.phrases import RULES, Chunker, p
 from robustclip.evaluation.generation.compbench.prompts import Category
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.base import Detection
-from robustclip.referees.scene_reader import SceneReader, is_scene_reader, load_scene_reader, reader_fingerprint
+from robustclip.referees.scene_reader import SceneReader, is_scene_reader, load_scene_reader
+from robustclip.referees.weights import digest
 
 NEEDED: dict[Category, tuple[str, ...]] = {
     "color": ("questions",),
@@ -90,7 +91,7 @@ class _Embedded:
     """A scene reader as question answerer and detector; unknown nouns yield no detection."""
 
     def __init__(self, reader: SceneReader) -> None:
-        self.reader, self.name, self.fingerprint = reader, reader.card.name, reader_fingerprint(reader)
+        self.reader, self.name, self.fingerprint = reader, reader.card.name, digest(reader.state_dict())
 
     def yes(self, images: Float[Tensor, "b 3 h w"], questions: Sequence[Sequence[str]]) -> list[Float[Tensor, " q"]]:
         return self.reader.yes(images, questions)

@@ -18,7 +18,7 @@ from robustclip.planning.settings import LOG_EVERY, Settings
 from robustclip.planning.towers import Blueprint, Imagined
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.robustification.losses import clip, text_bank
-from robustclip.robustification.monitor import STRONG_STEPS
+from robustclip.robustification.monitor import SHOWN, STRONG_STEPS
 from robustclip.runs import distributed
 from robustclip.runs.devices import DTYPES, autocast, saved_bytes
 
@@ -153,7 +153,7 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     if settings.objective == "trades":  # also predicts on the clean images, in the attack without gradients
         update_logits, attack_logits = 3 * update_logits, 1.5 * attack_logits
     captions = batch * (tower.caption or 0)
-    probes = settings.batch_size * (3 if attacks else 1) * tower.forward
+    probes = settings.batch_size * (3 if attacks else 1) * tower.forward + min(SHOWN, batch) * tower.attack
     if attacks:
         probes += (attacks + STRONG_STEPS) * (batch * tower.attack + 4 * batch**2 * design.width)
     watched = (2 * batch * tower.forward + (0 if settings.coupled else captions)) / LOG_EVERY

@@ -109,7 +109,8 @@ def test_hues_turn_as_pythons_do(colour: tuple[float, ...], turns: float) -> Non
 
 
 def test_the_jitter_is_kornias() -> None:
-    enhance = pytest.importorskip("kornia").enhance
+    from kornia import enhance
+
     images = pictures(5)
     draws = Draws(streams(5), 1)
     brightness, contrast, saturation = (draws.uniform(0.6, 1.4, 1, 1, 1).flatten() for _ in range(3))

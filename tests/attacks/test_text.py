@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
 import torch
 
-from robustclip.attacks.text import CHARACTERS, Score, all_edits, charmer, edited, fewer_words, leaf
+from robustclip.attacks.text import CHARACTERS, Score, charmer, edited, fewer_words, leaf
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.rng import generator
 
@@ -26,6 +27,12 @@ def levenshtein(first: str, second: str) -> int:
 def strings(longest: int) -> list[str]:
     letters = [one for one in LETTERS if one]
     return ["".join(word) for length in range(longest + 1) for word in product(letters, repeat=length)]
+
+
+def all_edits(text: str, characters: Sequence[str] = CHARACTERS) -> list[str]:
+    """Every other text one edit away, each once: about 2n |characters| of them."""
+    found = dict.fromkeys(edited(text, place, one) for place in range(2 * len(text) + 1) for one in characters)
+    return [one for one in found if one != text]
 
 
 def weights(seed: int) -> dict[str, float]:

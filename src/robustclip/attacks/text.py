@@ -41,12 +41,6 @@ def edited(text: str, place: int, character: str) -> str:
     return text[:index] + ("" if character == text[index] else character) + text[index + 1 :]
 
 
-def all_edits(text: str, characters: Sequence[str] = CHARACTERS) -> list[str]:
-    """Every other text one edit away, each once: about 2n |characters| of them."""
-    found = dict.fromkeys(edited(text, place, one) for place in range(2 * len(text) + 1) for one in characters)
-    return [one for one in found if one != text]
-
-
 def fewer_words(words: Collection[str]) -> Allowed:
     """The constraint of LEAF's release: an edit must leave fewer different words of `words` (lower case) than before,
     so that it breaks a word and makes no new one. Ours: words are runs of letters, where it has nltk's tokens.

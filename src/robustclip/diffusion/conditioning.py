@@ -77,10 +77,10 @@ class TextStates(ABC, nn.Module):
 class SentenceStates(TextStates):
     """Token states of the embedded text tower, MiniLM."""
 
-    def __init__(self, encoder: SentenceEncoder | None = None, context: int = LENGTH) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = encoder or SentenceEncoder()
-        self.width, self.context = self.encoder.width, context
+        self.encoder = SentenceEncoder()
+        self.width, self.context = self.encoder.width, LENGTH
 
     @property
     def tower(self) -> Any:

@@ -22,6 +22,8 @@ from robustclip.runs import terminal
 
 DEC: Final = "[DEC]"
 """First token of captions; texts for matching begin with [CLS] (LAVIS blip2_qformer.py)."""
+SPECIAL_TOKENS: Final = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+"""BERT's, as keywords of a tokenizer of transformers."""
 CONTEXT: Final = 32  # maximal tokens of a text
 WORDS: Final = 50  # maximal words of a caption (LAVIS blip_processors.py, max_words)
 PUNCTUATION: Final = re.compile(r"[.!\"()*#:;~]")
@@ -36,9 +38,9 @@ def prepared(text: str) -> str:
 class PairTokenizer:
     """A transformers BERT tokenizer with the token [DEC], which captioning needs (`dec`). Thread-safe."""
 
-    def __init__(self, tokenizer: Any, context: int = CONTEXT, *, dec: bool = True) -> None:
+    def __init__(self, tokenizer: Any, *, dec: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.context = context
+        self.context = CONTEXT
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
         self._warned: set[str] = set()
         has_dec = tokenizer.convert_tokens_to_ids(DEC) not in (None, tokenizer.unk_token_id)

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip.errors import UsageError
-from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer
+from robustclip.referees.blip2 import DEC, SPECIAL_TOKENS, Blip2, CaptionHead, PairTokenizer
 from robustclip.referees.card import Card
 from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.huggingface import processor_file, read_preprocess
@@ -227,14 +227,7 @@ def bert_tokenizer() -> PairTokenizer:
     encoder's package."""
     from robustclip.referees.sentence import package_folder
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(package_folder() / "tokenizer.json"),
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(package_folder() / "tokenizer.json"), **SPECIAL_TOKENS)
     tokenizer.add_special_tokens({"bos_token": DEC})
     return PairTokenizer(tokenizer)
 

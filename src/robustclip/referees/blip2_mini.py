@@ -17,7 +17,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
-from robustclip.referees.blip2 import DEC, Blip2, CaptionHead, PairTokenizer, prepared
+from robustclip.referees.blip2 import DEC, SPECIAL_TOKENS, Blip2, CaptionHead, PairTokenizer, prepared
 from robustclip.referees.card import Card
 from robustclip.runs.rng import seeded
 
@@ -148,17 +148,7 @@ def word_pieces(vocabulary: list[str]) -> PairTokenizer:
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return PairTokenizer(
-        PreTrainedTokenizerFast(
-            tokenizer_object=inner,
-            pad_token="[PAD]",
-            unk_token="[UNK]",
-            cls_token="[CLS]",
-            sep_token="[SEP]",
-            mask_token="[MASK]",
-            bos_token=DEC,
-        )
-    )
+    return PairTokenizer(PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=DEC, **SPECIAL_TOKENS))
 
 
 def _words(caption: str) -> list[str]:

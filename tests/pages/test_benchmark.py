@@ -151,14 +151,15 @@ def test_a_merge_drops_repetitions_and_shows_other_numbers_side_by_side(tmp_path
     attacked = replace(ENTRY, attack="l2:1@2", value=0.2, low=0.1, high=0.3)
     other = replace(ENTRY, value=0.7, low=0.6, high=0.8, device="cuda", date="2026-12-01")
     Leaderboard([ENTRY, attacked]).save(tmp_path / "a")
-    Leaderboard([replace(ENTRY, command="another"), other]).save(tmp_path / "b")
+    weights = replace(ENTRY, weights="c" * 64)
+    Leaderboard([replace(ENTRY, command="another"), other, weights]).save(tmp_path / "b")
 
     board = benchmark([str(tmp_path / "a"), str(tmp_path / "b")], merge=True, out=tmp_path / "both")
 
-    assert board.rows == Leaderboard.load(tmp_path / "both").rows == [ENTRY, attacked, other]
+    assert board.rows == Leaderboard.load(tmp_path / "both").rows == [ENTRY, attacked, other, weights]
     lines, titles = board.by_line()
     assert titles == ["top-1, clean", "top-1, l2:1@2"]
-    assert [[line[title].value for title in titles if title in line] for line in lines] == [[0.5, 0.2], [0.7]]
+    assert [[line[title].value for title in titles if title in line] for line in lines] == [[0.5, 0.2], [0.7], [0.5]]
     page = (tmp_path / "both" / PAGE).read_text()
     assert "50.0 (40.0 to 60.0)" in page
     assert "70.0 (60.0 to 80.0)" in page

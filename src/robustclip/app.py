@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from robustclip import __version__, recipes
-from robustclip.data.images import MAX_BYTES, advice, decode, from_pil, resize, save_image
+from robustclip.data.images import MAX_BYTES, advice, decode, save_image
 from robustclip.data.scenes import compose_scenes
 from robustclip.errors import Interrupted, RunError, Skip, UsageError, require
 from robustclip.evaluation.named import NamedReferee, load_named
@@ -51,7 +51,7 @@ ATTACKS: Final = ("linf:2/255@20", "linf:4/255@20", "linf:8/255@20", "none")
 MOST_TEXTS, MOST_REFEREES = 8, 3
 WORKING: Final = "<p>Working ...</p>"
 LARGEST: Final = 256  # pixels of the longer side that pictures are reduced to
-WAITING, KEPT = 20, 3600  # calls in the queue, beyond which they are refused; seconds that files are kept
+WAITING: Final = 20  # calls in the queue; more are refused
 BEAT: Final = 0.5  # seconds between a job's answers, at which gradio notices a closed tab
 IDLE = 60.0  # seconds without a question after which a job ends: gradio forgets one that is stopped at its start
 
@@ -118,9 +118,10 @@ def check_port(host: str, port: int) -> None:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             tried.bind((host, port))
     except OSError as error:
-        why = error.strerror or str(error)
-        message = f"port {port} of {host[:100]} is not free ({why}): take another, e.g. --port {port % 60000 + 1024}"
-        raise UsageError(message, "port_in_use", port=port) from error
+        why, free = error.strerror or str(error), f"take another, e.g. --port {port % 60000 + 1024}"
+        raise UsageError(
+            f"port {port} of {host[:100]} is not free ({why}): {free}", "port_in_use", port=port
+        ) from error
 
 
 Show = Callable[[Any], None]
@@ -177,7 +178,7 @@ class Jobs:
     def __init__(self, home: Path, referees: dict[str, NamedReferee], *, seconds: float, quick: bool = False) -> None:
         self.home, self.referees, self.seconds, self.quick = home, referees, seconds, quick
 
-    def paint(self, prompt: str, recipe: str, referee: str, seed: float) -> Iterator[tuple[Any, ...]]:
+    def paint(self, prompt: str, recipe: str, referee: str, seed: float | None) -> Iterator[tuple[Any, ...]]:
         """(picture, status and frames as HTML, files) of a prompt."""
         import gradio as gr
 
@@ -186,14 +187,14 @@ class Jobs:
         def work(folder: Path, show: Show) -> tuple[Any, ...]:
             if any(part.kind == "image" for part in Prompt.parse(prompt).parts):
                 raise UsageError("a prompt on this page is text: image: would read a file of the server")
-            given: dict[str, object] = {"seeds": [int(seed)], "out": folder / "run", "quick": self.quick}
+            given: dict[str, object] = {"seeds": [int(seed or 0)], "out": folder / "run", "quick": self.quick}
             with shown_on(show):
                 made = recipes.synthesize([prompt], self.referees[referee].referee, recipe=recipe, **given)
             frames = zip(made.frames[made.items[0].id], made.steps_of_frames, strict=True)
             html = f"<p>{time.monotonic() - begun:.0f} s, cosine to the prompt {made.similarity.item():.3f}</p>"
             html += _figures((frame, f"step {step}") for frame, step in frames)
-            files = [*made.files, *made.folder.glob("frames/*.gif"), *made.folder.glob("svg/*.svg")]
-            return str(files[0]), html, gr.File([str(file) for file in files], visible=True)
+            files = map(str, [*made.files, *made.folder.glob("frames/*.gif"), *made.folder.glob("svg/*.svg")])
+            return str(made.files[0]), html, gr.File(list(files), visible=True)
 
         def meanwhile(picture: Any) -> tuple[Any, ...]:
             told = f"<p>Painting: {time.monotonic() - begun:.0f} s</p>"
@@ -269,13 +270,11 @@ def _stored(picture: str | None, folder: Path) -> Path:
     if picture is None:
         raise UsageError("there is no picture: drop one")
     try:
-        image = from_pil(decode(Path(picture)))
+        image = decode(Path(picture))
     except Skip as error:
         raise UsageError(f"this is no readable picture ({error.fault}): {advice(error.fault)}") from error
-    scale = LARGEST / max(image.shape[-2:])
-    if scale < 1:
-        image = resize(image[None], (max(1, round(image.shape[-2] * scale)), max(1, round(image.shape[-1] * scale))))[0]
-    save_image(image, folder / "picture.png")
+    image.thumbnail((LARGEST, LARGEST))
+    image.save(folder / "picture.png")
     return folder / "picture.png"
 
 
@@ -296,14 +295,14 @@ def _figures(pictures: Iterable[tuple[Float[Tensor, "3 h w"], str]]) -> str:
 
 
 def _framed(page: str) -> str:
-    """A report in a frame of its height, where its own policy allows no other script. Of one picture it shows the
-    cases only; the file has the rest."""
+    """A report in a frame of its height, where its own policy allows no other script. It shows the cases
+    only, since intervals over the texts of one picture say little."""
     page = page.replace("</head>", f"<style>{CASES_ONLY}</style></head>", 1)
     fit = "this.style.height=this.contentDocument.body.scrollHeight+'px'"
     return f'<iframe title="report" scrolling="no" srcdoc="{escape(page)}" onload="{fit}"></iframe>'
 
 
-CASES_ONLY: Final = ".masthead, [aria-labelledby=summary-title], h2, .bench, footer { display: none !important }"
+CASES_ONLY: Final = ".masthead, .numbers, h2, .bench, footer { display: none !important }"
 CSS: Final = """
 .pixels img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px; margin: 8px 0; }
@@ -326,9 +325,10 @@ def build(jobs: Jobs) -> Any:
         sample, words = str(jobs.home / "sample.png"), f"{scene.text}\na dog"
         save_image(scene.image, sample)
 
+    image = partial(gr.Image, label="Picture", elem_classes="pixels")
+
     def picture_and_texts() -> tuple[Any, Any]:
-        look: dict[str, Any] = {"height": 260, "elem_classes": "pixels"}
-        picture = gr.Image(sample, type="filepath", sources=["upload", "clipboard"], label="Picture", **look)
+        picture = image(sample, type="filepath", sources=["upload", "clipboard"], height=260)
         # gradio would open the file by any of Pillow's readers: `_stored` reads it
         vars(picture)["preprocess"] = lambda payload: None if payload is None else payload.path
         return picture, gr.Textbox(words, lines=3, label=f"Texts, one a line (up to {MOST_TEXTS})")
@@ -336,7 +336,7 @@ def build(jobs: Jobs) -> Any:
     how: dict[str, Any] = {"concurrency_id": "job", "concurrency_limit": 1, "api_visibility": "private"}
     left, right = partial(gr.Column, min_width=280), partial(gr.Column, min_width=320, scale=2)
     button, file = partial(gr.Button, variant="primary"), partial(gr.File, interactive=False, visible=False)
-    with gr.Blocks(title="robustclip", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title="robustclip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# robustclip\nPaint with the gradients of robust CLIPs, and see what they look at.")
         with gr.Tab("Paint"), gr.Row():
             with left():
@@ -344,10 +344,11 @@ def build(jobs: Jobs) -> Any:
                 recipe = gr.Dropdown(list(RECIPES), value=RECIPES[0], label="Recipe")
                 referee = gr.Dropdown(names, value=names[0], label="Referee")
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-                start, stop = button("Paint", elem_id="paint"), gr.Button("Stop", elem_id="stop")
+                with gr.Row():
+                    start = button("Paint", elem_id="paint", min_width=120)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
             with right():
-                look: dict[str, Any] = {"height": 320, "elem_classes": "pixels", "buttons": ["fullscreen"]}
-                painted = gr.Image(label="Picture", interactive=False, elem_id="painted", **look)
+                painted = image(interactive=False, height=320, elem_id="painted", buttons=["download", "fullscreen"])
                 about = gr.HTML(elem_id="about")
                 files = file(label="Files (the PNG holds prompt, recipe and scores)", elem_id="files")
         job = start.click(jobs.paint, [prompt, recipe, referee, seed], [painted, about, files], **how)
@@ -364,8 +365,7 @@ def build(jobs: Jobs) -> Any:
         with gr.Tab("Compare referees"), gr.Row():
             with left():
                 picture, texts = picture_and_texts()
-                several: dict[str, Any] = {"multiselect": True, "max_choices": MOST_REFEREES}
-                chosen = gr.Dropdown(names, value=names[:2], label="Referees, two or three", **several)
+                chosen = gr.Dropdown(names, value=names[:2], label="Referees, two or three", multiselect=True)
                 start = button("Compare", elem_id="compare")
             with right():
                 compared = gr.HTML(elem_id="compared")

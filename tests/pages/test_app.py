@@ -21,7 +21,7 @@ import yaml
 from chromium import Browser, Page, browser, executable
 from PIL import Image
 
-from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.errors import Fault, Interrupted, RunError, UsageError
 from robustclip.synthesis.pictures import read_facts
 
 pytestmark = [
@@ -43,7 +43,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
         running, most, ended = 0, 0, 0
 
-        def paint(self, prompt: str, recipe: str, referee: str, seed: float) -> Iterator[tuple[Any, ...]]:
+        def paint(self, prompt: str, recipe: str, referee: str, seed: float | None) -> Iterator[tuple[Any, ...]]:
             if prompt != "for ever":
                 yield from super().paint(prompt, recipe, referee, seed)
                 return
@@ -212,12 +212,21 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
-@pytest.mark.parametrize("content", [bomb(30_000), b"<svg xmlns='x'/>", b"%!PS-Adobe-3.0 EPSF-3.0", b""])
-def test_files_that_are_no_pictures_are_refused(content: bytes, jobs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (bomb(30_000), Fault.TOO_LARGE),
+        (b"<svg xmlns='x'/>", Fault.NOT_AN_IMAGE),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", Fault.NOT_AN_IMAGE),
+        (b"", Fault.EMPTY_IMAGE),
+    ],
+    ids=["30,000 x 30,000", "SVG", "EPS", "empty"],
+)
+def test_files_that_are_no_pictures_are_refused(content: bytes, fault: Fault, jobs: Any, tmp_path: Path) -> None:
     import gradio as gr
 
     (tmp_path / "picture.png").write_bytes(content)
-    with pytest.raises(gr.Error, check=lambda error: isinstance(error.__cause__, UsageError)):
+    with pytest.raises(gr.Error, match=str(fault), check=lambda error: isinstance(error.__cause__, UsageError)):
         list(jobs.explain(str(tmp_path / "picture.png"), "a cat", REFEREES[0], "none"))
 
 

@@ -135,7 +135,7 @@ def test_the_best_is_marked_from_30_samples_on(n: int, best: bool) -> None:
 @pytest.mark.parametrize(
     ("low", "words"),
     [
-        (0.7, ["l2:1.5@20", "b's 0.90 (0.70 to 0.95, n = 24)", "a's 0.50 (0.40 to 0.60, n = 24)"]),
+        (0.7, ["l2:1.5@20", "0.90 (0.70 to 0.95, n = 24) for b", "0.50 (0.40 to 0.60, n = 24) for a"]),
         (0.55, ["the intervals overlap"]),
     ],
 )

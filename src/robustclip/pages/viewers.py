@@ -297,9 +297,9 @@ def headline(lines: Sequence[Line]) -> str:
     found = [line for line in correlations if line.images != CLEAN and not line.images.startswith(CONTROL)]
     if not found:
         return ""
-    (line, *_), told = found, "{0}'s {1.value:.2f} ({1.low:.2f} to {1.high:.2f}, n = {1.n})"
+    (line, *_), told = found, "{1.value:.2f} ({1.low:.2f} to {1.high:.2f}, n = {1.n}) for {0}"
     ranked = sorted(line.numbers.items(), key=lambda one: -one[1].value)
-    opening = f"Under {line.images}, the rank correlation of a map with the clean image's map is"
+    opening = f"Under {line.images}, the rank correlation of maps with those of the clean images is"
     if len(ranked) == 1:
         return f"{opening} {told.format(*ranked[0])}."
     (_, high), (_, low) = ranked[0], ranked[-1]

@@ -164,20 +164,18 @@ def test_referees_are_compared(page: Page) -> None:
 
 @in_browser
 def test_a_closed_tab_ends_its_job_and_the_next_in_the_queue_begins(chromium: Browser, address: str, jobs: Any) -> None:
-    first, second = opened(chromium, address), opened(chromium, address)
     before = jobs.ended
-    for page in (first, second):
-        write(page, "#prompt textarea, #prompt input", "for ever")
-        page.run("document.querySelector('#paint').click()")
-    until(lambda: jobs.running)
-    first.__exit__(None, None, None)
-    until(lambda: jobs.ended == before + 1)
-    until(lambda: jobs.running)
-    second.wait("document.querySelector('#about').textContent.includes('Painting')")
-    second.run("document.querySelector('#stop').click()")
-    until(lambda: jobs.ended == before + 2)
+    with opened(chromium, address) as second:
+        with opened(chromium, address) as first:
+            for page in (first, second):
+                write(page, "#prompt textarea, #prompt input", "for ever")
+                page.run("document.querySelector('#paint').click()")
+            until(lambda: jobs.running)
+        until(lambda: jobs.ended == before + 1)
+        second.wait("document.querySelector('#about').textContent.includes('Painting')")
+        second.run("document.querySelector('#stop').click()")
+        until(lambda: jobs.ended == before + 2)
     assert jobs.most == 1
-    second.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", __file__, "{home}/sample.png", "{home}/served/../sample.png"])
@@ -228,6 +226,19 @@ def test_files_that_are_no_pictures_are_refused(content: bytes, fault: Fault, jo
     (tmp_path / "picture.png").write_bytes(content)
     with pytest.raises(gr.Error, match=str(fault), check=lambda error: isinstance(error.__cause__, UsageError)):
         list(jobs.explain(str(tmp_path / "picture.png"), "a cat", REFEREES[0], "none"))
+
+
+def test_uploads_reach_the_guarded_reader_unopened(jobs: Any, tmp_path: Path) -> None:
+    from gradio.data_classes import ImageData
+
+    from robustclip.app import build
+
+    (tmp_path / "picture.png").write_bytes(b"no picture")
+    given = ImageData(path=str(tmp_path / "picture.png"))
+    inputs = [
+        block for block in build(jobs).blocks.values() if getattr(block, "sources", None) == ["upload", "clipboard"]
+    ]
+    assert [block.preprocess(given) for block in inputs] == [given.path] * 2
 
 
 @pytest.mark.parametrize("prompt", ["word " * 10_000, " ", "a cat | image:{picture}", "word " * 500])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import struct
@@ -9,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -72,13 +75,29 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """gradio leaves event loops open, of which Python would warn in a later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asyncio.get_event_loop_policy().get_event_loop().close()
+        asyncio.set_event_loop(None)
+        gc.collect()
+
+
 @pytest.fixture(scope="module")
-def address(jobs: Any) -> Iterator[str]:
+def served(jobs: Any) -> Iterator[Any]:
     from robustclip.app import serve
 
     page = serve(jobs, "127.0.0.1", free_port())
-    yield page.local_url
+    yield page
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def address(served: Any) -> str:
+    return str(served.local_url)
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +247,12 @@ def test_files_that_are_no_pictures_are_refused(content: bytes, fault: Fault, jo
         list(jobs.explain(str(tmp_path / "picture.png"), "a cat", REFEREES[0], "none"))
 
 
-def test_uploads_reach_the_guarded_reader_unopened(jobs: Any, tmp_path: Path) -> None:
+def test_uploads_reach_the_guarded_reader_unopened(served: Any, tmp_path: Path) -> None:
     from gradio.data_classes import ImageData
-
-    from robustclip.app import build
 
     (tmp_path / "picture.png").write_bytes(b"no picture")
     given = ImageData(path=str(tmp_path / "picture.png"))
-    inputs = [
-        block for block in build(jobs).blocks.values() if getattr(block, "sources", None) == ["upload", "clipboard"]
-    ]
+    inputs = [block for block in served.blocks.values() if getattr(block, "sources", None) == ["upload", "clipboard"]]
     assert [block.preprocess(given) for block in inputs] == [given.path] * 2
 
 

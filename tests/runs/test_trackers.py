@@ -82,6 +82,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_work(recorder: ty
     with pytest.raises(RunError, match=r"recorder .*no network"):
         Run.create(tmp_path / "run", recipe="toy", arguments={})
     assert not (tmp_path / "run" / ".lock").exists()
+    assert Run.open(tmp_path / "run").status == "failed"
 
 
 def test_a_tracker_that_fails_later_is_dropped_and_the_run_goes_on(recorder: type[Recorder], tmp_path: Path) -> None:

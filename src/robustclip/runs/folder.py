@@ -194,10 +194,13 @@ class Run:
         return cls(*decided(reopen))._tracked(trackers)
 
     def _tracked(self, names: list[str]) -> Run:
-        """Open the trackers in the main process."""
+        """Open the trackers in the main process; the run has failed where one does not start."""
         if self._writes and names:
-            with _unlocking(self.folder):
+            try:
                 self._trackers = Trackers(names, self.folder, self.arguments)
+            except RunError as error:
+                self.fail(str(error))
+                raise
         return self
 
     @classmethod

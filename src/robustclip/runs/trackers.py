@@ -56,18 +56,16 @@ class Trackers:
             return
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-        from accelerate.utils import LoggerType
 
         PartialState()  # trackers ask it for the main process
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            project = folder.name if name == str(LoggerType.DVCLIVE) else PROJECT
             try:
-                where = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-                tracker = kind(project, **where)
+                tracker = kind(PROJECT, **({"logging_dir": str(folder)} if kind.requires_logging_directory else {}))
                 tracker.start()
                 tracker.store_init_configuration({"run": str(folder), **arguments})
             except Exception as error:
+                self.finish()
                 raise RunError(f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}") from error
             self._opened.append(tracker)
 

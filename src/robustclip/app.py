@@ -37,7 +37,7 @@ from robustclip.pages.report import picture_uri
 from robustclip.pages.viewers import Task, Viewer
 from robustclip.referees.base import TwoTower
 from robustclip.runs.devices import pick_device
-from robustclip.runs.files import atomic_write, check_new_folder
+from robustclip.runs.files import check_new_folder, write_text
 from robustclip.runs.processes import saying
 from robustclip.runs.terminal import echo
 from robustclip.signatures import typed
@@ -382,8 +382,7 @@ def write_space(folder: Path, referees: Sequence[str]) -> dict[str, object]:
         "README.md": CARD.format(gradio=metadata.version("gradio")),
     }
     for name, text in contents.items():
-        with atomic_write(folder / name, "w") as file:
-            file.write(text)
+        write_text(folder / name, text)
     return {"space": str(folder), "files": ", ".join(contents)}
 
 

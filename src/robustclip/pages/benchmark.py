@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -18,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustclip import __version__
+from robustclip import __version__, signatures
 from robustclip.attacks.library import check_installed
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, read_examples
@@ -38,7 +39,6 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.distributed import decided, is_main, listed, place
 from robustclip.runs.files import (
-    atomic_write,
     check_writable,
     free,
     holds_something,
@@ -46,6 +46,7 @@ from robustclip.runs.files import (
     parse_json,
     read_json,
     read_text,
+    write_text,
 )
 from robustclip.runs.plain import first_of
 from robustclip.signatures import typed
@@ -165,8 +166,8 @@ class Leaderboard(Tabled):
         digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
         lines, titles = self.by_line()
         page = environment().get_template("leaderboard.html.j2")
-        with atomic_write(self.folder / PAGE, "w") as file:
-            file.write(page.render(lines=lines, titles=titles, script=script, digest=digest, version=__version__))
+        html = page.render(lines=lines, titles=titles, script=script, digest=digest, version=__version__)
+        write_text(self.folder / PAGE, html)
         super().save(folder)
 
     @classmethod
@@ -257,7 +258,9 @@ def benchmark(
     plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, steps=2 if quick else 20)
     common = {"data": data, "labels": labels, "templates": templates, "limit": limit, "size": size}
     common |= {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
-    flags = common | {"parts": ",".join(plan), "autoattack": autoattack, "judge": judge, "quick": quick}
+    given = common | {"parts": list(plan), "autoattack": autoattack, "judge": judge, "quick": quick}
+    given |= {"limit": limit or len(examples.ids)}
+    flags = signatures.flags(signature(benchmark).parameters, given)
     weights: dict[str, str] = {}
     for name in names:  # all, before hours of the first
         [one] = load_named([name], device=pick_device(device))
@@ -271,7 +274,10 @@ def benchmark(
         for number in range(len(cells))[place().mine()]:
             name, part = cells[number]
             facts = {"weights": weights[name], "labels": str(labels), "templates": templates}
-            facts |= {"command": _command(name, flags), "date": datetime.now(UTC).date().isoformat()}
+            facts |= {
+                "command": shlex.join(["robustclip", "benchmark", name, *flags]),
+                "date": datetime.now(UTC).date().isoformat(),
+            }
             report = _evaluated(folder, name, part, weights[name], plan[part] | common)
             found[number] = list(_entries(report, determining(report["setting"], examples) | facts))
     except Interrupted as stop:
@@ -340,15 +346,6 @@ def _entries(report: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[En
         if row["kind"] == "value" and not row["reference"]:
             threat = report["threats"].get(row["attack"].removeprefix(STATIC), "")
             yield Entry(schema=SCHEMA, threat=threat, **setting, **{name: row[name] for name in names})
-
-
-def _command(name: str, flags: Mapping[str, object]) -> str:
-    """The call that measures this referee alone in the same way."""
-    words = ["robustclip", "benchmark", name]
-    for flag, value in flags.items():
-        if value is not None and value is not False:
-            words += [f"--{flag.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
 
 
 def _faults(names: Sequence[str], *, merge: bool, out: Path | None, resume: bool) -> Iterator[str]:

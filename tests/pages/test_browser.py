@@ -56,6 +56,19 @@ def test_maps_lie_on_the_picture_that_they_are_of(page: Page) -> None:
     assert page.run(f"({below})('noisy_map')").startswith("data:image/")
 
 
+def test_pictures_are_on_the_first_screen_and_all_numbers_unfold_there_and_on_paper(page: Page) -> None:
+    page.decode()
+    assert page.run("document.querySelector('.case img').getBoundingClientRect().bottom < innerHeight")
+    is_seen = "document.querySelector('.summary').checkVisibility()"
+    assert not page.run(is_seen)
+    page.ask("Emulation.setEmulatedMedia", media="print")
+    assert page.run(is_seen)
+    page.ask("Emulation.setEmulatedMedia", media="screen")
+    assert not page.run(is_seen)
+    page.run("document.querySelector('.numbers summary').click()")
+    assert page.run(is_seen)
+
+
 def test_nothing_is_asked_of_a_network_and_nothing_complains(page: Page, written: Path) -> None:
     page.decode()
     assert {request for request in page.requests if not request.startswith("data:")} == {written.as_uri()}

@@ -297,14 +297,18 @@ def headline(lines: Sequence[Line]) -> str:
     found = [line for line in correlations if line.images != CLEAN and not line.images.startswith(CONTROL)]
     if not found:
         return ""
-    (line, *_), told = found, "{1.value:.2f} ({1.low:.2f} to {1.high:.2f}, n = {1.n}) for {0}"
-    ranked = sorted(line.numbers.items(), key=lambda one: -one[1].value)
+
+    def rated(name: str) -> str:
+        number = line.numbers[name]
+        return f"{number.value:.2f} ({number.low:.2f} to {number.high:.2f}, n = {number.n}) for {name}"
+
+    line = found[0]
+    ranked = sorted(line.numbers, key=lambda name: -line.numbers[name].value)
     opening = f"Under {line.images}, the rank correlation of maps with those of the clean images is"
     if len(ranked) == 1:
-        return f"{opening} {told.format(*ranked[0])}."
-    (_, high), (_, low) = ranked[0], ranked[-1]
-    apart = "" if high.low > low.high else "; the intervals overlap, so this shows no difference"
-    return f"{opening} {told.format(*ranked[0])} and {told.format(*ranked[-1])}{apart}."
+        return f"{opening} {rated(ranked[0])}."
+    overlap = line.numbers[ranked[0]].low <= line.numbers[ranked[-1]].high
+    return f"{opening} {rated(ranked[0])} and {rated(ranked[-1])}{'; the intervals overlap' if overlap else ''}."
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:

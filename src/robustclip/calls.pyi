@@ -49,6 +49,15 @@ class _Robustify:
         device: str = ..., dtype: str = ..., seed: int = ..., out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack."""
+    def leaf(
+        self, *, data: Sequence[str] = ..., start: str = ..., name: str = ..., edits: int = ..., samples: int = ...,
+        words: str | Path | None = ..., attack: Literal['leaf', 'random'] = ..., steps: int = ...,
+        batch_size: int = ..., lr: float = ..., weight_decay: float = ..., warmup: int = ..., grad_clip: float = ...,
+        allow_commands: bool = ..., cache: str | Path | None = ..., checkpoint_every: int = ..., keep: int = ...,
+        resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
+        out: str | Path | None = ..., quick: bool = ...
+    ) -> Trained:
+        """Train a text tower against edits of characters by LEAF: edited texts keep the original's embeddings."""
     clipag_convnext = clipag_vit_b32
     """CLIPAG's ablation of the architecture: ConvNeXt-Base (App. C), whose pictures were over-saturated."""
     clipag_linf = clipag_vit_b32

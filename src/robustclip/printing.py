@@ -189,8 +189,7 @@ def entries(referees: Iterable[Entry | Any]) -> None:
             table.add_row(*map(Text, (entry.name, "referee", entry.threat, "released", source)))
             continue
         try:
-            threat = None if entry.kind == "generator" else entry.card.threat
-            robust_to = "nothing" if threat is None else str(threat)
+            robust_to = "nothing" if entry.kind == "generator" else entry.card.robust_to
         except (RunError, UsageError) as error:
             robust_to = f"(broken: {error})"
         # as Text, so that names are not parsed as markup

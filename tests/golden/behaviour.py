@@ -58,6 +58,7 @@ CALLS = {
     "clipag-linf": f"robustify clipag-linf {QUICK} --out %",
     "fare-vit-l14": f"robustify fare-vit-l14 {QUICK} --out %",
     "tecoa-vit-l14": f"robustify tecoa-vit-l14 {QUICK} --out %",
+    "leaf": f"robustify leaf {QUICK} --out %",
     "trained-vanilla": f"robustify pretrain/emoji-vanilla {QUICK} --out %",
     "trained-judge": f"robustify pretrain/emoji-judge {QUICK} --out %",
     "trained-judge-disjoint": f"robustify pretrain/emoji-judge-disjoint {QUICK} --out %",

@@ -22,7 +22,14 @@ TRAINING = sorted(
 )
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
+SLOWER = {"leaf"}  # it trains the sentence encoder, of 22 million weights
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOWER else ()) for path in TRAINING],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_a_training_recipe_run_quickly(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     given = {"start": "emoji-vanilla-long", "steps": 20_000} if path.stem == "clipag_vit_b32" else {}

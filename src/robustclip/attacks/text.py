@@ -1,4 +1,4 @@
-"""Character edits as an attack on texts: LEAF's batched random search, Charmer's search, and every edit at once.
+"""Character edits as an attack on texts: LEAF's batched random search, Charmer's search, and random edits as a control.
 
 LEAF (Abad Rocamora et al. 2025) and Charmer (2024), utils_attacks.py 05d42c4: a text of n characters has 2n + 1 places,
 the gaps between characters and the characters themselves. An edit puts a character into a gap, or in place of another,
@@ -51,6 +51,22 @@ def fewer_words(words: Collection[str]) -> Allowed:
         return len(known.intersection(re.findall(r"[^\W\d_]+", text.lower())))
 
     return lambda before, after: count(after) < count(before)
+
+
+def random_edits(
+    texts: Sequence[str], generators: Sequence[Generator], characters: Sequence[str] = CHARACTERS
+) -> list[str]:
+    """A control: one edit of each text, drawn evenly over places and characters among those that change it and leave
+    some text. Texts draw from their own generators."""
+
+    def edit(text: str, stream: Generator) -> str:
+        while True:
+            place = int(torch.randint(2 * len(text) + 1, (), generator=stream))
+            now = edited(text, place, characters[int(torch.randint(len(characters), (), generator=stream))])
+            if now != text and now:
+                return now
+
+    return [edit(text, one) for text, one in zip(texts, generators, strict=True)]
 
 
 def leaf(
@@ -116,19 +132,24 @@ def charmer(
 def _scores(
     current: Sequence[str], tried: Sequence[Sequence[str]], score: Score, allowed: Allowed | None
 ) -> list[Float[Tensor, " c"]]:
-    """Of each text's candidates; what is not allowed counts as the text itself. One call for all texts."""
+    """Of each text's candidates; what is not allowed counts as the text itself.
+
+    One call for all texts, in which equal candidates occur once, and short ones before long ones, for less padding.
+    """
     shown = [
         [one if allowed is None or allowed(text, one) else text for one in own]
         for text, own in zip(current, tried, strict=True)
     ]
-    owners = [index for index, own in enumerate(shown) for _ in own]
+    pairs = [(one, owner) for owner, own in enumerate(shown) for one in own]
+    distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]), pair))
     with torch.no_grad():
-        found = score([one for own in shown for one in own], owners).float().cpu()
-    if found.shape != (len(owners),) or found.isnan().any():
+        found = score([one for one, _ in distinct], [owner for _, owner in distinct]).float().cpu()
+    if found.shape != (len(distinct),) or found.isnan().any():
         raise RunError(
-            f"the score of {len(owners)} texts is {tuple(found.shape)}, or not a number: one is due for each"
+            f"the score of {len(distinct)} texts is {tuple(found.shape)}, or not a number: one is due for each"
         )
-    return list(found.split([len(own) for own in shown]))
+    rows = {pair: row for row, pair in enumerate(distinct)}
+    return list(found[[rows[pair] for pair in pairs]].split([len(own) for own in shown]))
 
 
 def _best(current: Sequence[str], tried: Sequence[Sequence[str]], score: Score, allowed: Allowed | None) -> list[int]:

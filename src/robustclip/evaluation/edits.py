@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
-from robustclip.attacks.text import CHARACTERS, charmer, edited
+from robustclip.attacks.text import charmer, random_edits
 from robustclip.evaluation.report import CLEAN, CONTROL, Findings, Measurement
 from robustclip.evaluation.retrieval import Gallery
 from robustclip.evaluation.setting import Setting, prompts_of
@@ -29,7 +29,8 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Recall@1 from texts (labels, or first captions, each once) to images: clean, under 1 and 2 random edits, and
     under Charmer's attack by 1 and 2, which maximises the best wrong image's cosine minus the best right one's.
 
-    Without LEAF's constraint on words. A text that is found under 2 edits was found under 1.
+    The search computes in the setting's dtype; what is measured is computed in float32. Without LEAF's constraint on
+    words. A text that is found under 2 edits was found under 1: one that is not is attacked no further.
     """
     examples = setting.examples
     gallery = Gallery.of([[text] for text in prompts_of(examples)])
@@ -37,34 +38,38 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
     images = _embedded(referee, setting)
     found = Findings()
 
-    def margins(shown: list[str], rows: Sequence[int]) -> Float[Tensor, " n"]:
-        return _margins(referee.embed_texts(shown).float().cpu() @ images.T, matches[list(rows)])
+    def margins(shown: list[str], rows: Sequence[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, " n"]:
+        with autocast(referee.device, dtype):
+            embeddings = referee.embed_texts(shown)
+        return _margins(embeddings.float().cpu() @ images.T, matches[list(rows)])
 
-    def note(attack: str, shown: list[str]) -> None:
+    def note(attack: str, shown: list[str]) -> Float[Tensor, " n"]:
         scores = margins(shown, range(len(shown)))
         found.measurements.append(Measurement(METRIC, attack, (scores < 0).numpy()))
         found.predictions += [
             {"attack": attack, "id": text, "text": now, "margin": -score}
             for text, now, score in zip(texts, shown, scores.tolist(), strict=True)
         ]
+        return scores
 
-    note(CLEAN, texts)
+    scores = note(CLEAN, texts)
     streams = each(setting.seed, "random edits", ids=texts)
     chance, attacked = list(texts), list(texts)
     for distance in DISTANCES:
-        chance = [_random_edit(text, stream) for text, stream in zip(chance, streams, strict=True)]
+        chance = random_edits(chance, streams)
         note(f"{CONTROL}edits:{distance}", chance)
     for distance in DISTANCES:
-        for batch in batches(torch.arange(len(texts)), TEXTS, f"{title} edits:{distance}"):
+        still = (scores < 0).nonzero()[:, 0]
+        for batch in batches(still, TEXTS, f"{title} edits:{distance}"):
             rows = batch.tolist()
-            moved = charmer(
-                [attacked[row] for row in rows],
-                lambda shown, owners, rows=rows: margins(shown, [rows[owner] for owner in owners]),  # type: ignore[misc]
-                places=PLACES,
-            )
+
+            def score(shown: list[str], owners: list[int], rows: list[int] = rows) -> Float[Tensor, " n"]:
+                return margins(shown, [rows[owner] for owner in owners], setting.dtype)
+
+            moved = charmer([attacked[row] for row in rows], score, places=PLACES)
             for row, text in zip(rows, moved, strict=True):
                 attacked[row] = text
-        note(f"edits:{distance}", attacked)
+        scores = note(f"edits:{distance}", attacked)
     return found
 
 
@@ -82,12 +87,3 @@ def _embedded(referee: TwoTower, setting: Setting) -> Float[Tensor, "i d"]:
                 seen = referee.embed_images(images[batch].to(referee.device), normalize=False)
             found.append(torch.nn.functional.normalize(seen.float(), dim=-1).cpu())
     return torch.cat(found)
-
-
-def _random_edit(text: str, stream: torch.Generator) -> str:
-    """An edit that changes the text, drawn evenly over places and characters."""
-    while True:
-        place = int(torch.randint(2 * len(text) + 1, (), generator=stream))
-        now = edited(text, place, CHARACTERS[int(torch.randint(len(CHARACTERS), (), generator=stream))])
-        if now != text and now:
-            return now

@@ -183,9 +183,11 @@ class Settings:
 def settings_of(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None = None) -> Settings:
     """Settings of a call of `recipe` with `arguments` (including defaults), for `samples` pairs or the recipe's steps.
 
-    Raises UsageError for a recipe without tower or batch size.
+    Raises UsageError for a recipe without tower or batch size, and for one that trains a text tower.
     """
     known = dict(arguments)
+    if "edits" in known:
+        raise UsageError(f"plans are of image towers, and {recipe.name} trains a text tower", "no_plan")
     if lacking := [name for name in ("start", "steps", "batch_size") if not known.get(name)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in lacking)
         raise UsageError(

@@ -51,6 +51,8 @@ class TextTower(ABC, nn.Module):
     """Length D of the embeddings."""
     context: int | None = None
     """Maximal number of tokens, beyond which texts are truncated; None if unlimited or unknown."""
+    is_packaged: bool = False
+    """Whether its weights are those of an installed package, named by `source`; training makes them its own."""
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Number of tokens per text without truncation, including start and end tokens. Only with a `context`."""

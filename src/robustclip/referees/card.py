@@ -59,7 +59,8 @@ class Card:
     `family` selects the loader ("open_clip", "transformers", "toy"); `architecture` is an open_clip `model_cfg`,
     `preprocess` an open_clip `preprocess_cfg`; `weights` maps each weight file of the folder to its SHA-256;
     `text_tower` names a text tower that is not in the folder, with the hash of its weights; `threat` is the threat
-    model of the training (None: not robust). `logit_scale` multiplies cosines; `logit_bias` is added.
+    model of the image tower's training (None: not robust), `text_threat` that of the text tower's, "edits:1": edits of
+    one character. `logit_scale` multiplies cosines; `logit_bias` is added.
     """
 
     name: CardName
@@ -71,16 +72,25 @@ class Card:
     text_tower: Annotated[dict[str, str], AfterValidator(check_plain), AfterValidator(_named)] | None = None
     weights: dict[FileName, Sha256] = field(default_factory=dict)
     threat: ThreatModel | None = None
+    text_threat: Line | None = None
     provenance: Plain = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        robust = "not robust" if self.threat is None else str(self.threat)
+        robust = "not robust" if self.robust_to == "nothing" else self.robust_to
         return f"<Card of {self.name!r}, {self.family}, {robust}, {len(self.claims)} claims>"
+
+    @property
+    def robust_to(self) -> str:
+        """The threat models of its training: of the images, of the texts, or "nothing"."""
+        texts = None if self.text_threat is None else f"texts {self.text_threat}"
+        return "; ".join(str(one) for one in (self.threat, texts) if one is not None) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
         """The card as plain JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if self.text_threat is None:
+            del values["text_threat"]  # as in cards from before there were any
         values["threat"] = None if self.threat is None else self.threat.to_json()
         values["claims"] = [
             {name: value for name, value in asdict(claim).items() if name not in ("task", "how") or claim.task}
@@ -132,7 +142,7 @@ class Card:
         usage = usage or (
             f'import robustclip\n\nreferee = robustclip.load_referee("{self.name}")  # or the path of this folder'
         )
-        threat = "none (not trained against an attack)" if self.threat is None else str(self.threat)
+        threat = self.robust_to.replace("nothing", "none (not trained against an attack)")
         size = "x".join(map(str, self.preprocess["size"]))
         bias = "" if self.logit_bias is None else f", bias {self.logit_bias:.6g}"
         config = json.dumps({"preprocess_cfg": self.preprocess, "model_cfg": self.architecture}, indent=2)

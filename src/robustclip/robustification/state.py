@@ -28,7 +28,9 @@ from robustclip.runs.devices import chosen_dtype
 from robustclip.runs.folder import Run
 
 
-def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98)) -> AdamW:
+def adamw(
+    tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8
+) -> AdamW:
     """AdamW with weight decay on tensors of at least two dimensions only (as open_clip).
 
     beta2 0.98 is open_clip's for ViT towers; CLIPAG names no optimiser.
@@ -38,7 +40,7 @@ def adamw(tower: nn.Module, lr: float, weight_decay: float, betas: tuple[float, 
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=lr, betas=betas)
+    return AdamW(groups, lr=lr, betas=betas, eps=eps)
 
 
 def warmup_cosine(optimizer: AdamW, warmup: int, steps: int) -> LambdaLR:
@@ -115,13 +117,13 @@ class Stateful(Protocol):
 
 @dataclass
 class TrainingState:
-    """Weights, optimiser, schedule and data position after `step` updates.
+    """Weights, their average if any, optimiser, schedule and data position after `step` updates.
 
     Random numbers are functions of seed, step and sample, so it holds no generator.
     """
 
     tower: nn.Module
-    averaged: ModelEmaV3
+    averaged: ModelEmaV3 | None
     optimizer: AdamW
     plain: dict[str, Stateful]
     step: int = 0
@@ -137,11 +139,9 @@ class TrainingState:
 
     def state_dict(self) -> dict[str, Any]:
         """The state with whole tensors; a collective call if weights are sharded over processes."""
-        split = {
-            "tower": self.tower.state_dict(),
-            "ema": self.averaged.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        split = {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.averaged is not None:
+            split["ema"] = self.averaged.module.state_dict()
         numbers = {"data": distributed.listed(self.position), "best": self.best, "seconds": self.seconds}
         return distributed.whole(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
@@ -151,7 +151,8 @@ class TrainingState:
         if saved is not None:
             self._check_fits(saved, run)
             distributed.load_module(self.tower, saved["tower"])
-            distributed.load_module(self.averaged.module, saved["ema"])
+            if self.averaged is not None:
+                distributed.load_module(self.averaged.module, saved["ema"])
             distributed.load_optimizer(self.optimizer, saved["optimizer"])
             for name, part in self.plain.items():
                 part.load_state_dict(saved[name])

@@ -22,7 +22,7 @@ TITLES: Final = {"clean_similarity": "clean sim", "adversarial_similarity": "adv
 
 
 class TrainingProgress:
-    """A context that shows step, loss, clean and adversarial similarity, images/s and ETA.
+    """A context that shows step, loss, clean and adversarial similarity, images/s (or another `unit`) and ETA.
 
     `start` is where a resumed run begins. It goes to stderr, so that what a command prints stays clean; of several
     processes that train together, all but one are `silent`.
@@ -34,12 +34,13 @@ class TrainingProgress:
         total: int,
         start: int = 0,
         title: str = "training",
+        unit: str = "images",
         console: Console | None = None,
         silent: bool = False,
     ) -> None:
         self.total = total
         self.step = start
-        self.title = title
+        self.title, self.unit = title, unit
         self.console = console or Console(stderr=True, quiet=silent)
         self.numbers: dict[str, float] = {}
         self.finished_steps: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (moment, images of the step)
@@ -123,7 +124,7 @@ class TrainingProgress:
         """Everything but the step in one line."""
         parts = [f"{TITLES.get(name, name.replace('_', ' '))} {value:.3f}" for name, value in self.numbers.items()]
         speed = self.images_per_second
-        parts.append(f"{speed:.1f} images/s" if speed >= 1 or speed == 0 else f"{speed:.2g} images/s")
+        parts.append((f"{speed:.1f}" if speed >= 1 or speed == 0 else f"{speed:.2g}") + f" {self.unit}/s")
         if (steps := len(self.finished_steps) - 1) and self.seconds > steps:  # of slow ones, what one takes
             parts.append(f"{self.seconds / steps:.1f} s a step")
         if self.data_wait > SLOW_DATA:

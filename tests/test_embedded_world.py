@@ -40,9 +40,10 @@ def test_files_are_those_on_the_card(name: str) -> None:
 
 
 def test_judges_are_no_guides() -> None:
-    for judge in map(robustclip.load_referee, JUDGES):
-        for guide in (*GUIDES, *VITS):
-            check_judge(robustclip.load_referee(guide), judge)
+    judges = [robustclip.load_referee(judge) for judge in JUDGES]
+    for guide in map(robustclip.load_referee, (*GUIDES, *VITS)):
+        for judge in judges:
+            check_judge(guide, judge)
 
 
 @pytest.fixture(scope="module")

@@ -114,5 +114,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text()) == distance(a, b)
     assert distance(a, a)["distance"] == 0
-    done = subprocess.run([*command[:4], a, str(tmp_path / "none.png")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    with pytest.raises(UsageError):
+        distance(a, str(tmp_path / "none.png"))

@@ -114,15 +114,13 @@ def test_data_without_labels_or_with_few_images(tmp_path: Path) -> None:
             check(referee, data=data, limit=20)
 
 
-@pytest.mark.parametrize("fault", [True, False])
-def test_the_command_ends_with_the_exit_code_of_a_fault(fault: bool, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_exit_code_of_a_fault(tmp_path: Path) -> None:
     referee = load_referee("emoji-robust")
-    if fault:
-        referee = of(referee, preprocess=unnormalised(referee))
-        referee.card = replace(referee.card, preprocess=referee.preprocess.config())
+    referee = of(referee, preprocess=unnormalised(referee))
+    referee.card = replace(referee.card, preprocess=referee.preprocess.config())
     save_referee(referee, tmp_path / "mine")
     command = [sys.executable, "-m", "robustclip", "referees", "verify", str(tmp_path / "mine"), "--sanity"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == (1 if fault else 0), done.stderr
-    assert ("loaded wrong, likely the normalisation" in done.stderr) == fault
+    assert done.returncode == 1, done.stderr
+    assert "loaded wrong, likely the normalisation" in done.stderr
     assert "as loaded" in done.stdout

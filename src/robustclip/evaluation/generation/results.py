@@ -249,9 +249,10 @@ class Results:
 
     def save(self, folder: Path) -> None:
         """Write results.json, table.txt and table.md."""
+        table = self.table()
         with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=PAGE).print(self.table())
-        write_text(folder / "table.md", self.markdown())
+            Console(file=file, width=PAGE).print(table)
+        write_text(folder / "table.md", terminal.markdown(table))
         write_json(folder / RESULTS, self.to_json())
 
     def _by_name(self, row: str, places: NDArray[np.bool_], numbers: NDArray[np.float64]) -> Interval:

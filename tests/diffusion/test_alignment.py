@@ -293,6 +293,7 @@ def test_a_stopping_judge_keeps_the_step_it_likes_best(folder: Path, tmp_path: P
     assert len(list((out / "validation").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter(folder: Path, tmp_path: Path) -> None:
     """They share samples and batches; what is drawn does not depend on their number."""
     config = tmp_path / "two.yaml"

@@ -132,9 +132,8 @@ def test_table_1_has_every_cell_and_its_start(reproduce: Reproduce, tmp_path: Pa
     assert {one["steps"] for name, one in made.items() if "unoptimised" not in name} == {2}
 
 
-@pytest.mark.parametrize(
-    ("table", "changed"), [("table1", {"canvas": ["pixels"]}), pytest.param("table2", {}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "changed"), [("table1", {"canvas": ["pixels"]}), ("table2", {})])
 def test_a_table_that_was_stopped_paints_no_picture_twice(
     table: str, changed: dict[str, list[str]], reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

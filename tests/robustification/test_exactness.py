@@ -89,6 +89,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     return in_processes(2, SPREAD, tmp_path_factory.mktemp("two"))
 
 
+@pytest.mark.slow  # tests/runs/test_launch.py trains one case by two processes in the fast tests
 @pytest.mark.parametrize("case", SPREAD)
 def test_processes_are_the_whole(case: str, by_two: dict[str, list[dict[str, Tensor]]]) -> None:
     tower, loss, _ = case.split("_")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from robustclip.data import embedded
-from robustclip.data.emoji import LabelledImages, label_index, load_emoji
+from robustclip.data.emoji import LabelledImages, label_index, load_emoji, load_labels
 
 Kind = Literal["name", "held-out name", "phrase"]
 
@@ -37,6 +37,7 @@ def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
         return tuple(EmbeddedPrompt(**json.loads(line)) for line in lines)
 
 
+@cache
 def real_drawings() -> tuple[LabelledImages, list[str]]:
     """(drawings on which emoji-judge was not trained, their prompts): the two held-back drawings of every name, and all
     of every held-out name. Phrases have none.
@@ -47,8 +48,8 @@ def real_drawings() -> tuple[LabelledImages, list[str]]:
     prompts = {places[one.concept]: one.prompt for one in embedded_prompts() if one.concept is not None}
     parts = []
     for split in ("judge-heldback", "heldout-concepts"):
-        images = load_emoji(split)
-        parts.append(images.subset([row for row, label in enumerate(images.labels.tolist()) if label in prompts]))
+        labels = load_labels(split).labels.tolist()
+        parts.append(load_emoji(split, [row for row, label in enumerate(labels) if label in prompts]))
     together = LabelledImages.joined(parts)
     return together, [prompts[label] for label in together.labels.tolist()]
 

@@ -12,7 +12,7 @@ from typing import Final
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip.data.emoji import load_emoji
+from robustclip.data.emoji import load_emoji, load_labels
 from robustclip.data.folders import find_pictures
 from robustclip.data.images import FORMATS, decode, from_pil, resize
 from robustclip.data.pictures import Stored, draw_subset
@@ -169,9 +169,10 @@ def _find(source: str, notes: list[str]) -> Iterator[Source]:
         for scene in compose_scenes():
             yield Source(scene.id, partial(_same, scene.image), scene.text, scene.box)
     elif source.startswith(EMBEDDED):
-        drawings = load_emoji(source.removeprefix(EMBEDDED))
-        for id_, image, label in zip(drawings.ids, drawings.images, drawings.labels.tolist(), strict=True):
-            yield Source(id_, partial(_same, image), drawings.label_names[label])
+        split = source.removeprefix(EMBEDDED)
+        drawings = load_labels(split)
+        for row, (id_, label) in enumerate(zip(drawings.ids, drawings.labels.tolist(), strict=True)):
+            yield Source(id_, partial(_drawing, split, row), drawings.label_names[label])
     else:
         raise UsageError(f"no image or folder at {source[:200]!r}: {SHOW}")
 
@@ -201,6 +202,10 @@ def _open(path: Path, remarks: Counter[str] | None = None) -> Float[Tensor, "3 H
         raise UsageError(f"no readable picture ({error})") from error
     except UsageError as error:  # a report does not show local paths
         raise UsageError(str(error).replace(f"{path} ", "")) from error
+
+
+def _drawing(split: str, row: int) -> Float[Tensor, "3 H W"]:
+    return load_emoji(split, [row]).images[0]
 
 
 def _same(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:

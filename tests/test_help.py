@@ -141,7 +141,7 @@ def test_shells_complete_the_words_that_a_type_names() -> None:
         (["robustify", "emoji", "--eps= 8 / 255", "--norm", "linf"], "eps", 8 / 255),
         (["robustify", "fare-vit-l14", "--data", "x", "--step-size", "0.5/255"], "step_size", 0.5 / 255),
         (["robustify", "emoji-trades", "--beta", "13/2"], "beta", 6.5),
-        (["evaluate", "emoji-robust", "--sigma", "1/4"], "sigma", 0.25),
+        (["evaluate", "emoji-robust", "--tasks", "certification", "--sigma", "1/4"], "sigma", 0.25),
         (["mixture", "fit", "x", "--out", "new.safetensors", "--ridge", "1/1000"], "ridge", 0.001),
         (["synthesize", "clipag", "a", "--noise", "1/20", "--size", "64"], "noise", 0.05),
         (["synthesize", "clipag", "--size", "64", "--", "-5 degrees"], "prompt", ["-5 degrees"]),

@@ -148,13 +148,11 @@ def bind(
     spell: Callable[[Parameter], str] = as_keyword,
     pairs: Pairs | None = None,
     expansions: Mapping[str, Expand] | None = None,
-    lenient: bool = False,
 ) -> tuple[dict[str, Any], list[UsageError]]:
     """Validate the arguments of a call, without calling `function`: (converted arguments with defaults, faults).
 
     `spell` writes a parameter's name as the caller would. `pairs` checks combinations whose values are valid by
-    themselves. `expansions` are applied to arguments that are given; `config` is always one of them. With `lenient`,
-    values of the right type that a validator refuses are left to the function.
+    themselves. `expansions` are applied to arguments that are given; `config` is always one of them.
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
     faults: list[UsageError] = []
@@ -178,10 +176,7 @@ def bind(
         try:
             arguments[name] = known[name].read(value)
         except (ValidationError, UsageError, OSError) as error:
-            if lenient and _left_to_function(error):
-                arguments[name] = known[name].listed(value)
-            else:
-                faults.append(_fault(known[name], value, error, spell))
+            faults.append(_fault(known[name], value, error, spell))
     for name, parameter in known.items():
         if parameter.required and name not in given:
             message = f"{spell(parameter)} is missing: {parameter.help or parameter.label}"
@@ -254,9 +249,9 @@ def _flag(name: str, value: object) -> list[str]:
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator of a public function: validate its arguments against their types when it is called from Python.
 
-    Arguments are parsed as on the command line, including a `config` file. Wrong types, missing and unknown arguments
-    raise one UsageError that lists all of them; values of the right type are left to the function's own checks. The
-    command line calls the undecorated function after `bind`.
+    Arguments are parsed as on the command line, including a `config` file. Wrong values, missing and unknown arguments,
+    and those that the module's `faults` yields (see `Pairs`) raise one UsageError that lists all of them. The command
+    line calls the undecorated function after `bind`.
     """
 
     @wraps(function)
@@ -264,27 +259,12 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         places = [parameter.name for parameter in parameters(function) if parameter.positional]
         faults = [f"{len(args)} arguments by place: give {len(places)}"] if len(args) > len(places) else []
         faults += [f"{name}= is given twice" for name in places[: len(args)] if name in kwargs]
-        arguments, others = bind(function, dict(zip(places, args, strict=False)) | kwargs, lenient=True)
+        pairs = function.__globals__.get("faults")
+        arguments, others = bind(function, dict(zip(places, args, strict=False)) | kwargs, pairs=pairs)
         raise_faults(f"{function.__name__}()", [*faults, *others])
         return function(**arguments)  # type: ignore[call-arg]
 
     return call
-
-
-OF_VALUES: Final = ("value_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
-
-
-def _left_to_function(error: Exception) -> bool:
-    """Whether the type fits, or the value is an object or a word that the function checks with a better message."""
-    if not isinstance(error, ValidationError):
-        return False
-    found = [(one["type"], isinstance(one["input"], str)) for one in error.errors()]
-    objects = [one for one in error.errors() if one["type"] == "is_instance_of" and one["ctx"]["class"] != "Sequence"]
-    return (
-        any(objects)
-        or any(kind == "literal_error" and word for kind, word in found)
-        or all(kind in OF_VALUES for kind, _ in found)
-    )
 
 
 def unknown(given: str, known: Iterable[str], kind: str) -> str:

@@ -106,7 +106,7 @@ def test_labels_may_be_a_number(colour_referee, colour_folder: Path) -> None:
     assert report.setting["labels"] == 3
     with pytest.raises(UsageError, match="the images have 3 labels, not 2"):
         evaluate([colour_referee()], labels=2, **options)
-    with pytest.raises(UsageError, match="labels are 'all', 'present' or a number such as 200, not 'some'"):
+    with pytest.raises(UsageError, match="labels= 'some': should be 'all' or 'present'"):
         evaluate([colour_referee()], labels="some", **options)
 
 
@@ -150,7 +150,7 @@ def test_without_torchattacks_nothing_begins(colour_referee, colour_folder: Path
 
 
 def test_what_has_no_two_towers_is_refused(colour_folder: Path) -> None:
-    with pytest.raises(UsageError, match="AestheticsLinear has no image and text tower"):
+    with pytest.raises(UsageError, match="instance of TwoTower"):
         evaluate([AestheticsLinear(4)], data=colour_folder, device="cpu")
 
 
@@ -265,18 +265,13 @@ def test_the_table_names_everyone(colour_referee, colour_folder: Path) -> None:
 
 
 def test_all_faults_of_a_call_come_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="5 faults") as caught:
-        evaluate(
-            ["toy"],
-            tasks=["zeroshot"],
-            attack=["l2:-1@20"],
-            templates="nice",
-            device="tpu",
-            limit=0,
-            data=tmp_path,
-        )
-
-    for told in ("did you mean zero-shot", "eps '-1'", "unknown templates 'nice'", "tpu", "limit must be at least 1"):
+    with pytest.raises(UsageError) as caught:
+        evaluate(["toy"], tasks=["zeroshot"], attack=["l2:-1@20"], device="tpu", limit=0, data=tmp_path)
+    for given in ("tasks= 'zeroshot'", "eps '-1'", "device= 'tpu'", "limit= 0"):
+        assert given in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        evaluate(["toy"], templates="nice", layer="0", resume=True, data=tmp_path)
+    for told in ("unknown templates 'nice'", "the layer '0' has no effect", "resume needs the folder"):
         assert told in str(caught.value)
 
 

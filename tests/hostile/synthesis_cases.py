@@ -123,8 +123,8 @@ def judgements() -> Iterator[Case]:
         ("{file} --out m.safetensors", "no data at"),
         ("emoji/guide-style --out m.safetensors", "has no split"),
         ("emoji/guide-styles --out m.png", "a mixture is a .safetensors file"),
-        ("emoji/guide-styles --out m.safetensors --size 0", "--size 0"),
-        ("emoji/guide-styles --out m.safetensors --components 0", "--components 0"),
+        ("emoji/guide-styles --out m.safetensors --size 0", "greater than or equal to 1"),
+        ("emoji/guide-styles --out m.safetensors --components 0", "greater than 0"),
         ("emoji/guide-styles --out m.safetensors --ridge nan", "finite number"),
         ("emoji/guide-styles", "--out is missing"),
     ):

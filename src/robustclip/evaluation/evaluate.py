@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
@@ -22,7 +22,7 @@ from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, odd_pictures, read_examples
-from robustclip.errors import UsageError, faults_of, raise_faults
+from robustclip.errors import faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
@@ -32,7 +32,7 @@ from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
 from robustclip.evaluation.setting import Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.explanation.gradients import gradient_picture
-from robustclip.explanation.maps import METHODS, check_method
+from robustclip.explanation.maps import Method, check_method
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import LARGEST
 from robustclip.referees.similarity import resolve_templates
@@ -43,7 +43,7 @@ from robustclip.runs.files import check_new_file, check_writable, clashes, is_fi
 from robustclip.runs.processes import owning, saying
 from robustclip.runs.rng import generator
 from robustclip.runs.terminal import counted
-from robustclip.signatures import typed, unknown
+from robustclip.signatures import typed
 
 Referees = Sequence[str | Path | TwoTower]
 TaskName = Literal[
@@ -61,14 +61,21 @@ ENOUGH = 200  # images; with fewer, a note warns of wide intervals
 
 
 def checked(read: Callable[[Any], object]) -> AfterValidator:
-    """A validator of a flag: `read` raises UsageError for an invalid value."""
+    """A validator of a flag: `read` raises UsageError for an invalid value, or for one of a sequence."""
 
     def check(value: Any) -> Any:
-        for one in listed(value):
+        for one in [value] if isinstance(value, str) else value:
             read(one)
         return value
 
     return AfterValidator(check)
+
+
+def listed(values: Any) -> Any:
+    """A sequence with its texts split at commas; anything else is left to the next validator."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [part for value in values for part in (value.split(",") if isinstance(value, str) else [value])]
 
 
 @typed
@@ -78,11 +85,16 @@ def evaluate(
     data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
         "emoji/unseen-styles"
     ),
-    tasks: Annotated[Sequence[TaskName], "what to measure"] = ("zero-shot",),
-    attack: Annotated[Sequence[str], "e.g. l2:1.5@20 (PGD) or l2:1.5@autoattack-light", checked(AttackSpec.parse)] = (),
+    tasks: Annotated[Sequence[TaskName], "what to measure", BeforeValidator(listed)] = ("zero-shot",),
+    attack: Annotated[
+        Sequence[str],
+        "e.g. l2:1.5@20 (PGD) or l2:1.5@autoattack-light",
+        BeforeValidator(listed),
+        checked(AttackSpec.parse),
+    ] = (),
     judge: Annotated[str | None, "judge of the PAG score; default for emoji sets: emoji-judge"] = None,
     pag: Annotated[str, "attack of the PAG score", checked(read_spec)] = PULL,
-    method: Annotated[str, "heat map method of the tasks maps and faithfulness; see explain"] = "gradcam",
+    method: Annotated[Method, "heat map method of the tasks maps and faithfulness; see explain"] = "gradcam",
     layer: Annotated[str | None, "layer for heat maps; default: by architecture and method"] = None,
     sigma: Annotated[float | None, "noise of certification: standard deviation on [0,1] pixels, e.g. 0.25"] = None,
     samples: Annotated[PositiveInt, "noisy copies per image for certification"] = certification.SAMPLES,
@@ -103,7 +115,7 @@ def evaluate(
     out: Annotated[Path | None, "output folder for results, per-sample outcomes and pictures"] = None,
     resume: Annotated[bool, "continue an interrupted evaluation in --out"] = False,
     csv: Annotated[Path | None, "CSV file of the rows"] = None,
-    overwrite: bool = False,
+    overwrite: bool = False,  # noqa: ARG001  (see `faults`)
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "seed of subset, random starts, noise and bootstrap"] = 0,
@@ -131,31 +143,18 @@ def evaluate(
 
     Raises one UsageError with all faults of the call, another for data that a task cannot use.
     """
-    rest = (templates, labels, limit, batch_size, sign, out, resume, csv, overwrite, device, dtype)
-    raise_faults(
-        "evaluate()",
-        [
-            *faults(tasks, data, attack, judge, pag, method, layer, *rest),
-            *masked.faults(listed(attack), data, masking_source, masking=masking),
-            *certification.faults(listed(tasks), sigma, samples, sign=sign),
-        ],
-    )
-    attacks = list(dict.fromkeys(AttackSpec.parse(text) for text in listed(attack)))
-    wanted = listed(tasks)
+    attacks = list(dict.fromkeys(AttackSpec.parse(text) for text in attack))
     where = pick_device(device)
-    names = [referees] if isinstance(referees, str) else list(referees)  # not split at commas, which paths may contain
-    check_towers(names)
-    out = None if out is None else Path(out)
     first = [] if baseline is None else [baseline]
-    measured = load_named([*first, *(one for one in names if one not in first)], device=where)
-    pag_judge = load_pag_judge(judge, measured, device=where) if "pag" in wanted else None
+    measured = load_named([*first, *(one for one in referees if one not in first)], device=where)
+    pag_judge = load_pag_judge(judge, measured, device=where) if "pag" in tasks else None
     if sign:
         for one in measured:
             folder_to_sign(one)
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     for line in examples.reported:
         terminal.note(f"data: {line}")
-    needed = [*wanted, "masking"] if masking else wanted
+    needed = [*tasks, "masking"] if masking else tasks
     raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
     sources = masked.sources_of(measured, masking_source, examples.name, device=where) if masking else []
     pulled = read_spec(pag) if pag_judge is not None else None
@@ -177,26 +176,26 @@ def evaluate(
         samples=samples,
         count=labels if isinstance(labels, int) else None,
     )
-    if "zero-shot" in wanted:
+    if "zero-shot" in tasks:
         candidates(setting)  # raises before hours of another task
-    description = describe(setting, tasks=wanted, baseline=measured[0].name, limit=limit, device=where)
+    description = describe(setting, tasks=tasks, baseline=measured[0].name, limit=limit, device=where)
     report = Report(
         setting=description,
         threats={name: str(threat) for name, threat in threats.items()},
         rows=[],
         notes=[*examples.reported, *notes(measured, examples, threats)],
     )
-    kept = out is not None and bool(attacks) and "zero-shot" in wanted
+    kept = out is not None and bool(attacks) and "zero-shot" in tasks
     stopped = f"attacked batches are saved in {out}: the same call with --resume continues"
     with owning(out), saying(f"stopped: {stopped if kept else 'nothing is saved, and the same call starts over'}"):
         raise_faults("evaluate()", list(taken(out, resume=resume)))  # again, now that the folder is locked
         if out is not None and kept:
             setting = replace(setting, ledger=Ledger(out, determining(description, examples)))
-        measure_all(report, measured, setting, wanted)
+        measure_all(report, measured, setting, tasks)
         if masking:
             report.checks = masked.checks_of_all(measured, sources, setting, candidates(setting))
-        if "gradients" in wanted:
-            report.picture = picture(measured, setting, [prompts] if isinstance(prompts, str) else prompts)
+        if "gradients" in tasks:
+            report.picture = picture(measured, setting, prompts)
         report.notes += odd_pictures(examples)
         with rescuing(report.to_json):
             if out is not None:
@@ -226,16 +225,6 @@ def load_pag_judge(name: str | None, guides: Sequence[NamedReferee], *, device: 
     return judge
 
 
-def check_towers(referees: Sequence[object]) -> None:
-    """Raise UsageError for an object without an image and a text tower."""
-    for one in referees:
-        if not isinstance(one, str | Path | TwoTower):
-            raise UsageError(
-                f"{type(one).__name__} has no image and text tower: give the CLIP it belongs to, e.g. "
-                "evaluate(['emoji-robust'])"
-            )
-
-
 def determining(description: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
     """The settings and samples that determine outcomes, apart from referee and attack."""
     samples = json.dumps([examples.ids, examples.labels.tolist(), examples.label_names])
@@ -248,54 +237,41 @@ def faults(
     data: str | Path,
     attack: Sequence[str],
     judge: str | None,
-    pag: str,
     method: str,
     layer: str | None,
     templates: str,
-    labels: Labels,
-    limit: int | None,
-    batch_size: int,
+    masking: bool,
+    masking_source: str | None,
+    sigma: float | None,
+    samples: int,
     sign: bool,
     out: Path | None,
     resume: bool,
     csv: Path | None,
     overwrite: bool,
-    device: str,
-    dtype: str,
 ) -> Iterator[str]:
     """Faults of an `evaluate` call that can be found before loading anything."""
-    for task in listed(tasks):
-        if task not in TASKS:
-            yield unknown(task, TASKS, "task") + f" There are {', '.join(TASKS)}"
-    if method not in METHODS:
-        yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
-    if layer is not None and not {"maps", "faithfulness"} & set(listed(tasks)):
+    maps = bool({"maps", "faithfulness"} & set(tasks))
+    if layer is not None and not maps:
         yield f"the layer {layer!r} has no effect without heat maps: add the task maps, or leave it out"
-    if judge is not None and "pag" not in listed(tasks):
+    if judge is not None and "pag" not in tasks:
         yield f"the judge {judge!r} has no effect without the task pag: add that, or leave the judge out"
-    if judge is None and "pag" in listed(tasks) and not str(data).startswith(EMBEDDED_DATA):
+    if judge is None and "pag" in tasks and not str(data).startswith(EMBEDDED_DATA):
         yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee unrelated to those measured"
-    if labels not in ("all", "present") and (not isinstance(labels, int) or labels < 1):
-        yield f"labels are 'all', 'present' or a number such as 200, not {labels!r}"
-    checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in listed(attack)]
-    checks.append(partial(read_spec, pag))
-    if {"maps", "faithfulness"} & set(listed(tasks)):
-        checks.append(partial(check_method, method))
-    if templates != "dataset":
-        checks.append(partial(resolve_templates, templates))
-    checks += [partial(pick_device, device), partial(pick_dtype, dtype)]
+    checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in attack]
+    checks += [partial(check_method, method)] if maps else []
+    checks += [partial(resolve_templates, templates)] if templates != "dataset" else []
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
     checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     yield from faults_of(checks)
-    for name, count in (("limit", limit), ("batch_size", batch_size)):
-        if count is not None and count < 1:
-            yield f"{name} must be at least 1, not {count}"
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
     if out is None and resume:
         yield "resume needs the folder of the interrupted evaluation: give it as out"
     yield from clashes({"out": out, "csv": csv})
     yield from taken(out, resume=resume)
+    yield from masked.faults(attack, data, masking_source, masking=masking)
+    yield from certification.faults(tasks, sigma, samples, sign=sign)
 
 
 def taken(out: Path | None, *, resume: bool) -> Iterator[str]:
@@ -309,7 +285,7 @@ def taken(out: Path | None, *, resume: bool) -> Iterator[str]:
 def check_attack(text: str, tasks: Sequence[str]) -> None:
     """Raise UsageError for an invalid attack, or one that a task cannot run."""
     spec = AttackSpec.parse(text)
-    for task in listed(tasks):
+    for task in tasks:
         if task in PGD_ONLY:
             spec.check_pgd(f"the task {task}")
     if spec.kind != "pgd":
@@ -380,9 +356,3 @@ def describe(
         "versions": {"robustclip": __version__, "torch": torch.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def listed(values: Sequence[Any]) -> list[Any]:
-    """A sequence as a list; texts are split at commas."""
-    whole = [values] if isinstance(values, str) else list(values)
-    return [part for value in whole for part in (value.split(",") if isinstance(value, str) else [value])]

@@ -25,7 +25,7 @@ from robustclip.attacks.library import check_installed
 from robustclip.attacks.spec import AttackSpec, run_attack
 from robustclip.attacks.threat import broadcast, draw_normal, per_image_max
 from robustclip.data.embedded import EMBEDDED_DATA
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation import intervals
 from robustclip.evaluation.attacked import classify_under_attack, predict
 from robustclip.evaluation.named import NamedReferee, load_named
@@ -108,7 +108,7 @@ def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, mask
         yield f"the masking source {source!r} has no effect without the masking checks: add masking"
     if not masking:
         return
-    check_installed()
+    yield from faults_of([check_installed])
     if not attacks and not str(data).startswith(EMBEDDED_DATA):
         yield "masking checks need an attack: give one, e.g. --attack linf:4/255@20"
     if attacks and AttackSpec.parse(attacks[0]).kind != "pgd":

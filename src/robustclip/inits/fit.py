@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from robustclip.data import load_split
@@ -22,7 +24,7 @@ from robustclip.data.images import decode, from_pil, resize
 from robustclip.data.pictures import Pictures, Stored, draw_subset, resize_and_crop
 from robustclip.data.samples import Sample
 from robustclip.data.shards import SUFFIXES, ShardSource, shards_in
-from robustclip.errors import Fault, RunError, Skip, UsageError, raise_faults
+from robustclip.errors import Fault, RunError, Skip, UsageError, faults_of
 from robustclip.inits.mixture import RIDGE, check_installed, fit_classes, fit_components
 from robustclip.inits.mixture_file import LARGEST_SIDE, SUFFIX, Precision, save_mixture
 from robustclip.runs.files import check_new_file, is_folder
@@ -163,17 +165,17 @@ def fit(
     data: Annotated[str, "emoji/SPLIT, a folder of images or of class sub-folders, or webdataset shards"],
     *,
     out: Annotated[str | os.PathLike[str], "the .safetensors file to write"],
-    size: Annotated[int, "height and width of the Gaussians, in pixels"] = 16,
+    size: Annotated[int, "height and width of the Gaussians, in pixels", Field(ge=1, le=LARGEST_SIDE)] = 16,
     components: Annotated[
-        Literal["classes"] | int, "classes: one Gaussian per class; or a number of k-means clusters"
+        Literal["classes"] | PositiveInt, "classes: one Gaussian per class; or a number of k-means clusters"
     ] = "classes",
     limit: Annotated[int | None, "maximum number of pictures"] = None,
     seed: int = 0,
-    ridge: Annotated[float, "ridge added to every variance, for pixels in [-1, 1]"] = RIDGE,
-    directions: Annotated[int | None, "number of principal components to keep; default: all"] = None,
+    ridge: Annotated[float, "ridge added to every variance, for pixels in [-1, 1]", Field(gt=0, le=1)] = RIDGE,
+    directions: Annotated[PositiveInt | None, "number of principal components to keep; default: all"] = None,
     precision: Annotated[Precision, "bits per number: 32, 16 or 8"] = "half",
     notes: Annotated[str, "note stored in the file, e.g. the licence of the pictures"] = "",
-    overwrite: bool = False,
+    overwrite: bool = False,  # noqa: ARG001  (see `faults`)
 ) -> dict[str, Any]:
     """Fit Gaussians on resized pictures, and write them to a file for `--init`.
 
@@ -183,7 +185,6 @@ def fit(
     Returns images, skipped (counts by fault), gaussians, size, directions, bytes and out. Raises UsageError for all
     faults of the call, before data is read; RunError if no picture could be read.
     """
-    _check(out, size, components, ridge, directions, overwrite=overwrite)
     small = read_small(data, size, limit=limit, seed=seed)
     if not len(small.images):
         raise RunError(
@@ -210,30 +211,12 @@ def fit(
     }
 
 
-def _check(
-    out: str | os.PathLike[str],
-    size: int,
-    components: str | int,
-    ridge: float,
-    directions: int | None,
-    *,
-    overwrite: bool,
-) -> None:
-    faults = []
+def faults(out: str | os.PathLike[str], components: str | int, overwrite: bool) -> Iterator[str]:
+    """Faults of a call of `fit` that can be found before reading data."""
     if Path(out).suffix != SUFFIX:
-        faults.append(f"--out {out}: a mixture is a {SUFFIX} file")
-    if not 1 <= size <= LARGEST_SIDE:
-        faults.append(f"--size {size}: give pixels from 1 to {LARGEST_SIDE}, e.g. 16")
-    if components != "classes" and not (type(components) is int and components >= 1):
-        faults.append(f"--components {components}: use classes, or a number from 1")
-    if not 0 < ridge <= 1:
-        faults.append(f"--ridge {ridge}: give a variance from 0 to 1 in [-1, 1] pixels, e.g. 1e-4")
-    if directions is not None and directions < 1:
-        faults.append(f"--directions {directions}: give a number from 1, or leave it out to keep all")
-    raise_faults("mixture fit", faults)
-    if components != "classes":
-        check_installed()
-    check_new_file(out, overwrite=overwrite)
+        yield f"--out {out}: a mixture is a {SUFFIX} file"
+    yield from faults_of([check_installed] if components != "classes" else [])
+    yield from faults_of([partial(check_new_file, out, overwrite=overwrite)])
 
 
 def _faults(skipped: dict[str, int]) -> str:

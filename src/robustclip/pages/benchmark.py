@@ -223,7 +223,7 @@ def benchmark(
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 50,
     merge: Annotated[bool, "merge the leaderboards of these folders instead of measuring"] = False,
     out: Annotated[Path | None, "output folder; default: runs/benchmark-<number>"] = None,
-    resume: Annotated[bool, "continue in --out: what is measured there is kept"] = False,
+    resume: Annotated[bool, "continue in --out: what is measured there is kept"] = False,  # noqa: ARG001  (see `faults`)
     quick: bool = False,
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
@@ -246,11 +246,9 @@ def benchmark(
 
     Raises UsageError for parts that the data do not allow, and for leaderboards of another schema.
     """
-    names = [referees] if isinstance(referees, str) else list(referees)
-    raise_faults("benchmark()", list(_faults(names, merge=merge, out=out, resume=resume)))
     folder = decided(lambda: free("runs/benchmark") if out is None else out)
     if merge:
-        board = Leaderboard(merged([row for name in names for row in Leaderboard.load(Path(name)).rows]))
+        board = Leaderboard(merged([row for name in referees for row in Leaderboard.load(Path(name)).rows]))
         board.save(folder)
         return board
     limit = min(limit or 8, 8) if quick else limit
@@ -262,12 +260,12 @@ def benchmark(
     given |= {"limit": limit or len(examples.ids)}
     flags = signatures.flags(signature(benchmark).parameters, given)
     weights: dict[str, str] = {}
-    for name in names:  # all, before hours of the first
+    for name in referees:  # all, before hours of the first
         [one] = load_named([name], device=pick_device(device))
         weights[name] = exact(one.referee)
         if "pag" in plan:
             load_pag_judge(judge, [one], device=pick_device(device))
-    cells = [(name, part) for name in names for part in plan]
+    cells = [(name, part) for name in referees for part in plan]
     found: dict[int, list[Entry]] = {}
     fault: Exception | None = None
     try:
@@ -348,11 +346,11 @@ def _entries(report: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[En
             yield Entry(schema=SCHEMA, threat=threat, **setting, **{name: row[name] for name in names})
 
 
-def _faults(names: Sequence[str], *, merge: bool, out: Path | None, resume: bool) -> Iterator[str]:
+def faults(referees: Sequence[str], merge: bool, out: Path | None, resume: bool) -> Iterator[str]:
     """Faults of a call that can be found before loading anything."""
-    if not names:
+    if not referees:
         yield "a benchmark needs at least one referee, and --merge at least one folder"
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+    for name in dict.fromkeys(name for name in referees if referees.count(name) > 1):
         yield f"{name} is given twice: give each once"
     if merge and resume:
         yield "--merge measures nothing that could resume: leave one of the two out"

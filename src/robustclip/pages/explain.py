@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from robustclip.evaluation.evaluate import MOST_AT_ONCE, Referees, checked
 from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import compare
 from robustclip.explanation.looks import Objective
-from robustclip.explanation.maps import METHODS, TARGETS, Method, Target, check_method
+from robustclip.explanation.maps import Method, Target, check_method
 from robustclip.pages.inputs import Pair, faults_of_texts, read_pairs
 from robustclip.pages.rendering import write_report
 from robustclip.pages.report import About, Encoded, Report, View, encode
@@ -45,7 +45,7 @@ from robustclip.runs.files import check_writable, is_file, rescuing, write_json
 from robustclip.runs.processes import owning, saying
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
-from robustclip.signatures import typed, unknown
+from robustclip.signatures import typed
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -129,32 +129,10 @@ def explain(
     Raises one UsageError with all faults of the call.
     """
     arguments = dict(locals())
-    given = (
-        images,
-        texts,
-        method,
-        target,
-        attack,
-        objective,
-        negations,
-        targets,
-        limit,
-        batch_size,
-        out,
-        device,
-        dtype,
-    )
-    raise_faults("explain()", list(faults(*given)))
-    spec, where, out = read_attack(attack), pick_device(device), Path(out)
-    loaded = load_named(_sequence(referees), device=where)
+    spec, where = read_attack(attack), pick_device(device)
+    loaded = load_named(referees, device=where)
     pairs, left_out = read_pairs(
-        _listed(images),
-        _listed(texts),
-        negations=_listed(negations),
-        targets=_listed(targets),
-        objective=objective,
-        limit=limit,
-        seed=seed,
+        images, texts, negations=negations, targets=targets, objective=objective, limit=limit, seed=seed
     )
     if target == "softmax" and len({pair.text for pair in pairs}) < 2:
         raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit")
@@ -244,33 +222,15 @@ def look_at(
 def faults(
     images: Sequence[str],
     texts: Sequence[str],
-    method: str,
-    target: str | None,
-    attack: str,
-    objective: str,
+    method: Method,
+    objective: Objective,
     negations: Sequence[str],
     targets: Sequence[str],
-    limit: int | None,
-    batch_size: int,
     out: Path,
-    device: str,
-    dtype: str,
 ) -> Iterator[str]:
     """Faults of an `explain` call that can be found before loading anything."""
-    if method not in METHODS:
-        yield unknown(method, METHODS, "method") + f" There are {', '.join(METHODS)}"
-    if target is not None and target not in TARGETS:
-        yield unknown(target, TARGETS, "target") + f" There are {', '.join(TARGETS)}"
-    yield from faults_of_texts(
-        _listed(images), _listed(texts), _listed(negations), _listed(targets), objective=objective
-    )
-    if limit is not None and limit < 1:
-        yield f"limit is {limit}: give a number from 1, or leave it out for all"
-    if not 0 < batch_size <= MOST_AT_ONCE:
-        yield f"batch_size is {batch_size}: give a number from 1 to {MOST_AT_ONCE}, e.g. 16"
-    checks: list[Callable[[], object]] = [partial(check_method, method), partial(read_attack, attack)]
-    checks += [partial(pick_device, device), partial(pick_dtype, dtype), partial(check_writable, out, folder=True)]
-    yield from faults_of(checks)
+    yield from faults_of_texts(images, texts, negations, targets, objective=objective)
+    yield from faults_of([partial(check_method, method), partial(check_writable, out, folder=True)])
     yield from taken(out)
 
 
@@ -282,7 +242,7 @@ def taken(out: Path) -> Iterator[str]:
 
 def command_of(arguments: Mapping[str, Any]) -> str:
     """The command line of an `explain` call; "" where a referee is an object, which has no name to load it by."""
-    if any(not isinstance(one, str | Path) for one in _sequence(arguments["referees"])):
+    if any(not isinstance(one, str | Path) for one in arguments["referees"]):
         return ""
     return shlex.join(["robustclip", "explain", *signatures.flags(signature(explain).parameters, arguments)])
 
@@ -328,12 +288,3 @@ def in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {inner}" for name, inner in value.items())
     return str(value)
-
-
-def _sequence(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str | Path) else list(values)
-
-
-def _listed(values: Sequence[Any]) -> list[str]:
-    """One value or several as a list; texts may contain commas."""
-    return [str(value) for value in _sequence(values)]

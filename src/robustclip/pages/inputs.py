@@ -18,9 +18,8 @@ from robustclip.data.images import FORMATS, decode, from_pil, resize
 from robustclip.data.pictures import Stored, draw_subset
 from robustclip.data.scenes import SCENES, Box, compose_scenes
 from robustclip.errors import Skip, UsageError
-from robustclip.explanation.looks import OBJECTIVES, Objective, negate
+from robustclip.explanation.looks import Objective, negate
 from robustclip.runs.files import is_file, is_folder, read_lines
-from robustclip.signatures import unknown
 
 EMBEDDED: Final = "emoji/"
 LARGEST: Final = 1024  # maximal pixels of the longer side, which bounds the cost of an attack
@@ -120,7 +119,7 @@ def faults_of_texts(
     negations: Sequence[str],
     targets: Sequence[str],
     *,
-    objective: str,
+    objective: Objective,
 ) -> Iterator[str]:
     """Faults of images and texts that can be found before reading them."""
     for source in images:
@@ -131,8 +130,6 @@ def faults_of_texts(
     for name, given in (("text", texts), ("negation", negations), ("target", targets)):
         if any(not text.strip() for text in given):
             yield f"a {name} is empty: each needs a word"
-    if objective not in OBJECTIVES:
-        yield unknown(objective, OBJECTIVES, "objective") + f" There are {', '.join(OBJECTIVES)}"
     if negations and objective != "negation":
         yield f"negations have no effect with the objective {objective!r}: leave them out, or take negation"
     if targets and objective != "targeted":

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 
 from robustclip import __version__
 from robustclip.data.images import to_pil
-from robustclip.errors import UsageError, faults_of, raise_faults
+from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation.generation.measure import shared
 from robustclip.evaluation.generation.pictures import Pictures, read_pictures
 from robustclip.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, preference
@@ -26,7 +26,6 @@ from robustclip.pages.rendering import environment
 from robustclip.runs.files import (
     atomic_write,
     check_new_file,
-    clashes,
     is_file,
     is_folder,
     read_json,
@@ -52,7 +51,7 @@ def make(
     question: Annotated[str, "question on each two pictures"] = QUESTION,
     trials: Annotated[PositiveInt | None, "number of trials, drawn by the seed; default: all"] = None,
     size: Annotated[PositiveInt | None, "resize pictures to this height and width"] = None,
-    overwrite: bool = False,
+    overwrite: bool = False,  # noqa: ARG001  (see `faults`)
     seed: Annotated[int, "seed of the subset, order and sides of trials"] = 0,
 ) -> dict[str, Any]:
     """Make a page that asks which of two pictures fits their prompt better.
@@ -63,8 +62,7 @@ def make(
 
     Raises UsageError for fewer than two sets, and sets that share no prompt.
     """
-    key = out.with_name(f"{out.stem}.key.json")
-    raise_faults("survey.make()", list(_faults(pictures, out, key, overwrite)))
+    key = _key_of(out)
     sets = [read_pictures(folder, size=size) for folder in pictures]
     if len({one.name for one in sets}) < len(sets):
         raise UsageError("a set is given twice: give different ones", "set_twice")
@@ -118,8 +116,8 @@ def read(
     trials, sets = _key(key)
     by_trial: dict[str, list[float]] = {}
     left = {"left": 0, "answers": 0, "neither": 0}
-    for file in [answers] if isinstance(answers, str | Path) else answers:
-        for trial, answer in _answers(Path(file), trials):
+    for file in answers:
+        for trial, answer in _answers(file, trials):
             by_trial.setdefault(trial, []).append(ANSWERS[answer])
             left["answers"] += 1
             left["left"] += answer == "left"
@@ -150,14 +148,18 @@ def _interval(shares: Sequence[Sequence[float]], seed: int) -> Interval:
     return Interval(float(totals.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
 
 
-def _faults(pictures: Sequence[Path], out: Path, key: Path, overwrite: bool) -> Any:
-    if isinstance(pictures, str | Path) or len(pictures) < 2:
+def faults(pictures: Sequence[Path], out: Path, overwrite: bool) -> Iterator[str]:
+    """Faults of a call of `make` that can be found before reading pictures."""
+    if len(pictures) < 2:
         yield "a survey compares two sets of pictures or more: survey make RUN_A RUN_B --out survey.html"
-    for folder in pictures if not isinstance(pictures, str | Path) else [pictures]:
+    for folder in pictures:
         if not is_folder(folder):
             yield f"no folder of pictures at {str(folder)[:200]!r}"
-    yield from faults_of(partial(check_new_file, file, overwrite=overwrite) for file in (out, key))
-    yield from clashes({"out": out, "key": key})
+    yield from faults_of(partial(check_new_file, file, overwrite=overwrite) for file in (out, _key_of(out)))
+
+
+def _key_of(page: Path) -> Path:
+    return page.with_name(f"{page.stem}.key.json")
 
 
 def _encoded(pictures: Pictures, place: int) -> str:

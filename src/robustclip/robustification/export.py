@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, final
 
 import torch
 
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import UsageError
 from robustclip.referees import registry, toy
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
@@ -22,7 +22,7 @@ from robustclip.referees.weights import digest, read_weights, write_weights
 from robustclip.robustification.monitor import REFEREE, Which, referee_at
 from robustclip.runs.files import atomic_write, check_new_folder, new_folder, sha256, write_json
 from robustclip.runs.folder import RECORD
-from robustclip.signatures import typed, unknown
+from robustclip.signatures import typed
 
 FormatName = Literal["open_clip", "hf", "timm", "image-tower"]
 CLASSIFIES, EMBEDS = "zero-shot-image-classification", "image-feature-extraction"
@@ -235,11 +235,6 @@ def export(
     Raises UsageError for an unsafe or taken name, an existing folder, a run without a referee, an architecture that the
     format's library lacks, and --push without a token; RunError if the hub refuses.
     """
-    if not isinstance(run, str | Path | TwoTower):
-        raise UsageError(
-            f"{run!r:.100} is neither a run nor a referee: give a run's folder, a referee's name, or a referee"
-        )
-    raise_faults("export()", list(faults(to, format, register, push)))
     kind = FORMATS[format]
     register = register and kind.is_referee
     registry.check_name(name) if register else registry.check_safe(name)
@@ -265,9 +260,7 @@ def export(
 
 def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[str]:
     """Faults of a call of `export` that can be found without running it."""
-    if format not in FORMATS:
-        yield unknown(format, FORMATS, "format") + f" There are {', '.join(FORMATS)}"
-    elif to is None and not FORMATS[format].is_referee:
+    if to is None and not FORMATS[format].is_referee:
         yield f"an image tower alone cannot be registered: give --to DIR with --format {format}"
     elif to is None and not register:
         yield "an export that is not registered needs a folder: give --to DIR, or leave out --no-register"

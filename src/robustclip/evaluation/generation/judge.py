@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
 from robustclip import __version__
@@ -75,8 +75,10 @@ METRICS: Final[tuple[Metric, ...]] = ("r-precision", "cosine", "clipscore")
 def judge(
     pictures: Annotated[Sequence[Path], "folders of `synthesize`, or of images; several are compared"],
     *,
-    judge: Annotated[Referees, "judges (names or folders) that did not guide; mi:MODEL for a diffusion model"] = JUDGES,
-    metrics: Annotated[Sequence[Metric], "what to measure"] = METRICS,
+    judge: Annotated[
+        Sequence[str | Path | Any], "judges (names or folders) that did not guide; mi:MODEL for a diffusion model"
+    ] = JUDGES,
+    metrics: Annotated[Sequence[Metric], "what to measure", BeforeValidator(listed)] = METRICS,
     candidates: Annotated[PositiveInt | None, "candidates in R-Precision; default: all distinct prompts"] = None,
     prompts: Annotated[
         Path | None, "prompts of images without provenance, jsonl or csv with file and prompt; of a benchmark, txt"
@@ -92,7 +94,7 @@ def judge(
     batch_size: Annotated[int, Field(gt=0, le=MOST_AT_ONCE)] = 64,
     out: Annotated[Path | None, "output folder for metrics, table and per-picture scores"] = None,
     csv: Annotated[Path | None, "CSV file of the metrics"] = None,
-    overwrite: bool = False,
+    overwrite: bool = False,  # noqa: ARG001  (see `faults`)
     device: Annotated[str, "auto, cpu, cuda, cuda:<index> or mps", checked(pick_device)] = "auto",
     dtype: Annotated[str, "auto, float32, bfloat16 or float16", checked(pick_dtype)] = "float32",
     seed: Annotated[int, "seed of candidates and bootstrap"] = 0,
@@ -114,18 +116,13 @@ def judge(
 
     Raises one UsageError with all faults of the call, another for pictures that cannot be scored this way.
     """
-    given = (prompts, reference, aesthetics, inception_weights, out, csv, overwrite, device, dtype)
-    raise_faults("judge()", list(faults(pictures, metrics, candidates, *given, benchmark, category)))
     where = pick_device(device)
-    wanted = listed(metrics)
-    folders = [pictures] if isinstance(pictures, str | Path) else list(pictures)
-    mute = [folder for folder in folders if not says_prompts(folder)] or folders
-    out = None if out is None else Path(out)
+    mute = [folder for folder in pictures if not says_prompts(folder)] or pictures
     with owning(out):
         raise_faults("judge()", list(_taken(out)))  # again, now that the folder is locked
-        if category is not None and prompts is not None:
+        if benchmark and category and prompts is not None:
             texts, roles = read_prompts(prompts), load_roles(EMBEDDED if judge == JUDGES else judge, where)
-            sets = _short_names([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in folders])
+            sets = _short_names([read_benchmark(one, texts, per_prompt=per_prompt, size=size) for one in pictures])
             clips = [(roles.clip.name, fingerprint(roles.clip.referee))] if roles.clip else []
             notes = check_guides(sets, clips, allow_self=allow_self)
             parts = complex_parts(prompts, texts) if category == "complex" and roles.complete else None
@@ -134,14 +131,14 @@ def judge(
         else:
             report = judge_pictures(
                 _short_names(
-                    [read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in folders]
+                    [read_pictures(one, prompts=prompts if one in mute else None, size=size) for one in pictures]
                 ),
                 judge,
                 options=JudgeOptions(
-                    wanted,
+                    metrics,
                     candidates,
                     None if aesthetics is None else load_aesthetics(aesthetics),
-                    load_inception(inception_weights, where) if set(wanted) & set(OF_INCEPTION) else None,
+                    load_inception(inception_weights, where) if set(metrics) & set(OF_INCEPTION) else None,
                     seed,
                     batch_size,
                     pick_dtype(dtype, where),
@@ -160,7 +157,7 @@ def judge(
 
 def faults(
     pictures: Sequence[Path],
-    metrics: Sequence[str],
+    metrics: Sequence[Metric],
     candidates: int | None,
     prompts: Path | None,
     reference: str | Path | None,
@@ -169,31 +166,26 @@ def faults(
     out: Path | None,
     csv: Path | None,
     overwrite: bool,
-    device: str,
-    dtype: str,
-    benchmark: str | None = None,
-    category: str | None = None,
+    benchmark: str | None,
+    category: str | None,
 ) -> Iterator[str]:
     """Faults of a `judge` call that can be found before loading anything."""
-    wanted = listed(metrics)
     if (benchmark is None) != (category is None):
         yield f"a benchmark and its category go together: --benchmark compbench --category {CATEGORIES[0]}"
     if benchmark is not None and prompts is None:
         yield "a benchmark's pictures are matched to its prompts: give them, e.g. --prompts color_val.txt"
-    yield from _unanswerable(wanted, reference, aesthetics, inception_weights)
-    if "aesthetics" not in wanted and aesthetics is not None:
+    yield from _unanswerable(metrics, reference, aesthetics, inception_weights)
+    if "aesthetics" not in metrics and aesthetics is not None:
         yield "an aesthetics predictor has no effect without its metric: add aesthetics to the metrics"
     if candidates is not None and candidates < 2:
         yield f"candidates {candidates}: R-Precision is among a picture's own prompt and at least one other"
-    for folder in [pictures] if isinstance(pictures, str | Path) else pictures:
+    for folder in pictures:
         if not is_folder(folder):
             yield f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images"
     for name, file in (("prompts", prompts), ("aesthetics", aesthetics), ("inception weights", inception_weights)):
         if file is not None and not is_file(file):
             yield f"there is no file of {name} at {str(file)[:200]!r}"
-    checks: list[Callable[[], object]] = [partial(pick_device, device), partial(pick_dtype, dtype)]
-    if set(wanted) & set(OF_INCEPTION):
-        checks.append(check_installed)
+    checks: list[Callable[[], object]] = [check_installed] if set(metrics) & set(OF_INCEPTION) else []
     checks += [partial(check_writable, out, folder=True)] if out is not None else []
     checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     yield from faults_of(checks)
@@ -209,7 +201,7 @@ def _taken(out: Path | None) -> Iterator[str]:
 def _unanswerable(metrics: Sequence[str], reference: object, aesthetics: object, inception: object) -> Iterator[str]:
     """Faults of unknown metrics, and of metrics whose inputs are missing (None)."""
     for metric in metrics:
-        if metric not in TITLES:
+        if metric not in TITLES:  # of a call of `judge_pictures`
             yield unknown(metric, TITLES, "metric") + f". There are {', '.join(TITLES)}"
         if metric in TO_REFERENCE and reference is None:
             yield f"{metric} is a distance to real images: give them, e.g. --reference emoji/judge-heldback"

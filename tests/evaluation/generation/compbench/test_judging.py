@@ -243,10 +243,10 @@ def test_the_embedded_judge_tells_scenes_from_each_other() -> None:
 
 
 def test_faults_of_a_call() -> None:
-    given = (None,) * 6 + (False, "auto", "auto")
+    given = (None,) * 6 + (False,)
     assert any("category" in fault for fault in faults([], ["cosine"], None, *given, "compbench", None))
     assert any("prompts" in fault for fault in faults([], ["cosine"], None, *given, "compbench", "color"))
-    assert not any("prompts" in fault for fault in faults([], ["cosine"], None, *given))
+    assert not any("prompts" in fault for fault in faults([], ["cosine"], None, *given, None, None))
 
 
 def test_the_geometric_mean_of_answers() -> None:

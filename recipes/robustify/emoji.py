@@ -14,6 +14,7 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
+from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import one_pair
 from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
@@ -33,11 +34,15 @@ def recipe(
         PositiveFloat | None, "step size of the attack in [0,1] pixels; default: 2.5 eps / steps"
     ] = None,
     attack_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    random_start: Annotated[bool, "start each attack at random in the ball, or at the image"] = True,
     warm_start: Annotated[bool, "start each attack from the sample's last perturbation (docs/cost.md)"] = False,
     objective: ObjectiveName = "text-bank",
     attack_objective: Annotated[AttackName, "objective of the attack"] = "same",
     beta: Annotated[PositiveFloat, "weight of the divergence of --objective trades"] = 6.0,
     anchor: Annotated[NonNegativeFloat, "weight of AdvFLYP's regularisers (its code: 1)"] = 0.0,
+    energy: Annotated[NonNegativeFloat, "weight gamma of CLIP-JEM's contrastive energy loss"] = 0.0,
+    energy_steps: Annotated[PositiveInt, "steps of its negative samples"] = 5,
+    energy_lr: Annotated[PositiveFloat, "AdamW's learning rate on their pixels"] = 0.1,
     clean_weight: NonNegativeFloat = 0.0,
     steps: PositiveInt = 1500,
     batch_size: PositiveInt = 128,
@@ -78,6 +83,7 @@ def recipe(
     if quick:
         split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 16, 5, 20
         attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
+        energy_steps = min(energy_steps, 2)
         frozen_statistics |= objective == "fare"  # a batch's own move embeddings more than 20 steps bring them back
     arguments = dict(locals())
     target = pick_device(device)
@@ -89,6 +95,7 @@ def recipe(
     probe = emoji_probe(data, size=16 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
     update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
+    update = jem(update, referee.logit_scale, energy)
     with run:
         train(
             referee,
@@ -100,7 +107,9 @@ def recipe(
             attack_steps=attack_steps,
             step_size=step_size,
             attack_momentum=attack_momentum,
+            random_start=random_start,
             warm_start=warm_start,
+            sampler=NegativeSamples(referee.logit_scale, energy_steps, energy_lr) if energy else None,
             clean_weight=clean_weight,
             steps=steps,
             lr=lr,
@@ -127,7 +136,20 @@ def recipe(
         )
 
 
-def faults(objective: ObjectiveName, attack_objective: AttackName, batch_size: int, quick: bool) -> Iterator[str]:
+def faults(
+    objective: ObjectiveName,
+    attack_objective: AttackName,
+    random_start: bool,
+    warm_start: bool,
+    energy: float,
+    batch_size: int,
+    quick: bool,
+) -> Iterator[str]:
     contrastive = [name for name in (objective, attack_objective) if name in ("clip", "siglip")]
-    if batch_size < 2 and contrastive and not quick:
-        yield one_pair(contrastive[0])
+    if batch_size < 2 and (contrastive or energy) and not quick:
+        yield one_pair(contrastive[0] if contrastive else "energy")
+    climbed = objective if attack_objective == "same" else attack_objective
+    if not random_start and climbed in ("fare", "trades", "divergence"):
+        yield f"the attack of {climbed} has no gradient at the image itself: leave --no-random-start out"
+    if not random_start and warm_start:
+        yield "--warm-start and --no-random-start exclude each other: give one"

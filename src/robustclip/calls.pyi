@@ -26,16 +26,16 @@ class _Robustify:
         """CLIPAG's main model: ViT-B/32, L2."""
     def emoji(
         self, *, start: str = ..., name: str = ..., norm: Literal['l2', 'linf'] = ..., eps: float = ...,
-        attack_steps: int = ..., step_size: float | None = ..., attack_momentum: float = ..., warm_start: bool = ...,
-        objective: Literal['text-bank', 'clip', 'siglip', 'tecoa', 'fare', 'trades'] = ...,
+        attack_steps: int = ..., step_size: float | None = ..., attack_momentum: float = ..., random_start: bool = ...,
+        warm_start: bool = ..., objective: Literal['text-bank', 'clip', 'siglip', 'tecoa', 'fare', 'trades'] = ...,
         attack_objective: Literal['same', 'text-bank', 'clip', 'siglip', 'tecoa', 'fare', 'divergence'] = ...,
-        beta: float = ..., anchor: float = ..., clean_weight: float = ..., steps: int = ..., batch_size: int = ...,
-        lr: float = ..., weight_decay: float = ..., warmup: int = ..., ema: float = ..., accumulate: int = ...,
-        attack_negatives: Literal['gathered', 'local'] = ..., frozen_statistics: bool = ..., split: str = ...,
-        dataset: Literal['emoji', 'icons'] = ..., sizes: Sequence[int] | None = ..., channels_last: bool = ...,
-        compile: bool = ..., evaluate_every: int = ..., checkpoint_every: int = ..., keep: int = ...,
-        resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
-        out: str | Path | None = ..., quick: bool = ...
+        beta: float = ..., anchor: float = ..., energy: float = ..., energy_steps: int = ..., energy_lr: float = ...,
+        clean_weight: float = ..., steps: int = ..., batch_size: int = ..., lr: float = ..., weight_decay: float = ...,
+        warmup: int = ..., ema: float = ..., accumulate: int = ..., attack_negatives: Literal['gathered',
+        'local'] = ..., frozen_statistics: bool = ..., split: str = ..., dataset: Literal['emoji', 'icons'] = ...,
+        sizes: Sequence[int] | None = ..., channels_last: bool = ..., compile: bool = ..., evaluate_every: int = ...,
+        checkpoint_every: int = ..., keep: int = ..., resume: str | Path | None = ..., device: str = ...,
+        dtype: str = ..., seed: int = ..., out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """Robustify emoji-vanilla on the six guide styles of the embedded emoji set."""
     def fare_vit_l14(
@@ -66,6 +66,8 @@ class _Robustify:
     """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), whose pictures had artefacts."""
     emoji_fare = emoji
     """FARE on emoji: preserve emoji-vanilla's clean embeddings under RobustVLM's attack."""
+    emoji_jem = emoji
+    """CLIP-JEM on emoji: contrastive adversarial loss plus contrastive energy loss."""
     emoji_tecoa = emoji
     """TeCoA on emoji: cross-entropy among all class texts under RobustVLM's attack."""
     emoji_trades = emoji

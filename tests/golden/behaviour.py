@@ -51,6 +51,7 @@ CALLS = {
     "emoji-fare": f"robustify emoji-fare {QUICK} --out %",
     "emoji-tecoa": f"robustify emoji-tecoa {QUICK} --out %",
     "emoji-trades": f"robustify emoji-trades {QUICK} --out %",
+    "emoji-jem": f"robustify emoji-jem {QUICK} --out %",
     "emoji-vit": f"robustify emoji-vit {QUICK} --out %",
     "clipag-vit-b32": f"robustify clipag-vit-b32 {QUICK} --out %",
     "clipag-vit-b16": f"robustify clipag-vit-b16 {QUICK} --out %",

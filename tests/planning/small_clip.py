@@ -15,11 +15,12 @@ from robustclip.planning.towers import Blueprint
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import bare_text_tower, new_referee
 from robustclip.referees.sentence import OpenClipText
+from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import Objective, clip, divergence, fare, siglip, text_bank, trades
 from robustclip.robustification.trainer import train
 from robustclip.runs.folder import Run
 
-SIZE, WIDTH, BANK = 32, 16, 24
+SIZE, WIDTH, BANK, ENERGY_STEPS = 32, 16, 24, 3
 TEXT = {"context_length": 20, "vocab_size": 256, "width": 32, "heads": 2, "layers": 2}
 TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": SIZE},
@@ -35,6 +36,8 @@ OBJECTIVES = {
     "text-bank": NAMED,
     "fare": fare(),
     "trades": trades(NAMED, 10.0, TEXTS),
+    "energetic text-bank": jem(NAMED, 10.0, 0.5),
+    "energetic clip": jem(clip(10.0), 10.0, 0.5),
 }
 
 
@@ -75,5 +78,8 @@ def train_on_noise(folder: Path, blueprint: Blueprint, batch: int, objective: Ob
     run = Run.create(folder, recipe="test", arguments={})
     if objective.name.startswith("trades"):
         usual["attack_objective"] = divergence(10.0, TEXTS)
+    if "samples" in objective.reads:
+        usual |= {"attack_objective": OBJECTIVES[objective.name.removesuffix(" and energy")]}
+        usual |= {"sampler": NegativeSamples(10.0, ENERGY_STEPS)}
     settings = {**usual, "steps": 1, "channels_last": False, **changes}
     return train(referee_of(blueprint), Noise(batch), run=run, objective=objective, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_clip import BANK, OBJECTIVES, Noise, blueprint_of, train_on_noise
+from small_clip import BANK, ENERGY_STEPS, OBJECTIVES, Noise, blueprint_of, train_on_noise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,6 +34,9 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("vit", {"attack_steps": 2, "objective": "fare"}),
     ("vit", {"attack_steps": 2, "objective": "trades"}),
     ("vit", {"attack_steps": 2, "objective": "trades", "accumulate": 2}),
+    ("vit", {"attack_steps": 2, "energy": 0.5, "energy_steps": ENERGY_STEPS}),
+    ("vit", {"attack_steps": 2, "energy": 0.5, "energy_steps": ENERGY_STEPS, "accumulate": 2}),
+    ("vit", {"attack_steps": 2, "energy": 0.5, "energy_steps": ENERGY_STEPS, "objective": "text-bank"}),
     ("vit", {"attack_steps": 2, "grad_checkpointing": True}),
     ("vit", {"attack_steps": 2, "grad_checkpointing": True, "accumulate": 2}),
     ("resnet", {"attack_steps": 2, "objective": "text-bank"}),
@@ -45,15 +48,15 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("tower", "given"), CALLS, ids=lambda value: str(value).replace("'", ""))
 def test_the_formula_is_what_torch_counts_in_a_real_step(tower: str, given: dict[str, Any], tmp_path: Path) -> None:
     settings = Settings(tower, steps=1, batch_size=BATCH, **given)
+    objective = OBJECTIVES["energetic " * (settings.energy > 0) + settings.objective]
     planned = Planned(settings)
-    logged = 2 * BATCH * planned.tower.forward + (0 if settings.coupled else BATCH * planned.tower.caption)
+    logged = 2 * BATCH * planned.tower.forward + BATCH * planned.tower.caption * (not objective.reads_texts)
     names = ("accumulate", "attack_negatives", "grad_checkpointing", "frozen_statistics", "clean_weight")
     changes: dict[str, Any] = {name: getattr(settings, name) for name in names}
     if settings.attack_steps:
         changes["attack_steps"] = settings.attack_steps
     else:
         changes["threat"] = None
-    objective = OBJECTIVES[settings.objective]
     real = counted(lambda: train_on_noise(tmp_path / "run", blueprint_of(tower), BATCH, objective, **changes))
     first_look = planned.tower.forward  # the referee looks at its width once
     # Of a part torch computes again only what gradients need, and so not the tower's last product.

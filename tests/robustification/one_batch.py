@@ -21,6 +21,7 @@ from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.robustification.adversarial import AdversarialGradients
+from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import (
     Objective,
     anchored,
@@ -41,6 +42,7 @@ TOWERS = {
     "resnet": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
 }
 
+CLIMBED = {"trades": "divergence", "energy": "clip"}
 BANK = unit(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
 
 
@@ -58,6 +60,8 @@ def referee(tower: str) -> TwoTower:
 def objective(name: str) -> Objective:
     if name == "clip":
         return clip(10.0)
+    if name == "energy":
+        return jem(clip(10.0), 10.0, 0.7)
     if name == "siglip":
         return siglip(10.0, -3.0)
     if name == "fare":
@@ -101,7 +105,8 @@ def one_update(tower: str, loss: str, parts: int, negatives: str = "gathered") -
         tower=judge.image_tower,
         embed=lambda images: judge.image_tower(judge.preprocess(images)),
         objective=objective(loss),
-        attack_objective=objective("divergence") if loss == "trades" else None,
+        attack_objective=objective(CLIMBED.get(loss, loss)),
+        sampler=NegativeSamples(10.0, steps=3),
         original=lambda images: before.image_tower(before.preprocess(images)),
         threat=ThreatModel("l2", 0.5, SIZE),
         attack_steps=3,

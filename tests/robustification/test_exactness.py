@@ -59,7 +59,7 @@ def test_parts_are_the_whole(tower: str, loss: str) -> None:
     assert worst(one_update(tower, loss, parts=3), whole) < RTOL  # which does not divide 16
 
 
-@pytest.mark.parametrize("loss", ["fare", "trades", "anchored"])
+@pytest.mark.parametrize("loss", ["fare", "trades", "anchored", "energy"])
 def test_parts_are_the_whole_where_other_embeddings_are_read(loss: str) -> None:
     assert worst(one_update("vit", loss, parts=3), one_update("vit", loss, parts=1)) < RTOL
 
@@ -80,7 +80,7 @@ def test_local_negatives_are_an_approximation_and_only_in_the_attack() -> None:
     assert worst(bank, one_update("vit", "text-bank", parts=1)) < RTOL  # where images don't meet, nothing is lost
 
 
-SPREAD = ["vit_clip_1", "resnet_siglip_2", "vit_anchored_2", "vit_trades_1"]
+SPREAD = ["vit_clip_1", "resnet_siglip_2", "vit_anchored_2", "vit_trades_1", "vit_energy_2"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from robustclip.referees.openclip import build_image_tower
 from robustclip.referees.toy import ToyText, toy_referee
 from robustclip.robustification import adversarial, trainer
 from robustclip.robustification.adversarial import AdversarialGradients, WarmStarts, refuse_warm_starts
+from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
 from robustclip.runs import checkpoint
@@ -241,6 +242,16 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         fit(tmp_path, run=broken, checkpoint_every=10, data=Unplugged())
     resumed, _ = fit(tmp_path, run=Run.open(broken.folder), resume=True, checkpoint_every=10)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_resumed_run_draws_the_same_samples(tmp_path: Path) -> None:
+    energetic = {"objective": jem(clip(10.0), 10.0, 1.0), "attack_objective": clip(10.0), "random_start": False}
+    fit_settings = energetic | {"sampler": NegativeSamples(10.0, steps=2), "checkpoint_every": 4}
+    whole, _ = fit(tmp_path / "whole", steps=8, **fit_settings)
+    _, run = fit(tmp_path / "halves", steps=8, **fit_settings)
+    (run.checkpoints / "checkpoint-00000008.pt").unlink()
+    resumed, _ = fit(tmp_path / "halves", run=run, steps=8, resume=True, **fit_settings)
     assert torch.equal(weights(resumed), weights(whole))
 
 

@@ -123,11 +123,13 @@ def _caption(towers: Imagined) -> int | None:
 class StepFlops:
     """FLOPs of one training step, over all processes.
 
-    `recomputed`: second forward passes of a batch in parts; `beside`: embeddings of the clean images and of the tower
-    before training, for the objective; `watching`: logs and probes, per step on average.
+    `samples`: steps of CLIP-JEM's negative samples; `recomputed`: second forward passes of a batch in parts; `beside`:
+    embeddings of clean images, of samples and of the tower before training, for the objective; `watching`: logs and
+    probes, per step on average.
     """
 
     attack: float
+    samples: float
     update: float
     recomputed: float
     beside: float
@@ -145,33 +147,38 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     batch, attacks = settings.batch_size, settings.attack_steps
     in_parts = settings.accumulate > 1
     updates = 1 + (settings.clean_weight > 0)
-    embedded = updates + settings.reads_clean
+    energetic, sampling = settings.energy > 0, settings.sampling_steps
+    embedded = updates + settings.reads_clean + energetic
     gathered = settings.coupled and settings.attack_negatives == "gathered"
-    forwards_again = in_parts * (embedded + attacks * gathered)
+    forwards_again = in_parts * (embedded + attacks * gathered + sampling)
     update_logits = logits(settings, design.width, count, bank)
     attack_logits = update_logits if gathered else logits(settings, design.width, count, bank, local=True)
     if settings.objective == "trades":  # also predicts on the clean images, in the attack without gradients
         update_logits, attack_logits = 3 * update_logits, 1.5 * attack_logits
     captions = batch * (tower.caption or 0)
+    reads_texts = settings.coupled or energetic
+    products = 4.0 * batch**2 * design.width * count  # of images and texts of the whole batch
     probes = settings.batch_size * (3 if attacks else 1) * tower.forward + min(SHOWN, batch) * tower.attack
     if attacks:
         probes += (attacks + STRONG_STEPS) * (batch * tower.attack + 4 * batch**2 * design.width)
-    watched = (2 * batch * tower.forward + (0 if settings.coupled else captions)) / LOG_EVERY
+    watched = (2 * batch * tower.forward + (0 if reads_texts else captions)) / LOG_EVERY
     return StepFlops(
         attack=batch * attacks * tower.attack,
+        samples=batch * sampling * tower.attack,
         update=batch * updates * tower.update,
         recomputed=batch * forwards_again * tower.forward,
         beside=_beside(settings, tower),
-        logits=attacks * attack_logits + updates * update_logits,
-        captions=captions if settings.coupled else 0,
+        logits=attacks * attack_logits + updates * (update_logits + 2 * energetic * products) + sampling * products,
+        captions=captions if reads_texts else 0,
         watching=watched + (count * probes / settings.evaluate_every if settings.evaluate_every else 0),
     )
 
 
 def _beside(settings: Settings, tower: TowerFlops) -> float:
     """Passes on further images: FARE's original tower once per step; TRADES' tower in training, once for the attack and
-    once with gradients; AdvFLYP's regularisers both, the original on the attacked images."""
-    of_clean = settings.batch_size * tower.update * settings.reads_clean
+    once with gradients; AdvFLYP's regularisers both, the original on the attacked images; CLIP-JEM embeds its
+    samples."""
+    of_clean = settings.batch_size * tower.update * (settings.reads_clean + (settings.energy > 0))
     for_attack = settings.objective == "trades" and settings.attack_steps > 0
     return of_clean + settings.batch_size * tower.forward * (settings.reads_original + for_attack)
 
@@ -276,7 +283,7 @@ def memory_of_step(
     share, part = settings.share(count), settings.part(count)
     pixels = SINGLE * 3 * design.size[0] * design.size[1] * share
     of_clean = settings.clean_weight > 0 or settings.reads_clean
-    graphs = 2 if of_clean and settings.accumulate == 1 else 1
+    graphs = 1 + (of_clean + (settings.energy > 0) if settings.accumulate == 1 else 0)
     each = bytes_per_logit(settings.coupled)
     loss = each * settings.batch_size**2 if settings.coupled else each * part * bank
     alone = each * part**2 if settings.coupled and settings.attack_negatives == "local" else loss

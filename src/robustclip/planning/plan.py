@@ -357,7 +357,8 @@ def shares(parts: Mapping[str, float]) -> str:
     """Parts of a total in percent, the largest first."""
     names = {
         "recomputed": "computed again for parts",
-        "beside": "clean and original embeddings",
+        "beside": "clean, original and sample embeddings",
+        "samples": "negative samples",
         "watching": "log and probe",
     }
     total = sum(parts.values())

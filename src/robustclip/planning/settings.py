@@ -143,6 +143,8 @@ class Settings:
     split: str | None = None
     clean_weight: float = 0.0
     anchor: float = 0.0
+    energy: float = 0.0
+    energy_steps: int = 0
     accumulate: int = 1
     attack_negatives: str = "gathered"
     grad_checkpointing: bool = False
@@ -160,7 +162,12 @@ class Settings:
     @property
     def reads_clean(self) -> bool:
         """Whether the update also embeds the clean images, with gradients."""
-        return self.objective == "trades" or self.anchor > 0
+        return self.objective == "trades" or self.anchor > 0 or self.energy > 0
+
+    @property
+    def sampling_steps(self) -> int:
+        """Steps of CLIP-JEM's negative samples, each as dear as one of the attack."""
+        return self.energy_steps if self.energy else 0
 
     @property
     def reads_original(self) -> bool:

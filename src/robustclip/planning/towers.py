@@ -33,6 +33,7 @@ from robustclip.referees.openclip import (
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.robustification.adversarial import AdversarialGradients
+from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import Objective, clip, text_bank
 from robustclip.robustification.state import adamw, average, ready_to_train
 from robustclip.runs.devices import autocast, chosen_dtype, pick_device
@@ -195,10 +196,13 @@ def rehearse(
     rehearsed = replace(one, batch_size=max(2, min(settings.part(count), affordable)))
     make_ready(model, replace(settings, accumulate=1), 1, channels_last=settings.channels_last)
     preprocess = Preprocess(design.size).to(device)
+    base = _objective(settings, design.width, bank, device)
     gradients = AdversarialGradients(
         tower=model,
         embed=lambda images: unit(_cast(model, preprocess(images), dtype)),
-        objective=_objective(settings, design.width, bank, device),
+        objective=jem(base, 100.0, settings.energy),
+        attack_objective=base,
+        sampler=NegativeSamples(100.0, settings.sampling_steps),
         threat=ThreatModel("l2", 1.0, design.size) if settings.attack_steps else None,
         attack_steps=settings.attack_steps,
         clean_weight=settings.clean_weight,

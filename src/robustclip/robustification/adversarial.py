@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustclip.attacks.gradient import eval_mode, pgd
+from robustclip.attacks.gradient import attacking, eval_mode, pgd
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.samples import Batch
 from robustclip.errors import UsageError
-from robustclip.robustification.losses import Objective
+from robustclip.robustification.energy import NegativeSamples
+from robustclip.robustification.losses import Objective, clip
 from robustclip.runs import distributed, rng
 
 MOST: Final = 100_000
@@ -83,7 +84,9 @@ class AdversarialGradients:
                         as objectives that need unit vectors normalise
     objective           minimised by the update; the attack maximises `attack_objective` (default: the same)
     original            as `embed`, by the tower before training, for objectives that read it
-    warm                warm starts of the attack; None: random starts
+    random_start        start the attack at random in the ball; False: at the image (CLIP-JEM Alg. 1)
+    warm                warm starts of the attack instead
+    sampler             of negative samples, for objectives that read them (`energy.jem`)
     momentum            momentum of the attack (0.9 in RobustVLM)
     accumulate          number of parts of a batch; activations of one part are held at a time
     any_size            scale an L2 eps to the same RMS change of a pixel for batches of another size
@@ -97,7 +100,9 @@ class AdversarialGradients:
     original: Embed | None = None
     attack_steps: int = 2
     step_size: float | None = None
+    random_start: bool = True
     warm: WarmStarts | None = None
+    sampler: NegativeSamples | None = None
     momentum: float = 0.0
     clean_weight: float = 0.0
     accumulate: int = 1
@@ -114,7 +119,8 @@ class AdversarialGradients:
         with rng.seeded(self.seed, "tower", step, distributed.rank(), device=batch.images.device):
             original = self._of_original(batch.images)
             images = self.attacked(step, batch, texts, original)
-            loss_of = self._gathered(self.objective, self._in_parts(self.embed), batch, texts, original)
+            samples = self._sampled(step, batch, texts)
+            loss_of = self._gathered(self.objective, self._in_parts(self.embed), batch, texts, original, samples)
             loss = loss_of(images).mean()
             if self.clean_weight:
                 loss = loss + self.clean_weight * loss_of(batch.images).mean()
@@ -151,7 +157,6 @@ class AdversarialGradients:
         assert self.threat is not None
         height, width = batch.images.shape[-2:]
         threat = self.threat.resized((height, width)) if self.any_size else self.threat
-        frozen = None if distributed.is_sharded() else self.tower  # FSDP cannot freeze weights temporarily
         with eval_mode(self.tower):
             found = pgd(
                 batch.images,
@@ -160,10 +165,11 @@ class AdversarialGradients:
                 steps=self.attack_steps,
                 step_size=self.step_size,
                 momentum=self.momentum,
+                random_start=self.random_start,
                 start=None if self.warm is None else self.warm.starts(batch.images, batch.ids, threat, random),
                 coupled=objective.coupled,
                 keep="last",
-                module=frozen,
+                module=self._frozen,
                 generator=random,
                 strict=False,  # the trainer skips and logs such a step
             )
@@ -171,18 +177,49 @@ class AdversarialGradients:
             self.warm.keep(found - batch.images, batch.ids)
         return found
 
-    def _local(self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None) -> Embed:
+    def _sampled(self, step: int, batch: Batch, texts: Tensor) -> Tensor | None:
+        """Negative samples (b,3,h,w) of this process's texts, if the objective reads them, by the frozen tower in eval
+        mode; texts of the whole batch are each other's negatives."""
+        if "samples" not in self.objective.reads:
+            return None
+        assert self.sampler is not None, f"{self.objective.name} reads samples, and no sampler was given"
+        random = rng.each(self.seed, "energy", step, ids=batch.ids, device=batch.images.device)
+        contrast = clip(self.sampler.scale)
+        with eval_mode(self.tower), attacking(self._frozen):
+            loss_of = self._gathered(contrast, self._in_parts(self.embed), batch, texts, None)
+            return self.sampler.lower(self.sampler.draw(batch.images, random), loss_of)
+
+    @property
+    def _frozen(self) -> nn.Module | None:
+        """The tower, if an attack can freeze its weights for a while; FSDP's cannot be."""
+        return None if distributed.is_sharded() else self.tower
+
+    def _local(
+        self,
+        objective: Objective,
+        embed: Embed,
+        batch: Batch,
+        texts: Tensor,
+        original: Tensor | None,
+        samples: Tensor | None = None,
+    ) -> Embed:
         """Losses (b,) as a function of the images of `batch`, with negatives of this process only."""
-        beside = self._beside(objective, embed, batch, texts, original)
+        beside = self._beside(objective, embed, batch, texts, original, samples)
         return lambda images: objective(embed(images), **beside, **self._here(objective, images))
 
     def _gathered(
-        self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
+        self,
+        objective: Objective,
+        embed: Embed,
+        batch: Batch,
+        texts: Tensor,
+        original: Tensor | None,
+        samples: Tensor | None = None,
     ) -> Embed:
         """Losses (b,) of this process's images; the gradient of their sum is that of all processes' losses."""
         if not objective.coupled or distributed.count() == 1:
-            return self._local(objective, embed, batch, texts, original)
-        own_beside = self._beside(objective, embed, batch, texts, original)
+            return self._local(objective, embed, batch, texts, original, samples)
+        own_beside = self._beside(objective, embed, batch, texts, original, samples)
         beside = {name: _everyone(values) for name, values in own_beside.items()}
 
         def losses(images: Tensor) -> Tensor:
@@ -195,7 +232,13 @@ class AdversarialGradients:
         return losses
 
     def _beside(
-        self, objective: Objective, embed: Embed, batch: Batch, texts: Tensor, original: Tensor | None
+        self,
+        objective: Objective,
+        embed: Embed,
+        batch: Batch,
+        texts: Tensor,
+        original: Tensor | None,
+        samples: Tensor | None,
     ) -> dict[str, Tensor]:
         """The objective's inputs that do not depend on the attacked images."""
         inputs = {"texts": texts, "ids": batch.positives}
@@ -204,6 +247,9 @@ class AdversarialGradients:
         if "original" in objective.reads:
             assert original is not None, f"{objective.name} reads the original tower, and none was given"
             inputs["original"] = original
+        if "samples" in objective.reads:
+            assert samples is not None, f"{objective.name} reads negative samples, which an attack does not have"
+            inputs["samples"] = embed(samples)
         return inputs
 
     def _here(self, objective: Objective, images: Tensor) -> dict[str, Tensor]:

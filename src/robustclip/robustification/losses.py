@@ -9,6 +9,8 @@
     trades        clean loss + beta * divergence                                    Zhang et al. 2019
     anchored      a loss + AdvFLYP's distances to the original and the clean image  Sxing2/AdvFLYP
 
+CLIP-JEM's energy loss is in `energy`.
+
 Every loss returns one value per image, in float32 (float64 if embeddings are) and outside autocast: a bfloat16 logit of
 30 has steps of 0.125. Images and texts match if their ids are equal, so a repeated concept in a batch is not its own
 negative; several matches share the target equally (UniCL, Yang et al. 2022, Eq. 3-4).
@@ -31,7 +33,7 @@ from robustclip.referees.base import TwoTower, unit
 PerImage = Float[Tensor, " b"]
 Embeddings = Float[Tensor, "b d"]
 
-Reads = Literal["texts", "clean", "original", "original_here"]
+Reads = Literal["texts", "clean", "original", "original_here", "samples"]
 """Inputs of a loss besides the images' own embeddings; each needs forward passes, so only those read are computed."""
 
 
@@ -44,6 +46,7 @@ class LossInputs:
     clean           of the clean images, by the tower in training: with gradients in the update, none in the attack
     original        of the clean images, by the tower before training
     original_here   of the images to score, by that tower
+    samples         of the update's negative samples, by the tower in training (`energy`)
     """
 
     features: Embeddings
@@ -52,6 +55,7 @@ class LossInputs:
     clean: Embeddings | None = None
     original: Embeddings | None = None
     original_here: Embeddings | None = None
+    samples: Embeddings | None = None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LossInputs:
         """A copy with `change` applied to all embeddings."""
@@ -86,10 +90,11 @@ class Objective:
         clean: Embeddings | None = None,
         original: Embeddings | None = None,
         original_here: Embeddings | None = None,
+        samples: Embeddings | None = None,
     ) -> PerImage:
         """Loss of each image (B,). Arguments are the fields of `LossInputs`; raises ValueError if a required one is
         missing."""
-        inputs = LossInputs(features, texts, ids, clean, original, original_here)
+        inputs = LossInputs(features, texts, ids, clean, original, original_here, samples)
         if lacking := sorted(name for name in self.reads if getattr(inputs, name) is None):
             raise ValueError(f"the objective {self.name} needs {', '.join(lacking)}, which this call lacks")
         exact = torch.promote_types(features.dtype, torch.float32)

@@ -18,6 +18,7 @@ from robustclip.data.samples import Batch, BatchSource
 from robustclip.errors import Interrupted
 from robustclip.referees.base import TwoTower, unit
 from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives, WarmStarts, refuse_warm_starts
+from robustclip.robustification.energy import NegativeSamples, refuse_unsampled
 from robustclip.robustification.losses import Objective, embed_captions, refuse_degenerate
 from robustclip.robustification.monitor import (
     BadSteps,
@@ -67,7 +68,9 @@ def train(
     attack_steps: int = 2,
     step_size: float | None = None,
     attack_momentum: float = 0.0,
+    random_start: bool = True,
     warm_start: bool = False,
+    sampler: NegativeSamples | None = None,
     clean_weight: float = 0.0,
     grad_clip: float = 1.0,
     ema: float = 0.998,
@@ -98,7 +101,9 @@ def train(
     processes, each yields its own share of a batch. `steps` counts updates; `step_size` is
     2.5 eps / attack_steps unless given.
 
+    random_start        start each attack at random in the ball; False: at the image (CLIP-JEM Alg. 1)
     warm_start          start each attack from the sample's last perturbation; single process only
+    sampler             of the negative samples that CLIP-JEM's objective reads (`energy.jem`)
     gradients_by        class that computes an update's gradients, for attacks other than PGD (tools/half_the_cost.py)
     accumulate          number of parts that a process's share is split into; attack and update still use the negatives
                         of the whole batch (see `adversarial`), at the cost of one more forward pass per step.
@@ -128,6 +133,7 @@ def train(
     if dtype == torch.float64:
         referee.double()
     attack_objective = attack_objective or objective
+    refuse_unsampled(objective, attack_objective, sampler)
     reads_texts = objective.reads_texts or attack_objective.reads_texts
     reads_original = bool({"original", "original_here"} & (objective.reads | attack_objective.reads))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -180,7 +186,9 @@ def train(
         original=encode_untrained if reads_original else None,
         attack_steps=attack_steps,
         step_size=step_size,
+        random_start=random_start,
         warm=warm,
+        sampler=sampler,
         momentum=attack_momentum,
         clean_weight=clean_weight,
         accumulate=accumulate,

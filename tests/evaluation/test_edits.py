@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustclip.attacks.text import Score
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.evaluation import evaluate
+from robustclip.evaluation import edits, evaluate
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
@@ -64,3 +65,24 @@ def test_two_edits_of_three_letters_change_the_answer_and_one_does_not(tmp_path:
 def test_a_set_of_one_text_has_nothing_to_choose_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         evaluate([referee()], data=folder_of(tmp_path / "data", "rrr"), tasks=["edits"], device="cpu")
+
+
+def test_a_text_is_attacked_until_it_fails_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rrr that one edit does not move is tried at one place, then at all; what two edits move stays as it is."""
+    tried: list[tuple[int, list[str]]] = []
+    charmer = edits.charmer
+
+    def watched(texts: list[str], score: Score, *, places: int) -> list[str]:
+        tried.append((places, texts))
+        return charmer(texts, score, places=places)
+
+    monkeypatch.setattr(edits, "charmer", watched)
+    data = folder_of(tmp_path / "data", "rrr", "g", "bbb")
+    report = evaluate([referee()], data=data, tasks=["edits"], device="cpu")
+    assert {row.attack: row.value for row in report.rows if row.kind == "value"}["edits:1"] == pytest.approx(2 / 3)
+    once, all_places, twice = tried[:3]
+    assert once == (1, ["bbb", "g", "rrr"])  # g becomes r at its only good place
+    assert all_places == (20, ["bbb", "rrr"])
+    assert twice[0] == 1
+    assert len(twice[1]) == 2
+    assert "g" not in twice[1]

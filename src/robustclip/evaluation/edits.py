@@ -43,33 +43,34 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
             embeddings = referee.embed_texts(shown)
         return _margins(embeddings.float().cpu() @ images.T, matches[list(rows)])
 
-    def note(attack: str, shown: list[str]) -> Float[Tensor, " n"]:
+    def note(attack: str, shown: list[str]) -> None:
         scores = margins(shown, range(len(shown)))
         found.measurements.append(Measurement(METRIC, attack, (scores < 0).numpy()))
         found.predictions += [
             {"attack": attack, "id": text, "text": now, "margin": -score}
             for text, now, score in zip(texts, shown, scores.tolist(), strict=True)
         ]
-        return scores
 
-    scores = note(CLEAN, texts)
+    note(CLEAN, texts)
     streams = each(setting.seed, "random edits", ids=texts)
     chance, attacked = list(texts), list(texts)
     for distance in DISTANCES:
         chance = random_edits(chance, streams)
         note(f"{CONTROL}edits:{distance}", chance)
     for distance in DISTANCES:
-        still = (scores < 0).nonzero()[:, 0]
-        for batch in batches(still, TEXTS, f"{title} edits:{distance}"):
-            rows = batch.tolist()
+        before = list(attacked)
+        for places in (1, PLACES):  # the best place first: where it is enough, the others cannot change the answer
+            still = (margins(attacked, range(len(texts))) < 0).nonzero()[:, 0]
+            for batch in batches(still, TEXTS, f"{title} edits:{distance}"):
+                rows = batch.tolist()
 
-            def score(shown: list[str], owners: list[int], rows: list[int] = rows) -> Float[Tensor, " n"]:
-                return margins(shown, [rows[owner] for owner in owners], setting.dtype)
+                def score(shown: list[str], owners: list[int], rows: list[int] = rows) -> Float[Tensor, " n"]:
+                    return margins(shown, [rows[owner] for owner in owners], setting.dtype)
 
-            moved = charmer([attacked[row] for row in rows], score, places=PLACES)
-            for row, text in zip(rows, moved, strict=True):
-                attacked[row] = text
-        scores = note(f"edits:{distance}", attacked)
+                moved = charmer([before[row] for row in rows], score, places=places)
+                for row, text in zip(rows, moved, strict=True):
+                    attacked[row] = text
+        note(f"edits:{distance}", attacked)
     return found
 
 

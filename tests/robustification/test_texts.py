@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +211,43 @@ def test_a_resumed_run_ends_in_the_same_weights(captions: CaptionBatches, tmp_pa
     assert [line["loss"] for line in Run.open(broken.folder).metrics()] == [
         line["loss"] for line in Run.open(tmp_path / "whole").metrics()
     ]
+
+
+TWO_PROCESSES = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: {kind}
+use_cpu: true
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+main_process_port: 0
+{more}"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("captions")
+def test_two_processes_make_the_same_run_and_shards_are_refused(tmp_path: Path) -> None:
+    plain_clip(tmp_path / "start")
+    flags = [f"--start={tmp_path / 'start'}", f"--data={tmp_path / 'captions.txt'}", "--steps=4", "--batch-size=4"]
+    call = ["-m", "robustclip", "robustify", "leaf", *flags, "--samples=4", "--warmup=0", "--device=cpu", "--out"]
+    kinds = {"two": ("MULTI_GPU", ""), "sharded": ("FSDP", "fsdp_config:\n  fsdp_version: 2\n")}
+    done = {}
+    for name in ("one", *kinds):
+        launch = []
+        if name in kinds:
+            config = tmp_path / f"{name}.yaml"
+            config.write_text(TWO_PROCESSES.format(kind=kinds[name][0], more=kinds[name][1]))
+            launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+        done[name] = subprocess.run(
+            [sys.executable, *launch, *call, str(tmp_path / name)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert "--use_fsdp" in done["sharded"].stderr
+    assert done["sharded"].returncode != 0
+    lines = [Run.open(tmp_path / name).metrics()[-1] for name in ("one", "two")]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-4)
+    one, two = (robustclip.load_referee(tmp_path / name / "referee").embed_texts(CAPTIONS) for name in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-3, rtol=0)
 
 
 def test_words_and_control_are_in_the_card(captions: CaptionBatches, tmp_path: Path) -> None:

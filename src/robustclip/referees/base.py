@@ -45,7 +45,7 @@ class Referee(ABC, nn.Module):
 
 
 class TextTower(ABC, nn.Module):
-    """Frozen text encoder: always in eval mode, without gradients."""
+    """Text encoder: always in eval mode, and frozen but for `robustification.texts`, which trains it."""
 
     width: int
     """Length D of the embeddings."""

@@ -28,5 +28,5 @@ def recipe() -> None:
     and negative samples that AdamW makes from noise. Its values were not available: the form of the energy loss, its
     weight, and the samples' steps and rate are ours. So are the start at emoji-robust (theirs: CLIP), frozen BatchNorm
     statistics, which samples would move, and the schedule. Against the same training without the energy, at equal
-    FLOPs: docs/objectives.md.
+    FLOPs it paints no better at this size: docs/objectives.md.
     """

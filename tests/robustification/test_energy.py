@@ -37,10 +37,14 @@ def batch(**changes: Any) -> Batch:
 
 def gradients_of(referee: TwoTower, **changes: Any) -> AdversarialGradients:
     tower = referee.image_tower.requires_grad_(True)
-    settings = {"objective": clip(SCALE), "attack_objective": clip(SCALE), "threat": THREAT, "sampler": SAMPLER}
-    return AdversarialGradients(
-        tower=tower, embed=lambda images: tower(referee.preprocess(images)), **{**settings, **changes}
-    )
+    settings: dict[str, Any] = {
+        "objective": clip(SCALE),
+        "attack_objective": clip(SCALE),
+        "threat": THREAT,
+        "sampler": SAMPLER,
+    }
+    settings["embed"] = lambda images: tower(referee.preprocess(images))
+    return AdversarialGradients(tower=tower, **{**settings, **changes})
 
 
 def of_an_update(**changes: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +120,24 @@ def test_samples_are_those_of_the_algorithm() -> None:
     torch.testing.assert_close(found, samples.data)
 
 
+def test_samples_are_made_by_the_frozen_tower_in_eval_mode() -> None:
+    referee = toy_referee(SIZE).double()
+    tower = referee.image_tower.requires_grad_(True).train()
+    seen = []
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append((tower.training, any(weight.requires_grad for weight in tower.parameters())))
+        return tower(referee.preprocess(images))  # type: ignore[no-any-return]
+
+    given = batch()
+    gradients_of(referee, objective=jem(clip(SCALE), SCALE, GAMMA), embed=watched)._sampled(
+        3, given, referee.embed_texts(given.captions).double()
+    )
+    assert seen == [(False, False)] * SAMPLER.steps
+    assert tower.training
+    assert all(weight.requires_grad for weight in tower.parameters())
+
+
 def test_a_sample_s_noise_depends_on_its_id_and_step_only() -> None:
     noise = SAMPLER.draw(batch().images, each(0, "energy", 3, ids=IDS))
     again = SAMPLER.draw(batch().images[:2], each(0, "energy", 3, ids=[IDS[4], IDS[1]]))
@@ -145,6 +167,7 @@ BANK = text_bank(SCALE, toy_referee(SIZE).double().embed_texts(IDS), torch.arang
 
 @pytest.mark.parametrize("base", [clip(SCALE), BANK], ids=["clip", "bank"])
 def test_without_weight_it_is_the_ordinary_update(base: Any) -> None:
+    assert jem(base, SCALE, 0.0) is base
     usual = of_an_update(objective=base, attack_objective=base, sampler=None)
     for one, other in zip(of_an_update(objective=jem(base, SCALE, 0.0), attack_objective=base), usual, strict=True):
         assert torch.equal(one, other)

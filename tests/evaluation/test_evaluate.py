@@ -17,10 +17,10 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
 from robustclip.evaluation.evaluate import notes
-from robustclip.evaluation.named import NamedReferee
+from robustclip.evaluation.named import NamedReferee, claims_of
 from robustclip.evaluation.report import Report, Row, compare
 from robustclip.evaluation.tasks import Measurement
-from robustclip.referees.card import Card, Claim
+from robustclip.referees.card import Card
 from robustclip.referees.folder import save_referee
 from robustclip.referees.image_judges import AestheticsLinear
 from robustclip.referees.toy import toy_referee
@@ -162,9 +162,7 @@ def test_what_was_measured_is_measured_again(colour_referee, colour_folder: Path
     pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
     report = evaluate([colour_referee()], data=colour_folder, attack=[attack], labels=labels, device="cpu")
     row = report.row("colours", name or "top-1 of 3 present", attack)
-    claim = Claim(
-        row.metric, row.value, row.low, row.high, row.n, row.seed, colour_folder.as_posix(), attack, "2026-01-01"
-    )
+    [claim] = [one for one in claims_of(report, "colours") if (one.name, one.attack) == (row.metric, attack)]
 
     assert row.value == 0.5
     assert measured(colour_referee(), claim, "cpu") == row.value

@@ -19,7 +19,7 @@ from robustclip.referees.folder import save_full, save_referee
 from robustclip.referees.registry import add, find, list_referees, load_referee, remove, show
 from robustclip.referees.toy import toy_referee
 
-CLEAN = Claim("top-1", 0.5, 0.4, 0.6, 100, 7, "emoji/unseen-styles", None, "2025-01-31")
+CLEAN = Claim("top-1", 0.5, 0.4, 0.6, 100, 7, "emoji/unseen-styles", None, "2025-01-31", "zero-shot", {"labels": "all"})
 ATTACKED = replace(CLEAN, name="top-5", attack="l2:1.5@20", n=10)
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, cast
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
-from robustclip.evaluation.maps import FAITHFULNESS
 from robustclip.evaluation.named import claims_of
 from robustclip.evaluation.report import CLEAN, CONTROL
 from robustclip.evaluation.sanity import DATA, Sanity, check
@@ -23,10 +22,6 @@ from robustclip.runs.devices import pick_device
 from robustclip.runs.files import sha256
 from robustclip.signatures import typed
 
-# Names of claims on cards before 2026-12, which encode what `Claim.task` and `Claim.how` hold now.
-_PAG = re.compile(r"PAG score(?: minus (?P<baseline>.+)'s)? \(judge (?P<judge>.+), \d+ names\)")
-_MAPS = re.compile(r"(?P<what>.+) \((?P<method>[a-z+-]+)(?: at (?P<layer>\S+))?\)")
-_COUNTED = re.compile(r" of (\d{1,9}) labels$")
 _STRONG = re.compile("@[a-z]")  # a named attack, which takes minutes where PGD takes seconds
 HOW: Final = {
     "zero-shot": {"labels"},
@@ -54,40 +49,20 @@ def cheapest(card: Card, name: str | None = None) -> Claim | None:
 
 def _cost(claim: Claim) -> tuple[bool, int, int]:
     """Sort key of claims by cost; a PAG score comes before its controls."""
-    task, _ = task_of(claim)
     attacked = claim.attack is not None and not claim.attack.startswith(CONTROL)
     strong = attacked and _STRONG.search(claim.attack or "") is not None
-    minutes = task in ("pag", "maps", "faithfulness")  # other tasks take seconds
-    return minutes, (attacked != (task == "pag")) + strong, claim.n
-
-
-def task_of(claim: Claim) -> tuple[str, dict[str, Any]]:
-    """The task that measures a claim, and its arguments: from the claim's fields, or an older claim's name.
-
-    Raises UsageError for a task or argument that a claim may not set.
-    """
-    if claim.task is not None:
-        if claim.task not in HOW or not set(claim.how) <= HOW[claim.task]:
-            raise UsageError(
-                f"{claim.name!r} cannot be measured again: it is of the task {claim.task} with {claim.how}; "
-                f"supported are {', '.join(HOW)}"
-            )
-        return claim.task, dict(claim.how)
-    if (match := _PAG.fullmatch(claim.name)) is not None:
-        return "pag", {name: value for name, value in match.groupdict().items() if value is not None}
-    if (match := _MAPS.fullmatch(claim.name)) is not None:
-        task = "faithfulness" if match["what"].startswith(FAITHFULNESS) else "maps"
-        return task, {"method": match["method"], "layer": match["layer"]}
-    if "recall" in claim.name or not claim.name.startswith("top-"):
-        return "retrieval" if "recall" in claim.name else "gradients", {}
-    if (counted := _COUNTED.search(claim.name)) is not None:
-        return "zero-shot", {"labels": int(counted[1])}
-    return "zero-shot", {"labels": "present" if claim.name.endswith("present") else "all"}
+    minutes = claim.task in ("pag", "maps", "faithfulness")  # other tasks take seconds
+    return minutes, (attacked != (claim.task == "pag")) + strong, claim.n
 
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
-    """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so."""
-    task, how = task_of(claim)
+    """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so, or has others."""
+    task, how = claim.task, claim.how
+    if task not in HOW or not set(how) <= HOW[task]:
+        raise UsageError(
+            f"{claim.name!r} cannot be measured again: it is of the task {task} with {how}; supported are "
+            f"{', '.join(HOW)}"
+        )
     if any(find(str(how[name])) is None for name in ("judge", "baseline") if name in how):
         raise UsageError(f"{claim.name!r} needs a referee that is not registered on this machine: add it first")
     attack: dict[str, Any] = {"attack": [] if claim.attack is None else [claim.attack]}
@@ -108,7 +83,7 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
         seed=claim.seed,
         device=device,
         **attack,
-        **how,
+        **cast("Any", how),
     )
     again = claims_of(report, referee.card.name)
     matching = [one.value for one in again if (one.name, one.attack) == (claim.name, claim.attack)]

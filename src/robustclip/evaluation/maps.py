@@ -19,8 +19,6 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, embed_texts
 
 BLOB = "centre blob"
-METHODS = ("gradcam", "gradcam-cls", "gradcam++", "layercam", "eigencam", "scorecam", "gradient", "smoothgrad")
-"""Methods of `robustclip.explanation.maps`, which is imported lazily, since it needs an extra."""
 FAITHFULNESS = ("deletion", "insertion", "ROAD")
 
 

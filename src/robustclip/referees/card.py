@@ -25,7 +25,8 @@ class Claim:
     """One measured number: `value` in [`low`, `high`] (95% interval) from `n` samples, with its measurement settings.
 
     `data` is "dataset/split", `attack` the attack's spec ("l2:1.5@20") or None for clean images, `date` ISO 8601.
-    `task` is `evaluate`'s, and `how` holds its other arguments ({"method": "gradcam"}); older cards have neither.
+    `task` is `evaluate`'s, and `how` holds its other arguments ({"method": "gradcam"}); a claim without them
+    cannot be measured again.
     """
 
     name: Line
@@ -92,10 +93,7 @@ class Card:
         if self.text_threat is None:
             del values["text_threat"]  # as in cards from before there were any
         values["threat"] = None if self.threat is None else self.threat.to_json()
-        values["claims"] = [
-            {name: value for name, value in asdict(claim).items() if name not in ("task", "how") or claim.task}
-            for claim in self.claims
-        ]
+        values["claims"] = [asdict(claim) for claim in self.claims]
         return values
 
     @classmethod

@@ -34,7 +34,7 @@ def test_files_are_those_on_the_card(name: str) -> None:
     found = claims.verify(name, measure=False)
     assert found.files
     assert found.holds
-    card = registry.show(name)
+    card = registry.entry_of(name).card
     assert card.claims
     assert (card.threat is not None) == (name in ("emoji-robust", "emoji-vit-robust"))
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
+from alive import Alive
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from robustclip.data.pairs import compositional_prompts
 from robustclip.diffusion.pipelines import load_diffusion
@@ -74,29 +72,6 @@ def rows(count: int, guidances: Sequence[float]) -> Iterator[str]:
                 facts = (rms(made - made.mean()), rms(target - target.mean()), rms(made - target))
                 cells = [f"{guidance:g}", str(steps), *errors, *(f"{one:.2f}" for one in facts), drift]
                 yield f"| {label} | {' | '.join(cells)} |"
-
-
-class Alive(TorchDispatchMode):
-    """The most bytes of tensors that were alive at a time, of those made inside; as tests/alive.py."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.sizes:
-                storage = tensor.untyped_storage()
-                self.sizes[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, storage._cdata)
-        return result
-
-    def _forget(self, address: int) -> None:
-        self.now -= self.sizes.pop(address)
 
 
 def costs(repeats: int = 5) -> Iterator[str]:

@@ -14,10 +14,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.emoji import PREFIX, emoji_drawing
 from robustclip.data.prompts import embedded_prompts, embedded_styles, prompts_path, real_drawings
-from robustclip.evaluation.generation.embeddings import embed
+from robustclip.evaluation.generation.embeddings import content_similarity, directional_similarity, embed
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.generation.scores import content_similarity, directional_similarity
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device

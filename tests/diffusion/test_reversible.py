@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from alive import Alive
 from torch import Tensor, nn
 
 from robustclip.diffusion.denoiser import SCHEDULE
@@ -15,7 +16,6 @@ from robustclip.diffusion.reversible import Chain, Gradient, chain_of, pair
 from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName, bdia, edict
 from robustclip.errors import RunError, UsageError
 
-from ..alive import Alive
 from .tiny import tiny_pipeline
 
 REVERSIBLE: list[SamplerName] = ["edict", "bdia", "o-belm"]

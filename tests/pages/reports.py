@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from robustclip.pages.report import About, Case, Line, Number, Report, View
+from robustclip.evaluation.intervals import Interval
+from robustclip.pages.report import About, Case, Line, Report, View
 from robustclip.runs.rng import generator
 
 HOSTILE = "</script><script>window.bitten = 1</script> \"'&{{ 7 * 7 }} <img src=x onerror='window.bitten = 1'>"
@@ -59,8 +60,8 @@ def cases() -> Iterator[Case]:
         yield Case(f"{index}.png", image, text, views, f"not {text}", (4, 8, 20, 24) if index == 0 else None, image)
 
 
-def _numbers(first: float, second: float) -> dict[str, Number]:
+def _numbers(first: float, second: float) -> dict[str]:
     return {
-        name: Number(value, value - 0.05, value + 0.05, 400)
+        name: Interval(value, value - 0.05, value + 0.05, 400)
         for name, value in zip(REFEREES, (first, second), strict=True)
     }

@@ -14,6 +14,7 @@ from PIL import Image
 from reports import HOSTILE, REFEREES, cases, report
 
 from robustclip.errors import UsageError
+from robustclip.evaluation.intervals import Interval
 from robustclip.explanation.maps import SCALE, overlay, palette
 from robustclip.pages.rendering import is_best, write_report
 from robustclip.pages.report import (
@@ -21,7 +22,6 @@ from robustclip.pages.report import (
     About,
     Case,
     Line,
-    Number,
     Report,
     View,
     amplification,
@@ -128,7 +128,7 @@ def test_a_report_that_grows_too_large_has_pages_that_link_to_each_other(tmp_pat
 
 @pytest.mark.parametrize(("n", "best"), [(29, False), (30, True)])
 def test_the_best_is_marked_from_30_samples_on(n: int, best: bool) -> None:
-    numbers = {"a": Number(0.9, 0.8, 1.0, n), "b": Number(0.5, 0.4, 0.6, 400)}
+    numbers = {"a": Interval(0.9, 0.8, 1.0, n), "b": Interval(0.5, 0.4, 0.6, 400)}
     assert is_best("a", Line("pointing game", "clean", numbers, "higher")) is best
 
 
@@ -140,8 +140,8 @@ def test_the_best_is_marked_from_30_samples_on(n: int, best: bool) -> None:
     ],
 )
 def test_the_headline_says_what_withstands_the_attack(low: float, words: list[str]) -> None:
-    correlation = {"a": Number(0.5, 0.4, 0.6, 24), "b": Number(0.9, low, 0.95, 24)}
-    noise = {name: Number(0.99, 0.98, 1.0, 24) for name in "ab"}
+    correlation = {"a": Interval(0.5, 0.4, 0.6, 24), "b": Interval(0.9, low, 0.95, 24)}
+    noise = {name: Interval(0.99, 0.98, 1.0, 24) for name in "ab"}
     lines = [
         Line("cosine", "clean", noise),
         Line("rank correlation", "random l2:1.5", noise, "higher"),

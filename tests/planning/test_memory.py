@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from alive import Alive
 from small_clip import OBJECTIVES, SIZE, blueprint_of, train_on_noise
 
 from robustclip.planning import costs
@@ -16,8 +17,6 @@ from robustclip.planning.towers import Imagined, imagine
 from robustclip.referees.openclip import build_image_tower
 from robustclip.robustification.state import ready_to_train
 from robustclip.runs import devices
-
-from ..alive import Alive
 
 BATCH = 64
 

@@ -16,7 +16,7 @@ from robustclip.referees import registry
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.folder import save_full, save_referee
-from robustclip.referees.registry import add, find, list_referees, load_referee, remove, show
+from robustclip.referees.registry import add, entry_of, find, list_referees, load_referee, remove
 from robustclip.referees.toy import toy_referee
 
 CLEAN = Claim("top-1", 0.5, 0.4, 0.6, 100, 7, "emoji/unseen-styles", None, "2025-01-31", "zero-shot", {"labels": "all"})
@@ -67,11 +67,11 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_show_and_find(folder: Path) -> None:
-    assert show("built-in") == Card.load(embedded_world.path("referees", "built-in"))
-    assert show(str(folder)).name == "mine"
+    assert entry_of("built-in").card == Card.load(embedded_world.path("referees", "built-in"))
+    assert entry_of(str(folder)).card.name == "mine"
     assert find("mine") is None
     with pytest.raises(UsageError, match="no referee 'built_in'; near ones: built-in"):
-        show("built_in")
+        entry_of("built_in")
 
 
 def test_removing_forgets_added_folders_and_deletes_the_registrys_own(folder: Path, home: Path) -> None:

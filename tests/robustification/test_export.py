@@ -26,7 +26,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Claim
 from robustclip.referees.folder import save_referee
 from robustclip.referees.openclip import new_referee, sentence_text_cfg
-from robustclip.referees.registry import list_referees, load_referee, show
+from robustclip.referees.registry import entry_of, list_referees, load_referee
 from robustclip.referees.sentence import SentenceEncoder, package_folder
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
@@ -211,7 +211,7 @@ def test_a_run_becomes_a_named_referee_with_its_story(with_sentences: TwoTower, 
     folder = export(run, name="robust")
     assert folder == tmp_path / "home" / "referees" / "robust"
     assert same(load_referee("robust"), with_sentences, images)
-    exported = show("robust")
+    exported = entry_of("robust").card
     assert exported.threat == threat
     assert exported.claims == [CLAIM]
     assert exported.provenance["recipe"] == "emoji"
@@ -236,8 +236,8 @@ def test_half_precision_loses_the_claims(with_sentences: TwoTower, images: Tenso
         with_sentences.image_tower, with_sentences.text_tower, with_sentences.preprocess, card=signed, logit_scale=2.0
     )
     full, half = export(referee, name="full"), export(referee, name="small", half=True)
-    assert show("full").claims == [CLAIM]
-    assert show("small").claims == []
+    assert entry_of("full").card.claims == [CLAIM]
+    assert entry_of("small").card.claims == []
     sizes = [(folder / "open_clip_model.safetensors").stat().st_size for folder in (half, full)]
     assert sizes[0] < 0.6 * sizes[1]
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Wrapper of torchattacks: APGD, FAB, Square and PGD with our signature, for evaluation and parity tests.
+"""Wrapper of torchattacks: APGD, FAB and Square with our signature, for evaluation.
 
 They attack classifiers, so in place of a loss they take logits and labels. Its AutoAttack is not used: of 3.5.1, it
 gives APGD 10 steps instead of the paper's 100, and as many targets as there are wrong classes instead of 9. What
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, UsageError, require
 
-Name = Literal["pgd", "apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
+Name = Literal["apgd", "apgd-dlr", "apgd-t", "fab-t", "square"]
 _NORMS: Final = {"l2": "L2", "linf": "Linf"}
 
 
@@ -33,32 +33,25 @@ def library_attack(
     threat: ThreatModel,
     *,
     labels: Int[Tensor, " b"],
-    attack: Name = "pgd",
+    attack: Name,
     steps: int,
-    step_size: float | None = None,
-    random_start: bool = True,
-    restarts: int = 1,
     targets: int | None = None,
     module: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Run an attack of torchattacks on `logits_fn(images) -> (B, classes)` inside `threat`, against `labels`.
 
-    attack      "pgd" (PGD or PGDL2, by the threat's norm), "apgd" (APGD on the cross-entropy, whose step size is its
-                own), "apgd-dlr" (on the difference of logits ratio; at least 3 classes), "apgd-t" (on its targeted
-                form; at least 4 classes; all three Croce & Hein 2020), "fab-t" (targeted FAB, which looks for the
-                nearest such image and is left out where that is not in `threat`; Croce & Hein 2020b), or "square" (no
-                gradients; `steps` counts its queries; Andriushchenko et al. 2020).
-    step_size   of "pgd", as in `attacks.pgd`.
-    restarts    of all others.
-    targets     of "apgd-t" and "fab-t", which are run against so many of the wrong classes, the likeliest first; each
-                takes `steps`. Fewer than there are classes.
+    attack      "apgd" (APGD on the cross-entropy), "apgd-dlr" (on the difference of logits ratio; at least 3 classes),
+                "apgd-t" (on its targeted form; at least 4 classes; all three Croce & Hein 2020), "fab-t" (targeted FAB,
+                which looks for the nearest such image and is left out where that is not in `threat`; Croce & Hein
+                2020b), or "square" (no gradients; `steps` counts its queries; Andriushchenko et al. 2020).
+    targets     of "apgd-t" and "fab-t", and of these only: how many of the wrong classes they are run against, the
+                likeliest first; each takes `steps`. Fewer than there are classes.
     generator   seeds the attack; torch's global generators, from which torchattacks draws, are put back afterwards.
 
-    Other arguments are those of `attacks.pgd`. Where an attack other than "pgd" fails, the image comes back as it was.
-    Raises UsageError when torchattacks is not installed, for an unknown attack, for settings that an attack would
-    ignore, and for a size of images that Square cannot tile; RunError, which names the image, where logits or what an
-    attack made of them are not finite.
+    Other arguments are those of `attacks.pgd`. Where an attack fails, the image comes back as it was. Raises UsageError
+    when torchattacks is not installed, and for a size of images that Square cannot tile; RunError, which names the
+    image, where logits or what an attack made of them are not finite.
     """
     threat.check(images)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else "cpu"))
@@ -66,7 +59,7 @@ def library_attack(
         _check_tiles(threat, images.shape[-2], images.shape[-1])
     with torch.random.fork_rng(range(torch.cuda.device_count())), attacking(module):
         torch.manual_seed(seed)
-        build = _builder(attack, threat, steps, step_size, random_start, restarts, targets, seed)
+        build = _builder(attack, threat, steps, targets, seed)
         model = _Logits(logits_fn, images)
         adversarial: Tensor = build(model)(images.contiguous(), labels)  # FAB and Square take views of rows
     _check_finite(adversarial, images, images, "the pixels that it became")
@@ -90,7 +83,7 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits_fn(images)
         _check_finite(logits, images, self.images, "its logits")
-        if images.requires_grad:  # sign(NaN) is 0, and PGD would not move
+        if images.requires_grad:  # sign(NaN) is 0, and APGD would not move
             images.register_hook(lambda gradient: _check_finite(gradient, images, self.images, "its gradients"))
         return logits
 
@@ -112,32 +105,15 @@ def _check_finite(found: Tensor, rows: Tensor, images: Tensor, what: str) -> Non
 
 
 def _builder(
-    attack: str,
-    threat: ThreatModel,
-    steps: int,
-    step_size: float | None,
-    random_start: bool,
-    restarts: int,
-    targets: int | None,
-    seed: int,
+    attack: Name, threat: ThreatModel, steps: int, targets: int | None, seed: int
 ) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
     check_installed()
     import torchattacks
 
-    if attack not in get_args(Name):
-        raise UsageError(f"unknown library attack {attack!r}: use {', '.join(get_args(Name))}")
-    targeted = attack in ("apgd-t", "fab-t")
-    if targeted != (targets is not None):
-        fault = "needs a number of targets, e.g. targets=9" if targeted else "has no targets: leave them out"
-        raise UsageError(f"{attack} {fault}")
-    if attack == "pgd":
-        return _pgd_builder(torchattacks, threat, steps, step_size, random_start, restarts)
-    if step_size is not None or not random_start:
-        raise UsageError(f"{attack} has its own start and step size: leave random_start and step_size out")
     settings: dict[str, Any] = {
         "norm": _NORMS[threat.norm],
         "eps": threat.eps,
-        "n_restarts": restarts,
+        "n_restarts": 1,
         "seed": seed,
         ("n_queries" if attack == "square" else "steps"): steps,
     }
@@ -150,17 +126,8 @@ def _builder(
             return partial(torchattacks.APGDT, **settings)
         case "fab-t":
             return partial(torchattacks.FAB, multi_targeted=True, **settings)
-    return partial(torchattacks.Square, **settings)
-
-
-def _pgd_builder(
-    torchattacks: Any, threat: ThreatModel, steps: int, step_size: float | None, random_start: bool, restarts: int
-) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
-    if restarts != 1:
-        raise UsageError("torchattacks' PGD has no restarts: use attacks.pgd or attack='apgd'")
-    step = 2.5 * threat.eps / steps if step_size is None else step_size
-    kind = torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD
-    return partial(kind, eps=threat.eps, alpha=step, steps=steps, random_start=random_start)
+        case "square":
+            return partial(torchattacks.Square, **settings)
 
 
 def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:

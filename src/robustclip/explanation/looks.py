@@ -28,21 +28,6 @@ def negate(text: str) -> str:
     return f"not {text}"
 
 
-def negation(own: Float[Tensor, " b"], other: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """CLIPAG App. B, Eq. 4, maximised: [1 - cos(x, text)] - [1 - cos(x, negated text)]."""
-    return (1 - own) - (1 - other)
-
-
-def untargeted(own: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """1 - cos(x, text), maximised: away from the text."""
-    return 1 - own
-
-
-def targeted(other: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """cos(x, target), maximised: towards another text."""
-    return other
-
-
 def attack(
     referee: TwoTower,
     images: Float[Tensor, "b 3 h w"],
@@ -72,12 +57,12 @@ def attack(
         both = cosines(referee, pixels, wanted, dtype)
         own, other = both[:, : len(texts)].diagonal(), both[:, len(texts) :].diagonal()
         match objective:
-            case "negation":
-                return negation(own, other)
+            case "negation":  # CLIPAG App. B, Eq. 4
+                return (1 - own) - (1 - other)
             case "untargeted":
-                return untargeted(own)
+                return 1 - own
             case "targeted":
-                return targeted(other)
+                return other
 
     threat = spec.threat(size_of(images))
     moved = pgd(

@@ -31,10 +31,7 @@ def top_iou(maps: Float[Tensor, "b h w"], others: Float[Tensor, "b h w"], share:
 
 def brightest(maps: Float[Tensor, "b h w"], share: float) -> Tensor:
     """Mask of the brightest `share` of each map's pixels, (B,H,W) bool: exactly that many, ties in reading order."""
-    flat = maps.flatten(1)
-    count = max(1, round(share * flat.shape[1]))
-    order = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view(maps.shape)
+    return rank(maps) < max(1, round(share * maps.shape[-2] * maps.shape[-1]))
 
 
 def centre_shift(maps: Float[Tensor, "b h w"], others: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from robustclip.data.images import resize, to_pil
+from robustclip.evaluation.intervals import Interval
 from robustclip.explanation.maps import LEVELS, palette
 
 Better = Literal["higher", "lower", ""]
@@ -86,16 +87,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Number:
-    """A measured number, its 95% interval, and the number of samples."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Line:
     """A line of the table: one metric on one kind of images ("clean", "l2:1.5@20", "random l2:1.5"), by referee.
 
@@ -104,7 +95,7 @@ class Line:
 
     metric: str
     images: str
-    numbers: Mapping[str, Number]
+    numbers: Mapping[str, Interval]
     better: Better = ""
     unit: Unit = "number"
 

@@ -19,6 +19,7 @@ from robustclip.data.images import show_gradients
 from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.scorers import DRAWS
+from robustclip.evaluation.intervals import Interval
 from robustclip.evaluation.named import NamedReferee
 from robustclip.evaluation.report import CLEAN, CONTROL, Measurement, Row
 from robustclip.evaluation.setting import control_of
@@ -27,7 +28,7 @@ from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target
 from robustclip.explanation.measures import energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair
-from robustclip.pages.report import About, Better, Case, Line, Number, View
+from robustclip.pages.report import About, Better, Case, Line, View
 
 
 @dataclass(frozen=True)
@@ -313,10 +314,10 @@ def headline(lines: Sequence[Line]) -> str:
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """Lines of the table: values of all referees by metric and attack."""
-    lines: dict[tuple[str, str], dict[str, Number]] = {}
+    lines: dict[tuple[str, str], dict[str, Interval]] = {}
     for row in rows:
         if row.kind == "value":
-            lines.setdefault((row.metric, row.attack), {})[row.referee] = Number(row.value, row.low, row.high, row.n)
+            lines.setdefault((row.metric, row.attack), {})[row.referee] = Interval(row.value, row.low, row.high, row.n)
     return [
         Line(metric, attack, of, BETTER.get(metric, ""), "percent" if metric == looks.POINTING else "number")
         for (metric, attack), of in lines.items()

@@ -20,7 +20,7 @@ from robustclip.errors import UsageError
 from robustclip.referees.blip2_full import bert_tokenizer, fill, save_full
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.referees.weights import read_weights, some
+from robustclip.referees.weights import read_dense_weights, some
 from robustclip.runs.files import check_new_folder, is_file, new_folder, sha256
 from robustclip.signatures import typed
 
@@ -108,9 +108,11 @@ def convert(
 
     Raises UsageError for other files; RunError for a damaged file.
     """
-    original = _read(checkpoint)
+    original = read_dense_weights(checkpoint)
     if vision is not None:
-        original = {name: value for name, value in original.items() if not name.startswith(EVA)} | _eva(_read(vision))
+        original = {name: value for name, value in original.items() if not name.startswith(EVA)} | _eva(
+            read_dense_weights(vision)
+        )
     weights, dropped = renamed(original, str(checkpoint))
     sizes = sizes_of(weights, str(checkpoint))
     side = sizes["vision"]["image_size"]
@@ -201,17 +203,6 @@ def sizes_of(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         raise UsageError(f"{source} is no first stage of BLIP-2 ({error}): give LAVIS' blip2_pretrained.pth") from error
     captions = "lm_head.decoder.weight" in weights
     return {"vision": vision, "qformer": qformer, "queries": queries, "shared": shared, "captions": captions}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises UsageError for expanded tensors, which are larger than their storage."""
-    weights = read_weights(path)
-    expanded = [
-        name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
-    ]
-    if expanded:
-        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(expanded))})")
-    return weights
 
 
 def _eva(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

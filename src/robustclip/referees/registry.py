@@ -133,12 +133,6 @@ def load_referee(
 
 
 @typed
-def show(name: Annotated[str, "name or folder"]) -> Card:
-    """Card of a referee, by name or folder."""
-    return entry_of(name).card
-
-
-@typed
 def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
     """Card of a referee or pair reader, by name or folder; for a generator, its card.json; for a released robust CLIP,
     what is known of it; for a weight file, what it is recognised as."""
@@ -151,7 +145,7 @@ def describe(name: Annotated[str, "name or folder"]) -> Card | dict[str, Any]:
     entry = next((entry for entry in list_all() if isinstance(entry, Entry) and entry.name == name), None)
     if entry is not None and entry.kind == "generator":
         return dict(read_json(entry.folder / CARD_FILE))
-    return show(name) if entry is None else entry.card
+    return (entry or entry_of(name)).card
 
 
 @typed

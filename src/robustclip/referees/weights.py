@@ -98,6 +98,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _unwrapped(content, path)
 
 
+def read_dense_weights(path: Path) -> dict[str, Tensor]:
+    """`read_weights`; also raises UsageError for expanded tensors, which are larger than their stored data."""
+    weights = read_weights(path)
+    stretched = [
+        name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
+    ]
+    if stretched:
+        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})")
+    return weights
+
+
 def weights_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
     """A folder's weight file for `read_weights`, with one of the stems: safetensors first, a single file or an
     index."""

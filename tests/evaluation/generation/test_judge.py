@@ -14,10 +14,10 @@ from robustclip.data import load_split
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation import judge, judge_images, judge_pictures, read_pictures
+from robustclip.evaluation.generation.embeddings import PREFIX
 from robustclip.evaluation.generation.judge import faults
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor, read_reference
-from robustclip.evaluation.generation.scores import PREFIX
 from robustclip.referees.base import TwoTower
 from robustclip.referees.image_judges import load_aesthetics
 from robustclip.referees.smoothed import fingerprint

@@ -6,8 +6,7 @@ import torch
 
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
-from robustclip.evaluation.generation.embeddings import embed_texts
-from robustclip.evaluation.generation.scores import PREFIX, clip_score, cosine, ref_clip_score
+from robustclip.evaluation.generation.embeddings import PREFIX, clip_score, cosine, embed_texts
 from robustclip.evaluation.intervals import preference
 
 IMAGES = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
@@ -17,15 +16,6 @@ TEXTS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
 def test_clipscore_is_not_the_cosine() -> None:
     torch.testing.assert_close(cosine(IMAGES, TEXTS), torch.tensor([0.6, -1.0, 1.0]))
     torch.testing.assert_close(clip_score(IMAGES, TEXTS), torch.tensor([1.5, 0.0, 2.5]))
-
-
-def test_refclipscore_is_a_harmonic_mean_with_the_nearest_reference() -> None:
-    references = [torch.tensor([[0.0, 1.0], [0.8, 0.6]]), torch.eye(2), torch.tensor([[0.0, -1.0]])]
-
-    found = ref_clip_score(clip_score(IMAGES, TEXTS), TEXTS, references)
-
-    # 1.5 with the nearer of 0 and 0.8; CLIPScore 0; a reference that says the opposite
-    torch.testing.assert_close(found, torch.tensor([2 * 1.5 * 0.8 / 2.3, 0.0, 0.0]))
 
 
 def test_the_prefix_is_read_and_not_kept(colour_referee) -> None:
@@ -38,8 +28,6 @@ def test_the_prefix_is_read_and_not_kept(colour_referee) -> None:
 def test_lists_that_do_not_pair_are_refused() -> None:
     with pytest.raises(UsageError, match="one by one"):
         cosine(IMAGES, TEXTS[:1])
-    with pytest.raises(UsageError, match="3 scores, 3 texts and 1 references"):
-        ref_clip_score(torch.ones(3), TEXTS, [TEXTS])
 
 
 def test_a_preference_counts_ties_half() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from robustclip.evaluation.generation.scores import content_similarity, directional_similarity
+from robustclip.evaluation.generation.embeddings import content_similarity, directional_similarity
 from robustclip.referees.toy import toy_referee
 
 

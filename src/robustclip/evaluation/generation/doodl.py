@@ -16,9 +16,8 @@ from robustclip.data.emoji import LabelledImages, emoji_drawing, label_index, lo
 from robustclip.data.images import save_image
 from robustclip.data.prompts import embedded_prompts
 from robustclip.evaluation.generation.distances import frechet_distance
-from robustclip.evaluation.generation.embeddings import embed, embed_texts
+from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts
 from robustclip.evaluation.generation.results import Column
-from robustclip.evaluation.generation.scores import cosine
 from robustclip.evaluation.named import NamedReferee
 from robustclip.referees.base import TwoTower
 from robustclip.referees.registry import load_referee

@@ -1,6 +1,8 @@
-"""Embed pictures and prompts once per judge, for all metrics.
+"""Embed pictures and prompts once per judge, and their cosine similarity and CLIPScore.
 
-Embeddings are unit vectors on the CPU.
+Embeddings are unit vectors on the CPU. CLIPScore is 2.5 * max(cos, 0) with "A photo depicts " before the text (Hessel
+et al. 2021; their clipscore.py). Other work reports the plain cosine, without prefix, under the same name
+(T2I-CompBench); here they are separate metrics. Both use the judge's own preprocessing.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -91,3 +95,34 @@ def embed_texts(judge: TwoTower, texts: Sequence[str], *, prefix: str = "", batc
         for at in range(0, len(different), batch_size)
     ]
     return Texts(tuple(different), torch.cat(parts) if parts else torch.empty(0, judge.width))
+
+
+PREFIX: Final = "A photo depicts "
+SCALE: Final = 2.5
+
+
+def cosine(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Cosine of each picture with its own text, in [-1,1]; both are unit embeddings."""
+    if images.shape != texts.shape:
+        raise UsageError(f"pictures {tuple(images.shape)} and texts {tuple(texts.shape)} are compared one by one")
+    return (images * texts).sum(dim=1)
+
+
+def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Hessel's CLIPScore in [0, 2.5]; `texts` are embedded with `PREFIX` before the prompt."""
+    return SCALE * cosine(images, texts).clamp(min=0)
+
+
+def directional_similarity(
+    judge: TwoTower, pictures: Images, contents: Images, styles: Sequence[str], source: str
+) -> Float[Tensor, " n"]:
+    """cos(E(picture) - E(content), E(style) - E(source)) of the judge's unit embeddings, (N,) in [-1,1]; 0 for an
+    unchanged picture. `source` is a text that describes the content images."""
+    moved = embed(judge, pictures) - embed(judge, contents)
+    texts = judge.embed_texts([source, *styles]).float().cpu()
+    return F.cosine_similarity(moved, texts[1:] - texts[0], dim=1)
+
+
+def content_similarity(judge: TwoTower, pictures: Images, contents: Images) -> Float[Tensor, " n"]:
+    """Cosine of each picture with its content, (N,): 1 for the content itself."""
+    return (embed(judge, pictures) * embed(judge, contents)).sum(1)

@@ -16,7 +16,7 @@ from bench import VIT_B_32, Step, ratio, timm_cfg
 from torch import Generator
 
 from robustclip.canvases import Pixels
-from robustclip.data.prompts import embedded_prompts
+from robustclip.data.prompts import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition
 from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.named import load_named
@@ -105,10 +105,9 @@ def cost(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def quality(count: int, device: str) -> None:
     """R-Precision among 40 by both judges, of pictures of emoji-robust, against the view passes of a picture."""
-    prompts = [one.prompt for one in embedded_prompts()]
-    texts = prompts[:: max(1, len(prompts) // count)][:count]
+    texts = some_prompts(count)
     judges = load_named(["emoji-judge", "emoji-judge-disjoint"], device=pick_device(device))
-    recognised, results = PromptRecognition(prompts, judges, [40]), Results()
+    recognised, results = PromptRecognition([one.prompt for one in embedded_prompts()], judges, [40]), Results()
     settings = [("clipag", steps, 8 * steps) for steps in (8, 16, 32)]
     settings += [("clipag-faithful", steps, 64 * steps) for steps in (25, 100)]
     for recipe, steps, passes in settings:

@@ -1,6 +1,6 @@
 """Compare cheaper training attacks: robustness at equal samples, FLOPs and time relative to PGD-5 and PGD-2.
 
-    python tools/half_the_cost.py --rows runs/robustness   # about an hour on two cores; resumes; writes docs/cost.md
+    python tools/half_the_cost.py --rows runs/robustness   # about an hour on two cores; resumes; prints the table
 
 Each variant trains emoji-vanilla with the text bank under L2 eps 1.5, as the row text-bank of `reproduce robustness`
 does, whose PGD-1, PGD-2 and PGD-5 are taken from there (`--rows`). The criterion is top-1 under autoattack-light.
@@ -20,8 +20,7 @@ from typing import Any, Final
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustclip import evaluate, load_referee
 from robustclip.attacks.threat import ThreatModel
@@ -39,12 +38,11 @@ from robustclip.robustification.state import ready_to_train
 from robustclip.robustification.trainer import train
 from robustclip.runs import rng
 from robustclip.runs.devices import autocast
-from robustclip.runs.files import write_json, write_text
+from robustclip.runs.files import write_json
 from robustclip.runs.folder import RECORD, Run
 
-DOCS: Final = Path(__file__).parents[1] / "docs"
 EPS, SIZE, BATCH, UPDATES = 1.5, 64, 128, 150
-VIT: Final = "emoji-vit-vanilla"
+START, BEST = "emoji-vanilla", "PGD-5"
 STRONG, WEAK = f"l2:{EPS}@autoattack-light", f"l2:{EPS}@20x3"
 DTYPE: Final = torch.bfloat16
 
@@ -111,9 +109,6 @@ class Variant:
     row: str | None = None
     updates: int = UPDATES
     replays: int = 1
-    dtype: torch.dtype = DTYPE
-    start: str = "emoji-vanilla"
-    against: str = "PGD-5"
 
 
 def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
@@ -129,45 +124,13 @@ def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
     return partial(CheaperAttack, cheaper=small)
 
 
-def half_precision(referee: TwoTower) -> Callable[..., AdversarialGradients]:
-    """From a tower in bfloat16."""
-
-    def coarse(images: Tensor) -> Tensor:
-        with autocast(images.device, torch.bfloat16):
-            embeddings: Tensor = referee.image_tower(referee.preprocess(images))
-            return embeddings
-
-    return partial(CheaperAttack, cheaper=coarse)
-
-
-def half_the_tokens(referee: TwoTower) -> Callable[..., AdversarialGradients]:
-    """From a random half of a ViT's patches, drawn anew at each look, and the class token."""
-    tower = referee.image_tower
-    assert isinstance(tower, VisionTransformer)
-
-    def keep_half(_module: nn.Module, _given: object, tokens: Tensor) -> Tensor:
-        patches = 1 + torch.randperm(tokens.shape[1] - 1)[: (tokens.shape[1] - 1) // 2]
-        return tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), patches])]
-
-    def fewer(images: Tensor) -> Tensor:
-        handle = tower.patch_dropout.register_forward_hook(keep_half)
-        try:
-            with autocast(images.device, DTYPE):
-                embeddings: Tensor = tower(referee.preprocess(images))
-                return embeddings
-        finally:
-            handle.remove()
-
-    return partial(CheaperAttack, cheaper=fewer)
-
-
 def by(gradients: type[AdversarialGradients]) -> Callable[[TwoTower], Callable[..., AdversarialGradients]]:
     """The same for every tower."""
     return lambda _: gradients
 
 
 VARIANTS: Final = [
-    Variant("PGD-5", {"attack_steps": 5}, row="pgd-5"),
+    Variant(BEST, {"attack_steps": 5}, row="pgd-5"),
     Variant("PGD-2", {"attack_steps": 2}, row="text-bank"),
     Variant("PGD-1, random start, step 1.25 eps", {"attack_steps": 1, "step_size": 1.25 * EPS}, row="pgd-1"),
     Variant("PGD-1, random start, step 0.75 eps", {"attack_steps": 1, "step_size": 0.75 * EPS}),
@@ -175,9 +138,6 @@ VARIANTS: Final = [
     Variant("PGD-5 on pictures of half the side", {"attack_steps": 5}, half_size),
     Variant("PGD-1 from the sample's last attack", {"attack_steps": 1, "step_size": EPS, "warm_start": True}),
     Variant("free, 4 replays, twice the updates", {}, by(FreeGradients), updates=2 * UPDATES, replays=4),
-    Variant("PGD-2 in bfloat16, update in float32", {"attack_steps": 2}, half_precision, dtype=torch.float32),
-    Variant("ViT: PGD-2", {"attack_steps": 2}, row="vit-text-bank", start=VIT, against="ViT: PGD-2"),
-    Variant("ViT: PGD-2 on half the patches", {"attack_steps": 2}, half_the_tokens, start=VIT, against="ViT: PGD-2"),
 ]
 
 
@@ -187,7 +147,7 @@ def main(rows: list[Path], work: Path, limit: int) -> None:
             train_variant(variant, work / slug(variant.name))
     measured = {variant.name: measure(variant, rows, work, limit) for variant in VARIANTS}
     costs = cost(work / "cost.json")
-    write_text(DOCS / "cost.md", page(measured, costs, limit))
+    print(table(measured, costs))
 
 
 def slug(name: str) -> str:
@@ -206,7 +166,7 @@ def reused(variant: Variant, rows: list[Path]) -> Path | None:
 def train_variant(variant: Variant, folder: Path) -> None:
     if (folder / RECORD).is_file() and Run.open(folder).status == "finished":
         return
-    referee = load_referee(variant.start, device="cpu")
+    referee = load_referee(START, device="cpu")
     started_from = referee.card
     data = EmojiBatches("guide-styles", batch_size=BATCH, seed=0)
     run = Run.start(folder, None, recipe="emoji", arguments={"variant": variant.name, "seed": 0})
@@ -219,11 +179,11 @@ def train_variant(variant: Variant, folder: Path) -> None:
             threat=ThreatModel("l2", EPS, SIZE),
             gradients_by=AdversarialGradients if variant.by is None else variant.by(referee),
             steps=variant.updates,
-            lr=1e-3 if variant.start != VIT else 5e-4,
+            lr=1e-3,
             weight_decay=0.05,
             warmup=variant.updates // 8,
             ema=0.98,
-            dtype=variant.dtype,
+            dtype=DTYPE,
             checkpoint_every=10_000,
             **variant.settings,
         )
@@ -290,7 +250,7 @@ def cost(kept: Path) -> dict[str, dict[str, float]]:
 
 def update_of(variant: Variant) -> Callable[[], object]:
     """The gradients of one update on 64 drawings, ready to be called."""
-    referee = load_referee(variant.start, device="cpu")
+    referee = load_referee(START, device="cpu")
     data = EmojiBatches("guide-styles", batch_size=64, seed=0)
     ready_to_train(
         referee.image_tower, frozen_statistics=False, grad_checkpointing=False, accumulate=1, channels_last=True
@@ -299,7 +259,7 @@ def update_of(variant: Variant) -> Callable[[], object]:
     batch = replace(batch, images=batch.images.to(memory_format=torch.channels_last))
 
     def embed(images: Tensor) -> Tensor:
-        with autocast(images.device, variant.dtype):
+        with autocast(images.device, DTYPE):
             embeddings: Tensor = referee.image_tower(referee.preprocess(images))
             return embeddings
 
@@ -317,55 +277,26 @@ def update_of(variant: Variant) -> Callable[[], object]:
     return partial(gradients, 0, batch, torch.empty(0))
 
 
-HEAD: Final = """# Half the cost of adversarial training
-
-Made by `python tools/half_the_cost.py`. All variants train emoji-vanilla's ResNet with the text bank under L2 eps {eps}
-at 64x64, {updates} updates of {batch} samples (free training twice as many updates), one training seed. Accuracy is
-top-1 of n = {n} drawings of styles that nobody was trained on, among the labels that these have; differences are to
-PGD-5 on the same images, with paired 95% intervals. FLOPs are counted by torch in a real update; time is
-the median of 5 rounds in bfloat16, variants in turn, so that only its ratios mean something. Two more variants are in
-the tool and were not trained yet: an attack in bfloat16 with the update in float32, and on half of a ViT's patches.
-
+HEAD: Final = """
 | attack | FLOPs / PGD-5 | FLOPs / PGD-2 | time / PGD-5 | clean | PGD-20x3 | autoattack-light | minus PGD-5 |
-|---|---|---|---|---|---|---|---|
-"""
+|---|---|---|---|---|---|---|---|"""
 
 
-def page(measured: dict[str, dict[str, list[bool]]], costs: dict[str, dict[str, float]], limit: int) -> str:
+def table(measured: dict[str, dict[str, list[bool]]], costs: dict[str, dict[str, float]]) -> str:
     """The table in Markdown."""
-    lines = []
+    lines = [HEAD]
     for variant in VARIANTS:
         hits, price = measured[variant.name], costs[variant.name]
-        pairs = [("flops", variant.against), ("flops", "PGD-2"), ("seconds", variant.against)]
-        on_vit = variant.start == VIT
-        cells = ["" if on_vit and of == "PGD-2" else f"{price[kind] / costs[of][kind]:.2f}" for kind, of in pairs]
+        pairs = [("flops", BEST), ("flops", "PGD-2"), ("seconds", BEST)]
+        cells = [f"{price[kind] / costs[of][kind]:.2f}" for kind, of in pairs]
         for attack in (CLEAN, WEAK, STRONG):
             found = intervals.rate(hits[attack])
             cells.append(f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})")
-        less = intervals.difference(hits[STRONG], measured[variant.against][STRONG], seed=0)
+        less = intervals.difference(hits[STRONG], measured[BEST][STRONG], seed=0)
         apart = f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})"
-        cells.append("" if variant.name == variant.against else apart)
+        cells.append("" if variant.name == BEST else apart)
         lines.append(f"| {variant.name} | {' | '.join(cells)} |")
-    head = HEAD.format(eps=EPS, updates=UPDATES, batch=BATCH, n=limit)
-    return head + "\n".join(lines) + "\n" + TAIL.format(n=limit)
-
-
-TAIL: Final = """
-What to make of it, as far as {n} images and one training seed go (differences are known to some 5 points; the
-criterion, within 1 point of PGD-5, would take thousands of images):
-
-- PGD-2 with its large steps (1.25 eps each) is PGD-5's equal at 54% of its FLOPs, and stays the default.
-- One step from where the sample's attack ended last is the best of what costs less than half: `--attack-steps 1
-  --step-size 1.5 --warm-start` (step = eps), 38% of PGD-5's FLOPs. It is worth nothing where samples do not come again.
-- Free training comes as near at 46%, with half as many different samples; it is in this file only, for it needs each
-  batch several times and gives the attack batch statistics.
-- One step from a random start loses a third of the robustness at 0.75 eps, and half of it at 1.25.
-- Gradients at half the resolution train no robustness at all: the attack then never learns to use fine detail, and
-  any attack that does breaks every image.
-
-The goal was at most half of PGD-5's FLOPs at its robustness: a warm start has 38% of the FLOPs and 4 points less, whose
-interval holds 0 and also 10.
-"""
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

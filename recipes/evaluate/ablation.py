@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from robustclip.data.prompts import embedded_prompts
+from robustclip.data.prompts import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
@@ -65,8 +65,7 @@ def recipe(
     if quick:
         changes = {"from grey": CHANGES["from grey"]}
         settings |= {"quick": True}
-    chosen = embedded_prompts()[:: max(1, len(everything) // prompts)][:prompts]
-    texts = [one.prompt for one in chosen]
+    texts = some_prompts(prompts)
     run = Run.start(out, resume, recipe="ablation", arguments=arguments, room="reproduce")
     with run:
         file = run.folder / "prompts.txt"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from robustclip.data.prompts import embedded_prompts, real_drawings
+from robustclip.data.prompts import embedded_prompts, real_drawings, some_prompts
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.judge import judge_pictures
@@ -58,7 +58,7 @@ def recipe(
         prompts, batch_size = 6, 4
     arguments = dict(locals())
     everything = [one.prompt for one in embedded_prompts()]
-    texts = everything[:: max(1, len(everything) // prompts)][:prompts]
+    texts = some_prompts(prompts)
     place = pick_device(device)
     run = Run.start(out, resume, recipe="inr", arguments=arguments, room="reproduce")
     with run:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from robustclip import evaluate, recipes
 from robustclip.data.images import save_image
-from robustclip.data.prompts import embedded_prompts
+from robustclip.data.prompts import embedded_prompts, some_prompts
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
 from robustclip.evaluation.generation.results import Results
@@ -218,7 +218,7 @@ class Measuring:
     def _painted(self, name: str, referee: str, folder: Path) -> dict[str, Any]:
         """R-Precision of paintings of embedded prompts, by both judges among all prompts."""
         everything = [one.prompt for one in embedded_prompts()]
-        texts = everything[:: max(1, len(everything) // self.prompts)][: self.prompts]
+        texts = some_prompts(self.prompts)
         file = folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))
         settings = {"prompts": file, "device": self.device, "seed": 0, "save_frames": False, "quick": self.quick}

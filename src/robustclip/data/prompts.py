@@ -37,6 +37,12 @@ def embedded_prompts() -> tuple[EmbeddedPrompt, ...]:
         return tuple(EmbeddedPrompt(**json.loads(line)) for line in lines)
 
 
+def some_prompts(count: int) -> list[str]:
+    """`count` of the embedded prompts, evenly spaced."""
+    texts = [one.prompt for one in embedded_prompts()]
+    return texts[:: max(1, len(texts) // count)][:count]
+
+
 @cache
 def real_drawings() -> tuple[LabelledImages, list[str]]:
     """(drawings on which emoji-judge was not trained, their prompts): the two held-back drawings of every name, and all

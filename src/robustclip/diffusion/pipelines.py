@@ -12,7 +12,7 @@ from torch import nn
 from robustclip.data import embedded
 from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
 from robustclip.diffusion.fitting import WEIGHTS, write_model
-from robustclip.diffusion.stable import PREDICTIONS, LatentDiffusion
+from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.referees.sentence import MINILM
 from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
@@ -38,19 +38,15 @@ def load_diffusion(
     device: str | torch.device = "cpu",
     *,
     dtype: str | torch.dtype | None = None,
-    half: bool = False,
-    prediction: str | None = None,
     slicing: bool = False,
     checkpointing: bool = False,
 ) -> LatentDiffusion:
     """A latent diffusion model by its embedded name, or from a pipeline's folder as diffusers writes it.
 
     `dtype` is what it computes in, see `diffusion_dtype`.
-    `half` also stores the weights of the UNet and the text tower in it. `prediction` is the UNet's prediction type,
-    if the folder's scheduler does not state it.
 
-    Raises UsageError for a folder that lacks a part or has another in its place, weights that are not safetensors or
-    do not fit the config, and another `prediction` than the folder's; RunError for damaged weights and NaN or infinity.
+    Raises UsageError for a folder that lacks a part or has another in its place, and weights that are not safetensors
+    or do not fit the config; RunError for damaged weights and NaN or infinity.
     """
     folder = embedded.folders("generators", INDEX).get(str(given), Path(given))
     if not is_file(folder / INDEX):
@@ -66,12 +62,10 @@ def load_diffusion(
                 "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
             )
     dtype = diffusion_dtype(dtype, device)
-    scheduler = _scheduler(folder / "scheduler", prediction)
+    scheduler = _scheduler(folder / "scheduler")
     vae = load_vae(folder / "vae", device)
     unet = load_model(folder / "unet", UNet2DConditionModel).to(device)
     texts = _texts(folder).to(device)
-    if half:
-        unet, texts = unet.to(dtype), texts.to(dtype)
     return LatentDiffusion(
         vae,
         unet,
@@ -130,7 +124,7 @@ def save_diffusion(
         write_json(draft / CARD, {**card, "text_tower": MINILM, "weights_sha256": hashes})
 
 
-def _scheduler(folder: Path, prediction: str | None) -> Any:
+def _scheduler(folder: Path) -> Any:
     path = folder / "scheduler_config.json"
     if not is_file(path):
         raise UsageError(
@@ -144,14 +138,8 @@ def _scheduler(folder: Path, prediction: str | None) -> Any:
             f"{path} is of a {str(kind)[:60]}, whose noise levels are not DDIM's: give a Stable Diffusion 1.x or 2.x "
             "pipeline, whose scheduler has betas (DDIM, DDPM, PNDM, Euler, DPM-Solver and their kin)"
         )
-    if prediction is not None and prediction not in PREDICTIONS:
-        raise UsageError(f"prediction {prediction[:40]!r} is not one of {', '.join(PREDICTIONS)}")
-    if prediction is not None and stated is not None and prediction != stated:
-        raise UsageError(
-            f"{path} says that the model predicts {stated}, and the call says {prediction}: leave prediction out"
-        )
     try:
-        return DDIMScheduler.from_config({**config, "prediction_type": stated or prediction or "epsilon"})
+        return DDIMScheduler.from_config({**config, "prediction_type": stated or "epsilon"})
     except Exception as error:
         raise UsageError(f"{path} is not a config of a scheduler ({str(error)[:200]})") from error
 

@@ -180,16 +180,6 @@ class Blip2(PairReader):
     def check_texts(self, texts: list[str]) -> None:
         self.tokenizer.check(texts)
 
-    def set_checkpointing(self, on: bool = True) -> None:
-        """Enable activation checkpointing of the image tower.
-
-        Raises UsageError for a tower that cannot.
-        """
-        vision: Any = self.vision
-        if not hasattr(vision, "checkpointing"):
-            raise UsageError(f"the image tower of {self.card.name} has no checkpointing: leave it out")
-        vision.checkpointing = on
-
     # Parts, on image tokens (B,N,W) and ids and mask (B,L) of texts.
 
     def image_tokens(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n w"]:

@@ -9,7 +9,6 @@ from typing import Any, Final, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     Blip2QFormerConfig,
     Blip2QFormerModel,
@@ -41,29 +40,19 @@ MATRIX: Final = f"{TOWER}embeddings.patch_embedding.weight"  # whose dtype is th
 
 @final
 class VisionTokens(nn.Module):
-    """transformers' image tower: normalised pixels (B,3,h,w) to (B,N,W), including its last norm.
-
-    checkpointing: activation checkpointing per block.
-    """
+    """transformers' image tower: normalised pixels (B,3,h,w) to (B,N,W), including its last norm."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower
-        self.checkpointing = False
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n w"]:
         tower = self.tower
         states = tower.embeddings(pixels)
         for block in tower.encoder.layers:
-            if self.checkpointing and states.requires_grad:
-                states = _state(checkpoint(block, states, use_reentrant=False))
-            else:
-                states = _state(block(states))
+            output = block(states)
+            states = output[0] if isinstance(output, tuple) else output
         return tower.post_layernorm(states.to(tower.post_layernorm.weight.dtype))  # LAVIS: float32 after a half tower
-
-
-def _state(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def build_full(

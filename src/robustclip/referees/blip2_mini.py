@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedTokenizerFast
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
@@ -31,8 +30,6 @@ class TowerTokens(nn.Module):
     """The last three stages of a convolutional tower as tokens: on the grid of the second last, the finer one
     unshuffled, the coarser one repeated; then a norm and a projection, the only trained parts.
 
-    checkpointing: activation checkpointing of the tower.
-
     Raises UsageError for a tower without such stages.
     """
 
@@ -47,7 +44,6 @@ class TowerTokens(nn.Module):
             probe = self._stages(torch.zeros(1, 3, *size, device=next(self.trunk.parameters()).device))
         self.norm = nn.LayerNorm(probe.shape[-1])
         self.projection = nn.Linear(probe.shape[-1], WIDTH)
-        self.checkpointing = False
 
     def train(self, mode: bool = True) -> TowerTokens:
         """The tower stays in eval mode."""
@@ -56,8 +52,6 @@ class TowerTokens(nn.Module):
         return self
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n w"]:
-        if self.checkpointing and pixels.requires_grad:
-            return self.projection(self.norm(checkpoint(self._stages, pixels, use_reentrant=False)))
         return self.projection(self.norm(self._stages(pixels)))
 
     def _stages(self, pixels: Tensor) -> Tensor:

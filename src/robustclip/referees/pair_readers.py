@@ -32,19 +32,14 @@ def pair_reader_names() -> list[str]:
     return list(embedded.folders("pair_readers", CARD_FILE))
 
 
-def load_pair_reader(
-    name_or_folder: str | Path, device: str | torch.device = "cpu", *, checkpointing: bool = False
-) -> Blip2:
+def load_pair_reader(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Blip2:
     """Load a pair reader by its embedded or registered name, or from a folder: of `save_mini`, of `robustclip convert
     lavis-blip2`, or transformers' Blip2ForImageTextRetrieval, which has no captioning loss. Frozen, in eval mode.
-    `checkpointing`: activation checkpointing of the image tower.
 
     Raises UsageError for a name or folder that is not a pair reader's, and for an invalid card; RunError for damaged
     weights, and for files that are not the card's.
     """
-    reader = _load(_folder_of(name_or_folder), name_or_folder).to(device).eval().requires_grad_(False)
-    reader.set_checkpointing(checkpointing)
-    return reader
+    return _load(_folder_of(name_or_folder), name_or_folder).to(device).eval().requires_grad_(False)
 
 
 def _load(folder: Path, name_or_folder: str | Path) -> Blip2:

@@ -33,9 +33,9 @@ def untiled(drawing: Drawing, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]
     image = torch.ones(len(pixels), 3, device=pixels.device)
     for row in range(drawing.points.shape[1]):
         mine = lines.shape == row
-        starts, ways = lines.starts[mine], (lines.ends - lines.starts)[mine]
-        place = (((pixels - starts) * ways).sum(-1) / ways.square().sum(-1).clamp(min=TINY)).clamp(0, 1)
-        distance = (pixels - starts - place[..., None] * ways).square().sum(-1).amin(1).clamp(min=TINY).sqrt()
+        starts, directions = lines.starts[mine], (lines.ends - lines.starts)[mine]
+        place = (((pixels - starts) * directions).sum(-1) / directions.square().sum(-1).clamp(min=TINY)).clamp(0, 1)
+        distance = (pixels - starts - place[..., None] * directions).square().sum(-1).amin(1).clamp(min=TINY).sqrt()
         alpha = (covered_by_stroke(distance, drawing.widths[0, row] / 2, 1.0) * drawing.colours[0, row, 3])[:, None]
         image = (1 - alpha) * image + alpha * drawing.colours[0, row, :3]
     return image.T.reshape(1, 3, *size)

@@ -42,7 +42,7 @@ def rms(values: Tensor) -> float:
 @torch.no_grad()
 def rows(count: int, guidances: Sequence[float]) -> Iterator[str]:
     model = load_diffusion("emoji-diffusion")
-    told = model.embed_prompts([str(one) for one in compositional_prompts()[:count]])
+    texts = model.embed_prompts([str(one) for one in compositional_prompts()[:count]])
     empty = model.embed_prompts([""])
     side = 64 // model.factor
     drawn = [torch.randn(model.channels, side, side, generator=generator(row, "samplers")) for row in range(count)]
@@ -53,10 +53,10 @@ def rows(count: int, guidances: Sequence[float]) -> Iterator[str]:
     for guidance in guidances:
         for steps in STEPS:
             setting: dict[str, Any] = {"steps": steps, "guidance": guidance}
-            plain, given = chain_of(model, told, empty, sampler="ddim", **setting)
+            plain, given = chain_of(model, texts, empty, sampler="ddim", **setting)
             target = plain.sample(pair(noise), *given)[plain.pictures[0]]
             for name, constants in SAMPLERS:
-                chain, _ = chain_of(model, told, empty, sampler=name, **setting, constants=constants)
+                chain, _ = chain_of(model, texts, empty, sampler=name, **setting, constants=constants)
                 errors, end = [], noise
                 for dtype in (torch.float32, torch.float64):
                     try:
@@ -76,7 +76,7 @@ def rows(count: int, guidances: Sequence[float]) -> Iterator[str]:
 
 def costs(repeats: int = 5) -> Iterator[str]:
     model = load_diffusion("emoji-diffusion")
-    told, empty = model.embed_prompts(["a cat", "a dog"]), model.embed_prompts([""])
+    texts, empty = model.embed_prompts(["a cat", "a dog"]), model.embed_prompts([""])
     side = 64 // model.factor
     noise = torch.randn(2, model.channels, side, side, generator=generator(0, "samplers")).double()
     yield f"2 latents of {model.channels}x{side}x{side}, guidance 3; seconds of a core; MB alive at a peak\n"
@@ -92,7 +92,7 @@ def costs(repeats: int = 5) -> Iterator[str]:
             seconds, peaks = [], []
             for steps in (10, 50):
                 setting: Any = {"sampler": name, "steps": steps, "guidance": 3.0, "gradient": gradient}
-                chain, given = chain_of(model, told, empty, **setting)
+                chain, given = chain_of(model, texts, empty, **setting)
 
                 def once(chain: Any = chain, given: Any = given) -> None:
                     leaf = noise.clone().requires_grad_()

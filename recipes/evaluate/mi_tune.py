@@ -172,11 +172,11 @@ def recipe(
         readers = [name for name in judges if is_pair_reader(name)][:TUNE_JUDGES]
         jury = {name: load_pair_reader(name, place) for name in readers}
         items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
-        told = {name: plain(arguments[name]) for name in ("model", "prompts", "seeds", "samples", "trained_on", "lr")}
-        told |= {name: arguments[name] for name in ("tune_steps", "batch_size", "guidance", "pictures_steps")}
-        told["fingerprints"] = {name: pair_fingerprint(one) for name, one in jury.items()}
+        shared = {name: plain(arguments[name]) for name in ("model", "prompts", "seeds", "samples", "trained_on", "lr")}
+        shared |= {name: arguments[name] for name in ("tune_steps", "batch_size", "guidance", "pictures_steps")}
+        shared["fingerprints"] = {name: pair_fingerprint(one) for name, one in jury.items()}
         compared = [(name, against) for against in (BASE, "random") for name in rows if name != against]
-        study = Study(run, Results(chance=CHANCE, compared=compared, shown=list(CHANCE)), told, budget)
+        study = Study(run, Results(chance=CHANCE, compared=compared, shown=list(CHANCE)), shared, budget)
         align = {"model": model, "count": trained_on, "samples": samples, "sampling_steps": sampling_steps}
         align |= {"guidance": guidance[0], "steps": tune_steps, "batch_size": batch_size, "lr": lr, "size": size}
         align |= {"pool": run.folder / "pool", "device": device, "dtype": dtype, "seed": seed}
@@ -347,8 +347,8 @@ def variance(
                 )
             for half in (size for size in (1, 2, 4) if 2 * size <= draws):
                 parts = [np.stack([each[:, at : at + half].sum(1) for each in halves[form]]) for at in (0, half)]
-                told = {"first": f"{form}, {way}", "second": f"{2 * LEVELS * half} evaluations", "what": "tau"}
-                rows.append(told | vars(agreement(*parts)))
+                row = {"first": f"{form}, {way}", "second": f"{2 * LEVELS * half} evaluations", "what": "tau"}
+                rows.append(row | vars(agreement(*parts)))
     return rows
 
 

@@ -68,7 +68,7 @@ def recipe(
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
-    PairBatches(unseen, 1)  # a split that is not there is told now, not after the training
+    PairBatches(unseen, 1)  # a split that is not there raises now, not after the training
     reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
     data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)

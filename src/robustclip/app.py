@@ -197,8 +197,8 @@ class Jobs:
             return str(made.files[0]), html, gr.File(list(files), visible=True)
 
         def meanwhile(picture: Any) -> tuple[Any, ...]:
-            told = f"<p>Painting: {time.monotonic() - begun:.0f} s</p>"
-            return gr.skip() if picture is None else picture, told, gr.File(visible=False)
+            status = f"<p>Painting: {time.monotonic() - begun:.0f} s</p>"
+            return gr.skip() if picture is None else picture, status, gr.File(visible=False)
 
         yield from self._run(work, meanwhile)
 
@@ -290,7 +290,7 @@ def _lines(texts: str, *readers: TwoTower) -> list[str]:
 
 def _figures(pictures: Iterable[tuple[Float[Tensor, "3 h w"], str]]) -> str:
     """HTML of pictures with captions."""
-    each = (f'<img alt="" src="{picture_uri(one)}"><figcaption>{escape(told)}</figcaption>' for one, told in pictures)
+    each = (f'<img alt="" src="{picture_uri(one)}"><figcaption>{escape(text)}</figcaption>' for one, text in pictures)
     return f'<div class="figures">{"".join(f"<figure>{one}</figure>" for one in each)}</div>'
 
 

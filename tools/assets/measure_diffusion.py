@@ -6,7 +6,7 @@
 
 Reconstruction is of pairs in styles that the autoencoder was trained on, and in unseen ones, beside averages over its
 cells, enlarged again. Its own pictures are of the 60 compositional prompts, two of each, by DDIM at several guidances;
-judges who guide nothing find them as in `reproduce inversion`. How strong a text conditions is told by the error of the
+judges who guide nothing find them as in `reproduce inversion`. How strong a text conditions shows in the error of the
 noise with a picture's caption, with its colours exchanged, with another's, and with none, all with the same noise: mean
 over scenes whose things both have colours, and over noise levels, with each one's difference to the own caption's.
 """
@@ -154,16 +154,16 @@ def errors(model: LatentDiffusion) -> dict[str, Any]:
     }
     drawn = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
     own = np.mean(list(found["own"].values()), axis=0)
-    told: dict[str, Any] = {"n": len(rows)}
+    found_by_text: dict[str, Any] = {"n": len(rows)}
     for name, by_time in found.items():
         all_times = np.mean(list(by_time.values()), axis=0)
         above = all_times[drawn].mean(1) / own[drawn].mean(1) - 1
-        told[name] = {
+        found_by_text[name] = {
             **{str(time): float(values.mean()) for time, values in by_time.items()},
             "all": asdict(intervals.mean(all_times, seed=0)),
             "above own": [float(all_times.mean() / own.mean() - 1), *map(float, np.quantile(above, (0.025, 0.975)))],
         }
-    return told
+    return found_by_text
 
 
 def _errors(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, given: Conditioning) -> Any:
@@ -176,8 +176,8 @@ def _errors(model: LatentDiffusion, latents: Tensor, noise: Tensor, time: int, g
 def curve(run: Path) -> dict[str, Any]:
     """Mean error of the noise over tenths of a training, and what its record says of it."""
     record = Run.open(run).record
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").strip().split("\n")]
-    values = np.array([one["error"] for one in told if "error" in one])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").strip().split("\n")]
+    values = np.array([one["error"] for one in lines if "error" in one])
     steps = [int(share[-1]) + 1 for share in np.array_split(np.arange(len(values)), SHARES)]
     means = [round(float(share.mean()), 4) for share in np.array_split(values, SHARES)]
     kept = {name: record[name] for name in ("versions", "commit", "started", "ended")}

@@ -186,22 +186,10 @@ class Report(Tabled):
 
     def _table(self, task: str) -> Table:
         rows = [row for row in self.rows if row.task == task]
-        referees = list(dict.fromkeys(row.referee for row in rows))
-        table = Table("metric", "images")
-        for referee in referees:
-            table.add_column(Text(referee), justify="right")  # a name may look like rich's markup
-        lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+        lines: dict[tuple[str, ...], dict[str, str]] = {}
         for row in rows:
-            lines.setdefault((row.metric, row.attack, _heading(row)), {})[row.referee] = row
-        above = ""
-        for (metric, _, heading), by_referee in lines.items():
-            if above and metric != above:
-                table.add_section()
-            cells = [_cell(by_referee[referee]) if referee in by_referee else "" for referee in referees]
-            first = Text("" if metric == above else metric)
-            table.add_row(first, Text(heading), *cells, style="dim" if heading[0] == " " else "")
-            above = metric
-        return table
+            lines.setdefault((row.metric, row.attack, _heading(row)), {})[row.referee] = _cell(row)
+        return side_by_side(("metric", "images"), [row.referee for row in rows], lines)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the predictions and the picture, as plain JSON values."""
@@ -217,6 +205,23 @@ class Report(Tabled):
         if self.picture is not None:
             save_image(self.picture, folder / "gradients.png")
         super().save(folder)
+
+
+def side_by_side(
+    heads: tuple[str, str], names: Iterable[str], lines: Mapping[tuple[str, ...], Mapping[str, str]]
+) -> Table:
+    """A column for each name; lines are keyed by (title, ..., heading), and those of one title form a section."""
+    table, names = Table(*heads), list(dict.fromkeys(names))
+    for name in names:
+        table.add_column(Text(name), justify="right")  # a name may look like rich's markup
+    above = ""
+    for (title, *_, heading), cells in lines.items():
+        if above and title != above:
+            table.add_section()
+        first, style = Text("" if title == above else title), "dim" if heading[0] == " " else ""
+        table.add_row(first, Text(heading), *(cells.get(name, "") for name in names), style=style)
+        above = title
+    return table
 
 
 def checks_table(checks: list[Check]) -> Table:

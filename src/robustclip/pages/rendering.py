@@ -184,12 +184,12 @@ def _line(line: Line, report: Report, least: float, most: float) -> dict[str, An
         if number is None or _missing(number.value):
             cells.append({"referee": about.name, "value": ""})
             continue
-        told = [_number(value, line.unit) for value in (number.value, number.low, number.high)]
-        told[0] += "%" if line.unit == "percent" else ""
+        texts = [_number(value, line.unit) for value in (number.value, number.low, number.high)]
+        texts[0] += "%" if line.unit == "percent" else ""
         cells.append(
             {
                 "referee": about.name,
-                **dict(zip(("value", "low", "high"), told, strict=True)),
+                **dict(zip(("value", "low", "high"), texts, strict=True)),
                 "at": place(number.value),
                 "left": place(number.low),
                 "right": place(number.high),

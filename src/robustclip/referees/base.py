@@ -123,14 +123,12 @@ class TwoTower(Referee):
         CLIPDraw's code does so by default (a bug); for faithful recipes only.
         """
         config = self.preprocess.config() | {"mean": [0.0] * 3, "std": [1.0] * 3}
-        return TwoTower(
-            self.image_tower,
-            self.text_tower,
-            Preprocess.from_config(config).to(self.device),
-            card=self.card,
-            logit_scale=self.logit_scale,
-            logit_bias=self.logit_bias,
-        ).eval()
+        return self.with_image_tower(self.image_tower, Preprocess.from_config(config).to(self.device)).eval()
+
+    def with_image_tower(self, image_tower: nn.Module, preprocess: Preprocess, card: Card | None = None) -> TwoTower:
+        """Another image tower and preprocessing with this text tower and logits (shared weights)."""
+        logits: dict[str, Any] = {"logit_scale": self.logit_scale, "logit_bias": self.logit_bias}
+        return TwoTower(image_tower, self.text_tower, preprocess, card=card or self.card, **logits)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "t d"]:

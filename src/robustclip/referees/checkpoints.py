@@ -299,13 +299,13 @@ def load_released(name: str, pretrained: str | None = None) -> TwoTower:
 def _fetched(entry: Released) -> Path | None:
     """The downloaded file or folder; None for what open_clip itself fetches."""
     if entry.source is None or not entry.source.startswith(HUB):
-        told = (
+        reason = (
             f"no released weights were found (looked up in {', '.join(entry.looked_up)})"
             if entry.source is None
             else f"{entry.file} is not fetched; download it ({entry.source})"
         )
         raise UsageError(
-            f'{entry.name}: {told}, and give it: load_referee("{entry.name}", pretrained="PATH")',
+            f'{entry.name}: {reason}, and give it: load_referee("{entry.name}", pretrained="PATH")',
             "not_fetched",
             name=entry.name,
         )

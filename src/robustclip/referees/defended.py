@@ -203,9 +203,7 @@ def attackers(referee: TwoTower) -> dict[str, TwoTower]:
     if not isinstance(tower, DefendedTower):
         return {"": referee}
     aware = DefendedTower(tower.tower, tower.preprocess, tower.defence, seed=tower.seed, attacked=True)
-    return {"": _with(referee, aware, referee.preprocess), STATIC: _with(referee, tower.tower, tower.preprocess)}
-
-
-def _with(referee: TwoTower, tower: nn.Module, preprocess: Preprocess) -> TwoTower:
-    text, scale, bias = referee.text_tower, referee.logit_scale, referee.logit_bias
-    return TwoTower(tower, text, preprocess, card=referee.card, logit_scale=scale, logit_bias=bias).eval()
+    return {
+        "": referee.with_image_tower(aware, referee.preprocess).eval(),
+        STATIC: referee.with_image_tower(tower.tower, tower.preprocess).eval(),
+    }

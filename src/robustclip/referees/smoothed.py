@@ -170,9 +170,7 @@ def wrapped(referee: TwoTower, tower: WrappedTower, how: dict[str, Any]) -> TwoT
         provenance={**base.provenance, tower.kind: how},
         claims=[],
     )
-    return TwoTower(
-        tower, referee.text_tower, passed_on, card=card, logit_scale=referee.logit_scale, logit_bias=referee.logit_bias
-    )
+    return referee.with_image_tower(tower, passed_on, card)
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,11 @@ class Selftest:
 
     def table(self) -> Group:
         """What was found, a table a device of differences and their bounds, and what is wrong."""
-        told = [" ".join(f"{name} {version}" for name, version in self.versions.items())]
+        lines = [" ".join(f"{name} {version}" for name, version in self.versions.items())]
         for name, facts in self.found.items():
             free = "" if facts["free_gb"] is None else f", {facts['free_gb']:.1f} GB free"
-            told.append(f"{name}: {facts['is']}{free}; {', '.join(facts['dtypes'])}")
-        parts: list[Text | Table] = [*map(Text, [*told, *self.notes])]
+            lines.append(f"{name}: {facts['is']}{free}; {', '.join(facts['dtypes'])}")
+        parts: list[Text | Table] = [*map(Text, [*lines, *self.notes])]
         for name in dict.fromkeys(row.device for row in self.rows):
             parts += [Text(), _table(name, [row for row in self.rows if row.device == name])]
         run = [row for row in self.rows if row.result != "skipped"]
@@ -176,8 +176,8 @@ def compared(check: Check, setting: Setting, truth: Tensor | Fault) -> Row:
         result: Result = "overflow" if setting.dtype == torch.float16 else "not finite"
         return row(result, f"{count:,} of {counted(found.numel(), 'number')} are not finite", None, seconds, memory)
     if difference > bound:
-        told = f"off by {difference:.1e} of the truth's norm, and the bound is {bound:.1e}"
-        return row("exceeded", told, difference, seconds, memory)
+        message = f"off by {difference:.1e} of the truth's norm, and the bound is {bound:.1e}"
+        return row("exceeded", message, difference, seconds, memory)
     return row("within", "", difference, seconds, memory)
 
 
@@ -199,12 +199,12 @@ def attempted(check: Check, setting: Setting) -> Tensor | Fault:
 
 def fault_of(error: Exception, setting: Setting) -> Fault:
     """What kind of failure an exception is, and its message in a line."""
-    told = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+    message = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
-        return "out of memory", told
+        return "out of memory", message
     if isinstance(error, Coded) and error.code == "not_finite":
         return "overflow" if setting.dtype == torch.float16 else "not finite", str(error)
-    return "failed", told
+    return "failed", message
 
 
 def _table(device: str, rows: Sequence[Row]) -> Table:

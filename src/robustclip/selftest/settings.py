@@ -115,9 +115,9 @@ def _bfloat16_on(device: torch.device) -> bool:
 
 def no_accelerator() -> str:
     """Why there is none: what torch was built for, and what it says of the driver."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.is_available()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-    reasons = " ".join(str(one.message).split("(Triggered")[0].strip() for one in told)
+    reasons = " ".join(str(one.message).split("(Triggered")[0].strip() for one in caught)
     return f"no accelerator: torch {torch.__version__}, built for {built}, sees none. {reasons}".strip()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.intervals import percent, plain
-from robustclip.evaluation.report import Tabled
+from robustclip.evaluation.report import Tabled, side_by_side
 from robustclip.runs.files import write_json
 
 Kind = Literal["value", "difference", "preference"]
@@ -128,31 +127,20 @@ class JudgeReport(Tabled):
     def table(self) -> Group:
         """Table for a terminal, grouped by metric, judges side by side; their hashes and the notes below."""
         judges = {figure.judge: figure.fingerprint for figure in self.figures}
-        table = Table("metric", "pictures")
-        for judge in judges:
-            table.add_column(Text(judge), justify="right")  # a name may look like rich's markup
-        above = ""
-        for (title, heading), by_judge in self._lines().items():
-            if above and title != above:
-                table.add_section()
-            cells = [_cell(by_judge[judge]) if judge in by_judge else "" for judge in judges]
-            table.add_row(
-                Text("" if title == above else title), Text(heading), *cells, style="dim" if heading[0] == " " else ""
-            )
-            above = title
+        table = side_by_side(("metric", "pictures"), judges, self._lines())
         counts = " or ".join(str(n) for n in dict.fromkeys(figure.n for figure in self.figures))
         headline = f"pictures judged: 95% intervals, n = {counts}, seed {self.setting['seed']}"
         below = [f"{judge}: sha256 {digest[:SHOWN]}..." for judge, digest in judges.items()]
         below += [f"aesthetics: {head}" for head in dict.fromkeys(figure.head for figure in self.figures) if head]
         return Group(Text(headline, style="bold"), table, *(Text(line, style="dim") for line in below + self.notes))
 
-    def _lines(self) -> dict[tuple[str, str], dict[str, Figure]]:
+    def _lines(self) -> dict[tuple[str, ...], dict[str, str]]:
         """The table's lines grouped by metric: values, then comparisons."""
         titles = list(dict.fromkeys(_title(figure) for figure in self.figures))
         kinds: list[Kind] = ["value", "difference", "preference"]
-        lines: dict[tuple[str, str], dict[str, Figure]] = {}
+        lines: dict[tuple[str, ...], dict[str, str]] = {}
         for figure in sorted(self.figures, key=lambda one: (titles.index(_title(one)), kinds.index(one.kind))):
-            lines.setdefault((_title(figure), _heading(figure)), {})[figure.judge] = figure
+            lines.setdefault((_title(figure), _heading(figure)), {})[figure.judge] = _cell(figure)
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -38,6 +38,8 @@ from robustclip.synthesis.items import parse_seeds
 from robustclip.synthesis.prompts import Prompt
 from robustclip.synthesis.session import parse_size
 
+from .referees import CLAIM
+
 tries = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 few = settings(tries, max_examples=60)
 
@@ -128,17 +130,6 @@ def test_any_threat_model_is_one_or_a_usage_error(norm: Any, eps: Any, size: Any
         assert ThreatModel.from_json(json.loads(json.dumps(threat.to_json()))) == threat
 
 
-CLAIM = {
-    "name": "top-1",
-    "value": 0.5,
-    "low": 0.4,
-    "high": 0.6,
-    "n": 4,
-    "seed": 0,
-    "data": "d",
-    "attack": None,
-    "date": "x",
-}
 CARD = toy_referee().card.to_json() | {
     "claims": [CLAIM],
     "threat": {"norm": "l2", "eps": 1.5, "size": [16, 16]},

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
 from robustclip.cli import main
 from robustclip.errors import RunError, UsageError
@@ -21,6 +20,7 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import check_fit
 
 from .lavis_layout import FULL_EVA, FULL_QFORMER, TINY_EVA, TINY_QFORMER, Shape, eva, qformer
+from .tiny_blip2 import tiny_blip2
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TEXTS = ["a red fish", "a much longer text of a blue hat"]
@@ -193,32 +193,7 @@ def test_a_folder_of_transformers_reads_pairs_and_says_that_it_cannot_caption(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = bert_tokenizer()
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        ),
-        qformer_config=Blip2QFormerConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=12,
-            encoder_hidden_size=16,
-            use_qformer_text_input=True,
-            pad_token_id=0,
-        ),
-        num_query_tokens=3,
-        image_text_hidden_size=4,
-    )
-    torch.manual_seed(0)
-    model = Blip2ForImageTextRetrieval(config).eval()
-    for parameter in model.parameters():
-        parameter.add_(0.2 * torch.randn(parameter.shape))
+    model = tiny_blip2(len(tokenizer))
     model.save_pretrained(tmp_path / "hf")
     tokenizer.tokenizer.save_pretrained(tmp_path / "hf")
     reader = load_pair_reader(tmp_path / "hf")

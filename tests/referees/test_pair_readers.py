@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
 from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
@@ -23,6 +22,8 @@ from robustclip.referees.blip2_mini import new_mini, vocabulary_of
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, is_pair_reader, load_pair_reader, pair_fingerprint, save_mini
 from robustclip.referees.registry import load_referee
+
+from .tiny_blip2 import tiny_blip2
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 2, "queries": 3, "shared": 8}
 TEXTS = ["a red fish", "a blue hat"]
@@ -45,23 +46,7 @@ def folder(reader: Blip2, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def published() -> Any:
     """transformers' model of a tiny size."""
-    torch.manual_seed(0)
-    vision = Blip2VisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    qformer = Blip2QFormerConfig(
-        vocab_size=len(bert_tokenizer()),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
-        encoder_hidden_size=16,
-        use_qformer_text_input=True,
-        pad_token_id=0,
-    )
-    return Blip2ForImageTextRetrieval(
-        Blip2Config(vision_config=vision, qformer_config=qformer, num_query_tokens=3, image_text_hidden_size=4)
-    ).eval()
+    return tiny_blip2(len(bert_tokenizer()))
 
 
 @pytest.fixture

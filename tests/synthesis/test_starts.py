@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustclip.data import embedded
 from robustclip.data.images import resize, save_image
 from robustclip.errors import UsageError
 from robustclip.inits.mixture import fit_classes
 from robustclip.inits.mixture_file import load_mixture, save_mixture
-from robustclip.referees.base import TextTower, TwoTower
+from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.toy import toy_referee
@@ -26,25 +25,10 @@ from robustclip.synthesis.items import Item, items_of
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import Init, Starts, named_mixture
 
+from ..evaluation.conftest import Dictionary, MeanColour
+
 SIZE = (8, 8)
 WORDS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
-
-
-class Dictionary(TextTower):
-    def __init__(self, words: Mapping[str, tuple[float, ...]]) -> None:
-        super().__init__()
-        self.words = words
-        self.width = 3
-
-    def forward(self, texts: list[str]) -> Tensor:
-        return torch.tensor([self.words[text] for text in texts])
-
-
-class MeanColour(nn.Module):
-    """(B,3,h,w) -> (B,3)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
 
 
 def colours(mean: float = 0.0) -> Guides:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from robustclip.data.images import clamp_through
 from robustclip.errors import UsageError
-from robustclip.runs import rng
 from robustclip.views import (
     Affine,
     ColourJitter,
@@ -27,17 +26,7 @@ from robustclip.views import (
 from robustclip.views.colour import turn_hue
 from robustclip.views.policies import augmented
 
-
-def pictures(count: int = 2, height: int = 16, width: int = 20) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def streams(count: int = 2, first: int = 0) -> list[torch.Generator]:
-    return [rng.generator(0, "views", index) for index in range(first, first + count)]
-
-
-def seen(view, images: torch.Tensor, views: int = 1) -> torch.Tensor:
-    return view(images.repeat_interleave(views, 0), Draws(streams(len(images)), views))
+from .inputs import pictures, seen, streams
 
 
 def test_pooled_is_half_the_mean_and_half_the_maximum() -> None:

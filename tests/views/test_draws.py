@@ -6,13 +6,9 @@ import pytest
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.runs import rng
 from robustclip.views import Draws
 
-
-def streams(count: int = 2, first: int = 0) -> list[torch.Generator]:
-    """A generator for each picture, always the same."""
-    return [rng.generator(0, "views", index) for index in range(first, first + count)]
+from .inputs import streams
 
 
 def test_numbers_stay_in_their_range_and_reach_it() -> None:

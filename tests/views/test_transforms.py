@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from robustclip.errors import UsageError
-from robustclip.runs import rng
 from robustclip.views import (
     Brightness,
     Clamp,
@@ -27,22 +26,9 @@ from robustclip.views import (
     View,
 )
 
-
-def pictures(count: int = 2, height: int = 16, width: int = 20) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def streams(count: int = 2, first: int = 0) -> list[torch.Generator]:
-    """A generator for each picture, always the same."""
-    return [rng.generator(0, "views", index) for index in range(first, first + count)]
-
+from .inputs import pictures, seen, streams
 
 ONE_TO_SIX = torch.arange(1.0, 7).reshape(1, 1, 2, 3).expand(1, 3, 2, 3)
-
-
-def seen(view: View, images: torch.Tensor, views: int = 1) -> torch.Tensor:
-    """(P*V, 3, h, w), always from the same streams."""
-    return view(images.repeat_interleave(views, 0), Draws(streams(len(images)), views))
 
 
 def test_brightness_adds() -> None:

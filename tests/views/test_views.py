@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.runs import rng
 from robustclip.views import (
     Affine,
     Brightness,
@@ -29,6 +28,8 @@ from robustclip.views import (
     diffaug,
     nudges,
 )
+
+from .inputs import pictures, streams
 
 TRANSFORMS: list[View] = [
     Brightness(),
@@ -76,15 +77,6 @@ NEUTRAL: list[View] = [
     UniformNoise((0, 0)),
     Clamp(),
 ]
-
-
-def pictures(count: int = 2, height: int = 16, width: int = 20) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def streams(count: int = 2, first: int = 0) -> list[torch.Generator]:
-    """A generator for each picture, always the same."""
-    return [rng.generator(0, "views", index) for index in range(first, first + count)]
 
 
 def name(view: View) -> str:

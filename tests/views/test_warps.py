@@ -7,21 +7,9 @@ import pytest
 import torch
 
 from robustclip.errors import UsageError
-from robustclip.runs import rng
 from robustclip.views import Affine, Draws, Perspective, RandomCrop, Views, nudges
 
-
-def pictures(count: int = 2, height: int = 16, width: int = 20) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def streams(count: int = 2, first: int = 0) -> list[torch.Generator]:
-    """A generator for each picture, always the same."""
-    return [rng.generator(0, "views", index) for index in range(first, first + count)]
-
-
-def seen(view, images: torch.Tensor, views: int = 1) -> torch.Tensor:
-    return view(images.repeat_interleave(views, 0), Draws(streams(len(images)), views))
+from .inputs import pictures, seen, streams
 
 
 def test_a_quarter_turn_goes_counter_clockwise() -> None:

@@ -82,7 +82,7 @@ def main() -> None:
 def rehearse(part: str, asked: argparse.Namespace) -> list[str]:
     """A row of the table."""
     device = pick_device(asked.device)
-    how = {"device": asked.device, "dtype": asked.dtype}
+    how: dict[str, Any] = {"device": asked.device, "dtype": asked.dtype}
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         referee = drawn("ViT-B-32", folder / "referee")
@@ -136,7 +136,7 @@ def rate(model: str, asked: argparse.Namespace, device: torch.device) -> float:
     return clocked(evaluate) / flops
 
 
-def explained(folder: Path, referee: str, images: int, how: dict[str, str]) -> list[str]:
+def explained(folder: Path, referee: str, images: int, how: dict[str, Any]) -> list[str]:
     (folder / "images").mkdir()
     for number in range(images):
         noise = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(number))
@@ -160,9 +160,10 @@ def stable_diffusion(folder: Path) -> str:
     vae, unet = AutoencoderKL.from_config(CONFIGS["vae"]), UNet2DConditionModel.from_config(UNET)
     scheduler = DDIMScheduler.from_config(SCHEDULE)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, model_max_length=77)
-    StableDiffusionPipeline(
+    made: Any = StableDiffusionPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    ).save_pretrained(folder, safe_serialization=True)
+    )
+    made.save_pretrained(folder, safe_serialization=True)
     return str(folder)
 
 

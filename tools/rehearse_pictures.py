@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -100,13 +101,13 @@ def rehearse(part: str, asked: argparse.Namespace) -> list[str]:
             guided |= {"copies": 10, "sds_only": 0, "ema": "none"}
         if part == "doodl":
             guided |= {"chain_steps": asked.chain_steps, "sampler": "bdia"}
-        if "sd" in str(guided.get("model", "")):
+        if part in ("referee-can-play", "doodl"):
             counted = budget(UNET, CONFIGS["vae"], (asked.size, asked.size), dtype=torch.float32)
             evaluations = asked.chain_steps if part == "doodl" else 0
             planned = seconds_of(part, counted, evaluations) * rate(guided["model"], asked, device)
         paint = getattr(robustclip.synthesize, part.replace("-", "_"))
-        times = [clocked(lambda n=n: paint([PROMPT], steps=n, out=folder / f"run-{n}", **guided)) for n in (1, 3)]
-    seconds = f"{(times[1] - times[0]) / 2:.1f} a step"
+        one, three = (clocked(partial(paint, [PROMPT], steps=n, out=folder / f"run-{n}", **guided)) for n in (1, 3))
+    seconds = f"{(three - one) / 2:.1f} a step"
     memory = f"{counted.peak(1) / 1e9:.1f}" if counted else ""
     return [part, seconds, f"{planned:.1f}" if planned else "", f"{peak(device) / 1e9:.1f}", memory]
 
@@ -125,12 +126,12 @@ def rate(model: str, asked: argparse.Namespace, device: torch.device) -> float:
     )
     cells = asked.size // loaded.factor
     latents = torch.zeros(1, 4, cells, cells, device=device)
-    texts = [loaded.embed_prompts([one]) for one in (PROMPT, "")]
+    text, no_text = (loaded.embed_prompts([one]) for one in (PROMPT, ""))
     flops = budget(UNET, CONFIGS["vae"], (asked.size, asked.size), dtype=torch.float32).flops
 
     def evaluate() -> None:
         with torch.no_grad():
-            float(loaded.predict_noise(latents, torch.tensor([500], device=device), *texts, 5.0).sum())
+            float(loaded.predict_noise(latents, torch.tensor([500], device=device), text, no_text, 5.0).sum())
 
     evaluate()
     return clocked(evaluate) / flops

@@ -151,7 +151,9 @@ def stable_diffusion(folder: Path) -> str:
     """Write Stable Diffusion 1.5 with drawn weights, as diffusers does."""
     tokens, merges = byte_pairs()
     (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(tokens))
+    marks = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's and transformers'
+    words = {marks.get(token, token): number for token, number in tokens.items()}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)

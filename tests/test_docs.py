@@ -78,7 +78,14 @@ def test_every_command_of_the_documentation_parses(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # what the pages take for granted
-    for folder in ("imagenet/val/cat", "imagenet/val/dog", "runs/clipag-1", "runs/clipag-2"):
+    for folder in (
+        "imagenet/val/cat",
+        "imagenet/val/dog",
+        "runs/clipag-1",
+        "runs/clipag-2",
+        "runs/jem-noise",
+        "runs/control-noise",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("captions.jsonl", "color_val.txt", "spatial_val.txt", "complex_val.txt", "survey.key.json"):
         (tmp_path / name).touch()

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
+from robustclip.cli import app
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.perceptual import Triplets, corruption_triplets, distance, read_nights, two_afc
@@ -109,9 +109,8 @@ def test_the_command(tmp_path: Path) -> None:
     for name, level in (("a", 0.2), ("b", 0.8)):
         save_image(torch.full((3, 20, 30), level), tmp_path / f"{name}.png")
     a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
-    command = [sys.executable, "-m", "robustclip", "distance", a, b, "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["distance", a, b, "--json", str(tmp_path / "found.json")])
+    assert done.exit_code == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text()) == distance(a, b)
     assert distance(a, a)["distance"] == 0
     with pytest.raises(UsageError):

@@ -149,7 +149,6 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
         ({"objective": "untargeted", "negations": ["no"]}, "negations have no effect with the objective"),
         ({"negations": ["a", "b"]}, "2 negations for 1 texts"),
         ({"objective": "targeted", "targets": ["a", "b"]}, "2 targets for 1 texts"),
-        ({"objective": "negations"}, "did you mean negation"),
         ({"images": []}, "no images"),
         ({"images": ["nowhere/at/all"]}, "no image or folder at 'nowhere/at/all'"),
     ],

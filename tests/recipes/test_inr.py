@@ -112,6 +112,7 @@ def test_faults_of_a_call_are_told(changed: dict[str, Any], paint: Callable[...,
         paint("a cat", **changed)
 
 
+@pytest.mark.slow
 def test_the_study_has_every_cell_and_goes_on(toys: list[str], tmp_path: Path) -> None:
     control, robust, *judges = toys[:4]
     recipe = recipes.find("inr", "evaluate").function

@@ -53,6 +53,7 @@ def test_snapshots_are_measured_in_order(pipeline: Path, tmp_path: Path) -> None
     assert [name for name in found if name != "judges"] == ["00 sd"]
 
 
+@pytest.mark.slow
 def test_tuned_models_are_judged_beside_the_model_as_it_is(pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     call = {"parts": ["tune"], "model": str(pipeline), "seeds": [0], "judges": READERS}

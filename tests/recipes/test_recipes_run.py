@@ -17,26 +17,32 @@ from robustclip.referees.card import Card
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
 # Which end in no CLIP: tests/diffusion/test_training.py, tests/referees/test_scene_reader.py and others.
 GENERATORS = {"emoji_vqgan", "emoji_vae", "emoji_diffusion", "emoji_blip2", "emoji_scenes"}
-# Run with the embedded tower. The others are presets of these, or share their training, and start from a toy.
-WITH_TOWER = {"emoji", "clipag_vit_b32", "fare_vit_l14", "leaf"}
-# Presets from scratch, and one that trains the sentence encoder of 22 million weights.
-SLOWER = {"emoji_judge_disjoint", "emoji_vit_vanilla", "leaf"}
 TRAINING = sorted(
     path for room in ("robustify", "pretrain") for path in (CHECKOUT / room).glob("*.py") if path.stem not in GENERATORS
 )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOWER else ()) for path in TRAINING],
-    ids=lambda path: f"{path.parent.name}/{path.stem}",
-)
-def test_a_training_recipe_run_quickly(path: Path, tmp_path: Path, toys: list[str]) -> None:
+# In the fast tests one recipe of each room trains its own tower. The others of robustify, whose training it shares,
+# start from a toy, except leaf, which trains the text tower.
+QUICKEST = {"emoji", "emoji_vanilla"}
+TOYS = [path for path in TRAINING if path.parent.name == "robustify" and path.stem not in QUICKEST | {"leaf"}]
+PRESETS = {path.stem for path in TOYS if "@preset(" in path.read_text()}
+CASES = [
+    *(pytest.param(path, True, id=f"{path.stem}-toy") for path in TOYS),
+    *(
+        pytest.param(path, False, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in QUICKEST))
+        for path in TRAINING
+        if path.stem not in PRESETS
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "is_toy"), CASES)
+def test_a_training_recipe_run_quickly(path: Path, is_toy: bool, tmp_path: Path, toys: list[str]) -> None:
     out = tmp_path / "run"
-    is_toy = path.parent.name == "robustify" and path.stem not in WITH_TOWER
-    given = {"start": toys[0]} if is_toy else {}
+    given: dict[str, object] = {"start": toys[0]} if is_toy else {}
     if path.stem == "clipag_vit_b32":
-        given = {"start": "emoji-vanilla-long", "steps": 20_000}
+        given = {"start": "emoji-vanilla-long", "steps": 20_000} | given
     numbers = run(path.stem.replace("_", "-"), path.parent.name, {"quick": True, "out": out, "device": "cpu"} | given)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -13,6 +13,7 @@ from robustclip.errors import UsageError
 STRONG = "l2:1.5@apgd-ce:2"
 
 
+@pytest.mark.slow
 def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
     call = {"rows": ["trades"], "quick": True, "device": "cpu"}

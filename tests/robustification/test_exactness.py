@@ -51,7 +51,9 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(error(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip", "text-bank"])
+@pytest.mark.parametrize(
+    "loss", ["clip", *(pytest.param(one, marks=pytest.mark.slow) for one in ("siglip", "text-bank"))]
+)
 @pytest.mark.parametrize("tower", ["toy", *TOWERS])
 def test_parts_are_the_whole(tower: str, loss: str) -> None:
     whole = one_update(tower, loss, parts=1)

@@ -53,7 +53,7 @@ def recipe(
     """Train a text tower against edits of characters by LEAF: edited texts keep the original's embeddings.
 
       robustclip robustify leaf
-      robustclip robustify leaf --attack random --steps 2000    # a control
+      robustclip robustify leaf --attack random --steps 760 --warmup 76    # a control of equal time
       robustclip robustify leaf --start robust-clip:fare2-vit-l-14 --data 'datacomp/{00000000..00001287}.tar' \
 --samples 50 --batch-size 128 --lr 1e-5 --warmup 1400 --steps 18750 --words words.txt
 

@@ -69,7 +69,9 @@ def test_what_holds_no_captions_is_told(file: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             open_captions(data, batch_size=2)
     (tmp_path / "pairs.csv").write_text("path,caption\n1.png,\n2.png,\n")
+    data = open_captions([str(tmp_path / "pairs.csv")], batch_size=2)
     with pytest.raises(RunError, match="empty data"):
-        next(open_captions([str(tmp_path / "pairs.csv")], batch_size=2).batches())
+        next(data.batches())
+    assert set(data.faults) == {"no caption"}
     with pytest.raises(UsageError, match="evenly"):
         open_captions([str(file)], batch_size=3, place=Place(0, 2))

@@ -125,12 +125,17 @@ class Page:
         return found["result"].get("value")
 
     def wait(self, script: str) -> Any:
-        """What a JavaScript expression is, once it is true. Raises AssertionError if it does not come true."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}"
+        """What a JavaScript expression is, once it is true; while what it names is not there yet, it is not. Raises
+        AssertionError if it does not come true."""
+        end, last = time.monotonic() + PATIENCE, ""
+        while time.monotonic() < end:
+            try:
+                if value := self.run(script):
+                    return value
+            except AssertionError as error:
+                last = f" ({error})"
             time.sleep(0.1)
-        return value
+        raise AssertionError(f"never true: {script}{last}")
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """Save what is seen, or the whole page, as PNG."""

@@ -114,7 +114,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 def opened(chromium: Browser, address: str, width: int = 1280, *, phone: bool = False) -> Page:
     page = chromium.page(address, width, 844, phone=phone)
-    page.wait("document.querySelector('#paint') !== null")
+    page.wait("['#prompt', '#paint', '#about'].every((one) => document.querySelector(one))")  # mounted one by one
     return page
 
 

@@ -15,7 +15,7 @@ from robustclip.data.mixture import Mixture
 from robustclip.data.samples import Sample, SampleSource, readable, stable_number
 from robustclip.data.sources import open_source, split_data, weighted
 from robustclip.data.tables import shuffled
-from robustclip.errors import RunError, UsageError, raise_faults
+from robustclip.errors import Fault, RunError, UsageError, raise_faults
 from robustclip.runs.files import expand_home, read_lines
 from robustclip.runs.processes import ALONE, Place
 from robustclip.runs.rng import generator
@@ -73,7 +73,7 @@ class CaptionBatches:
         ids: list[str] = []
         for sample in stream:
             if sample.fault is not None or not sample.captions:
-                self.faults[str(sample.fault)] += 1
+                self.faults[sample.fault or Fault.NO_CAPTION] += 1
                 if sample.epoch > 0 and sample.source not in used:
                     raise RunError(f"empty data: none of the samples of {sample.source} has a caption")
                 continue

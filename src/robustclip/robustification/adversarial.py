@@ -120,7 +120,9 @@ class AdversarialGradients:
             original = self._of_original(batch.images)
             images = self.attacked(step, batch, texts, original)
             samples = self._sampled(step, batch, texts)
-            loss_of = self._gathered(self.objective, self._in_parts(self.embed), batch, texts, original, samples)
+            embed = self._in_parts(self.embed)
+            beside = self._beside(self.objective, embed, batch, texts, original, samples)
+            loss_of = self._gathered(self.objective, embed, beside)
             loss = loss_of(images).mean()
             if self.clean_weight:
                 loss = loss + self.clean_weight * loss_of(batch.images).mean()
@@ -139,7 +141,9 @@ class AdversarialGradients:
         starts = rng.each(self.seed, "attack", step, ids=batch.ids, device=batch.images.device)
         if objective.coupled and self.attack_negatives == "gathered":
             with eval_mode(self.tower), torch.no_grad():
-                loss_of = self._gathered(objective, self._in_parts(self.embed), batch, texts, original)
+                embed = self._in_parts(self.embed)
+                beside = self._beside(objective, embed, batch, texts, original)
+                loss_of = self._gathered(objective, embed, beside)
             return self._pgd(objective, loss_of, batch, starts)
         # Exact for uncoupled losses; for coupled ones these are the "local" negatives.
         size = -(-len(batch) // self.accumulate)
@@ -149,7 +153,8 @@ class AdversarialGradients:
             part = Batch(batch.images[rows], batch.captions[rows], batch.positives[rows], batch.ids[rows])
             by_original = None if original is None else original[rows]
             with eval_mode(self.tower), torch.no_grad():
-                loss_of = self._local(objective, self.embed, part, texts[rows], by_original)
+                beside = self._beside(objective, self.embed, part, texts[rows], by_original)
+                loss_of = self._local(objective, self.embed, beside)
             found.append(self._pgd(objective, loss_of, part, starts[rows]))
         return torch.cat(found)
 
@@ -186,7 +191,8 @@ class AdversarialGradients:
         random = rng.each(self.seed, "energy", step, ids=batch.ids, device=batch.images.device)
         contrast = clip(self.sampler.scale)
         with eval_mode(self.tower), attacking(self._frozen):
-            loss_of = self._gathered(contrast, self._in_parts(self.embed), batch, texts, None)
+            embed = self._in_parts(self.embed)
+            loss_of = self._gathered(contrast, embed, self._beside(contrast, embed, batch, texts))
             return self.sampler.lower(self.sampler.draw(batch.images, random), loss_of)
 
     @property
@@ -194,40 +200,22 @@ class AdversarialGradients:
         """The tower, if an attack can freeze its weights for a while; FSDP's cannot be."""
         return None if distributed.is_sharded() else self.tower
 
-    def _local(
-        self,
-        objective: Objective,
-        embed: Embed,
-        batch: Batch,
-        texts: Tensor,
-        original: Tensor | None,
-        samples: Tensor | None = None,
-    ) -> Embed:
-        """Losses (b,) as a function of the images of `batch`, with negatives of this process only."""
-        beside = self._beside(objective, embed, batch, texts, original, samples)
+    def _local(self, objective: Objective, embed: Embed, beside: dict[str, Tensor]) -> Embed:
+        """Losses (b,) as a function of images, with negatives of this process only; `beside` of `_beside`."""
         return lambda images: objective(embed(images), **beside, **self._here(objective, images))
 
-    def _gathered(
-        self,
-        objective: Objective,
-        embed: Embed,
-        batch: Batch,
-        texts: Tensor,
-        original: Tensor | None,
-        samples: Tensor | None = None,
-    ) -> Embed:
+    def _gathered(self, objective: Objective, embed: Embed, own: dict[str, Tensor]) -> Embed:
         """Losses (b,) of this process's images; the gradient of their sum is that of all processes' losses."""
         if not objective.coupled or distributed.count() == 1:
-            return self._local(objective, embed, batch, texts, original, samples)
-        own_beside = self._beside(objective, embed, batch, texts, original, samples)
-        beside = {name: _everyone(values) for name, values in own_beside.items()}
+            return self._local(objective, embed, own)
+        beside = {name: _everyone(values) for name, values in own.items()}
 
         def losses(images: Tensor) -> Tensor:
             here = {name: _everyone(values) for name, values in self._here(objective, images).items()}
             everyones = objective(_everyone(embed(images)), **beside, **here)
-            own = everyones.chunk(distributed.count())[distributed.rank()]
-            others = everyones.sum() - own.sum()  # depend on own images as negatives
-            return own + (others - others.detach()) / len(own)
+            here_only = everyones.chunk(distributed.count())[distributed.rank()]
+            others = everyones.sum() - here_only.sum()  # depend on own images as negatives
+            return here_only + (others - others.detach()) / len(here_only)
 
         return losses
 
@@ -237,8 +225,8 @@ class AdversarialGradients:
         embed: Embed,
         batch: Batch,
         texts: Tensor,
-        original: Tensor | None,
-        samples: Tensor | None,
+        original: Tensor | None = None,
+        samples: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective's inputs that do not depend on the attacked images."""
         inputs = {"texts": texts, "ids": batch.positives}

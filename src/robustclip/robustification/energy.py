@@ -69,7 +69,7 @@ def contrastive_energy(
 
 @dataclass(frozen=True)
 class NegativeSamples:
-    """Negative samples of an update: noise that AdamW turns into what the tower takes for the batch's texts. All values
+    """Negative samples of an update: AdamW moves noise towards the batch's texts, as the tower embeds them. All values
     are ours; AdamW's others are torch's defaults.
 
     steps, lr   T_JEM and alpha_2; lr is the change of a pixel in the first step

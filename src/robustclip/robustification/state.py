@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from robustclip.attacks.gradient import eval_mode
 from robustclip.data.loader import redealt
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.devices import chosen_dtype
 from robustclip.runs.folder import Run
+from robustclip.runs.processes import Caught
 
 
 def adamw(
@@ -175,6 +177,20 @@ class TrainingState:
         """Write a checkpoint. If that fails, warn and continue, or, if it is `needed` because the run ends here, raise
         RunError."""
         self._write(run, needed, partial(checkpoint.save, keep=keep))
+
+    def end_of_step(self, run: Run, caught: Caught, *, steps: int, every: int, keep: int) -> None:
+        """Write a checkpoint if one is due: each `every` updates, after the last, and after a signal in any process.
+
+        Raises Interrupted after a signal, unless the last update is done; RunError if a needed checkpoint fails.
+        """
+        stopping = distributed.anywhere(caught.signal is not None)
+        if self.step % every == 0 or self.step == steps or stopping:
+            self.save(run, keep, needed=stopping or self.step == steps)
+        if stopping and self.step < steps:
+            raise Interrupted(
+                caught.signal or SIGTERM,
+                f"stopped at step {self.step} of {steps}, after a checkpoint: continue with --resume {run.folder}",
+            )
 
     def save_if_best(self, run: Run, accuracy: float) -> None:
         """Write the best checkpoint if `accuracy` is the highest so far."""

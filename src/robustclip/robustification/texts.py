@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from signal import SIGTERM
 from typing import Literal
 
 import torch
@@ -23,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from robustclip.attacks.text import Allowed, leaf, random_edits
 from robustclip.data.captions import CaptionBatches
-from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.robustification.state import TrainingState, adamw, warmup_cosine
@@ -171,12 +170,7 @@ def train_texts(
                 numbers |= {"clean_loss": float(distributed.mean(moved)), "lr": float(schedule.get_last_lr()[0])}
                 progress.show(clean_loss=numbers["clean_loss"])
                 run.log(done, **numbers, texts_per_second=progress.images_per_second)
-            stopping = distributed.anywhere(caught.signal is not None)
-            if done % checkpoint_every == 0 or done == steps or stopping:
-                state.save(run, keep, needed=stopping or done == steps)
-            if stopping and done < steps:
-                reported = f"stopped at step {done} of {steps}, after a checkpoint: continue with --resume {run.folder}"
-                raise Interrupted(caught.signal or SIGTERM, reported)
+            state.end_of_step(run, caught, steps=steps, every=checkpoint_every, keep=keep)
 
     tower.requires_grad_(False)
     if attack == "leaf":

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from signal import SIGTERM
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.samples import Batch, BatchSource
-from robustclip.errors import Interrupted
 from robustclip.referees.base import TwoTower, unit
 from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives, WarmStarts, refuse_warm_starts
 from robustclip.robustification.energy import NegativeSamples, refuse_unsampled
@@ -266,12 +264,7 @@ def train(
                 if threat is not None and alarm.observe(accuracies["weak_accuracy"], accuracies["strong_accuracy"]):
                     run.warn(overfit(done, attack_steps, accuracies))
                 state.save_if_best(run, accuracies.get("strong_accuracy", accuracies["clean_accuracy"]))
-            stopping = distributed.anywhere(caught.signal is not None)
-            if done % checkpoint_every == 0 or done == steps or stopping:
-                state.save(run, keep, needed=stopping or done == steps)
-            if stopping and done < steps:
-                reported = f"stopped at step {done} of {steps}, after a checkpoint: continue with --resume {run.folder}"
-                raise Interrupted(caught.signal or SIGTERM, reported)
+            state.end_of_step(run, caught, steps=steps, every=checkpoint_every, keep=keep)
 
     referee.image_tower.load_state_dict(distributed.whole(averaged.module.state_dict()))
     referee.image_tower.requires_grad_(False).eval()

@@ -141,6 +141,7 @@ def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
 def test_a_signal_within_an_attack_says_how_to_go_on_and_the_numbers_are_the_same(
     colour_referee: Callable, colour_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits that it is ignored
     call = {"data": colour_folder, "attack": "l2:1.3@3x2", "batch_size": 1, "device": "cpu"}
     whole = evaluate([colour_referee()], out=tmp_path / "whole", **call)
     out = tmp_path / "out"

@@ -53,12 +53,14 @@ def test_the_loss_falls(canvas: str, restyle: Restyle) -> None:
     assert {"directional", "content"} <= set(made.trace)
 
 
-def test_a_picture_depends_on_its_own_content_style_and_seed_alone(restyle: Restyle) -> None:
-    alone = restyle("on fire", content=["emoji:house"])
-    beside = restyle("made of gold", "on fire", content=["emoji:cat face", "emoji:house"], batch_size=4)
-    # Rounding depends on the batch size and the CPU, and Adam amplifies it.
-    assert torch.allclose(beside.images[3], alone.images[0], atol=0.02)
-    assert not torch.allclose(beside.images[1], alone.images[0], atol=0.05)
+@pytest.mark.parametrize(("canvas", "share"), [("pixels", 1e-3), ("network", 0.25)])
+def test_a_picture_depends_on_its_own_content_style_and_seed_alone(canvas: str, share: float, restyle: Restyle) -> None:
+    """`share` of the distance to other pictures; a network's gradients that are zero but for rounding, which depends on
+    batch size and CPU, move its weights by whole steps of Adam."""
+    (alone,) = restyle("on fire", content=["emoji:house"], canvas=canvas).images
+    beside = restyle("made of gold", "on fire", content=["emoji:cat face", "emoji:house"], batch_size=4, canvas=canvas)
+    *others, same = (beside.images - alone).abs().mean((1, 2, 3))
+    assert same < share * min(others)
 
 
 def test_any_size_and_contents_with_alpha(restyle: Restyle, tmp_path: Path) -> None:

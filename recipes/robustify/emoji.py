@@ -39,6 +39,7 @@ def recipe(
     objective: ObjectiveName = "text-bank",
     attack_objective: Annotated[AttackName, "objective of the attack"] = "same",
     beta: Annotated[PositiveFloat, "weight of the divergence of --objective trades"] = 6.0,
+    temperature: Annotated[PositiveFloat, "softness of the targets of --objective agft"] = 2.5,
     anchor: Annotated[NonNegativeFloat, "weight of AdvFLYP's regularisers (its code: 1)"] = 0.0,
     energy: Annotated[NonNegativeFloat, "weight gamma of CLIP-JEM's contrastive energy loss"] = 0.0,
     energy_steps: Annotated[PositiveInt, "steps of its negative samples"] = 5,
@@ -53,6 +54,7 @@ def recipe(
     accumulate: PositiveInt = 1,
     attack_negatives: AttackNegatives = "gathered",
     frozen_statistics: bool = False,
+    locked_groups: Annotated[NonNegativeInt, "last layer groups of the image tower that stay frozen"] = 0,
     split: str = "guide-styles",
     dataset: Literal["emoji", "icons"] = "emoji",
     sizes: Annotated[list[PositiveInt] | None, "image sizes, one drawn per batch; default: the data set's"] = None,
@@ -94,7 +96,9 @@ def recipe(
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data, size=16 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
-    update, climbed = emoji_objectives(objective, referee, data, attack=attack_objective, beta=beta, anchor=anchor)
+    update, climbed = emoji_objectives(
+        objective, referee, data, attack=attack_objective, beta=beta, temperature=temperature, anchor=anchor
+    )
     update = jem(update, referee.logit_scale, energy)
     with run:
         train(
@@ -119,6 +123,7 @@ def recipe(
             accumulate=accumulate,
             attack_negatives=attack_negatives,
             frozen_statistics=frozen_statistics,
+            locked_groups=locked_groups,
             dtype=dtype,
             channels_last=channels_last,
             compile=compile,
@@ -139,6 +144,7 @@ def recipe(
 def faults(
     objective: ObjectiveName,
     attack_objective: AttackName,
+    temperature: float,
     random_start: bool,
     warm_start: bool,
     energy: float,
@@ -149,7 +155,8 @@ def faults(
     if batch_size < 2 and (contrastive or energy) and not quick:
         yield one_pair(contrastive[0] if contrastive else "energy")
     climbed = objective if attack_objective == "same" else attack_objective
-    if not random_start and climbed in ("fare", "trades", "divergence"):
+    flat = ("fare", "trades", "divergence", *(["agft"] if temperature == 1 else []))
+    if not random_start and climbed in flat:
         yield f"the attack of {climbed} has no gradient at the image itself: leave --no-random-start out"
     if not random_start and warm_start:
         yield "--warm-start and --no-random-start exclude each other: give one"

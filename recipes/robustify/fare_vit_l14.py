@@ -13,7 +13,7 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
 from robustclip.referees.registry import RefereeName
-from robustclip.robustification.losses import embed_captions, fare, tecoa
+from robustclip.robustification.losses import agft, embed_captions, fare, tecoa
 from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
@@ -27,8 +27,12 @@ DOWNLOADED: Final = "ViT-L-14:openai"
 def recipe(
     *,
     data: Annotated[str | None, "ImageNet training images, one sub-folder per class; for fare any pictures"] = None,
-    objective: Annotated[Literal["fare", "tecoa"], "fare: embeddings of the original; tecoa: class texts"] = "fare",
-    template: Annotated[str, "class text template of TeCoA"] = "This is a photo of a {}",
+    objective: Annotated[
+        Literal["fare", "tecoa", "agft"],
+        "fare: embeddings of the original; tecoa: class texts; agft: the original's answers among them",
+    ] = "fare",
+    temperature: Annotated[PositiveFloat, "softness of the targets of AGFT"] = 2.5,
+    template: Annotated[str, "class text template of TeCoA and AGFT"] = "This is a photo of a {}",
     start: Annotated[str, "the CLIP to fine-tune"] = DOWNLOADED,
     name: RefereeName = "fare-vit-l14",
     norm: Norm = "linf",
@@ -48,6 +52,7 @@ def recipe(
     accumulate: Annotated[PositiveInt, "number of parts that a process's batch is split into"] = 1,
     grad_checkpointing: bool = False,
     frozen_statistics: bool = False,
+    locked_groups: Annotated[NonNegativeInt, "last layer groups of the image tower that stay frozen"] = 0,
     max_skipped: Annotated[Share | None, "stop if more than this share of the samples is unusable"] = None,
     workers: NonNegativeInt = 4,
     channels_last: bool = False,
@@ -92,12 +97,13 @@ def recipe(
         data, seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings
     )
     probe = next(open_data(data, seed=seed + 1, **settings).batches())
-    if objective == "tecoa":
+    loss = fare()
+    if objective != "fare":
         names, ids = training_classes(data)
         classes = embed_captions(referee, [template.format(one) for one in names])
-        loss = tecoa(referee.logit_scale, classes, torch.tensor(ids, device=classes.device))
-    else:
-        loss = fare()
+        loss = agft(referee.logit_scale, classes, temperature)
+        if objective == "tecoa":
+            loss = tecoa(referee.logit_scale, classes, torch.tensor(ids, device=classes.device))
     threat = ThreatModel(norm, eps, referee.image_size)
     run = Run.start(out, resume, recipe="fare-vit-l14", arguments=arguments)
     with run:
@@ -120,6 +126,7 @@ def recipe(
             accumulate=accumulate,
             grad_checkpointing=grad_checkpointing,
             frozen_statistics=frozen_statistics,
+            locked_groups=locked_groups,
             dtype=dtype,
             channels_last=channels_last,
             compile=compile,

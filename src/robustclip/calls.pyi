@@ -17,36 +17,38 @@ class _Robustify:
         norm: Literal['l2', 'linf'] = ..., eps: float = ..., attack_steps: int = ..., clean_weight: float = ...,
         steps: int = ..., batch_size: int = ..., lr: float = ..., weight_decay: float = ..., warmup: int = ...,
         ema: float = ..., accumulate: int = ..., attack_negatives: Literal['gathered', 'local'] = ...,
-        frozen_statistics: bool = ..., grad_checkpointing: bool = ..., max_skipped: float | None = ...,
-        allow_commands: bool = ..., cache: str | Path | None = ..., workers: int = ..., channels_last: bool = ...,
-        compile: bool = ..., evaluate_every: int = ..., checkpoint_every: int = ..., keep: int = ...,
-        resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
+        frozen_statistics: bool = ..., locked_groups: int = ..., grad_checkpointing: bool = ...,
+        max_skipped: float | None = ..., allow_commands: bool = ..., cache: str | Path | None = ..., workers: int = ...,
+        channels_last: bool = ..., compile: bool = ..., evaluate_every: int = ..., checkpoint_every: int = ...,
+        keep: int = ..., resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
         out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """CLIPAG's main model: ViT-B/32, L2."""
     def emoji(
         self, *, start: str = ..., name: str = ..., norm: Literal['l2', 'linf'] = ..., eps: float = ...,
         attack_steps: int = ..., step_size: float | None = ..., attack_momentum: float = ..., random_start: bool = ...,
-        warm_start: bool = ..., objective: Literal['text-bank', 'clip', 'siglip', 'tecoa', 'fare', 'trades'] = ...,
-        attack_objective: Literal['same', 'text-bank', 'clip', 'siglip', 'tecoa', 'fare', 'divergence'] = ...,
-        beta: float = ..., anchor: float = ..., energy: float = ..., energy_steps: int = ..., energy_lr: float = ...,
-        clean_weight: float = ..., steps: int = ..., batch_size: int = ..., lr: float = ..., weight_decay: float = ...,
-        warmup: int = ..., ema: float = ..., accumulate: int = ..., attack_negatives: Literal['gathered',
-        'local'] = ..., frozen_statistics: bool = ..., split: str = ..., dataset: Literal['emoji', 'icons'] = ...,
+        warm_start: bool = ..., objective: Literal['text-bank', 'clip', 'siglip', 'tecoa', 'agft', 'fare',
+        'trades'] = ..., attack_objective: Literal['same', 'text-bank', 'clip', 'siglip', 'tecoa', 'agft', 'fare',
+        'divergence'] = ..., beta: float = ..., temperature: float = ..., anchor: float = ..., energy: float = ...,
+        energy_steps: int = ..., energy_lr: float = ..., clean_weight: float = ..., steps: int = ...,
+        batch_size: int = ..., lr: float = ..., weight_decay: float = ..., warmup: int = ..., ema: float = ...,
+        accumulate: int = ..., attack_negatives: Literal['gathered', 'local'] = ..., frozen_statistics: bool = ...,
+        locked_groups: int = ..., split: str = ..., dataset: Literal['emoji', 'icons'] = ...,
         sizes: Sequence[int] | None = ..., channels_last: bool = ..., compile: bool = ..., evaluate_every: int = ...,
         checkpoint_every: int = ..., keep: int = ..., resume: str | Path | None = ..., device: str = ...,
         dtype: str = ..., seed: int = ..., out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """Robustify emoji-vanilla on the six guide styles of the embedded emoji set."""
     def fare_vit_l14(
-        self, *, data: str | None = ..., objective: Literal['fare', 'tecoa'] = ..., template: str = ...,
-        start: str = ..., name: str = ..., norm: Literal['l2', 'linf'] = ..., eps: float = ..., attack_steps: int = ...,
-        step_size: float = ..., attack_momentum: float = ..., clean_weight: float = ..., steps: int = ...,
-        batch_size: int = ..., lr: float = ..., weight_decay: float = ..., warmup: int = ..., ema: float = ...,
-        grad_clip: float = ..., accumulate: int = ..., grad_checkpointing: bool = ..., frozen_statistics: bool = ...,
-        max_skipped: float | None = ..., workers: int = ..., channels_last: bool = ..., compile: bool = ...,
-        evaluate_every: int = ..., checkpoint_every: int = ..., keep: int = ..., resume: str | Path | None = ...,
-        device: str = ..., dtype: str = ..., seed: int = ..., out: str | Path | None = ..., quick: bool = ...
+        self, *, data: str | None = ..., objective: Literal['fare', 'tecoa', 'agft'] = ..., temperature: float = ...,
+        template: str = ..., start: str = ..., name: str = ..., norm: Literal['l2', 'linf'] = ..., eps: float = ...,
+        attack_steps: int = ..., step_size: float = ..., attack_momentum: float = ..., clean_weight: float = ...,
+        steps: int = ..., batch_size: int = ..., lr: float = ..., weight_decay: float = ..., warmup: int = ...,
+        ema: float = ..., grad_clip: float = ..., accumulate: int = ..., grad_checkpointing: bool = ...,
+        frozen_statistics: bool = ..., locked_groups: int = ..., max_skipped: float | None = ..., workers: int = ...,
+        channels_last: bool = ..., compile: bool = ..., evaluate_every: int = ..., checkpoint_every: int = ...,
+        keep: int = ..., resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
+        out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack."""
     def leaf(
@@ -64,6 +66,8 @@ class _Robustify:
     """CLIPAG's ablation of the threat model: L-inf (App. C), similar but less pleasing."""
     clipag_vit_b16 = clipag_vit_b32
     """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), whose pictures had artefacts."""
+    emoji_agft = emoji
+    """AGFT on emoji: emoji-vanilla's softened answers to clean images as targets under attack."""
     emoji_fare = emoji
     """FARE on emoji: preserve emoji-vanilla's clean embeddings under RobustVLM's attack."""
     emoji_jem = emoji

@@ -19,6 +19,7 @@ from robustclip.planning.towers import Blueprint, Imagined
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.robustification.losses import clip, text_bank
 from robustclip.robustification.monitor import SHOWN, STRONG_STEPS
+from robustclip.robustification.state import trained_parameters
 from robustclip.runs import distributed
 from robustclip.runs.devices import DTYPES, autocast, saved_bytes
 
@@ -155,6 +156,8 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     attack_logits = update_logits if gathered else logits(settings, design.width, count, bank, local=True)
     if settings.objective == "trades":  # also predicts on the clean images, in the attack without gradients
         update_logits, attack_logits = 3 * update_logits, 1.5 * attack_logits
+    if settings.objective == "agft":  # also the original's on the clean images, without gradients
+        update_logits, attack_logits = 1.5 * update_logits, 1.5 * attack_logits
     captions = batch * (tower.caption or 0)
     reads_texts = settings.coupled or energetic
     products = 4.0 * batch**2 * design.width * count  # of images and texts of the whole batch
@@ -175,9 +178,9 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
 
 
 def _beside(settings: Settings, tower: TowerFlops) -> float:
-    """Passes on further images: FARE's original tower once per step; TRADES' tower in training, once for the attack and
-    once with gradients; AdvFLYP's regularisers both, the original on the attacked images; CLIP-JEM embeds its
-    samples."""
+    """Passes on further images: FARE's and AGFT's original tower once per step; TRADES' tower in training, once for the
+    attack and once with gradients; AdvFLYP's regularisers both, the original on the attacked images; CLIP-JEM embeds
+    its samples."""
     of_clean = settings.batch_size * tower.update * (settings.reads_clean + (settings.energy > 0))
     for_attack = settings.objective == "trades" and settings.attack_steps > 0
     return of_clean + settings.batch_size * tower.forward * (settings.reads_original + for_attack)
@@ -271,8 +274,9 @@ def memory_of_step(
 ) -> Memory:
     """Memory of one of `count` GPUs. FSDP shards weights, gradients, moments and average."""
     weights = SINGLE * sum(weight.numel() for weight in towers.image_tower.parameters())
-    split = weights / count if fsdp else weights
-    held = {"weights": split, "moments of AdamW": 2 * split, "average of the weights": split}
+    trained = SINGLE * trained_parameters(towers.image_tower)
+    split, moving = (size / count if fsdp else size for size in (weights, trained))
+    held = {"weights": split, "moments of AdamW": 2 * moving, "average of the weights": split}
     if fsdp:
         held["weights, whole, for the end"] = weights
         held["a block, gathered"] = 2 * SINGLE * max(map(_size, distributed.blocks(towers.image_tower)), default=0)
@@ -297,7 +301,7 @@ def memory_of_step(
             "activations": (graphs * kept.update + kept.working) * part + kept.once,
             "images": 2 * pixels,
             "logits": graphs * loss,
-            "gradients": split,
+            "gradients": moving,
         },
     }
     if settings.evaluate_every and settings.attack_steps:  # a whole batch, in each process
@@ -307,8 +311,8 @@ def memory_of_step(
             "logits": bytes_per_logit(True) * settings.batch_size**2,
         }
     if count > 1 and not fsdp:
-        moments["averaging over GPUs"] = {"gradients": split, "the message": 2 * split, "images": 2 * pixels}
-    moments["optimiser"] = {"gradients": split, "its temporaries": split, "images": 2 * pixels}
+        moments["averaging over GPUs"] = {"gradients": moving, "the message": 2 * moving, "images": 2 * pixels}
+    moments["optimiser"] = {"gradients": moving, "its temporaries": moving, "images": 2 * pixels}
     return Memory(held, moments)
 
 

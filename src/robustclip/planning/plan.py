@@ -56,6 +56,7 @@ class Estimate:
     dtype: str
     size: tuple[int, int]
     parameters: int
+    trained_parameters: int
     tower: TowerFlops
     step: StepFlops
     memory: Memory
@@ -108,6 +109,8 @@ class Estimate:
         share = f"{settings.share(terms.count):,} on each of {terms.count} x {terms.gpu}{parts}"
         passes = f"{each / self.tower.forward:.1f} forward passes of the image tower"
         tower = f"{settings.architecture or settings.start} at {self.size[0]}x{self.size[1]}"
+        if settings.locked_groups:
+            tower += f", {self.trained_parameters / 1e6:,.2f}M of them trained"
         named = self.memory.held | self.memory.moments[self.memory.fullest]
         kept = ", ".join(f"{name} {size / GIB:.2g}" for name, size in named.items() if size / GIB >= 0.05)
         of_gpu = f"of {self.memory_of_gpu / GIB:,.0f} GB; fullest in the {self.memory.fullest}: {kept}"
@@ -227,6 +230,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
     """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse, and with `launch` for a
     call that the recipe would refuse; planning alone needs no data."""
     from robustclip.planning import costs, towers
+    from robustclip.robustification import state
 
     if terms.launch:
         asked = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
@@ -273,6 +277,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         dtype=dtype,
         size=design.size,
         parameters=sum(weight.numel() for weight in imagined.image_tower.parameters()),
+        trained_parameters=state.trained_parameters(imagined.image_tower),
         tower=tower,
         step=step,
         memory=needed[settings.accumulate],

@@ -149,6 +149,7 @@ class Settings:
     attack_negatives: str = "gathered"
     grad_checkpointing: bool = False
     frozen_statistics: bool = False
+    locked_groups: int = 0
     evaluate_every: int = 0
     channels_last: bool = False
     dtype: str = "auto"
@@ -172,7 +173,7 @@ class Settings:
     @property
     def reads_original(self) -> bool:
         """Whether the objective needs the tower before training."""
-        return self.objective == "fare" or self.anchor > 0
+        return self.objective in ("fare", "agft") or self.anchor > 0
 
     @property
     def samples(self) -> int:

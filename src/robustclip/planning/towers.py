@@ -131,6 +131,7 @@ def make_ready(tower: nn.Module, settings: Settings, count: int, *, channels_las
         grad_checkpointing=settings.grad_checkpointing,
         accumulate=max(settings.accumulate, min(2, count)),  # several processes have the restrictions of parts
         channels_last=channels_last,
+        locked_groups=settings.locked_groups,
     )
 
 

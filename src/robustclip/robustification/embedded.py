@@ -13,6 +13,7 @@ from robustclip.referees.openclip import new_referee
 from robustclip.referees.sentence import MINILM, SentenceEncoder
 from robustclip.robustification.losses import (
     Objective,
+    agft,
     anchored,
     clip,
     divergence,
@@ -25,8 +26,8 @@ from robustclip.robustification.losses import (
 )
 from robustclip.runs.rng import seeded
 
-ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "fare", "trades"]
-AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "fare", "divergence"]
+ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "agft", "fare", "trades"]
+AttackName = Literal["same", "text-bank", "clip", "siglip", "tecoa", "agft", "fare", "divergence"]
 """Objective that the attack maximises: "same" is that of the update; for TRADES, its divergence."""
 
 CLASS_TEMPLATE = "an emoji of a {}"
@@ -78,25 +79,30 @@ def emoji_objectives(
     *,
     attack: AttackName = "same",
     beta: float = 6.0,
+    temperature: float = 2.5,
     anchor: float = 0.0,
 ) -> tuple[Objective, Objective]:
     """Objectives of the update (minimised) and of the attack (maximised), by name.
 
-    `beta` weighs TRADES' divergence; `anchor`, if not 0, AdvFLYP's regularisers of features and logits, in the update
-    only.
+    `beta` weighs TRADES' divergence, `temperature` softens AGFT's targets, and `anchor`, if not 0, weighs AdvFLYP's
+    regularisers of features and logits, in the update only.
     """
-    update = emoji_objective(name, referee, data, beta=beta)
+    update = emoji_objective(name, referee, data, beta=beta, temperature=temperature)
     if attack == "divergence" or (attack == "same" and name == "trades"):
         attack_objective = divergence(referee.logit_scale, _names(referee, data)[0])
     else:
-        attack_objective = update if attack == "same" else emoji_objective(attack, referee, data)
+        attack_objective = (
+            update if attack == "same" else emoji_objective(attack, referee, data, temperature=temperature)
+        )
     if anchor:
         bank = None if update.reads_texts else _names(referee, data)[0]
         update = anchored(update, features=anchor, logits=anchor, scale=referee.logit_scale, bank=bank)
     return update, attack_objective
 
 
-def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches, *, beta: float = 6.0) -> Objective:
+def emoji_objective(
+    name: ObjectiveName, referee: TwoTower, data: EmojiBatches, *, beta: float = 6.0, temperature: float = 2.5
+) -> Objective:
     """The loss by name. Its text bank holds the names of the concepts in `data` only, so held-out concepts are not
     negatives."""
     scale = referee.logit_scale
@@ -109,6 +115,8 @@ def emoji_objective(name: ObjectiveName, referee: TwoTower, data: EmojiBatches, 
     if name == "tecoa":
         return tecoa(scale, *_names(referee, data, CLASS_TEMPLATE))
     bank, concepts = _names(referee, data)
+    if name == "agft":
+        return agft(scale, bank, temperature)
     named = text_bank(scale, bank, concepts)
     return trades(named, scale, bank, beta) if name == "trades" else named
 

@@ -1,8 +1,9 @@
-"""Training and attack objectives: CLIP, SigLIP, text bank, TeCoA, FARE, TRADES and AdvFLYP's regularisers.
+"""Training and attack objectives: CLIP, SigLIP, text bank, TeCoA, AGFT, FARE, TRADES and AdvFLYP's regularisers.
 
     clip          CLIPAG Eq. 3 "in practice": the batch-contrastive loss            Ganz & Elad; Radford et al. 2021
     text_bank     softmax over a finite set of texts                                ours
     tecoa         softmax over the texts of all classes                             Mao et al. 2023
+    agft          cross-entropy to the original's softened predictions on the clean image      YuboCui/AGFT
     siglip        pairwise sigmoid                                                  Zhai et al. 2023
     fare          squared distance to the original's embedding of the clean image   Schlarmann et al. 2024
     divergence    KL from the predictions on the clean image                        Zhang et al. 2019, the inner problem
@@ -153,6 +154,24 @@ def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " 
     if len(class_ids.unique()) < len(class_ids):
         raise ValueError(f"TeCoA takes one text a class, not the ids {class_ids.tolist()}")
     return replace(text_bank(scale, classes, class_ids), name="tecoa")
+
+
+def agft(scale: float, bank: Float[Tensor, "t d"], temperature: float = 2.5) -> Objective:
+    """Cross-entropy to soft targets (AGFT, Cui et al. 2026): the original tower's softmax over the texts of a bank on
+    the clean image, its logits divided by `temperature`; no labels. Raises UsageError as `text_bank`.
+
+    As in YuboCui/AGFT 90a4114 (train.py), in attack and update; the temperature is that of its README (scale_ratio
+    0.4). Its `scale` in training is 180 for CLIP's 100; a recipe's is the referee's (ours). As the temperature falls to
+    0, the target becomes the original's answer.
+    """
+    _refuse_one_text(bank)
+
+    def loss(inputs: LossInputs) -> Tensor:
+        assert inputs.original is not None
+        targets = _logits(inputs.original, bank, scale / temperature).softmax(1)
+        return F.cross_entropy(_logits(inputs.features, bank, scale), targets, reduction="none")
+
+    return Objective("agft", loss, coupled=False, reads=frozenset({"original"}))
 
 
 def siglip(scale: float, bias: float) -> Objective:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,12 +65,19 @@ def average(tower: nn.Module, decay: float) -> ModelEmaV3:
 
 
 def ready_to_train(
-    tower: nn.Module, *, frozen_statistics: bool, grad_checkpointing: bool, accumulate: int, channels_last: bool
+    tower: nn.Module,
+    *,
+    frozen_statistics: bool,
+    grad_checkpointing: bool,
+    accumulate: int,
+    channels_last: bool,
+    locked_groups: int = 0,
 ) -> None:
-    """Unfreeze a tower and put it in training mode, with BatchNorm in eval mode if statistics are frozen.
+    """Unfreeze a tower, but for its last `locked_groups` (see `lock_last`), and put it in training mode, with BatchNorm
+    in eval mode if it is locked or statistics are frozen.
 
     Raises UsageError if batch statistics would be those of a part of the batch, and for a tower without activation
-    checkpointing.
+    checkpointing or layer groups.
     """
     refuse_wrapped(tower, "inside training", "train the base referee, with noise on its images")
     if has_batch_statistics(tower) and not frozen_statistics and (accumulate > 1 or distributed.count() > 1):
@@ -88,10 +96,38 @@ def ready_to_train(
     nhwc = channels_last and not distributed.is_sharded()  # FSDP shards contiguous weights only
     tower.to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
     tower.requires_grad_(True).train()
-    if frozen_statistics:
-        for module in tower.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+    if locked_groups:
+        lock_last(tower, locked_groups)
+    for module in tower.modules():
+        if isinstance(module, _BatchNorm) and (frozen_statistics or not trained_parameters(module)):
+            module.eval()
+
+
+def lock_last(tower: nn.Module, groups: int) -> None:
+    """Freeze the last layer groups of an open_clip tower: what its `--lock-image-unlocked-groups` leaves trainable.
+
+    Groups are open_clip's, of a ViT the stem, each block, and the projection, or timm's `group_matcher`. Raises
+    UsageError for a tower without groups, and if none is left to train.
+    """
+    if not hasattr(tower, "lock"):
+        raise UsageError(
+            f"a {type(tower).__name__} has no layer groups to lock: leave --locked-groups out, or start from a CLIP of "
+            "open_clip"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # open_clip imports timm's groups by an old name
+        tower.lock(unlocked_groups=groups)  # type: ignore[operator]
+    for weight in tower.parameters():
+        weight.requires_grad_(not weight.requires_grad)
+    if not trained_parameters(tower):
+        raise UsageError(
+            f"--locked-groups {groups} locks all layer groups of the image tower, and none is left to train: give less"
+        )
+
+
+def trained_parameters(module: nn.Module) -> int:
+    """Number of weights that are not frozen."""
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
 def has_batch_statistics(tower: nn.Module) -> bool:

@@ -32,6 +32,7 @@ from robustclip.robustification.state import (
     adamw,
     average,
     ready_to_train,
+    trained_parameters,
     training_dtype,
     warmup_cosine,
 )
@@ -75,6 +76,7 @@ def train(
     accumulate: int = 1,
     attack_negatives: AttackNegatives = "gathered",
     frozen_statistics: bool = False,
+    locked_groups: int = 0,
     grad_checkpointing: bool = False,
     dtype: str | torch.dtype = torch.float32,
     channels_last: bool = True,
@@ -107,6 +109,7 @@ def train(
                         of the whole batch (see `adversarial`), at the cost of one more forward pass per step.
     attack_negatives    "local": the attack uses the negatives of its own part and process only.
     frozen_statistics   BatchNorm normalises by running statistics, as in eval mode.
+    locked_groups       number of last layer groups of the tower that stay frozen (`state.lock_last`).
     grad_checkpointing  store block inputs only and recompute activations.
     dtype               bfloat16: autocast; float64: everything in float64, for tests of exactness; "auto" and
                         "measure" as in `pick_dtype`. A resumed run keeps its dtype.
@@ -142,7 +145,9 @@ def train(
         grad_checkpointing=grad_checkpointing,
         accumulate=accumulate,
         channels_last=channels_last,
+        locked_groups=locked_groups,
     )
+    run.note(trained_parameters=trained_parameters(tower))
     averaged = average(tower, ema)
     untrained = deepcopy(tower).requires_grad_(False).eval() if reads_original else tower
     if distributed.is_sharded():

@@ -50,6 +50,7 @@ CALLS = {
     "emoji": f"robustify emoji {QUICK} --out %",
     "emoji-fare": f"robustify emoji-fare {QUICK} --out %",
     "emoji-tecoa": f"robustify emoji-tecoa {QUICK} --out %",
+    "emoji-agft": f"robustify emoji-agft {QUICK} --out %",
     "emoji-trades": f"robustify emoji-trades {QUICK} --out %",
     "emoji-jem": f"robustify emoji-jem {QUICK} --out %",
     "emoji-vit": f"robustify emoji-vit {QUICK} --out %",

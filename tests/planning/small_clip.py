@@ -16,7 +16,7 @@ from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.openclip import bare_text_tower, new_referee
 from robustclip.referees.sentence import OpenClipText
 from robustclip.robustification.energy import NegativeSamples, jem
-from robustclip.robustification.losses import Objective, clip, divergence, fare, siglip, text_bank, trades
+from robustclip.robustification.losses import Objective, agft, clip, divergence, fare, siglip, text_bank, trades
 from robustclip.robustification.trainer import train
 from robustclip.runs.folder import Run
 
@@ -35,6 +35,7 @@ OBJECTIVES = {
     "siglip": siglip(10.0, -1.0),
     "text-bank": NAMED,
     "fare": fare(),
+    "agft": agft(10.0, TEXTS),
     "trades": trades(NAMED, 10.0, TEXTS),
     "energetic text-bank": jem(NAMED, 10.0, 0.5),
     "energetic clip": jem(clip(10.0), 10.0, 0.5),

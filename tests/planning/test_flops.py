@@ -32,6 +32,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("vit", {"attack_steps": 2, "accumulate": 2, "objective": "text-bank"}),
     ("vit", {"attack_steps": 2, "objective": "siglip"}),
     ("vit", {"attack_steps": 2, "objective": "fare"}),
+    ("vit", {"attack_steps": 2, "objective": "agft"}),
+    ("vit", {"attack_steps": 2, "objective": "agft", "locked_groups": 3}),
     ("vit", {"attack_steps": 2, "objective": "trades"}),
     ("vit", {"attack_steps": 2, "objective": "trades", "accumulate": 2}),
     ("vit", {"attack_steps": 2, "energy": 0.5, "energy_steps": ENERGY_STEPS}),
@@ -41,6 +43,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("vit", {"attack_steps": 2, "grad_checkpointing": True, "accumulate": 2}),
     ("resnet", {"attack_steps": 2, "objective": "text-bank"}),
     ("resnet", {"attack_steps": 2, "accumulate": 2, "frozen_statistics": True}),
+    ("resnet", {"attack_steps": 2, "locked_groups": 2}),
     ("convnext", {"attack_steps": 2}),
 ]
 
@@ -51,7 +54,14 @@ def test_the_formula_is_what_torch_counts_in_a_real_step(tower: str, given: dict
     objective = OBJECTIVES["energetic " * (settings.energy > 0) + settings.objective]
     planned = Planned(settings)
     logged = 2 * BATCH * planned.tower.forward + BATCH * planned.tower.caption * (not objective.reads_texts)
-    names = ("accumulate", "attack_negatives", "grad_checkpointing", "frozen_statistics", "clean_weight")
+    names = (
+        "accumulate",
+        "attack_negatives",
+        "grad_checkpointing",
+        "frozen_statistics",
+        "clean_weight",
+        "locked_groups",
+    )
     changes: dict[str, Any] = {name: getattr(settings, name) for name in names}
     if settings.attack_steps:
         changes["attack_steps"] = settings.attack_steps
@@ -96,6 +106,7 @@ class Planned:
                 grad_checkpointing=settings.grad_checkpointing,
                 accumulate=settings.accumulate,
                 channels_last=False,
+                locked_groups=settings.locked_groups,
             )
 
         self.tower = costs.of_towers(imagine(design, prepare), design.size)

@@ -105,6 +105,16 @@ def test_flags_of_the_recipe_change_the_plan() -> None:
     assert plan(samples=None, steps=7).settings.samples == 7 * 128
 
 
+def test_locked_groups_cost_no_gradients_and_no_moments() -> None:
+    whole, shallow = plan(), plan(locked_groups=4)
+    assert whole.trained_parameters == whole.parameters == shallow.parameters
+    assert shallow.trained_parameters == 100_216  # of resnet10t's stem and first stage
+    assert shallow.memory.held["moments of AdamW"] == 8 * 100_216
+    assert shallow.step.attack == whole.step.attack
+    assert shallow.step.update < 0.9 * whole.step.update
+    assert "0.10M of them trained" in shown(shallow)
+
+
 def test_an_ablation_is_planned_as_what_it_varies() -> None:
     found = plan("clipag-linf", samples="1M", count=8)
     assert found.settings.start == "ViT-B-32:laion2b_s34b_b79k", "a default of the recipe it varies"

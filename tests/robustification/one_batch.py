@@ -24,6 +24,7 @@ from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import (
     Objective,
+    agft,
     anchored,
     clip,
     divergence,
@@ -66,6 +67,8 @@ def objective(name: str) -> Objective:
         return siglip(10.0, -3.0)
     if name == "fare":
         return fare()
+    if name == "agft":
+        return agft(10.0, BANK)
     if name == "anchored":
         return anchored(clip(10.0), features=0.5, logits=0.7, scale=10.0)
     if name == "divergence":

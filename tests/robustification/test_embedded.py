@@ -41,6 +41,8 @@ def test_an_image_that_is_its_text_is_nearer_than_one_that_is_not(name: Objectiv
         ("trades", "same", "trades of text-bank", "divergence"),
         ("trades", "text-bank", "trades of text-bank", "text-bank"),
         ("fare", "same", "fare", "fare"),
+        ("agft", "same", "agft", "agft"),
+        ("clip", "agft", "clip", "agft"),
         ("text-bank", "divergence", "text-bank", "divergence"),
         ("clip", "fare", "clip", "fare"),
     ],
@@ -50,6 +52,17 @@ def test_attack_and_update_are_chosen_apart(
 ) -> None:
     found = emoji_objectives(name, toy_referee(), data, attack=attack)
     assert (found[0].name, found[1].name) == (update, climbed)
+
+
+def test_the_targets_of_agft_are_as_soft_as_asked_in_attack_and_update(data: EmojiBatches) -> None:
+    """Of an image that is one of the texts; the softer its target, the further from it."""
+    referee, ids = toy_referee(), data.samples.labels.unique()[:1]
+    image = referee.embed_texts([data.samples.label_names[int(ids)]])
+    losses = [
+        [float(one(image, image, ids, original=image)) for one in emoji_objectives("agft", referee, data, **given)]
+        for given in ({"temperature": 1.0}, {})
+    ]
+    assert losses[0][0] == losses[0][1] < losses[1][0] == losses[1][1]
 
 
 def test_an_anchor_is_of_the_update_only(data: EmojiBatches) -> None:

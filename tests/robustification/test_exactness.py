@@ -61,7 +61,7 @@ def test_parts_are_the_whole(tower: str, loss: str) -> None:
     assert worst(one_update(tower, loss, parts=3), whole) < RTOL  # which does not divide 16
 
 
-@pytest.mark.parametrize("loss", ["fare", "trades", "anchored", "energy"])
+@pytest.mark.parametrize("loss", ["fare", "agft", "trades", "anchored", "energy"])
 def test_parts_are_the_whole_where_other_embeddings_are_read(loss: str) -> None:
     assert worst(one_update("vit", loss, parts=3), one_update("vit", loss, parts=1)) < RTOL
 

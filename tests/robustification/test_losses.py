@@ -13,6 +13,7 @@ from torch import Tensor
 from robustclip.errors import UsageError
 from robustclip.robustification.losses import (
     Objective,
+    agft,
     anchored,
     clip,
     divergence,
@@ -117,8 +118,9 @@ def test_a_bank_of_one_text_is_refused(bank: Tensor) -> None:
     for make in (text_bank, tecoa):
         with pytest.raises(UsageError, match="needs two different texts"):
             make(100.0, bank, ids)
-    with pytest.raises(UsageError, match="needs two different texts"):
-        divergence(100.0, bank)
+    for without_ids in (divergence, agft):
+        with pytest.raises(UsageError, match="needs two different texts"):
+            without_ids(100.0, bank)
     assert text_bank(100.0, torch.eye(3), torch.arange(3)).name == "text-bank"
 
 
@@ -159,6 +161,46 @@ def test_divergence_is_kl_from_the_clean_answers() -> None:
 def test_kl_is_the_divergence_of_the_first_from_the_second() -> None:
     first, second = torch.tensor([0.5, 0.5]).log()[None], torch.tensor([0.9, 0.1]).log()[None]
     torch.testing.assert_close(kl(first, second), torch.tensor([0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)]))
+
+
+def test_agft_is_the_cross_entropy_to_the_originals_softened_answers() -> None:
+    # Scale log 9: the attacked image answers (1/10, 9/10). At temperature 2 the original answers (3/4, 1/4), as
+    # sqrt(9) = 3, and (9/10, 1/10) at 1; lengths of embeddings do not count.
+    bank, scale = torch.eye(2), math.log(9)
+    attacked, original = 4 * bank[[1]], 7 * bank[[0]]
+    for temperature, right in ((2.0, 0.75), (1.0, 0.9)):
+        loss = agft(scale, bank, temperature)(attacked, NO_TEXTS, IDS[:1], original=original)
+        torch.testing.assert_close(loss, torch.tensor([-right * math.log(0.1) - (1 - right) * math.log(0.9)]))
+
+
+def test_agft_at_temperature_zero_is_the_loss_of_the_originals_answer(pairs: tuple[Tensor, Tensor]) -> None:
+    images, bank = pairs
+    original = images.flip(0)
+    answers = (original @ bank.T).argmax(1)  # where the original is right, the labels
+    losses = agft(30.0, bank, 1e-6)(images, NO_TEXTS, torch.zeros(6, dtype=torch.long), original=original)
+    torch.testing.assert_close(losses, text_bank(30.0, bank, torch.arange(6))(images, NO_TEXTS, answers))
+
+
+def test_agft_of_the_original_itself_is_its_entropy_and_has_no_gradient(pairs: tuple[Tensor, Tensor]) -> None:
+    images, bank = pairs
+    images = images.double().requires_grad_()
+    losses = agft(10.0, bank, 1.0)(images, NO_TEXTS, IDS, original=images.detach())
+    answers = (10 * images @ bank.double().T).softmax(1)
+    torch.testing.assert_close(losses, torch.distributions.Categorical(answers).entropy())
+    losses.sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().max() < 1e-12
+
+
+def test_agfts_gradients_are_those_of_its_released_lines(pairs: tuple[Tensor, Tensor]) -> None:
+    """Their logit_scale 180 and scale_ratio 0.4 are a scale of 180 and a temperature of 2.5."""
+    images, bank = (one.double() for one in pairs)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    agft(180.0, bank)(ours, NO_TEXTS, IDS, original=3 * images.flip(0)).mean().backward()
+    y = (0.4 * 180.0 * images.flip(0) @ bank.T).softmax(dim=1)
+    y_hat = 180.0 * (theirs / theirs.norm(dim=1, keepdim=True)) @ bank.T
+    torch.nn.CrossEntropyLoss()(y_hat, y).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_trades_is_the_clean_loss_and_beta_times_the_divergence() -> None:
@@ -207,7 +249,13 @@ def test_what_an_objective_reads_must_be_given() -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [fare(), divergence(5.0, torch.eye(2)), trades(clip(5.0), 5.0, torch.eye(2)), anchored(clip(5.0), scale=5.0)],
+    [
+        fare(),
+        agft(5.0, torch.eye(2)),
+        divergence(5.0, torch.eye(2)),
+        trades(clip(5.0), 5.0, torch.eye(2)),
+        anchored(clip(5.0), scale=5.0),
+    ],
     ids=lambda objective: objective.name,
 )
 def test_new_losses_are_float32_under_autocast(objective: Objective) -> None:

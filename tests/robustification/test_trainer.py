@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -366,18 +366,62 @@ def test_batch_statistics_of_parts_are_refused_and_frozen_ones_are_not(tmp_path:
     assert results[0].dtype == torch.float64
 
 
-def test_grad_checkpointing_changes_no_number(tmp_path: Path) -> None:
-    def vit() -> TwoTower:
-        vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 4, "image_size": 16}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            tower = build_image_tower({"embed_dim": 16, "vision_cfg": vision})
-        return TwoTower(tower, ToyText(16), toy_referee().preprocess, card=toy_referee().card)
+STEMS = {"vit": ["conv1", "class_embedding", "positional_embedding", "ln_pre"], "resnet": ["trunk.conv1", "trunk.bn1"]}
 
+
+def of_open_clip(kind: str) -> TwoTower:
+    """A small tower of open_clip, which has layer groups."""
+    vision: dict[str, Any] = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 4, "image_size": 16}
+    if kind == "resnet":
+        vision = {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = build_image_tower({"embed_dim": 16, "vision_cfg": vision})
+    return TwoTower(tower, ToyText(16), toy_referee().preprocess, card=toy_referee().card)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("vit", 3), ("resnet", 4)])
+def test_locked_groups_stay_as_they_were_and_the_rest_learns(kind: str, groups: int, tmp_path: Path) -> None:
+    """In spite of weight decay and the average; also in a run that was resumed."""
+
+    def trained(run: Run, **changes: Any) -> TwoTower:
+        changed = settings(steps=6, weight_decay=0.5, locked_groups=groups, checkpoint_every=2, **changes)
+        return train(of_open_clip(kind), changed.pop("data", Colours()), run=run, **changed)
+
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    before, after = dict(of_open_clip(kind).image_tower.named_parameters()), trained(run).image_tower.state_dict()
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
+    assert moved == {name for name in before if any(name.startswith(stem) for stem in STEMS[kind])}
+    assert run.record["notes"]["trained_parameters"] == sum(before[name].numel() for name in moved)
+
+    class Short(Colours):
+        def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+            yield from islice(super().batches(start), 3)
+            raise ConnectionError
+
+    broken = Run.create(tmp_path / "broken", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        trained(broken, data=Short())
+    resumed = trained(Run.open(broken.folder), resume=True).image_tower.state_dict()
+    assert all(torch.equal(resumed[name], after[name]) for name in after)
+
+
+def test_groups_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a Sequential has no layer groups to lock"):
+        fit(tmp_path / "toy", locked_groups=1)
+    for kind, groups in (("vit", 4), ("resnet", 5)):
+        run = Run.create(tmp_path / kind, recipe="test", arguments={})
+        with pytest.raises(UsageError, match=f"--locked-groups {groups} locks all layer groups"):
+            train(of_open_clip(kind), Colours(), run=run, **settings(locked_groups=groups))
+
+
+def test_grad_checkpointing_changes_no_number(tmp_path: Path) -> None:
     results = []
     for flag in (False, True):
         run = Run.create(tmp_path / str(flag), recipe="test", arguments={})
-        results.append(weights(train(vit(), Colours(), run=run, **settings(steps=3, grad_checkpointing=flag))))
+        results.append(
+            weights(train(of_open_clip("vit"), Colours(), run=run, **settings(steps=3, grad_checkpointing=flag)))
+        )
     assert torch.equal(*results)
     with pytest.raises(UsageError, match="a Sequential cannot checkpoint its activations"):
         fit(tmp_path / "toy", grad_checkpointing=True)

@@ -74,7 +74,7 @@ def ready_to_train(
     locked_groups: int = 0,
 ) -> None:
     """Unfreeze a tower, but for its last `locked_groups` (see `lock_last`), and put it in training mode, with BatchNorm
-    in eval mode if it is locked or statistics are frozen.
+    in eval mode if statistics are frozen.
 
     Raises UsageError if batch statistics would be those of a part of the batch, and for a tower without activation
     checkpointing or layer groups.
@@ -98,16 +98,18 @@ def ready_to_train(
     tower.requires_grad_(True).train()
     if locked_groups:
         lock_last(tower, locked_groups)
-    for module in tower.modules():
-        if isinstance(module, _BatchNorm) and (frozen_statistics or not trained_parameters(module)):
-            module.eval()
+    if frozen_statistics:
+        for module in tower.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 def lock_last(tower: nn.Module, groups: int) -> None:
     """Freeze the last layer groups of an open_clip tower: what its `--lock-image-unlocked-groups` leaves trainable.
 
-    Groups are open_clip's, of a ViT the stem, each block, and the projection, or timm's `group_matcher`. Raises
-    UsageError for a tower without groups, and if none is left to train.
+    Groups are open_clip's, of a ViT the stem, each block, and the projection, or timm's `group_matcher`. BatchNorm's
+    statistics follow the data in all groups, unless they are frozen. Raises UsageError for a tower without groups, and
+    if none is left to train.
     """
     if not hasattr(tower, "lock"):
         raise UsageError(

@@ -186,6 +186,10 @@ TABLE: tuple[tuple[Any, ...], ...] = (
     ),
     ("evaluate", "evaluation.evaluate:evaluate", "Evaluate referees, clean and under attack.", printing.evaluated),
     (
+        *("universal", "evaluation.universal:universal", "Train a universal perturbation on an ensemble of referees."),
+        printing.perturbed,
+    ),
+    (
         *("benchmark", "pages.benchmark:benchmark", "Measure referees by one protocol; write a leaderboard."),
         printing.benchmarked,
     ),
@@ -259,7 +263,7 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         partial(printing.converted, "synthesize", "referee-can-play", "a cat and a dog", "--referee"),
     ),
 )
-LONG = ("evaluate", "benchmark", "explain", "export", "judge", "mixture fit")
+LONG = ("evaluate", "universal", "benchmark", "explain", "export", "judge", "mixture fit")
 """Verbs that take `--dry-run`, beside recipes."""
 NUMBERS: dict[str, Callable[[Any], object]] = {
     "demo": lambda result: result["report"],

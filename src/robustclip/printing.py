@@ -92,6 +92,13 @@ def evaluated(report: Report) -> None:
     next_call("explain", "--referees", *names, "--images", "emoji/scenes", "--limit", 12)
 
 
+def perturbed(values: Mapping[str, object]) -> None:
+    """The numbers of a universal perturbation, and the command that applies it."""
+    numbers({name: value for name, value in values.items() if name != "attack"})
+    if "attack" in values:
+        next_call("evaluate", "emoji-judge", "--attack", values["attack"])
+
+
 def benchmarked(board: Any) -> None:
     """The table of a leaderboard and the path of its page."""
     rich(board.table())

@@ -31,6 +31,15 @@ def test_what_is_written_is_read_and_written_again(text: str, spec: AttackSpec) 
     assert AttackSpec.parse(f" {text.upper()} ") == spec
 
 
+@pytest.mark.parametrize("file", ["delta.safetensors", "Runs/My Delta@2.pt", "x" * 300, "c:/d.pt"])
+def test_a_stored_perturbation_keeps_its_path(file: str) -> None:
+    spec = AttackSpec("linf", 4 / 255, 1, kind="universal", file=file)
+    assert AttackSpec.parse(f"LINF:4/255@universal:{file}") == spec
+    assert str(spec) == f"linf:4/255@universal:{file}"
+    with pytest.raises(UsageError, match="is a stored perturbation: write linf:4/255@20"):
+        spec.check_pgd("the task maps")
+
+
 @given(
     norm=st.sampled_from(["l2", "linf"]),
     eps=st.floats(1e-9, 0.99),
@@ -90,6 +99,10 @@ def test_a_spec_becomes_a_threat_model_at_a_size() -> None:
         ("l2:1.5@square:0", "steps '0' .* is not a whole number from 1"),
         ("l1:1.5@square", "unknown norm 'l1'"),
         ("linf:4@apgd-ce", "write linf:4/255@apgd-ce"),
+        ("linf:4@universal:d.pt", "write linf:4/255@universal:d.pt"),
+        ("universal:d.pt", "cannot read the attack .* norm:eps@universal:FILE"),
+        ("l2:1.5@universal:", "cannot read the attack"),
+        ("l2:1.5@20@universal:d.pt", "cannot read the attack"),
         ("linf:4@20", "eps 4 in the attack 'linf:4@20' looks as if given in /255.*write linf:4/255@20"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Attack specifications as text, parsed and run: `l2:1.5@20x3`, `l2:1.5@autoattack`."""
+"""Attack specifications as text, parsed and run: `l2:1.5@20x3`, `l2:1.5@autoattack`, `l2:1.5@universal:FILE`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from robustclip.errors import RunError, UsageError
 from robustclip.runs.rng import generator
 from robustclip.signatures import unknown
 
-Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light"]
-KINDS: Final = [kind for kind in get_args(Kind) if kind != "pgd"]  # PGD has no name in a spec
+Kind = Literal["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "autoattack-light", "universal"]
+KINDS: Final = [kind for kind in get_args(Kind) if kind not in ("pgd", "universal")]  # of classifiers
 LENGTHS: Final = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "square": 5000}
 """Default steps or queries of single attacks: those in AutoAttack. Ensembles have fixed ones."""
 ENSEMBLE: Final = 100  # steps of each APGD in an ensemble
@@ -26,6 +26,7 @@ LONGEST: Final = 100  # characters of a spec
 MOST: Final = 1_000_000  # steps or restarts; published attacks take a few thousand at most
 GRAMMAR: Final = "norm:eps@steps[xrestarts][:step_size], e.g. l2:1.5@20, linf:4/255@50x3 or l2:1.5@20:0.1"
 STRONG: Final = "norm:eps@kind[:steps], e.g. l2:1.5@apgd-ce:50, linf:4/255@square:1000 or l2:1.5@autoattack"
+STORED: Final = "norm:eps@universal:FILE, e.g. linf:4/255@universal:delta.safetensors"
 _PATTERN: Final = re.compile(
     r"(?P<norm>[^:@]+):(?P<eps>[^:@]+)@(?P<steps>[^:@x]+)(?:x(?P<restarts>[^:@x]+))?(?::(?P<step_size>[^:@]+))?"
 )
@@ -41,7 +42,8 @@ class AttackSpec:
 
     `kind` is "pgd", or one of the attacks on classifiers that have no settings but a length (`attacks.library` says
     what they are); `steps` are Square's queries, and 100 for the ensembles, whose lengths are fixed. `restarts` and
-    `step` are PGD's; `step` is the step size where it is not the default of 2.5 * eps / steps.
+    `step` are PGD's; `step` is the step size where it is not the default of 2.5 * eps / steps. "universal" adds the
+    perturbation stored in `file` to every image (`attacks.universal`), without steps.
     """
 
     norm: Norm
@@ -50,23 +52,26 @@ class AttackSpec:
     restarts: int = 1
     step: float | None = None
     kind: Kind = "pgd"
+    file: str = ""
 
     @classmethod
     def parse(cls, text: str) -> AttackSpec:
-        """Read `norm:eps@steps[xrestarts][:step_size]` (PGD) or `norm:eps@kind[:steps]`; numbers may be fractions such
-        as 4/255.
+        """Read `norm:eps@steps[xrestarts][:step_size]` (PGD), `norm:eps@kind[:steps]` or `norm:eps@universal:FILE`,
+        whose file is not opened; numbers may be fractions such as 4/255.
 
         Raises UsageError that names the part at fault.
         """
         if not isinstance(text, str):
             raise UsageError(f"cannot read the attack {text!r:.100}: write {GRAMMAR}")
-        if len(text) > LONGEST:
+        head, universal, file = text.strip().partition("@universal:")
+        if len(head) > LONGEST:
             raise UsageError(f"cannot read an attack of {len(text)} characters ({text[:20]!r}...): write {GRAMMAR}")
-        word = text.strip().lower()
+        stored = bool(universal and file)
+        word = f"{head}@1".lower() if stored else text.strip().lower()
         named = _NAMED.fullmatch(word)
         match = named or _PATTERN.fullmatch(word)
         if match is None:
-            raise UsageError(f"cannot read the attack {text!r}: write {GRAMMAR}; or {STRONG}")
+            raise UsageError(f"cannot read the attack {text!r}: write {GRAMMAR}; or {STRONG}; or {STORED}")
         norm = match["norm"]
         if norm not in BALLS:
             raise UsageError(f"unknown norm {norm!r} in the attack {text!r}: use {' or '.join(BALLS)}, as in {GRAMMAR}")
@@ -74,7 +79,7 @@ class AttackSpec:
         if norm == "linf" and eps >= 1:
             raise UsageError(
                 f"eps {match['eps']} in the attack {text!r} looks as if given in /255, but images are in [0, 1]: "
-                f"write linf:{match['eps']}/255@{word.split('@')[1]}"
+                f"write linf:{match['eps']}/255@{text.strip().split('@', 1)[1]}"
             )
         if named is not None:
             return _strong(cast("Norm", norm), eps, named["kind"], named["steps"], text)
@@ -85,6 +90,8 @@ class AttackSpec:
             steps=_count(match["steps"], "steps", text),
             restarts=1 if restarts is None else _count(restarts, "restarts", text),
             step=None if step is None else _positive(step, "step size", text),
+            kind="universal" if stored else "pgd",
+            file=file if stored else "",
         )
 
     @property
@@ -108,11 +115,12 @@ class AttackSpec:
     def check_pgd(self, what: str) -> None:
         """Raise UsageError unless this is PGD, which `what` requires."""
         if self.kind != "pgd":
-            raise UsageError(
-                f"{what} needs PGD, and {self} attacks a classifier's logits: write {self.ball}@20 instead"
-            )
+            kind = "is a stored perturbation" if self.kind == "universal" else "attacks a classifier's logits"
+            raise UsageError(f"{what} needs PGD, and {self} {kind}: write {self.ball}@20 instead")
 
     def __str__(self) -> str:
+        if self.kind == "universal":
+            return f"{self.ball}@universal:{self.file}"
         if self.kind != "pgd":
             usual = LENGTHS.get(self.kind, ENSEMBLE)
             return f"{self.ball}@{self.kind}" + ("" if self.steps == usual else f":{self.steps}")

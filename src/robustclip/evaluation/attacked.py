@@ -9,6 +9,9 @@ attack on the top 5 would move the correct label further down.
 
 The control is a random perturbation of the same norm: if it costs as much accuracy as the attack, the attack shows
 nothing.
+
+A universal perturbation is given, not searched for: accuracy is that of the images with it, whatever it was clean. Its
+control is the same perturbation with its values at random places.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from robustclip.attacks.library import Part, library_attack, parts
 from robustclip.attacks.spec import AttackSpec, check_inside, random_perturbation, run_attack, size_of
+from robustclip.attacks.universal import added
 from robustclip.data.pictures import Images
 from robustclip.evaluation.ledger import Page
 from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
@@ -178,11 +182,16 @@ def cosines_under_noise(
     seed: int,
     dtype: torch.dtype = torch.float32,
     title: str = "",
+    delta: Float[Tensor, "3 h w"] | None = None,
 ) -> Float[Tensor, "n t"]:
-    """Cosines of images perturbed in a random direction to the boundary of the threat model: the attack's control."""
+    """Cosines of images perturbed in a random direction to the boundary of the threat model: the attack's control. With
+    `delta`, of images to each of which that is added."""
     rows = []
     for batch in batches(torch.arange(len(images)), batch_size, title):
         clean = images[batch]
-        moved = random_perturbation(clean, spec.threat(size_of(clean)), seed=seed, indices=batch)
+        if delta is None:
+            moved = random_perturbation(clean, spec.threat(size_of(clean)), seed=seed, indices=batch)
+        else:
+            moved = added(clean, delta)
         rows.append(cosines(referee, moved.to(texts.device), texts, dtype).cpu())
     return torch.cat(rows)

@@ -31,6 +31,7 @@ from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
 from robustclip.evaluation.setting import Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
+from robustclip.evaluation.universal import Applied, read_universal
 from robustclip.explanation.gradients import gradient_picture
 from robustclip.explanation.maps import Method, check_method
 from robustclip.referees.base import TwoTower
@@ -55,7 +56,7 @@ Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
 JUDGE = "emoji-judge"  # default for the embedded sets
 PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
-PGD_ONLY = ("retrieval", "maps", "faithfulness")
+PGD_ONLY = ("retrieval", "maps", "faithfulness")  # retrieval also takes stored perturbations
 DETERMINING = ("data", "images", "size", "templates", "labels", "batch_size", "dtype", "device", "seed", "versions")
 ENOUGH = 200  # images; with fewer, a note warns of wide intervals
 
@@ -88,7 +89,7 @@ def evaluate(
     tasks: Annotated[Sequence[TaskName], "what to measure", BeforeValidator(listed)] = ("zero-shot",),
     attack: Annotated[
         Sequence[str],
-        "e.g. l2:1.5@20 (PGD) or l2:1.5@autoattack-light",
+        "e.g. l2:1.5@20 (PGD), l2:1.5@autoattack-light or l2:1.5@universal:FILE",
         BeforeValidator(listed),
         checked(AttackSpec.parse),
     ] = (),
@@ -130,6 +131,9 @@ def evaluate(
     `judge`, which must not be one of the referees. The tasks maps and faithfulness evaluate heat maps as in `explain`;
     emoji/scenes has bounding boxes. Their attack is CLIPAG's Eq. 4, away from a text and towards its negation.
 
+    norm:eps@universal:FILE adds one stored perturbation to all images (`robustclip universal`), resized to them and
+    projected into the ball, for zero-shot classification and retrieval. Its control has its values at random places.
+
     Zero-shot classification also takes classifier attacks (`attacks.library`): apgd-ce, apgd-dlr, apgd-t, square,
     autoattack and autoattack-light. With several attacks in one ball, the row "worst l2:1.5" is the worst case over
     them. With `out`, attacked batches are saved as they finish; `resume` continues from them with the results of an
@@ -160,6 +164,11 @@ def evaluate(
     pulled = read_spec(pag) if pag_judge is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
     threats = {str(spec): spec.threat(examples.size) for spec in specs}
+    stored = {
+        str(spec): Applied.of(spec, examples.images, examples.size, batch_size=batch_size, seed=seed)
+        for spec in attacks
+        if spec.kind == "universal"
+    }
     setting = Setting(
         examples=examples,
         attacks=attacks,
@@ -175,13 +184,18 @@ def evaluate(
         sigma=sigma,
         samples=samples,
         count=labels if isinstance(labels, int) else None,
+        stored={name: delta for one in stored.values() for name, delta in one.deltas.items()},
     )
     if "zero-shot" in tasks:
         candidates(setting)  # raises before hours of another task
     description = describe(setting, tasks=tasks, baseline=measured[0].name, limit=limit, device=where)
+    if stored:
+        description["universal"] = {name: one.record for name, one in stored.items()}
     report = Report(
         setting=description,
-        threats={name: str(threat) for name, threat in threats.items()},
+        threats={
+            name: f"{threat}; {stored[name]}" if name in stored else str(threat) for name, threat in threats.items()
+        },
         rows=[],
         notes=[*examples.reported, *notes(measured, examples, threats)],
     )
@@ -266,6 +280,8 @@ def faults(
     yield from faults_of(checks)
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
+    if sign and any("@universal:" in text for text in attack):
+        yield "a signed claim is measured again anywhere, and stored perturbations are files of here: leave one out"
     if out is None and resume:
         yield "resume needs the folder of the interrupted evaluation: give it as out"
     yield from clashes({"out": out, "csv": csv})
@@ -286,9 +302,11 @@ def check_attack(text: str, tasks: Sequence[str]) -> None:
     """Raise UsageError for an invalid attack, or one that a task cannot run."""
     spec = AttackSpec.parse(text)
     for task in tasks:
-        if task in PGD_ONLY:
+        if task in PGD_ONLY and (task, spec.kind) != ("retrieval", "universal"):
             spec.check_pgd(f"the task {task}")
-    if spec.kind != "pgd":
+    if spec.kind == "universal":
+        read_universal(spec.file)
+    elif spec.kind != "pgd":
         check_installed()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.data.examples import Examples
@@ -25,7 +27,8 @@ WORST = "worst "  # the norm and eps follow
 class Setting:
     """Settings shared by the tasks of one evaluation. `present_only` restricts the labels to those of the images,
     `count` to that many; `judge` and `pull` are for the PAG score, `method` and `layer` for heat maps, `sigma` and
-    `samples` for certification; `ledger` stores attacked batches."""
+    `samples` for certification; `ledger` stores attacked batches; `stored` has the perturbations of universal attacks
+    and of their controls, by name."""
 
     examples: Examples
     attacks: Sequence[AttackSpec]
@@ -42,6 +45,7 @@ class Setting:
     samples: int = 1_000
     count: int | None = None
     ledger: Ledger | None = None
+    stored: Mapping[str, Float[Tensor, "3 h w"]] = field(default_factory=dict)
 
     def among(self) -> Candidates:
         """The candidate labels. Raises UsageError for a count that does not fit the set."""
@@ -63,8 +67,9 @@ def prompts_of(examples: Examples) -> list[str]:
 
 
 def control_of(spec: AttackSpec) -> str:
-    """ "random l2:1.5": noise of the attack's norm and eps."""
-    return CONTROL + spec.ball
+    """ "random l2:1.5": noise of the attack's norm and eps; "random l2:1.5@universal:FILE": a stored perturbation with
+    its values at random places."""
+    return CONTROL + (str(spec) if spec.kind == "universal" else spec.ball)
 
 
 def worst_of(ball: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustclip.attacks.gradient import attacking
 from robustclip.attacks.library import parts
-from robustclip.attacks.spec import random_perturbation
+from robustclip.attacks.spec import AttackSpec, random_perturbation
 from robustclip.data.examples import Examples
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
@@ -43,7 +43,8 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     metric's name states a restricted label set.
 
     A defended referee is attacked adaptively, and statically ("static l2:1.5@20"), with the gap of the two. If several
-    attacks share a ball, the worst case over them is reported under the name of `worst_of`.
+    attacks share a ball, the worst case over them is reported under the name of `worst_of`. Universal perturbations
+    are the same for all referees.
     """
     examples, findings = setting.examples, Findings()
     among = candidates(setting)
@@ -71,10 +72,11 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
 
     clean = predictions(_clean_cosines(referee, classes, setting, title), among.targets)
     note(CLEAN, clean)
+    balls = {str(spec): spec.ball for spec in setting.attacks}
     for name, scores in _noisy_cosines(referee, classes, setting, title):
-        note(name, predictions(scores, among.targets))
+        note(name, predictions(scores, among.targets), ball=balls.get(name, ""))
     weights = exact(referee) if setting.ledger else ""
-    for spec, prefix in ((spec, prefix) for spec in setting.attacks for prefix in attackers(referee)):
+    for spec, prefix in ((spec, prefix) for spec in searched(setting) for prefix in attackers(referee)):
         name = f"{prefix}{spec}"
         attacked = classify_under_attack(
             referee,
@@ -106,14 +108,20 @@ def candidates(setting: Setting) -> Candidates:
     """The candidate labels. Raises UsageError for a count that does not fit the set, and for attacks that need more
     labels."""
     among = setting.among()
-    for spec in setting.attacks:
+    for spec in searched(setting):
         if spec.kind != "pgd":
             parts(spec, len(among.names))
     return among
 
 
+def searched(setting: Setting) -> list[AttackSpec]:
+    """The attacks that search, all but stored perturbations."""
+    return [spec for spec in setting.attacks if spec.kind != "universal"]
+
+
 def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
-    """Recall at 1, 5 and 10, from images to captions and from captions to images, each under its own attack."""
+    """Recall at 1, 5 and 10, from images to captions and from captions to images, each under its own attack, or under
+    the same universal perturbation."""
     examples, findings = setting.examples, Findings()
     gallery = Gallery.of(examples.captions)
     texts = embed_texts(referee, gallery.captions)
@@ -134,7 +142,7 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
     note(CLEAN, recall(clean, gallery.matches))
     for name, scores in _noisy_cosines(referee, texts, setting, title):
         note(name, recall(scores, gallery.matches))
-    for spec in setting.attacks:
+    for spec in searched(setting):
         attacked = retrieve_under_attack(
             referee,
             examples.images,
@@ -259,8 +267,10 @@ def _clean_cosines(referee: TwoTower, texts: Tensor, setting: Setting, title: st
 def _noisy_cosines(
     referee: TwoTower, texts: Tensor, setting: Setting, title: str
 ) -> list[tuple[str, Float[Tensor, "n t"]]]:
-    """The control of each attacked threat model, once each, by its name (`control_of`)."""
-    controls = {control_of(spec): spec for spec in setting.attacks}
+    """By name, what does not depend on the referee: the control of each attack (`control_of`), once each, and
+    universal perturbations."""
+    specs = {control_of(spec): spec for spec in setting.attacks}
+    specs |= {str(spec): spec for spec in setting.attacks if spec.kind == "universal"}
     return [
         (
             name,
@@ -273,7 +283,8 @@ def _noisy_cosines(
                 seed=setting.seed,
                 dtype=setting.dtype,
                 title=f"{title} {name}",
+                delta=setting.stored.get(name),
             ),
         )
-        for name, spec in controls.items()
+        for name, spec in specs.items()
     ]

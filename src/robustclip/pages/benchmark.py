@@ -21,17 +21,28 @@ from rich.text import Text
 
 from robustclip import __version__, signatures
 from robustclip.attacks.library import check_installed
+from robustclip.attacks.spec import AttackSpec
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, read_examples
 from robustclip.errors import Interrupted, RunError, UsageError, faults_of, raise_faults
 from robustclip.evaluation.corruptions import CORRUPTIONS
-from robustclip.evaluation.evaluate import MOST_AT_ONCE, Labels, Side, checked, determining, evaluate, load_pag_judge
+from robustclip.evaluation.evaluate import (
+    MOST_AT_ONCE,
+    Labels,
+    Side,
+    check_attack,
+    checked,
+    determining,
+    evaluate,
+    load_pag_judge,
+)
 from robustclip.evaluation.generation.grids import folder_name
 from robustclip.evaluation.intervals import percent, plain
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import CONTROL, PLAIN, REPORT_FILE, Tabled
 from robustclip.evaluation.tasks import missing_for
+from robustclip.evaluation.universal import read_universal
 from robustclip.explanation.looks import CORRELATION
 from robustclip.pages.rendering import environment
 from robustclip.referees.defended import STATIC
@@ -215,6 +226,11 @@ def benchmark(
     ),
     parts: Annotated[Sequence[Part], "what to measure; default: all that the data allow"] = (),
     autoattack: Annotated[Literal["light", "standard"], "ensemble of the part autoattack"] = "light",
+    attack: Annotated[
+        Sequence[str],
+        "further attacks of the part accuracy, as of evaluate, e.g. linf:4/255@universal:FILE",
+        checked(AttackSpec.parse),
+    ] = (),
     judge: Annotated[str | None, "judge of the PAG score; default for emoji sets: emoji-judge"] = None,
     labels: Annotated[Labels, "candidate labels, as of evaluate"] = "all",
     templates: Annotated[str, "templates of the labels, as of evaluate"] = "plain",
@@ -231,7 +247,7 @@ def benchmark(
 ) -> Leaderboard:
     """Measure referees by one protocol, and write a leaderboard.
 
-    accuracy     zero-shot top-1, clean and under PGD-20: L-inf 1, 2 and 4/255, L2 of the same RMS
+    accuracy     zero-shot top-1, clean and under PGD-20: L-inf 1, 2 and 4/255, L2 of the same RMS; and under --attack
     autoattack   zero-shot top-1 under AutoAttack, light or standard: L-inf 2/255, L2 of the same RMS
     retrieval    recall@1 in both directions, clean and under PGD-20: L-inf 2/255
     corruptions  zero-shot top-1, mean over five strengths
@@ -253,10 +269,11 @@ def benchmark(
         return board
     limit = min(limit or 8, 8) if quick else limit
     examples = read_examples(data, size=size, limit=limit, seed=seed)
-    plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, steps=2 if quick else 20)
+    plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, attack, steps=2 if quick else 20)
     common = {"data": data, "labels": labels, "templates": templates, "limit": limit, "size": size}
     common |= {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
-    given = common | {"parts": list(plan), "autoattack": autoattack, "judge": judge, "quick": quick}
+    given = common | {"parts": list(plan), "autoattack": autoattack, "attack": list(attack), "judge": judge}
+    given |= {"quick": quick}
     given |= {"limit": limit or len(examples.ids)}
     flags = signatures.flags(signature(benchmark).parameters, given)
     weights: dict[str, str] = {}
@@ -294,7 +311,7 @@ def benchmark(
 
 
 def _plan(
-    examples: Examples, parts: Sequence[Part], autoattack: str, judge: str | None, *, steps: int
+    examples: Examples, parts: Sequence[Part], autoattack: str, judge: str | None, attack: Sequence[str], *, steps: int
 ) -> dict[str, dict[str, Any]]:
     """The arguments of `evaluate` by part; parts that the data do not allow are noted and left out.
 
@@ -305,7 +322,7 @@ def _plan(
     middle = [f"{balls[1]}@{steps}"]
     kind = {"light": "autoattack-light", "standard": "autoattack"}.get(autoattack, autoattack)
     plan: dict[str, dict[str, Any]] = {
-        "accuracy": {"tasks": ["zero-shot"], "attack": [f"{ball}@{steps}" for ball in balls]},
+        "accuracy": {"tasks": ["zero-shot"], "attack": [f"{ball}@{steps}" for ball in balls] + list(attack)},
         "autoattack": {"tasks": ["zero-shot"], "attack": [f"{ball}@{kind}" for ball in (balls[1], balls[4])]},
         "retrieval": {"tasks": ["retrieval"], "attack": middle},
         "corruptions": {"tasks": ["corruptions"]},
@@ -327,7 +344,9 @@ def _plan(
 
 def _evaluated(folder: Path, name: str, part: str, weights: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The report of a part of a referee, measured unless its folder has it; other arguments have another folder."""
-    content = json.dumps([weights, arguments], default=str, sort_keys=True)
+    specs = [AttackSpec.parse(text) for text in arguments.get("attack", [])]
+    files = [read_universal(spec.file).sha256 for spec in specs if spec.kind == "universal"]
+    content = json.dumps([weights, arguments, *files], default=str, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     where = folder / "cells" / f"{folder_name(name)}-{part}-{digest}"
     if not is_file(where / REPORT_FILE):
@@ -346,8 +365,13 @@ def _entries(report: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[En
             yield Entry(schema=SCHEMA, threat=threat, **setting, **{name: row[name] for name in names})
 
 
-def faults(referees: Sequence[str], merge: bool, out: Path | None, resume: bool) -> Iterator[str]:
+def faults(
+    referees: Sequence[str], parts: Sequence[str], attack: Sequence[str], merge: bool, out: Path | None, resume: bool
+) -> Iterator[str]:
     """Faults of a call that can be found before loading anything."""
+    if attack and parts and "accuracy" not in parts:
+        yield "attacks are of the part accuracy, which --parts leaves out: add it, or leave the attacks out"
+    yield from faults_of([partial(check_attack, text, ["zero-shot"]) for text in attack])
     if not referees:
         yield "a benchmark needs at least one referee, and --merge at least one folder"
     for name in dict.fromkeys(name for name in referees if referees.count(name) > 1):

@@ -84,18 +84,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return _unwrapped(load_file(path), path)
         except (SafetensorError, OSError) as error:
             raise RunError(_broken(path, error)) from error
+    return _unwrapped(read_pickle(path), path)
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a pickle under torch's weights-only reader, on the CPU. Raises as `read_weights`."""
     if not path.name.endswith(PICKLES):
         raise UsageError(f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}")
     _check_archive(path)
     try:
         with safe_globals(_harmless_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles; errors are reported below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(_unsafe(path)) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise RunError(_broken(path, error)) from error
-    return _unwrapped(content, path)
 
 
 def read_dense_weights(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
     batch in 4 parts, gathered negatives    the exact mode: a forward pass more in each attack step and in the update
     batch in 4 parts, local negatives       the approximate mode: a forward pass more in the update only
+    their bare passes                       the same forward and backward passes by themselves: the least that it costs
     two processes                           the same batch shared by two processes of one thread, against one of one
 
 Each is the time of attack and gradients (no optimiser) over that of the batch in one piece.
@@ -21,10 +22,12 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from bench import CASES, Case, ratio
+from bench import CASES, Case, Step, ratio
 
+from robustclip.attacks import attacking
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.samples import Batch
+from robustclip.planning.costs import gradient_to_pixels
 from robustclip.referees.base import unit
 from robustclip.robustification.adversarial import AdversarialGradients
 from robustclip.robustification.losses import clip
@@ -66,13 +69,39 @@ def pairs(case: Case, device: torch.device, rows: slice) -> tuple[Batch, torch.T
     return Batch(images.to(memory_format=layout), names, ids, names), texts[rows]
 
 
+def bare(case: Case, device: torch.device, images: torch.Tensor, attack_steps: int, *, parts: int, again: int) -> Step:
+    """Forward and backward passes of a step in `parts`, with `again` forward passes more in the attack and one in the
+    update if in several parts."""
+    tower = case.tower(device).eval()
+
+    def step() -> None:
+        for part in images.chunk(parts):
+            with attacking(tower):
+                for _ in range(again):
+                    torch.no_grad()(tower)(part)
+                for _ in range(attack_steps):
+                    gradient_to_pixels(tower, part)
+            if parts > 1:
+                torch.no_grad()(tower)(part)
+            tower(part).sum().backward()
+
+    return step
+
+
 def cost_of_parts(case: Case, device: torch.device, rounds: int, attack_steps: int) -> None:
     batch, texts = pairs(case, device, slice(None))
     whole = update(case, device, attack_steps, case.size)
     for negatives in ("gathered", "local"):
         parts = update(case, device, attack_steps, case.size, accumulate=PARTS, attack_negatives=negatives)
         cost = ratio(partial(parts, 0, batch, texts), partial(whole, 0, batch, texts), rounds, device)
-        print(f"{case.name}: batch in {PARTS} parts, {negatives} negatives: {cost:.2f} of one piece", flush=True)
+        again = attack_steps if negatives == "gathered" else 0
+        passes = [bare(case, device, batch.images, attack_steps, parts=n, again=m) for n, m in ((PARTS, again), (1, 0))]
+        least = ratio(*passes, rounds, device)
+        print(
+            f"{case.name}: batch in {PARTS} parts, {negatives} negatives: {cost:.2f} of one piece, "
+            f"their bare passes {least:.2f}",
+            flush=True,
+        )
 
 
 def seconds_of_share(number: int, rounds: int, attack_steps: int) -> float:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, register_tracker_class
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.folder import Run
@@ -51,12 +50,11 @@ class Recorder(GeneralTracker):
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recorder]]:
-    register_tracker_class(Recorder)
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "recorder", Recorder)  # accelerate >= 1.15: register_tracker_class
     monkeypatch.setenv(VARIABLE, "recorder")
     Recorder.calls, Recorder.fails_at = [], None
-    yield Recorder
-    del LOGGER_TYPE_TO_CLASS["recorder"]
+    return Recorder
 
 
 def logged(folder: Path) -> Run:

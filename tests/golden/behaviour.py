@@ -38,7 +38,7 @@ import numpy as np
 RECORD = Path(__file__).with_suffix(".json")
 TESTS = Path(__file__).parents[1]
 SOURCE = TESTS.parent / "src"
-TOLERANCE = 2e-3  # relative, and 1e-5 of a number near zero
+TOLERANCE = 5e-3  # relative, and 1e-5 of a number near zero; rounding differs between CPUs, and optimisers amplify it
 WORDS = "'a green turtle' 'a blue butterfly'"
 PAINT = f"{WORDS} --quick --device cpu --dtype float32"
 QUICK = "--quick --device cpu --dtype float32"
@@ -52,7 +52,7 @@ CALLS = {
     "emoji-tecoa": f"robustify emoji-tecoa {QUICK} --out %",
     "emoji-agft": f"robustify emoji-agft {QUICK} --out %",
     "emoji-trades": f"robustify emoji-trades {QUICK} --out %",
-    "emoji-jem": f"robustify emoji-jem {QUICK} --out %",
+    "emoji-jem": "robustify emoji-jem --steps 3 --warmup 1 --device cpu --dtype float32 --out %",
     "emoji-vit": f"robustify emoji-vit {QUICK} --out %",
     "clipag-vit-b32": f"robustify clipag-vit-b32 {QUICK} --out %",
     "clipag-vit-b16": f"robustify clipag-vit-b16 {QUICK} --out %",
@@ -77,7 +77,7 @@ CALLS = {
     "direct-ascent": f"synthesize direct-ascent {PAINT} --out %",
     "clipdraw": f"synthesize clipdraw {PAINT} --out %",
     "vqgan": f"synthesize vqgan {PAINT} --out %",
-    "clipstyler": f"synthesize clipstyler 'made of gold' {QUICK} --out %",
+    "clipstyler": "synthesize clipstyler 'made of gold' --steps 1 --device cpu --dtype float32 --out %",
     "doodl": f"synthesize doodl {PAINT} --out %",
     "referee-can-play": f"synthesize referee-can-play {PAINT} --out %",
     "mi-tune": f"align mi-tune {QUICK} --out %",

@@ -66,7 +66,8 @@ def test_the_norm_that_is_left_after_clamping_is_reported(colour_referee, colour
     assert record["norm"] == pytest.approx(whole, rel=1e-5)
     assert record["left"]["mean"] == pytest.approx((2 * whole + 1.6 + 2.4) / 4, rel=1e-5)
     assert record["left"]["most"] == pytest.approx(whole, rel=1e-5)
-    assert 0 < record["control"] < whole
+    assert record["left"]["rms"] == pytest.approx(record["left"]["mean"] / 192**0.5, rel=1e-5)
+    assert 0 < record["control"]["mean"] < whole
     assert (record["about"], record["resized_from"]) == (None, None)
     assert f"{record['left']['mean']:.4g} on average" in report.threats[spec]
     assert record["sha256"][:8] in report.threats[spec]
@@ -174,7 +175,7 @@ def test_an_ensemble_is_trained_and_the_file_says_how(colour_referee, colour_fol
     stored = read_universal(out)
     assert stored.about["referees"] == {"one": exact(one), "other": exact(other)}
     assert ThreatModel.from_json(stored.about["threat"]) == ThreatModel("linf", 0.15, 8)
-    assert (stored.about["attack"], stored.about["images"], stored.about["seed"]) == ("linf:0.15@20", 4, 0)
+    assert (stored.about["attack"], stored.about["images"], stored.about["seed"]) == ("linf:0.15@20:0.015", 4, 0)
     assert made["last_loss"] > made["first_loss"]
     assert float(stored.delta.abs().max()) <= 0.15 + 1e-6
     report = evaluate([one, other], data=colour_folder, attack=f"linf:0.15@universal:{out}", **CPU)

@@ -95,8 +95,8 @@ def cost_of_parts(case: Case, device: torch.device, rounds: int, attack_steps: i
         parts = update(case, device, attack_steps, case.size, accumulate=PARTS, attack_negatives=negatives)
         cost = ratio(partial(parts, 0, batch, texts), partial(whole, 0, batch, texts), rounds, device)
         again = attack_steps if negatives == "gathered" else 0
-        passes = [bare(case, device, batch.images, attack_steps, parts=n, again=m) for n, m in ((PARTS, again), (1, 0))]
-        least = ratio(*passes, rounds, device)
+        in_parts = bare(case, device, batch.images, attack_steps, parts=PARTS, again=again)
+        least = ratio(in_parts, bare(case, device, batch.images, attack_steps, parts=1, again=0), rounds, device)
         print(
             f"{case.name}: batch in {PARTS} parts, {negatives} negatives: {cost:.2f} of one piece, "
             f"their bare passes {least:.2f}",

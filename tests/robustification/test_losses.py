@@ -169,7 +169,7 @@ def test_agft_is_the_cross_entropy_to_the_originals_softened_answers() -> None:
     bank, scale = torch.eye(2), math.log(9)
     attacked, original = 4 * bank[[1]], 7 * bank[[0]]
     for temperature, right in ((2.0, 0.75), (1.0, 0.9)):
-        loss = agft(scale, bank, temperature)(attacked, NO_TEXTS, IDS[:1], original=original)
+        loss = agft(scale / 1.8, bank, temperature)(attacked, NO_TEXTS, IDS[:1], original=original)
         torch.testing.assert_close(loss, torch.tensor([-right * math.log(0.1) - (1 - right) * math.log(0.9)]))
 
 
@@ -177,14 +177,16 @@ def test_agft_at_temperature_zero_is_the_loss_of_the_originals_answer(pairs: tup
     images, bank = pairs
     original = images.flip(0)
     answers = (original @ bank.T).argmax(1)  # where the original is right, the labels
-    losses = agft(30.0, bank, 1e-6)(images, NO_TEXTS, torch.zeros(6, dtype=torch.long), original=original)
+    losses = agft(30.0, bank, 1e-6, sharpness=1.0)(
+        images, NO_TEXTS, torch.zeros(6, dtype=torch.long), original=original
+    )
     torch.testing.assert_close(losses, text_bank(30.0, bank, torch.arange(6))(images, NO_TEXTS, answers))
 
 
 def test_agft_of_the_original_itself_is_its_entropy_and_has_no_gradient(pairs: tuple[Tensor, Tensor]) -> None:
     images, bank = pairs
     images = images.double().requires_grad_()
-    losses = agft(10.0, bank, 1.0)(images, NO_TEXTS, IDS, original=images.detach())
+    losses = agft(5.0, bank, 1.0, sharpness=2.0)(images, NO_TEXTS, IDS, original=images.detach())
     answers = (10 * images @ bank.double().T).softmax(1)
     torch.testing.assert_close(losses, torch.distributions.Categorical(answers).entropy())
     losses.sum().backward()
@@ -193,10 +195,10 @@ def test_agft_of_the_original_itself_is_its_entropy_and_has_no_gradient(pairs: t
 
 
 def test_agfts_gradients_are_those_of_its_released_lines(pairs: tuple[Tensor, Tensor]) -> None:
-    """Their logit_scale 180 and scale_ratio 0.4 are a scale of 180 and a temperature of 2.5."""
+    """With the README's logit_scale 180 and scale_ratio 0.4, of a CLIP of scale 100."""
     images, bank = (one.double() for one in pairs)
     ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
-    agft(180.0, bank)(ours, NO_TEXTS, IDS, original=3 * images.flip(0)).mean().backward()
+    agft(100.0, bank)(ours, NO_TEXTS, IDS, original=3 * images.flip(0)).mean().backward()
     y = (0.4 * 180.0 * images.flip(0) @ bank.T).softmax(dim=1)
     y_hat = 180.0 * (theirs / theirs.norm(dim=1, keepdim=True)) @ bank.T
     torch.nn.CrossEntropyLoss()(y_hat, y).backward()

@@ -156,20 +156,20 @@ def tecoa(scale: float, classes: Float[Tensor, "c d"], class_ids: Int[Tensor, " 
     return replace(text_bank(scale, classes, class_ids), name="tecoa")
 
 
-def agft(scale: float, bank: Float[Tensor, "t d"], temperature: float = 2.5) -> Objective:
+def agft(scale: float, bank: Float[Tensor, "t d"], temperature: float = 2.5, *, sharpness: float = 1.8) -> Objective:
     """Cross-entropy to soft targets (AGFT, Cui et al. 2026): the original tower's softmax over the texts of a bank on
     the clean image, its logits divided by `temperature`; no labels. Raises UsageError as `text_bank`.
 
-    As in YuboCui/AGFT 90a4114 (train.py), in attack and update; the temperature is that of its README (scale_ratio
-    0.4). Its `scale` in training is 180 for CLIP's 100; a recipe's is the referee's (ours). As the temperature falls to
-    0, the target becomes the original's answer.
+    As in YuboCui/AGFT 90a4114 (train.py), in attack and update. Both softmaxes multiply the referee's `scale` by
+    `sharpness`; its README has a scale of 180 in training, for CLIP's 100, and 0.4 of that for the targets. As the
+    temperature falls to 0, the target becomes the original's answer.
     """
     _refuse_one_text(bank)
 
     def loss(inputs: LossInputs) -> Tensor:
         assert inputs.original is not None
-        targets = _logits(inputs.original, bank, scale / temperature).softmax(1)
-        return F.cross_entropy(_logits(inputs.features, bank, scale), targets, reduction="none")
+        targets = _logits(inputs.original, bank, sharpness * scale / temperature).softmax(1)
+        return F.cross_entropy(_logits(inputs.features, bank, sharpness * scale), targets, reduction="none")
 
     return Objective("agft", loss, coupled=False, reads=frozenset({"original"}))
 

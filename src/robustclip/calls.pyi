@@ -24,6 +24,15 @@ class _Robustify:
         out: str | Path | None = ..., quick: bool = ...
     ) -> Trained:
         """CLIPAG's main model: ViT-B/32, L2."""
+    def distance(
+        self, *, data: str = ..., triplets: int = ..., kinds: Sequence[str] = ..., start: str = ..., name: str = ...,
+        norm: Literal['l2', 'linf'] = ..., eps: float = ..., attack_steps: int = ..., margin: float = ...,
+        rank: int = ..., alpha: float = ..., votes: Literal['given', 'shuffled'] = ..., steps: int = ...,
+        batch_size: int = ..., lr: float = ..., warmup: int = ..., checkpoint_every: int = ..., keep: int = ...,
+        resume: str | Path | None = ..., device: str = ..., dtype: str = ..., seed: int = ...,
+        out: str | Path | None = ..., quick: bool = ...
+    ) -> Trained:
+        """Tune a referee's image distance on 2AFC triplets by LoRA with DreamSim's hinge loss, references attacked by PGD."""
     def emoji(
         self, *, start: str = ..., name: str = ..., norm: Literal['l2', 'linf'] = ..., eps: float = ...,
         attack_steps: int = ..., step_size: float | None = ..., attack_momentum: float = ..., random_start: bool = ...,

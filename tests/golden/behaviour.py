@@ -61,6 +61,7 @@ CALLS = {
     "fare-vit-l14": f"robustify fare-vit-l14 {QUICK} --out %",
     "tecoa-vit-l14": f"robustify tecoa-vit-l14 {QUICK} --out %",
     "leaf": f"robustify leaf {QUICK} --out %",
+    "distance": f"robustify distance {QUICK} --out %",
     "trained-vanilla": f"robustify pretrain/emoji-vanilla {QUICK} --out %",
     "trained-judge": f"robustify pretrain/emoji-judge {QUICK} --out %",
     "trained-judge-disjoint": f"robustify pretrain/emoji-judge-disjoint {QUICK} --out %",

@@ -698,6 +698,7 @@ def objectives() -> Iterator[Case]:
         ("robustify leaf --attack charmer", "'leaf' or 'random'"),
         ("robustify leaf --edits 0", "greater than 0"),
         ("plan leaf", "trains a text tower"),
+        ("plan distance", "trains LoRA"),
         ("reproduce robustness --rows trade", "did you mean trades"),
         ("evaluate {toy} --data {data} --masking", "masking checks need an attack"),
         ("evaluate {toy} --data {data} --masking-source {toy}", "has no effect"),

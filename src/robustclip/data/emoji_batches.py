@@ -18,7 +18,7 @@ from robustclip.data.emoji import load_rgba, splits
 from robustclip.data.pairs import PairBatches, compositional_prompts
 from robustclip.data.samples import Batch
 from robustclip.runs.processes import ALONE, Place
-from robustclip.runs.rng import generator
+from robustclip.runs.rng import generator, shuffled
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EmojiBatches:
     def batch(self, k: int) -> Batch:
         """This process's part of batch k: images (b, 3, S, S) float32 in [0,1]."""
         mine = slice(self.place.rank, None, self.place.world_size)
-        index = self._row(k)[mine]
+        index = shuffled(len(self), self.batch_size, k, self.seed, "emoji-epoch")[mine]
         draw = Draws(self.batch_size, generator(self.seed, "emoji-batch", k), mine)
         forms = draw.unit().tolist()
         rows = index.tolist()
@@ -126,15 +126,6 @@ class EmojiBatches:
             positives=self.samples.labels[index],
             ids=[self.samples.ids[row] for row in rows],
         )
-
-    def _row(self, k: int) -> Tensor:
-        """Indices of batch k's samples in the endless sequence of permutations."""
-        n = len(self)
-        positions = range(k * self.batch_size, (k + 1) * self.batch_size)
-        epochs = range(positions[0] // n, positions[-1] // n + 1)
-        row = torch.cat([torch.randperm(n, generator=generator(self.seed, "emoji-epoch", e)) for e in epochs])
-        first = positions[0] - epochs[0] * n
-        return row[first : first + self.batch_size]
 
 
 def augment(

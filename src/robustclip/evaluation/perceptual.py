@@ -8,28 +8,25 @@ steps and starts here are those of the given PGD).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
-from torch import Tensor
 
-from robustclip.attacks.gradient import pgd
 from robustclip.attacks.spec import AttackSpec, random_perturbation, size_of
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import read_examples
-from robustclip.data.images import load_image, resize
-from robustclip.data.pictures import draw_subset
+from robustclip.data.images import load_image
+from robustclip.data.pictures import Pictures, Stored, draw_subset
 from robustclip.data.tables import read_table
 from robustclip.errors import UsageError
 from robustclip.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from robustclip.evaluation.intervals import Interval, rate
-from robustclip.losses.perceptual import PerceptualDistance
+from robustclip.losses.perceptual import Embed, PerceptualDistance, Triplets, mislead
 from robustclip.referees.registry import load_referee
 from robustclip.referees.similarity import batches
 from robustclip.runs.devices import pick_device
@@ -42,21 +39,6 @@ NIGHTS_COLUMNS: Final = ("votes", "split", "ref_path", "left_path", "right_path"
 CHOICE: Final = 2  # the column of the votes for the right image, by its place, as DreamSim's and R-CLIP's code read it
 UNANIMOUS: Final = 6  # votes, of which NIGHTS' evaluation takes no fewer
 IMAGENET: Final = {"test_imagenet": "True", "test_no_imagenet": "False"}
-Embed = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Triplets:
-    """N references and, for each, the nearer and the farther image: (N,3,H,W) in [0,1] on the CPU."""
-
-    name: str
-    reference: Float[Tensor, "n 3 h w"]
-    nearer: Float[Tensor, "n 3 h w"]
-    farther: Float[Tensor, "n 3 h w"]
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @typed
@@ -78,10 +60,20 @@ def distance(
     return {"distance": found.item(), "referee": seeing.card.name}
 
 
-def corruption_triplets(data: str = EMBEDDED_DATA + "unseen-styles", *, limit: int = 240, seed: int = 0) -> Triplets:
-    """`limit` drawings, each under one kind of `CORRUPTIONS` in turn, at two strengths drawn by the seed and the id."""
-    examples = read_examples(data, limit=limit, seed=seed)
-    kinds, parts = list(CORRUPTIONS), []
+def corruption_triplets(
+    data: str = EMBEDDED_DATA + "unseen-styles",
+    *,
+    kinds: Sequence[str] = tuple(CORRUPTIONS),
+    size: int | None = None,
+    limit: int = 240,
+    seed: int = 0,
+) -> Triplets:
+    """`limit` drawings, each under one of the `kinds` of corruption in turn, at two strengths drawn by the seed and the
+    id; of a folder, pictures of `size`. Raises UsageError for an unknown kind, none, and data that is not there."""
+    if not kinds:
+        raise UsageError(f"a triplet needs a kind of corruption: give some of {', '.join(CORRUPTIONS)}", "no_triplets")
+    examples = read_examples(data, size=size, limit=limit, seed=seed)
+    parts = []
     for place, (name, stream) in enumerate(zip(examples.ids, each(seed, "2afc", ids=examples.ids), strict=True)):
         weak, strong = sorted(STRENGTHS[i] for i in torch.randperm(len(STRENGTHS), generator=stream)[:2].tolist())
         image, kind = examples.images[torch.tensor([place])], kinds[place % len(kinds)]
@@ -94,10 +86,10 @@ def corruption_triplets(data: str = EMBEDDED_DATA + "unseen-styles", *, limit: i
 def read_nights(
     folder: Path, split: str = "test_no_imagenet", *, size: int = 224, limit: int | None = None, seed: int = 0
 ) -> Triplets:
-    """NIGHTS' folder: data.csv, and the pictures that it names, resized to a square of `size`.
+    """NIGHTS' folder: data.csv, and the pictures that it names, decoded lazily and resized to a square of `size`.
 
     `split` is train, val, test_imagenet or test_no_imagenet; triplets of fewer than 6 votes are left out, as in the
-    evaluation of DreamSim. Raises UsageError for a missing table, column or picture, and for an empty split.
+    data of DreamSim. Raises UsageError for a missing table, column or picture, and for an empty split.
     """
     table = Path(folder) / NIGHTS_TABLE
     header, rows, _ = read_table(table, ",")
@@ -117,17 +109,21 @@ def read_nights(
         raise UsageError(f"{table} has no triplet of the split {split!r} with {UNANIMOUS} votes", "empty_split")
     if limit is not None:
         chosen = [chosen[index] for index in draw_subset(range(len(chosen)), limit, seed)]
-    parts = []
-    for row in chosen:
-        images = [_picture(folder, row[column[name]], size) for name in ("ref_path", "left_path", "right_path")]
-        right = _number(row[CHOICE], table) > 0.5
-        parts.append((images[0], images[2], images[1]) if right else tuple(images))
-    reference, nearer, farther = (torch.stack(one) for one in zip(*parts, strict=True))
+    votes = [_number(row[CHOICE], table) > 0.5 for row in chosen]
+    sides = (
+        [("left_path", "right_path")[right] for right in votes],
+        [("right_path", "left_path")[right] for right in votes],
+    )
+
+    def pictures(names: list[str]) -> Pictures:
+        paths = [Path(folder) / row[column[name]] for row, name in zip(chosen, names, strict=True)]
+        lost = [path for path in paths if not path.is_file()]
+        if lost:
+            raise UsageError(f"{table} names {lost[0]}, which is not there", "not_nights", path=str(table))
+        return Pictures([Stored(path) for path in paths], (size, size))
+
+    reference, nearer, farther = (pictures(names) for names in (["ref_path"] * len(chosen), *sides))
     return Triplets(f"NIGHTS {split}", reference, nearer, farther, [row[0] for row in chosen])
-
-
-def _picture(folder: Path, name: str, size: int) -> Float[Tensor, "3 h w"]:
-    return resize(load_image(Path(folder) / name)[None], size)[0].clamp(0, 1)
 
 
 def _votes(row: list[str], column: dict[str, int], table: Path) -> float:
@@ -156,7 +152,7 @@ def two_afc(
     pixels' distance. Ties count as wrong. `attack` is PGD on the reference, `control` noise of its norm and eps in its
     place. Raises UsageError for an attack on classifiers.
     """
-    hits = []
+    hits, apart = [], PerceptualDistance.between
     for rows in batches(torch.arange(len(triplets)), BATCH, f"2AFC, {attack or 'clean'}"):
         moved, near, far = (one[rows].to(device) for one in (triplets.reference, triplets.nearer, triplets.farther))
         with torch.no_grad():
@@ -164,39 +160,20 @@ def two_afc(
         if attack is not None and control:
             moved = random_perturbation(moved, attack.threat(size_of(moved)), seed=seed, indices=rows)
         elif attack is not None:
-            moved = _moved(embed, moved, nearer, farther, attack, generator(seed, "2afc attack", int(rows[0])))
+            attack.check_pgd("a distance")
+            moved = mislead(
+                embed,
+                moved,
+                nearer,
+                farther,
+                attack.threat(size_of(moved)),
+                steps=attack.steps,
+                step_size=attack.step_size,
+                restarts=attack.restarts,
+                generator=generator(seed, "2afc attack", int(rows[0])),
+            )
         with torch.no_grad():
             found = embed(moved)
-            hits.append((_apart(found, nearer) < _apart(found, farther)).cpu().numpy())
+            hits.append((apart(found, nearer) < apart(found, farther)).cpu().numpy())
     answers = np.concatenate(hits)
     return rate(answers), answers
-
-
-def _moved(
-    embed: Embed,
-    images: Float[Tensor, "b 3 h w"],
-    nearer: Tensor,
-    farther: Tensor,
-    attack: AttackSpec,
-    stream: torch.Generator,
-) -> Float[Tensor, "b 3 h w"]:
-    """References that look as far from the nearer image, and as near to the farther, as the attack can make them."""
-    attack.check_pgd("a distance")
-
-    def margin(moved: Tensor) -> Tensor:
-        found = embed(moved)
-        return _apart(found, nearer) - _apart(found, farther)
-
-    return pgd(
-        images,
-        margin,
-        attack.threat(size_of(images)),
-        steps=attack.steps,
-        step_size=attack.step_size,
-        restarts=attack.restarts,
-        generator=stream,
-    )
-
-
-def _apart(one: Tensor, other: Tensor) -> Float[Tensor, " b"]:
-    return PerceptualDistance.between(one, other)

@@ -6,7 +6,7 @@ from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
 from robustclip.losses.judged import Pairing
 from robustclip.losses.modality import Pairs, aligned, procrustes
-from robustclip.losses.perceptual import PerceptualDistance
+from robustclip.losses.perceptual import PerceptualDistance, Triplets
 from robustclip.losses.similarity import Cosine, Spherical, Target
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Spherical",
     "Target",
     "TotalVariation",
+    "Triplets",
     "aligned",
     "procrustes",
 ]

@@ -1,15 +1,23 @@
-"""Perceptual distance of images: cosine distance of a referee's image embeddings (Croce et al. 2024, R-CLIP)."""
+"""Perceptual distance of images: cosine distance of a referee's image embeddings (Croce et al. 2024, R-CLIP); triplets
+of which one image is the nearer, DreamSim's hinge loss on them, and the attack on their order."""
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustclip.attacks.gradient import pgd
+from robustclip.attacks.threat import ThreatModel
+from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+
+Embed = Callable[[Tensor], Tensor]
 
 
 @final
@@ -43,3 +51,43 @@ class PerceptualDistance(nn.Module):
         """The distance of unit embeddings: half their squared difference, which is 1 - cosine and exactly 0 for equal
         ones."""
         return torch.sum((embeddings - others).square(), dim=-1) / 2
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """N references and, for each, the nearer and the farther image: (N,3,H,W) in [0,1], maybe decoded lazily."""
+
+    name: str
+    reference: Images
+    nearer: Images
+    farther: Images
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def hinge(nearer: Float[Tensor, " b"], farther: Float[Tensor, " b"], margin: float = 0.05) -> Float[Tensor, " b"]:
+    """max(0, margin - (farther - nearer)) of distances to the nearer and the farther image: DreamSim's loss and margin
+    (Fu et al. 2023, util/train_utils.py and configs/ of their code)."""
+    return (margin - (farther - nearer)).relu()
+
+
+def mislead(
+    embed: Embed,
+    images: Float[Tensor, "b 3 h w"],
+    nearer: Float[Tensor, "b d"],
+    farther: Float[Tensor, "b d"],
+    threat: ThreatModel,
+    **how: Any,
+) -> Float[Tensor, "b 3 h w"]:
+    """References inside `threat` that look as far from the nearer image, and as near to the farther, as PGD can make
+    them; `nearer` and `farther` are unit embeddings, `how` is of `pgd`. PGD climbs the difference of the
+    distances, which the hinge loss follows where it is above 0."""
+    apart = PerceptualDistance.between
+
+    def order(moved: Tensor) -> Tensor:
+        found = embed(moved)
+        return apart(found, nearer) - apart(found, farther)
+
+    return pgd(images, order, threat, **how)

@@ -191,11 +191,12 @@ class Settings:
 def settings_of(recipe: Recipe, arguments: Mapping[str, Any], samples: int | None = None) -> Settings:
     """Settings of a call of `recipe` with `arguments` (including defaults), for `samples` pairs or the recipe's steps.
 
-    Raises UsageError for a recipe without tower or batch size, and for one that trains a text tower.
+    Raises UsageError for a recipe without tower or batch size, and for one that trains a text tower or LoRA.
     """
     known = dict(arguments)
-    if "edits" in known:
-        raise UsageError(f"plans are of image towers, and {recipe.name} trains a text tower", "no_plan")
+    for flag, trained in (("edits", "a text tower"), ("votes", "LoRA on triplets")):
+        if flag in known:
+            raise UsageError(f"plans are of whole image towers on pairs, and {recipe.name} trains {trained}", "no_plan")
     if lacking := [name for name in ("start", "steps", "batch_size") if not known.get(name)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in lacking)
         raise UsageError(

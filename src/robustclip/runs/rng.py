@@ -30,6 +30,16 @@ def each(
     return [generator(seed, f"{purpose} of {id}", *indices, device=device) for id in ids]  # noqa: A001
 
 
+def shuffled(samples: int, batch_size: int, k: int, seed: int, purpose: str) -> torch.Tensor:
+    """Indices (batch_size,) of batch k in an endless sequence of permutations of `samples`, one per epoch; a batch may
+    span two epochs, so no sample is dropped."""
+    positions = range(k * batch_size, (k + 1) * batch_size)
+    epochs = range(positions[0] // samples, positions[-1] // samples + 1)
+    row = torch.cat([torch.randperm(samples, generator=generator(seed, purpose, epoch)) for epoch in epochs])
+    first = positions[0] - epochs[0] * samples
+    return row[first : first + batch_size]
+
+
 @contextmanager
 def seeded(seed: int, purpose: str | None = None, *indices: int, device: str | torch.device = "cpu") -> Iterator[None]:
     """Context manager: seed torch's global generators (of dropout, of a module's weights) by a named stream, without a

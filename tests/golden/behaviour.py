@@ -131,7 +131,7 @@ REFEREES = {"emoji", "emoji-vit", "trained-vanilla", "open-clip", "half", "hf"}
 SKIPPED = {"checkpoints", "tensorboard", "tokenizer", "vocab.json", "merges.txt", "tokenizer.json", ".lock"}
 LEFT_OUT = re.compile(
     r"(started|ended|date|created|exported|process|pid|host|versions?|commit|sha256|.*hash|.*digest|.*fingerprint|.*seconds.*|"
-    r".*_per_second|data_wait|took|time|measured_on|resumed|model_id)$"
+    r".*_per_second|data_wait|took|time|measured_on|resumed|model_id|transformers_version)$"
 )
 WORD = re.compile(r"[A-Za-z0-9_.:@+|=%,-]{1,40}")
 FEW = 12  # entries of a list that are recorded one by one

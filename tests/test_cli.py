@@ -258,7 +258,7 @@ def test_an_interrupt_exits_with_128_and_the_signal(toy: str, number: signal.Sig
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert errors.strip() == "robustclip: interrupted"
 

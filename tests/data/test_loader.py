@@ -280,7 +280,7 @@ raise SystemExit("stopped in the middle")
 def test_a_process_that_ends_in_the_middle_takes_its_workers_with_it(folder) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", STOPPED, str(folder)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr.strip()) == (1, "stopped in the middle")
 
 

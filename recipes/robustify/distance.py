@@ -59,8 +59,8 @@ def recipe(
 --eps 4/255 --lr 3e-4 --steps 3500
 
     The result is a referee: `robustclip distance A B --referee RUN/referee`, `evaluate`, synthesis. The loss reads no
-    text, and zero-shot accuracy falls: emoji-robust's top-1 from 40.0% to 10.5% (docs/robustness.md). Margin, rank, alpha,
-    Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
+    text, and zero-shot accuracy falls: emoji-robust's top-1 from 40.0% to 10.5% (docs/robustness.md). Margin, rank,
+    alpha, Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
     """
     if quick:
         steps, batch_size, warmup, triplets, attack_steps = 20, 16, 5, min(triplets, 64), min(attack_steps, 2)

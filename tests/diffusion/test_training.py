@@ -90,7 +90,7 @@ def test_reconstruction_gets_better_and_the_encoder_learns_through_the_codes(mon
     made.done = 100  # after the warm-up
     before = made.model.encoder.conv_in.weight.detach().clone()
     losses = [made.step(images(), generator(0, "codes", step))["loss"] for step in range(20)]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert not torch.equal(made.model.encoder.conv_in.weight, before)
 
 

@@ -120,6 +120,7 @@ def test_the_tower_comes_back_after_an_error() -> None:
     assert state(tower)[:2] == before
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # Python 3.13.0
 def test_a_compiled_tower_comes_back_too() -> None:
     tower = mixed_modes()
     before = state(tower)[:2]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from robustclip.runs import progress
-from robustclip.runs.progress import TrainingProgress
+from robustclip.runs.progress import TrainingProgress, watched
 
 
 @pytest.fixture
@@ -36,6 +36,22 @@ def test_without_a_terminal_a_line_comes_every_so_often(monkeypatch: pytest.Monk
     steps = [line.split()[1] for line in stream.getvalue().splitlines()]
     assert 2 <= len(steps) < 10
     assert steps[-1] == "10/10"
+
+
+def test_long_loops_say_how_far_they_are_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "LINE_EVERY", 4.0)
+    for _ in watched(range(10), "cats: 10 images"):
+        now += 1.5
+    assert capsys.readouterr().err.splitlines() == [
+        "cats: 10 images",
+        "cats: 10 images, 3/10  ETA 0:10",
+        "cats: 10 images, 6/10  ETA 0:06",
+        "cats: 10 images, 9/10  ETA 0:02",
+    ]
 
 
 def test_speed_and_eta_are_those_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:

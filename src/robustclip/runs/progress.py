@@ -130,9 +130,7 @@ class TrainingProgress:
         if self.data_wait > SLOW_DATA:
             parts.append(f"{self.data_wait:.0%} waiting for data")
         if self.eta is not None:
-            minutes, seconds = divmod(round(self.eta), 60)
-            hours, minutes = divmod(minutes, 60)
-            parts.append(f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}")
+            parts.append(f"ETA {clock(self.eta)}")
         return "  ".join(parts)
 
     def _line_is_due(self) -> bool:
@@ -140,9 +138,25 @@ class TrainingProgress:
 
 
 def watched(parts: Sequence[Part], line: str = "", title: str = "") -> Iterator[Part]:
-    """Iterate over parts with a progress bar and title; plain lines without a terminal; silent without a title."""
+    """Iterate over parts with a progress bar and title; without a terminal, a line at first and one every so often;
+    silent without a title."""
     console = Console(stderr=True)
-    if line and not console.is_terminal:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    shown = bool(line) and console.is_terminal
-    yield from track(parts, escape(title or line), console=console, transient=True, disable=not shown)
+    if not line or console.is_terminal:
+        yield from track(parts, escape(title or line), console=console, transient=True, disable=not line)
+        return
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    began = last_line = time.monotonic()
+    for done, part in enumerate(parts):
+        now = time.monotonic()
+        if done and now - last_line >= LINE_EVERY:
+            last_line = now
+            left = clock((now - began) / done * (len(parts) - done))
+            console.print(f"{line}, {done}/{len(parts)}  ETA {left}", highlight=False, markup=False, soft_wrap=True)
+        yield part
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -139,8 +139,8 @@ def test_a_prompt_is_painted_to_its_end_on_a_phone(chromium: Browser, address: s
         page.run("document.querySelector('#paint').click()")
         page.wait("document.querySelector('#about').textContent.includes('cosine')")
         page.wait("document.querySelector('#painted img').naturalWidth === 64")
-        assert page.run("document.querySelectorAll('#about figure').length") > 2
         links = page.wait("[...document.querySelectorAll('#files a')].map((link) => link.href)")
+        page.wait("document.querySelectorAll('#about figure').length > 2")
         (picture,) = [link for link in links if link.endswith(".png")]
         with urllib.request.urlopen(picture) as answer:
             (tmp_path / "picture.png").write_bytes(answer.read())
@@ -165,9 +165,9 @@ def test_a_picture_is_explained(page: Page, tmp_path: Path) -> None:
     page.run("document.querySelector('#explain').click()")
     inside = "document.querySelector('#report iframe').contentDocument"
     page.wait(f"document.querySelector('#report iframe') && {inside}.querySelectorAll('.of-attacked_map img').length")
-    assert page.run(f"{inside}.querySelector('.original img').naturalWidth") == 40
-    height = page.run("document.querySelector('#report iframe').clientHeight")
-    assert height >= page.run(f"{inside}.body.scrollHeight") > 200
+    page.wait(f"{inside}.querySelector('.original img').naturalWidth === 40")
+    page.wait(f"{inside}.body.scrollHeight > 200")
+    page.wait(f"document.querySelector('#report iframe').clientHeight >= {inside}.body.scrollHeight")
 
 
 @in_browser
@@ -178,7 +178,7 @@ def test_referees_are_compared(page: Page) -> None:
     page.wait("document.querySelector('#compared table') !== null")
     head = page.run("[...document.querySelectorAll('#compared tr:first-child td')].map((cell) => cell.textContent)")
     assert head == ["text", *REFEREES]
-    assert page.run("document.querySelectorAll('#compared figure').length") == 1 + 2 * len(REFEREES)
+    page.wait(f"document.querySelectorAll('#compared figure').length === {1 + 2 * len(REFEREES)}")
 
 
 @in_browser

@@ -46,7 +46,7 @@ def run_demo(
 
     Fine-tunes emoji-vanilla on adversarial emoji, exports it, and evaluates both on drawings of unseen styles, clean
     and under attack. Writes into `out`: gradients.png, table.txt and the numbers behind it, explanation/report.html
-    (heat maps of both), referee/ (for load_referee and open_clip), and train/ (the run). About eight minutes on two
+    (heat maps of both), referee/ (for load_referee and open_clip), and train/ (the run). Five to ten minutes on two
     CPU cores.
     """
     print(

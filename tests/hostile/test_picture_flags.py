@@ -61,7 +61,7 @@ SAME = {"PROMPT": ("synthesize clipag", "PROMPT"), "--data": ("robustify fare-vi
 """Flags that several recipes hand to one reader, by the call that tries it."""
 OTHERS = {
     *("--pag", "--layer", "--templates", "--prompts", "--masking-source", "--out", "--texts", "--source", "--notes"),
-    *("--content-features", "--vision", "--aesthetics", "--inception-weights", "--question"),
+    *("--content-features", "--vision", "--aesthetics", "--inception-weights", "--question", "--start"),
 }
 """Flags whose help speaks of pictures and that take none."""
 

@@ -91,7 +91,7 @@ def spoilt(tmp_path, encode, write_tar, garbage) -> Path:
     """For each piece of garbage 19 good samples, dealt over four shards, one of which breaks off."""
     samples: list[dict[str, bytes]] = []
     for number, (_, (members, _)) in enumerate(garbage.items()):
-        good = [{"jpg": encode(20 * number + i), "txt": b"good"} for i in range(GOOD)]
+        good = [{"jpg": encode(20 * number + i), "txt": f"good {i}".encode()} for i in range(GOOD)]
         samples += [*good[:7], members, *good[7:]]
     for shard in range(4):
         members = [

@@ -7,7 +7,7 @@ from robustclip.recipes import preset
 
 @preset("emoji", name="emoji-agft", objective="agft")
 def recipe() -> None:
-    """AGFT on emoji: emoji-vanilla's softened answers to clean images as targets under attack.
+    """AGFT on emoji: targets under attack are emoji-vanilla's softened predictions on the clean images.
 
     robustclip robustify emoji-agft
 

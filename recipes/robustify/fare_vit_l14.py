@@ -101,9 +101,10 @@ def recipe(
     if objective != "fare":
         names, ids = training_classes(data)
         classes = embed_captions(referee, [template.format(one) for one in names])
-        loss = agft(referee.logit_scale, classes, temperature)
         if objective == "tecoa":
             loss = tecoa(referee.logit_scale, classes, torch.tensor(ids, device=classes.device))
+        else:
+            loss = agft(referee.logit_scale, classes, temperature)
     threat = ThreatModel(norm, eps, referee.image_size)
     run = Run.start(out, resume, recipe="fare-vit-l14", arguments=arguments)
     with run:

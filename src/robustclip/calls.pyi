@@ -76,7 +76,7 @@ class _Robustify:
     clipag_vit_b16 = clipag_vit_b32
     """CLIPAG's ablation of the architecture: ViT-B/16 (App. C), whose pictures had artefacts."""
     emoji_agft = emoji
-    """AGFT on emoji: emoji-vanilla's softened answers to clean images as targets under attack."""
+    """AGFT on emoji: targets under attack are emoji-vanilla's softened predictions on the clean images."""
     emoji_fare = emoji
     """FARE on emoji: preserve emoji-vanilla's clean embeddings under RobustVLM's attack."""
     emoji_jem = emoji

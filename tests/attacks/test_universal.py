@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustclip.attacks.spec import check_inside
 from robustclip.attacks.threat import ThreatModel
-from robustclip.attacks.universal import added, fitted, shuffled, universal_perturbation
+from robustclip.attacks.universal import added, fitted, permuted, universal_perturbation
 from robustclip.errors import RunError, UsageError
 
 
@@ -85,11 +85,11 @@ def test_resizing_is_bilinear_and_an_image_of_one_value_keeps_its_rms() -> None:
 
 def test_the_control_has_the_same_values_elsewhere() -> None:
     delta = noise(3, 6, 7)
-    control = shuffled(delta, seed=3)
+    control = permuted(delta, seed=3)
     assert torch.equal(control.flatten().sort().values, delta.flatten().sort().values)
     assert (control != delta).float().mean() > 0.9
-    assert torch.equal(control, shuffled(delta, seed=3))
-    assert not torch.equal(control, shuffled(delta, seed=4))
+    assert torch.equal(control, permuted(delta, seed=3))
+    assert not torch.equal(control, permuted(delta, seed=4))
 
 
 def test_faults() -> None:

@@ -18,11 +18,12 @@ from robustclip.data.images import save_image
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.ledger import exact
-from robustclip.evaluation.universal import read_universal, save_universal, universal
+from robustclip.evaluation.universal import FORMAT, read_universal, save_universal, universal
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
 
 CPU = {"device": "cpu"}
+BALL = ThreatModel("linf", 0.1, 8).to_json()
 
 
 def colour(*change: float, size: int = 8) -> Tensor:
@@ -164,6 +165,21 @@ def test_metadata_are_checked(about: dict[str, Any], tmp_path: Path) -> None:
     save_universal(tmp_path / "x.safetensors", colour(0.1, 0, 0), about)
     with pytest.raises(UsageError):
         read_universal(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("about", [{"format": "robustclip universal 2"}, {"format": FORMAT, "threat": BALL}], ids=str)
+def test_metadata_of_another_format_are_refused(about: dict[str, Any], tmp_path: Path) -> None:
+    delta = {"delta": colour(0.1, 0, 0)}
+    save_file(delta, tmp_path / "x.safetensors", metadata={"universal": json.dumps(about)})
+    with pytest.raises(UsageError, check=lambda error: error.code == "other_format"):
+        read_universal(tmp_path / "x.safetensors")
+
+
+def test_images_without_labels_are_refused(colour_referee, tmp_path: Path) -> None:
+    save_image(torch.zeros(3, 8, 8), tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "a.txt").write_text("a caption")
+    with pytest.raises(UsageError, check=lambda error: error.code == "no_labels"):
+        universal([colour_referee()], out=tmp_path / "x.safetensors", data=tmp_path / "data", **CPU)
 
 
 def test_an_ensemble_is_trained_and_the_file_says_how(colour_referee, colour_folder: Path, tmp_path: Path) -> None:

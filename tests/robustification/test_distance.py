@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from robustclip import load_referee
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.losses import PerceptualDistance, Triplets
 from robustclip.losses.perceptual import hinge, mislead
 from robustclip.recipes import run as call
@@ -24,6 +25,7 @@ from robustclip.referees.base import TwoTower
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.distance import LowRank, add_lora, lora_layers, merge_lora, tune_distance
+from robustclip.runs import distributed
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
@@ -249,3 +251,12 @@ def test_no_triplets(tmp_path: Path) -> None:
     none = Triplets("none", IMAGES[:0], IMAGES[:0], IMAGES[:0], [])
     with pytest.raises(UsageError, check=lambda error: error.code == "no_triplets"):
         fit(toy_referee(), tmp_path, none)
+
+
+def test_several_processes_and_a_gradient_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    referee = toy_referee()
+    with pytest.raises(RunError, check=lambda error: error.code == "not_finite"):
+        fit(referee, tmp_path / "infinite", margin=math.inf)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(UsageError, check=lambda error: error.code == "one_process"):
+        fit(toy_referee(), tmp_path / "two")

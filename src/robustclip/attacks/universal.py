@@ -79,7 +79,7 @@ def added(images: Float[Tensor, "b 3 h w"], delta: Float[Tensor, "3 h w"]) -> Fl
     return (images + delta.to(images)).clamp(0, 1)
 
 
-def shuffled(delta: Float[Tensor, "3 h w"], *, seed: int) -> Float[Tensor, "3 h w"]:
+def permuted(delta: Float[Tensor, "3 h w"], *, seed: int) -> Float[Tensor, "3 h w"]:
     """The control: the same values at random places, so of the same L2 and L-inf norm, and as universal."""
     order = torch.randperm(delta.numel(), generator=generator(seed, "shuffled perturbation"))
     return delta.flatten()[order.to(delta.device)].view_as(delta)

@@ -18,7 +18,7 @@ from robustclip.data.emoji import load_rgba, splits
 from robustclip.data.pairs import PairBatches, compositional_prompts
 from robustclip.data.samples import Batch
 from robustclip.runs.processes import ALONE, Place
-from robustclip.runs.rng import generator, shuffled
+from robustclip.runs.rng import batch_rows, generator
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EmojiBatches:
     def batch(self, k: int) -> Batch:
         """This process's part of batch k: images (b, 3, S, S) float32 in [0,1]."""
         mine = slice(self.place.rank, None, self.place.world_size)
-        index = shuffled(len(self), self.batch_size, k, self.seed, "emoji-epoch")[mine]
+        index = batch_rows(len(self), self.batch_size, k, self.seed, "emoji-epoch")[mine]
         draw = Draws(self.batch_size, generator(self.seed, "emoji-batch", k), mine)
         forms = draw.unit().tolist()
         rows = index.tolist()

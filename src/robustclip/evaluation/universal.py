@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from robustclip import __version__
 from robustclip.attacks.gradient import Losses, attacking
 from robustclip.attacks.spec import AttackSpec, check_inside
 from robustclip.attacks.threat import ThreatModel
-from robustclip.attacks.universal import added, fitted, shuffled, universal_perturbation
-from robustclip.data.examples import Examples, read_examples
+from robustclip.attacks.universal import added, fitted, permuted, universal_perturbation
+from robustclip.data.examples import read_examples
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError, faults_of
 from robustclip.evaluation.ledger import exact
@@ -42,7 +42,7 @@ from robustclip.referees.weights import read_pickle
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import atomic_write, check_new_file, is_file, parse_json
 from robustclip.runs.progress import TrainingProgress
-from robustclip.runs.rng import generator
+from robustclip.runs.rng import batch_rows
 from robustclip.signatures import typed
 
 SUFFIX: Final = ".safetensors"
@@ -140,7 +140,7 @@ class Applied:
         delta = fitted(stored.delta, threat)
         if not bool(delta.any()):
             raise UsageError(f"{spec.file} holds zeros alone, which change no image", "zero")
-        deltas = {str(spec): delta, control_of(spec): shuffled(delta, seed=seed)}
+        deltas = {str(spec): delta, control_of(spec): permuted(delta, seed=seed)}
         norms = []
         for batch in batches(torch.arange(len(images)), batch_size):
             clean = images[batch].float()
@@ -220,7 +220,8 @@ def universal(
             progress.advance(images=batch_size, loss=loss)
 
         def drawn() -> Iterator[tuple[Tensor, Sequence[Losses]]]:
-            for batch in _order(examples, spec.steps, batch_size, seed):
+            for step in range(spec.steps):
+                batch = batch_rows(len(examples), batch_size, step, seed, "universal perturbation")
                 images, targets = examples.images[batch].to(where), among.targets[batch].to(where)
                 yield images, [partial(loss, targets=targets) for loss in losses]
 
@@ -251,7 +252,9 @@ def universal(
     }
 
 
-def _loss(one: NamedReferee, among: Candidates, templates: Sequence[str], dtype: torch.dtype) -> Any:
+def _loss(
+    one: NamedReferee, among: Candidates, templates: Sequence[str], dtype: torch.dtype
+) -> Callable[..., Float[Tensor, " b"]]:
     """(images, targets) -> (B,) cross-entropies of a referee; of a defended one through its defence."""
     classes = class_embeddings(one.referee, among.names, templates)
 
@@ -262,15 +265,6 @@ def _loss(one: NamedReferee, among: Candidates, templates: Sequence[str], dtype:
         return F.cross_entropy(logits, targets, reduction="none")
 
     return loss
-
-
-def _order(examples: Examples, steps: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """The images of each step: every epoch in its own order, without its last part of a batch."""
-    per_epoch = max(1, len(examples) // batch_size)
-    for epoch in range(-(-steps // per_epoch)):
-        order = torch.randperm(len(examples), generator=generator(seed, "universal perturbation", epoch))
-        for place in range(min(per_epoch, steps - epoch * per_epoch)):
-            yield order[place * batch_size : (place + 1) * batch_size].sort().values
 
 
 def read_attack(text: str) -> AttackSpec:

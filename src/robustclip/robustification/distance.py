@@ -16,10 +16,10 @@ from typing import Final, Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, parametrize
+from torch.nn.utils import parametrize
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import UsageError
 from robustclip.losses.perceptual import PerceptualDistance, Triplets, hinge, mislead
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.smoothed import refuse_wrapped
@@ -29,7 +29,7 @@ from robustclip.runs.devices import autocast
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
-from robustclip.runs.rng import each, generator, shuffled
+from robustclip.runs.rng import batch_rows, each, generator
 
 ATTENTION: Final = ("in_proj_weight", "qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
 MLP: Final = ("fc1.weight", "fc2.weight")
@@ -41,7 +41,8 @@ Votes = Literal["given", "shuffled"]
 class LowRank(nn.Module):
     """LoRA as a parametrisation of a weight: W + alpha/rank B A, with W seen as (out, rest) (Hu et al. 2021).
 
-    A is drawn as by peft, B is zero, so that training starts at W.
+    A is drawn as by peft, B is zero, so that training starts at W. Unlike peft's wrapped layers, a parametrisation fits
+    any weight, such as the `in_proj_weight` of open_clip's attention, and needs no extra.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, stream: torch.Generator) -> None:
@@ -159,7 +160,7 @@ def tune_distance(
         turned = torch.rand(len(triplets), generator=generator(seed, "votes")) < 0.5
 
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        rows = shuffled(len(triplets), batch_size, step, seed, "triplets")
+        rows = batch_rows(len(triplets), batch_size, step, seed, "triplets")
         reference, one, other = (part[rows] for part in (triplets.reference, triplets.nearer, triplets.farther))
         swap = turned[rows].view(-1, 1, 1, 1)
         nearer, farther = torch.where(swap, other, one), torch.where(swap, one, other)
@@ -173,7 +174,6 @@ def tune_distance(
             progress.fed(batch(k) for k in range(state.step, steps)), state.step
         ):
             done = step + 1
-            optimizer.zero_grad(set_to_none=True)
             nearer, farther = embed(torch.cat([near, far])).chunk(2)
             if threat is not None:
                 shown = mislead(
@@ -189,15 +189,8 @@ def tune_distance(
                 )
             found = embed(shown)
             distances = apart(found, nearer), apart(found, farther)
-            loss = hinge(*distances, margin).mean()
-            loss.backward()
-            grad_norm = clip_grad_norm_(tower.parameters(), math.inf)
-            numbers = {"loss": loss.item(), "grad_norm": float(grad_norm)}
-            if not all(map(math.isfinite, numbers.values())):
-                raise RunError(f"step {done}: loss or gradient is not finite ({numbers}): lower --lr")
-            optimizer.step()
+            numbers = state.update(hinge(*distances, margin).mean())
             schedule.step()
-            state.step = done
 
             progress.advance(images=len(ids), loss=numbers["loss"])
             if done % log_every == 0 or done == steps:

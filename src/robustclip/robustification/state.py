@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -215,6 +216,25 @@ class TrainingState:
         """Write a checkpoint. If that fails, warn and continue, or, if it is `needed` because the run ends here, raise
         RunError."""
         self._write(run, needed, partial(checkpoint.save, keep=keep))
+
+    def update(self, loss: Tensor, *, grad_clip: float = math.inf) -> dict[str, float]:
+        """Take one optimiser step on the mean of `loss`, a scalar, over all processes; the schedule is the caller's.
+
+        Returns loss and gradient norm before clipping. Raises RunError, before the step, if they are not finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.average_gradients(self.tower.parameters())
+        grad_norm = clip_grad_norm_(self.tower.parameters(), grad_clip)
+        numbers = {"loss": float(distributed.mean(loss)), "grad_norm": float(grad_norm)}
+        if not all(map(math.isfinite, numbers.values())):
+            raise RunError(
+                f"step {self.step + 1}: loss or gradient is not finite ({numbers}): lower --lr, or --dtype float32",
+                "not_finite",
+            )
+        self.optimizer.step()
+        self.step += 1
+        return numbers
 
     def end_of_step(self, run: Run, caught: Caught, *, steps: int, every: int, keep: int) -> None:
         """Write a checkpoint if one is due: each `every` updates, after the last, and after a signal in any process.

@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.func import functional_call
-from torch.nn.utils import clip_grad_norm_
 
 from robustclip.attacks.text import Allowed, leaf, random_edits
 from robustclip.data.captions import CaptionBatches
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.robustification.state import TrainingState, adamw, warmup_cosine
@@ -147,21 +146,12 @@ def train_texts(
             logs = done % log_every == 0 or done == steps
             anchors = original(batch.texts)
             streams = each(seed, "edits", step, ids=batch.ids)
-            optimizer.zero_grad(set_to_none=True)
             loss = leaf_loss(
                 embed, anchors, batch.texts, streams, edits=edits, samples=samples, allowed=allowed, attack=attack
             )
-            loss.backward()
-            distributed.average_gradients(tower.parameters())
-            grad_norm = clip_grad_norm_(tower.parameters(), grad_clip)
-            numbers = {"loss": float(distributed.mean(loss)), "grad_norm": float(grad_norm)}
-            if not all(map(math.isfinite, numbers.values())):
-                raise RunError(
-                    f"step {done}: loss or gradient is not finite ({numbers}): lower --lr, or --dtype float32"
-                )
-            optimizer.step()
+            numbers = state.update(loss, grad_clip=grad_clip)
             schedule.step()
-            state.step, state.position = done, batch.position
+            state.position = batch.position
 
             progress.advance(images=len(batch.texts) * distributed.count(), loss=numbers["loss"])
             if logs:

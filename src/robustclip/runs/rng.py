@@ -30,7 +30,7 @@ def each(
     return [generator(seed, f"{purpose} of {id}", *indices, device=device) for id in ids]  # noqa: A001
 
 
-def shuffled(samples: int, batch_size: int, k: int, seed: int, purpose: str) -> torch.Tensor:
+def batch_rows(samples: int, batch_size: int, k: int, seed: int, purpose: str) -> torch.Tensor:
     """Indices (batch_size,) of batch k in an endless sequence of permutations of `samples`, one per epoch; a batch may
     span two epochs, so no sample is dropped."""
     positions = range(k * batch_size, (k + 1) * batch_size)

@@ -37,7 +37,7 @@ def recipe(
     margin: PositiveFloat = 0.05,
     rank: Annotated[PositiveInt, "rank of LoRA"] = 16,
     alpha: Annotated[PositiveFloat, "LoRA's product is multiplied by alpha / rank"] = 0.5,
-    votes: Annotated[Votes, "shuffled: the nearer image is drawn by a coin, a control"] = "given",
+    votes: Annotated[Votes, "shuffled: the nearer image is drawn at random, as a control"] = "given",
     steps: PositiveInt = 150,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 3e-3,

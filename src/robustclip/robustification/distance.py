@@ -34,7 +34,7 @@ from robustclip.runs.rng import batch_rows, each, generator
 ATTENTION: Final = ("in_proj_weight", "qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
 MLP: Final = ("fc1.weight", "fc2.weight")
 Votes = Literal["given", "shuffled"]
-"""Which image counts as the nearer one: as the triplets say, or drawn by a coin, which is the control."""
+"""Which image counts as the nearer one: the triplets' or, as a control, one drawn at random."""
 
 
 @final

@@ -101,7 +101,7 @@ def test_black_drawings_get_a_dark_colour_and_others_keep_theirs(monkeypatch: py
     source = EmojiBatches("heldout-concepts", batch_size=4, seed=0, augmentation=NO_AUGMENTATION, dataset="icons")
     rows = [source.samples.styles.index(style) for style in ("fluent-emoji-high-contrast", "noto")]
     before = source.rgba[rows].clone()
-    monkeypatch.setattr("robustclip.data.emoji_batches.shuffled", lambda *_: torch.tensor(rows * 2))
+    monkeypatch.setattr("robustclip.data.emoji_batches.batch_rows", lambda *_: torch.tensor(rows * 2))
     batch = source.batch(0)
     drawn = before[:, 3] > 250
     assert before[0, :3, drawn[0]].max() < 20

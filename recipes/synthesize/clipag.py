@@ -72,7 +72,7 @@ def recipe(
     if quick:
         steps, views, candidates, batch_size = 6, 2, 50, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipag", arguments, batch_size=batch_size, save_frames=save_frames, views=views + patches)
+    session = Session.open("clipag", arguments, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)
     policy = {"nudges": NUDGES, "diffaug": diffaug(), "none": ()}[augment]

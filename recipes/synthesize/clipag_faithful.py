@@ -69,9 +69,7 @@ def recipe(
     if quick:
         steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open(
-        "clipag-faithful", arguments, batch_size=batch_size, save_frames=save_frames, views=views + patches
-    )
+    session = Session.open("clipag-faithful", arguments, views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, notebook=notebook)
     whole = Views(views, (GaussianNoise(noise), *diffaug()), name="diffaug")

@@ -102,7 +102,7 @@ def recipe(
     if quick:
         steps, strokes, views, batch_size = 6, 16, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipdraw", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
+    session = Session.open("clipdraw", arguments, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
     svg = read_svg(init, session.size) if is_svg(init) else None
     area = (smallest_view, largest_view)

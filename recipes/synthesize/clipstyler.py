@@ -119,9 +119,7 @@ def recipe(
     else:
         tower = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
         features = tower_features(tower)
-    session = Session.open(
-        "clipstyler", arguments, batch_size=batch_size, save_frames=save_frames, items=items, views=patches
-    )
+    session = Session.open("clipstyler", arguments, items=items, views=patches)
     guides, many = session.guides, max(1, len(arguments["seeds"]))
     content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
     ensemble = imagenet_templates() if templates else ("{}",)

@@ -62,8 +62,6 @@ def recipe(
     session = Session.open(
         "diffusion",
         arguments,
-        batch_size=batch_size,
-        save_frames=save_frames,
         load=PairGuides.load_all,
         generator=generator,
     )

@@ -59,7 +59,7 @@ def recipe(
     if quick:
         steps, views, batch_size = 6, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("direct-ascent", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
+    session = Session.open("direct-ascent", arguments, views=views)
     guides, (height, width) = session.guides, session.size
     short = min(height, width)
     border = round(margin * short)

@@ -12,9 +12,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from robustclip.canvases import Implicit
 from robustclip.losses import Cosine
 from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.synthesis.guides import Reference, ReferenceData, ReferencePairs
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.reference import Reference, ReferenceData, ReferencePairs
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults, parse_size
 from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.studio import paint_batch
@@ -66,7 +66,7 @@ def recipe(
     if quick:
         steps, views, candidates, fit_steps, reference_pairs, batch_size = 6, 2, 50, 4, 32, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("inr", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
+    session = Session.open("inr", arguments, views=views)
     guides, larger = session.guides, parse_size(render)
     starts = session.starts(init, candidates=candidates)
     pairs = Reference(reference, guides, reference_pairs)

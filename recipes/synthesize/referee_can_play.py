@@ -122,8 +122,6 @@ def recipe(
     session = Session.open(
         "referee-can-play",
         arguments,
-        batch_size=batch_size,
-        save_frames=save_frames,
         views=copies,
         load=PairGuides.load_all,
         generator=generator,

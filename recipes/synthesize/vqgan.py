@@ -122,7 +122,7 @@ def recipe(
     generator = load_vqgan(model, pick_device(device))
     if requested := parse_size(size):
         whole_codes(requested, generator.factor)
-    session = Session.open("vqgan", arguments, batch_size=batch_size, save_frames=save_frames, views=views)
+    session = Session.open("vqgan", arguments, views=views)
     guides, requested = session.guides, session.size
     session.size = whole_codes(requested, generator.factor)
     session.run.note(size=list(session.size))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from robustclip.errors import UsageError
 from robustclip.losses import Cosine, Pairs, Target, aligned, procrustes
-from robustclip.losses.modality import blend
+from robustclip.losses.similarity import blend
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
 

@@ -16,10 +16,9 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
-from robustclip.synthesis.guides import Guides
+from robustclip.synthesis.guides import Guides, Reference
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompts import parse_all
-from robustclip.synthesis.reference import Reference
 from robustclip.synthesis.terms import moving_peak
 
 SHORT = {"steps": 4, "views": 2, "fit_steps": 4, "width": 16, "layers": 2, "init": "grey", "device": "cpu"}

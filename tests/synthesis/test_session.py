@@ -78,6 +78,7 @@ def arguments(out: Path, **changed: object) -> dict[str, Any]:
     return {
         "prompt": ["a cat", "a dog"],
         "prompts": None,
+        "batch_size": 2,
         "referee": [toy_referee()],
         "seeds": [0],
         "size": None,
@@ -100,7 +101,7 @@ def shade(items: Sequence[Item], watch: Watch) -> Painted:
 
 def test_a_call_becomes_pictures_to_paint_and_a_run(tmp_path: Path) -> None:
     call = arguments(tmp_path / "run", seeds=[0, 1])
-    session = Session.open("toy", call, batch_size=3, save_frames=False)
+    session = Session.open("toy", call | {"batch_size": 3, "save_frames": False})
     assert [item.id for item in session.items] == ["a-cat-s0", "a-cat-s1", "a-dog-s0", "a-dog-s1"]
     assert session.size == (16, 16), "what the referee sees"
     assert session.guides.dtype is torch.float32
@@ -119,7 +120,7 @@ def test_a_call_becomes_pictures_to_paint_and_a_run(tmp_path: Path) -> None:
 
 def test_a_picture_does_not_hold_what_thousands_of_others_show(tmp_path: Path) -> None:
     prompts = [f"a cat and {number} dogs" for number in range(60)]
-    session = Session.open("toy", arguments(tmp_path / "run", prompt=prompts), batch_size=60)
+    session = Session.open("toy", arguments(tmp_path / "run", prompt=prompts, batch_size=60))
     made = session.paint(shade, steps=1)
     facts = read_facts(made.files[7])
     assert facts["prompt"] == "a cat and 7 dogs"
@@ -146,7 +147,7 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
 
     def session(folder: str, **changed: object) -> Session:
         made = Session.open(
-            "toy", arguments(tmp_path / folder, seeds=[0, 1], **changed), batch_size=3, save_frames=True
+            "toy", arguments(tmp_path / folder, seeds=[0, 1], batch_size=3, save_frames=True, **changed)
         )
         made.guides.similarity = lambda images, _: images.mean((1, 2, 3))  # type: ignore[method-assign]
         return made
@@ -164,20 +165,20 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         assert float(text) == pytest.approx(max(fact["scores"]), abs=1e-3)
     assert {fact["candidate"] for fact in facts} != {0}
     with pytest.raises(UsageError, match="no diffusion model"):
-        Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"), batch_size=3)
+        Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"))
 
 
 def test_captions_of_a_file_name_their_pictures(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
     file.write_text('{"id": "one", "prompt": "a cat"}\n{"id": "two", "prompt": "a dog", "seed": 5}\n')
-    session = Session.open("toy", arguments(tmp_path / "run", prompt=[], prompts=file), batch_size=2)
+    session = Session.open("toy", arguments(tmp_path / "run", prompt=[], prompts=file))
     assert [(item.id, item.seed) for item in session.items] == [("one", 0), ("two", 5)]
     session.paint(shade, steps=1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["prompts"] == str(file)
 
 
 def test_a_size_of_ones_own(tmp_path: Path) -> None:
-    assert Session.open("toy", arguments(tmp_path / "run", size="12x20"), batch_size=1).size == (12, 20)
+    assert Session.open("toy", arguments(tmp_path / "run", size="12x20")).size == (12, 20)
 
 
 def test_faults_begin_no_run(tmp_path: Path) -> None:
@@ -190,14 +191,14 @@ def test_faults_begin_no_run(tmp_path: Path) -> None:
         ({"prompt": [f"image:{tmp_path / 'image.png'}"]}, r"image\.png"),
     ]:
         with pytest.raises(UsageError, match=message):
-            Session.open("toy", arguments(tmp_path / "run", **changed), batch_size=1)
+            Session.open("toy", arguments(tmp_path / "run", **changed))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_in_the_dtype_that_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     monkeypatch.setattr("robustclip.runs.devices.cpu_has_bfloat16", lambda: True)
-    first = Session.open("toy", arguments(out, dtype="auto", referee=[convolutional()]), batch_size=2)
+    first = Session.open("toy", arguments(out, dtype="auto", referee=[convolutional()]))
     assert first.guides.dtype is torch.bfloat16
     made = first.paint(shade, steps=1)
     assert json.loads((out / "run.json").read_text())["notes"]["dtype"] == "bfloat16"
@@ -206,7 +207,7 @@ def test_a_run_goes_on_in_the_dtype_that_it_began_in(tmp_path: Path, monkeypatch
     monkeypatch.setattr("robustclip.runs.devices.measure_dtype", lambda *_: torch.float32)
     for dtype, expected in (("auto", "bfloat16"), ("measure", "bfloat16"), ("float32", "float32")):
         call = arguments(tmp_path, dtype=dtype, referee=[convolutional()]) | {"out": None, "resume": out}
-        again = Session.open("toy", call, batch_size=2)
+        again = Session.open("toy", call)
         assert str(again.guides.dtype) == f"torch.{expected}"
         again.run.finish()
         again.run.note(dtype="bfloat16")
@@ -224,7 +225,7 @@ def convolutional() -> TwoTower:
 def test_a_start_is_recorded_and_one_without_a_mixture_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = Session.open("toy", arguments(tmp_path / "run"), batch_size=2)
+    session = Session.open("toy", arguments(tmp_path / "run"))
     assert session.starts("auto", candidates=3).source == "grey"
     assert "no card of toy names a mixture: pictures start from grey" in capsys.readouterr().err
     made = session.paint(shade, steps=1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
 from robustclip.losses.judged import Pairing
-from robustclip.losses.modality import Pairs, aligned, procrustes
 from robustclip.losses.perceptual import PerceptualDistance, Triplets
-from robustclip.losses.similarity import Cosine, Spherical, Target
+from robustclip.losses.similarity import Cosine, Pairs, Spherical, Target, aligned, procrustes
 
 __all__ = [
     "Cosine",

@@ -1,8 +1,8 @@
-"""Session of `synthesize doodl`: loaded models, and painting of a batch."""
+"""Session of `synthesize doodl`: loaded models, and painting of a batch by DOODL or by its baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,24 +12,25 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from robustclip.canvases.latents import ChainStart
+from robustclip.data.images import clamp_through
 from robustclip.diffusion.budget import report_budget
 from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.diffusion.reversible import Predicted, chain_of
+from robustclip.diffusion.reversible import Chain, Predicted, chain_of, guided
 from robustclip.diffusion.samplers import Levels
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device
 from robustclip.synthesis.doodl import Doodl, StopBy
-from robustclip.synthesis.doodl_baselines import best_of, one_step_guided
 from robustclip.synthesis.doodl_uses import Ends, Objective, check_crops, generator_prompt, objective_of, use_of
 from robustclip.synthesis.guides import Guides, PairGuides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.loop import Callback
 from robustclip.synthesis.painted import Painted, Result, Watch
+from robustclip.synthesis.prompts import Prompt
 from robustclip.synthesis.session import Session, call_faults
 from robustclip.synthesis.starts import Starts, check_init
-from robustclip.synthesis.studio import paint_batch
+from robustclip.synthesis.studio import generators_of, paint_batch
 from robustclip.synthesis.terms import Looking, Loss, Stream
 
 Init = Annotated[str, AfterValidator(check_init), "noise, or an image"]
@@ -71,8 +72,6 @@ class DoodlSession:
         session = Session.open(
             "doodl",
             arguments,
-            batch_size=arguments["batch_size"],
-            save_frames=arguments["save_frames"],
             load=PairGuides.load_all,
         )
         assert isinstance(session.guides, PairGuides)
@@ -204,3 +203,69 @@ def faults(
         yield f"--stop-by {stop_by} also guides: give a referee that does not"
     if stop_by is not None and method in ("best-of", "one-step", "plain"):
         yield f"--stop-by needs an optimisation, and --method {method} has none: leave it out"
+
+
+@torch.no_grad()
+def best_of(
+    canvases: Callable[[int], ChainStart],
+    streams: Callable[[ChainStart], Stream],
+    count: int,
+    items: Sequence[Item],
+    guides: Guides,
+    targets: Sequence[Prompt],
+    watch: Watch,
+) -> Painted:
+    """The sample of lowest loss of `count` per item, by DOODL's losses.
+
+    `canvases(n)` is the n-th sample's canvas.
+    """
+    best: Tensor | None = None
+    images = torch.empty(0)
+    losses = []
+    draw = generators_of(items, guides.device)
+    for number in range(count):
+        canvas = canvases(number)
+        terms = streams(canvas).terms
+        if not number:
+            watch.announce(f"{terms}, by the best of {count} samples")
+        rendered = canvas.render()
+        found, numbers = terms(rendered, lambda purpose, number=number: draw(purpose, number), 0)  # type: ignore[misc]
+        assert found is not None
+        better = torch.ones_like(found, dtype=torch.bool) if best is None else found < best
+        images = rendered["image"] if best is None else torch.where(better.view(-1, 1, 1, 1), rendered["image"], images)
+        best = found if best is None else torch.minimum(found, best)
+        losses.append(best)
+        watch(number + 1, images, {"similarity": -best, **numbers})
+    return Painted(images, guides.similarity(images, targets), {"loss": torch.stack(losses)})
+
+
+def one_step_guided(
+    canvas: ChainStart,
+    stream: Stream,
+    scale: float,
+    items: Sequence[Item],
+    guides: Guides,
+    targets: Sequence[Prompt],
+    watch: Watch,
+) -> Painted:
+    """DDIM with classifier guidance by the losses of each step's predicted picture."""
+    chain = canvas.chain
+    assert isinstance(chain, Chain)
+    watch.announce(f"{stream.terms}, by one-step guidance at scale {scale:g}")
+    draw = generators_of(items, guides.device)
+    losses: list[Tensor] = []
+
+    def loss(latents: Tensor) -> Tensor:
+        image = clamp_through(canvas.autoencoder[0].decode(latents.float()))
+        step = len(losses)
+        found, _ = stream.terms({"image": image}, lambda purpose: draw(purpose, step), step)
+        assert found is not None
+        losses.append(found.detach())
+        watch(step + 1, image.detach(), {"similarity": -found.detach()})
+        return found
+
+    start = canvas.latent.detach() if canvas.tied else canvas.latent.detach()[:, 0]
+    end = guided(chain, start, tuple(canvas.conditioning), loss, scale)
+    with torch.no_grad():
+        images = canvas.autoencoder[0].decode(end.float()).clamp(0, 1)
+    return Painted(images, guides.similarity(images, targets), {"loss": torch.stack(losses)})

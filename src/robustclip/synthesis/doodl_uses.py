@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import AfterValidator, PlainValidator
-from torch import Tensor
 
 from robustclip.data.images import load_image
 from robustclip.diffusion.stable import Guidance
@@ -18,7 +17,7 @@ from robustclip.errors import UsageError
 from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
 from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
 from robustclip.runs import terminal
-from robustclip.runs.devices import free_memory
+from robustclip.runs.devices import free_memory, saved_bytes
 from robustclip.synthesis.doodl import Use
 from robustclip.synthesis.guides import PairGuides, parse_weight, text_of
 from robustclip.synthesis.items import Item
@@ -178,17 +177,8 @@ def check_crops(loss: Loss, count: int, pictures: int, size: tuple[int, int], de
         return
 
     def kept(crops: int) -> int:
-        sizes: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         probe = torch.zeros(pictures, crops, 3, *size, device=device, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = loss(probe)
-        del out  # until here, so that no storage is reused
-        return sum(sizes.values())
+        return saved_bytes(lambda: loss(probe))
 
     each = max(kept(2) - kept(1), 0)  # the difference excludes stored weights
     if each * count > HEADROOM * free:

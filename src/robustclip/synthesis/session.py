@@ -1,11 +1,11 @@
-"""Shared setup of synthesis recipes: read flags to items, guides and a run."""
+"""Shared setup of synthesis recipes: read flags to items, guides and a run; best-of-N selection."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -23,10 +23,9 @@ from robustclip.runs.devices import DTYPES, check_memory, pick_device
 from robustclip.runs.distributed import decided, is_main
 from robustclip.runs.files import is_file
 from robustclip.runs.folder import Run
-from robustclip.synthesis.choosing import best_of
 from robustclip.synthesis.guides import Given, Guides, parse_weight
-from robustclip.synthesis.items import Item, items_of, items_of_named, load_prompts
-from robustclip.synthesis.painted import Paint, Result
+from robustclip.synthesis.items import MOST_PICTURES, Item, items_of, items_of_named, load_prompts
+from robustclip.synthesis.painted import Paint, Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import AUTO, Starts
@@ -122,16 +121,15 @@ class Session:
         recipe: str,
         arguments: Mapping[str, Any],
         *,
-        batch_size: int,
-        save_frames: bool | None = None,
         views: int = 1,
         items: list[Item] | None = None,
         load: Callable[..., Guides] = Guides.load,
         generator: LatentDiffusion | None = None,
     ) -> Session:
-        """From a recipe's arguments: prompt, prompts, referee, seeds, size, device, dtype, channels_last, compile, out,
-        resume and, optionally, enlarge, best_of and by. `views`: views per picture in memory in a step; `items`:
-        default: prompts x seeds; `load`: makes guides of the referees' names; `generator`: the diffusion model.
+        """From a recipe's arguments: prompt, prompts, referee, seeds, size, batch_size, device, dtype, channels_last,
+        compile, out, resume and, optionally, save_frames, enlarge, best_of and by. `views`: views per picture in memory
+        in a step; `items`: default: prompts x seeds; `load`: makes guides of the referees' names; `generator`: the
+        diffusion model.
 
         Raises UsageError for unknown referees, prompts beyond their context, and unreadable pictures or prompt files.
         """
@@ -150,7 +148,7 @@ class Session:
         )
         guides.check([item.prompt for item in items])
         size = parse_size(arguments["size"]) or guides.size
-        pictures = min(batch_size, len(items))
+        pictures = min(arguments["batch_size"], len(items))
         check_memory(  # views and gradients
             2 * 4 * 3 * math.prod(size) * max(views, 1) * pictures,
             f"{pictures} pictures of {size[0]}x{size[1]} with {views:,} views each, at a time,",
@@ -172,6 +170,7 @@ class Session:
         run.note(referees=referees, size=list(size), dtype=dtype, **({"generator": made_by} if made_by else {}))
         if chooses and made_by and chooses[0]["fingerprint"] == made_by["fingerprint"]:
             run.warn(f"{chooses[0]['name']} {OWN}")
+        batch_size, save_frames = arguments["batch_size"], arguments.get("save_frames")
         enlarge = arguments.get("enlarge", "nearest")
         return cls(items, guides, size, run, batch_size, save_frames, facts, enlarge, count, chooser)
 
@@ -237,3 +236,65 @@ def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[str]:
         yield 'there is no prompt: say what to paint, e.g. "a green turtle", or give --prompts FILE'
     if prompt and prompts is not None:
         yield f"prompts come from the call ({prompt[0][:40]!r}) or from --prompts {prompts}: give one of the two"
+
+
+Choose = Callable[[Float[Tensor, "p 3 h w"], Sequence[Item]], Float[Tensor, " p"]]
+"""(pictures, their items) -> scores, higher is better."""
+
+
+def best_of(paint: Paint, count: int, choose: Choose, steps: int) -> Paint:
+    """Best-of-N: generate `count` pictures per item, of `steps` each, and keep the best. The first is the picture
+    of a single run; all scores are stored in the file.
+    """
+
+    def painted(items: Sequence[Item], watch: Watch) -> Painted:
+        best, scores = None, []
+        for number in range(count):
+            drawn = [replace(item, repeat=item.repeat + number * MOST_PICTURES) for item in items]
+            candidate = paint(drawn, _Later(watch, number * steps))
+            scores.append(choose(candidate.images.detach(), items).float().cpu())
+            best = (
+                candidate if best is None else _merged(best, candidate, scores[-1] > torch.stack(scores[:-1]).amax(0))
+            )
+        assert best is not None
+        table = torch.stack(scores, 1)
+        best.facts = [{"candidate": int(row.argmax()), "scores": row.tolist()} for row in table]
+        return best
+
+    return painted
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A watch whose steps follow those of earlier candidates."""
+
+    watch: Watch
+    before: int
+
+    def __call__(self, step: int, images: Float[Tensor, "p 3 h w"], numbers: Mapping[str, Float[Tensor, " p"]]) -> None:
+        self.watch(self.before + step, images, numbers)
+
+    def announce(self, loss: str) -> None:
+        if not self.before:
+            self.watch.announce(loss)
+
+
+def _merged(old: Painted, new: Painted, better: Tensor) -> Painted:
+    """Replace the pictures that are better in `new`."""
+
+    def of(first: Tensor, second: Tensor, at: int) -> Tensor:
+        shape = [1] * at + [-1] + [1] * (first.ndim - at - 1)
+        return torch.where(better.to(first.device).view(shape), second, first)
+
+    chosen = better.tolist()
+    return Painted(
+        of(old.images, new.images, 0),
+        of(old.similarity, new.similarity, 0),
+        {name: of(values, new.trace[name], 1) for name, values in old.trace.items()},
+        None if old.frames is None or new.frames is None else of(old.frames, new.frames, 1),
+        old.steps_of_frames,
+        {
+            ending: [pair[won] for pair, won in zip(zip(texts, new.texts[ending], strict=True), chosen, strict=True)]
+            for ending, texts in old.texts.items()
+        },
+    )

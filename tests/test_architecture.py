@@ -18,9 +18,9 @@ PAGE = 400  # lines
 
 # A library and the only files (or rooms, with a slash at the end) of src/robustclip that may import it.
 ONLY_IMPORTERS = {
-    "accelerate": ["runs/distributed.py", "runs/trackers.py"],
+    "accelerate": ["runs/distributed.py", "runs/records.py"],
     "diffusers": ["diffusion/"],
-    "fsspec": ["data/remote.py"],
+    "fsspec": ["data/tars.py"],
     "gradio": ["app.py"],
     "huggingface_hub": ["robustification/push.py"],
     "IPython": ["synthesis/watching.py"],
@@ -33,13 +33,13 @@ ONLY_IMPORTERS = {
     "tensorboard": ["runs/records.py"],
     "torch.utils.tensorboard": ["runs/records.py"],
     "sklearn": ["inits/mixture.py"],
-    "spacy": ["evaluation/generation/compbench/phrases.py"],
+    "spacy": ["evaluation/generation/compbench/prompts.py"],
     "svgelements": ["drawing/svg_reader.py"],
     "t2v_metrics": ["evaluation/generation/scorers.py"],
     "torch_fidelity": ["evaluation/generation/distances.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": [
-        *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/blip2_mini.py"),
+        *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/pair_readers.py"),
         *("referees/vqa.py", "referees/detector.py", "diffusion/pipelines.py"),
     ],
     "webdataset": ["data/shards.py"],

@@ -14,8 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.images import resize, save_image, titled_grid
 from robustclip.data.pairs import draw_pair
-from robustclip.diffusion.adapters import add_adapter, merge_adapter, save_adapter
-from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
+from robustclip.diffusion.adapters import AdapterTrainer, AlignmentPool, add_adapter, merge_adapter, save_adapter
 from robustclip.diffusion.fitting import free, save_model
 from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion

@@ -13,9 +13,8 @@ from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_pair_reader
-from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
-from robustclip.referees.pair_readers import FAMILY, load_pair_reader, save_mini
+from robustclip.referees.pair_readers import FAMILY, load_pair_reader, new_mini, save_mini
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.robustification.pairing import PairTrainer
 from robustclip.runs.devices import pick_device, pick_dtype

@@ -8,8 +8,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import DrawingsAndPairs
-from robustclip.diffusion.autoencoder import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.diffusion.fitting import free, save_model, stage_features
+from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder

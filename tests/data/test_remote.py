@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.data import remote
-from robustclip.data.remote import Remote, fetched
+from robustclip.data import tars
 from robustclip.data.shards import ShardSource, find_shards
 from robustclip.data.sources import open_data
+from robustclip.data.tars import Remote, fetched
 from robustclip.errors import Fault, RunError, UsageError
 
 
@@ -66,7 +66,7 @@ def server(
     for number in range(2):
         write_shard(tmp_path / "served" / f"{number:05d}.tar", 5, first=10 * number)
     handler = type("Handler", (Served,), {"folder": tmp_path / "served", "asked": Counter(), "cut": Counter()})
-    monkeypatch.setattr(remote, "WAIT", 0.01)
+    monkeypatch.setattr(tars, "WAIT", 0.01)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
@@ -105,10 +105,10 @@ def test_a_cache_is_filled_once_and_kept(server: tuple[str, type[Served]], tmp_p
 
 def test_an_answer_that_breaks_off_is_asked_for_again(server: tuple[str, type[Served]], tmp_path: Path) -> None:
     url, served = server
-    served.cut["00000.tar"] = remote.TRIES - 1
+    served.cut["00000.tar"] = tars.TRIES - 1
     source = ShardSource(url + "/00000.tar", cache=tmp_path / "cache")
     assert len(read(source)) == 5
-    assert served.asked["00000.tar"] == remote.TRIES
+    assert served.asked["00000.tar"] == tars.TRIES
 
 
 @pytest.mark.parametrize("name", ["00000.tar", "gone.tar"])
@@ -116,7 +116,7 @@ def test_a_shard_that_cannot_be_fetched_is_a_broken_shard(
     server: tuple[str, type[Served]], tmp_path: Path, name: str
 ) -> None:
     url, served = server
-    served.cut["00000.tar"] = remote.TRIES
+    served.cut["00000.tar"] = tars.TRIES
     source = ShardSource([f"{url}/{name}", f"{url}/00001.tar"], cache=tmp_path / "cache")
     faults = [sample.fault for shard in source.shards for sample in source.read(shard)]
     assert faults == [Fault.BROKEN_SHARD, *[None] * 5]

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from robustclip.diffusion.adapters import (
     CARD,
+    AdapterTrainer,
+    AlignmentPool,
     add_adapter,
     load_adapter,
     merge_adapter,
     save_adapter,
     trainable,
 )
-from robustclip.diffusion.alignment import AdapterTrainer, AlignmentPool
 from robustclip.diffusion.conditioning import CLIPStates
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Selection, chosen_of

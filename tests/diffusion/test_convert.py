@@ -10,8 +10,7 @@ import torch
 from diffusers import VQModel
 
 from robustclip.cli import main
-from robustclip.diffusion.convert import check_config, convert
-from robustclip.diffusion.taming import Layout, from_weights
+from robustclip.diffusion.convert import Layout, check_config, convert, from_weights
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
 
@@ -115,7 +114,7 @@ def test_a_config_says_the_resolution(layout: Layout, tmp_path: Path) -> None:
         ("embed_dim: 6", "embed_dim: '6'", "embed_dim: '6' there, 6 in the checkpoint"),
         ("ch: 32", "ch: 128", "ch: 128 there, 32 in"),
         ("[1, 2, 2]", "[1, 1, 2, 2, 4]", r"ch_mult: \[1, 1, 2, 2, 4\] there, \[1, 2, 2\] in"),
-        ("[1, 2, 2]", "{a: 1}", "ch_mult: a dict there"),
+        ("[1, 2, 2]", "{a: 1}", r"ch_mult: \{'a': 1\} there"),
         ("num_res_blocks: 1", "num_res_blocks: 2", "num_res_blocks: 2 there, 1 in"),
         ("[64, 32]", "[16]", r"attn_resolutions: \[16\] there, \[64, 32\] in"),
         ("z_channels: 8", "z_channels: 256", "z_channels: 256 there, 8 in"),
@@ -123,9 +122,9 @@ def test_a_config_says_the_resolution(layout: Layout, tmp_path: Path) -> None:
         ("resolution: 128", "resolution: many", "has the resolution 'many': it is a number of pixels"),
         ("ddconfig", "config", "is not a config of a VQGAN"),
         (CONFIG, "", "is not a config of a VQGAN"),
-        (CONFIG, "[1, 2", "is not a config of a VQGAN"),
-        (CONFIG, "model: !!python/object/apply:os.system [touch pwned]", "is not a config of a VQGAN"),
-        (CONFIG, "[" * 1500, "is not a config of a VQGAN"),
+        (CONFIG, "[1, 2", "is not YAML"),
+        (CONFIG, "model: !!python/object/apply:os.system [touch pwned]", "is not YAML"),
+        (CONFIG, "[" * 1500, "is not YAML"),
         (CONFIG, "model: " + "9" * 70_000, "more than the 65536"),
     ],
 )
@@ -142,5 +141,5 @@ def test_yamls_references_do_not_fill_the_memory(layout: Layout, tmp_path: Path)
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
     (tmp_path / "model.yaml").write_text("\n".join(lines) + "\nmodel: {params: {ddconfig: {ch_mult: *a19}}}")
-    with pytest.raises(UsageError, match="ch_mult: a list there"):
+    with pytest.raises(UsageError, match="holds an alias"):
         check_config(layout, tmp_path / "model.yaml")

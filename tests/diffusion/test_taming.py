@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.diffusion.taming import Taming, from_weights, read_taming
+from robustclip.diffusion.convert import Taming, from_weights, read_taming
 from robustclip.errors import RunError, UsageError
 
 from .taming_layout import TamingVQGAN

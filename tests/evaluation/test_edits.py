@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustclip.attacks.text import Score
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.evaluation import edits, evaluate
+from robustclip.evaluation import evaluate, retrieval
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
@@ -70,13 +70,13 @@ def test_a_set_of_one_text_has_nothing_to_choose_from(tmp_path: Path) -> None:
 def test_a_text_is_attacked_until_it_fails_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rrr that one edit does not move is tried at one place, then at all; what two edits move stays as it is."""
     tried: list[tuple[int, list[str]]] = []
-    charmer = edits.charmer
+    charmer = retrieval.charmer
 
     def watched(texts: list[str], score: Score, *, places: int) -> list[str]:
         tried.append((places, texts))
         return charmer(texts, score, places=places)
 
-    monkeypatch.setattr(edits, "charmer", watched)
+    monkeypatch.setattr(retrieval, "charmer", watched)
     data = folder_of(tmp_path / "data", "rrr", "g", "bbb")
     report = evaluate([referee()], data=data, tasks=["edits"], device="cpu")
     assert {row.attack: row.value for row in report.rows if row.kind == "value"}["edits:1"] == pytest.approx(2 / 3)

@@ -23,8 +23,8 @@ from robustclip import recipes
 from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
 from robustclip.cli import app
-from robustclip.data.remote import Remote
 from robustclip.data.sources import open_data
+from robustclip.data.tars import Remote
 from robustclip.errors import RunError, UsageError
 from robustclip.referees.card import Card
 from robustclip.referees.folder import join_towers, split_towers

@@ -21,9 +21,8 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees import pair_readers
-from robustclip.referees.blip2_mini import new_mini
 from robustclip.referees.card import Card
-from robustclip.referees.pair_readers import load_pair_reader, save_mini
+from robustclip.referees.pair_readers import load_pair_reader, new_mini, save_mini
 from robustclip.referees.registry import load_referee
 from robustclip.synthesis.pictures import is_whole, read_facts
 

@@ -19,8 +19,8 @@ from transformers import (
 from robustclip.errors import UsageError
 from robustclip.losses.judged import Pairing
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2, CaptionHead, PairTokenizer, prepared
-from robustclip.referees.blip2_mini import SPECIAL, word_pieces
 from robustclip.referees.card import Card
+from robustclip.referees.pair_readers import SPECIAL, word_pieces
 from robustclip.referees.preprocess import Preprocess
 
 WORDS = ["a", "an", "and", "red", "blue", "fish", "hat", "cat", "of", "##s"]

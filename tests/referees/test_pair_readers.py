@@ -18,9 +18,16 @@ from robustclip.referees.base import FAMILIES
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.blip2_full import FAMILY as FULL
 from robustclip.referees.blip2_full import bert_tokenizer
-from robustclip.referees.blip2_mini import new_mini, vocabulary_of
 from robustclip.referees.card import Card
-from robustclip.referees.pair_readers import FAMILY, is_pair_reader, load_pair_reader, pair_fingerprint, save_mini
+from robustclip.referees.pair_readers import (
+    FAMILY,
+    is_pair_reader,
+    load_pair_reader,
+    new_mini,
+    pair_fingerprint,
+    save_mini,
+    vocabulary_of,
+)
 from robustclip.referees.registry import load_referee
 
 from .tiny_blip2 import tiny_blip2

@@ -13,8 +13,8 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, Blip2, CaptionHead
-from robustclip.referees.blip2_mini import SPECIAL, word_pieces
 from robustclip.referees.card import Card
+from robustclip.referees.pair_readers import SPECIAL, word_pieces
 from robustclip.referees.preprocess import Preprocess
 from robustclip.robustification.pairing import COLDEST, PairTrainer
 from robustclip.runs.rng import generator

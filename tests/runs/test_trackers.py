@@ -9,7 +9,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.folder import Run
-from robustclip.runs.trackers import VARIABLE, requested
+from robustclip.runs.records import VARIABLE, requested
 
 
 class Recorder(GeneralTracker):

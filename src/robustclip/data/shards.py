@@ -22,9 +22,19 @@ from braceexpand import braceexpand
 from webdataset.filters import shuffle
 
 from robustclip.data.images import ENDINGS
-from robustclip.data.remote import Remote, check_url
 from robustclip.data.samples import Sample, check_share, readable, stable_number
-from robustclip.data.tars import BrokenTar, Command, Shard, belongs_to_another, is_hidden, names, read_tar, split_name
+from robustclip.data.tars import (
+    BrokenTar,
+    Command,
+    Remote,
+    Shard,
+    belongs_to_another,
+    check_url,
+    is_hidden,
+    names,
+    read_tar,
+    split_name,
+)
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
 from robustclip.runs.files import expand_home, is_folder, read_json

@@ -1,22 +1,268 @@
-"""`robustclip convert taming-vqgan`: convert a published VQGAN checkpoint to a diffusers folder."""
+"""`robustclip convert taming-vqgan`: convert a published VQGAN checkpoint to a diffusers folder.
+
+taming-transformers (Esser et al. 2021) and diffusers' VQModel build the same network under different names. In
+taming-transformers, level i of encoder and decoder has 1/2^i of the picture's size; diffusers numbers the decoder's
+levels in reverse. Its 1x1 convolutions of attention are linear layers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import yaml
+import torch
+from diffusers import VQModel
 from pydantic import AfterValidator
+from torch import Tensor
+from torch.serialization import safe_globals
 
-from robustclip.diffusion.taming import RESOLUTION, Layout, read_taming
 from robustclip.diffusion.vqgan import save_vqgan
-from robustclip.errors import UsageError
-from robustclip.runs.files import check_new_folder, is_file, read_text, sha256
+from robustclip.errors import RunError, UsageError
+from robustclip.referees.weights import read_dense_weights, some
+from robustclip.runs.files import check_new_folder, is_file, read_yaml, sha256
 from robustclip.signatures import typed
 
-LONGEST_CONFIG: Final = 2**16  # bytes; the published ones have a thousand
+GROUPS: Final = 32  # of its group norms, which shapes do not show
+RESOLUTION: Final = 256  # pixels, of the ImageNet models; nothing depends on it
+
+DROPPED: Final = {
+    "loss.": "of the training loss: LPIPS and the discriminator",
+    "model_ema.": "running averages of the weights",
+    "transformer.": "of the transformer that draws codes",
+    "cond_stage_model.": "of what conditions the transformer",
+}
+"""Prefixes of tensors that do not belong to the VQGAN."""
+
+NAMES: Final = (
+    (r"norm_out\.", "conv_norm_out."),
+    (r"mid\.block_1\.", "mid_block.resnets.0."),
+    (r"mid\.attn_1\.", "mid_block.attentions.0."),
+    (r"mid\.block_2\.", "mid_block.resnets.1."),
+    (r"(down|up)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
+    (r"(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
+    (r"(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
+)
+"""Names of parts of an encoder or decoder, matched at the beginning."""
+ENDINGS: Final = (
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+"""Names of parts of a block."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Hyperparameters of a VQGAN, inferred from the shapes of its checkpoint.
+
+    channels: of each level, finest first; *_attention: levels with self-attention; latent: channels of the encoder's
+    output; code, codes: width and number of the codebook's entries.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    encoder_attention: tuple[int, ...]
+    decoder_attention: tuple[int, ...]
+    latent: int
+    code: int
+    codes: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code along a side."""
+        return 1 << (len(self.channels) - 1)
+
+    def config(self, resolution: int = RESOLUTION) -> dict[str, Any]:
+        """The arguments of diffusers' VQModel."""
+        levels = range(len(self.channels))
+        return {
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": tuple(_kind("Down", "Encoder", level in self.encoder_attention) for level in levels),
+            "up_block_types": tuple(
+                _kind("Up", "Decoder", level in self.decoder_attention) for level in reversed(levels)
+            ),
+            "block_out_channels": self.channels,
+            "layers_per_block": self.blocks,
+            "latent_channels": self.latent,
+            "num_vq_embeddings": self.codes,
+            "vq_embed_dim": self.code,
+            "norm_num_groups": GROUPS,
+            "sample_size": resolution,
+        }
+
+
+def _kind(direction: str, side: str, attends: bool) -> str:
+    """diffusers' name of a level's block."""
+    return f"{'Attn' if attends else ''}{direction}{side}Block2D"
+
+
+@dataclass(frozen=True)
+class Taming:
+    """A parsed checkpoint: network layout, weights by diffusers' keys, and unused tensors counted by reason."""
+
+    layout: Layout
+    weights: dict[str, Tensor]
+    dropped: dict[str, int]
+
+    def model(self, resolution: int = RESOLUTION) -> Any:
+        """The VQModel of diffusers with these weights, in eval mode, on their device."""
+        with torch.device("meta"):
+            model: Any = VQModel(**self.layout.config(resolution))
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval().requires_grad_(False)
+
+
+def read_taming(path: Path) -> Taming:
+    """Read a taming-transformers VQGAN checkpoint without executing code in it.
+
+    Raises UsageError for a missing file, another kind of file, an unsafe pickle, and weights of another network;
+    RunError for a damaged file and for NaN or infinity in the weights.
+    """
+    with safe_globals([(_Callback, f"pytorch_lightning.callbacks.{name}") for name in _CALLBACKS]):
+        weights = read_dense_weights(path)
+    if broken := sorted(name for name, tensor in weights.items() if not tensor.isfinite().all()):
+        raise RunError(f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256")
+    return from_weights(weights, str(path))
+
+
+def from_weights(weights: Mapping[str, Tensor], source: str) -> Taming:
+    """`read_taming` of named tensors, which may be on the meta device; messages name `source`."""
+    kept, dropped = _kept(weights)
+    layout = _layout(kept, source)
+    renamed = {_renamed(name, layout): _as_stored(name, tensor) for name, tensor in kept.items()}
+    with torch.device("meta"):
+        model: Any = VQModel(**layout.config())
+    wanted = model.state_dict()
+    _compare(kept, renamed, wanted, layout, source)
+    return Taming(layout, {name: renamed[name].float().contiguous() for name in wanted}, dropped)
+
+
+def _kept(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """(the VQGAN's tensors, numbers of dropped tensors by reason); the prefix of a transformer checkpoint's first stage
+    is removed."""
+    dropped: dict[str, int] = {}
+    kept = {}
+    for name, tensor in weights.items():
+        own = name.removeprefix("first_stage_model.")
+        reason = next((why for start, why in DROPPED.items() if own.startswith(start)), None)
+        if reason is None:
+            kept[own] = tensor
+        else:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    return kept, dropped
+
+
+def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
+    """The layout, from shapes. Raises UsageError for other networks and for those that diffusers cannot build."""
+    if "quantize.embed.weight" in weights:
+        raise UsageError(
+            f"{source} is a Gumbel VQGAN, and this converts those with a nearest code: the f16 of ImageNet"
+        )
+    shape = _Shapes(weights, source)
+    levels = shape.count(r"encoder\.down\.(\d+)\.")
+    channels = tuple(shape(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels))
+    first, colours = shape("encoder.conv_in.weight", 4)[:2]
+    codes, code = shape("quantize.embedding.weight", 2)
+    if colours != 3 or first != channels[0]:
+        raise UsageError(
+            f"{source} begins with {colours} channels, {first} and {channels[0]}: diffusers has networks that begin "
+            "with the 3 of a picture and as many as their first level (ch_mult 1)"
+        )
+    if odd := [number for number in channels if number % GROUPS or not number]:
+        raise UsageError(f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}")
+    return Layout(
+        channels=channels,
+        blocks=shape.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        encoder_attention=shape.found(r"encoder\.down\.(\d+)\.attn\."),
+        decoder_attention=shape.found(r"decoder\.up\.(\d+)\.attn\."),
+        latent=shape("encoder.conv_out.weight", 4)[0],
+        code=code,
+        codes=codes,
+    )
+
+
+class _Shapes:
+    """Shapes and numbered names of a checkpoint."""
+
+    def __init__(self, weights: Mapping[str, Tensor], source: str) -> None:
+        self.weights = weights
+        self.source = source
+
+    def __call__(self, name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in self.weights or self.weights[name].ndim != dimensions:
+            raise UsageError(
+                f"{self.source} is no VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions"
+            )
+        return tuple(self.weights[name].shape)
+
+    def found(self, pattern: str) -> tuple[int, ...]:
+        """The numbers that the group of `pattern` matches in names."""
+        matches = (re.match(pattern, name) for name in self.weights)
+        return tuple(sorted({int(match[1]) for match in matches if match}))
+
+    def count(self, pattern: str) -> int:
+        numbers = self.found(pattern)
+        if not numbers or numbers != tuple(range(len(numbers))):
+            raise UsageError(
+                f"{self.source} is no VQGAN of taming-transformers: it has no tensors {pattern.replace(chr(92), '')}"
+            )
+        return len(numbers)
+
+
+def _renamed(name: str, layout: Layout) -> str:
+    """A tensor's name in diffusers; unknown names are unchanged."""
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    for pattern, there in NAMES:
+        rest = re.sub(f"^{pattern}", there, rest)
+    for pattern, there in ENDINGS:
+        rest = re.sub(pattern, there, rest)
+    last = len(layout.channels) - 1
+    return f"{side}." + re.sub(r"^up_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", rest)
+
+
+def _as_stored(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as diffusers stores it: 1x1 convolutions of attention as matrices."""
+    is_matrix = re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", name) and tensor.shape[2:] == (1, 1)
+    return tensor[:, :, 0, 0] if is_matrix else tensor
+
+
+def _compare(
+    kept: Mapping[str, Tensor],
+    renamed: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    layout: Layout,
+    source: str,
+) -> None:
+    """Raise UsageError for unknown and missing tensors and those of another shape or type."""
+    faults = []
+    if unknown := sorted(name for name in kept if _renamed(name, layout) not in wanted):
+        faults.append(f"{len(unknown)} without a place ({some(unknown)})")
+    if missing := sorted(wanted.keys() - renamed.keys()):
+        faults.append(f"{len(missing)} missing ({some(missing)}, as diffusers calls them)")
+    if other := sorted(
+        name
+        for name in wanted.keys() & renamed.keys()
+        if wanted[name].shape != renamed[name].shape or not renamed[name].is_floating_point()
+    ):
+        faults.append(f"{len(other)} of another shape or type ({some(other)}, as diffusers calls them)")
+    if faults:
+        raise UsageError(
+            f"{source} is no VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
+        )
+
+
+class _Callback:
+    """Stands for classes that old Lightning checkpoints use as keys; the weights-only reader creates no instance."""
+
+
+_CALLBACKS: Final = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "base.Callback")
 
 
 @dataclass(frozen=True)
@@ -89,9 +335,9 @@ def check_config(layout: Layout, path: Path) -> int:
     params = _params(path)
     resolution = params.get("resolution", RESOLUTION)
     if type(resolution) is not int or not 0 < resolution < 2**16:
-        raise UsageError(f"{path} has the resolution {_shown(resolution)}: it is a number of pixels, as in 256")
+        raise UsageError(f"{path} has the resolution {resolution!r:.80}: it is a number of pixels, as in 256")
     faults = [
-        f"{name}: {_shown(params[name])} there, {found} in the checkpoint"
+        f"{name}: {params[name]!r:.80} there, {found} in the checkpoint"
         for name, found in _found(layout, resolution)
         if name in params and params[name] != found
     ]
@@ -102,22 +348,15 @@ def check_config(layout: Layout, path: Path) -> int:
     return resolution
 
 
-def _shown(value: object) -> str:
-    """A config value for a message; only short ones are written out, because YAML references can expand without
-    limit."""
-    short = isinstance(value, list) and len(value) < 20 and all(type(one) in (int, float) for one in value)
-    return repr(value)[:80] if short or isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
-
-
 def _params(path: Path) -> dict[str, Any]:
     """The network's parameters in a model.yaml, flat."""
-    text = read_text(path, LONGEST_CONFIG)
+    content = read_yaml(path)
     try:
-        params = yaml.safe_load(text)["model"]["params"]
+        params = content["model"]["params"]
         if "first_stage_config" in params:  # of a transformer
             params = params["first_stage_config"]["params"]
         return dict(params["ddconfig"]) | {name: params[name] for name in ("embed_dim", "n_embed") if name in params}
-    except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is not a config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml"
         ) from error

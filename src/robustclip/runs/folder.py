@@ -44,10 +44,9 @@ from robustclip.runs.files import (
 )
 from robustclip.runs.processes import is_alive, lock, number_of, this_process, unlock
 from robustclip.runs.records import RECORD as RECORD
-from robustclip.runs.records import ROBUSTIFY, Metrics, read_record
+from robustclip.runs.records import ROBUSTIFY, Metrics, Trackers, read_record
 from robustclip.runs.records import Status as Status
-from robustclip.runs.trackers import Trackers
-from robustclip.runs.trackers import requested as requested_trackers
+from robustclip.runs.records import requested as requested_trackers
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,13 @@
-"""Metrics of a run (JSON lines and TensorBoard), and validation of its run.json.
+"""Metrics of a run (JSON lines, TensorBoard, experiment trackers), and validation of its run.json.
 
     metrics.jsonl   one object a line: step, seconds since the start, numbers
     tensorboard/    the same as curves, and pictures of gradients; a file for each start of the run
+
+Experiment trackers (Weights & Biases, trackio, MLflow, ...) get the same through accelerate, if their names are given:
+
+    ROBUSTCLIP_TRACKERS=wandb,trackio robustclip robustify clipag-vit-b32 ...
+
+A tracker is configured by its own variables (WANDB_PROJECT, MLFLOW_TRACKING_URI).
 
 run.json may come from another version or an untrusted source. Lines of metrics are written unbuffered; on a full disk,
 partial lines are removed.
@@ -12,10 +18,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +30,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.runs.files import parse_json, plain, read_json, read_text, write_text
 from robustclip.runs.plain import first_of
 
 if TYPE_CHECKING:
     import numpy as np
     from tensorboard.compat.proto.event_pb2 import Event
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Status = Literal["running", "interrupted", "killed", "finished", "failed"]
 """A run stopped by a signal is interrupted; one whose process ended without a record is killed."""
@@ -197,3 +207,73 @@ def _append(path: Path, content: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+VARIABLE: Final = "ROBUSTCLIP_TRACKERS"
+PROJECT: Final = "robustclip"
+
+_log = logging.getLogger("robustclip")
+
+
+def requested() -> list[str]:
+    """Names of the trackers to open. Raises UsageError for an unknown one and for one whose package is missing."""
+    names = list(dict.fromkeys(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()))
+    if not names:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = [name for name in map(str, LOGGER_TYPE_TO_CLASS) if name != str(LoggerType.TENSORBOARD)]
+    built_in = [str(one) for one in LoggerType]
+    installed = [str(one) for one in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"{VARIABLE}={name}: there are {', '.join(known)}; TensorBoard's curves are always written"
+            )
+        if name in built_in and name not in installed:
+            raise UsageError(f"{VARIABLE}={name}: the tracker's package is not installed: pip install {name}")
+    return names
+
+
+class Trackers:
+    """The trackers of a run. A tracker that fails to start raises RunError; one that fails later is dropped with a
+    warning, and training continues."""
+
+    def __init__(self, names: list[str], folder: Path, arguments: Mapping[str, Any]) -> None:
+        self._opened: list[Any] = []
+        if not names:
+            return
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # trackers ask it for the main process
+        for name in names:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            try:
+                tracker = kind(PROJECT, **({"logging_dir": str(folder)} if kind.requires_logging_directory else {}))
+                tracker.start()
+                tracker.store_init_configuration({"run": str(folder), **arguments})
+            except Exception as error:
+                self.finish()
+                raise RunError(f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}") from error
+            self._opened.append(tracker)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers to each tracker's curves."""
+        self._each(lambda one: one.log(dict(numbers), step=step))
+
+    def log_image(self, step: int, name: str, image: np.ndarray[Any, Any]) -> None:
+        """Add a picture (H,W,3), uint8, to each tracker that takes pictures."""
+        self._each(lambda one: one.log_images({name: image[None]}, step=step) if hasattr(one, "log_images") else None)
+
+    def finish(self) -> None:
+        self._each(lambda one: one.finish())
+
+    def _each(self, call: Callable[[Any], None]) -> None:
+        for one in [*self._opened]:
+            try:
+                call(one)
+            except Exception as error:  # a service that is gone must not end days of training
+                _log.warning(f"the tracker {one.name} failed ({error}) and gets nothing more")
+                self._opened.remove(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.phrases import RULES
+from robustclip.evaluation.generation.compbench.prompts import RULES
 from robustclip.evaluation.generation.compbench.scores import (
     SpatialClaim,
     number_score,

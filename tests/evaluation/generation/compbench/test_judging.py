@@ -15,8 +15,7 @@ from robustclip.data.compositions import compose
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
-from robustclip.evaluation.generation.compbench.phrases import RULES
-from robustclip.evaluation.generation.compbench.prompts import Category, match, read_benchmark, read_prompts
+from robustclip.evaluation.generation.compbench.prompts import RULES, Category, match, read_benchmark, read_prompts
 from robustclip.evaluation.generation.compbench.roles import Roles, load_roles
 from robustclip.evaluation.generation.compbench.scores import Scorer, geometric_mean
 from robustclip.evaluation.generation.judge import faults, judge

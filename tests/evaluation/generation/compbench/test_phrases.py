@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.phrases import MODELS, Chunker, pick_chunker
+from robustclip.evaluation.generation.compbench.prompts import MODELS, Chunker, pick_chunker
 
 PIPELINES = [name for name in MODELS if find_spec("spacy") and find_spec(name)]
 

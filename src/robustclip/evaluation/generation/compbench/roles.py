@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.phrases import RULES, Chunker, pick_chunker
-from robustclip.evaluation.generation.compbench.prompts import Category
+from robustclip.evaluation.generation.compbench.prompts import RULES, Category, Chunker, pick_chunker
 from robustclip.evaluation.named import NamedReferee, load_named
 from robustclip.referees.base import Detection
 from robustclip.referees.scene_reader import SceneReader, is_scene_reader, load_scene_reader

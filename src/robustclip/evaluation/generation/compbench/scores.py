@@ -18,8 +18,7 @@ from torch import Tensor
 
 from robustclip.data.questions import claims
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compbench.phrases import Chunker
-from robustclip.evaluation.generation.compbench.prompts import Category, normal
+from robustclip.evaluation.generation.compbench.prompts import Category, Chunker, normal
 from robustclip.evaluation.generation.compbench.roles import Roles
 from robustclip.referees.base import Box, Detection
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from robustclip.data.loader import CHUNK, Loader, Preparation, redealt
-from robustclip.data.mixture import Dice, Mixture, Weights
+from robustclip.data.mixture import Dice, Mixture, Weights, redealt_stream
 from robustclip.data.samples import Batch, Sample
 from robustclip.data.shards import ROUND, ShardSource
 from robustclip.data.sources import open_source
@@ -210,37 +210,54 @@ def test_the_share_of_faults_is_judged_over_the_whole_run(here) -> None:
         list(islice(loader(here, "many", max_skipped=share / 2).batches(30, last.position), 20))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize("counts", [(2, 1), (1, 2), (2, 3), (4, 2), (2, 3, 2)])
 @pytest.mark.parametrize("weights", ["size", "equal"])
-def test_another_number_of_processes_meets_each_sample_once_in_every_epoch_from_the_next(
-    here, before: int, after: int, weights: Weights
+def test_other_numbers_of_processes_together_meet_each_sample_once_an_epoch(
+    here, counts: tuple[int, ...], weights: Weights
 ) -> None:
-    """What had been begun is not begun again, and nothing is left out of an epoch, nor met in it twice."""
-    names = ("many", "packed.tar.gz", "pets")
-
-    def loaders(count: int) -> list[Loader]:
-        places = (Place(rank, count) for rank in range(count))
-        return [loader(here, *names, weights=weights, batch_size=6, place=place) for place in places]
-
-    positions = [list(islice(source.batches(), 5 + rank))[-1].position for rank, source in enumerate(loaders(before))]
-    begun = {
-        name: max(position["reached"].get(name, 0) for position in positions)
-        for name in positions[0]["stream"]["sources"]
-    }
-    resumed = loaders(after)
+    """Also in the epoch that the change fell into, of sources that the processes had read to different depths."""
+    mixture = loader(here, "many", "packed.tar.gz", "pets", weights=weights).mixture
     met: Counter[tuple[str, int, str]] = Counter()
-    for source in resumed:
-        position = json.loads(json.dumps(redealt(positions, source.place)))
-        next(source.batches(5, position))  # as it is resumed: the position is one of these data and this process
-        stream = source.mixture.stream(source.seed, source.place, position["stream"])
-        while any(cursor.epoch <= begun[name] + 2 for name, cursor in stream.cursors.items()):
-            sample = next(stream)
-            met[sample.source, sample.epoch, sample.key] += 1
-    for name, source in resumed[0].mixture.sources.items():
-        assert min(epoch for of, epoch, _ in met if of == name) == begun[name] + 1
-        for epoch in (begun[name] + 1, begun[name] + 2):
-            of_epoch = {key: times for (of, at, key), times in met.items() if (of, at) == (name, epoch)}
-            assert of_epoch == dict.fromkeys((sample.key for sample in source.epoch(0, 0)), 1)
+    states: list[tuple[Place, dict[str, Any]]] = []
+    for count in counts:
+        places = [Place(rank, count) for rank in range(count)]
+        former = states and [(place, redealt_stream(states, place)) for place in places]
+        states = []
+        for place, state in former or [(place, None) for place in places]:
+            stream = mixture.stream(5, place, json.loads(json.dumps(state)))
+            last = count == counts[-1] and bool(former)
+            if last:
+                begun = {name: cursor.shares[-1].epoch for name, cursor in stream.cursors.items()}
+            for _number in range(100_000 if last else 25 + 9 * place.rank):
+                if last and all(cursor.epoch > begun[name] for name, cursor in stream.cursors.items()):
+                    break
+                sample = next(stream)
+                met[sample.source, sample.epoch, sample.key] += 1
+            states.append((place, stream.state()))
+    for name, source in mixture.sources.items():
+        keys = [sample.key for sample in source.epoch(0, 0)]
+        for epoch in range(begun[name] + 1):
+            assert {key: met[name, epoch, key] for key in keys} == dict.fromkeys(keys, 1)
+
+
+def test_a_resumed_batch_of_other_processes_repeats_a_chunk_at_most(here) -> None:
+    former = [loader(here, "many", batch_size=6, place=Place(rank, 2)) for rank in range(2)]
+    batches = [list(islice(source.batches(), 4)) for source in former]
+    positions = [json.loads(json.dumps(of[-1].position)) for of in batches]
+    source = loader(here, "many", batch_size=6)
+    rest = [batch.ids for batch in islice(source.batches(4, redealt(positions, ALONE)), 26)]
+    seen = Counter(name for batch in [*batches[0], *batches[1]] for name in batch.ids)
+    again = Counter(name for ids in rest[:13] for name in ids)  # no more than was left of the epoch
+    assert 0 < (again & seen).total() <= 2 * CHUNK
+    assert max(again.values()) == 1
+    usable = {f"many/{number:03d}/{10 * number + one:09d}" for number in range(SHARDS) for one in (0, 1)}
+    assert {*seen, *(name for ids in rest for name in ids)} == usable
+
+
+def test_a_run_that_nothing_had_begun_is_dealt_as_usual(here) -> None:
+    streams = [(Place(rank, 2), loader(here, "many").mixture.stream(5, Place(rank, 2)).state()) for rank in range(2)]
+    state = redealt_stream(streams, ALONE)
+    assert (state["sources"], state["shares"]) == ({"many": [0, 0, 0]}, {})
 
 
 def test_what_all_processes_counted_lives_on_in_the_first_of_another_number(here) -> None:

@@ -297,9 +297,9 @@ def torchrun(processes: int, restarts: int) -> list[str]:
     return [*agent, f"--max-restarts={restarts}", "-m", "robustclip"]
 
 
-def kill_one(folder: Path, rank: int, *flags: str, restarts: int) -> tuple[int, str]:
+def kill_one(folder: Path, rank: int, *flags: str, restarts: int, **environment: str) -> tuple[int, str]:
     """Kill one of two processes after ten steps, and leave the rest to the launcher; (exit code, stderr)."""
-    with start(folder, *flags, launch=torchrun(2, restarts), env=RESTARTABLE) as process:
+    with start(folder, *flags, launch=torchrun(2, restarts), env=RESTARTABLE | environment) as process:
         until = time.monotonic() + PATIENCE
         while len(metrics(folder)) < 10:
             assert process.poll() is None
@@ -341,20 +341,28 @@ def test_when_one_is_killed_the_other_ends_and_both_can_be_started_again(tmp_pat
     assert_same_run(folder, of_two)
 
 
-def test_drawings_go_on_with_another_number_of_processes_to_the_same_weights(tmp_path: Path) -> None:
-    """Their batches are a function of the step; only the order of sums differs."""
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({}, {}), (FSDP, {}), (FSDP, {"launch": torchrun(4, 0), "env": RESTARTABLE | FSDP})]
+)
+def test_drawings_go_on_with_another_number_of_processes_to_the_same_weights(
+    tmp_path: Path, before: dict[str, str], after: dict[str, Any]
+) -> None:
+    """Their batches are a function of the step; only the order of sums differs. Checkpoints are whole if sharded too."""
     flags = ["--data", "drawings", "--frozen-statistics", "--dropout", "0", "--dtype", "float64"]
-    code, _ = kill_one(tmp_path / "run", 1, *flags, restarts=0)
+    code, _ = kill_one(tmp_path / "run", 1, *flags, restarts=0, **before)
     assert code != 0
-    for folder in (tmp_path / "run", tmp_path / "whole"):
-        code, errors = finish(folder, *([] if folder.exists() else flags))
+    for folder, how in ((tmp_path / "run", after), (tmp_path / "whole", {})):
+        code, errors = finish(folder, *([] if folder.exists() else flags), **how)
         assert code == 0, errors
     ours, theirs = (load_file(tmp_path / run / "referee" / "image_tower.safetensors") for run in ("run", "whole"))
     for name, weights in theirs.items():
         torch.testing.assert_close(ours[name], weights, rtol=1e-8, atol=1e-12)
 
 
-def test_shards_go_on_with_another_number_of_processes_from_the_next_epoch(tmp_path: Path) -> None:
+def test_shards_go_on_with_another_number_of_processes_in_the_same_epoch(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, _ = kill_one(folder, 1, *SHARED, restarts=0)
     assert code != 0
@@ -367,8 +375,11 @@ def test_shards_go_on_with_another_number_of_processes_from_the_next_epoch(tmp_p
     after = checkpoint.load(checkpoint.checkpoints(folder / "checkpoints")[-1])
     (position,) = after["data"]
     samples = 16 * (STEPS - before["step"])
-    assert position["reached"] == {"emoji": 1 + max(place["reached"]["emoji"] for place in before["data"])}
-    assert position["stream"]["sources"]["emoji"][2] <= samples, "no sample of the epoch was passed over"
+    former = [place["stream"]["sources"]["emoji"] for place in before["data"]]
+    shares = position["stream"]["shares"]["emoji"]
+    assert [share["place"] for share in shares] == [[0, 2], [1, 2]]
+    assert shares[0]["at"][2] + position["taken"] == former[0][2] + samples, "no sample of the epoch was passed over"
+    assert shares[1]["at"] == former[1]
     usable = sum(place["met"]["emoji"]["usable"] for place in before["data"])
     assert position["met"]["emoji"]["usable"] == usable + samples
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustclip.data.images import MAX_PIXELS, decode
-from robustclip.data.mixture import Drawn, Mixture
+from robustclip.data.mixture import Drawn, Mixture, redealt_stream
 from robustclip.data.samples import Batch, Sample, positive_id, stable_number
 from robustclip.errors import Fault, RunError, Skip, UsageError
 from robustclip.runs import rng
@@ -178,7 +178,6 @@ class Loader:
         self.remarks: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.met: dict[str, Counter[str]] = {}  # of each source: samples usable, and skipped by kind
-        self.reached: dict[str, int] = {}  # of each source: the epoch of its last sample
 
     def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... With `position`, nothing before it is decoded, and of each source only the
@@ -191,7 +190,6 @@ class Loader:
         at = self._check(position) if position else {}
         self.met = {name: Counter(counts) for name, counts in at.get("met", {}).items()}
         self.examples = dict(at.get("examples", {}))
-        self.reached = dict(at.get("reached", {}))
         self.faults.clear()
         self.faults.update(sum(self.met.values(), Counter()))
         del self.faults[USABLE]
@@ -246,12 +244,11 @@ class Loader:
         """The position after `taken` samples of the chunk that began at this state of the stream."""
         met = {name: dict(counts) for name, counts in self.met.items()}
         place = [self.place.rank, self.place.world_size]
-        reported = {"examples": dict(self.examples), "remarks": dict(self.remarks), "reached": dict(self.reached)}
+        reported = {"examples": dict(self.examples), "remarks": dict(self.remarks)}
         return {"place": place, "stream": state, "taken": taken, "met": met, **reported}
 
     def _usable(self, sample: Sample) -> bool:
         counts = self.met.setdefault(sample.source, Counter())
-        self.reached[sample.source] = sample.epoch
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
         if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
@@ -318,37 +315,27 @@ class Loader:
 
 def redealt(positions: Sequence[dict[str, Any]], place: Place) -> dict[str, Any]:
     """Position from which the process at `place` continues the run of another number of processes, whose `positions`
-    these are.
+    these are; for the samples see `redealt_stream`.
 
-    Each source begins the epoch after the last one that any of them had begun: from there on every sample is met once
-    an epoch by all processes together. What was left of the epoch before is not met in it. Counts of skipped samples
-    go to the first process.
+    At most `CHUNK` samples of each former process, the last that it met, come once more; none is left out. Counts of
+    skipped samples go to the first process.
     """
     if not all(position.keys() >= POSITION for position in positions):
         return dict(positions[0])  # which `Loader.batches` refuses
-    streams = [position["stream"] for position in positions]
-    reached = [position.get("reached", {}) for position in positions]
-    begun = {
-        name: 1
-        + max(epochs.get(name, stream["sources"][name][0]) for epochs, stream in zip(reached, streams, strict=True))
-        for name in streams[0]["sources"]
-    }
-    counts = {name: Counter[str]() for name in begun}
+    stream = redealt_stream([(Place(*position["place"]), position["stream"]) for position in positions], place)
+    met: dict[str, Counter[str]] = {}
+    remarks: Counter[str] = Counter()
     for position in positions if place.rank == 0 else []:
-        for name, met in position["met"].items():
-            counts[name].update(met)
-    remarks = sum((Counter(position.get("remarks", {})) for position in positions), Counter[str]())
+        remarks.update(position.get("remarks", {}))
+        for name, counts in position["met"].items():
+            met.setdefault(name, Counter()).update(counts)
     return {
         "place": [place.rank, place.world_size],
-        "stream": {
-            **{name: value for name, value in streams[0].items() if name == "sizes"},
-            "draws": max(stream["draws"] for stream in streams),
-            "sources": {name: [epoch, 0, 0] for name, epoch in begun.items()},
-        },
+        "stream": stream,
         "taken": 0,
-        "met": {name: dict(met) for name, met in counts.items() if met},
+        "met": {name: dict(counts) for name, counts in met.items()},
         "examples": {kind: sample for position in reversed(positions) for kind, sample in position["examples"].items()},
-        "remarks": dict(remarks) if place.rank == 0 else {},
+        "remarks": dict(remarks),
     }
 
 

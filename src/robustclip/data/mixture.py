@@ -11,45 +11,96 @@ from typing import Any, Literal, Self
 
 import torch
 
-from robustclip.data.samples import Sample, SampleSource
+from robustclip.data.samples import Sample, SampleSource, stable_number
 from robustclip.errors import RunError, UsageError
 from robustclip.runs import rng
 from robustclip.runs.processes import ALONE, Place
 
 
-class Cursor:
-    """Position in one source's endless samples: `at` = [epoch, round, samples taken of the round]."""
+class Share:
+    """One process's samples of an epoch of a source: the rest of them after `taken` samples of the round.
 
-    def __init__(self, name: str, source: SampleSource, seed: int, place: Place, at: Sequence[int] = (0, 0, 0)) -> None:
-        self.name, self.source, self.seed, self.place = name, source, seed, place
+    `keep` has triples (low, high, of): of samples hashed to numbers below `of`, only those from low to below high are
+    taken, so that several processes share what another left (`redealt_stream`).
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        seed: int,
+        place: Place,
+        at: Sequence[int] = (0, 0, 0),
+        keep: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.source, self.seed, self.place, self.keep = source, seed, place, keep
         self.epoch, self.round, self.taken = at
         self._samples: Iterator[Sample] | None = None
-        self._empty_epochs = 0
 
     @property
     def at(self) -> list[int]:
+        """Epoch, round, and samples taken of the round."""
         return [self.epoch, self.round, self.taken]
 
+    def state(self) -> dict[str, Any]:
+        return {"place": [self.place.rank, self.place.world_size], "at": self.at, "keep": list(self.keep)}
+
     def take(self) -> Sample | None:
-        """The next sample; None once at the end of each epoch. Raises RunError if the source has none."""
+        """The next sample; None at the end."""
         if self._samples is None:
             self._samples = self.source.epoch(self.seed, self.epoch, self.place, self.round)
             for _ in range(self.taken):  # read, but not decoded
                 next(self._samples, None)
-        sample = next(self._samples, None)
-        if sample is None:
-            self._turn()
-            return None
-        if sample.round != self.round:
-            self.round, self.taken = sample.round, 0
-        self.taken += 1
-        return replace(sample, source=self.name, epoch=self.epoch)
+        for sample in self._samples:
+            if sample.round != self.round:
+                self.round, self.taken = sample.round, 0
+            self.taken += 1
+            if self._kept(sample):
+                return sample
+        return None
 
-    def _turn(self) -> None:
-        self._empty_epochs = self._empty_epochs + 1 if self.round == self.taken == 0 else 0
+    def _kept(self, sample: Sample) -> bool:
+        return all(
+            low <= stable_number(f"{level} dealt {sample.key}") % of < high
+            for level, (low, high, of) in enumerate(self.keep)
+        )
+
+
+class Cursor:
+    """Position in one source's endless samples: what is `left` of former processes' shares, then epochs of this
+    process's own, from `at` on."""
+
+    def __init__(
+        self,
+        name: str,
+        source: SampleSource,
+        seed: int,
+        place: Place,
+        at: Sequence[int] = (0, 0, 0),
+        left: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.name, self.source, self.seed, self.place = name, source, seed, place
+        former = [Share(source, seed, Place(*one["place"]), one["at"], one["keep"]) for one in left]
+        self.shares = [*former, Share(source, seed, place, at)]
+        self._empty_epochs = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample."""
+        return self.shares[0].epoch
+
+    def take(self) -> Sample | None:
+        """The next sample; None once at the end of each epoch. Raises RunError if the source has none."""
+        share, *others = self.shares
+        if (sample := share.take()) is not None:
+            return replace(sample, source=self.name, epoch=share.epoch)
+        if others:
+            self.shares = others
+            return self.take() if len(others) > 1 else None
+        self._empty_epochs = self._empty_epochs + 1 if share.round == share.taken == 0 else 0
         if self._empty_epochs == self.place.world_size:  # fewer samples than processes leave some processes none
             raise RunError(f"empty data: {self.name} holds no samples ({self.source.describe()})")
-        self.epoch, self.round, self.taken, self._samples = self.epoch + 1, 0, 0, None
+        self.shares = [Share(self.source, self.seed, self.place, (share.epoch + 1, 0, 0))]
+        return None
 
 
 class Dice:
@@ -80,8 +131,11 @@ class Drawn(Iterator[Sample]):
     ) -> None:
         self.odds = odds
         self.dice = Dice(seed, place, state.get("draws", 0))
-        at = state.get("sources", {})
-        self.cursors = {n: Cursor(n, source, seed, place, at.get(n, (0, 0, 0))) for n, source in sources.items()}
+        at, left = state.get("sources", {}), state.get("shares", {})
+        self.cursors = {
+            name: Cursor(name, source, seed, place, at.get(name, (0, 0, 0)), left.get(name, ()))
+            for name, source in sources.items()
+        }
 
     def __iter__(self) -> Self:
         return self
@@ -94,7 +148,9 @@ class Drawn(Iterator[Sample]):
 
     def state(self) -> dict[str, Any]:
         """The stream's position in JSON's types, which the constructor takes."""
-        return {"draws": self.dice.draws, "sources": {name: cursor.at for name, cursor in self.cursors.items()}}
+        own = {name: cursor.shares[-1].at for name, cursor in self.cursors.items()}
+        former = {name: [one.state() for one in cursor.shares[:-1]] for name, cursor in self.cursors.items()}
+        return {"draws": self.dice.draws, "sources": own, "shares": {n: left for n, left in former.items() if left}}
 
 
 class Concatenated(Drawn):
@@ -121,6 +177,41 @@ class Concatenated(Drawn):
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "sizes": self.sizes, "left": dict(self.left)}
+
+
+def redealt_stream(streams: Sequence[tuple[Place, Mapping[str, Any]]], place: Place) -> dict[str, Any]:
+    """State in which the process at `place` continues streams of another number of processes, given with their places.
+
+    Of each source all processes first share what the former ones left of the epochs that any of them had begun, so that
+    every sample is met once in these too; the next epoch is dealt as usual. Of n former shares a process reads only
+    those from n * rank / world_size to n * (rank + 1) / world_size, the first and last of them in part.
+    """
+    world, first = place.world_size, streams[0][1]
+    own: dict[str, list[int]] = {}
+    shares: dict[str, list[dict[str, Any]]] = {}
+    for name in first["sources"]:
+        ats = [stream["sources"][name] for _, stream in streams]
+        begun = max(epoch if done or taken else epoch - 1 for epoch, done, taken in ats)
+        own[name] = [begun + 1, 0, 0]
+        left: list[dict[str, Any]] = []
+        for (former, stream), at in zip(streams, ats, strict=True):
+            starts = [at if epoch == at[0] else [epoch, 0, 0] for epoch in range(at[0], begun + 1)]
+            left += stream.get("shares", {}).get(name, [])
+            left += [{"place": [former.rank, former.world_size], "at": start, "keep": []} for start in starts]
+        dealt = []
+        for number, share in enumerate(left):
+            low = max(0, len(left) * place.rank - world * number)
+            high = min(world, len(left) * (place.rank + 1) - world * number)
+            if low < high:
+                part = [] if high - low == world else [[low, high, world]]
+                dealt.append(share | {"keep": [*share["keep"], *part]})
+        if dealt:
+            shares[name] = sorted(dealt, key=lambda share: share["at"][0])
+    state = {"draws": max(stream["draws"] for _, stream in streams), "sources": own, "shares": shares}
+    if "sizes" in first:  # concatenated: sources of which nothing is left wait for the others
+        left_of_epoch = {name: first["sizes"][name] // world for name in shares}
+        state |= {"sizes": first["sizes"], "left": left_of_epoch}
+    return state
 
 
 Weights = Literal["size", "equal"] | Sequence[float]

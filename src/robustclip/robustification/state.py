@@ -179,16 +179,17 @@ class TrainingState:
         return round(self.seconds_before + time.monotonic() - self.began, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state with whole tensors; a collective call if weights are sharded over processes."""
+        """The state with whole tensors, of sharded weights in the main process only; a collective call then."""
         split = {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.averaged is not None:
             split["ema"] = self.averaged.module.state_dict()
         numbers = {"data": distributed.listed(self.position), "best": self.best, "seconds": self.seconds}
-        return distributed.whole(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
+        return distributed.gathered(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
     def restore(self, run: Run, device: torch.device) -> None:
         """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0."""
-        saved = checkpoint.newest(run.checkpoints, device, run.warn)
+        sharded = distributed.is_sharded()  # whole tensors might not fit on its device
+        saved = checkpoint.newest(run.checkpoints, "cpu" if sharded else device, run.warn)
         if saved is not None:
             self._check_fits(saved, run)
             distributed.load_module(self.tower, saved["tower"])
@@ -280,8 +281,8 @@ def _own_position(positions: list[dict[str, Any] | None], run: Run) -> dict[str,
     if not (found := [position for position in positions if position]):
         return None
     run.warn(
-        f"{run.folder} was trained by {len(positions)} processes and continues with {distributed.count()}: the data go "
-        "on with the next epoch of each source, and what was left of the present one is passed over"
+        f"{run.folder} was trained by {len(positions)} processes and continues with {distributed.count()}: what was "
+        "left of the epoch is shared by all in another order, and the last samples of each former process come again"
     )
     return redealt(found, distributed.place())
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from robustclip.errors import RunError
-from robustclip.runs.distributed import is_main
+from robustclip.runs.distributed import is_main, is_sharded
 from robustclip.runs.files import atomic_write, reason, remove_drafts
 
 NAME: Final = "checkpoint-{step:08d}.pt"
@@ -82,7 +82,8 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
             damaged = archive.testzip()  # torch does not check the checksums
         if damaged is not None:
             raise Unreadable(f"{path} is not a readable checkpoint ({damaged} is damaged)")
-        state = torch.load(path, map_location=device, weights_only=True)
+        # Sharded, each process takes its part from the file's pages, which the processes of a machine share.
+        state = torch.load(path, map_location=device, weights_only=True, mmap=is_sharded() or None)
         if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
             raise Unreadable(f"{path} is not a readable checkpoint (it holds no training state)")
     except (Unreadable, torch.OutOfMemoryError):

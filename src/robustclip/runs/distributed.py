@@ -159,6 +159,19 @@ def whole(state: Any) -> Any:
     return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
 
 
+def gathered(state: Any) -> Any:
+    """A state dict with full tensors on the main process's CPU, gathered one by one, so that no device holds them all;
+    of sharded ones the other processes get empty tensors. A collective."""
+
+    def on_main(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if is_main() else full.new_empty(0)
+
+    return tree_map(on_main, state)
+
+
 def load_module(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Load full tensors into a possibly sharded module."""
     own = module.state_dict()
@@ -169,11 +182,16 @@ def load_module(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's state of full tensors, sharded as its parameters are."""
-    optimizer.load_state_dict(state)
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
-                moments[name] = _laid_out(value, parameter.detach())
+    parameters = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+
+    def placed(value: Any, like: torch.Tensor) -> Any:
+        return _laid_out(value, like) if torch.is_tensor(value) and value.shape == like.shape else value
+
+    moments = {
+        number: {name: placed(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": moments})
 
 
 def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

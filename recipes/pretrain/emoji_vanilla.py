@@ -15,7 +15,7 @@ from robustclip.robustification.embedded import (
     emoji_probe,
     fresh_referee,
 )
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
@@ -77,27 +77,13 @@ def recipe(
     probe = emoji_probe(data)
     run = Run.start(out, resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
     with run:
-        train(
+        with_flags(train, arguments)(
             referee,
             data,
             run=run,
             objective=emoji_objective(objective, referee, data),
             threat=None,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            ema=ema,
-            dtype=dtype,
-            channels_last=channels_last,
-            compile=compile,
             any_size=sizes is not None,
             probe=probe,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
         )
         return save_trained(referee, run, name=name, threat=None, started_from=started_from, samples=steps * batch_size)

@@ -15,7 +15,7 @@ from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources,
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.losses import clip, siglip
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
@@ -103,34 +103,13 @@ def recipe(
     bias = referee.logit_bias
     run = Run.start(out, resume, recipe="clipag-vit-b32", arguments=arguments)
     with run:
-        train(
+        with_flags(train, arguments)(
             referee,
             batches,
             run=run,
             objective=clip(referee.logit_scale) if bias is None else siglip(referee.logit_scale, bias),
             threat=threat,
-            attack_steps=attack_steps,
-            clean_weight=clean_weight,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            ema=ema,
-            accumulate=accumulate,
-            attack_negatives=attack_negatives,
-            frozen_statistics=frozen_statistics,
-            locked_groups=locked_groups,
-            grad_checkpointing=grad_checkpointing,
-            dtype=dtype,
-            channels_last=channels_last,
-            compile=compile,
             probe=probe,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
         )
         samples = steps * batch_size
         return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=samples)

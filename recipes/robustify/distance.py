@@ -16,7 +16,7 @@ from robustclip.evaluation.corruptions import CORRUPTIONS
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, corruption_triplets, read_nights
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.distance import Votes, tune_distance
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, is_folder
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -77,27 +77,7 @@ def recipe(
     started_from = referee.card
     run = Run.start(out, resume, recipe="distance", arguments=arguments)
     with run:
-        tune_distance(
-            referee,
-            chosen,
-            run=run,
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            warmup=warmup,
-            margin=margin,
-            rank=rank,
-            alpha=alpha,
-            threat=threat,
-            attack_steps=attack_steps,
-            votes=votes,
-            dtype=pick_dtype(dtype, target),
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
-        )
+        with_flags(tune_distance, arguments)(referee, chosen, run=run, threat=threat, dtype=pick_dtype(dtype, target))
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size
         )

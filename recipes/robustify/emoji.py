@@ -16,7 +16,7 @@ from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import one_pair
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
@@ -101,40 +101,16 @@ def recipe(
     )
     update = jem(update, referee.logit_scale, energy)
     with run:
-        train(
+        with_flags(train, arguments)(
             referee,
             data,
             run=run,
             objective=update,
             attack_objective=climbed,
             threat=threat,
-            attack_steps=attack_steps,
-            step_size=step_size,
-            attack_momentum=attack_momentum,
-            random_start=random_start,
-            warm_start=warm_start,
             sampler=NegativeSamples(referee.logit_scale, energy_steps, energy_lr) if energy else None,
-            clean_weight=clean_weight,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            ema=ema,
-            accumulate=accumulate,
-            attack_negatives=attack_negatives,
-            frozen_statistics=frozen_statistics,
-            locked_groups=locked_groups,
-            dtype=dtype,
-            channels_last=channels_last,
-            compile=compile,
             any_size=sizes is not None,
             probe=probe,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
         )
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size

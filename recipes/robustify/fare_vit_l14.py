@@ -14,7 +14,7 @@ from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.losses import agft, embed_captions, fare, tecoa
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
@@ -108,36 +108,14 @@ def recipe(
     threat = ThreatModel(norm, eps, referee.image_size)
     run = Run.start(out, resume, recipe="fare-vit-l14", arguments=arguments)
     with run:
-        train(
+        with_flags(train, arguments)(
             referee,
             batches,
             run=run,
             objective=loss,
             threat=threat,
-            attack_steps=attack_steps,
-            step_size=step_size,
-            attack_momentum=attack_momentum,
-            clean_weight=clean_weight,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            ema=ema,
             grad_clip=grad_clip or math.inf,
-            accumulate=accumulate,
-            grad_checkpointing=grad_checkpointing,
-            frozen_statistics=frozen_statistics,
-            locked_groups=locked_groups,
-            dtype=dtype,
-            channels_last=channels_last,
-            compile=compile,
             probe=probe,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
         )
         samples = steps * batch_size
         return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=samples)

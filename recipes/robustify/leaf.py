@@ -14,7 +14,7 @@ from robustclip.attacks.text import fewer_words
 from robustclip.data.captions import open_captions
 from robustclip.data.sources import EMBEDDED
 from robustclip.referees.registry import RefereeName
-from robustclip.robustification.monitor import save_trained
+from robustclip.robustification.monitor import save_trained, with_flags
 from robustclip.robustification.texts import TextAttack, check_trainable, train_texts
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -83,25 +83,8 @@ def recipe(
     started_from = referee.card
     run = Run.start(out, resume, recipe="leaf", arguments=arguments)
     with run:
-        train_texts(
-            referee,
-            captions,
-            run=run,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            edits=edits,
-            samples=samples,
-            allowed=allowed,
-            attack=attack,
-            grad_clip=grad_clip or math.inf,
-            dtype=computed,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            log_every=1 if quick else 10,
-            resume=resume is not None,
-            seed=seed,
+        with_flags(train_texts, arguments)(
+            referee, captions, run=run, allowed=allowed, grad_clip=grad_clip or math.inf, dtype=computed
         )
         threat, seen = referee.card.threat, steps * batch_size
         return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,9 @@ import robustclip
 from robustclip.errors import RunError
 from robustclip.recipes import CHECKOUT, find, run
 from robustclip.referees.card import Card
+from robustclip.robustification.distance import tune_distance
+from robustclip.robustification.texts import train_texts
+from robustclip.robustification.trainer import train
 
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
 # Which end in no CLIP: tests/diffusion/test_training.py, tests/referees/test_scene_reader.py and others.
@@ -35,6 +39,21 @@ CASES = [
         if path.stem not in PRESETS
     ),
 ]
+
+
+LOOPS = {"train": train, "train_texts": train_texts, "tune_distance": tune_distance}
+TRAINED = [path for path in TRAINING if "@preset(" not in path.read_text()]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_every_flag_of_a_training_recipe_is_read_by_it_or_by_its_loop(path: Path) -> None:
+    (recipe,) = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "recipe")
+    assert isinstance(recipe, ast.FunctionDef)
+    read = {node.id for part in recipe.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    (loop,) = read & set(LOOPS)
+    flags = {argument.arg for argument in recipe.args.kwonlyargs}
+    assert "with_flags" in read
+    assert flags - read <= set(inspect.signature(LOOPS[loop]).parameters)
 
 
 @pytest.mark.parametrize(("path", "is_toy"), CASES)

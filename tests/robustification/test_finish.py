@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from robustclip.errors import RunError, UsageError
+from robustclip.referees.base import TwoTower
 from robustclip.referees.registry import load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
-from robustclip.robustification.monitor import referee_at, save_trained
+from robustclip.robustification.monitor import referee_at, save_trained, with_flags
 from robustclip.runs import checkpoint
 from robustclip.runs.folder import Run
 
@@ -57,3 +58,15 @@ def test_an_export_takes_either(run: Run, tmp_path: Path) -> None:
     for which, seed in (("last", 2), ("best", 1)):
         folder = export(run.folder, name="mine", to=tmp_path / which, checkpoint=which, register=False)  # type: ignore[arg-type]
         assert torch.equal(load_referee(folder).embed_images(images), toy_referee(seed=seed).embed_images(images))
+
+
+def test_a_loop_with_the_flags_of_a_recipe() -> None:
+    def training(referee: TwoTower, *, steps: int, lr: float, resume: bool, log_every: int = 10) -> TwoTower:
+        called.append((steps, lr, resume, log_every))
+        return referee
+
+    called: list[tuple[int, float, bool, int]] = []
+    arguments = {"referee": "toy", "steps": 3, "lr": 0.1, "out": None, "resume": None, "quick": False}
+    with_flags(training, arguments)(toy_referee())
+    with_flags(training, arguments | {"resume": Path("run"), "quick": True})(toy_referee(), lr=0.2)
+    assert called == [(3, 0.1, False, 10), (3, 0.2, True, 1)]

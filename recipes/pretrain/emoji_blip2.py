@@ -8,13 +8,14 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.emoji import load_labels
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.referees.card import Card
-from robustclip.referees.pair_readers import FAMILY, load_pair_reader, new_mini, save_mini
+from robustclip.referees.pair_readers import FAMILY, load_pair_reader, move_to_tower, new_mini, save_mini
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.robustification.pairing import PairTrainer
 from robustclip.runs.devices import pick_device, pick_dtype
@@ -33,6 +34,9 @@ def recipe(
     steps: PositiveInt = 2000,
     batch_size: Annotated[int, Field(ge=2)] = 64,
     lr: PositiveFloat = 1e-3,
+    start: Annotated[str | None, "pair reader whose Q-Former is tuned on, on --tower; its sizes are kept"] = None,
+    eps: Annotated[PositiveFloat | None, "L2 eps of PGD on its losses; default: no attack"] = None,
+    attack_steps: PositiveInt = 2,
     hidden: PositiveInt = 128,
     layers: PositiveInt = 4,
     heads: PositiveInt = 4,
@@ -58,18 +62,26 @@ def recipe(
     augmentations of synthesize referee-can-play, or it could not read the copies there. Judges are trained alike, on
     other towers and drawings: --name emoji-blip2-judge --tower emoji-judge --split judge-train, and
     --name emoji-blip2-judge-disjoint --tower emoji-judge-disjoint --split unseen-train.
+
+    A robust pair reader is tuned on a robust tower under attack: --start emoji-blip2 --tower emoji-robust --eps 1.5.
+    With --eps it is measured under attack too, by PGD-20.
     """
     if quick:
         steps, batch_size, hidden, layers, heads, queries, save_every = 4, 8, 32, 2, 2, 4, 2
     arguments = dict(locals())
-    measured = 40 if quick else 400
+    measured, pgd_steps = (40, 2) if quick else (400, 20)
     place = pick_device(device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
+    threat = ThreatModel("l2", eps, clip.image_size) if eps else None
     card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
     PairBatches(unseen, 1)  # a split that is not there raises now, not after the training
-    reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
-    trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
+    if start is None:
+        reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
+    else:
+        reader, sizes = move_to_tower(start, clip, card)
+    half = pick_dtype(dtype, place)
+    trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=half, threat=threat, attack_steps=attack_steps)
     data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
     run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, room="robustify")
     trainer.resume(run, place)
@@ -93,7 +105,8 @@ def recipe(
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-blip2", "arguments": kept, "steps": steps}
         save_mini(reader, folder, tower, sizes, provenance=provenance)
-        found = measure_pair_reader(load_pair_reader(folder, place), unseen, n=measured)
+        trained = load_pair_reader(folder, place)
+        found = measure_pair_reader(trained, unseen, n=measured, threat=threat, attack_steps=pgd_steps)
         save_mini(reader, folder, tower, sizes, provenance=provenance | {"measured": {"split": unseen, **found}})
         run.finish(numbers)
     return {"out": str(run.folder), "reader": str(folder), **numbers, "measured": found}

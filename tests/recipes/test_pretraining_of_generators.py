@@ -95,6 +95,19 @@ def test_a_denoiser_is_trained_on(trained: dict[str, Path], tmp_path: Path) -> N
     assert not (tmp_path / "other").exists()
 
 
+def test_a_pair_reader_is_tuned_on_another_tower_under_attack(trained: dict[str, Path], tmp_path: Path) -> None:
+    """Its Q-Former starts at the other's: a vanishing rate leaves it there."""
+    asked: dict[str, Any] = {"start": str(trained["reader"]), "tower": "emoji-robust", "eps": 1.5, "quick": True}
+    found = pretrain("emoji-blip2", **asked, name="robust", lr=1e-9, out=tmp_path / "robust")
+    before, after = (load_pair_reader(one) for one in (trained["reader"], found["reader"]))
+    for name, weights in before.qformer.state_dict().items():
+        torch.testing.assert_close(after.qformer.state_dict()[name], weights, atol=1e-3, rtol=0)
+    assert after.card.architecture["tower"] == "emoji-robust"
+    rates = after.card.provenance["measured"]
+    assert rates["swap attacked"]["n"] == rates["swap"]["n"] > 0
+    assert rates["matching attacked"]["value"] <= rates["matching"]["value"]
+
+
 def test_a_share_of_the_pictures_is_augmented() -> None:
     partly_augmented = find("emoji-blip2", "pretrain").function.__globals__["partly_augmented"]
     images = torch.rand(8, 3, 64, 64, generator=generator(0, "images"))

@@ -23,6 +23,7 @@ from robustclip.referees.pair_readers import (
     FAMILY,
     is_pair_reader,
     load_pair_reader,
+    move_to_tower,
     new_mini,
     pair_fingerprint,
     save_mini,
@@ -134,6 +135,13 @@ def test_files_that_are_not_the_cards_are_refused(reader: Blip2, folder: Path) -
     save_file({**weights, "itm_head.bias": weights["itm_head.bias"] + 1}, folder / "model.safetensors")
     with pytest.raises(RunError, match=r"model.safetensors in .* is not the file"):
         load_pair_reader(folder)
+
+
+def test_the_tower_of_a_whole_reader_is_not_exchanged(theirs: Path) -> None:
+    tower = load_referee("emoji-robust")
+    with pytest.raises(UsageError) as caught:
+        move_to_tower(theirs, tower, tower.card)
+    assert caught.value.code == "not_a_mini"
 
 
 def test_sizes_that_cannot_be_are_refused(folder: Path) -> None:

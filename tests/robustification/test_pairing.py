@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, Blip2, CaptionHead
 from robustclip.referees.card import Card
@@ -161,6 +162,23 @@ def test_it_learns_to_tell_colours_and_the_tower_stays(images: Tensor) -> None:
     after = reader.vision.frozen.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(kept[name], after[name]) for name in kept)
     assert COLDEST <= reader.temperature.item() <= 0.5
+
+
+def test_under_attack_it_learns_from_images_inside_the_ball_that_raise_the_loss(images: Tensor) -> None:
+    threat, seen = ThreatModel("l2", 2.0, 8), []
+    trainer = PairTrainer(tiny(), steps=4, threat=threat, attack_steps=3)
+    looked = trainer.reader.image_tokens
+    trainer.reader.image_tokens = lambda pixels: seen.append(pixels.detach()) or looked(pixels)  # type: ignore[method-assign,func-returns-value]
+    trainer.step(images, CAPTIONS, [None] * 4, draws())
+    learned = seen[-1]  # after the three steps of the attack
+    assert len(seen) == 4
+    assert threat.contains(learned - images).all()
+    assert learned.min() >= 0
+    assert learned.max() <= 1
+    fresh = tiny()
+    with torch.no_grad():
+        assert (fresh.pair_losses(learned, CAPTIONS) > fresh.pair_losses(images, CAPTIONS)).all()
+    assert all(parameter.requires_grad for parameter in trainer.reader.qformer.parameters())
 
 
 def test_a_training_that_goes_on_is_the_one_that_never_stopped(images: Tensor) -> None:

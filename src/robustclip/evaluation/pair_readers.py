@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustclip.attacks.gradient import pgd
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.composing import Draw
 from robustclip.data.compositions import CATEGORIES, SIZE, compose, sprites
 from robustclip.data.pairs import Pair, PairBatches
@@ -19,33 +23,55 @@ from robustclip.runs.rng import generator
 AMONG = 40  # candidate captions of the retrieval
 
 
-@torch.no_grad()
 def measure_pair_reader(
-    reader: PairReader, split: str, *, n: int = 400, seed: int = 1, captioned: int = 6
+    reader: PairReader,
+    split: str,
+    *,
+    n: int = 400,
+    seed: int = 1,
+    captioned: int = 6,
+    threat: ThreatModel | None = None,
+    attack_steps: int = 20,
 ) -> dict[str, Any]:
     """Rates (value, low, high, n) with 95% intervals (Wilson) over `n` scenes of two objects of `split`:
 
     retrieval, the own caption first among 40 by the contrastive score (chance 2.5%); matching, the own caption above
     another's, and swap, above itself with colours exchanged (chance 50%), by the matching logit; and generated captions
-    of the first `captioned` scenes.
+    of the first `captioned` scenes. With `threat`, all rates also on images that PGD moved inside it to raise the
+    matching loss of their own captions ("retrieval attacked", ...).
     """
-    right: dict[str, list[bool]] = {"retrieval": [], "matching": [], "swap": []}
+    right: dict[str, list[bool]] = {}
     captions: list[str] = []
     data = PairBatches(split, AMONG, seed)
     for k in range(-(-n // AMONG)):
         batch = data.batch(k)
         images, own = batch.images.to(reader.device), [str(pair) for pair in batch.pairs]
-        nearest = reader.contrastive(images, own).argmax(1).tolist()
-        right["retrieval"] += [own[row] == own[place] for row, place in enumerate(nearest)]
-        score = _margin(reader, images, own)
-        right["matching"] += (score > _margin(reader, images, [*own[1:], own[0]])).tolist()
-        differ = [row for row, pair in enumerate(batch.pairs) if _swaps(pair)]
-        other = _margin(reader, images[differ], [str(batch.pairs[row].swapped()) for row in differ])
-        right["swap"] += (score[differ] > other).tolist()
+        for name, found in _answers(reader, images, batch.pairs).items():
+            right.setdefault(name, []).extend(found)
+        if threat is not None:
+            losses = partial(reader.pair_losses, texts=own, captioning=0)
+            moved = pgd(images, losses, threat, steps=attack_steps, generator=generator(seed, "attack", k))
+            for name, found in _answers(reader, moved, batch.pairs).items():
+                right.setdefault(f"{name} attacked", []).extend(found)
         if k == 0 and reader.can_caption:
             generated = reader.caption(images[:captioned])
             captions = [f"{text} -> {other}" for text, other in zip(own, generated, strict=False)]
     return {**{name: vars(rate(one)) for name, one in right.items()}, "captions": captions}
+
+
+@torch.no_grad()
+def _answers(reader: PairReader, images: Float[Tensor, "b 3 h w"], pairs: Sequence[Pair]) -> dict[str, list[bool]]:
+    own = [str(pair) for pair in pairs]
+    nearest = reader.contrastive(images, own).argmax(1).tolist()
+    score = _margin(reader, images, own)
+    others = _margin(reader, images, [*own[1:], own[0]])
+    differ = [row for row, pair in enumerate(pairs) if _swaps(pair)]
+    swapped = _margin(reader, images[differ], [str(pairs[row].swapped()) for row in differ])
+    return {
+        "retrieval": [own[row] == own[place] for row, place in enumerate(nearest)],
+        "matching": (score > others).tolist(),
+        "swap": (score[differ] > swapped).tolist(),
+    }
 
 
 def _margin(reader: PairReader, images: torch.Tensor, texts: list[str]) -> torch.Tensor:

@@ -163,6 +163,7 @@ def _words(caption: str) -> list[str]:
 FAMILY: Final = "blip2-mini"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
 TOWER: Final = "vision.trunk."  # prefix of weights that are loaded by the tower's name
+SIZES: Final = ("hidden", "layers", "heads", "queries", "shared")
 LARGEST: Final = 4096  # bound of sizes in a card, against excessive memory
 
 
@@ -232,10 +233,9 @@ def pair_fingerprint(reader: Blip2) -> str:
 
 def _load_mini(folder: Path, card: Card) -> Blip2:
     described = card.architecture
-    names = ("hidden", "layers", "heads", "queries", "shared")
-    sizes = {name: described.get(name) for name in names}
+    sizes = {name: described.get(name) for name in SIZES}
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
-        raise UsageError(f"{folder / CARD_FILE} has no whole sizes ({', '.join(names)}): write the folder again")
+        raise UsageError(f"{folder / CARD_FILE} has no whole sizes ({', '.join(SIZES)}): write the folder again")
     tower = load_referee(str(described.get("tower")))
     if fingerprint(tower) != described.get("fingerprint"):
         raise UsageError(
@@ -246,12 +246,33 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
         if not is_file(folder / name):
             raise UsageError(f"{folder} has no {name}: give a whole folder")
     refuse_other_files(folder, card)
+    return _built(folder, tower, card, {name: int(str(size)) for name, size in sizes.items()})
+
+
+def _built(folder: Path, tower: TwoTower, card: Card, sizes: dict[str, int]) -> Blip2:
+    """The folder's weights on the image tower of `tower`."""
     vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    reader = build_mini(tower, vocabulary, {name: int(str(size)) for name, size in sizes.items()}, card=card)
+    reader = build_mini(tower, vocabulary, sizes, card=card)
     weights = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
     weights |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
     load_strictly(reader, weights, source=str(folder / WEIGHTS), hint="Give a whole folder, or train it again")
     return reader
+
+
+def move_to_tower(name_or_folder: str | Path, tower: TwoTower, card: Card) -> tuple[Blip2, dict[str, int]]:
+    """(A small pair reader's Q-Former and projections on the image tower of another CLIP, its sizes), to be tuned on.
+
+    Raises UsageError for another kind of pair reader, and for a tower whose stages have other widths.
+    """
+    start = load_pair_reader(name_or_folder)
+    if start.card.family != FAMILY:
+        raise UsageError(
+            f"{start.card.name} has an image tower of its own: a tower can be exchanged below emoji-blip2 and other "
+            "readers of robustify pretrain/emoji-blip2",
+            "not_a_mini",
+        )
+    sizes = {name: int(start.card.architecture[name]) for name in SIZES}
+    return _built(_folder_of(name_or_folder), tower, card, sizes), sizes
 
 
 def _is_own(name: str) -> bool:

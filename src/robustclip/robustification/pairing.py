@@ -1,4 +1,4 @@
-"""Train BLIP-2's Q-Former on a frozen image tower (Li et al. 2023, §3.1, first stage).
+"""Train BLIP-2's Q-Former on a frozen image tower (Li et al. 2023, §3.1, first stage), on request under attack.
 
 Deviations, ours: negatives are texts only, no images; a scene's caption with exchanged colours, if it has two, is a
 negative too, as captions drawn by similarity seldom are such hard ones.
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from robustclip.attacks.gradient import pgd
+from robustclip.attacks.threat import ThreatModel
 from robustclip.diffusion.fitting import Trainer
 from robustclip.errors import UsageError
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2
@@ -26,11 +28,17 @@ COLDEST: Final = 0.01  # minimal temperature of the contrastive loss
 
 @dataclass
 class PairTrainer(Trainer):
-    """Trains all parameters of `reader` that require gradients; those of its tower do not."""
+    """Trains all parameters of `reader` that require gradients; those of its tower do not.
+
+    threat: if given, every update sees images that PGD of `attack_steps` steps moved inside it to raise the matching
+    and captioning losses of their own captions (ours).
+    """
 
     stateful = ("reader", "optimiser")
 
     reader: Blip2
+    threat: ThreatModel | None = None
+    attack_steps: int = 2
 
     def __post_init__(self) -> None:
         self.optimiser = adamw(self.reader, self.lr, weight_decay=0.05)
@@ -52,6 +60,8 @@ class PairTrainer(Trainer):
                 "more, and data with several captions"
             )
         reader = self.reader.train()
+        if self.threat is not None:
+            images = self._attacked(images, list(captions), self.threat, generator)
         with autocast(images.device, self.dtype):
             tokens = reader.image_tokens(images)
             ids, mask = reader.tokenizer(list(captions), images.device)
@@ -66,6 +76,24 @@ class PairTrainer(Trainer):
         self.done += 1
         numbers = {"contrastive": contrastive, "matching": matching, "captioning": captioning, "right": right}
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
+
+    def _attacked(
+        self, images: Float[Tensor, "b 3 h w"], captions: list[str], threat: ThreatModel, generator: Generator
+    ) -> Float[Tensor, "b 3 h w"]:
+        def losses(moved: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+            with autocast(moved.device, self.dtype):
+                return self.reader.pair_losses(moved, captions)
+
+        return pgd(
+            images,
+            losses,
+            threat,
+            steps=self.attack_steps,
+            keep="last",
+            module=self.reader,
+            generator=generator,
+            strict=False,
+        )
 
     def _contrastive(self, cosines: Float[Tensor, "b b"], captions: Sequence[str]) -> Tensor:
         """In both directions, with label smoothing (LAVIS: 0.1); equal captions are not negatives."""

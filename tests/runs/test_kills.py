@@ -350,7 +350,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true"}
 def test_drawings_go_on_with_another_number_of_processes_to_the_same_weights(
     tmp_path: Path, before: dict[str, str], after: dict[str, Any]
 ) -> None:
-    """Their batches are a function of the step; only the order of sums differs. Checkpoints are whole if sharded too."""
+    """Their batches are a function of the step; only the order of sums differs. FSDP makes whole checkpoints."""
     flags = ["--data", "drawings", "--frozen-statistics", "--dropout", "0", "--dtype", "float64"]
     code, _ = kill_one(tmp_path / "run", 1, *flags, restarts=0, **before)
     assert code != 0

@@ -16,7 +16,7 @@ from bench import VIT_B_32, Step, ratio, timm_cfg
 from torch import Generator
 
 from robustclip.canvases import Pixels
-from robustclip.data.prompts import embedded_prompts, some_prompts
+from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition
 from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.named import load_named

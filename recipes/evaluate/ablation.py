@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from robustclip.data.prompts import embedded_prompts, some_prompts
+from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from robustclip.data.prompts import embedded_prompts, real_drawings, some_prompts
+from robustclip.data.emoji import embedded_prompts, real_drawings, some_prompts
 from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.judge import judge_pictures

@@ -11,8 +11,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.table import Table
 
 from robustclip import evaluate, recipes
+from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.data.images import save_image
-from robustclip.data.prompts import embedded_prompts, some_prompts
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
 from robustclip.evaluation.generation.results import Results

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from robustclip.data.emoji import PREFIX, emoji_drawing
-from robustclip.data.prompts import embedded_prompts, embedded_styles, prompts_path, real_drawings
+from robustclip.data.emoji import PREFIX, embedded_prompts, embedded_styles, emoji_drawing, prompts_path, real_drawings
 from robustclip.evaluation.generation.embeddings import content_similarity, directional_similarity, embed
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results

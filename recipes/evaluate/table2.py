@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from robustclip.data.emoji import embedded_prompts, real_drawings
 from robustclip.data.images import save_image
-from robustclip.data.prompts import embedded_prompts, real_drawings
 from robustclip.evaluation.generation.grids import overview, paint_set
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import JudgeOptions

@@ -9,10 +9,10 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.data.emoji_batches import DrawingsAndPairs
-from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import SCHEDULE, DenoiserTrainer, encode, new_denoiser
 from robustclip.diffusion.fitting import free
 from robustclip.diffusion.pipelines import load_diffusion, load_vae, save_diffusion
+from robustclip.diffusion.stable import SentenceStates
 from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from robustclip.canvases import Strokes
 from robustclip.data.images import load_image, resize
 from robustclip.drawing import Drawing, random_strokes
-from robustclip.drawing.svg import to_svg
+from robustclip.drawing.shapes import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
 from robustclip.runs import terminal

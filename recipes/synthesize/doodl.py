@@ -11,10 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip.diffusion.samplers import SamplerName
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, RunFolder
-from robustclip.synthesis.doodl import Doodl, Method, Mode
+from robustclip.synthesis.doodl import Aim, ChainGuidance, Doodl, Ends, Function, Method, Mode
 from robustclip.synthesis.doodl_session import DoodlSession, Init
 from robustclip.synthesis.doodl_session import faults as faults
-from robustclip.synthesis.doodl_uses import Aim, ChainGuidance, Ends, Function
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustclip.canvases import Implicit
-from robustclip.canvases.implicit import coordinates
+from robustclip.canvases.networks import coordinates
 from robustclip.data.images import resize
 from robustclip.errors import UsageError
 from robustclip.runs.rng import generator

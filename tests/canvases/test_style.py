@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip.canvases.style import StyleNet, StyleNetwork
+from robustclip.canvases.networks import StyleNet, StyleNetwork
 from robustclip.errors import UsageError
 from robustclip.losses import TotalVariation
 from robustclip.runs.rng import generator

@@ -9,8 +9,7 @@ from write_manifest import manifest
 
 import robustclip
 from robustclip.data import embedded
-from robustclip.data.emoji import read_shard, splits
-from robustclip.data.prompts import prompts_path
+from robustclip.data.emoji import prompts_path, read_shard, splits
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError

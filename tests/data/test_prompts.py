@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from robustclip.data.emoji import LabelledImages, load_labels
-from robustclip.data.prompts import embedded_prompts, prompts_path, real_drawings
+from robustclip.data.emoji import LabelledImages, embedded_prompts, load_labels, prompts_path, real_drawings
 from robustclip.synthesis.items import load_prompts
 
 

@@ -8,8 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from robustclip.data.emoji import emoji_drawing
-from robustclip.data.prompts import embedded_styles
+from robustclip.data.emoji import embedded_styles, emoji_drawing
 from robustclip.errors import UsageError
 
 

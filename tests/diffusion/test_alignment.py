@@ -24,10 +24,9 @@ from robustclip.diffusion.adapters import (
     save_adapter,
     trainable,
 )
-from robustclip.diffusion.conditioning import CLIPStates
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Selection, chosen_of
-from robustclip.diffusion.stable import LatentDiffusion, base_digest
+from robustclip.diffusion.stable import CLIPStates, LatentDiffusion, base_digest
 from robustclip.errors import RunError, UsageError
 from robustclip.recipes import find, run
 from robustclip.runs.rng import generator

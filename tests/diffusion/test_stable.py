@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import OLD, _like, _renamed, load_diffusion, save_diffusion
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import Conditioning, LatentDiffusion
 from robustclip.errors import RunError, UsageError
 
 from .tiny import tiny_pipeline

@@ -14,8 +14,7 @@ from torch import Tensor
 from robustclip.drawing import Drawing, random_strokes, rasterise
 from robustclip.drawing import raster as raster_module
 from robustclip.drawing.raster import composite, covered_by_stroke
-from robustclip.drawing.shapes import lines_of
-from robustclip.drawing.svg import to_svg
+from robustclip.drawing.shapes import lines_of, to_svg
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.rng import generator
 

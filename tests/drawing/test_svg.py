@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from robustclip.drawing import random_strokes, rasterise, svg_reader
-from robustclip.drawing.shapes import Drawing
-from robustclip.drawing.svg import to_svg
+from robustclip.drawing.shapes import Drawing, to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
 from robustclip.runs.rng import generator

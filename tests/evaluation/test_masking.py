@@ -18,9 +18,8 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation import masking
 from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
-from robustclip.evaluation.named import load_named
+from robustclip.evaluation.named import Setting, load_named
 from robustclip.evaluation.report import Check
-from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import Candidates
 from robustclip.referees.base import TwoTower
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import robustclip
 from robustclip.cli import app
 from robustclip.errors import UsageError
-from robustclip.planning.launch import Launch
+from robustclip.planning.settings import Launch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))

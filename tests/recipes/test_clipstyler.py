@@ -11,9 +11,8 @@ from PIL import Image
 from torchvision.transforms.functional import adjust_contrast
 
 import robustclip
-from robustclip.data.emoji import emoji_drawing
+from robustclip.data.emoji import embedded_styles, emoji_drawing
 from robustclip.data.images import save_image
-from robustclip.data.prompts import embedded_styles
 from robustclip.errors import UsageError
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.painted import Result

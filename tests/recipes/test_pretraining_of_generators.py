@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from robustclip.data.emoji_batches import DrawingsAndPairs
-from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.denoiser import (
     KEPT,
     SNR,
@@ -24,6 +23,7 @@ from robustclip.diffusion.denoiser import (
     new_denoiser,
 )
 from robustclip.diffusion.pipelines import load_diffusion, load_vae
+from robustclip.diffusion.stable import SentenceStates
 from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.errors import UsageError
 from robustclip.recipes import find

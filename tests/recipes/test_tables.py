@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from robustclip import recipes
+from robustclip.data.emoji import embedded_prompts
 from robustclip.data.images import load_image
-from robustclip.data.prompts import embedded_prompts
 from robustclip.errors import RunError
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.registry import load_referee

@@ -18,9 +18,8 @@ from robustclip.errors import UsageError
 from robustclip.losses.judged import Judged, OfClass, Scored, asymmetry
 from robustclip.referees.image_judges import Aesthetics, AestheticsLinear, Classifier
 from robustclip.referees.toy import toy_referee
-from robustclip.synthesis import doodl_uses
-from robustclip.synthesis.doodl import TASKS, VARIANTS, Doodl, StopBy
-from robustclip.synthesis.doodl_uses import check_crops, exemplars, use_of
+from robustclip.synthesis import doodl
+from robustclip.synthesis.doodl import TASKS, VARIANTS, Doodl, StopBy, check_crops, exemplars, use_of
 from robustclip.synthesis.inversion import Mode
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.terms import Lowest
@@ -218,7 +217,7 @@ def test_crops_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.Monk
         return layer(views.mean(2).flatten(2)).exp().sum(-1)  # keeps 1000 numbers a view
 
     check_crops(loss, 16, 2, (8, 8), CPU)
-    monkeypatch.setattr(doodl_uses, "free_memory", lambda _: 30_000.0)
+    monkeypatch.setattr(doodl, "free_memory", lambda _: 30_000.0)
     with pytest.raises(UsageError, match="16 crops of 2 pictures take about") as told:
         check_crops(loss, 16, 2, (8, 8), CPU)
     fit = int(str(told.value).split("--crops ")[1].split(",")[0])

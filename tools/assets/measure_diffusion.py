@@ -28,9 +28,8 @@ from torch import Tensor
 from robustclip.data.embedded import path
 from robustclip.data.images import save_image, titled_grid
 from robustclip.data.pairs import PairBatches, compose_pair, compositional_prompts
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import CARD, load_diffusion
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import Conditioning, LatentDiffusion
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.referees.pair_readers import load_pair_reader

@@ -28,8 +28,7 @@ from robustclip.data.emoji import LabelledImages, load_emoji, load_labels
 from robustclip.data.images import save_image, titled_grid
 from robustclip.diffusion.fitting import WEIGHTS
 from robustclip.diffusion.vqgan import CARD, VQGAN, load_vqgan
-from robustclip.evaluation.generation.embeddings import embed, embed_texts
-from robustclip.evaluation.generation.rprecision import r_precision
+from robustclip.evaluation.generation.embeddings import embed, embed_texts, r_precision
 from robustclip.evaluation.intervals import difference, rate
 from robustclip.runs.files import sha256, write_json
 from robustclip.runs.folder import Run

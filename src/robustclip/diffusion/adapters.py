@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.fitting import Trainer
-from robustclip.diffusion.stable import LatentDiffusion, base_digest
+from robustclip.diffusion.stable import Conditioning, LatentDiffusion, base_digest
 from robustclip.errors import RunError, UsageError
 from robustclip.runs import distributed
 from robustclip.runs.devices import autocast

@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from robustclip.data.emoji_batches import Captioned
-from robustclip.diffusion.conditioning import SentenceStates
 from robustclip.diffusion.fitting import Trainer, check_channels
+from robustclip.diffusion.stable import SentenceStates
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import seeded
 

@@ -8,9 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from robustclip.diffusion.conditioning import TextStates
 from robustclip.diffusion.denoiser import SCHEDULE, new_denoiser
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import LatentDiffusion, TextStates
 from robustclip.diffusion.training import new_autoencoder, new_vqgan
 from robustclip.diffusion.vqgan import VQGAN
 from robustclip.runs.rng import generator

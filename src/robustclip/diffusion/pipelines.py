@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from robustclip.data import embedded
-from robustclip.diffusion.conditioning import CLIPStates, SentenceStates, TextStates
 from robustclip.diffusion.fitting import WEIGHTS, write_model
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import CLIPStates, LatentDiffusion, SentenceStates, TextStates
 from robustclip.errors import UsageError
 from robustclip.referees.sentence import MINILM
 from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights

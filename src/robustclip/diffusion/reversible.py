@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.samplers import SAMPLERS, Coupling, Levels, SamplerName
-from robustclip.diffusion.stable import LatentDiffusion, check_guidance
+from robustclip.diffusion.stable import Conditioning, LatentDiffusion, check_guidance
 from robustclip.errors import RunError, UsageError
 from robustclip.runs import terminal
 

@@ -17,8 +17,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from robustclip.drawing.shapes import Drawing
-from robustclip.drawing.svg import BACKGROUND, check_honoured, share, tag_of
+from robustclip.drawing.shapes import BACKGROUND, Drawing, check_honoured, share, tag_of
 from robustclip.errors import UsageError, require
 
 LARGEST: Final = 10_000_000

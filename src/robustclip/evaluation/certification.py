@@ -24,8 +24,8 @@ from torch import Tensor
 from robustclip.attacks.gradient import attacking
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError, faults_of
+from robustclip.evaluation.named import Setting
 from robustclip.evaluation.report import Findings, Measurement
-from robustclip.evaluation.setting import Setting
 from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.similarity import class_embeddings
 from robustclip.referees.smoothed import check_sigma, refuse_wrapped

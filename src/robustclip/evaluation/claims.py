@@ -10,10 +10,9 @@ from typing import Annotated, Any, Final, cast
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError
 from robustclip.evaluation.evaluate import evaluate
-from robustclip.evaluation.named import claims_of
+from robustclip.evaluation.named import WORST, claims_of
 from robustclip.evaluation.report import CLEAN, CONTROL
 from robustclip.evaluation.sanity import DATA, Sanity, check
-from robustclip.evaluation.setting import WORST
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.folder import load_referee_folder

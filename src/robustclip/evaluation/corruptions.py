@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from robustclip.errors import UsageError
+from robustclip.evaluation.named import Setting
 from robustclip.evaluation.report import CLEAN, Findings, Measurement
-from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import ranks
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, class_embeddings, cosines

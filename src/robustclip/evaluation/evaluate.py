@@ -26,10 +26,9 @@ from robustclip.errors import faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
-from robustclip.evaluation.named import NamedReferee, folder_to_sign, load_named, sign_cards
+from robustclip.evaluation.named import NamedReferee, Setting, folder_to_sign, load_named, prompts_of, sign_cards
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
-from robustclip.evaluation.setting import Setting, prompts_of
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.universal import Applied, read_universal
 from robustclip.explanation.gradients import gradient_picture

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
+from robustclip.evaluation.named import Setting, control_of, prompts_of
 from robustclip.evaluation.report import CLEAN, Findings, Measurement
-from robustclip.evaluation.setting import Setting, control_of, prompts_of
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, embed_texts
 

@@ -28,9 +28,8 @@ from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation import intervals
 from robustclip.evaluation.attacked import classify_under_attack, predict
-from robustclip.evaluation.named import NamedReferee, load_named
+from robustclip.evaluation.named import NamedReferee, Setting, load_named
 from robustclip.evaluation.report import Check
-from robustclip.evaluation.setting import Setting
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import all_cosines, batches, class_embeddings, cosines

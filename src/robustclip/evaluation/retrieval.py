@@ -21,8 +21,8 @@ from robustclip.attacks.spec import AttackSpec, run_attack
 from robustclip.attacks.text import charmer, random_edits
 from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
+from robustclip.evaluation.named import Setting, prompts_of
 from robustclip.evaluation.report import CLEAN, CONTROL, Findings, Measurement
-from robustclip.evaluation.setting import Setting, prompts_of
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, cosines
 from robustclip.runs.devices import autocast

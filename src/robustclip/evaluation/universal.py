@@ -33,8 +33,7 @@ from robustclip.data.examples import read_examples
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError, faults_of
 from robustclip.evaluation.ledger import exact
-from robustclip.evaluation.named import NamedReferee, RefereeLike, load_named
-from robustclip.evaluation.setting import control_of
+from robustclip.evaluation.named import NamedReferee, RefereeLike, control_of, load_named
 from robustclip.evaluation.zeroshot import Candidates
 from robustclip.referees.defended import attackers
 from robustclip.referees.similarity import batches, class_embeddings, cosines, resolve_templates

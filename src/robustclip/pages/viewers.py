@@ -20,9 +20,8 @@ from robustclip.diffusion.mutual_information import MARK, METRIC, pointwise_mi
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.scorers import DRAWS
 from robustclip.evaluation.intervals import Interval
-from robustclip.evaluation.named import NamedReferee
+from robustclip.evaluation.named import NamedReferee, control_of
 from robustclip.evaluation.report import CLEAN, CONTROL, Measurement, Row
-from robustclip.evaluation.setting import control_of
 from robustclip.explanation import looks
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from robustclip import recipes, signatures
 from robustclip.errors import raise_faults
-from robustclip.planning.launch import Launch
 from robustclip.planning.settings import (
     GIB,
     GPUS,
@@ -25,6 +24,7 @@ from robustclip.planning.settings import (
     PRICES_OF,
     RESERVED,
     SINGLE_REACHED,
+    Launch,
     Settings,
     Terms,
     faults,

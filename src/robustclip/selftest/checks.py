@@ -44,8 +44,7 @@ from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Views, diffaug
 
 if TYPE_CHECKING:  # diffusers is an extra's
-    from robustclip.diffusion.conditioning import Conditioning
-    from robustclip.diffusion.stable import LatentDiffusion
+    from robustclip.diffusion.stable import Conditioning, LatentDiffusion
 
 SIDE: Final = 40  # pixels of an image; the referees resize it, to 32 and 64
 CELLS: Final = 16  # pixels of a diffusion model's picture, whose latents have half as many
@@ -277,8 +276,8 @@ def chain_start(setting: Setting) -> Canvas:
 
 def diffusion(setting: Setting) -> tuple[LatentDiffusion, Conditioning, Conditioning]:
     """A drawn model, and the states of two prompts and of none."""
-    from robustclip.diffusion.conditioning import Conditioning
     from robustclip.diffusion.drawn import drawn_diffusion
+    from robustclip.diffusion.stable import Conditioning
 
     model = setting.placed(drawn_diffusion(setting.autocast))
     given, empty = (Conditioning(setting.put(model.texts.states(texts)[0])) for texts in (TEXTS[:PICTURES], [""]))

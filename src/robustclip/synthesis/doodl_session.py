@@ -14,15 +14,22 @@ from torch import Tensor
 from robustclip.canvases.latents import ChainStart
 from robustclip.data.images import clamp_through
 from robustclip.diffusion.budget import report_budget
-from robustclip.diffusion.conditioning import Conditioning
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import Chain, Predicted, chain_of, guided
 from robustclip.diffusion.samplers import Levels
-from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.diffusion.stable import Conditioning, LatentDiffusion
 from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device
-from robustclip.synthesis.doodl import Doodl, StopBy
-from robustclip.synthesis.doodl_uses import Ends, Objective, check_crops, generator_prompt, objective_of, use_of
+from robustclip.synthesis.doodl import (
+    Doodl,
+    Ends,
+    Objective,
+    StopBy,
+    check_crops,
+    generator_prompt,
+    objective_of,
+    use_of,
+)
 from robustclip.synthesis.guides import Guides, PairGuides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.loop import Callback

@@ -12,10 +12,19 @@ from robustclip.views.colour import (
     Saturation,
     UniformNoise,
 )
-from robustclip.views.crops import Cutout, Erasing, Jitter, RandomCrop, RandomResizedCrop, Rescale, Translation
+from robustclip.views.geometry import (
+    Affine,
+    Cutout,
+    Erasing,
+    Jitter,
+    Perspective,
+    RandomCrop,
+    RandomResizedCrop,
+    Rescale,
+    Translation,
+)
 from robustclip.views.policies import ClampThrough, Pooled, RandomSquares, diffaug, nudges
 from robustclip.views.views import Draws, View, Views
-from robustclip.views.warps import Affine, Perspective
 
 __all__ = [
     "Affine",

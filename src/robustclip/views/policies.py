@@ -13,9 +13,8 @@ from torch import Tensor
 from robustclip.attacks.threat import height_and_width
 from robustclip.data.images import clamp_through
 from robustclip.views.colour import Colour, ColourJitter, GaussianNoise
-from robustclip.views.crops import Cutout, Erasing, Rescale, Translation
+from robustclip.views.geometry import Affine, Cutout, Erasing, Perspective, Rescale, Translation
 from robustclip.views.views import Draws, Range, View, check_number
-from robustclip.views.warps import Affine, Perspective
 
 
 @final

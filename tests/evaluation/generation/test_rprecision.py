@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts
-from robustclip.evaluation.generation.rprecision import r_precision
+from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts, r_precision
 
 
 def texts_of(names: list[str], vectors: Tensor) -> Texts:
@@ -84,7 +83,7 @@ def test_guessing_has_the_rate_of_chance() -> None:
 def test_more_pictures_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Texts(("a", "b", "c"), torch.eye(3))
     images, prompts = torch.eye(3)[[0, 1, 1, 2, 0]], ["a", "b", "c", "c", "b"]
-    monkeypatch.setattr("robustclip.evaluation.generation.rprecision.CHUNK", 2)
+    monkeypatch.setattr("robustclip.evaluation.generation.embeddings.CHUNK", 2)
 
     assert r_precision(images, prompts, texts, ids=list("abcde")).hits.tolist() == [True, True, False, True, False]
 

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustclip.data.emoji import LabelledImages, emoji_drawing, label_index, load_emoji
+from robustclip.data.emoji import LabelledImages, embedded_prompts, emoji_drawing, label_index, load_emoji
 from robustclip.data.images import save_image
-from robustclip.data.prompts import embedded_prompts
 from robustclip.evaluation.generation.distances import frechet_distance
 from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts
 from robustclip.evaluation.generation.results import Column

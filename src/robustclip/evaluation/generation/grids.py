@@ -24,9 +24,8 @@ from torch import Tensor
 from robustclip.data.images import load_image, save_image, titled_grid
 from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts
+from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts, r_precision
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.generation.rprecision import r_precision
 from robustclip.evaluation.named import NamedReferee
 from robustclip.recipes import find
 from robustclip.referees.smoothed import fingerprint

@@ -30,6 +30,7 @@ from robustclip.evaluation.generation.compbench.prompts import (
 )
 from robustclip.evaluation.generation.compbench.roles import load_roles
 from robustclip.evaluation.generation.distances import HOW, check_installed, load_inception
+from robustclip.evaluation.generation.embeddings import count_candidates
 from robustclip.evaluation.generation.judgement import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.measure import (
     OF_INCEPTION,
@@ -48,7 +49,6 @@ from robustclip.evaluation.generation.pictures import (
     read_reference,
     says_prompts,
 )
-from robustclip.evaluation.generation.rprecision import count_candidates
 from robustclip.evaluation.generation.scorers import (
     LOADERS,
     InformationScorer,

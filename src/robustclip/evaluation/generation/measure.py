@@ -13,10 +13,18 @@ from torch import Tensor
 
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.distances import Inception, cmmd, frechet_distance, inception_score
-from robustclip.evaluation.generation.embeddings import PREFIX, Texts, clip_score, cosine, embed, embed_texts
+from robustclip.evaluation.generation.embeddings import (
+    PREFIX,
+    RPrecision,
+    Texts,
+    clip_score,
+    cosine,
+    embed,
+    embed_texts,
+    r_precision,
+)
 from robustclip.evaluation.generation.judgement import Figure
 from robustclip.evaluation.generation.pictures import Pictures
-from robustclip.evaluation.generation.rprecision import RPrecision, r_precision
 from robustclip.evaluation.intervals import Interval, jackknife, preference
 from robustclip.referees.base import TwoTower
 from robustclip.referees.image_judges import Aesthetics

@@ -36,7 +36,7 @@ ONLY_IMPORTERS = {
     "spacy": ["evaluation/generation/compbench/prompts.py"],
     "svgelements": ["drawing/svg_reader.py"],
     "t2v_metrics": ["evaluation/generation/scorers.py"],
-    "torch_fidelity": ["evaluation/generation/distances.py"],
+    "torch_fidelity": ["evaluation/generation/measure.py"],
     "torchattacks": ["attacks/library.py"],
     "transformers": [
         *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/pair_readers.py"),

@@ -15,8 +15,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import measured
 from robustclip.evaluation.report import Report
-from robustclip.explanation.maps import Mapper
-from robustclip.explanation.measures import energy_in_box, pointing_hit
+from robustclip.explanation.maps import Mapper, energy_in_box, pointing_hit
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.folder import save_referee

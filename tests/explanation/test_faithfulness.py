@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustclip.explanation.measures import deletion, insertion, rank
+from robustclip.explanation.maps import deletion, insertion, rank
 
 
 def test_ranks_run_from_the_brightest() -> None:

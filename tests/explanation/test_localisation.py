@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip.explanation.measures import centre_blob, energy_in_box, inside, pointing_hit
+from robustclip.explanation.maps import centre_blob, energy_in_box, inside, pointing_hit
 
 BOX = torch.tensor([[2, 3, 5, 7]])
 

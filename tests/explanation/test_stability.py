@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from robustclip.explanation.measures import brightest, centre, centre_shift, rank_correlation, top_iou
+from robustclip.explanation.maps import brightest, centre, centre_shift, rank_correlation, top_iou
 
 
 def drawn(seed: int) -> torch.Tensor:

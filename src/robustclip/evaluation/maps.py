@@ -29,8 +29,7 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
     of the pointing game, and NaN for other metrics.
     """
     from robustclip.explanation.looks import ATTACKED, ENERGY, NOISY, POINTING, SCORE, look, negate, numbers
-    from robustclip.explanation.maps import Mapper
-    from robustclip.explanation.measures import centre_blob, energy_in_box, pointing_hit
+    from robustclip.explanation.maps import Mapper, centre_blob, energy_in_box, pointing_hit
 
     examples, prompts = setting.examples, prompts_of(setting.examples)
     mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)
@@ -59,8 +58,7 @@ def faithfulness(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Deletion, insertion and ROAD of maps of clean images, in units of the cosine, and minus those of a centred blob;
     NaN for an empty map."""
     from robustclip.explanation.gradcam import road
-    from robustclip.explanation.maps import Mapper
-    from robustclip.explanation.measures import centre_blob, deletion, insertion
+    from robustclip.explanation.maps import Mapper, centre_blob, deletion, insertion
 
     examples, texts = setting.examples, embed_texts(referee, prompts_of(setting.examples))
     mapper = Mapper(referee, setting.method, setting.layer, dtype=setting.dtype, seed=setting.seed)

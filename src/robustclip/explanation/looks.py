@@ -13,8 +13,15 @@ from torch import Tensor
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.spec import AttackSpec, check_inside, perturbed, size_of
 from robustclip.errors import UsageError
-from robustclip.explanation.maps import HeatMaps, Mapper
-from robustclip.explanation.measures import centre_shift, energy_in_box, pointing_hit, rank_correlation, top_iou
+from robustclip.explanation.maps import (
+    HeatMaps,
+    Mapper,
+    centre_shift,
+    energy_in_box,
+    pointing_hit,
+    rank_correlation,
+    top_iou,
+)
 from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import cosines
 from robustclip.runs.rng import each

@@ -24,8 +24,7 @@ from robustclip.evaluation.named import NamedReferee, control_of
 from robustclip.evaluation.report import CLEAN, CONTROL, Measurement, Row
 from robustclip.explanation import looks
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
-from robustclip.explanation.maps import Mapper, Method, Target
-from robustclip.explanation.measures import energy_in_box, pointing_hit
+from robustclip.explanation.maps import Mapper, Method, Target, energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair
 from robustclip.pages.report import About, Better, Case, Line, View
 

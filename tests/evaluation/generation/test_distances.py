@@ -15,7 +15,7 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.distances import cmmd, frechet_distance, inception_score
+from robustclip.evaluation.generation.measure import cmmd, frechet_distance, inception_score
 from robustclip.evaluation.intervals import jackknife
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.distances import Inception, inception_score, load_inception
 from robustclip.evaluation.generation.judge import judge_images
-from robustclip.evaluation.generation.measure import JudgeOptions
+from robustclip.evaluation.generation.measure import Inception, JudgeOptions, inception_score, load_inception
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.files import sha256

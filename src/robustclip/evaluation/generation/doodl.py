@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robustclip.data.emoji import LabelledImages, embedded_prompts, emoji_drawing, label_index, load_emoji
 from robustclip.data.images import save_image
-from robustclip.evaluation.generation.distances import frechet_distance
 from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts
+from robustclip.evaluation.generation.measure import frechet_distance
 from robustclip.evaluation.generation.results import Column
 from robustclip.evaluation.named import NamedReferee
 from robustclip.referees.base import TwoTower

@@ -29,16 +29,18 @@ from robustclip.evaluation.generation.compbench.prompts import (
     read_prompts,
 )
 from robustclip.evaluation.generation.compbench.roles import load_roles
-from robustclip.evaluation.generation.distances import HOW, check_installed, load_inception
 from robustclip.evaluation.generation.embeddings import count_candidates
 from robustclip.evaluation.generation.judgement import REPORT_FILE, TITLES, JudgeReport
 from robustclip.evaluation.generation.measure import (
+    HOW,
     OF_INCEPTION,
     TO_REFERENCE,
     JudgeOptions,
     JudgeScores,
     Metric,
     RefereeScorer,
+    check_installed,
+    load_inception,
 )
 from robustclip.evaluation.generation.pictures import (
     Pictures,

@@ -6,7 +6,7 @@ import pytest
 
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.prompts import RULES
-from robustclip.evaluation.generation.compbench.scores import (
+from robustclip.evaluation.generation.compbench.roles import (
     SpatialClaim,
     number_score,
     overlap,

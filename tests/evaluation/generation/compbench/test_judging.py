@@ -16,8 +16,7 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
 from robustclip.evaluation.generation.compbench.prompts import RULES, Category, match, read_benchmark, read_prompts
-from robustclip.evaluation.generation.compbench.roles import Roles, load_roles
-from robustclip.evaluation.generation.compbench.scores import Scorer, geometric_mean
+from robustclip.evaluation.generation.compbench.roles import Roles, Scorer, geometric_mean, load_roles
 from robustclip.evaluation.generation.judge import faults, judge
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import NamedReferee

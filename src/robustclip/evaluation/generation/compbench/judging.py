@@ -15,8 +15,7 @@ import torch
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.compbench.prompts import Category, normal, read_prompts
-from robustclip.evaluation.generation.compbench.roles import Roles
-from robustclip.evaluation.generation.compbench.scores import Parts, Scored, Scorer
+from robustclip.evaluation.generation.compbench.roles import Parts, Roles, Scored, Scorer
 from robustclip.evaluation.generation.judgement import Figure, JudgeReport
 from robustclip.evaluation.generation.pictures import Pictures
 from robustclip.referees.similarity import batches

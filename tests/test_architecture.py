@@ -40,7 +40,7 @@ ONLY_IMPORTERS = {
     "torchattacks": ["attacks/library.py"],
     "transformers": [
         *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/pair_readers.py"),
-        *("referees/vqa.py", "referees/detector.py", "diffusion/pipelines.py"),
+        *("referees/compbench.py", "diffusion/pipelines.py"),
     ],
     "webdataset": ["data/shards.py"],
 }

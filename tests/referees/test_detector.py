@@ -23,7 +23,7 @@ from transformers import (
 
 from robustclip.data.images import to_pil
 from robustclip.errors import UsageError
-from robustclip.referees.detector import load_detector
+from robustclip.referees.compbench import load_detector
 
 SIDE = 64
 LETTERS = [chr(code) for code in range(97, 123)]

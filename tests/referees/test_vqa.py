@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, BlipImageProcessor
 
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.vqa import load_vqa
+from robustclip.referees.compbench import load_vqa
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "a", "green", "bench", "blue", "bowl", "?"]
 SIDE = 32

@@ -132,13 +132,13 @@ def _load(judge: object, device: torch.device) -> dict[str, Any]:
         if is_scene_reader(judge):
             reader = _Embedded(load_scene_reader(judge, device))
             return {"questions": reader, "detector": reader}
-        from robustclip.referees import detector, vqa  # here, since transformers takes seconds to import
+        from robustclip.referees import compbench  # here, since transformers takes seconds to import
 
-        kind = vqa.architecture(judge)
-        if kind == vqa.KIND:
-            return {"questions": vqa.load_vqa(judge, device)}
-        if kind in detector.KINDS:
-            return {"detector": detector.load_detector(judge, device)}
+        kind = compbench.architecture(judge)
+        if kind == compbench.ANSWERER:
+            return {"questions": compbench.load_vqa(judge, device)}
+        if kind in compbench.DETECTORS:
+            return {"detector": compbench.load_detector(judge, device)}
     by_role = {role: judge for role, method in (("questions", "yes"), ("detector", "detect")) if hasattr(judge, method)}
     return by_role or {"clip": load_named([judge], device=device)[0]}  # type: ignore[list-item]
 

@@ -248,6 +248,10 @@ TABLE: tuple[tuple[Any, ...], ...] = (
         *("referees verify", "evaluation.claims:verify", "Check a referee's hashes and re-measure a claim."),
         printing.verification,
     ),
+    (
+        *("referees weigh", "evaluation.ensembles:weigh", "Learn the weights of referees that guide together."),
+        printing.weighed,
+    ),
     ("referees add", "referees.registry:add", "Register a referee's folder under a name.", printing.added),
     ("referees remove", "referees.registry:remove", "Unregister a referee.", printing.forgotten),
     (

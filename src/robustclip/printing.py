@@ -99,6 +99,19 @@ def perturbed(values: Mapping[str, object]) -> None:
         next_call("evaluate", "emoji-judge", "--attack", values["attack"])
 
 
+def weighed(values: Mapping[str, Any]) -> None:
+    """Top-1 of each referee alone, of equal and of learned weights, and the flags of the learned ones."""
+    from robustclip.evaluation.intervals import percent
+
+    kinds = list(next(iter(values["rows"].values())))
+    table = Table("top-1 in %", "weight", *kinds, box=None, pad_edge=False, header_style="dim")
+    for name, row in values["rows"].items():
+        weight = values["weights"].get(name)
+        table.add_row(Text(name), "" if weight is None else f"{weight:g}", *(percent(row[kind]) for kind in kinds))
+    rich(table)
+    next_call("synthesize", "clipag", "a cat", *values["flags"].split())
+
+
 def benchmarked(board: Any) -> None:
     """The table of a leaderboard and the path of its page."""
     rich(board.table())

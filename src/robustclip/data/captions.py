@@ -103,12 +103,10 @@ def open_captions(
     seed: int = 0,
     place: Place = ALONE,
     templates: Sequence[str] = ("a photo of a {}.",),
-    shuffle_buffer: int = 10_000,
-    allow_commands: bool = False,
-    cache: Path | None = None,
+    **options: Any,
 ) -> CaptionBatches:
     """Captions of one or several sources, each as in `open_data`, or a .txt file with one caption a line; several as
-    SOURCE=WEIGHT. Raises one UsageError that lists every fault."""
+    SOURCE=WEIGHT. `options` are those of `open_source`. Raises one UsageError that lists every fault."""
     sources: list[SampleSource] = []
     faults = []
     parts, weights = weighted(split_data(data))
@@ -118,13 +116,7 @@ def open_captions(
             sources.append(
                 CaptionFile(path)
                 if path.suffix.lower() == ".txt"
-                else open_source(
-                    part,
-                    templates=templates,
-                    shuffle_buffer=shuffle_buffer,
-                    allow_commands=allow_commands,
-                    cache=cache,
-                )
+                else open_source(part, templates=templates, **options)
             )
         except UsageError as error:
             faults.append(str(error))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -243,17 +243,11 @@ def mixed(
     laion_share: float,
     batch_size: int,
     size: tuple[int, int],
-    seed: int,
-    workers: int,
-    *,
-    place: Place = ALONE,
-    max_skipped: float | None = None,
-    shuffle_buffer: int = 10_000,
-    allow_commands: bool = False,
-    cache: Path | None = None,
+    **options: Any,
 ) -> Loader:
-    """CLIPAG's four sources as one stream, by either reading of the paper (`Mix`). "concatenated" takes every sample of
-    each source once per epoch, but of the last one a share `laion_share`, redrawn each epoch."""
+    """CLIPAG's four sources as one stream, by either reading of the paper (`Mix`); `options` are those of `open_data`.
+    "concatenated" takes every sample of each source once per epoch, but of the last one a share `laion_share`, redrawn
+    each epoch."""
     *whole, reduced = map(split_data, sources)
     last = laion_share if mix == "concatenated" else 1.0
     return open_data(
@@ -262,13 +256,7 @@ def mixed(
         size=size,
         weights="size" if mix == "concatenated" else "equal",
         shares=[*(1.0 for parts in whole for _ in parts), *(last for _ in reduced)],
-        seed=seed,
-        workers=workers,
-        place=place,
-        max_skipped=max_skipped,
-        shuffle_buffer=shuffle_buffer,
-        allow_commands=allow_commands,
-        cache=cache,
+        **options,
     )
 
 

@@ -1,9 +1,11 @@
-"""Compare cheaper training attacks: robustness at equal samples, FLOPs and time relative to PGD-5 and PGD-2.
+"""Compare cheaper training attacks: robustness at equal samples, FLOPs and time relative to PGD-5.
 
-    python tools/half_the_cost.py --rows runs/robustness   # about an hour on two cores; resumes; prints the table
+    python tools/half_the_cost.py                    # trains, measures, prints the table; resumes; an hour of one core
+    python tools/half_the_cost.py --only warm free   # other rows; PGD-5 is always there
+    python tools/half_the_cost.py --only warm-long --base pgd-2-long   # differences to another row
 
-Each variant trains emoji-vanilla with the text bank under L2 eps 1.5, as the row text-bank of `reproduce robustness`
-does, whose PGD-1, PGD-2 and PGD-5 are taken from there (`--rows`). The criterion is top-1 under autoattack-light.
+Each row trains emoji-vanilla with the text bank under L2 eps 1.5, for 8 epochs of the same subset of the drawings. The
+criterion is top-1 under PGD-20 on drawings of unseen styles, minus that of PGD-5, paired by image and seed.
 """
 
 from __future__ import annotations
@@ -18,19 +20,26 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustclip import evaluate, load_referee
+from robustclip import load_referee
+from robustclip.attacks import AttackSpec, attacking
 from robustclip.attacks.threat import ThreatModel
+from robustclip.data.emoji import load_labels
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.data.examples import read_examples
 from robustclip.data.samples import Batch
 from robustclip.evaluation import intervals
-from robustclip.evaluation.report import CLEAN, REPORT_FILE
+from robustclip.evaluation.attacked import classify_under_attack
+from robustclip.evaluation.report import CLEAN
+from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.planning.costs import counted
 from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.similarity import all_cosines, class_embeddings, resolve_templates
 from robustclip.robustification.adversarial import AdversarialGradients, Embed, WarmStarts
 from robustclip.robustification.embedded import emoji_objective
 from robustclip.robustification.monitor import REFEREE, save_trained
@@ -41,21 +50,58 @@ from robustclip.runs.devices import autocast
 from robustclip.runs.files import write_json
 from robustclip.runs.folder import RECORD, Run
 
-EPS, SIZE, BATCH, UPDATES = 1.5, 64, 128, 150
-START, BEST = "emoji-vanilla", "PGD-5"
-STRONG, WEAK = f"l2:{EPS}@autoattack-light", f"l2:{EPS}@20x3"
+EPS, SIZE, BATCH, UPDATES, SAMPLES = 1.5, 64, 64, 96, 768
+EPOCH: Final = SAMPLES // BATCH
+START, SPLIT = "emoji-vanilla", "guide-styles"
+WEAK, STRONG = f"l2:{EPS}@20", f"l2:{EPS}@autoattack-light"
 DTYPE: Final = torch.bfloat16
 
 
 @dataclass(frozen=True)
-class CheaperAttack(AdversarialGradients):
+class OtherAttack(AdversarialGradients):
+    """Gradients with another attack than the settings say."""
+
+    def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
+        settings = {name: getattr(self, name) for name in AdversarialGradients.__dataclass_fields__}
+        return AdversarialGradients(**settings | self.changes(step)).attacked(step, batch, texts, original)
+
+    def changes(self, step: int) -> dict[str, Any]:
+        """Settings of this update's attack that differ."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CheaperTower(OtherAttack):
     """The attack takes its gradients from `cheaper`, which embeds the images in another way than the update does."""
 
     cheaper: Embed = field(kw_only=True)
 
-    def attacked(self, step: int, batch: Batch, texts: Tensor, original: Tensor | None) -> Float[Tensor, "b 3 h w"]:
-        settings = {name: getattr(self, name) for name in AdversarialGradients.__dataclass_fields__}
-        return AdversarialGradients(**settings | {"embed": self.cheaper}).attacked(step, batch, texts, original)
+    def changes(self, step: int) -> dict[str, Any]:
+        return {"embed": self.cheaper}
+
+
+class Restarts(OtherAttack):
+    """Warm starts that are forgotten every 3 epochs."""
+
+    def changes(self, step: int) -> dict[str, Any]:
+        if self.warm is not None and step % (3 * EPOCH) == 0:
+            self.warm.ends.clear()
+        return {}
+
+
+class FullInTen(OtherAttack):
+    """Every tenth update has a PGD-5 with its own step size, from the same warm start."""
+
+    def changes(self, step: int) -> dict[str, Any]:
+        return {"attack_steps": 5, "step_size": None} if step % 10 == 9 else {}
+
+
+class Decaying(OtherAttack):
+    """The step size falls linearly to a quarter."""
+
+    def changes(self, step: int) -> dict[str, Any]:
+        assert self.step_size is not None
+        return {"step_size": self.step_size * (1 - 0.75 * step / UPDATES)}
 
 
 @dataclass(frozen=True)
@@ -101,14 +147,16 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to attack in training. `row` names the row of `reproduce robustness` that is this."""
+    """A way to attack in training; `full` of ten updates have PGD-5 instead."""
 
+    key: str
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     by: Callable[[TwoTower], Callable[..., AdversarialGradients]] | None = None
-    row: str | None = None
     updates: int = UPDATES
     replays: int = 1
+    default: bool = True
+    full: int = 0
 
 
 def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
@@ -121,7 +169,7 @@ def half_size(referee: TwoTower) -> Callable[..., AdversarialGradients]:
             embeddings: Tensor = referee.image_tower(shrink(images))
             return embeddings
 
-    return partial(CheaperAttack, cheaper=small)
+    return partial(CheaperTower, cheaper=small)
 
 
 def by(gradients: type[AdversarialGradients]) -> Callable[[TwoTower], Callable[..., AdversarialGradients]]:
@@ -129,47 +177,53 @@ def by(gradients: type[AdversarialGradients]) -> Callable[[TwoTower], Callable[.
     return lambda _: gradients
 
 
+ONE: Final = {"attack_steps": 1, "step_size": EPS}
+WARM: Final = ONE | {"warm_start": True}
+BEST: Final = Variant("pgd-5", "PGD-5", {"attack_steps": 5})
 VARIANTS: Final = [
-    Variant(BEST, {"attack_steps": 5}, row="pgd-5"),
-    Variant("PGD-2", {"attack_steps": 2}, row="text-bank"),
-    Variant("PGD-1, random start, step 1.25 eps", {"attack_steps": 1, "step_size": 1.25 * EPS}, row="pgd-1"),
-    Variant("PGD-1, random start, step 0.75 eps", {"attack_steps": 1, "step_size": 0.75 * EPS}),
-    Variant("PGD-2 on pictures of half the side", {"attack_steps": 2}, half_size),
-    Variant("PGD-5 on pictures of half the side", {"attack_steps": 5}, half_size),
-    Variant("PGD-1 from the sample's last attack", {"attack_steps": 1, "step_size": EPS, "warm_start": True}),
-    Variant("free, 4 replays, twice the updates", {}, by(FreeGradients), updates=2 * UPDATES, replays=4),
+    BEST,
+    Variant("pgd-2", "PGD-2", {"attack_steps": 2}),
+    Variant("warm", "PGD-1 from the sample's last attack", WARM),
+    Variant("restarts", "the same, fresh random starts every 3 epochs", WARM, by(Restarts)),
+    Variant("full", "the same, PGD-5 in one of ten updates", WARM, by(FullInTen), full=1),
+    Variant("decay", "the same, step from eps to eps / 4", WARM, by(Decaying)),
+    Variant("pgd-5-long", "PGD-5, 250 updates", {"attack_steps": 5}, updates=250, default=False),
+    Variant("pgd-2-long", "PGD-2, 178 updates", {"attack_steps": 2}, updates=178),
+    Variant("warm-long", "PGD-1 from the sample's last attack, 250 updates", WARM, updates=250),
+    Variant("free", "free, 4 replays, twice the updates", {}, by(FreeGradients), 2 * UPDATES, 4, default=False),
+    Variant("random-1.25", "PGD-1, random start, step 1.25 eps", ONE | {"step_size": 1.25 * EPS}, default=False),
+    Variant("random-0.75", "PGD-1, random start, step 0.75 eps", ONE | {"step_size": 0.75 * EPS}, default=False),
+    Variant("half-2", "PGD-2 on pictures of half the side", {"attack_steps": 2}, half_size, default=False),
+    Variant("half-5", "PGD-5 on pictures of half the side", {"attack_steps": 5}, half_size, default=False),
 ]
 
 
-def main(rows: list[Path], work: Path, limit: int) -> None:
-    for variant in VARIANTS:
-        if not reused(variant, rows):
-            train_variant(variant, work / slug(variant.name))
-    measured = {variant.name: measure(variant, rows, work, limit) for variant in VARIANTS}
-    costs = cost(work / "cost.json")
-    print(table(measured, costs))
+def main(variants: list[Variant], base: Variant, seeds: list[int], work: Path, limit: int, strong: int) -> None:
+    for seed in seeds:  # a table of fewer seeds first
+        for variant in variants:
+            folder = work / variant.key / f"seed-{seed}"
+            train_variant(variant, seed, folder)
+            measure(folder, WEAK, limit)
+    if strong:
+        for seed in seeds:
+            for variant in variants:
+                measure(work / variant.key / f"seed-{seed}", STRONG, strong)
+    print(table(variants, base, seeds, work, limit, strong))
 
 
-def slug(name: str) -> str:
-    return "".join(sign if sign.isalnum() else "-" for sign in name)
+def training_data(seed: int, batch_size: int = BATCH) -> EmojiBatches:
+    """Batches of `SAMPLES` drawings, which the seed draws."""
+    order = torch.randperm(len(load_labels(SPLIT)), generator=rng.generator(seed, "half the cost"))
+    return EmojiBatches(SPLIT, batch_size=batch_size, seed=seed, rows=order[:SAMPLES].tolist())
 
 
-def reused(variant: Variant, rows: list[Path]) -> Path | None:
-    """The finished run of a row that is this variant."""
-    for folder in rows:
-        run = folder / "rows" / (variant.row or "") / "seed-0" / "run"
-        if variant.row and (run / REFEREE).is_dir():
-            return run
-    return None
-
-
-def train_variant(variant: Variant, folder: Path) -> None:
+def train_variant(variant: Variant, seed: int, folder: Path) -> None:
     if (folder / RECORD).is_file() and Run.open(folder).status == "finished":
         return
     referee = load_referee(START, device="cpu")
     started_from = referee.card
-    data = EmojiBatches("guide-styles", batch_size=BATCH, seed=0)
-    run = Run.start(folder, None, recipe="emoji", arguments={"variant": variant.name, "seed": 0})
+    data = training_data(seed)
+    run = Run.start(folder, None, recipe="emoji", arguments={"variant": variant.name, "seed": seed})
     with run:
         train(
             referee,
@@ -185,6 +239,8 @@ def train_variant(variant: Variant, folder: Path) -> None:
             ema=0.98,
             dtype=DTYPE,
             checkpoint_every=10_000,
+            log_every=40,
+            seed=seed,
             **variant.settings,
         )
         threat = ThreatModel("l2", EPS, SIZE)
@@ -192,66 +248,62 @@ def train_variant(variant: Variant, folder: Path) -> None:
         save_trained(referee, run, name="emoji-variant", threat=threat, started_from=started_from, samples=samples)
 
 
-def measure(variant: Variant, rows: list[Path], work: Path, limit: int) -> dict[str, list[bool]]:
-    """Which images the variant gets right: clean, under PGD and under the strong attack."""
-    folder = work / slug(variant.name)
-    kept = folder / "hits.json"
+def measure(folder: Path, attack: str, limit: int) -> dict[str, list[bool]]:
+    """Which images a trained model gets right, clean and under the attack (only those right on clean are attacked)."""
+    kept = folder / f"{attack.replace(':', '-')}-{limit}.json"
     if not kept.is_file():
-        run = reused(variant, rows) or folder
-        if variant.row and (answers := answered(run.parent, limit)) is not None:
-            write_json(kept, answers)
-            return answers
-        common: dict[str, Any] = {"data": "emoji/unseen-styles", "labels": "present", "limit": limit, "batch_size": 50}
-        report = evaluate([str(run / REFEREE)], attack=[WEAK, STRONG], **common)
-        hits = {
-            attack: [a["rank"] == 0 for a in report.predictions if a["attack"] == attack]
-            for attack in ("clean", WEAK, STRONG)
-        }
-        write_json(kept, hits)
+        referee = load_referee(str(folder / REFEREE), device="cpu")
+        examples = read_examples("emoji/unseen-styles", limit=limit)
+        among = Candidates.among(examples.label_names, examples.labels, present_only=True)
+        with attacking(referee):
+            classes = class_embeddings(referee, among.names, resolve_templates("plain"))
+            cosines = all_cosines(referee, examples.images, classes, batch_size=50, dtype=DTYPE, title=str(folder))
+            clean = predictions(cosines, among.targets)
+            attacked = classify_under_attack(
+                referee,
+                examples.images,
+                among.targets,
+                classes,
+                AttackSpec.parse(attack),
+                clean=Predictions(clean.top, clean.ranks.where(clean.ranks == 0, len(among.names))),
+                batch_size=50,
+                seed=0,
+                ids=examples.ids,
+                dtype=DTYPE,
+                title=str(folder),
+            )
+        write_json(kept, {CLEAN: clean.hits(1), attack: attacked.hits(1)})
     return dict(json.loads(kept.read_text(encoding="utf-8")))
 
 
-def answered(row: Path, limit: int) -> dict[str, list[bool]] | None:
-    """What `reproduce robustness` measured of a row, where it asked the same."""
-    files = {WEAK: row / "weak", STRONG: row / "strong"}
-    if not all((folder / REPORT_FILE).is_file() for folder in files.values()):
-        return None
-    if any(json.loads((folder / REPORT_FILE).read_text())["setting"]["images"] != limit for folder in files.values()):
-        return None
-    hits: dict[str, list[bool]] = {}
-    for attack, folder in files.items():
-        lines = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").strip().split("\n"))
-        found = [(line["attack"], line["rank"] == 0) for line in lines]
-        hits |= {name: [hit for of, hit in found if of == name] for name in (CLEAN, attack)}
-    return hits
-
-
-def cost(kept: Path) -> dict[str, dict[str, float]]:
+def cost(kept: Path, variants: list[Variant]) -> dict[str, dict[str, float]]:
     """FLOPs and median seconds of an update, variants side by side in one run of 5 rounds."""
-    if kept.is_file():
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
-    steps = {variant.name: update_of(variant) for variant in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    found = dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else {}
+    if all(variant.key in found for variant in variants):
+        return found
+    steps = {variant.key: update_of(variant) for variant in variants}
+    seconds: dict[str, list[float]] = {key: [] for key in steps}
     for _ in range(6):
-        for name, step in steps.items():
+        for key, step in steps.items():
             began = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - began)
-    found = {
-        variant.name: {
-            "flops": counted(steps[variant.name]) * variant.updates / UPDATES,
-            "seconds": median(seconds[variant.name][1:]) * variant.updates / UPDATES,
+            seconds[key].append(time.perf_counter() - began)
+    found = {}
+    for variant in variants:
+        price = {"flops": float(counted(steps[variant.key])), "seconds": median(seconds[variant.key][1:])}
+        full = found.get(BEST.key, price)
+        share = variant.full / 10
+        found[variant.key] = {
+            kind: ((1 - share) * price[kind] + share * full[kind]) * variant.updates / UPDATES for kind in price
         }
-        for variant in VARIANTS
-    }
     write_json(kept, found)
     return found
 
 
 def update_of(variant: Variant) -> Callable[[], object]:
-    """The gradients of one update on 64 drawings, ready to be called."""
+    """The gradients of one update on a batch, ready to be called."""
     referee = load_referee(START, device="cpu")
-    data = EmojiBatches("guide-styles", batch_size=64, seed=0)
+    data = training_data(0)
     ready_to_train(
         referee.image_tower, frozen_statistics=False, grad_checkpointing=False, accumulate=1, channels_last=True
     )
@@ -277,32 +329,39 @@ def update_of(variant: Variant) -> Callable[[], object]:
     return partial(gradients, 0, batch, torch.empty(0))
 
 
-HEAD: Final = """
-| attack | FLOPs / PGD-5 | FLOPs / PGD-2 | time / PGD-5 | clean | PGD-20x3 | autoattack-light | minus PGD-5 |
-|---|---|---|---|---|---|---|---|"""
+def table(variants: list[Variant], base: Variant, seeds: list[int], work: Path, limit: int, strong: int) -> str:
+    """The table in Markdown: means over seeds, and differences to `base`, with 95% intervals over images and seeds."""
 
+    def hits(variant: Variant, attack: str, images: int, of: str) -> np.ndarray[Any, Any]:
+        rows = [measure(work / variant.key / f"seed-{seed}", attack, images)[of] for seed in seeds]
+        return np.asarray(rows, dtype=np.float64)
 
-def table(measured: dict[str, dict[str, list[bool]]], costs: dict[str, dict[str, float]]) -> str:
-    """The table in Markdown."""
-    lines = [HEAD]
-    for variant in VARIANTS:
-        hits, price = measured[variant.name], costs[variant.name]
-        pairs = [("flops", BEST), ("flops", "PGD-2"), ("seconds", BEST)]
-        cells = [f"{price[kind] / costs[of][kind]:.2f}" for kind, of in pairs]
-        for attack in (CLEAN, WEAK, STRONG):
-            found = intervals.rate(hits[attack])
-            cells.append(f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})")
-        less = intervals.difference(hits[STRONG], measured[BEST][STRONG], seed=0)
-        apart = f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})"
-        cells.append("" if variant.name == BEST else apart)
+    costs = cost(work / "cost.json", variants)
+    asked = [(WEAK, limit, CLEAN), (WEAK, limit, WEAK), *([(STRONG, strong, STRONG)] if strong else [])]
+    head = ["attack", "FLOPs / PGD-5", "time / PGD-5", *(name for *_, name in asked)]
+    head += [f"{name} minus {base.name}'s" for *_, name in asked]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for variant in variants:
+        cells = [f"{costs[variant.key][kind] / costs[BEST.key][kind]:.2f}" for kind in ("flops", "seconds")]
+        cells += [intervals.percent(intervals.over_seeds(hits(variant, *one))) for one in asked]
+        less = [hits(variant, *one) - hits(base, *one) for one in asked]
+        cells += ["" if variant is base else intervals.percent(intervals.over_seeds(one), sign="+") for one in less]
         lines.append(f"| {variant.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, action="append", default=[], help="folders of `reproduce robustness`")
     parser.add_argument("--work", type=Path, default=Path("runs/half-the-cost"))
-    parser.add_argument("--limit", type=int, default=100, help="images (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="of training and data, two or more (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=1000, help="images (default: %(default)s)")
+    parser.add_argument("--strong", type=int, default=0, help="images under autoattack-light (default: none)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[one.key for one in VARIANTS], help="rows, by key")
+    parser.add_argument(
+        "--base", default=BEST.key, choices=[one.key for one in VARIANTS], help="that others differ from"
+    )
     given = parser.parse_args()
-    main(given.rows, given.work, given.limit)
+    chosen = {BEST.key, given.base, *(given.only or [one.key for one in VARIANTS if one.default])}
+    wanted = [one for one in VARIANTS if one.key in chosen]
+    base = next(one for one in VARIANTS if one.key == given.base)
+    main(wanted, base, [int(seed) for seed in given.seeds.split(",")], given.work, given.limit, given.strong)

@@ -31,6 +31,12 @@ def checker(count: int) -> torch.Tensor:
     return drawing
 
 
+def test_rows_are_the_drawings_that_are_taken(source: EmojiBatches) -> None:
+    few = EmojiBatches(SPLIT, batch_size=3, seed=3, rows=[7, 2, 9])
+    assert len(few) == 3
+    assert sorted(few.batch(0).ids) == sorted(source.samples.ids[row] for row in (7, 2, 9))
+
+
 def test_batch_is_a_function_of_seed_and_index(source: EmojiBatches) -> None:
     again = EmojiBatches(SPLIT, batch_size=48, seed=3)
     later = next(again.batches(start=5))

@@ -115,3 +115,19 @@ def test_unpaired_outcomes_are_refused() -> None:
 
 def _width(interval: intervals.Interval) -> float:
     return interval.high - interval.low
+
+
+def test_the_interval_over_seeds_has_the_variance_of_images_and_of_seeds() -> None:
+    """Two images, two seeds, one hit: both variances of the mean are 1/16, with one degree of freedom each."""
+    found = intervals.over_seeds([[1, 0], [0, 0]])
+    half = stats.t.ppf(0.975, 2) * math.sqrt(1 / 8)
+    assert (found.value, found.n) == (0.25, 4)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half))
+    same = intervals.over_seeds(np.full((3, 5), -0.5))
+    assert (same.low, same.high) == (-0.5, -0.5)
+
+
+@pytest.mark.parametrize("values", [[1, 0], [[1, 0]], [[1], [0]], []])
+def test_an_interval_over_seeds_needs_two_of_each(values: list[object]) -> None:
+    with pytest.raises(UsageError, match="two each or more"):
+        intervals.over_seeds(values)

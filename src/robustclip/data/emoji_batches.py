@@ -52,7 +52,7 @@ class EmojiBatches:
     two epochs, so no sample is dropped. Samples of one batch may share a concept (equal `positives`). Captions are
     redrawn from the sample's forms each time, as are the dark colours of monochrome drawings. Of P processes, rank r
     yields pairs r, r + P, ... of the batch that a single process would yield. With `sizes`, the side of batch k is
-    drawn from them; else it is the data set's.
+    drawn from them; else it is the data set's. `rows` are the drawings of the split to take, all by default.
 
     Raises UsageError for an unknown split, and for a batch that cannot be split evenly over the processes.
     """
@@ -67,13 +67,14 @@ class EmojiBatches:
         place: Place = ALONE,
         dataset: str = "emoji",
         sizes: Sequence[int] = (),
+        rows: Sequence[int] | None = None,
     ) -> None:
         place.share(batch_size)
         self.place = place
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.dataset, self.sizes = dataset, tuple(sizes)
         self.augmentation = augmentation or Augmentation()
-        self.rgba, self.samples = load_rgba(split, None, dataset)
+        self.rgba, self.samples = load_rgba(split, rows, dataset)
         monochrome = set(splits(dataset).get("monochrome", ()))
         self._monochrome = torch.tensor([style in monochrome for style in self.samples.styles])
         self.faults: Counter[str] = Counter()  # the embedded shards are checked when they are built

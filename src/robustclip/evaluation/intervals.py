@@ -77,6 +77,24 @@ def mean(values: ArrayLike, *, seed: int) -> Interval:
     return Interval(float(numbers.mean()), float(bounds.low), float(bounds.high), numbers.size)
 
 
+def over_seeds(values: ArrayLike) -> Interval:
+    """The mean of `values` (s,n) of the same n images under s training seeds, or of their paired differences.
+
+    t interval of the variance between images / n plus that between seeds / s, with Satterthwaite's degrees of freedom.
+    What they share counts twice, so it is a little wide. Raises UsageError with fewer than two images or seeds.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 2 or min(numbers.shape) < 2:
+        raise UsageError(f"an interval over seeds needs values (seeds, images), two each or more, not {numbers.shape}")
+    parts = [(float(means.var(ddof=1)) / means.size, means.size - 1) for means in (numbers.mean(0), numbers.mean(1))]
+    total, value = sum(variance for variance, _ in parts), float(numbers.mean())
+    if total == 0:
+        return Interval(value, value, value, numbers.size)
+    freedom = total**2 / sum(variance**2 / own for variance, own in parts)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * total**0.5
+    return Interval(value, value - half, value + half, numbers.size)
+
+
 def difference(hits: ArrayLike, others: ArrayLike, *, seed: int) -> Interval:
     """Rate of `hits` minus rate of `others`, both (n,) on the same samples, with the paired bootstrap's interval."""
     return _paired(hits, others, lambda first, second: first - second, seed)

@@ -320,9 +320,9 @@ def test_two_processes_train_the_same_adapter(folder: Path, tmp_path: Path) -> N
     ):
         found, expected = (load_file(out / name) for out in (two, one))
         assert found.keys() == expected.keys()
-        for key, values in expected.items():  # by norm, since a guided chain amplifies the rounding of single elements
+        for key, values in expected.items():  # by norm: a chain and AdamW amplify the rounding of single elements
             difference = (found[key] - values).norm() / values.norm()
-            assert difference < 1e-2, f"{name} {key}: {difference:.1e}"
+            assert difference < 0.05, f"{name} {key}: {difference:.1e}"
 
 
 def test_the_embedded_text_tower_is_adapted_and_read_back(tmp_path: Path) -> None:

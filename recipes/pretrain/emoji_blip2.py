@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -24,6 +25,9 @@ from robustclip.runs.rng import generator
 from robustclip.views.policies import inverted
 from robustclip.views.views import Draws
 
+SIZES: Final = {"hidden": 128, "layers": 4, "heads": 4, "queries": 16, "shared": 64}
+ATTACK_STEPS: Final = 2
+
 
 def recipe(
     *,
@@ -36,12 +40,12 @@ def recipe(
     lr: PositiveFloat = 1e-3,
     start: Annotated[str | None, "pair reader whose Q-Former is tuned on, on --tower; its sizes are kept"] = None,
     eps: Annotated[PositiveFloat | None, "L2 eps of PGD on its losses; default: no attack"] = None,
-    attack_steps: PositiveInt = 2,
-    hidden: PositiveInt = 128,
-    layers: PositiveInt = 4,
-    heads: PositiveInt = 4,
-    queries: PositiveInt = 16,
-    shared: PositiveInt = 64,
+    attack_steps: PositiveInt = ATTACK_STEPS,
+    hidden: PositiveInt = SIZES["hidden"],
+    layers: PositiveInt = SIZES["layers"],
+    heads: PositiveInt = SIZES["heads"],
+    queries: PositiveInt = SIZES["queries"],
+    shared: PositiveInt = SIZES["shared"],
     augmented: Annotated[
         float, Field(ge=0, le=1), "share of each batch with affine, colour and erasing augmentation"
     ] = 0.5,
@@ -67,7 +71,9 @@ def recipe(
     With --eps it is measured under attack too, by PGD-20.
     """
     if quick:
-        steps, batch_size, hidden, layers, heads, queries, save_every = 4, 8, 32, 2, 2, 4, 2
+        steps, batch_size, save_every = 4, 8, 2
+    if quick and start is None:
+        hidden, layers, heads, queries = 32, 2, 2, 4
     arguments = dict(locals())
     measured, pgd_steps = (40, 2) if quick else (400, 20)
     place = pick_device(device)
@@ -110,6 +116,24 @@ def recipe(
         save_mini(reader, folder, tower, sizes, provenance=provenance | {"measured": {"split": unseen, **found}})
         run.finish(numbers)
     return {"out": str(run.folder), "reader": str(folder), **numbers, "measured": found}
+
+
+def faults(
+    start: str | None,
+    eps: float | None,
+    attack_steps: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    queries: int,
+    shared: int,
+) -> Iterator[str]:
+    if eps is None and attack_steps != ATTACK_STEPS:
+        yield f"--attack-steps {attack_steps} are those of an attack, and there is none: give --eps too, e.g. 1.5"
+    sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
+    changed = [f"--{name} {size}" for name, size in sizes.items() if size != SIZES[name]]
+    if start is not None and changed:
+        yield f"--start {start} keeps the sizes of that reader: leave out {', '.join(changed)}"
 
 
 def partly_augmented(images: Tensor, share: float, stream: Generator) -> Tensor:

@@ -109,7 +109,7 @@ def weighed(values: Mapping[str, Any]) -> None:
         weight = values["weights"].get(name)
         table.add_row(Text(name), "" if weight is None else f"{weight:g}", *(percent(row[kind]) for kind in kinds))
     rich(table)
-    next_call("synthesize", "clipag", "a cat", *values["flags"].split())
+    next_call("synthesize", "clipag", "a cat", *shlex.split(values["flags"]))
 
 
 def benchmarked(board: Any) -> None:

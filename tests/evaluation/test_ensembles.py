@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from robustclip.cli import app
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.ensembles import fit_weights, weigh
+from robustclip.referees.registry import find
 
 
 def test_the_scale_of_one_referee_is_the_logit_of_its_accuracy() -> None:
@@ -78,3 +84,24 @@ def test_the_command_prints_flags_of_synthesize() -> None:
     assert done.exit_code == 0, done.output
     assert "learned weights" in done.output
     assert "next: robustclip synthesize clipag 'a cat' --referee emoji-" in done.output
+
+
+def test_flags_have_a_referee_as_it_was_given(tmp_path: Path) -> None:
+    """By its folder, whose path may have spaces: no registered referee has the name of its card."""
+    entry = find("emoji-robust")
+    assert entry is not None
+    folder = tmp_path / "one of mine"
+    shutil.copytree(entry.existing_folder(), folder)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"name": "mine"}))
+    found = weigh([folder, "emoji-vanilla"], attack="none", quick=True, device="cpu")
+    weight = found["weights"]["mine"]
+    assert shlex.split(found["flags"])[:2] == ["--referee", f"{folder}={weight:g}"]
+
+
+def test_one_image_is_too_few(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(UsageError) as caught:
+        weigh(["emoji-robust", "emoji-vanilla"], data=str(tmp_path), device="cpu")
+    assert caught.value.code == "too_few"

@@ -26,7 +26,7 @@ from robustclip.diffusion.pipelines import load_diffusion, load_vae
 from robustclip.diffusion.stable import SentenceStates
 from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.errors import UsageError
-from robustclip.recipes import find
+from robustclip.recipes import find, run
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
 from robustclip.referees.scene_reader import load_scene_reader
 from robustclip.runs.rng import generator
@@ -106,6 +106,20 @@ def test_a_pair_reader_is_tuned_on_another_tower_under_attack(trained: dict[str,
     rates = after.card.provenance["measured"]
     assert rates["swap attacked"]["n"] == rates["swap"]["n"] > 0
     assert rates["matching attacked"]["value"] <= rates["matching"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"attack_steps": 5}, "give --eps too"),
+        ({"start": "emoji-blip2", "hidden": 64, "queries": 8}, "leave out --hidden 64, --queries 8"),
+        ({"start": "emoji-blip2", "tower": "emoji-judge", "quick": True}, "as wide as those of emoji-vanilla"),
+    ],
+)
+def test_what_a_pair_reader_could_only_ignore_is_a_fault(asked: dict[str, Any], found: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=found):
+        run("emoji-blip2", "pretrain", {"out": tmp_path / "none", "device": "cpu"} | asked)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_share_of_the_pictures_is_augmented() -> None:

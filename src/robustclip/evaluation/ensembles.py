@@ -8,6 +8,7 @@ attacks of all rounds is the cutting-plane form of adversarial training for a li
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Final, NamedTuple
@@ -28,6 +29,7 @@ from robustclip.errors import RunError, UsageError, faults_of
 from robustclip.evaluation.intervals import rate
 from robustclip.evaluation.named import NamedReferee, RefereeLike, load_named
 from robustclip.evaluation.zeroshot import Candidates
+from robustclip.referees.base import TwoTower
 from robustclip.referees.similarity import batches, class_embeddings, cosines, resolve_templates
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.rng import each
@@ -114,8 +116,9 @@ def weigh(
     Weights are fitted on half of the images and measured on the other half: top-1 among all labels, clean and under the
     same attack on each ensemble itself, for every referee alone, equal weights, and the learned ones.
 
-    Returns weights by name, scale, flags (of `synthesize`), images, and rows: (values with Wilson's 95% intervals) by
-    ensemble. Raises UsageError for a single referee, data without labels, and all faults of the call.
+    Returns weights by name, scale, flags (of `synthesize`, with the referees as given), images, and rows: (values with
+    Wilson's 95% intervals) by ensemble. Raises UsageError for a single referee, for data without labels or with a
+    single image or label, and for all faults of the call.
     """
     where, spec = pick_device(device), None if attack == NONE else read_attack(attack)
     named = load_named(referees, device=where)
@@ -127,6 +130,12 @@ def weigh(
     if not examples.label_names:
         raise UsageError(f"an ensemble is weighed on labels, and {examples.name} has none", "no_labels")
     among = Candidates.among(examples.label_names, examples.labels)
+    if len(examples) < 2 or len(among.names) < 2:
+        raise UsageError(
+            f"weights are fitted on half of the images and measured on the others, by telling labels apart: give two "
+            f"images and two labels or more, {examples.name} has {len(examples)} and {len(among.names)}",
+            "too_few",
+        )
     words = resolve_templates(templates)
     classes = [class_embeddings(one.referee, among.names, words) for one in named]
     ensemble = Ensemble(named, classes, pick_dtype(dtype, where))
@@ -152,7 +161,9 @@ def weigh(
             for kind, one in found.items()
         }
     kept = {one.name: round(weight, 3) for one, weight in zip(named, weights, strict=True)}
-    flags = " ".join(f"--referee {name}={weight:g}" for name, weight in kept.items() if weight > LEAST)
+    given = [one.name if isinstance(asked, TwoTower) else asked for asked, one in zip(referees, named, strict=True)]
+    guides = [f"{one}={weight:g}" for one, weight in zip(given, kept.values(), strict=True) if weight > LEAST]
+    flags = shlex.join(word for guide in guides for word in ("--referee", guide))
     return {"weights": kept, "scale": scale, "images": len(examples), "rows": rows, "flags": flags}
 
 

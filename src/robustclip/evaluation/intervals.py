@@ -1,4 +1,4 @@
-"""95% intervals: Wilson for rates, bootstrap for means and paired differences.
+"""95% intervals: Wilson for rates, bootstrap for means and paired differences, t over training seeds.
 
 Two referees on the same images are compared image by image: resampling n pairs of binary outcomes with replacement is
 one multinomial draw over the four outcomes (both, first only, second only, neither), so the paired bootstrap needs no

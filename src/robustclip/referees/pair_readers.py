@@ -249,13 +249,19 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
     return _built(folder, tower, card, {name: int(str(size)) for name, size in sizes.items()})
 
 
-def _built(folder: Path, tower: TwoTower, card: Card, sizes: dict[str, int]) -> Blip2:
+def _built(
+    folder: Path,
+    tower: TwoTower,
+    card: Card,
+    sizes: dict[str, int],
+    hint: str = "Give a whole folder, or train it again",
+) -> Blip2:
     """The folder's weights on the image tower of `tower`."""
     vocabulary = (folder / VOCABULARY).read_text(encoding="utf-8").rstrip("\n").split("\n")
     reader = build_mini(tower, vocabulary, sizes, card=card)
     weights = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
     weights |= {name: value for name, value in reader.state_dict().items() if not _is_own(name)}
-    load_strictly(reader, weights, source=str(folder / WEIGHTS), hint="Give a whole folder, or train it again")
+    load_strictly(reader, weights, source=str(folder / WEIGHTS), hint=hint)
     return reader
 
 
@@ -272,7 +278,8 @@ def move_to_tower(name_or_folder: str | Path, tower: TwoTower, card: Card) -> tu
             "not_a_mini",
         )
     sizes = {name: int(start.card.architecture[name]) for name in SIZES}
-    return _built(_folder_of(name_or_folder), tower, card, sizes), sizes
+    hint = f"Give a tower whose stages are as wide as those of {start.card.architecture['tower']}"
+    return _built(_folder_of(name_or_folder), tower, card, sizes, hint), sizes
 
 
 def _is_own(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""Training metrics: similarities, probe accuracy clean and attacked, skipped steps."""
+"""Training metrics (similarities, probe accuracy clean and attacked, skipped steps), the flags that a recipe passes to
+its loop, and the saving of what it trained."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ from robustclip.signatures import typed
 
 NONE: Final = "none"
 QUICK: Final = 8  # images
+ROUNDS: Final = 2
 LEAST: Final = 5e-4  # weight that is written as 0, and whose referee the command leaves out
 
 
@@ -99,7 +100,7 @@ def weigh(
     referees: Annotated[Sequence[RefereeLike], "names, tags or folders: the ensemble"],
     *,
     attack: Annotated[str, "norm:eps@steps[:step_size] of PGD, or none"] = "l2:1.5@10",
-    rounds: Annotated[int, Field(ge=1, le=20), "rounds of attack and fit"] = 2,
+    rounds: Annotated[int, Field(ge=1, le=20), "rounds of attack and fit"] = ROUNDS,
     data: Annotated[str, "labelled images, as of evaluate; not those of a later measurement"] = "emoji/guide-styles",
     templates: Annotated[str, "plain, emoji, photo, openai-simple, or a text file"] = "plain",
     limit: Annotated[int, "number of images, sampled by the seed; half of them are measured on", Field(ge=4)] = 400,
@@ -200,7 +201,9 @@ def read_attack(text: str) -> AttackSpec:
     return spec
 
 
-def faults(attack: str, templates: str) -> Iterator[str]:
+def faults(attack: str, rounds: int, templates: str) -> Iterator[str]:
     """Faults of a call that can be found before loading anything."""
     yield from faults_of([partial(read_attack, attack)] if attack != NONE else [])
+    if attack == NONE and rounds != ROUNDS:
+        yield f"--rounds {rounds} are those of an attack, and --attack is none: leave out one of them"
     yield from faults_of([partial(resolve_templates, templates)])

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip import load_referee
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.embedded import (
     ObjectiveName,
@@ -15,7 +16,7 @@ from robustclip.robustification.embedded import (
     emoji_probe,
     fresh_referee,
 )
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

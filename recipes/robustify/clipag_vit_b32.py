@@ -12,10 +12,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.losses import clip, siglip
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

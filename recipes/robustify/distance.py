@@ -14,9 +14,10 @@ from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.evaluation.corruptions import CORRUPTIONS
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, corruption_triplets, read_nights
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.distance import Votes, tune_distance
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, is_folder
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder

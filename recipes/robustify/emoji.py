@@ -11,12 +11,13 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
 from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import one_pair
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -12,9 +12,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.losses import agft, embed_captions, fare, tecoa
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device

@@ -13,8 +13,9 @@ from robustclip import load_referee
 from robustclip.attacks.text import fewer_words
 from robustclip.data.captions import open_captions
 from robustclip.data.sources import EMBEDDED
+from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
-from robustclip.robustification.monitor import save_trained, with_flags
+from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.texts import TextAttack, check_trainable, train_texts
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device, pick_dtype

@@ -21,10 +21,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError, raise_faults
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from robustclip.referees.base import TwoTower
     from robustclip.runs.folder import Run
     from robustclip.synthesis.painted import Result
+
+T = TypeVar("T")
 
 SHIPPED: Final = Path(__file__).parent / "_recipes"
 CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
@@ -196,6 +198,17 @@ def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable
         return recipe
 
     return vary
+
+
+def with_flags(training: Callable[..., T], arguments: Mapping[str, Any]) -> Callable[..., T]:
+    """A training loop with those of a recipe's arguments that are named as its parameters; what is then given by
+    keyword counts instead. A quick run logs every step."""
+    parameters = inspect.signature(training).parameters.values()
+    flags = {
+        one.name: arguments[one.name] for one in parameters if one.kind == one.KEYWORD_ONLY and one.name in arguments
+    }
+    resumed = arguments["resume"] is not None
+    return partial(training, **flags | {"resume": resumed, "log_every": 1 if arguments["quick"] else 10})
 
 
 def _changed(signature: inspect.Signature, changed: Mapping[str, Any]) -> inspect.Signature:

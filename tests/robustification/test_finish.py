@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from robustclip.errors import RunError, UsageError
+from robustclip.recipes import with_flags
 from robustclip.referees.base import TwoTower
 from robustclip.referees.registry import load_referee
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.export import export
-from robustclip.robustification.monitor import referee_at, save_trained, with_flags
+from robustclip.robustification.monitor import referee_at, save_trained
 from robustclip.runs import checkpoint
 from robustclip.runs.folder import Run
 

@@ -1,12 +1,9 @@
-"""Training metrics (similarities, probe accuracy clean and attacked, skipped steps), the flags that a recipe passes to
-its loop, and the saving of what it trained."""
+"""Training metrics (similarities, probe accuracy clean and attacked, skipped steps), and saving of what was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -157,17 +154,6 @@ REFEREE = "referee"
 
 OF_THIS_MACHINE = ("out", "resume")
 """Arguments with local paths, which are left out of provenance."""
-
-
-def with_flags(training: Callable[..., TwoTower], arguments: Mapping[str, Any]) -> Callable[..., TwoTower]:
-    """`training` with the arguments of a recipe whose flags are named as its parameters; what is then given by keyword
-    counts instead. A quick run logs every step."""
-    parameters = signature(training).parameters.values()
-    flags = {
-        one.name: arguments[one.name] for one in parameters if one.kind == one.KEYWORD_ONLY and one.name in arguments
-    }
-    resumed = arguments["resume"] is not None
-    return partial(training, **flags | {"resume": resumed, "log_every": 1 if arguments["quick"] else 10})
 
 
 def save_trained(

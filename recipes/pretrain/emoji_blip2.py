@@ -86,8 +86,8 @@ def recipe(
         reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
     else:
         reader, sizes = move_to_tower(start, clip, card)
-    half = pick_dtype(dtype, place)
-    trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=half, threat=threat, attack_steps=attack_steps)
+    computed = pick_dtype(dtype, place)
+    trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
     data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
     run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, room="robustify")
     trainer.resume(run, place)

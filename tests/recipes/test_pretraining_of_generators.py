@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from robustclip.attacks.threat import ThreatModel
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.denoiser import (
     KEPT,
@@ -26,6 +27,7 @@ from robustclip.diffusion.pipelines import load_diffusion, load_vae
 from robustclip.diffusion.stable import SentenceStates
 from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
 from robustclip.errors import UsageError
+from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.recipes import find, run
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
 from robustclip.referees.scene_reader import load_scene_reader
@@ -105,7 +107,14 @@ def test_a_pair_reader_is_tuned_on_another_tower_under_attack(trained: dict[str,
     assert after.card.architecture["tower"] == "emoji-robust"
     rates = after.card.provenance["measured"]
     assert rates["swap attacked"]["n"] == rates["swap"]["n"] > 0
-    assert rates["matching attacked"]["value"] <= rates["matching"]["value"]
+
+
+def test_a_reader_under_attack_no_longer_finds_its_captions() -> None:
+    threat = ThreatModel("l2", 1.5, 64)
+    rates = measure_pair_reader(
+        load_pair_reader("emoji-blip2"), "unseen-styles", n=40, captioned=1, threat=threat, attack_steps=2
+    )
+    assert rates["retrieval attacked"]["value"] < rates["retrieval"]["value"] - 0.3
 
 
 @pytest.mark.parametrize(

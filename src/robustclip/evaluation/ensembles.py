@@ -2,8 +2,8 @@
 
 An ensemble's score of an image x and a text is sum_i w_i cos_i(x, text), with w_i >= 0 and sum_i w_i = 1. Its weights
 and one scale s minimise the cross-entropy of softmax(s * score) over labelled images, which is convex in s * w. Images
-are clean, and moved by PGD through the ensemble of the round before, which begins with equal weights: fitting on the
-attacks of all rounds is the cutting-plane form of adversarial training for a linear model (ours).
+are clean, and moved by PGD through the ensemble of the round before, the first of which has equal weights; each round
+fits on the clean images and the attacks of all rounds so far (ours).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.attacks.gradient import pgd
-from robustclip.attacks.spec import AttackSpec
+from robustclip.attacks.spec import AttackSpec, check_inside
 from robustclip.data.examples import Examples, read_examples
 from robustclip.errors import RunError, UsageError, faults_of
 from robustclip.evaluation.intervals import rate
@@ -49,7 +49,7 @@ class Ensemble(NamedTuple):
     dtype: torch.dtype
 
     def cosines(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "k b c"]:
-        """Of each referee; differentiable with respect to the images."""
+        """Cosines with all labels, by referee; differentiable with respect to the images."""
         return torch.stack(
             [
                 cosines(one.referee, images, classes, self.dtype)
@@ -65,14 +65,19 @@ class Ensemble(NamedTuple):
         spec: AttackSpec,
         generators: Sequence[torch.Generator],
     ) -> Float[Tensor, "b 3 h w"]:
-        """Images that PGD moved to raise the cross-entropy of the ensemble with scaled weights s * w."""
+        """Images that PGD moved to raise the cross-entropy of the ensemble with scaled weights s * w.
+
+        Raises RunError if an image left the threat model.
+        """
 
         def losses(moved: Tensor) -> Tensor:
             logits = torch.einsum("k,kbc->bc", scaled, self.cosines(moved))
             return F.cross_entropy(logits, targets, reduction="none")
 
         threat = spec.threat((images.shape[-2], images.shape[-1]))
-        return pgd(images, losses, threat, steps=spec.steps, step_size=spec.step, generator=generators)
+        moved = pgd(images, losses, threat, steps=spec.steps, step_size=spec.step, generator=generators)
+        check_inside(images, moved, threat)
+        return moved
 
 
 def fit_weights(scores: Float[Tensor, "k n c"], targets: Int[Tensor, " n"]) -> tuple[list[float], float]:

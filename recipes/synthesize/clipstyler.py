@@ -15,7 +15,7 @@ from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.emoji import PREFIX, emoji_drawing
 from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
-from robustclip.losses.perceptual import FeatureMatch, tower_features, vgg19
+from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.similarity import Directional, NeighbourNorms, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.evaluation import evaluate
-from robustclip.evaluation.zeroshot import LEDGER_FILE, Ledger, Predictions, exact
+from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
+from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.files import LOCK
 from robustclip.runs.processes import owning, terminable

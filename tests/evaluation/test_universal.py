@@ -17,8 +17,8 @@ from robustclip.cli import app
 from robustclip.data.images import save_image
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation import evaluate
+from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.universal import FORMAT, read_universal, save_universal, universal
-from robustclip.evaluation.zeroshot import exact
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
 

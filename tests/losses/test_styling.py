@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from robustclip.errors import UsageError
-from robustclip.losses.perceptual import FeatureMatch, tower_features, vgg19
+from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.similarity import Directional, Move, NeighbourNorms, ensembled, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee

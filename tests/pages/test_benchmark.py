@@ -17,7 +17,7 @@ from robustclip.attacks import AttackSpec
 from robustclip.cli import app
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.evaluation.zeroshot import exact
+from robustclip.evaluation.ledger import exact
 from robustclip.pages.benchmark import FILE, PAGE, SCHEMA, Entry, Leaderboard, benchmark, merged
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee

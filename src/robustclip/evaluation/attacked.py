@@ -28,7 +28,8 @@ from robustclip.attacks.library import Part, library_attack, parts
 from robustclip.attacks.spec import AttackSpec, check_inside, random_perturbation, run_attack, size_of
 from robustclip.attacks.universal import added
 from robustclip.data.pictures import Images
-from robustclip.evaluation.zeroshot import SHOWN, Page, Predictions, predictions
+from robustclip.evaluation.ledger import Page
+from robustclip.evaluation.zeroshot import SHOWN, Predictions, predictions
 from robustclip.referees.base import TwoTower
 from robustclip.referees.defended import STATIC, attackers
 from robustclip.referees.similarity import batches, cosines

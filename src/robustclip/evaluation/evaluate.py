@@ -25,12 +25,12 @@ from robustclip.data.examples import Examples, odd_pictures, read_examples
 from robustclip.errors import faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
+from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.named import NamedReferee, Setting, folder_to_sign, load_named, prompts_of, sign_cards
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.universal import Applied, read_universal
-from robustclip.evaluation.zeroshot import LEDGER_FILE, Ledger
 from robustclip.explanation.gradients import gradient_picture
 from robustclip.explanation.maps import Method, check_method
 from robustclip.referees.base import TwoTower

@@ -17,9 +17,10 @@ from torch import Tensor
 from robustclip.attacks.spec import AttackSpec
 from robustclip.data.examples import Examples
 from robustclip.errors import UsageError
+from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.pag import minus
 from robustclip.evaluation.report import CLEAN, CONTROL, Report, Row
-from robustclip.evaluation.zeroshot import Candidates, Ledger
+from robustclip.evaluation.zeroshot import Candidates
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.registry import find, load_referee

@@ -18,12 +18,13 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.certification import certification
 from robustclip.evaluation.corruptions import corruptions
+from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.named import Setting, control_of, prompts_of, worst_of
 from robustclip.evaluation.pag import Choices, choose, draw_pairs, pull
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Findings, Measurement
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, edits, recall, retrieve_under_attack
-from robustclip.evaluation.zeroshot import Candidates, Predictions, exact, predictions
+from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
 from robustclip.explanation.gradients import gradient_shares
 from robustclip.referees.base import TwoTower
 from robustclip.referees.defended import STATIC, attackers

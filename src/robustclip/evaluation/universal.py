@@ -32,8 +32,9 @@ from robustclip.attacks.universal import added, fitted, permuted, universal_pert
 from robustclip.data.examples import read_examples
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError, faults_of
+from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.named import NamedReferee, RefereeLike, control_of, load_named
-from robustclip.evaluation.zeroshot import Candidates, exact
+from robustclip.evaluation.zeroshot import Candidates
 from robustclip.referees.defended import attackers
 from robustclip.referees.similarity import batches, class_embeddings, cosines, resolve_templates
 from robustclip.referees.weights import read_pickle

@@ -38,11 +38,11 @@ from robustclip.evaluation.evaluate import (
 )
 from robustclip.evaluation.generation.grids import folder_name
 from robustclip.evaluation.intervals import percent, plain
+from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import CONTROL, PLAIN, REPORT_FILE, Tabled
 from robustclip.evaluation.tasks import missing_for
 from robustclip.evaluation.universal import read_universal
-from robustclip.evaluation.zeroshot import exact
 from robustclip.explanation.looks import CORRELATION
 from robustclip.pages.rendering import environment
 from robustclip.referees.defended import STATIC

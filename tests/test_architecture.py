@@ -22,7 +22,7 @@ ONLY_IMPORTERS = {
     "diffusers": ["diffusion/"],
     "fsspec": ["data/tars.py"],
     "gradio": ["app.py"],
-    "huggingface_hub": ["robustification/push.py"],
+    "huggingface_hub": ["robustification/push.py", "runs/hub.py"],
     "IPython": ["synthesis/watching.py"],
     "imscore": ["evaluation/generation/scorers.py"],
     "jinja2": ["pages/rendering.py"],

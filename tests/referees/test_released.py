@@ -67,7 +67,7 @@ def test_they_are_listed_and_described() -> None:
         ("clipag-vit-b-32", UsageError, "not_fetched"),
         ("simclip4-vit-l-14", RunError, "unreachable"),
         ("leaf-vit-l-14-fare2", RunError, "unreachable"),
-        ("fare4-vit-l-14", RunError, ""),
+        ("fare4-vit-l-14", RunError, "unreachable"),
     ],
 )
 def test_what_is_out_of_reach_says_what_to_do(name: str, kind: type[Any], code: str) -> None:

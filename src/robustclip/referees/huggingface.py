@@ -15,12 +15,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConf
 from transformers.utils.hub import cached_file
 
 from robustclip.data.images import to_pil
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import UsageError
 from robustclip.referees.base import TextTower, TwoTower, of_transformers
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_fit, load_strictly, read_weights, weights_file, write_weights
 from robustclip.runs.files import is_file, read_json, write_json
+from robustclip.runs.hub import reading_hub
 from robustclip.runs.plain import check_sizes, refusing
 
 FAMILY = "transformers"
@@ -102,7 +103,7 @@ def refuse_remote_code(name: str) -> None:
 def fetch(repository: str, file: str | None, *, call: str) -> Path:
     """A file of a repository of the Hugging Face hub, or a folder of a CLIPModel's config and weights, from the local
     cache or the hub. Raises RunError where neither has it; `call` is the way out that the error names."""
-    try:
+    with reading_hub(f"{file or 'the folder'} of {repository}", f"download it elsewhere, and {call}"):
         found = Path(str(cached_file(repository, file or "config.json")))
         if file is not None:
             return found
@@ -111,14 +112,6 @@ def fetch(repository: str, file: str | None, *, call: str) -> Path:
         for shard in sorted(shards):
             cached_file(repository, str(shard))
         return found.parent
-    except (OSError, ValueError) as error:  # no network, no such repository, not in the cache
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"could not fetch {file or 'the folder'} of {repository} ({reason}). Ways out: run once where there is a "
-            f"network, and copy the Hugging Face cache (HF_HOME) over; or download it elsewhere, and {call}",
-            "unreachable",
-            repository=repository,
-        ) from error
 
 
 def cached(repository: str, file: str) -> Path | None:

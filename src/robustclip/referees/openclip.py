@@ -24,19 +24,24 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import UsageError
 from robustclip.referees.base import TextTower, TwoTower
 from robustclip.referees.card import Card
 from robustclip.referees.huggingface import refuse_remote_code
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.sentence import CONTEXT_LENGTH, MINILM, OpenClipText, SentenceEncoder
 from robustclip.referees.weights import check_finite, check_fit, load_strictly
+from robustclip.runs.hub import reading_hub
 from robustclip.runs.plain import check_sizes, refusing
 
 FAMILY = "open_clip"
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """Tokenizer options that a config may set. open_clip passes on all of them, including `trust_remote_code`, which would
 run code of the config's author."""
+OTHERWISE = (
+    'give a checkpoint you have, load_referee("weights.safetensors", architecture="ViT-B-32"); or take an embedded '
+    "referee (robustclip referees list)"
+)
 HUB_NAME = re.compile(r"hf-hub:([A-Za-z0-9][\w.-]{,95}/)?[A-Za-z0-9][\w.-]{,95}(@[\w./-]+)?", re.ASCII)
 SEEN = ("mean", "std", "interpolation", "resize_mode")
 """Keys of a `preprocess_cfg` that depend on the weights; the size depends on the architecture."""
@@ -101,19 +106,19 @@ def build_text_tower(
         return SentenceEncoder(folder, weights=weights, context_length=text.get("context_length", CONTEXT_LENGTH))
     if text.get("hf_model_name") is not None:
         text |= {"hf_model_pretrained": False, "hf_model_name": str(folder or text["hf_model_name"])}
-        refuse_remote_code(text["hf_model_name"])
 
     def build() -> nn.Module:
         with refusing(f"open_clip cannot build a text tower from text_cfg {text}"):
             return _build_text_tower(model_cfg["embed_dim"], CLIPTextCfg(**text), has_quick_gelu(model_cfg))
 
     named = f"the text tower of {source}"
-    try:
+    fetches = folder is None and any(text.get(name) is not None for name in ("hf_model_name", "hf_tokenizer_name"))
+    with reading_hub(f"the text tower's config or tokenizer of {source}", OTHERWISE, ask=fetches):
+        if text.get("hf_model_name") is not None:
+            refuse_remote_code(text["hf_model_name"])
         with torch.device("meta"):
             check_fit(build(), weights, source=named, hint=hint)
         tower, tokenizer = build(), _tokenizer(source)
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(f"the text tower's config or tokenizer of {source}", error) from error
     load_strictly(tower, weights, source=named, hint=hint)
     return OpenClipText(tower, tokenizer, model_cfg["embed_dim"])
 
@@ -243,9 +248,11 @@ def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> 
             f"{tag} was trained {'with' if needed else 'without'} QuickGELU, the call says the opposite: "
             f'load_referee("{plain}:{tag}") chooses what the weights were trained with'
         )
-    model = _fetched(f"{architecture}:{tag}", architecture, pretrained=tag, force_quick_gelu=needed)
+    name = f"{architecture}:{tag}"
+    with reading_hub(name, OTHERWISE):
+        model, tokenizer = _fetched(name, architecture, pretrained=tag, force_quick_gelu=needed)
     model_cfg["quick_gelu"] = needed
-    return _wrapped(model, architecture, model_cfg, f"{architecture}:{tag}")
+    return _wrapped(model, tokenizer, model_cfg, name)
 
 
 def load_hub(name: str) -> TwoTower:
@@ -255,15 +262,14 @@ def load_hub(name: str) -> TwoTower:
             f"{name[:200]!r} names no model of the Hugging Face hub: give hf-hub:ORG/NAME (letters, digits, '-', '_' "
             "and single '.'), or local-dir:FOLDER for a folder"
         )
-    try:
+    with reading_hub(name, OTHERWISE):
         model_cfg = get_model_config(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreachable(name, error) from error
-    if not isinstance(model_cfg, dict):
-        raise UsageError(f"{name} has no open_clip config: give hf-hub:ORG/NAME of a model that has one")
-    refuse_captioner(name, model_cfg)
-    has_quick_gelu(model_cfg)
-    return _wrapped(_fetched(name, name, require_pretrained=True), name, model_cfg, name)
+        if not isinstance(model_cfg, dict):
+            raise UsageError(f"{name} has no open_clip config: give hf-hub:ORG/NAME of a model that has one")
+        refuse_captioner(name, model_cfg)
+        has_quick_gelu(model_cfg)
+        model, tokenizer = _fetched(name, name, require_pretrained=True)
+    return _wrapped(model, tokenizer, model_cfg, name)
 
 
 def builtin_config(architecture: str) -> dict[str, Any]:
@@ -356,24 +362,20 @@ def as_referee(
     return referee.eval().requires_grad_(False)
 
 
-def _fetched(name: str, model_name: str, **options: Any) -> CustomTextCLIP:
+def _fetched(name: str, model_name: str, **options: Any) -> tuple[CustomTextCLIP, Callable[[list[str]], Tensor]]:
     try:
-        return create_model(model_name, force_custom_text=True, pretrained_text=False, **options)
+        model = create_model(model_name, force_custom_text=True, pretrained_text=False, **options)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UsageError(
             f"{name} is refused: its weights hold a pickle that could run code when opened ({reason}). Download the "
             "file, convert it to safetensors on a machine you trust, and give the result with architecture=..."
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreachable(name, error) from error
+    return model, _tokenizer(model_name)
 
 
-def _wrapped(model: CustomTextCLIP, tokenizer: str, model_cfg: Config, name: str) -> TwoTower:
-    try:
-        text = OpenClipText(model.text, _tokenizer(tokenizer), model_cfg["embed_dim"])
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreachable(f"the tokenizer of {name}", error) from error
+def _wrapped(model: CustomTextCLIP, tokenizer: Callable[[list[str]], Tensor], model_cfg: Config, name: str) -> TwoTower:
+    text = OpenClipText(model.text, tokenizer, model_cfg["embed_dim"])
     check_finite(model, source=name)
     bias = None if model.logit_bias is None else model.logit_bias.item()
     preprocess = Preprocess.from_config(dict(model.visual.preprocess_cfg))
@@ -386,13 +388,3 @@ def refuse_captioner(name: str, model_cfg: Config) -> None:
     """Raise UsageError for a captioner's config (CoCa)."""
     if "multimodal_cfg" in model_cfg:
         raise UsageError(f"{name} is a captioner (CoCa); a referee has two towers: take a CLIP or SigLIP architecture")
-
-
-def _unreachable(name: str, error: Exception) -> RunError:
-    reason = str(error).strip().splitlines()[0]
-    return RunError(
-        f"could not fetch {name} ({reason}). Ways out: run once where there is a network, and copy the Hugging Face "
-        "cache (HF_HOME) over; or give a checkpoint you have, "
-        'load_referee("weights.safetensors", architecture="ViT-B-32"); or take an embedded referee '
-        "(robustclip referees list)"
-    )

@@ -1,0 +1,55 @@
+"""Read from the Hugging Face hub; a hub out of reach is an error at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from huggingface_hub import constants, get_session
+
+from robustclip.errors import Coded, RunError
+
+PATIENCE: Final = 5.0  # seconds for the hub's first answer
+
+
+@contextmanager
+def reading_hub(what: str, otherwise: str, *, ask: bool = True) -> Iterator[None]:
+    """Read `what` from the hub's cache or the hub within the block; RunError `unreachable` where neither has it, whose
+    message ends with `otherwise`, the way out besides copying the cache.
+
+    The endpoint (HF_ENDPOINT, through the environment's proxies) is asked once. Where it does not answer, the block
+    runs as with HF_HUB_OFFLINE=1: huggingface_hub would ask for each file six times, in half a minute. `ask` False: not
+    asked, for what should be local.
+    """
+    before = constants.HF_HUB_OFFLINE
+    silent = _silence() if ask and not before else None
+    offline = before or silent is not None
+    logged = logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = offline
+    logging.disable(logging.CRITICAL if offline else logged)  # open_clip logs what it raises
+    try:
+        yield
+    except Coded:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # no network, no such repository, not in the cache
+        reason = silent or str(error).strip().splitlines()[0]
+        raise RunError(
+            f"could not fetch {what} ({reason}). Ways out: run once where there is a network, and copy the Hugging "
+            f"Face cache (HF_HOME) over; or {otherwise}",
+            "unreachable",
+            what=what,
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.disable(logged)
+
+
+def _silence() -> str | None:
+    """Why the endpoint gives no answer; None if it gives one, of any status."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # the class of network errors depends on the client's version
+        return f"{constants.ENDPOINT} cannot be reached: {str(error).strip() or type(error).__name__}"
+    return None

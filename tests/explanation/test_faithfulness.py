@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from robustclip.explanation.maps import deletion, insertion, rank
+from robustclip.explanation.maps import PARTS, deletion, insertion, rank
+
+Array = NDArray[np.generic]
 
 
 def test_ranks_run_from_the_brightest() -> None:
@@ -48,3 +52,33 @@ def test_a_batch_is_taken_image_by_image() -> None:
 
 def test_a_small_image_can_be_blurred() -> None:
     assert insertion(left, torch.rand(1, 3, 16, 24), torch.rand(1, 16, 24)).isfinite().all()
+
+
+def test_deletion_equals_quantus() -> None:
+    """Its curve of pixel flipping begins after the first step, and has three points to one of ours: one a channel."""
+    quantus = pytest.importorskip("quantus")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, 16, 16, generator=generator)
+    maps = torch.stack([torch.randperm(256, generator=generator).view(16, 16) / 256 for _ in images])
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(784, 2)
+    ).eval()
+
+    def score(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            values: Tensor = model(pictures)[:, 1]
+        return values
+
+    def blanked(arr: Array, indices: Array, **_: object) -> Array:
+        blank = images.mean((2, 3), keepdim=True).expand_as(images).flatten(1).numpy()
+        changed = arr.copy()
+        np.put_along_axis(changed, indices, np.take_along_axis(blank, indices, 1), 1)
+        return changed
+
+    flipping = quantus.PixelFlipping(
+        features_in_step=256 // PARTS, normalise=False, perturb_func=blanked, disable_warnings=True
+    )
+    labels, attributions = np.ones(3, dtype=int), maps[:, None].numpy()
+    curves = flipping(model, images.numpy(), labels, attributions, softmax=False, channel_first=True, device="cpu")
+    scores = torch.cat([score(images)[:, None], torch.tensor(curves)[:, 2::3]], 1)
+    torch.testing.assert_close(deletion(score, images, maps), torch.trapezoid(scores) / PARTS, atol=1e-6, rtol=0)

@@ -10,8 +10,8 @@ import torch
 from alive import Alive
 from small_clip import OBJECTIVES, SIZE, blueprint_of, train_on_noise
 
-from robustclip.planning import costs
-from robustclip.planning.costs import Memory
+from robustclip.planning import memory
+from robustclip.planning.memory import Memory
 from robustclip.planning.settings import Settings
 from robustclip.planning.towers import Imagined, imagine
 from robustclip.referees.openclip import build_image_tower
@@ -36,8 +36,8 @@ def imagined(settings: Settings) -> Imagined:
 
 def planned(settings: Settings, count: int = 1, *, fsdp: bool = False) -> Memory:
     towers, design = imagined(settings), blueprint_of(settings.start)
-    kept = costs.activations(towers, design.size, "float32", grad_checkpointing=settings.grad_checkpointing)
-    return costs.memory_of_step(settings, towers, design, kept, count, fsdp=fsdp)
+    kept = memory.activations(towers, design.size, "float32", grad_checkpointing=settings.grad_checkpointing)
+    return memory.memory_of_step(settings, towers, design, kept, count, fsdp=fsdp)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_plan_is_near_the_most_that_is_alive_in_real_steps(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tower", ["vit", "resnet", "convnext"])
 def test_fake_tensors_keep_what_real_ones_do(tower: str, dtype: str) -> None:
-    fake = costs.activations(imagined(Settings(tower, 1, 1)), (SIZE, SIZE), dtype, grad_checkpointing=False)
+    fake = memory.activations(imagined(Settings(tower, 1, 1)), (SIZE, SIZE), dtype, grad_checkpointing=False)
     real_tower = build_image_tower(blueprint_of(tower).model_cfg).train()
 
     def real(images: int) -> int:
@@ -89,12 +89,25 @@ def test_fsdp_splits_weights_gradients_and_moments_and_processes_share_a_batch()
     assert "averaging over GPUs" not in split.moments
 
 
-def test_the_probe_is_a_whole_batch_in_every_process() -> None:
+def test_the_probe_is_a_whole_batch_in_every_process_and_attacked_in_parts() -> None:
     together = planned(Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10), count=4)
     parts = together.moments
     assert together.fullest == "probe"
-    assert parts["probe"]["activations"] == pytest.approx(4 * parts["attack"]["activations"], rel=0.01)
+    assert parts["probe"]["activations"] == parts["attack"]["activations"]
+    assert together.held["the probe's images"] == 4 * 3 * SIZE**2 * BATCH
+    assert parts["probe"]["images"] == 4 * 4 * 3 * SIZE**2 * BATCH
     assert "probe" not in planned(Settings("vit", 1, BATCH, attack_steps=2)).moments
+
+
+def test_the_largest_number_that_fits_is_found() -> None:
+    assert [memory.largest(lambda number, most=most: number <= most) for most in (0, 1, 2, 3, 4, 1000)] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        1000,
+    ]
 
 
 def test_logits_grow_with_the_whole_batch_and_local_ones_with_a_part() -> None:

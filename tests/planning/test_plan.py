@@ -136,7 +136,7 @@ def test_a_tower_far_too_large_is_planned_without_its_weights() -> None:
     assert found.parameters > 1.8e9
     assert not found.fits
     assert found.enough_accumulation is not None
-    assert f"--accumulate {found.enough_accumulation} would" in shown(found)
+    assert f"does NOT fit: --accumulate {found.enough_accumulation}, or --batch-size" in shown(found)
     again = plan(
         "clipag-vit-b32",
         start="ViT-bigG-14:laion2b_s39b_b160k",
@@ -147,6 +147,37 @@ def test_a_tower_far_too_large_is_planned_without_its_weights() -> None:
     )
     assert again.fits
     assert again.step.recomputed > 0
+
+
+BIG = {"gpu": "t4", "frozen_statistics": True}
+
+
+def test_the_largest_batch_that_fits_is_named_and_the_next_one_does_not_fit() -> None:
+    found = plan(batch_size=2**17, **BIG)
+    assert not found.fits
+    assert found.largest_batch > 0
+    assert f"--batch-size {found.largest_batch} ({found.largest_batch:,} on each GPU)" in shown(found)
+    at_most = plan(batch_size=found.largest_batch, **BIG)
+    assert at_most.fits
+    assert at_most.largest_batch == found.largest_batch
+    assert f"fits, as does --batch-size {found.largest_batch} (" in shown(at_most)
+    assert not plan(batch_size=found.largest_batch + 1, **BIG).fits
+
+
+def test_parts_fit_larger_batches_over_all_gpus() -> None:
+    found = plan(batch_size=2**22, count=4, **BIG)
+    assert found.enough_accumulation is None
+    batch, parts = found.largest_in_parts
+    assert batch > found.largest_batch
+    assert batch % 4 == found.largest_batch % 4 == 0
+    assert f"--batch-size {batch} --accumulate {parts} ({batch // 4:,} on each GPU)" in shown(found)
+    assert plan(batch_size=batch, accumulate=parts, count=4, **BIG).fits
+
+
+def test_the_probe_of_a_large_batch_fits_in_the_trainings_parts() -> None:
+    found = plan("clipag-vit-b32", gpu="h100", count=64, batch_size=8192)
+    assert found.memory.fullest == "probe"
+    assert found.fits
 
 
 def test_the_table_says_what_is_assumed_and_how_to_run_it() -> None:

@@ -284,6 +284,70 @@ def test_ten_bad_steps_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(t
         fit(tmp_path / "early", threat=None, data=Colours(poisoned=range(10)))
 
 
+class Full(nn.Module):
+    """A tower whose device has no room for the activations of more than `most` images."""
+
+    def __init__(self, tower: nn.Module, most: int, error: Exception) -> None:
+        super().__init__()
+        self.tower, self.most, self.error = tower, most, error
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most and torch.is_grad_enabled():
+            raise self.error
+        return self.tower(images)
+
+
+OF_CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+OF_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [OF_CUDA, OF_CPU], ids=["cuda", "cpu"])
+def test_a_lack_of_memory_names_the_share_the_parts_and_what_needs_less(tmp_path: Path, error: Exception) -> None:
+    run = Run.create(tmp_path / "run", recipe="clipag-vit-b32", arguments={})
+    referee = toy_referee()
+    referee.image_tower = Full(referee.image_tower, 3, error)
+    with pytest.raises(RunError) as caught:
+        train(referee, Colours(), run=run, **settings(accumulate=2, frozen_statistics=True, dtype=torch.float32))
+    assert caught.value.code == "out_of_memory"
+    assert caught.value.values == {
+        "step": 1,
+        "share": 8,
+        "accumulate": 2,
+        "plan": "robustclip plan clipag-vit-b32 --gpu here --count 1 --batch-size 8 --accumulate 4",
+    }
+    assert caught.value.__cause__ is error
+    again = Run.create(tmp_path / "again", recipe="clipag-vit-b32", arguments={})
+    train(referee, Colours(), run=again, **settings(accumulate=4, frozen_statistics=True, steps=1))
+
+
+def test_other_errors_of_torch_pass_as_they_are(tmp_path: Path) -> None:
+    referee = toy_referee()
+    referee.image_tower = Full(referee.image_tower, 0, RuntimeError("CUDA error: misaligned address"))
+    with pytest.raises(RuntimeError, match="misaligned") as caught:
+        train(referee, Colours(), run=Run.create(tmp_path / "run", recipe="test", arguments={}), **settings())
+    assert not isinstance(caught.value, RunError)
+
+
+def test_a_probe_is_attacked_in_parts_of_the_trainings_size_to_the_same_numbers(tmp_path: Path) -> None:
+    probe = next(Colours().batches(999))
+    seen: list[int] = []
+
+    def accuracies(name: str, accumulate: int) -> dict[str, float]:
+        referee = toy_referee()
+        referee.image_tower.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+        run = Run.create(tmp_path / name, recipe="test", arguments={})
+        changes = settings(accumulate=accumulate, steps=1, probe=probe, evaluate_every=1, frozen_statistics=True)
+        train(referee, Colours(), run=run, **changes)
+        return {key: value for line in run.metrics() for key, value in line.items() if key.endswith("_accuracy")}
+
+    whole = accuracies("whole", 1)
+    count = len(seen)
+    assert accuracies("parts", 4) == whole
+    assert set(whole) == {"clean_accuracy", "weak_accuracy", "strong_accuracy"}
+    in_parts = seen[count:]
+    assert sum(size == 2 for size in in_parts) >= 4 * (2 + 20) * 2  # the attacks' passes, each with its second one
+
+
 def test_skipped_samples_are_reported_by_kind(tmp_path: Path) -> None:
     data = Colours()
     data.faults.update({"truncated image": 3, "no caption": 1})

@@ -38,7 +38,8 @@ from robustclip.source import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from robustclip.planning.costs import Memory, StepFlops, TowerFlops
+    from robustclip.planning.costs import StepFlops, TowerFlops
+    from robustclip.planning.memory import Memory
     from robustclip.planning.towers import Rehearsal
 
 
@@ -47,6 +48,8 @@ class Estimate:
     """Estimate of a run: times in seconds and hours, memory in bytes of one GPU, cost in US dollars.
 
     enough_accumulation  smallest --accumulate, a power of two, with which it fits; None if none does
+    largest_batch        largest --batch-size that fits with the given --accumulate; 0 if none does
+    largest_in_parts     largest --batch-size that fits in any number of parts, and that --accumulate
     flops_per_second     of a GPU in the image tower, expected or measured
     """
 
@@ -62,6 +65,8 @@ class Estimate:
     memory: Memory
     memory_of_gpu: float
     enough_accumulation: int | None
+    largest_batch: int
+    largest_in_parts: tuple[int, int]
     flops_per_second: float
     seconds_per_step: float
     price: float | None
@@ -135,13 +140,19 @@ class Estimate:
 
     def advice(self) -> str:
         """Whether it fits into a GPU's memory, and what to change if not."""
+        (batch, parts), count = self.largest_in_parts, self.terms.count
+        in_parts = f"--batch-size {batch} --accumulate {parts} ({batch // count:,} on each GPU)"
+        alone = f"--batch-size {self.largest_batch} ({self.largest_batch // count:,} on each GPU)"
         if self.fits:
-            return "fits"
+            return f"fits, as does {alone}, the largest with this --accumulate"
+        if not self.largest_batch:
+            return "does NOT fit, not even an image a GPU: try --fsdp, --grad-checkpointing or larger GPUs"
+        would = [alone] if self.enough_accumulation is None else [f"--accumulate {self.enough_accumulation}", alone]
+        if self.enough_accumulation is None and batch > self.largest_batch:
+            would.append(in_parts)
         if self.memory.fullest == "probe":
-            return "does NOT fit the probe, a whole batch: --evaluate-every 0 leaves it out, a smaller batch helps"
-        if self.enough_accumulation is not None:
-            return f"does NOT fit: --accumulate {self.enough_accumulation} would, or --grad-checkpointing may"
-        return "does NOT fit, in however many parts: try --fsdp, --grad-checkpointing or larger GPUs"
+            would.append("perhaps --evaluate-every 0, which leaves the probe out, a whole batch in each process")
+        return f"does NOT fit: {', or '.join(would)} would, and --grad-checkpointing may"
 
     def assumptions(self) -> list[str]:
         """Assumptions behind the numbers, in sentences."""
@@ -229,7 +240,7 @@ def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Func
 def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Estimate:
     """Plan a call of `recipe`. Raises UsageError for settings that the trainer would refuse, and with `launch` for a
     call that the recipe would refuse; planning alone needs no data."""
-    from robustclip.planning import costs, towers
+    from robustclip.planning import costs, memory, towers
     from robustclip.robustification import state
 
     if terms.launch:
@@ -260,16 +271,21 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
     else:
         dtype, speed, memory_of_gpu = measured.dtype, measured.flops_per_second, measured.memory
         update, price, reading = measured.seconds_per_update, terms.price, speed
-    kept = costs.activations(imagined, design.size, dtype, grad_checkpointing=settings.grad_checkpointing)
+    kept = memory.activations(imagined, design.size, dtype, grad_checkpointing=settings.grad_checkpointing)
+
+    def needed(share: int, accumulate: int) -> Memory:
+        asked = replace(settings, batch_size=share * terms.count, accumulate=accumulate)
+        return memory.memory_of_step(asked, imagined, design, kept, terms.count, fsdp=terms.fsdp, bank=bank)
+
+    def fits(share: int, accumulate: int) -> bool:
+        return needed(share, accumulate).peak <= (1 - RESERVED) * memory_of_gpu
+
+    def enough(share: int) -> int | None:
+        more = (2**n for n in range(1, share.bit_length()) if 2**n > settings.accumulate)
+        return next((parts for parts in (settings.accumulate, *more) if fits(share, parts)), None)
+
     share = settings.share(terms.count)
-    parts = [settings.accumulate, *(2**n for n in range(1, share.bit_length()) if 2**n > settings.accumulate)]
-    needed = {
-        accumulate: costs.memory_of_step(
-            replace(settings, accumulate=accumulate), imagined, design, kept, terms.count, fsdp=terms.fsdp, bank=bank
-        )
-        for accumulate in parts
-    }
-    usable = (1 - RESERVED) * memory_of_gpu
+    most = memory.largest(lambda share: enough(share) is not None)
     planned = Estimate(
         recipe=recipe.name,
         settings=settings,
@@ -280,9 +296,11 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         trained_parameters=state.trained_parameters(imagined.image_tower),
         tower=tower,
         step=step,
-        memory=needed[settings.accumulate],
+        memory=needed(share, settings.accumulate),
         memory_of_gpu=memory_of_gpu,
-        enough_accumulation=next((parts for parts, memory in needed.items() if memory.peak <= usable), None),
+        enough_accumulation=enough(share),
+        largest_batch=terms.count * memory.largest(lambda share: fits(share, settings.accumulate)),
+        largest_in_parts=(terms.count * most, enough(most) or settings.accumulate),
         flops_per_second=speed,
         seconds_per_step=((step.total - step.captions) / speed + step.captions / reading) / terms.count + update,
         price=price,
@@ -330,7 +348,7 @@ def script(recipe: Recipe, arguments: Mapping[str, Any], planned: Estimate) -> s
         shlex.join(["robustclip", "plan", _name(recipe), *of_terms, *signatures.flags(parameters, arguments)]),
         f"{steps:,} steps of {planned.settings.batch_size:,}, {planned.settings.share(terms.count):,} on each of "
         f"{terms.count} x {terms.gpu}: about {in_time(planned.hours)}, {planned.memory.peak / GIB:.0f} of "
-        f"{planned.memory_of_gpu / GIB:.0f} GB ({planned.advice()})",
+        f"{planned.memory_of_gpu / GIB:.0f} GB ({'fits' if planned.fits else planned.advice()})",
     ]
     return launched.script(terms.launch, about)
 

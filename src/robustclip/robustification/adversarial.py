@@ -256,18 +256,22 @@ class AdversarialGradients:
         return self._in_parts(self.original)(images)
 
     def _in_parts(self, embed: Embed) -> Embed:
-        """`embed` in `accumulate` parts, whose activations are recomputed in the backward pass (GradCache, Gao et al.
-        2021, by torch's checkpointing)."""
-        if self.accumulate == 1:
-            return embed
+        return in_parts(embed, self.accumulate)
 
-        def in_parts(images: Tensor) -> Tensor:
-            parts = images.chunk(self.accumulate)
-            if not torch.is_grad_enabled():
-                return torch.cat([embed(part) for part in parts])
-            return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in parts])
 
-        return in_parts
+def in_parts(embed: Embed, count: int) -> Embed:
+    """`embed` in `count` parts, whose activations are recomputed in the backward pass (GradCache, Gao et al. 2021, by
+    torch's checkpointing)."""
+    if count == 1:
+        return embed
+
+    def embedded(images: Tensor) -> Tensor:
+        parts = images.chunk(count)
+        if not torch.is_grad_enabled():
+            return torch.cat([embed(part) for part in parts])
+        return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in parts])
+
+    return embedded
 
 
 def _everyone(values: Tensor) -> Tensor:

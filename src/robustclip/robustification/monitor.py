@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from robustclip.robustification.state import inference
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
+from robustclip.runs.terminal import counted
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -128,6 +130,24 @@ def probe_gradients(embed: Embed, tower: nn.Module, texts: Tensor, probe: Batch)
         cosine = (embed(images) * texts[:SHOWN]).sum()
         (gradients,) = torch.autograd.grad(cosine, images)
     return np.asarray(to_pil(grid(torch.cat([images.detach(), show_gradients(gradients)]), columns=len(images))))
+
+
+def out_of_memory(run: Run, step: int, share: int, accumulate: int) -> RunError:
+    """What a step took that a device's memory could not hold, and what needs less."""
+    count, recipe = distributed.count(), run.record["recipe"]
+    processes = f", of {share * count:,} in {count} processes" if count > 1 else ""
+    again = f"--batch-size {share * count} --accumulate {2 * accumulate}"
+    planned = f"robustclip plan {quote(recipe)} --gpu here --count {count} {again}"
+    return RunError(
+        f"step {step} ran out of memory with {share:,} pairs{processes}, in {counted(accumulate, 'part')}: "
+        f"--accumulate {2 * accumulate} holds half as many at once, and leaves the gradients as they are; "
+        f"`{planned}` says what fits",
+        "out_of_memory",
+        step=step,
+        share=share,
+        accumulate=accumulate,
+        plan=planned,
+    )
 
 
 def similarities(embed: Embed, tower: nn.Module, clean: Tensor, adversarial: Tensor, texts: Tensor) -> dict[str, float]:

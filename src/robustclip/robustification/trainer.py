@@ -15,12 +15,19 @@ from torch.nn.utils import clip_grad_norm_
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.samples import Batch, BatchSource
 from robustclip.referees.base import TwoTower, unit
-from robustclip.robustification.adversarial import AdversarialGradients, AttackNegatives, WarmStarts, refuse_warm_starts
+from robustclip.robustification.adversarial import (
+    AdversarialGradients,
+    AttackNegatives,
+    WarmStarts,
+    in_parts,
+    refuse_warm_starts,
+)
 from robustclip.robustification.energy import NegativeSamples, refuse_unsampled
 from robustclip.robustification.losses import Objective, embed_captions, refuse_degenerate
 from robustclip.robustification.monitor import (
     BadSteps,
     OverfitAlarm,
+    out_of_memory,
     overfit,
     probe_accuracies,
     probe_gradients,
@@ -37,7 +44,7 @@ from robustclip.robustification.state import (
     warmup_cosine,
 )
 from robustclip.runs import distributed, terminal
-from robustclip.runs.devices import autocast
+from robustclip.runs.devices import autocast, telling_memory
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
@@ -118,12 +125,13 @@ def train(
     keep                number of recent checkpoints to keep, besides the best one on the probe.
 
     Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured and its input gradients drawn;
-    `OverfitAlarm` warns in the run's log. Writes checkpoints and metrics to `run`; `resume` starts from its newest
-    readable checkpoint, and on the same machine the result is bit-equal to that of an uninterrupted run.
+    `OverfitAlarm` warns in the run's log. A probe larger than a part is attacked in parts of that size. Writes
+    checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same machine the
+    result is bit-equal to that of an uninterrupted run.
 
     A step with a non-finite loss or gradient is skipped and logged with the samples that caused it. Raises RunError
-    after ten in a row, naming the last good checkpoint; UsageError for incompatible settings; Interrupted, after a
-    checkpoint, on SIGINT or SIGTERM.
+    after ten in a row, naming the last good checkpoint, and with the code `out_of_memory` where the device has too
+    little; UsageError for incompatible settings; Interrupted, after a checkpoint, on SIGINT or SIGTERM.
     """
     if warm_start:
         refuse_warm_starts(distributed.count())
@@ -210,15 +218,17 @@ def train(
     if probe is not None:
         probe = placed(probe)
         probe_texts = features(probe.captions)
+    share = 0
 
     with (
+        telling_memory(lambda: out_of_memory(run, state.step + 1, share, accumulate)),
         TrainingProgress(total=steps, start=state.step, silent=not distributed.is_main()) as progress,
         catching_signals() as caught,
     ):
         for step, batch in enumerate(progress.fed(data.batches(state.step, state.position)), state.step):
             if step >= steps:
                 break
-            position = batch.position
+            position, share = batch.position, len(batch)
             batch = placed(batch)
             done = step + 1
             logs = done % log_every == 0 or done == steps
@@ -254,8 +264,9 @@ def train(
                 numbers["grad_norm"] = float(distributed.whole(grad_norm))
                 run.log(done, **numbers, images_per_second=progress.images_per_second, data_wait=progress.data_wait)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
+                parts = -(-len(probe) // -(-share // accumulate))
                 accuracies = probe_accuracies(
-                    embed,
+                    in_parts(embed, parts),
                     tower,
                     probe_texts,
                     probe,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EXACT = {"float64": torch.float64}
@@ -159,6 +162,28 @@ def free_memory(device: str | torch.device) -> float | None:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(psutil.virtual_memory().available) if device.type == "cpu" else None
+
+
+NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""What torch says in a RuntimeError where a CPU, MPS or an older driver has no more."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception is a device's or the CPU allocator's lack of memory."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def telling_memory(told: Callable[[], RunError]) -> Iterator[None]:
+    """Context manager that raises `told()` where torch raises its own error for a lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RunError) or not is_out_of_memory(error):
+            raise
+        raise told() from error
 
 
 def saved_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor
 import robustclip
 from robustclip.doctor import devices
 from robustclip.errors import Coded, UsageError, require
-from robustclip.runs.devices import free_memory, pick_device
+from robustclip.runs.devices import free_memory, is_out_of_memory, pick_device
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
 from robustclip.selftest.checks import CHECKS, Check
@@ -31,8 +30,6 @@ from robustclip.signatures import typed
 Result = Literal["within", "exceeded", "overflow", "not finite", "out of memory", "failed", "skipped"]
 Fault = tuple[Result, str]
 GOOD: Final = ("within", "skipped")
-NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
-"""What torch says in a RuntimeError where a CPU, MPS or an older driver has no more."""
 LONGEST: Final = 300  # characters of an exception's message
 MB: Final = 1e6
 
@@ -200,7 +197,7 @@ def attempted(check: Check, setting: Setting) -> Tensor | Fault:
 def fault_of(error: Exception, setting: Setting) -> Fault:
     """What kind of failure an exception is, and its message in a line."""
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         return "out of memory", message
     if isinstance(error, Coded) and error.code == "not_finite":
         return "overflow" if setting.dtype == torch.float16 else "not finite", str(error)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from robustclip.data.examples import odd_pictures, read_examples
@@ -81,6 +82,77 @@ def test_clip_benchmarks_retrieval_layout(tmp_path: Path, plain) -> None:
 
     assert found.captions == [["a square", "blue-ish"], ["another"]]
     assert not found.label_names
+
+
+def hub_cache(folder: Path, name: str, samples: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache as huggingface_hub writes it, links to blobs, with a data set of one shard; and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = folder / f"datasets--clip-benchmark--wds_{name}"
+    snapshot, blobs = repository / "snapshots" / "0123", repository / "blobs"
+    webdataset(blobs, samples)
+    (blobs / "names").write_text("ant\nbee\ncow\n")
+    (blobs / "shards").write_text("1\n")
+    (blobs / "templates").write_text("a photo of a {c}.\n")
+    (snapshot / "test").mkdir(parents=True)
+    for link, blob in {
+        "test/0.tar": "0.tar",
+        "test/nshards.txt": "shards",
+        "classnames.txt": "names",
+        "zeroshot_classification_templates.txt": "templates",
+    }.items():
+        (snapshot / link).symlink_to(blobs / blob)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    return snapshot
+
+
+@pytest.mark.parametrize(("name", "repository"), [("own", "own"), ("vtab/cifar10", "vtab-cifar10")])
+def test_clip_benchmarks_data_sets_by_name(
+    name: str, repository: str, tmp_path: Path, plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = plain((0.2, 0.4, 0.6), (0.8, 0.0, 0.2))
+    samples = [{"webp": webp(images[0]), "cls": b"1\n"}, {"webp": webp(images[1]), "cls": b"0"}]
+    snapshot = hub_cache(tmp_path, repository, samples, monkeypatch)
+    found = read_examples(f"wds/{name}")
+    assert found.name == f"wds/{name}"
+    assert found.label_names == ["ant", "bee", "cow"]
+    assert found.labels.tolist() == [1, 0]
+    assert found.templates == ("a photo of a {c}.",)
+    torch.testing.assert_close(found.images[torch.arange(2)], images)
+
+    (snapshot / "test" / "nshards.txt").unlink()
+    (snapshot / "test" / "nshards.txt").write_text("3")
+    with pytest.raises(RunError, check=lambda error: error.code == "unreachable") as raised:
+        read_examples(f"wds/{name}")
+    assert raised.value.values["missing"] == ["test/1.tar", "test/2.tar"]  # type: ignore[attr-defined]
+    (snapshot / "test" / "nshards.txt").unlink()
+    with pytest.raises(UsageError, check=lambda error: error.code == "not_wds"):
+        read_examples(f"wds/{name}")
+    with pytest.raises(RunError, match="clip-benchmark/wds_other", check=lambda error: error.code == "unreachable"):
+        read_examples("wds/other")
+
+
+def test_of_a_data_set_of_clip_benchmark_the_test_split_is_fetched(
+    tmp_path: Path, plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub_cache(tmp_path, "own", [{"webp": webp(plain((0.2, 0.4, 0.6))[0]), "cls": b"1"}], monkeypatch)
+    asked: list[object] = []
+
+    def fetched(*which: object, **how: object) -> str:
+        asked.extend((which, how))
+        return str(snapshot)
+
+    monkeypatch.setattr("robustclip.runs.hub.snapshot_download", fetched)
+    assert len(read_examples("wds/own")) == 1
+    files = ["test/*", "classnames.txt", "zeroshot_classification_templates.txt"]
+    assert asked == [("clip-benchmark/wds_own",), {"repo_type": "dataset", "allow_patterns": files}]
+
+
+@pytest.mark.parametrize("name", ["wds/", "wds/../own", "wds//own", "wds/o wn"])
+def test_names_that_clip_benchmark_cannot_have_are_no_data(name: str) -> None:
+    with pytest.raises(UsageError, match="no data at"):
+        read_examples(name)
 
 
 def test_a_caption_that_is_missing_is_told(tmp_path: Path, plain) -> None:

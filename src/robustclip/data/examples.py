@@ -6,6 +6,7 @@ Images of a folder are decoded per batch, so that a set need not fit into memory
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,13 +35,16 @@ from robustclip.data.tars import (
     parents,
     split_name,
 )
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.runs.files import is_folder, read_lines
 
 SHOW_DATA = (
-    "give emoji/SPLIT, icons/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, or a clip_benchmark "
-    "webdataset folder (test/*.tar beside classnames.txt)"
+    "give emoji/SPLIT, icons/SPLIT, emoji/scenes, a folder with one sub-folder of images a class, a clip_benchmark "
+    "webdataset folder (test/*.tar beside classnames.txt), or wds/NAME, one of clip_benchmark's on the Hugging Face hub"
 )
+WDS = re.compile(r"wds/(\w[\w.-]*(/\w[\w.-]*)*)", re.ASCII)
+"""clip_benchmark's names of webdataset data sets: wds/imagenet1k, wds/vtab/cifar10."""
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,20 @@ def odd_pictures(examples: Examples) -> Iterator[str]:
 def read_examples(
     data: str | Path, *, size: int | tuple[int, int] | None = None, limit: int | None = None, seed: int = 0
 ) -> Examples:
-    """Read evaluation data: `emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, or a clip_benchmark webdataset
-    folder.
+    """Read evaluation data: `emoji/SPLIT`, `icons/SPLIT`, a folder of class folders, a clip_benchmark webdataset
+    folder, or `wds/NAME`: the test split of clip_benchmark's data set of that name, from the hub's cache or the hub.
 
     `size`: images of a folder are resized and cropped to it; None keeps their own, if they all have the same. `limit`:
     a random subset, drawn by the seed, in the original order. Raises UsageError if there is no such data, if it is
-    empty, or if a size is missing or not applicable.
+    empty, or if a size is missing or not applicable; RunError if the hub is out of reach.
     """
     folder = Path(data)
     if str(data) and is_folder(folder):
         shards = _shards_of(folder)
         examples = _read_shards(folder, shards) if shards else _read_folder(folder)
+    elif wds := WDS.fullmatch(str(data)):
+        folder = _fetched(wds[1])
+        examples = replace(_read_shards(folder, _shards_of(folder)), name=wds[0])
     elif data == SCENES:
         examples = _read_scenes()
     elif isinstance(data, str) and data.startswith(("emoji/", "icons/")):
@@ -98,6 +105,29 @@ def read_examples(
     if len(examples) == 0:
         raise UsageError(f"the data at {str(data)!r} is empty: {SHOW_DATA}")
     return _sized(_subset(examples, limit, seed), size)
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a data set of clip_benchmark, with all shards that its test/nshards.txt counts. Raises RunError
+    where the hub is out of reach and the cache has fewer."""
+    from robustclip.runs.hub import data_set_folder  # here, since its import is slow
+
+    repository = f"clip-benchmark/wds_{name.replace('/', '-')}"
+    otherwise = "download it elsewhere, and give its folder (test/*.tar beside classnames.txt)"
+    folder = data_set_folder(repository, ("test/*", NAMES, TEMPLATES_FILE), otherwise)
+    counted = folder / "test" / "nshards.txt"
+    text = counted.read_text().strip() if counted.is_file() else ""
+    if not text.isdecimal():
+        raise UsageError(f"{repository} has no test/nshards.txt: it is not in clip_benchmark's layout", "not_wds")
+    missing = [shard for number in range(int(text)) if not (folder / (shard := f"test/{number}.tar")).is_file()]
+    if missing:
+        raise RunError(
+            f"the cache has {int(text) - len(missing)} of the {text} shards of {repository} ({missing[0]} is missing): "
+            f"run once where there is a network, or {otherwise}",
+            "unreachable",
+            missing=missing,
+        )
+    return folder
 
 
 def _read_scenes() -> Examples:
@@ -136,7 +166,7 @@ def _read_folder(folder: Path) -> Examples:
 
 
 def _templates(folder: Path) -> list[str]:
-    return [line for line in _lines(folder / "zeroshot_classification_templates.txt") if line]
+    return [line for line in _lines(folder / TEMPLATES_FILE) if line]
 
 
 def _shards_of(folder: Path) -> list[Path]:

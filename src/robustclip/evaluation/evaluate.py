@@ -82,7 +82,7 @@ def listed(values: Any) -> Any:
 def evaluate(
     referees: Annotated[Referees, "names, tags or folders"],
     *,
-    data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
+    data: Annotated[str | Path, "emoji/SPLIT, a folder of class folders, a clip_benchmark folder, or wds/NAME"] = (
         "emoji/unseen-styles"
     ),
     tasks: Annotated[Sequence[TaskName], "what to measure", BeforeValidator(listed)] = ("zero-shot",),

@@ -221,9 +221,9 @@ def merged(rows: Sequence[Entry]) -> list[Entry]:
 def benchmark(
     referees: Annotated[Sequence[str], "names, tags or folders; with --merge, folders of leaderboards"],
     *,
-    data: Annotated[str, "as of evaluate: emoji/SPLIT, a folder of class folders, or a clip_benchmark folder"] = (
-        "emoji/unseen-styles"
-    ),
+    data: Annotated[
+        str, "as of evaluate: emoji/SPLIT, a folder of class folders, a clip_benchmark folder, or wds/NAME"
+    ] = ("emoji/unseen-styles"),
     parts: Annotated[Sequence[Part], "what to measure; default: all that the data allow"] = (),
     autoattack: Annotated[Literal["light", "standard"], "ensemble of the part autoattack"] = "light",
     attack: Annotated[

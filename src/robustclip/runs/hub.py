@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, snapshot_download
 
 from robustclip.errors import Coded, RunError
 
@@ -44,6 +45,13 @@ def reading_hub(what: str, otherwise: str, *, ask: bool = True) -> Iterator[None
     finally:
         constants.HF_HUB_OFFLINE = before
         logging.disable(logged)
+
+
+def data_set_folder(repository: str, files: Sequence[str], otherwise: str) -> Path:
+    """The folder in the hub's cache of a data set repository's `files` (patterns), of which those missing are fetched;
+    errors as `reading_hub`. Offline it holds what was fetched before, maybe not all."""
+    with reading_hub(f"the data set {repository}", otherwise):
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(files)))
 
 
 def _silence() -> str | None:

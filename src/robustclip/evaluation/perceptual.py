@@ -26,6 +26,7 @@ from robustclip.data.tables import read_table
 from robustclip.errors import UsageError
 from robustclip.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from robustclip.evaluation.intervals import Interval, rate
+from robustclip.evaluation.lpips import load_lpips
 from robustclip.losses.perceptual import Embed, PerceptualDistance, Triplets, mislead
 from robustclip.referees.registry import load_referee
 from robustclip.referees.similarity import batches
@@ -47,17 +48,25 @@ def distance(
     b: Annotated[Path, "another picture, of any size"],
     *,
     referee: Annotated[str, "name, tag or folder of the referee that sees both"] = "emoji-robust",
+    lpips: Annotated[
+        Path | None, "torchvision's alexnet, vgg16 or squeezenet1_1 weights: print LPIPS by this network too"
+    ] = None,
     device: str = "auto",
 ) -> dict[str, float | str]:
     """Perceptual distance of two pictures: 1 - cosine of their embeddings, from 0 (the same to the referee) to 2.
 
-    Raises UsageError for files that are no pictures and for an unknown referee.
+    Raises UsageError for files that are no pictures, for an unknown referee, and for a file that is no backbone of
+    LPIPS, or pictures that LPIPS cannot compare.
     """
+    beside: dict[str, float | str] = {}
     pictures = [load_image(path)[None] for path in (a, b)]
+    if lpips is not None:
+        network, compare = load_lpips(lpips)
+        beside = {"lpips": compare(*pictures).item(), "lpips_network": network}
     seeing = load_referee(referee, device=str(pick_device(device)))
     with torch.no_grad():
         found = PerceptualDistance(seeing)(*(picture.to(seeing.device) for picture in pictures))
-    return {"distance": found.item(), "referee": seeing.card.name}
+    return {"distance": found.item(), "referee": seeing.card.name, **beside}
 
 
 def corruption_triplets(

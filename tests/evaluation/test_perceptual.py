@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.cli import app
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
+from robustclip.evaluation import evaluate
 from robustclip.evaluation.perceptual import corruption_triplets, distance, read_nights, two_afc
 from robustclip.losses import PerceptualDistance, Triplets
 from robustclip.referees.base import TwoTower
@@ -106,6 +107,52 @@ def test_what_is_not_nights(table: str, code: str, tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text(table)
     with pytest.raises(UsageError, check=lambda error: error.code == code):
         read_nights(tmp_path)
+
+
+def test_as_a_task_of_evaluate(colour_referee: Callable[..., TwoTower]) -> None:
+    """Values, intervals, control and predictions are those of `two_afc` on the same triplets."""
+    attack = AttackSpec.parse("l2:0.86@3")
+    others = {"a": colour_referee("a"), "b": colour_referee("b", tower=Corner())}
+    report = evaluate(list(others.values()), tasks=["distance"], attack=[str(attack)], limit=24, seed=2, device="cpu")
+    triplets, answers = corruption_triplets(limit=24, seed=2), {}
+    for name, referee in others.items():
+        embed = PerceptualDistance(referee).embed
+        for images, spec, control in (
+            ("clean", None, False),
+            ("random l2:0.86", attack, True),
+            (str(attack), attack, False),
+        ):
+            share, found = two_afc(embed, triplets, spec, control=control, seed=2)
+            row = report.row(name, "2AFC", images)
+            assert (row.value, row.low, row.high, row.n) == (share.value, share.low, share.high, 24)
+            answers[name, images] = found.tolist()
+    assert answers["a", "clean"] != answers["b", "clean"]
+    listed: dict[tuple[str, str], list[bool]] = {}
+    for entry in report.predictions:
+        listed.setdefault((entry["referee"], entry["attack"]), []).append(entry["right"])
+    assert listed == answers
+    difference = report.row("b", "2AFC", str(attack), kind="difference")
+    assert difference.value == report.row("b", "2AFC", str(attack)).value - report.row("a", "2AFC", str(attack)).value
+
+
+def test_nights_as_data_of_evaluate(nights: Path, colour_referee: Callable[..., TwoTower]) -> None:
+    """Red is nearer to orange than to green: one of three voters of the whole test split says so."""
+    for name, colour in {"ref": (1.0, 0.0, 0.0), "left": (1.0, 0.5, 0.0), "right": (0.0, 1.0, 0.0)}.items():
+        save_image(flat(colour)[0], nights / f"{name}.png")
+    report = evaluate([colour_referee()], data=nights, tasks=["distance"], size=8, device="cpu")
+    row = report.row("colours", "2AFC")
+    assert (row.value, row.n) == (pytest.approx(1 / 3), 3)
+    with pytest.raises(UsageError, match="zero-shot needs labels"):
+        evaluate([colour_referee()], data=nights, tasks=["distance", "zero-shot"], device="cpu")
+    with pytest.raises(UsageError, match="distance"):
+        evaluate([colour_referee()], data=nights, tasks=["distance"], attack=["l2:1@apgd-ce"], device="cpu")
+
+
+class Corner(nn.Module):
+    """The mean colour of the first quarter: another referee's opinion."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, :4, :4].mean((2, 3))
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class Examples:
 
     `label_names` are all labels of the set, and `labels` (N,) indices into them; both empty if the set has none.
     `captions` holds a list per image; empty if the set has none. `templates` are those of the set, if any. `boxes`
-    (top, left, bottom, right; half-open pixels) locate the objects of the first captions, in sets with boxes.
+    (top, left, bottom, right; half-open pixels) locate the objects of the first captions, in sets with boxes. `choices`
+    are a nearer and a farther image to each image, in sets of triplets (NIGHTS).
     `reported` lists what was read, and what was left out.
     """
 
@@ -67,6 +68,7 @@ class Examples:
     templates: tuple[str, ...] = ()
     boxes: Int[Tensor, "n 4"] | None = None
     reported: tuple[str, ...] = ()
+    choices: tuple[Images, Images] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -29,6 +29,7 @@ HOW: Final = {
     "maps": {"method", "layer"},
     "faithfulness": {"method", "layer"},
     "pag": {"judge", "baseline"},
+    "distance": set[str](),
 }
 """Tasks that can be re-measured, with the arguments that a claim may set: an untrusted card must not choose what is
 read or downloaded."""

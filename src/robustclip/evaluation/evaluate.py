@@ -28,6 +28,7 @@ from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
 from robustclip.evaluation.named import NamedReferee, Setting, folder_to_sign, load_named, prompts_of, sign_cards
 from robustclip.evaluation.pag import read_spec
+from robustclip.evaluation.perceptual import NIGHTS_TABLE, nights_examples
 from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.universal import Applied, read_universal
@@ -47,7 +48,16 @@ from robustclip.signatures import typed
 
 Referees = Sequence[str | Path | TwoTower]
 TaskName = Literal[
-    "zero-shot", "retrieval", "gradients", "pag", "maps", "faithfulness", "certification", "corruptions", "edits"
+    "zero-shot",
+    "retrieval",
+    "gradients",
+    "pag",
+    "maps",
+    "faithfulness",
+    "distance",
+    "certification",
+    "corruptions",
+    "edits",
 ]
 COLUMNS = 8  # of the gradient picture
 Labels = Literal["all", "present"] | PositiveInt
@@ -55,7 +65,7 @@ Side = Annotated[int, Field(gt=0, le=LARGEST)]
 MOST_AT_ONCE = 2**20  # images in a batch
 JUDGE = "emoji-judge"  # default for the embedded sets
 PULL = "l2:12@20"  # RMS 28/255 at 64x64, where the embedded guides differ most
-PGD_ONLY = ("retrieval", "maps", "faithfulness")  # retrieval also takes stored perturbations
+PGD_ONLY = ("retrieval", "maps", "faithfulness", "distance")  # retrieval also takes stored perturbations
 DETERMINING = ("data", "images", "size", "templates", "labels", "batch_size", "dtype", "device", "seed", "versions")
 ENOUGH = 200  # images; with fewer, a note warns of wide intervals
 
@@ -138,6 +148,10 @@ def evaluate(
     them. With `out`, attacked batches are saved as they finish; `resume` continues from them with the results of an
     uninterrupted evaluation. Tasks other than zero-shot start over.
 
+    The task distance is two-alternative forced choice by the referee's distance (`evaluation.perceptual`): of two
+    images, which is nearer to a reference? On each image under a corruption at two strengths, or on the votes of
+    NIGHTS, if `data` is its folder. Its attack moves the reference.
+
     The task corruptions applies common corruptions at five strengths (`evaluation.corruptions`). `masking` runs
     gradient-masking sanity checks under the first attack (`evaluation.masking`).
 
@@ -154,7 +168,9 @@ def evaluate(
     if sign:
         for one in measured:
             folder_to_sign(one)
-    examples = read_examples(data, size=size, limit=limit, seed=seed)
+    nights = "distance" in tasks and is_file(Path(data) / NIGHTS_TABLE)
+    read = nights_examples if nights else read_examples
+    examples = read(data, size=size, limit=limit, seed=seed)
     for line in examples.reported:
         terminal.note(f"data: {line}")
     needed = [*tasks, "masking"] if masking else tasks

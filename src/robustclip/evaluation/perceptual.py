@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec, random_perturbation, size_of
 from robustclip.data.embedded import EMBEDDED_DATA
-from robustclip.data.examples import read_examples
+from robustclip.data.examples import Examples, read_examples
 from robustclip.data.images import load_image
 from robustclip.data.pictures import Pictures, Stored, draw_subset
 from robustclip.data.tables import read_table
@@ -27,14 +28,18 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from robustclip.evaluation.intervals import Interval, rate
 from robustclip.evaluation.lpips import load_lpips
+from robustclip.evaluation.named import Setting, control_of
+from robustclip.evaluation.report import CLEAN, Findings, Measurement
 from robustclip.losses.perceptual import Embed, PerceptualDistance, Triplets, mislead
+from robustclip.referees.base import TwoTower
 from robustclip.referees.registry import load_referee
 from robustclip.referees.similarity import batches
-from robustclip.runs.devices import pick_device
+from robustclip.runs.devices import autocast, pick_device
 from robustclip.runs.rng import each, generator
 from robustclip.signatures import typed
 
 BATCH: Final = 60
+NIGHTS_SIDE: Final = 224
 NIGHTS_TABLE: Final = "data.csv"
 NIGHTS_COLUMNS: Final = ("votes", "split", "ref_path", "left_path", "right_path")
 CHOICE: Final = 2  # the column of the votes for the right image, by its place, as DreamSim's and R-CLIP's code read it
@@ -79,9 +84,16 @@ def corruption_triplets(
 ) -> Triplets:
     """`limit` drawings, each under one of the `kinds` of corruption in turn, at two strengths drawn by the seed and the
     id; of a folder, pictures of `size`. Raises UsageError for an unknown kind, none, and data that is not there."""
+    return triplets_of(read_examples(data, size=size, limit=limit, seed=seed), kinds, seed=seed)
+
+
+def triplets_of(examples: Examples, kinds: Sequence[str] = tuple(CORRUPTIONS), *, seed: int = 0) -> Triplets:
+    """The triplets of a set that has some (`Examples.choices`), else each image under corruptions, as
+    `corruption_triplets`."""
+    if examples.choices is not None:
+        return Triplets(examples.name, examples.images, *examples.choices, examples.ids)
     if not kinds:
         raise UsageError(f"a triplet needs a kind of corruption: give some of {', '.join(CORRUPTIONS)}", "no_triplets")
-    examples = read_examples(data, size=size, limit=limit, seed=seed)
     parts = []
     for place, (name, stream) in enumerate(zip(examples.ids, each(seed, "2afc", ids=examples.ids), strict=True)):
         weak, strong = sorted(STRENGTHS[i] for i in torch.randperm(len(STRENGTHS), generator=stream)[:2].tolist())
@@ -97,8 +109,9 @@ def read_nights(
 ) -> Triplets:
     """NIGHTS' folder: data.csv, and the pictures that it names, decoded lazily and resized to a square of `size`.
 
-    `split` is train, val, test_imagenet or test_no_imagenet; triplets of fewer than 6 votes are left out, as in the
-    data of DreamSim. Raises UsageError for a missing table, column or picture, and for an empty split.
+    `split` is train, val, test, or a part of that, test_imagenet or test_no_imagenet; triplets of fewer than 6 votes
+    are left out, as in the data of DreamSim. Raises UsageError for a missing table, column or picture, and for an empty
+    split.
     """
     table = Path(folder) / NIGHTS_TABLE
     header, rows, _ = read_table(table, ",")
@@ -135,6 +148,25 @@ def read_nights(
     return Triplets(f"NIGHTS {split}", reference, nearer, farther, [row[0] for row in chosen])
 
 
+def nights_examples(
+    folder: str | Path, *, size: int | None = None, limit: int | None = None, seed: int = 0
+) -> Examples:
+    """NIGHTS' whole test split as evaluation data, by default of 224x224 pixels. Errors as `read_nights`."""
+    side = size or NIGHTS_SIDE
+    found = read_nights(Path(folder), "test", size=side, limit=limit, seed=seed)
+    return Examples(
+        Path(folder).as_posix(),
+        found.reference,
+        (side, side),
+        found.ids,
+        torch.empty(0, dtype=torch.long),
+        [],
+        [],
+        reported=(f"{len(found):,} triplets of {found.name}",),
+        choices=(found.nearer, found.farther),
+    )
+
+
 def _votes(row: list[str], column: dict[str, int], table: Path) -> float:
     return _number(row[column["votes"]], table)
 
@@ -154,6 +186,8 @@ def two_afc(
     control: bool = False,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    batch_size: int = BATCH,
+    title: str = "",
 ) -> tuple[Interval, Bool[NDArray[np.bool_], " n"]]:
     """The share of triplets whose nearer image is found, with Wilson's interval, and the answers one by one.
 
@@ -162,7 +196,7 @@ def two_afc(
     place. Raises UsageError for an attack on classifiers.
     """
     hits, apart = [], PerceptualDistance.between
-    for rows in batches(torch.arange(len(triplets)), BATCH, f"2AFC, {attack or 'clean'}"):
+    for rows in batches(torch.arange(len(triplets)), batch_size, title or f"2AFC, {attack or CLEAN}"):
         moved, near, far = (one[rows].to(device) for one in (triplets.reference, triplets.nearer, triplets.farther))
         with torch.no_grad():
             nearer, farther = embed(near), embed(far)
@@ -186,3 +220,34 @@ def two_afc(
             hits.append((apart(found, nearer) < apart(found, farther)).cpu().numpy())
     answers = np.concatenate(hits)
     return rate(answers), answers
+
+
+def forced_choice(referee: TwoTower, setting: Setting, title: str) -> Findings:
+    """2AFC accuracy of the referee's distance (`triplets_of`): clean, under noise of each attack's norm and eps, and
+    under PGD on the distance."""
+    triplets, found = triplets_of(setting.examples, seed=setting.seed), Findings()
+
+    def embed(images: Tensor) -> Tensor:
+        with autocast(referee.device, setting.dtype):
+            return referee.embed_images(images).float()
+
+    runs: dict[str, tuple[AttackSpec | None, bool]] = {CLEAN: (None, False)}
+    runs |= {control_of(spec): (spec, True) for spec in setting.attacks}
+    runs |= {str(spec): (spec, False) for spec in setting.attacks}
+    for name, (spec, control) in runs.items():
+        _, answers = two_afc(
+            embed,
+            triplets,
+            spec,
+            control=control,
+            device=referee.device,
+            seed=setting.seed,
+            batch_size=setting.batch_size,
+            title=f"{title} {name}",
+        )
+        found.measurements.append(Measurement("2AFC", name, answers))
+        found.predictions += [
+            {"attack": name, "id": one, "right": right}
+            for one, right in zip(triplets.ids, answers.tolist(), strict=True)
+        ]
+    return found

@@ -22,6 +22,7 @@ from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.maps import faithfulness, maps
 from robustclip.evaluation.named import Setting, control_of, prompts_of, worst_of
 from robustclip.evaluation.pag import Choices, choose, draw_pairs, pull
+from robustclip.evaluation.perceptual import forced_choice
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Findings, Measurement
 from robustclip.evaluation.retrieval import DEPTHS, Gallery, Recall, edits, recall, retrieve_under_attack
 from robustclip.evaluation.zeroshot import Candidates, Predictions, predictions
@@ -222,6 +223,7 @@ TASKS: dict[str, Task] = {
     "pag": pag,
     "maps": maps,
     "faithfulness": faithfulness,
+    "distance": forced_choice,
     "certification": certification,
     "corruptions": corruptions,
     "edits": edits,

@@ -20,7 +20,7 @@ from open_clip.model import CLIP
 from open_clip.pretrained import list_pretrained_tags_by_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
 from robustclip.errors import RunError, UsageError
 from robustclip.referees import lora, recognition
@@ -83,7 +83,10 @@ def meta(architecture: str) -> dict[str, Tensor]:
         return dict(CLIP(**config).state_dict())
 
 
-@pytest.mark.parametrize("architecture", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "convnext_base_w"],
+)
 @pytest.mark.parametrize("part", ["full", "image"])
 def test_full_size_files_are_recognised_by_keys_and_shapes(architecture: str, part: str, tmp_path: Path) -> None:
     weights = meta(architecture)
@@ -99,18 +102,27 @@ def test_full_size_files_are_recognised_by_keys_and_shapes(architecture: str, pa
         assert PREFIX + "fare4-vit-l-14" in found.released
 
 
-def test_leafs_keys_at_full_size_are_transformers() -> None:
-    """The published configs (conversion/convert_2.py) against open_clip's ViT-H-14, key by key and shape by shape."""
+@pytest.mark.parametrize(
+    ("architecture", "vision"),
+    [
+        ("ViT-H-14", {"num_hidden_layers": 32, "hidden_size": 1280, "intermediate_size": 5120}),
+        ("ViT-g-14", {"num_hidden_layers": 40, "hidden_size": 1408, "intermediate_size": 6144}),
+    ],
+)
+def test_leafs_keys_at_full_size_are_transformers(architecture: str, vision: dict[str, int]) -> None:
+    """The published configs (conversion/convert_2.py) against open_clip's, key by key and shape by shape."""
     text = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
-    vision = {"num_hidden_layers": 32, "patch_size": 14, "hidden_size": 1280, "intermediate_size": 5120}
     config = CLIPConfig(
         projection_dim=1024,
         text_config=text | {"hidden_act": "gelu", "projection_dim": 1024},
-        vision_config=vision | {"hidden_act": "gelu", "num_attention_heads": 16, "projection_dim": 1024},
+        vision_config=vision
+        | {"patch_size": 14, "hidden_act": "gelu", "num_attention_heads": 16, "projection_dim": 1024},
     )
     with torch.device("meta"):
         weights = dict(CLIPModel(config).state_dict())
-    assert recognition._of(weights, Path("model.safetensors")).architectures[0] == "ViT-H-14"
+    found = recognition._of(weights, Path("model.safetensors"))
+    assert found.architectures[0] == architecture
+    assert "the text tower" not in found.asked
 
 
 Layout = Callable[[Mapping[str, Tensor]], Any]
@@ -182,6 +194,44 @@ def test_a_hub_folder_as_chs20_wrote_it(open_clip_model: Any, tiny_cfg: Any, ima
     theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()
     same_as_open_clip(referee, theirs, images)
     assert referee.card.provenance["released as"] == "robust-clip:fare4-vit-l-14"
+
+
+def test_a_folder_with_a_word_piece_tokenizer_of_its_own_as_delta_clip(
+    tiny_cfg: Any, images: Tensor, tmp_path: Path
+) -> None:
+    """CLIPA's towers (mean pooling, no causal mask, the last token) and BERT's tokenizer, with its files in the folder:
+    `hf_tokenizer_name` is a name on the hub, which is not asked."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "cat", "two", "dog", "##s", "on", "lawn"]
+    tokens: Any = BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+    tokens.save_pretrained(tmp_path)
+    vision = tiny_cfg["vision_cfg"] | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    text = tiny_cfg["text_cfg"] | {
+        "context_length": 9,
+        "vocab_size": 32,
+        "hf_tokenizer_name": "some/bert-uncased",
+        "tokenizer_kwargs": {"strip_sep_token": True},
+        "pool_type": "last",
+        "no_causal_mask": True,
+    }
+    config = {"model_cfg": tiny_cfg | {"vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"size": 32}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    model = CLIP(**config["model_cfg"])
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    referee = load_referee(f"local-dir:{tmp_path}")
+
+    theirs: Any = open_clip.create_model(f"local-dir:{tmp_path}").eval().requires_grad_(False)
+    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    assert ids[1].tolist() == [2, 9, 10, 11, 12, 5, 13, 0, 0]  # [CLS] two dog ##s on a lawn; [SEP] became 0
+    with torch.no_grad():
+        assert torch.equal(
+            referee.embed_images(images, normalize=False), theirs.encode_image(referee.preprocess(images))
+        )
+        assert torch.equal(referee.embed_texts(TEXTS, normalize=False), theirs.encode_text(ids))
+    assert len(referee.embed_texts(TEXTS).unique(dim=0)) == 3
+    named = load_referee("robust-clip:delta-clip-vit-l-14", pretrained=str(tmp_path))
+    assert torch.equal(named.embed_texts(TEXTS), referee.embed_texts(TEXTS))
 
 
 @pytest.mark.parametrize("quick_gelu", ["FALSE", "false", "no", ""])

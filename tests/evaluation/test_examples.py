@@ -116,6 +116,7 @@ def test_clip_benchmarks_data_sets_by_name(
     snapshot = hub_cache(tmp_path, repository, samples, monkeypatch)
     found = read_examples(f"wds/{name}")
     assert found.name == f"wds/{name}"
+    assert found.reported == ("2 pictures of 1 shards",)
     assert found.label_names == ["ant", "bee", "cow"]
     assert found.labels.tolist() == [1, 0]
     assert found.templates == ("a photo of a {c}.",)

@@ -71,7 +71,8 @@ def test_they_are_listed_and_described() -> None:
     ],
 )
 def test_what_is_out_of_reach_says_what_to_do(name: str, kind: type[Any], code: str) -> None:
-    with pytest.raises(kind, match="load_referee", check=lambda error: error.code == code):
+    call = rf'load_referee\("{PREFIX}{name}", pretrained='
+    with pytest.raises(kind, match=call, check=lambda error: error.code == code):
         load_referee(PREFIX + name)
 
 

@@ -122,11 +122,11 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def not_shards(place: Pattern) -> list[str]:
-    """A line that counts ignored files beside shards, except img2dataset's statistics."""
+    """A line that counts ignored files beside shards, except those of img2dataset and clip_benchmark."""
     folder = expand_home(place)
     if not is_folder(folder):
         return []
-    expected = ("_stats.json", ".parquet", "classnames.txt", "zeroshot_classification_templates.txt")
+    expected = ("_stats.json", ".parquet", "nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
     others = sorted(
         path.name + ("/" if path.is_dir() else "")
         for path in folder.iterdir()

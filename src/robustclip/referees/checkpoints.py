@@ -305,18 +305,18 @@ def _fetched(entry: Released) -> Path | None:
             else f"{entry.file} is not fetched; download it ({entry.source})"
         )
         raise UsageError(
-            f'{entry.name}: {reason}, and give it: load_referee("{entry.name}", pretrained="PATH")',
+            f"{entry.name}: {reason}, and give it: {_by_file(entry)}",
             "not_fetched",
             name=entry.name,
         )
     if entry.layout == "open_clip folder":
         return None
-    return fetch(entry.source.removeprefix(HUB), entry.file, call=f'load_referee("{entry.name}", pretrained="PATH")')
+    return fetch(entry.source.removeprefix(HUB), entry.file, call=_by_file(entry))
 
 
 def _loaded(entry: Released, where: Path | None) -> TwoTower:
     if where is None:
-        return load_hub(entry.source or "")
+        return load_hub(entry.source or "", f"download it elsewhere, and {_by_file(entry)}")
     if not where.exists():
         raise UsageError(f"there is no file or folder {where}: {_needed(entry)}", "missing_file", path=str(where))
     if where.is_dir() and entry.layout != "LoRA adapter":
@@ -334,6 +334,10 @@ def _loaded(entry: Released, where: Path | None) -> TwoTower:
     if entry.layout == "LoRA adapter":
         return load_adapted(where, load_released(PREFIX + str(entry.base)))
     return load_checkpoint(where, entry.architecture, quick_gelu=entry.quick_gelu, pretrained=entry.base)
+
+
+def _by_file(entry: Released) -> str:
+    return f'load_referee("{entry.name}", pretrained="PATH")'
 
 
 def _needed(entry: Released) -> str:

@@ -255,14 +255,15 @@ def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> 
     return _wrapped(model, tokenizer, model_cfg, name)
 
 
-def load_hub(name: str) -> TwoTower:
-    """Load `hf-hub:ORG/NAME` with its own config; errors as load_tag, and UsageError for an invalid name."""
+def load_hub(name: str, otherwise: str = OTHERWISE) -> TwoTower:
+    """Load `hf-hub:ORG/NAME` with its own config; errors as load_tag (out of reach: with the way out `otherwise`), and
+    UsageError for an invalid name."""
     if not HUB_NAME.fullmatch(name) or ".." in name or "--" in name:
         raise UsageError(
             f"{name[:200]!r} names no model of the Hugging Face hub: give hf-hub:ORG/NAME (letters, digits, '-', '_' "
             "and single '.'), or local-dir:FOLDER for a folder"
         )
-    with reading_hub(name, OTHERWISE):
+    with reading_hub(name, otherwise):
         model_cfg = get_model_config(name)
         if not isinstance(model_cfg, dict):
             raise UsageError(f"{name} has no open_clip config: give hf-hub:ORG/NAME of a model that has one")

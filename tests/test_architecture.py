@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which library, and how long a page may be."""
+"""Architecture checks: which module may import which optional library, and how long a file may be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "robustclip"
 PAGE = 400  # lines
 
-# A library and the only files (or rooms, with a slash at the end) of src/robustclip that may import it.
+# A library and the only files (or packages, with a slash at the end) of src/robustclip that may import it.
 ONLY_IMPORTERS = {
     "accelerate": ["runs/distributed.py", "runs/records.py"],
     "diffusers": ["diffusion/"],
@@ -60,18 +60,18 @@ def imports(text: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def misplaced(text: str, room: str) -> list[tuple[int, str]]:
+def misplaced(text: str, file: str) -> list[tuple[int, str]]:
     """Lines of a file, with the library each imports against the table."""
     return [
         (line, library)
         for line, name in imports(text)
         for library, homes in ONLY_IMPORTERS.items()
         if f"{name}.".startswith(f"{library}.")
-        and not any(room == home or (home.endswith("/") and room.startswith(home)) for home in homes)
+        and not any(file == home or (home.endswith("/") and file.startswith(home)) for home in homes)
     ]
 
 
-def test_libraries_are_imported_in_their_room_only() -> None:
+def test_libraries_are_imported_by_their_modules_only() -> None:
     assert len(sources()) > 10
     faults = [
         f"{path.relative_to(ROOT)}:{line}: move `{library}` to {' or '.join(ONLY_IMPORTERS[library])}"

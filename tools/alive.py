@@ -1,4 +1,4 @@
-"""The bytes of tensors that are alive at a time, on any device."""
+"""Peak memory of live tensors, on any device."""
 
 from __future__ import annotations
 

@@ -65,17 +65,17 @@ def method(recipe: Recipe, result: str) -> str:
 def stub() -> str:
     """The whole file."""
     lines = [HEAD]
-    for room, result in RESULTS.items():
-        lines += [f"class _{room.title()}:"]
-        own = inspect.signature(getattr(recipes, room))
+    for group, result in RESULTS.items():
+        lines += [f"class _{group.title()}:"]
+        own = inspect.signature(getattr(recipes, group))
         given = (
-            ["recipe: str"] if room == "robustify" else [f"{next(iter(own.parameters))}: Sequence[str] | str | Path"]
+            ["recipe: str"] if group == "robustify" else [f"{next(iter(own.parameters))}: Sequence[str] | str | Path"]
         )
-        given += [] if room == "robustify" else ["referee: Any = ...", "*", "recipe: str = ..."]
+        given += [] if group == "robustify" else ["referee: Any = ...", "*", "recipe: str = ..."]
         lines += [f"    def __call__(self, {', '.join(given)}, **arguments: Any) -> {result}: ..."]
-        for recipe in sorted(recipes.available(room), key=lambda recipe: recipe.base is not None):
+        for recipe in sorted(recipes.available(group), key=lambda recipe: recipe.base is not None):
             lines.append(alias(recipe, base) if (base := recipe.base) else method(recipe, result))
-        lines += ["", f"{room}: _{room.title()}", ""]
+        lines += ["", f"{group}: _{group.title()}", ""]
     return "\n".join(lines)
 
 

@@ -138,7 +138,7 @@ def recipe(
     before = show(shown)
     add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=adapt_text, seed=seed)
     trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
-    run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="align")
+    run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, verb="align")
     trainer.resume(run, place)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
     card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}

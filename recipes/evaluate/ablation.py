@@ -66,7 +66,7 @@ def recipe(
         changes = {"from grey": CHANGES["from grey"]}
         settings |= {"quick": True}
     texts = some_prompts(prompts)
-    run = Run.start(out, resume, recipe="ablation", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="ablation", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))

@@ -22,8 +22,8 @@ from robustclip.evaluation.generation.doodl import (
     Part,
     World,
     aesthetics,
-    alike,
     exemplars,
+    prompt_cosine,
     vocabulary,
 )
 from robustclip.evaluation.generation.grids import Columns, Study, paint_set
@@ -90,7 +90,7 @@ def recipe(
         if name in {judge.name for judge in jury}:
             raise UsageError(f"{name} guides, and pictures made to please a judge please it: judge by others")
     pairs = {name: load_pair_reader(name, place) for name in readers} if {*PAIRS} & {*parts} else {}
-    run = Run.start(out, resume, recipe="doodl", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="doodl", arguments=arguments, verb="reproduce")
     shared: dict[str, Any] = {"model": model, "referee": [robust], "seeds": seeds, "steps": steps, "crops": crops}
     shared |= {
         "chain_steps": chain_steps,
@@ -176,7 +176,7 @@ def text(world: World, texts: list[str]) -> Part:
     def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
         """hacking: by how much more the guide's similarity rose over plain sampling's than the judges' did."""
         found: ColumnValues = {
-            Column("similarity", name): alike(guide, images, part.prompts) for name, guide in guides.items()
+            Column("similarity", name): prompt_cosine(guide, images, part.prompts) for name, guide in guides.items()
         }
         found |= seen(cell, images, base)
         guide = Column("similarity", world.control if "control" in cell else world.robust)
@@ -232,8 +232,10 @@ def _pairs(world: World, texts: list[str], cells: dict[str, dict[str, Any]]) -> 
 
     def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
         del cell, base
-        found: ColumnValues = {Column("similarity", world.robust): alike(guide, images, prompts)}
-        found |= {Column("similarity", judge.name): alike(judge.referee, images, prompts) for judge in world.clips}
+        found: ColumnValues = {Column("similarity", world.robust): prompt_cosine(guide, images, prompts)}
+        found |= {
+            Column("similarity", judge.name): prompt_cosine(judge.referee, images, prompts) for judge in world.clips
+        }
         for name, reader in world.readers.items():
             verdict = judge_pairs(reader, images, [Pair.parse(one) for one in prompts], score="sum")
             found |= {Column("right", name): verdict.right.numpy(), Column("both", name): verdict.both.numpy()}

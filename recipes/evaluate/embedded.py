@@ -88,7 +88,7 @@ def recipe(
     for name in studies:
         if name not in STUDIES:
             raise UsageError(unknown(name, STUDIES, "study") + f" There are {', '.join(STUDIES)}")
-    run = Run.start(out, resume, recipe="embedded", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="embedded", arguments=arguments, verb="reproduce")
     with run:
         sections: list[str] = []
         for name in studies or STUDIES:

@@ -60,7 +60,7 @@ def recipe(
     everything = [one.prompt for one in embedded_prompts()]
     texts = some_prompts(prompts)
     place = pick_device(device)
-    run = Run.start(out, resume, recipe="inr", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="inr", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))

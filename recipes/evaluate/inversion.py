@@ -21,7 +21,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, Score, Verdict, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.losses.judged import Pairing
+from robustclip.losses.scores import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
 from robustclip.referees.registry import load_referee
@@ -145,7 +145,7 @@ def recipe(
     jury = {name: load_pair_reader(name, place) for name in judges}
     guide = load_pair_reader(reader, place)
     refuse_guides(jury, guide, cells)
-    run = Run.start(out, resume, recipe="inversion", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="inversion", arguments=arguments, verb="reproduce")
     items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
     shown = [pair for pair in pairs for _ in seeds]
     sampling_steps = 2 if quick else SAMPLING

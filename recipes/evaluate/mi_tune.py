@@ -141,7 +141,7 @@ def recipe(
     loaded = partial(load_diffusion, device=place, dtype=dtype)
     pairs = compositional_prompts()[:prompts]
     raters = [load_rater(name, place) for name in judges]
-    run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="mi-tune", arguments=arguments, verb="reproduce")
     named = {model: model} if "ranks" in parts else {}
     named |= {f"{at:02d} {Path(one).name}": one for at, one in enumerate(snapshots if "training" in parts else [])}
     results: dict[str, Any] = {}

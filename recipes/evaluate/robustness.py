@@ -91,7 +91,7 @@ def recipe(
     robustclip reproduce robustness
 
     Every row starts at emoji-vanilla (emoji-vit-vanilla) and sees the same `--steps` batches; `vanilla-equal-time` gets
-    the training time of the others instead. Measured on styles that nobody was trained on, among the labels that the
+    the training time of the others instead. Measured on styles that no model was trained on, among the labels that the
     images have: accuracy clean, under PGD-20x3 and under the strong attack; PAG score, low-frequency share, and
     R-Precision of paintings, by emoji-judge. About three hours on two cores; `--resume` goes on where it was stopped.
     Writes result.json for each row and seed, and table.md.
@@ -102,7 +102,7 @@ def recipe(
         steps, batch_size = 20, 16  # which --quick makes of every row
     arguments = dict(locals())
     chosen = chosen_rows(rows)
-    run = Run.start(out, resume, recipe="robustness", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="robustness", arguments=arguments, verb="reproduce")
     weak, pull = ("2", "l2:12@2") if quick else ("20x3", "l2:12@20")
     trained: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "quick": quick}
     trained |= {"ema": 0.98, "evaluate_every": 0, "checkpoint_every": 50, "device": device, "dtype": dtype}

@@ -104,7 +104,7 @@ def recipe(
     arguments = dict(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
-    run = Run.start(out, resume, recipe="table1", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="table1", arguments=arguments, verb="reproduce")
     of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps, "styler": styler_steps}
     settings: dict[str, Any] = {
         "batch_size": batch_size,

@@ -54,7 +54,7 @@ def recipe(
         seeds, steps, views, batch_size = 1, 2, 2, 16
     arguments = dict(locals())
     names = [one for one in embedded_prompts() if one.concept is not None]
-    run = Run.start(out, resume, recipe="table2", arguments=arguments, room="reproduce")
+    run = Run.start(out, resume, recipe="table2", arguments=arguments, verb="reproduce")
     settings: dict[str, Any] = {"steps": steps, "views": views, "lr": lr, "batch_size": batch_size}
     if quick:
         names = names[:6]

@@ -89,7 +89,7 @@ def recipe(
     computed = pick_dtype(dtype, place)
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
     data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
-    run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, room="robustify")
+    run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 

@@ -83,7 +83,7 @@ def recipe(
         }
         save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
 
-    run = Run.start(out, resume, recipe="emoji-diffusion", arguments=arguments, room="robustify")
+    run = Run.start(out, resume, recipe="emoji-diffusion", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
 
     wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}

@@ -18,7 +18,7 @@ def recipe() -> None:
 
     robustclip robustify pretrain/emoji-judge-disjoint
 
-    About ten minutes on two CPU cores. Sees twemoji and openmoji only, so that no image it knows has trained a guide;
+    About ten minutes on two CPU cores. Sees twemoji and openmoji only, so that it shares no image with a guide;
     with a quarter of the images of emoji-judge it is the weaker judge, and the one whose agreement cannot be memory.
     All values are ours.
     """

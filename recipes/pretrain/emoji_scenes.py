@@ -1,4 +1,4 @@
-"""The embedded world's answerer of questions: what is where in a scene, of which colour and texture, and how many."""
+"""Train the embedded scene reader (yes/no VQA): objects of a scene with position, colour, texture and number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = (64, 96)  # of the scenes, in turns: what is generated here has either
 def recipe(
     *,
     name: RefereeName = "emoji-scenes",
-    tower: Annotated[str, "the CLIP whose image tower it looks through"] = "emoji-judge",
+    tower: Annotated[str, "the CLIP whose image tower it uses"] = "emoji-judge",
     split: Annotated[str, "whose drawings the scenes are made of"] = "guide-styles",
     unseen: Annotated[str, "whose drawings it is measured on"] = "unseen-styles",
     steps: PositiveInt = 260,
@@ -60,7 +60,7 @@ def recipe(
     with seeded(seed):
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
     trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
-    run = Run.start(out, resume, recipe="emoji-scenes", arguments=arguments, room="robustify")
+    run = Run.start(out, resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": seed})
 

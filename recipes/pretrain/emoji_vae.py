@@ -24,7 +24,7 @@ def recipe(
     channels: list[PositiveInt] = [16, 32, 64, 96],  # noqa: B006  (never changed)
     latent: PositiveInt = 8,
     perceptual: NonNegativeFloat = 0.1,
-    eyes: str = "emoji-vanilla",
+    features: str = "emoji-vanilla",
     save_every: PositiveInt = 100,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -46,7 +46,7 @@ def recipe(
         steps, batch_size, channels, save_every = 4, 8, [16, 16, 16, 16], 2
     arguments = dict(locals())
     place = pick_device(device)
-    referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
+    referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
     model = new_autoencoder(channels, latent=latent, seed=seed).to(place, memory_format=torch.channels_last)
     trainer = AutoencoderTrainer(
         model,
@@ -58,7 +58,7 @@ def recipe(
         dtype=pick_dtype(dtype, place),
     )
     data = DrawingsAndPairs("guide-styles", batch_size, seed, single=0.0 if quick else 0.25)
-    run = Run.start(out, resume, recipe="emoji-vae", arguments=arguments, room="robustify")
+    run = Run.start(out, resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 

@@ -24,7 +24,7 @@ def recipe(
     lr: PositiveFloat = 2e-3,
     channels: list[PositiveInt] = [16, 32, 64],  # noqa: B006  (never changed)
     codes: PositiveInt = 512,
-    eyes: str = "emoji-vanilla",
+    features: str = "emoji-vanilla",
     save_every: PositiveInt = 100,
     resume: ResumeFrom | None = None,
     device: str = "auto",
@@ -46,7 +46,7 @@ def recipe(
     arguments = dict(locals())
     split = "judge-heldback" if quick else "guide-styles"
     place = pick_device(device)
-    referee = load_referee(eyes, device=str(place)).eval().requires_grad_(False)
+    referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
     model = new_vqgan(channels, codes=codes, seed=seed).to(place, memory_format=torch.channels_last)
     trainer = VQGANTrainer(
         model,
@@ -58,7 +58,7 @@ def recipe(
         dtype=pick_dtype(dtype, place),
     )
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, augmentation=AUGMENTATION)
-    run = Run.start(out, resume, recipe="emoji-vqgan", arguments=arguments, room="robustify")
+    run = Run.start(out, resume, recipe="emoji-vqgan", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 

@@ -97,7 +97,7 @@ def recipe(
     data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data, size=16 if quick else 128)
     run = Run.start(out, resume, recipe="emoji", arguments=arguments)
-    update, climbed = emoji_objectives(
+    update, attacked_by = emoji_objectives(
         objective, referee, data, attack=attack_objective, beta=beta, temperature=temperature, anchor=anchor
     )
     update = jem(update, referee.logit_scale, energy)
@@ -107,7 +107,7 @@ def recipe(
             data,
             run=run,
             objective=update,
-            attack_objective=climbed,
+            attack_objective=attacked_by,
             threat=threat,
             sampler=NegativeSamples(referee.logit_scale, energy_steps, energy_lr) if energy else None,
             any_size=sizes is not None,
@@ -131,9 +131,9 @@ def faults(
     contrastive = [name for name in (objective, attack_objective) if name in ("clip", "siglip")]
     if batch_size < 2 and (contrastive or energy) and not quick:
         yield one_pair(contrastive[0] if contrastive else "energy")
-    climbed = objective if attack_objective == "same" else attack_objective
+    attacked_by = objective if attack_objective == "same" else attack_objective
     flat = ("fare", "trades", "divergence", *(["agft"] if temperature == 1 else []))
-    if not random_start and climbed in flat:
-        yield f"the attack of {climbed} has no gradient at the image itself: leave --no-random-start out"
+    if not random_start and attacked_by in flat:
+        yield f"the attack of {attacked_by} has no gradient at the image itself: leave --no-random-start out"
     if not random_start and warm_start:
         yield "--warm-start and --no-random-start exclude each other: give one"

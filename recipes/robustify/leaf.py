@@ -1,4 +1,4 @@
-"""LEAF: a text tower that withstands edits of characters, beside a frozen image tower."""
+"""LEAF: a text tower robust to character edits, beside a frozen image tower."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ class Recipes:
     `robustclip.recipes.run`.
     """
 
-    def __init__(self, room: str, function: Callable[..., Any]) -> None:
-        self._room, self._function = room, function
+    def __init__(self, group: str, function: Callable[..., Any]) -> None:
+        self._group, self._function = group, function
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self.__signature__ = inspect.signature(function)
 
@@ -28,10 +28,10 @@ class Recipes:
         return self._function(*args, **kwargs)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *(one.path.stem for one in recipes.available(self._room))]
+        return [*super().__dir__(), *(one.path.stem for one in recipes.available(self._group))]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        file = {one.path.stem: one for one in recipes.available(self._room)}.get(name)
+        file = {one.path.stem: one for one in recipes.available(self._group)}.get(name)
         if file is None or name.startswith("_"):
             raise AttributeError(f"no recipe {name!r}: {', '.join(dir(self))}")
         signature = inspect.signature(file.function)
@@ -40,9 +40,9 @@ class Recipes:
             bound = signature.bind_partial(*args, **kwargs).arguments
             if isinstance(bound.get("prompt"), str):
                 bound["prompt"] = [bound["prompt"]]
-            if self._room == "robustify":
+            if self._group == "robustify":
                 return self._function(file.name, **bound)
-            return recipes.run(file.name, self._room, dict(bound))
+            return recipes.run(file.name, self._group, dict(bound))
 
         recipe.__name__, recipe.__doc__ = name, file.function.__doc__
         recipe.__signature__ = signature  # type: ignore[attr-defined]

@@ -97,18 +97,18 @@ class InOrder(click.Group):
 
 
 class RecipeGroup(click.Group):
-    """The recipes of a room as commands: shipped ones by name, others by path; further verbs can be added."""
+    """The recipes of a verb as commands: shipped ones by name, others by path; further verbs can be added."""
 
-    def __init__(self, name: str, room: str, summary: str, text: str, show: Show) -> None:
-        takes = {"synthesize": "RECIPE PROMPT... [FLAGS]", "evaluate": "TABLE [FLAGS]"}.get(room, "RECIPE [FLAGS]")
+    def __init__(self, name: str, verb: str, summary: str, text: str, show: Show) -> None:
+        takes = {"synthesize": "RECIPE PROMPT... [FLAGS]", "evaluate": "TABLE [FLAGS]"}.get(verb, "RECIPE [FLAGS]")
         super().__init__(name, short_help=summary, help=text, subcommand_metavar=takes)
-        self.room, self.show = room, show
+        self.verb, self.show = verb, show
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*(recipe.name for recipe in recipes.available(self.room)), *self.commands]
+        return [*(recipe.name for recipe in recipes.available(self.verb)), *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        return self.commands.get(cmd_name) or self._of(cmd_name, recipes.find(cmd_name, self.room))
+        return self.commands.get(cmd_name) or self._of(cmd_name, recipes.find(cmd_name, self.verb))
 
     def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         return TypedCommand(
@@ -118,9 +118,9 @@ class RecipeGroup(click.Group):
             expansions=recipe.expansions,
             summary=recipe.summary,
             show=self.show,
-            numbers=(lambda result: result.numbers()) if self.room == "synthesize" else _numbers,
+            numbers=(lambda result: result.numbers()) if self.verb == "synthesize" else _numbers,
             long=True,
-            estimate=partial(_estimated, recipe) if self.room == "robustify" else None,
+            estimate=partial(_estimated, recipe) if self.verb == "robustify" else None,
         )
 
 
@@ -150,7 +150,7 @@ def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
 
 TABLE: tuple[tuple[Any, ...], ...] = (
     # A verb: its words, the function, what help lists of it, how its result is shown.
-    # Recipes: the verb, their room, what help lists of it, the head of its help, how a result is shown.
+    # Recipes: the verb, the folder of their files, what help lists of it, the head of its help, how a result is shown.
     # A group of verbs, which follow: its name, what help lists of it, the head of its help.
     (
         "doctor",
@@ -287,9 +287,9 @@ def _built() -> click.Group:
         match rest:
             case [str(summary), str(text)]:
                 command = groups[words] = InOrder(name, short_help=summary, help=text)
-            case [str(room), str(summary), str(text), show]:
+            case [str(verb), str(summary), str(text), show]:
                 kind = PlanGroup if words == "plan" else RecipeGroup
-                command = groups[words] = kind(words, room, summary, text, show)
+                command = groups[words] = kind(words, verb, summary, text, show)
             case [str(target), str(summary), show]:
                 module, function = f"robustclip.{target}".split(":")
                 load, describe = partial(_load, module, function), partial(_describe, module, function)

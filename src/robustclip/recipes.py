@@ -44,7 +44,7 @@ CHECKOUT: Final = Path(__file__).parents[2] / "recipes"
 SENTENCE_END: Final = re.compile(r"(?<!\b(?:App|Fig|Sec|Tab|e\.g|i\.e))(?<!\b(?:Eq|vs|al))\.\s")
 """End of a sentence; not the full stop of an abbreviation (App. C, Eq. 4, et al.)."""
 LATEST: Final = "latest"
-ROOM: Final = "robustify"
+VERB: Final = "robustify"
 """Folder of a preset's base recipe, unless its name has another: pretrain/emoji-vanilla."""
 EVERY_RECIPE_TAKES: Final = ("device", "dtype", "seed", "out", "quick")
 
@@ -80,13 +80,13 @@ class Recipe:
         if varied is None:
             return self.source.read("recipe")
         (base,), changed = varied
-        return Function(_changed(find(base, ROOM).describe().signature, changed), self.source.docstring("recipe"))
+        return Function(_changed(find(base, VERB).describe().signature, changed), self.source.docstring("recipe"))
 
     @property
     def base(self) -> Recipe | None:
         """The recipe that this one is a preset of, read without running the file."""
         varied = self.source.decorator("recipe", "preset")
-        return None if varied is None else find(varied[0][0], ROOM)
+        return None if varied is None else find(varied[0][0], VERB)
 
     @cached_property
     def module(self) -> ModuleType:
@@ -187,7 +187,7 @@ def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable
     """
 
     def vary(described: Callable[[], None]) -> Callable[..., Any]:
-        function, pairs = find(base, ROOM).load()
+        function, pairs = find(base, VERB).load()
         signature = _changed(inspect.signature(function, eval_str=True), changed)
 
         def recipe(**arguments: Any) -> Any:
@@ -262,47 +262,49 @@ def folder() -> Path:
     return SHIPPED if SHIPPED.is_dir() else CHECKOUT
 
 
-def available(room: str) -> list[Recipe]:
-    """The recipes of a room (robustify, pretrain, ...), by name."""
-    return [Recipe(path) for path in sorted((folder() / room).glob("[!_]*.py"))]
+def available(group: str) -> list[Recipe]:
+    """The recipes of a group (robustify, pretrain, ...), by name."""
+    return [Recipe(path) for path in sorted((folder() / group).glob("[!_]*.py"))]
 
 
-def find(name: str, room: str) -> Recipe:
-    """The recipe called `name` in `room`, `other-room/name` in another, or the file at that path.
+def find(name: str, group: str) -> Recipe:
+    """The recipe called `name` in `group`, `other-group/name` in another, or the file at that path.
 
     Raises UsageError for an unknown name, with close matches, and for a path without a file.
     """
     if not isinstance(name, str | Path):
-        raise UsageError(f"a recipe is a name or a path, not {name!r:.100}. There are {_names(room)}", "unknown_recipe")
+        raise UsageError(
+            f"a recipe is a name or a path, not {name!r:.100}. There are {_names(group)}", "unknown_recipe"
+        )
     path, name = Path(name), str(name)
     if path.suffix == ".py":
         if not is_file(path):
             raise UsageError(
-                f"there is no recipe file {str(path)[:200]}: give a path to one, or a name of {_names(room)}",
+                f"there is no recipe file {str(path)[:200]}: give a path to one, or a name of {_names(group)}",
                 "unknown_recipe",
             )
         return Recipe(path)
     stem = name.replace("-", "_")
-    for candidate in (folder() / room / f"{stem}.py", folder() / f"{stem}.py"):
+    for candidate in (folder() / group / f"{stem}.py", folder() / f"{stem}.py"):
         if re.fullmatch(r"\w+(/\w+)?", stem) and is_file(candidate):  # names must not lead out of the recipes' folder
             return Recipe(candidate)
-    near = get_close_matches(name, [recipe.name for recipe in available(room)], n=3)
+    near = get_close_matches(name, [recipe.name for recipe in available(group)], n=3)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     raise UsageError(
-        f"unknown recipe {name[:200]!r}{hint} There are {_names(room)}; or give the path of a .py file.",
+        f"unknown recipe {name[:200]!r}{hint} There are {_names(group)}; or give the path of a .py file.",
         "unknown_recipe",
         near=near,
     )
 
 
-def run(name: str, room: str, arguments: dict[str, object]) -> Any:
+def run(name: str, group: str, arguments: dict[str, object]) -> Any:
     """Call a recipe from Python with the checks of the command line and return its result.
 
     Raises one UsageError with all faults of the call.
     """
-    recipe = find(name, room)
+    recipe = find(name, group)
     bound, faults = recipe.bind(arguments)
-    raise_faults(f"{room}({name!r})", faults, f"Its arguments: robustclip {room} {name} --help")
+    raise_faults(f"{group}({name!r})", faults, f"Its arguments: robustclip {group} {name} --help")
     return recipe.load()[0](**bound)
 
 
@@ -355,5 +357,5 @@ def synthesize(
     return cast("Result", run(recipe, "synthesize", {**of, "referee": referee, **arguments}))
 
 
-def _names(room: str) -> str:
-    return ", ".join(recipe.name for recipe in available(room)) or f"none in {folder() / room}"
+def _names(group: str) -> str:
+    return ", ".join(recipe.name for recipe in available(group)) or f"none in {folder() / group}"

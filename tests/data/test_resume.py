@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from robustclip.data.loader import CHUNK, Loader, Preparation, redealt
-from robustclip.data.mixture import Dice, Mixture, Weights, redealt_stream
+from robustclip.data.mixture import Mixture, WeightedChoice, Weights, redealt_stream
 from robustclip.data.samples import Batch, Sample
 from robustclip.data.shards import ROUND, ShardSource
 from robustclip.data.sources import open_source
@@ -162,12 +162,12 @@ def test_no_epoch_and_no_round_but_the_last_is_read_again(here) -> None:
 
 def test_a_choice_is_found_without_those_before_it() -> None:
     names, odds = ["a", "b", "c"], [1.0, 2.0, 3.0]
-    dice = Dice(0, ALONE)
-    row = [dice.choose(names, odds) for _ in range(3 * Dice.BLOCK)]
-    for number in (0, 1, Dice.BLOCK - 1, Dice.BLOCK, 3 * Dice.BLOCK - 1):
-        assert Dice(0, ALONE, number).choose(names, odds) == row[number]
-    assert row[: Dice.BLOCK] != row[Dice.BLOCK : 2 * Dice.BLOCK]
-    assert [Dice(0, Place(1, 2), number).choose(names, odds) for number in range(50)] != row[:50]
+    choice = WeightedChoice(0, ALONE)
+    row = [choice.choose(names, odds) for _ in range(3 * WeightedChoice.BLOCK)]
+    for number in (0, 1, WeightedChoice.BLOCK - 1, WeightedChoice.BLOCK, 3 * WeightedChoice.BLOCK - 1):
+        assert WeightedChoice(0, ALONE, number).choose(names, odds) == row[number]
+    assert row[: WeightedChoice.BLOCK] != row[WeightedChoice.BLOCK : 2 * WeightedChoice.BLOCK]
+    assert [WeightedChoice(0, Place(1, 2), number).choose(names, odds) for number in range(50)] != row[:50]
 
 
 def test_the_faults_counted_so_far_live_on(here) -> None:

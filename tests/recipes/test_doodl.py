@@ -17,7 +17,7 @@ from robustclip.data.images import load_image, save_image
 from robustclip.data.pairs import compositional_prompts
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import UsageError
-from robustclip.losses.judged import asymmetry
+from robustclip.losses.scores import asymmetry
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.synthesis.painted import Result

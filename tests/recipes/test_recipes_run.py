@@ -26,7 +26,7 @@ TRAINING = sorted(
 )
 
 
-# In the fast tests one recipe of each room trains its own tower. The others of robustify, whose training it shares,
+# In the fast tests one recipe of each group trains its own tower. The others of robustify, whose training it shares,
 # start from a toy, except leaf, which trains the text tower.
 QUICKEST = {"emoji", "emoji_vanilla"}
 TOYS = [path for path in TRAINING if path.parent.name == "robustify" and path.stem not in QUICKEST | {"leaf"}]

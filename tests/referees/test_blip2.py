@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from robustclip.errors import UsageError
-from robustclip.losses.judged import Pairing
+from robustclip.losses.scores import Pairing
 from robustclip.referees.blip2 import MATCH, SMOOTHING, Blip2, CaptionHead, PairTokenizer, prepared
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import SPECIAL, word_pieces

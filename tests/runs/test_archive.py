@@ -159,7 +159,7 @@ ODD: dict[str, object] = {
     "resumed-bare": RECORD | {"resumed": [{}]},
     "warnings-text": RECORD | {"warnings": "x"},
     "process-list": RECORD | {"process": [1]},
-    "room-command": RECORD | {"room": "robustify; rm x"},
+    "room-command": RECORD | {"verb": "robustify; rm x"},
     "no-zone": RECORD | {"started": "2025-01-31T00:00:00"},
     "digits": '{"recipe": ' + "9" * 5000 + "}",
 }
@@ -307,7 +307,7 @@ def test_a_finished_run_that_was_cleaned_does_not_begin_again() -> None:
 
 
 def test_a_run_that_paints_counts_its_pictures(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "clipag-1", recipe="clipag", room="synthesize", arguments={"steps": 100})
+    run = Run.create(tmp_path / "clipag-1", recipe="clipag", verb="synthesize", arguments={"steps": 100})
     run.note(pictures=3)
     (run.folder / "images").mkdir()
     (run.folder / "images" / "a-cat-s0.png").write_bytes(b"")

@@ -240,14 +240,14 @@ def test_nobody_is_told_to_remove_what_is_no_run(place: str, run: Run, monkeypat
 
 def test_a_run_that_paints_goes_on_by_its_own_command(tmp_path: Path) -> None:
     with called_as("synthesize/clipag"):
-        run = Run.start(tmp_path / "run", None, recipe="clipag", arguments={}, room="synthesize")
-    assert record(run)["room"] == "synthesize"
+        run = Run.start(tmp_path / "run", None, recipe="clipag", arguments={}, verb="synthesize")
+    assert record(run)["verb"] == "synthesize"
     assert run.resumption == f"robustclip synthesize clipag --resume {run.folder}"
     run.finish()
     assert not run.checkpoints.exists()
-    again = Run.start(None, run.folder, recipe="clipag", arguments={}, room="synthesize")  # pictures may be missing
+    again = Run.start(None, run.folder, recipe="clipag", arguments={}, verb="synthesize")  # pictures may be missing
     assert again.status == "running"
-    assert again.room == "synthesize"
+    assert again.verb == "synthesize"
 
 
 def test_a_run_of_an_ablation_has_two_names(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from robustclip.diffusion.denoiser import SCHEDULE
 from robustclip.diffusion.reversible import Chain, Predicted, guided, pair
 from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.errors import UsageError
-from robustclip.losses.judged import Judged, OfClass, Scored, asymmetry
+from robustclip.losses.scores import OfClass, OfFunction, Scored, asymmetry
 from robustclip.referees.image_judges import Aesthetics, AestheticsLinear, Classifier
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import doodl
@@ -73,7 +73,7 @@ def test_the_algorithm_line_by_line(mode: Mode) -> None:
     steps = 3
     doodl = Doodl.of("exemplar", mode=mode, noise=1e-2, clip=1e-2)
     canvas = canvas_of(doodl, chain := chain_of())
-    stream = doodl.stream(canvas, [(Judged(far), 1.0)], dim)
+    stream = doodl.stream(canvas, [(OfFunction(far), 1.0)], dim)
     optimise(*(canvas, [stream]), steps=steps, generators=lambda *_: seeded(0), callbacks=doodl.callbacks(seeded(7)))
 
     draws, buffer, scale = seeded(7), torch.zeros(2, 3, 4, 4), TASKS["exemplar"].scale
@@ -138,7 +138,7 @@ def test_the_loss_falls_by_every_sampler_and_by_one_step_noise() -> None:
         for wrap in (lambda chain: chain, Predicted):
             doodl = Doodl.of("function", mode="fixed", clip=1.0, sampler=name)
             canvas = canvas_of(doodl, wrap(chain_of(name)))  # type: ignore[arg-type]
-            stream = doodl.stream(canvas, [(Judged(far), 1.0)], None)
+            stream = doodl.stream(canvas, [(OfFunction(far), 1.0)], None)
             _, trace = optimise(canvas, [stream], steps=5, generators=lambda *_: seeded(0))
             assert (trace["loss"][-1] < trace["loss"][0]).all()
 
@@ -188,9 +188,9 @@ def test_losses_of_classes_heads_and_functions() -> None:
     with pytest.raises(UsageError, match="reads embeddings of"):
         Scored([(referee, Aesthetics("odd", "linear", "", 3, AestheticsLinear(3)), 1.0)], "up")
 
-    torch.testing.assert_close(Judged(asymmetry)(views)[1, 2], (views[1, 2] - views[1, 2].flip(-1)).square().mean())
+    torch.testing.assert_close(OfFunction(asymmetry)(views)[1, 2], (views[1, 2] - views[1, 2].flip(-1)).square().mean())
     with pytest.raises(UsageError, match=r"gave \(\) for 6 pictures"):
-        Judged(torch.mean)(views)
+        OfFunction(torch.mean)(views)
 
 
 def test_uses_are_one_and_exemplars_that_cannot_be_read_are_left_out(
@@ -251,7 +251,7 @@ def test_a_judge_ends_the_loop_when_no_picture_gets_better() -> None:
 
     doodl = Doodl.of("function", noise=0.0)
     canvas = canvas_of(doodl, chain_of())
-    stream = doodl.stream(canvas, [(Judged(far), 1.0)], None)
+    stream = doodl.stream(canvas, [(OfFunction(far), 1.0)], None)
     judge = StopBy(Judge(), [], patience=2)  # type: ignore[arg-type]
     _, trace = optimise(canvas, [stream], steps=50, generators=lambda *_: seeded(0), callbacks=[judge])
     assert len(trace["loss"]) == 6  # 3 is the last best step, and 5 comes two later

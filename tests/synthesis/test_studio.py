@@ -37,7 +37,7 @@ PATIENCE = 120  # seconds
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run.create(tmp_path / "run", recipe="toy", arguments={}, room="synthesize")
+    return Run.create(tmp_path / "run", recipe="toy", arguments={}, verb="synthesize")
 
 
 def items(count: int = 5) -> list[Item]:
@@ -217,7 +217,7 @@ def test_a_recipes_resume_flag_goes_on_with_what_is_there(tmp_path: Path) -> Non
     (out / "images" / "a-cat-s1.png").unlink()
     run = Run.open(out)
     assert run.status == "finished"
-    assert run.record["room"] == "synthesize"
+    assert run.record["verb"] == "synthesize"
     assert run.resumption == f"robustclip synthesize {RECIPE} --resume {out}"
     stamp = (out / "images" / "a-dog-s0.png").stat().st_mtime_ns
     again = recipes.run(str(RECIPE), "synthesize", {"resume": out})

@@ -37,7 +37,7 @@ def recipe(
     """Paint noise."""
     arguments = dict(locals())
     items = items_of(parse_all(prompts or [f"picture number {number}" for number in range(count)]), seeds)
-    run = Run.start(out, resume, recipe="toy", room="synthesize", arguments=arguments)
+    run = Run.start(out, resume, recipe="toy", verb="synthesize", arguments=arguments)
 
     def paint(batch: Sequence[Item], watch: Watch) -> Painted:
         painted = noise(batch, watch, pause)

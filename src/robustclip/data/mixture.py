@@ -103,7 +103,7 @@ class Cursor:
         return None
 
 
-class Dice:
+class WeightedChoice:
     """Weighted random choices; the n-th is a function of seed, process and n."""
 
     BLOCK = 4096
@@ -130,7 +130,7 @@ class Drawn(Iterator[Sample]):
         self, sources: Mapping[str, SampleSource], odds: Sequence[float], seed: int, place: Place, state: dict[str, Any]
     ) -> None:
         self.odds = odds
-        self.dice = Dice(seed, place, state.get("draws", 0))
+        self.choice = WeightedChoice(seed, place, state.get("draws", 0))
         at, left = state.get("sources", {}), state.get("shares", {})
         self.cursors = {
             name: Cursor(name, source, seed, place, at.get(name, (0, 0, 0)), left.get(name, ()))
@@ -141,7 +141,7 @@ class Drawn(Iterator[Sample]):
         return self
 
     def __next__(self) -> Sample:
-        cursor = self.cursors[self.dice.choose(list(self.cursors), self.odds)]
+        cursor = self.cursors[self.choice.choose(list(self.cursors), self.odds)]
         while (sample := cursor.take()) is None:
             pass
         return sample
@@ -150,7 +150,7 @@ class Drawn(Iterator[Sample]):
         """The stream's position in JSON's types, which the constructor takes."""
         own = {name: cursor.shares[-1].at for name, cursor in self.cursors.items()}
         former = {name: [one.state() for one in cursor.shares[:-1]] for name, cursor in self.cursors.items()}
-        return {"draws": self.dice.draws, "sources": own, "shares": {n: left for n, left in former.items() if left}}
+        return {"draws": self.choice.draws, "sources": own, "shares": {n: left for n, left in former.items() if left}}
 
 
 class Concatenated(Drawn):
@@ -168,7 +168,7 @@ class Concatenated(Drawn):
         while True:
             if not self.left:
                 self.left = {name: size // self.world_size for name, size in self.sizes.items()}
-            name = self.dice.choose(list(self.left), [max(1, number) for number in self.left.values()])
+            name = self.choice.choose(list(self.left), [max(1, number) for number in self.left.values()])
             sample = self.cursors[name].take()
             if sample is not None:
                 self.left[name] -= 1

@@ -19,7 +19,7 @@ WIDTH, TOKENS = 16, 6
 
 @final
 class DrawnStates(TextStates):
-    """Token states that are a function of the text alone; nearness means nothing."""
+    """Token states that are a function of the text alone; distances are not meaningful."""
 
     width, context = WIDTH, TOKENS
 

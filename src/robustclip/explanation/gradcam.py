@@ -128,7 +128,7 @@ def _impute(image: Float[Tensor, "3 h w"], kept: Bool[Tensor, "h w"], noise: tor
 
 
 class _Tower(nn.Module):
-    """Wrapper of a frozen tower for pytorch-grad-cam: computes in `dtype`, and hides the tower's parameters.
+    """A frozen tower as pytorch-grad-cam takes it: computes in `dtype` and exposes no parameters.
 
     The library clears the gradients of all parameters it finds and sets their mode; it finds an empty one only.
     """

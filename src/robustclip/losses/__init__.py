@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from robustclip.losses.content import LatentPrior, TotalVariation
 from robustclip.losses.distillation import Distillation
-from robustclip.losses.judged import Pairing
 from robustclip.losses.perceptual import PerceptualDistance, Triplets
+from robustclip.losses.scores import Pairing
 from robustclip.losses.similarity import Cosine, Pairs, Spherical, Target, aligned, procrustes
 
 __all__ = [

@@ -24,7 +24,7 @@ from robustclip.runs.files import is_file, is_folder, read_lines
 EMBEDDED: Final = "emoji/"
 LARGEST: Final = 1024  # maximal pixels of the longer side, which bounds the cost of an attack
 SMALLEST: Final = 8
-LONGEST: Final = 100  # times its shorter side: the middle that a tower sees of longer ones tells nothing
+LONGEST: Final = 100  # times its shorter side: the centre crop that a tower sees of longer ones is uninformative
 MOST: Final = 20_000  # pairs; their pictures weigh a gigabyte
 SHOWN: Final = 5  # notes, where nothing is left
 SHOW: Final = f"give picture files ({', '.join(FORMATS)}), folders of them, emoji/SPLIT or {SCENES}"

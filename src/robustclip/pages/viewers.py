@@ -290,7 +290,7 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
 
 
 def headline(lines: Sequence[Line]) -> str:
-    """How well maps withstand the attack, in words: the rank correlation of attacked and clean maps, of the referees
+    """How much maps change under the attack, in words: the rank correlation of attacked and clean maps, of the referees
     with the highest and the lowest; "" without an attack."""
     correlations = [line for line in lines if line.metric == looks.CORRELATION]
     found = [line for line in correlations if line.images != CLEAN and not line.images.startswith(CONTROL)]

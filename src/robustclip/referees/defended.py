@@ -4,7 +4,7 @@ A defence takes the base's embedding function, images and a source of noise, and
 something under an adaptive attack only (Athalye et al. 2018; Tramer et al. 2020): `attackers` gives the referees whose
 gradients an attack on a defended one follows. The adaptive one differentiates through the defence, with the identity as
 the gradient of a step that has none (BPDA, `straight_through`), in expectation over noise that is not the defender's
-(EOT, the mean embedding of several draws). The static one is the base, as if nobody knew of the defence.
+(EOT, the mean embedding of several draws). The static one is the base: an attacker who does not know the defence.
 """
 
 from __future__ import annotations

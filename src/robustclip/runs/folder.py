@@ -1,6 +1,6 @@
 """Run folders: arguments, environment and status of a run.
 
-    run.json        recipe, its room, arguments, versions, commit, status, process, notes, warnings, and the numbers of
+    run.json        recipe, its verb, arguments, versions, commit, status, process, notes, warnings, and the numbers of
                     a finished run
     metrics.jsonl   its numbers over the steps, and
     tensorboard/    the same as curves: see robustclip.runs.records
@@ -120,9 +120,9 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object], room: str = ROBUSTIFY
+        cls, folder: str | Path | None, *, recipe: str, arguments: Mapping[str, object], verb: str = ROBUSTIFY
     ) -> Run:
-        """Start a run in a new folder; default runs/<recipe>-<number>. `room` is the recipe's command.
+        """Start a run in a new folder; default runs/<recipe>-<number>. `verb` is the recipe's command.
 
         Raises UsageError if the folder exists and is not empty or for unknown trackers, RunError if the folder cannot
         be written or a tracker does not start.
@@ -137,7 +137,7 @@ class Run:
                 lock(place)
                 with _unlocking(place):
                     new_folder(place)  # again, now that it is locked
-                    run = cls(place, {"recipe": recipe, "room": room, "status": "running", **_start_record(arguments)})
+                    run = cls(place, {"recipe": recipe, "verb": verb, "status": "running", **_start_record(arguments)})
                     if (name := _called_as.get()) not in (None, recipe):
                         run.record["called"] = name
                     run._save()
@@ -156,7 +156,7 @@ class Run:
         *,
         recipe: str,
         arguments: Mapping[str, object],
-        room: str = ROBUSTIFY,
+        verb: str = ROBUSTIFY,
     ) -> Run:
         """Create a run, or with `resume` reopen the folder's run; the same in all processes.
 
@@ -165,7 +165,7 @@ class Run:
         from robustclip.runs.distributed import decided
 
         if resume is None:
-            return cls.create(folder, recipe=recipe, arguments=arguments, room=room)
+            return cls.create(folder, recipe=recipe, arguments=arguments, verb=verb)
         if folder is not None:
             raise UsageError(f"--resume {resume} resumes in that folder: leave out --out {folder}")
         trackers = requested_trackers()
@@ -224,9 +224,9 @@ class Run:
         return dict([self.record, *self.record.get("resumed", [])][-1]["arguments"])
 
     @property
-    def room(self) -> str:
+    def verb(self) -> str:
         """The recipe's command: robustify, synthesize."""
-        return str(self.record.get("room", ROBUSTIFY))
+        return str(self.record.get("verb", ROBUSTIFY))
 
     @property
     def started(self) -> str:
@@ -241,8 +241,8 @@ class Run:
     @property
     def resumption(self) -> str:
         """The command that resumes this run."""
-        called = quote(self.called.removeprefix(f"{self.room}/"))
-        return f"robustclip {quote(self.room)} {called} --resume {quote(str(self.folder))}"
+        called = quote(self.called.removeprefix(f"{self.verb}/"))
+        return f"robustclip {quote(self.verb)} {called} --resume {quote(str(self.folder))}"
 
     @property
     def removal(self) -> str:
@@ -255,7 +255,7 @@ class Run:
         training run without checkpoints."""
         if recipe not in (self.record["recipe"], self.called):
             raise UsageError(f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}")
-        if self.status == "finished" and self.room == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
+        if self.status == "finished" and self.verb == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
             raise UsageError(f"{self.folder} is finished and has no checkpoints any more: start a new run")
         if self.status != "running":
             return

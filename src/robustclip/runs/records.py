@@ -69,7 +69,7 @@ class _Record(_Start):
 
     recipe: str
     status: Status
-    room: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")] = ROBUSTIFY
+    verb: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")] = ROBUSTIFY
     called: str = ""
     process: dict[str, Any] = {}
     notes: dict[str, Any] = {}

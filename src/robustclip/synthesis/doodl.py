@@ -18,7 +18,7 @@ from robustclip.data.images import load_image
 from robustclip.diffusion.samplers import SamplerName
 from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
-from robustclip.losses.judged import Entropy, Judged, OfClass, Scored
+from robustclip.losses.scores import Entropy, OfClass, OfFunction, Scored
 from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
 from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory, saved_bytes
@@ -322,7 +322,7 @@ def objective_of(ends: Ends, guides: PairGuides, entropy: Entropy) -> Objective:
         scored = Scored(pairs, aim, guides.dtype)
         return Objective(guides.size, lambda _: [(scored, 1.0)], prompts)
     if ends.loss is not None:
-        return Objective(guides.size, lambda _: [(Judged(ends.loss), 1.0)], prompts)
+        return Objective(guides.size, lambda _: [(OfFunction(ends.loss), 1.0)], prompts)
     return Objective(guides.size, text, prompts)
 
 

@@ -20,7 +20,7 @@ from robustclip.diffusion.pipelines import diffusion_dtype, load_diffusion
 from robustclip.diffusion.selection import information_of, whole_in_cells
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.losses.judged import Pairing
+from robustclip.losses.scores import Pairing
 from robustclip.losses.similarity import Cosine, Pairs, Spherical, Target, aligned
 from robustclip.referees.base import TwoTower
 from robustclip.referees.blip2 import Blip2

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # which need diffusers
     from robustclip.diffusion.selection import Rater
     from robustclip.diffusion.stable import LatentDiffusion
 
-ROOM: Final = "synthesize"
+VERB: Final = "synthesize"
 SMALLEST, LARGEST = 8, 4096  # pixels of a side
 
 
@@ -166,7 +166,7 @@ class Session:
         referees = [*guides.describe(), *chooses]
         facts = {"recipe": recipe, "arguments": others, "referees": referees, "dtype": dtype}
         facts |= {"generator": made_by} if made_by else {}
-        run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, room=ROOM)
+        run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, verb=VERB)
         run.note(referees=referees, size=list(size), dtype=dtype, **({"generator": made_by} if made_by else {}))
         if chooses and made_by and chooses[0]["fingerprint"] == made_by["fingerprint"]:
             run.warn(f"{chooses[0]['name']} {OWN}")

@@ -41,7 +41,7 @@ class Recorded:
 def study(folder: Path, judge: str = "one", budget: float | None = None) -> Study:
     place = {"resume": folder} if folder.exists() else {"resume": None, "folder": folder}
     arguments = {"cells": ["first"], "judge": judge}
-    run = Run.start(place.get("folder"), place["resume"], recipe="grid", arguments=arguments, room="reproduce")
+    run = Run.start(place.get("folder"), place["resume"], recipe="grid", arguments=arguments, verb="reproduce")
     return Study(run, Results(), {"judge": judge}, budget)
 
 

@@ -135,9 +135,9 @@ def exemplars(world: World, texts: list[str]) -> Part:
     def measure(cell: str, images: Tensor, base: Mapping[Column, Any]) -> ColumnValues:
         """Similarity to the exemplar, and whether the own prompt is the nearest of all prompts."""
         del cell, base
-        columns: ColumnValues = {Column("exemplar", world.robust): like(guide, images, targets)}
+        columns: ColumnValues = {Column("exemplar", world.robust): image_cosine(guide, images, targets)}
         for judge in world.clips:
-            columns[Column("exemplar", judge.name)] = like(judge.referee, images, targets)
+            columns[Column("exemplar", judge.name)] = image_cosine(judge.referee, images, targets)
             rows = embed(judge.referee, images) @ embed_texts(judge.referee, names).of(names).T
             labels = torch.tensor([names.index(prompt) for prompt in prompts])
             columns[Column("prompt", judge.name)] = (rows.argmax(1) == labels).numpy()
@@ -185,7 +185,7 @@ def aesthetics(world: World, texts: list[str]) -> Part:
         }
         columns[Column("RMS to the given")] = (images - originals).square().mean((1, 2, 3)).sqrt().numpy()
         for judge in world.clips:
-            columns[Column("given", judge.name)] = like(judge.referee, images, originals)
+            columns[Column("given", judge.name)] = image_cosine(judge.referee, images, originals)
             if cell.startswith(("up", "down")):
                 moved = columns[Column("score", judge.name)] - base[Column("score", judge.name)]
                 columns[Column("wins", judge.name)] = moved > 0 if cell.startswith("up") else moved < 0
@@ -200,12 +200,12 @@ def aesthetics(world: World, texts: list[str]) -> Part:
     return Part(unchanged, titles, calls, cells, measure, fixed={"given": originals})
 
 
-def alike(judge: Any, images: Tensor, prompts: Sequence[str]) -> Any:
+def prompt_cosine(judge: Any, images: Tensor, prompts: Sequence[str]) -> Any:
     """Cosine of each picture and its prompt."""
     return cosine(embed(judge, images), embed_texts(judge, prompts).of(prompts)).numpy()
 
 
-def like(judge: Any, images: Tensor, others: Tensor) -> Any:
+def image_cosine(judge: Any, images: Tensor, others: Tensor) -> Any:
     """Cosine of each picture and another."""
     return cosine(embed(judge, images), embed(judge, others)).numpy()
 

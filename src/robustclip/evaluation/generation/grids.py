@@ -58,7 +58,7 @@ class Study:
     left: list[str] = field(default_factory=list)
     pictures: dict[str, Float[Tensor, "n 3 h w"]] = field(default_factory=dict, repr=False)
     began: float = field(default_factory=time.monotonic, repr=False)
-    dearest: float = 0.0
+    slowest: float = 0.0
     """Seconds of the slowest row, including its measurement."""
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Study:
         facts = {"setting": self.setting, "samples": list(samples), "pictures": after, "spent": spent}
         write_json(record, facts | {"columns": listed})
         if timed:
-            self.dearest = max(self.dearest, each * len(samples) + time.monotonic() - now)
+            self.slowest = max(self.slowest, each * len(samples) + time.monotonic() - now)
         if isinstance(made, Tensor):
             self.pictures[name] = made
         self.run.log(
@@ -144,7 +144,7 @@ class Study:
 
     def _is_late(self, missing: float) -> bool:
         """Whether a row with that share missing would end after the budget."""
-        spent = time.monotonic() - self.began + self.dearest * missing
+        spent = time.monotonic() - self.began + self.slowest * missing
         return self.budget is not None and spent > 60 * self.budget
 
 

@@ -1,9 +1,9 @@
-"""Losses of pictures without text: a classifier's class, an aesthetic score, or any function."""
+"""Losses by other models' scores of a picture: its class, aesthetics, the match with a prompt, or any function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from robustclip.referees.image_judges import Aesthetics, Classifier
 from robustclip.runs.devices import autocast
 
 Entropy = Literal["cross", "binary"]
-Judging = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]
+PictureLoss = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]
 """Pictures in [0,1] -> one loss each, differentiable."""
 
 
@@ -91,14 +91,14 @@ class Scored:
 
 
 @final
-class Judged:
+class OfFunction:
     """Loss by any function of pictures: (P,V,3,h,w) -> (P,V)."""
 
-    def __init__(self, judging: Judging) -> None:
-        self.judging = judging
+    def __init__(self, function: PictureLoss) -> None:
+        self.function = function
 
     def __call__(self, views: Float[Tensor, "p v 3 h w"]) -> Float[Tensor, "p v"]:
-        losses = self.judging(views.flatten(0, 1))
+        losses = self.function(views.flatten(0, 1))
         if losses.shape != (views.shape[0] * views.shape[1],):
             raise UsageError(
                 f"the loss {self} gave {tuple(losses.shape)} for {views.shape[0] * views.shape[1]} pictures: it must "
@@ -107,15 +107,12 @@ class Judged:
         return losses.unflatten(0, views.shape[:2])
 
     def __str__(self) -> str:
-        return getattr(self.judging, "__name__", type(self.judging).__name__)
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
 
 def asymmetry(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Mean squared difference between a picture and its mirror image: an example of a loss function."""
     return (images - images.flip(-1)).square().mean((1, 2, 3))
-
-
-__all__: Final = ["Judged", "Judging", "OfClass", "Scored", "asymmetry"]
 
 
 @final

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from robustclip.data import load_split
-from robustclip.data.emoji_batches import NO_AUGMENTATION, Augmentation, Draws, EmojiBatches, augment, has_sides
+from robustclip.data.emoji_batches import Augmentation, Draws, EmojiBatches, augment, has_sides
 from robustclip.errors import UsageError
 from robustclip.runs.processes import Place
 
+NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 SPLIT = "judge-heldback"  # the smallest, 400 images
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from robustclip.data import embedded, load_split
 from robustclip.data.embedded import path
 from robustclip.data.emoji import SPLITS, Labels, label_index, label_records, load_labels, read_shard, splits
-from robustclip.data.emoji_batches import NO_AUGMENTATION, EmojiBatches
+from robustclip.data.emoji_batches import Augmentation, EmojiBatches
 from robustclip.data.examples import read_examples
 from robustclip.errors import UsageError
 
@@ -98,7 +98,13 @@ def test_batches_have_the_size_that_is_drawn_for_them() -> None:
 
 
 def test_black_drawings_get_a_dark_colour_and_others_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = EmojiBatches("heldout-concepts", batch_size=4, seed=0, augmentation=NO_AUGMENTATION, dataset="icons")
+    source = EmojiBatches(
+        "heldout-concepts",
+        batch_size=4,
+        seed=0,
+        augmentation=Augmentation(0, (1, 1), 0, 0, 1, 0, 0, 0, 0),
+        dataset="icons",
+    )
     rows = [source.samples.styles.index(style) for style in ("fluent-emoji-high-contrast", "noto")]
     before = source.rgba[rows].clone()
     monkeypatch.setattr("robustclip.data.emoji_batches.batch_rows", lambda *_: torch.tensor(rows * 2))

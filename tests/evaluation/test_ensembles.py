@@ -67,7 +67,7 @@ def test_under_attack_the_robust_referee_has_most_of_the_weight() -> None:
     [
         (["emoji-robust"], "alone has nothing to be weighed against"),
         (["emoji-robust", "emoji-vanilla", "--attack", "l2:1.5@square"], "weighing an ensemble needs PGD"),
-        (["emoji-robust", "emoji-vanilla", "--attack", "l2:1.5@5x3"], "one start an image"),
+        (["emoji-robust", "emoji-vanilla", "--attack", "l2:1.5@5x3"], "one start per image"),
         (["emoji-robust", "emoji-vanilla", "--attack", "none", "--rounds", "5"], "leave out one of them"),
         (["emoji-robust", "emoji-robust"], "two referees are called"),
     ],

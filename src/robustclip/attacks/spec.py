@@ -112,6 +112,17 @@ class AttackSpec:
         """Norm and eps alone: "l2:1.5"."""
         return f"{self.norm}:{_number(self.eps)}"
 
+    @classmethod
+    def parse_single_start(cls, text: str, what: str) -> AttackSpec:
+        """Parse PGD without restarts, which `what` requires. Raises UsageError for another attack, and for restarts."""
+        spec = cls.parse(text)
+        spec.check_pgd(what)
+        if spec.restarts > 1:
+            raise UsageError(
+                f"{what} takes one start per image, and {text!r} has {spec.restarts}: leave x{spec.restarts} out"
+            )
+        return spec
+
     def check_pgd(self, what: str) -> None:
         """Raise UsageError unless this is PGD, which `what` requires."""
         if self.kind != "pgd":

@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from robustclip.data.mixture import Mixture
-from robustclip.data.samples import Sample, SampleSource, readable, stable_number
-from robustclip.data.sources import open_source, split_data, weighted
+from robustclip.data.samples import Sample, readable, stable_number
+from robustclip.data.sources import open_each, open_source, split_data, weighted
 from robustclip.data.tables import shuffled
 from robustclip.errors import Fault, RunError, UsageError, raise_faults
 from robustclip.runs.files import expand_home, read_lines
@@ -107,18 +108,12 @@ def open_captions(
 ) -> CaptionBatches:
     """Captions of one or several sources, each as in `open_data`, or a .txt file with one caption a line; several as
     SOURCE=WEIGHT. `options` are those of `open_source`. Raises one UsageError that lists every fault."""
-    sources: list[SampleSource] = []
-    faults = []
     parts, weights = weighted(split_data(data))
-    for part in parts:
-        path = expand_home(part)
-        try:
-            sources.append(
-                CaptionFile(path)
-                if path.suffix.lower() == ".txt"
-                else open_source(part, templates=templates, **options)
-            )
-        except UsageError as error:
-            faults.append(str(error))
+    sources, faults = open_each(
+        partial(CaptionFile, expand_home(part))
+        if expand_home(part).suffix.lower() == ".txt"
+        else partial(open_source, part, templates=templates, **options)
+        for part in parts
+    )
     raise_faults("open_captions()", faults)
     return CaptionBatches(Mixture(sources, weights or "size"), batch_size, seed=seed, place=place)

@@ -42,9 +42,6 @@ class Augmentation:
     cast: float = 0.15
 
 
-NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-
-
 class EmojiBatches:
     """Shuffled passes over one split of the emoji set, with drawings on random backgrounds.
 

@@ -166,10 +166,10 @@ def on_colour(picture: Image.Image, colour: tuple[int, int, int] = PAPER) -> Ima
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba).convert("RGB")
 
 
-def from_pil(picture: Image.Image, background: Colour = WHITE) -> Float[Tensor, "3 h w"]:
-    """Pillow picture to RGB in [0, 1], transparency composited over `background`."""
+def from_pil(picture: Image.Image) -> Float[Tensor, "3 h w"]:
+    """Pillow picture to RGB in [0, 1], transparency composited over white."""
     rgba = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).float() / 255
-    return on_background(rgba[None], background)[0]
+    return on_background(rgba[None], WHITE)[0]
 
 
 def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -65,28 +65,14 @@ def open_data(
 
     Raises one UsageError that lists every fault of the call, including missing shards.
     """
-    sources: list[SampleSource] = []
-    faults = []
     parts, named = weighted(split_data(data))
     weights = weights if named is None else named
     shares = [1.0] * len(parts) if shares is None else shares
     if len(shares) != len(parts):
         raise UsageError(f"{len(shares)} shares for {len(parts)} sources: give one number for each")
-    for part, share in zip(parts, shares, strict=True):
-        try:
-            sources.append(
-                open_source(
-                    part,
-                    caption=caption,
-                    templates=templates,
-                    share=share,
-                    shuffle_buffer=shuffle_buffer,
-                    allow_commands=allow_commands,
-                    cache=cache,
-                )
-            )
-        except UsageError as error:
-            faults.append(str(error))
+    opened = partial(open_source, caption=caption, templates=templates, shuffle_buffer=shuffle_buffer)
+    opened = partial(opened, allow_commands=allow_commands, cache=cache)
+    sources, faults = open_each(partial(opened, part, share=share) for part, share in zip(parts, shares, strict=True))
     odds: Weights = "size"
     try:
         odds = check_weights(parse_weights(weights), len(parts))
@@ -106,6 +92,17 @@ def open_data(
         place=place,
         max_skipped=max_skipped,
     )
+
+
+def open_each(sources: Iterable[Callable[[], SampleSource]]) -> tuple[list[SampleSource], list[str]]:
+    """Opened sources, and the messages of those that raise UsageError."""
+    opened, faults = [], []
+    for source in sources:
+        try:
+            opened.append(source())
+        except UsageError as error:
+            faults.append(str(error))
+    return opened, faults
 
 
 def open_source(

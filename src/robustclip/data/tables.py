@@ -39,11 +39,10 @@ class TableSource:
         image_column: str | None = None,
         caption_column: str | None = None,
         separator: str | None = None,
-        name: str | None = None,
         share: float = 1.0,
     ) -> None:
         self.table = expand_home(table)
-        self.name = name or self.table.stem
+        self.name = self.table.stem
         self.share = check_share(share)
         header, rows, separator = read_table(self.table, separator)
         image = find_column(self.table, header, image_column, IMAGE_COLUMNS, "image")
@@ -87,12 +86,11 @@ class FolderSource:
         folder: str | os.PathLike[str],
         *,
         templates: Sequence[str] = ("a photo of a {}.",),
-        name: str | None = None,
         share: float = 1.0,
     ) -> None:
         self.folder = expand_home(folder)
         self.share = check_share(share)
-        self.name = name or self.folder.absolute().name
+        self.name = self.folder.absolute().name
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise UsageError(f"templates {list(templates)}: each needs one {{}} where the class name goes")
         self.templates = tuple(templates)

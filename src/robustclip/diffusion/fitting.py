@@ -24,17 +24,17 @@ from robustclip.runs.progress import TrainingProgress
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 
-def save_model(model: Any, folder: Path, *, half: bool = False) -> None:
-    """Write config and weights (`half`: in float16) of a diffusers model, as its save_pretrained does.
+def save_model(model: Any, folder: Path) -> None:
+    """Write config and weights of a diffusers model, as its save_pretrained does.
 
     Raises UsageError if the path exists.
     """
     with new_folder(folder) as draft:
-        write_model(model, draft, half=half)
+        write_model(model, draft)
 
 
 def write_model(model: Any, folder: Path, *, half: bool = False) -> None:
-    """`save_model` into an existing folder."""
+    """`save_model` into an existing folder; `half`: weights in float16."""
     model.save_config(folder)
     dtype = torch.float16 if half else torch.float32
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}

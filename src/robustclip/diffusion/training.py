@@ -27,9 +27,7 @@ from robustclip.runs.rng import seeded
 GROUPS: Final = 16  # of the group norms
 
 
-def new_autoencoder(
-    channels: Sequence[int] = (16, 32, 64, 96), *, latent: int = 8, blocks: int = 1, seed: int = 0
-) -> Any:
+def new_autoencoder(channels: Sequence[int] = (16, 32, 64, 96), *, latent: int = 8, seed: int = 0) -> Any:
     """An AutoencoderKL of diffusers with random weights from `seed`; each level of channels but the first halves the
     picture. Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
@@ -39,7 +37,7 @@ def new_autoencoder(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=tuple(channels),
-            layers_per_block=blocks,
+            layers_per_block=1,
             latent_channels=latent,
             norm_num_groups=GROUPS,
             sample_size=64,
@@ -97,9 +95,7 @@ COMMITMENT: Final = 0.25  # Eq. 4: beta of van den Oord et al. 2017
 STARVED: Final = 40  # steps without use after which a code is redrawn
 
 
-def new_vqgan(
-    channels: Sequence[int] = (32, 64, 96), *, codes: int = 512, code: int = 8, blocks: int = 1, seed: int = 0
-) -> Any:
+def new_vqgan(channels: Sequence[int] = (32, 64, 96), *, codes: int = 512, code: int = 8, seed: int = 0) -> Any:
     """A VQModel of diffusers with random weights from `seed`; each level of channels but the first halves the picture.
     Raises UsageError for channels that the group norms cannot divide."""
     levels = len(channels)
@@ -109,7 +105,7 @@ def new_vqgan(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=tuple(channels),
-            layers_per_block=blocks,
+            layers_per_block=1,
             latent_channels=code,
             vq_embed_dim=code,
             num_vq_embeddings=codes,

@@ -199,11 +199,7 @@ def scores_of(
 
 def read_attack(text: str) -> AttackSpec:
     """PGD's norm, eps, steps and step size. Raises UsageError for another attack, and for restarts."""
-    spec = AttackSpec.parse(text)
-    spec.check_pgd("weighing an ensemble")
-    if spec.restarts > 1:
-        raise UsageError(f"weighing an ensemble takes one start an image: {text!r} has {spec.restarts}")
-    return spec
+    return AttackSpec.parse_single_start(text, "weighing an ensemble")
 
 
 def faults(attack: str, rounds: int, templates: str) -> Iterator[str]:

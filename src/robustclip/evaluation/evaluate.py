@@ -26,7 +26,15 @@ from robustclip.errors import faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
-from robustclip.evaluation.named import NamedReferee, Setting, folder_to_sign, load_named, prompts_of, sign_cards
+from robustclip.evaluation.named import (
+    NamedReferee,
+    Setting,
+    folder_to_sign,
+    load_named,
+    output_faults,
+    prompts_of,
+    sign_cards,
+)
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, nights_examples
 from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
@@ -40,7 +48,7 @@ from robustclip.referees.similarity import resolve_templates
 from robustclip.referees.smoothed import check_judge, fingerprint
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device, pick_dtype
-from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, rescuing
+from robustclip.runs.files import is_file, rescuing
 from robustclip.runs.processes import owning, saying
 from robustclip.runs.rng import generator
 from robustclip.runs.terminal import counted
@@ -290,16 +298,14 @@ def faults(
     checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in attack]
     checks += [partial(check_method, method)] if maps else []
     checks += [partial(resolve_templates, templates)] if templates != "dataset" else []
-    checks += [partial(check_writable, out, folder=True)] if out is not None else []
-    checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
     yield from faults_of(checks)
+    yield from output_faults(out, csv, overwrite=overwrite)
     if sign and templates != "plain":
         yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
     if sign and any("@universal:" in text for text in attack):
         yield "a signed claim is measured again anywhere, and stored perturbations are files of here: leave one out"
     if out is None and resume:
         yield "resume needs the folder of the interrupted evaluation: give it as out"
-    yield from clashes({"out": out, "csv": csv})
     yield from taken(out, resume=resume)
     yield from masked.faults(attack, data, masking_source, masking=masking)
     yield from certification.faults(tasks, sigma, samples, sign=sign)

@@ -4,9 +4,10 @@ their controls."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.data.examples import Examples
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation.ledger import Ledger
 from robustclip.evaluation.pag import minus
 from robustclip.evaluation.report import CLEAN, CONTROL, Report, Row
@@ -24,8 +25,18 @@ from robustclip.evaluation.zeroshot import Candidates
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card, Claim
 from robustclip.referees.registry import find, load_referee
+from robustclip.runs.files import check_new_file, check_writable, clashes
 
 RefereeLike = str | Path | TwoTower
+
+
+def output_faults(out: Path | None, csv: Path | None, *, overwrite: bool) -> Iterator[str]:
+    """Faults of a call's output folder and CSV file: not writable, existing, or in one another."""
+    checks: list[Callable[[], object]] = []
+    checks += [partial(check_writable, out, folder=True)] if out is not None else []
+    checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
+    yield from faults_of(checks)
+    yield from clashes({"out": out, "csv": csv})
 
 
 @dataclass(frozen=True)

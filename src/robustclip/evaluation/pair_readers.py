@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from robustclip.data.pairs import Pair, PairBatches
 from robustclip.data.questions import contrasts
 from robustclip.evaluation.intervals import rate
 from robustclip.referees.base import PairReader
+from robustclip.referees.scene_reader import SceneReader
 from robustclip.runs.rng import generator
 
 AMONG = 40  # candidate captions of the retrieval
@@ -86,16 +87,7 @@ def _swaps(pair: Pair) -> bool:
 SEED = 7  # differs from the seeds of training scenes
 
 
-class QuestionAnswerer(Protocol):
-    """A model that answers yes/no questions about pictures."""
-
-    def yes(self, images: Float[Tensor, "b 3 h w"], questions: list[list[str]]) -> list[Float[Tensor, " q"]]:
-        """The probability of yes to each question about each picture."""
-
-
-def measure_answers(
-    reader: QuestionAnswerer, split: str, *, n: int = 200, seed: int = SEED, size: int = SIZE
-) -> dict[str, Any]:
+def measure_answers(reader: SceneReader, split: str, *, n: int = 200) -> dict[str, Any]:
     """Balanced accuracies (value, low, high, n) of answers about `n` scenes of each category: by the scene's category
     ("categories"), by the kind of question ("kinds"), and of all.
 
@@ -106,8 +98,8 @@ def measure_answers(
     by_kind: dict[str, list[bool]] = {}
     errors, yes = [], []
     for number in range(n * len(CATEGORIES)):
-        scene = compose(number, split, seed=seed, size=size)
-        draw = Draw(generator(seed, "questions of the measurement", number), sprites(split))
+        scene = compose(number, split, seed=SEED, size=SIZE)
+        draw = Draw(generator(SEED, "questions of the measurement", number), sprites(split))
         questions = [one for pair in contrasts(scene, draw) for one in pair]
         probabilities = reader.yes(scene.image[None], [[one.text for one in questions]])[0]
         truth = torch.tensor([True, False]).repeat(len(questions) // 2)

@@ -269,10 +269,7 @@ def _loss(
 def read_attack(text: str) -> AttackSpec:
     """Norm, eps, steps and step size, which by default is eps / 10 (ours: with PGD's 2.5 * eps / steps, the loss on
     training drawings ended lower). Raises UsageError for an attack other than PGD, and for restarts."""
-    spec = AttackSpec.parse(text)
-    spec.check_pgd("training a universal perturbation")
-    if spec.restarts > 1:
-        raise UsageError(f"a universal perturbation starts at zero, so that restarts are identical: {text!r} has some")
+    spec = AttackSpec.parse_single_start(text, "training a universal perturbation")
     return replace(spec, step=spec.step or spec.eps / 10)
 
 

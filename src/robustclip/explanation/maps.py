@@ -298,21 +298,17 @@ RISE uses 5 at 224 pixels; objects on small images need more."""
 Score = Callable[[Tensor], Tensor]  # images (B,3,H,W) -> (B,)
 
 
-def deletion(
-    score: Score, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], parts: int = PARTS
-) -> Float[Tensor, " b"]:
+def deletion(score: Score, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     """Deletion (RISE, Petsiuk et al. 2018), lower is better: area under the score while pixels are removed, the map's
     brightest first.
 
     RISE sets them to the data set's mean colour; here, to the image's own. In the score's units.
     """
     empty = images.mean((2, 3), keepdim=True).expand_as(images)
-    return _area(score, images, empty, maps, parts)
+    return _area(score, images, empty, maps)
 
 
-def insertion(
-    score: Score, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"], parts: int = PARTS
-) -> Float[Tensor, " b"]:
+def insertion(score: Score, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     """Insertion (RISE), higher is better: area under the score while pixels are restored in a blurred copy, the map's
     brightest first."""
     from torchvision.transforms.functional import gaussian_blur  # imported here: takes a second
@@ -320,7 +316,7 @@ def insertion(
     sigma = max(0.5, BLUR * min(images.shape[-2:]))
     kernel = 2 * round(2 * sigma) + 1
     most = min(images.shape[-2:]) * 2 - 1  # maximum for reflection padding
-    return _area(score, gaussian_blur(images, [min(kernel, most)] * 2, [sigma] * 2), images, maps, parts)
+    return _area(score, gaussian_blur(images, [min(kernel, most)] * 2, [sigma] * 2), images, maps)
 
 
 @torch.no_grad()
@@ -329,16 +325,15 @@ def _area(
     before: Float[Tensor, "b 3 h w"],
     after: Float[Tensor, "b 3 h w"],
     maps: Float[Tensor, "b h w"],
-    parts: int,
 ) -> Float[Tensor, " b"]:
     """Area under the score from `before` to `after`, changing pixels in the map's order (trapezoidal rule)."""
     places = rank(maps).to(before.device)[:, None]
     pixels = maps.shape[-2] * maps.shape[-1]
     scores = [
-        score(torch.where(places < round(step / parts * pixels), after, before)).float().cpu()
-        for step in range(parts + 1)
+        score(torch.where(places < round(step / PARTS * pixels), after, before)).float().cpu()
+        for step in range(PARTS + 1)
     ]
-    return torch.trapezoid(torch.stack(scores), dim=0) / parts
+    return torch.trapezoid(torch.stack(scores), dim=0) / PARTS
 
 
 def rank(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:

@@ -78,8 +78,8 @@ def vgg19(weights: Path, device: torch.device) -> Features:
     return features
 
 
-def tower_features(referee: TwoTower, layers: int = 2) -> Features:
-    """Features of a convolutional image tower instead of VGG (ours): the deepest maps at its last `layers` resolutions
+def tower_features(referee: TwoTower) -> Features:
+    """Features of a convolutional image tower instead of VGG (ours): the deepest maps at its last two resolutions
     except the final one.
 
     Raises UsageError for a tower without such maps.
@@ -100,10 +100,10 @@ def tower_features(referee: TwoTower, layers: int = 2) -> Features:
         referee.embed_views(torch.zeros(1, 3, *referee.image_size, device=referee.device))
     for handle in handles:
         handle.remove()
-    names = [deepest[size] for size in sorted(deepest, reverse=True)][:-1][-layers:]
-    if len(names) < layers:
+    names = [deepest[size] for size in sorted(deepest, reverse=True)][:-1][-2:]
+    if len(names) < 2:
         raise UsageError(
-            f"{referee.card.name} has no maps at {layers} resolutions to compare contents by: give a convolutional "
+            f"{referee.card.name} has no maps at two resolutions to compare contents by: give a convolutional "
             "referee, e.g. emoji-vanilla, or a file with VGG-19's weights"
         )
 

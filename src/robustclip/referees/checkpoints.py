@@ -144,7 +144,6 @@ def load_timm(
     *,
     text_tower: TextTower | None = None,
     image_size: int = 224,
-    logit_scale: float = 100.0,
 ) -> TwoTower:
     """A timm image tower with weights from `path` (timm's own file, or one of open_clip's), and a text tower.
 
@@ -168,7 +167,7 @@ def load_timm(
     tower = load_image_tower(model_cfg, weights, source=f"{path} and timm's {model}")
     provenance = {"checkpoint": path.name, "architecture": f"timm:{model}", **_left_out(path, towers)}
     provenance["preprocessing"] = "CLIP's own, as open_clip gives towers of timm"
-    return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, logit_scale, None, provenance)
+    return as_referee(tower, text_tower, Preprocess(image_size), model_cfg, path.stem, 100.0, None, provenance)
 
 
 def logit_numbers(path: Path, towers: Towers, model_cfg: Mapping[str, Any]) -> tuple[float, float | None]:

@@ -201,14 +201,14 @@ def has_byte_pairs(text_tower: TextTower) -> bool:
     return bool(tokenizer.encoder == plain.encoder and tokenizer.clean_fn is plain.clean_fn)
 
 
-def sentence_text_cfg(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
+def sentence_text_cfg() -> dict[str, Any]:
     """The open_clip `text_cfg` of the sentence encoder: no projection, mean pooling."""
     return {
         "hf_model_name": MINILM,
         "hf_tokenizer_name": MINILM,
         "hf_pooler_type": "mean_pooler",
         "hf_proj_type": None,
-        "context_length": context_length,
+        "context_length": CONTEXT_LENGTH,
     }
 
 

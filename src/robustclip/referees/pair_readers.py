@@ -137,11 +137,11 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
     return reader.to(tower.device)
 
 
-def vocabulary_of(captions: Iterable[str], uses: int = 3) -> list[str]:
-    """Word-piece vocabulary: words with at least `uses` occurrences, and all letters."""
+def vocabulary_of(captions: Iterable[str]) -> list[str]:
+    """Word-piece vocabulary: words with at least three occurrences, and all letters."""
     counted = Counter(word for caption in captions for word in _words(caption))
     letters = sorted({letter for word in counted for letter in word})
-    words = sorted(word for word, count in counted.items() if count >= uses and len(word) > 1)
+    words = sorted(word for word, count in counted.items() if count >= 3 and len(word) > 1)
     return [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]
 
 

@@ -26,7 +26,6 @@ NEAR: Final = 10.0  # weight of positive cells in the loss of middles
 ATTRIBUTES: Final = ("colour", "size", "texture", "count")
 """Kinds of attributes of one object."""
 JITTER: Final = 0.05  # standard deviation of the noise on box edges in training, as a share of the box's sides
-SCENES: Final = 20  # calibration scenes per category
 
 
 @dataclass
@@ -144,14 +143,14 @@ class SceneTrainer(Trainer):
         return {"loss": loss.item(), "right": right.item(), **{name: value.item() for name, value in parts.items()}}
 
 
-def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int = SCENES, size: int = 64) -> None:
+def calibrate(reader: SceneReader, split: str, *, seed: int, scenes: int) -> None:
     """Calibrate each kind's logits (Platt 1999) on questions about new scenes of a split: true, false, and attributes
     of absent objects."""
     logits: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     answers: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     reader.eval()
     for number in range(scenes * len(CATEGORIES)):
-        scene = compose(number, split, seed=seed, size=size)
+        scene = compose(number, split, seed=seed, size=64)
         draw = Draw(generator(seed, "calibration", number), sprites(split))
         present = {item.noun for item in scene.items}
         with torch.no_grad():

@@ -294,7 +294,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
     return value
 
 
-def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
+def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a small YAML file as plain values. Raises UsageError as `read_text`, and for invalid, too deeply nested or
     aliased YAML (`*name` allows exponential expansion).
     """
@@ -306,7 +306,7 @@ def read_yaml(path: str | os.PathLike[str], limit: int = LONGEST_CONFIG) -> Any:
                 raise yaml.YAMLError("it holds an alias, *name: write the value out")
             return super().compose_node(*place)
 
-    text = read_text(path, limit)
+    text = read_text(path, LONGEST_CONFIG)
     try:
         value = yaml.load(text, Loader)
         _check_depth(value, 0)

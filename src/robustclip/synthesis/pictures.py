@@ -153,11 +153,9 @@ ImageOf = Callable[[int], Float[Tensor, "3 h w"]]
 """The picture of an item, by its place among the items."""
 
 
-def contact_sheet(
-    items: Sequence[Item], image_of: ImageOf, most: int = MOST, how: Enlarge = "nearest"
-) -> Float[Tensor, "3 h w"]:
+def contact_sheet(items: Sequence[Item], image_of: ImageOf, how: Enlarge = "nearest") -> Float[Tensor, "3 h w"]:
     """Pictures with titles readable at 1280 pixels: seeds in rows and prompts in columns, for few prompts with the same
-    seeds; otherwise row by row with captions. At most `most` pictures; small ones are enlarged by `how`.
+    seeds; otherwise row by row with captions. At most `MOST` pictures; small ones are enlarged by `how`.
 
     Raises UsageError for no items.
     """
@@ -167,22 +165,20 @@ def contact_sheet(
     seeds = list(dict.fromkeys(item.seed for item in items))
     places = {(item.prompt, item.repeat, item.seed): index for index, item in enumerate(items)}
     is_table = len(prompts) <= WIDEST_TABLE and len(items) == len(places) == len(prompts) * len(seeds)
-    if is_table and len(items) <= most:
+    if is_table and len(items) <= MOST:
         images = cells([image_of(places[*prompt, seed]) for seed in seeds for prompt in prompts], how)
         rows = [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [""]
         font_size = font_of(len(prompts) * images.shape[-1])
         return titled_grid(rows, [prompt.title for prompt, _ in prompts], images, font_size=font_size)
-    shown = items[:most]
+    shown = items[:MOST]
     captions = [item.prompt.title + (f" ({item.seed})" if len(seeds) > 1 else "") for item in shown]
     return captioned_grid(cells([image_of(index) for index in range(len(shown))], how), captions)
 
 
-def captioned_grid(
-    images: Float[Tensor, "n 3 h w"], captions: Sequence[str], columns: int | None = None
-) -> Float[Tensor, "3 h2 w2"]:
-    """Pictures row by row, `columns` per row (default: nearly square), above captions of at most three lines."""
+def captioned_grid(images: Float[Tensor, "n 3 h w"], captions: Sequence[str]) -> Float[Tensor, "3 h2 w2"]:
+    """Pictures in a nearly square grid, above captions of at most three lines."""
     count, _, height, width = images.shape
-    columns = min(columns or math.ceil(count**0.5), count)
+    columns = math.ceil(count**0.5)
     font = ImageFont.load_default(font_of(columns * width))
     line = font.getbbox("Ag")[3] + 2
     wrapped = [_wrap(caption, width, font) for caption in captions]

@@ -54,7 +54,6 @@ def paint_all(
     save_frames: bool | None = None,
     enlarge: Enlarge = "nearest",
     facts: Mapping[str, Any] | None = None,
-    silent: bool = False,
 ) -> Result:
     """Paint every item that has no picture yet, `batch_size` at a time, and lay all of them out.
 
@@ -82,9 +81,7 @@ def paint_all(
                 message = f"stopped with {done} of {len(items)} pictures, which stay: {run.resumption} goes on"
                 raise Interrupted(caught.signal or SIGTERM, message)
 
-        with Watcher(
-            run.folder, total=len(mine), steps=steps, batch_size=batch_size, check=check, silent=silent
-        ) as watcher:
+        with Watcher(run.folder, total=len(mine), steps=steps, batch_size=batch_size, check=check) as watcher:
             for batch in batches:
                 check()
                 watcher.begin(batch)

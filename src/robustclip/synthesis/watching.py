@@ -79,7 +79,7 @@ SHOW_EVERY: Final = 0.2
 
 class Watcher:
     """Watch of a run: a context around its batches, of `total` pictures with `steps` steps each. `check` is called at
-    each step and may raise to stop the run. No output if `silent` or not the main process."""
+    each step and may raise to stop the run. No output but of the main process."""
 
     def __init__(
         self,
@@ -89,7 +89,6 @@ class Watcher:
         steps: int,
         batch_size: int,
         check: Callable[[], None] = lambda: None,
-        silent: bool = False,
     ) -> None:
         self.folder = folder
         self.total = total
@@ -97,7 +96,7 @@ class Watcher:
         self.check = check
         self.done = self.batches = 0
         self.loss: str | None = None
-        self.silent = silent or not distributed.is_main()
+        self.silent = not distributed.is_main()
         batches = math.ceil(total / batch_size)
         self.progress = TrainingProgress(total=batches * self.steps, title="painting", silent=self.silent)
         self.live = Live()

@@ -85,13 +85,13 @@ class Draws:
         """N(0, 1), (P*V, *shape)."""
         return self._draw(torch.randn, shape, shared)
 
-    def integers(self, low: int, high: int, *shape: int, shared: bool = False) -> Int[Tensor, "b ..."]:
+    def integers(self, low: int, high: int, *shape: int) -> Int[Tensor, "b ..."]:
         """Uniform integers from low to high inclusive, (P*V, *shape)."""
 
         def between(size: tuple[int, ...], *, generator: torch.Generator, device: torch.device) -> Tensor:
             return torch.randint(low, high + 1, size, generator=generator, device=device)
 
-        return self._draw(between, shape, shared)
+        return self._draw(between, shape, shared=False)
 
     def chance(self, p: float, *, shared: bool = False) -> Bool[Tensor, " b"]:
         """Bernoulli(p), (P*V,)."""

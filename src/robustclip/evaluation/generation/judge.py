@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -58,11 +58,11 @@ from robustclip.evaluation.generation.scorers import (
     is_diffusion_judge,
     is_scorer,
 )
-from robustclip.evaluation.named import NamedReferee, load_named
+from robustclip.evaluation.named import NamedReferee, load_named, output_faults
 from robustclip.referees.image_judges import load_aesthetics
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import pick_device, pick_dtype
-from robustclip.runs.files import check_new_file, check_writable, clashes, is_file, is_folder, rescuing
+from robustclip.runs.files import is_file, is_folder, rescuing
 from robustclip.runs.processes import owning
 from robustclip.runs.terminal import counted
 from robustclip.signatures import typed, unknown
@@ -187,11 +187,8 @@ def faults(
     for name, file in (("prompts", prompts), ("aesthetics", aesthetics), ("inception weights", inception_weights)):
         if file is not None and not is_file(file):
             yield f"there is no file of {name} at {str(file)[:200]!r}"
-    checks: list[Callable[[], object]] = [check_installed] if set(metrics) & set(OF_INCEPTION) else []
-    checks += [partial(check_writable, out, folder=True)] if out is not None else []
-    checks += [partial(check_new_file, csv, overwrite=overwrite)] if csv is not None else []
-    yield from faults_of(checks)
-    yield from clashes({"out": out, "csv": csv})
+    yield from faults_of([check_installed] if set(metrics) & set(OF_INCEPTION) else [])
+    yield from output_faults(out, csv, overwrite=overwrite)
     yield from _taken(out)
 
 

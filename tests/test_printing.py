@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass
 from datetime import date
@@ -22,6 +23,14 @@ CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20
 def test_numbers_have_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
     printing.numbers({"clean_top_5": 0.123456, "steps": 12345678, "run": "runs/emoji-1"})
     assert capsys.readouterr().out == "clean top 5: 0.1235\nsteps: 12345678\nrun: runs/emoji-1\n"
+
+
+def test_log_messages_are_lines_on_stderr_only_within_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("robustclip.referees.weights")
+    with terminal.logged():
+        log.info("a note \x1b[2J")
+    log.info("unseen")
+    assert capsys.readouterr().err == "a note \\x1b[2J\n"
 
 
 def test_the_demo_ends_with_its_table_and_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    if logging.lastResort is not None:  # prints warnings if logging is not configured
+    if logging.lastResort is not None:  # prints warnings of other libraries
         logging.lastResort.setFormatter(terminal.Shown())
     try:
-        with terminable():
+        with terminable(), terminal.logged():
             sys.exit(app.main(arguments, prog_name="robustclip", standalone_mode=False))
     except click.ClickException as error:
         error.show()

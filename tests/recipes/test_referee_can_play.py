@@ -130,11 +130,10 @@ def test_a_referee_that_comes_twice_is_refused() -> None:
         PairGuides.load_all(["emoji-blip2", "emoji-blip2"], device=torch.device("cpu"))
 
 
-def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = paint(tmp_path / "small", size="20x33", copies=0, steps=1, vlm=False)
     assert small.images.shape == (1, 3, 16, 32)
-    told = capsys.readouterr()
-    assert "painting 16x32" in told.out + told.err
+    assert "painting 16x32" in caplog.text
 
 
 def test_a_diffusion_model_guides_by_mutual_information(tmp_path: Path) -> None:

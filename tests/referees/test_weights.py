@@ -127,12 +127,12 @@ def test_the_way_out_of_a_torchscript_archive_works(tmp_path: Path, monkeypatch:
 
 
 def test_weights_are_read_rather_than_their_average_and_the_way_to_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     average = {name: value + 1 for name, value in WEIGHTS.items()}
     torch.save({"state_dict_ema": average, "state_dict": WEIGHTS}, tmp_path / "model.pt")
     assert same(read_weights(tmp_path / "model.pt"))
-    told = capsys.readouterr().err
+    told = caplog.messages[0]
     assert "also holds a moving average of its weights (state_dict_ema)" in told
     monkeypatch.chdir(tmp_path)
     exec(told.strip().partition("To take it: ")[2], {"torch": torch})

@@ -194,7 +194,7 @@ def test_losses_of_classes_heads_and_functions() -> None:
 
 
 def test_uses_are_one_and_exemplars_that_cannot_be_read_are_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert use_of(None, [], [], None) == "text"
     with pytest.raises(UsageError, match="--classifier and --exemplar are different objectives"):
@@ -203,9 +203,8 @@ def test_uses_are_one_and_exemplars_that_cannot_be_read_are_left_out(
     (tmp_path / "b.png").write_text("no picture")
     prompt = exemplars([str(tmp_path / "a.png"), str(tmp_path / "b.png"), str(tmp_path / "c.png")])
     assert [(part.kind, part.weight) for part in prompt.parts] == [("image", 1.0)]
-    told = capsys.readouterr().err
-    assert "b.png is not a readable picture" in told
-    assert "no image at" in told
+    assert "b.png is not a readable picture" in caplog.text
+    assert "no image at" in caplog.text
     with pytest.raises(UsageError, match="none of the 1 exemplars"):
         exemplars([str(tmp_path / "b.png")])
 

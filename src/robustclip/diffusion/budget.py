@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustclip.diffusion.samplers import SAMPLERS, Levels, SamplerName
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory, saved_bytes
 from robustclip.runs.files import read_json
+
+_log = logging.getLogger(__name__)
 
 try:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -193,7 +195,7 @@ def report_budget(
     if sum(one.numel() for one in model.unet.parameters()) < LARGE:
         return
     found = budget(model.unet.config, model.vae.config, size, dtype=model.dtype)
-    terminal.note(f"{model.name}: {found.describe(pictures, evaluations, decoded)}")
+    _log.info(f"{model.name}: {found.describe(pictures, evaluations, decoded)}")
     free = free_memory(model.device)
     if free is not None and (needed := found.peak(pictures, decoded) - found.weights) > FUSED * free:
         fit = int(FUSED * free / (needed / pictures))

@@ -7,6 +7,7 @@ A step costs one forward and one backward pass of the denoiser, as with checkpoi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -21,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from robustclip.diffusion.samplers import SAMPLERS, Coupling, Levels, SamplerName
 from robustclip.diffusion.stable import Conditioning, LatentDiffusion, check_guidance
 from robustclip.errors import RunError, UsageError
-from robustclip.runs import terminal
+
+_log = logging.getLogger(__name__)
 
 Gradient = Literal["reversed", "checkpointed", "stored"]
 Denoise = Callable[..., Tensor]
@@ -116,7 +118,7 @@ class Chain:
         error, previous = float(off.max()), self.error
         self.error = error
         if not error <= BOUND and not (previous is not None and previous > BOUND):
-            terminal.note(
+            _log.warning(
                 f"{self.name} over {self.steps} steps reconstructs its start to {error:.1e} ({start.dtype} "
                 "states), and gradients are less exact: take fewer steps, less guidance, float64 states or edict"
             )

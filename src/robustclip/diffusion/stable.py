@@ -3,6 +3,7 @@ the token states of a text tower that condition it."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -19,8 +20,9 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import check_images, of_transformers
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.weights import digest
-from robustclip.runs import terminal
 from robustclip.runs.devices import autocast
+
+_log = logging.getLogger(__name__)
 
 try:
     from diffusers import DDIMScheduler
@@ -79,7 +81,7 @@ class TextStates(ABC, nn.Module):
         noted: set[str] = self.__dict__.setdefault("noted", set())
         if text not in noted:
             noted.add(text)
-            terminal.note(
+            _log.warning(
                 f"{text[:60]!r}... has {count} tokens, of which this diffusion model reads {self.context}: the end is "
                 "cut"
             )
@@ -218,7 +220,7 @@ class LatentDiffusion(nn.Module):
                 f"pixels: give e.g. --size {8 * self.factor}"
             )
         if (height, width) != size:
-            terminal.note(
+            _log.warning(
                 f"{size[0]}x{size[1]} is not whole in cells of {self.factor} pixels: painting {height}x{width}"
             )
         return height, width

@@ -5,6 +5,7 @@ The losses are those of LAVIS' blip2_qformer.py; the captioning head is ours, si
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from typing import Any, Final, final
@@ -18,7 +19,8 @@ from robustclip.errors import UsageError
 from robustclip.referees.base import PairReader, check_texts
 from robustclip.referees.card import Card
 from robustclip.referees.preprocess import Preprocess
-from robustclip.runs import terminal
+
+_log = logging.getLogger(__name__)
 
 DEC: Final = "[DEC]"
 """First token of captions; texts for matching begin with [CLS] (LAVIS blip2_qformer.py)."""
@@ -74,7 +76,7 @@ class PairTokenizer:
             words = len(PUNCTUATION.sub(" ", text).split())
             if (count > self.context or words > WORDS) and text not in self._warned:
                 self._warned.add(text)
-                terminal.note(
+                _log.warning(
                     f"{text[:60]!r}... has {count} tokens, of which this referee reads {self.context}: it is truncated"
                 )
 

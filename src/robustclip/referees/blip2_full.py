@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
@@ -26,9 +27,10 @@ from robustclip.referees.folder import refuse_other_files
 from robustclip.referees.huggingface import processor_file, read_preprocess
 from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.weights import INDEX, check_finite, check_fit, read_weights, write_weights
-from robustclip.runs import terminal
 from robustclip.runs.files import is_file, read_json, sha256
 from robustclip.runs.plain import check_sizes, refusing
+
+_log = logging.getLogger(__name__)
 
 FAMILY: Final = "blip2"
 WEIGHTS: Final = "model.safetensors"
@@ -191,7 +193,7 @@ def load_library(folder: Path) -> Blip2:
     renamed["temperature"] = torch.tensor(0.07)
     tokenizer = tokenizer_of(folder, dec=False)
     reader = fill(sizes, renamed, tokenizer, preprocess, card, source=str(folder), norm_eps=_eps(sizes["vision"]))
-    terminal.note(
+    _log.warning(
         f"{folder.name} has no captioning loss: transformers' {LIBRARY} comes without it; matching alone counts"
     )
     return reader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,9 @@ from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.released import PREFIX, Released, find_released
 from robustclip.referees.sentence import SentenceEncoder
 from robustclip.referees.weights import INDEX, load_strictly, read_weights, some
-from robustclip.runs import terminal
 from robustclip.runs.files import expand_home, is_file, read_json, sha256
+
+_log = logging.getLogger(__name__)
 
 HUB: Final = "hf-hub:"
 
@@ -70,7 +72,7 @@ def load_checkpoint(
         text_tower = build_text_tower(model_cfg, towers.text, source=architecture, hint=hint)
         size = model_cfg["vision_cfg"].get("image_size", 224)
         preprocess, provenance["preprocessing"] = _preprocess(architecture, size, pretrained)
-        terminal.note(f"{path.name}: preprocessing is {provenance['preprocessing']}")
+        _log.info(f"{path.name}: preprocessing is {provenance['preprocessing']}")
         scale, bias = logit_numbers(path, towers, model_cfg)
     else:
         base = _base(path, architecture, model_cfg["quick_gelu"], pretrained)
@@ -228,7 +230,7 @@ def _left_out(path: Path, towers: Towers) -> dict[str, Any]:
     if not towers.left_out:
         return {}
     names = some(list(towers.left_out))
-    terminal.note(f"{path.name}: {len(towers.left_out)} tensors belong to neither tower and are left out: {names}")
+    _log.warning(f"{path.name}: {len(towers.left_out)} tensors belong to neither tower and are left out: {names}")
     return {"left out": f"{len(towers.left_out)} tensors of neither tower: {names}"}
 
 
@@ -366,4 +368,4 @@ def _check_hashes(entry: Released, files: list[Path]) -> None:
                 "other_hash",
                 path=str(file),
             )
-        terminal.note(f"{file.name} is not byte for byte a published file of {entry.name}: converted, or another model")
+        _log.warning(f"{file.name} is not byte for byte a published file of {entry.name}: converted, or another model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from robustclip.referees.folder import LOGITS, Towers, split_towers
 from robustclip.referees.openclip import architectures_where, build_image_tower, builtin_config, exists_with_quick_gelu
 from robustclip.referees.released import all_released
 from robustclip.referees.weights import check_fit, read_weights, some
-from robustclip.runs.terminal import note
+
+_log = logging.getLogger(__name__)
 
 QUICK = "-quickgelu"
 OF_TRANSFORMERS = ("vision_model.", "visual_projection.", "text_model.", "text_projection.")
@@ -65,7 +67,7 @@ def named(weights: Mapping[str, Tensor], path: Path) -> str:
             path=str(path),
         )
     fits = f"; released ones like it: {some(list(found.released))}" if found.released else ""
-    note(f"{path.name}: {found}{fits}")
+    _log.info(f"{path.name}: {found}{fits}")
     return found.architectures[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import pickle
 import warnings
 import zipfile
@@ -20,7 +21,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from robustclip.errors import RunError, UsageError
 from robustclip.runs.files import atomic_write, is_file, read_json
-from robustclip.runs.terminal import note
+
+_log = logging.getLogger(__name__)
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -271,7 +273,7 @@ def _state(content: object, path: Path) -> object:
             return content
         plain, averaged = ([key for key in keys if isinstance(content.get(key), Mapping)] for keys in STATES)
         if plain and averaged:
-            note(
+            _log.warning(
                 f"{path} also holds a moving average of its weights ({averaged[0]}), which is left out. To take it: "
                 f"torch.save(torch.load({str(path)!r}, weights_only=True)[{averaged[0]!r}], 'averaged.pt')"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -43,11 +44,13 @@ from robustclip.robustification.state import (
     training_dtype,
     warmup_cosine,
 )
-from robustclip.runs import distributed, terminal
+from robustclip.runs import distributed
 from robustclip.runs.devices import autocast, telling_memory
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
+
+_log = logging.getLogger(__name__)
 
 
 def report_data(described: dict[str, Any]) -> None:
@@ -55,7 +58,7 @@ def report_data(described: dict[str, Any]) -> None:
     for source in described.get("sources", []) if distributed.is_main() else []:
         for line in (source.get("layout"), *source.get("left_out", [])):
             if line:
-                terminal.note(f"data {source['name']}: {line}")
+                _log.info(f"data {source['name']}: {line}")
 
 
 def train(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 
 import click
@@ -30,6 +32,30 @@ class Shown(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
+
+
+class Lines(logging.Handler):
+    """Log messages as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Show the package's log messages, notes (INFO) included, on stderr."""
+    logger, handler = logging.getLogger("robustclip"), Lines()
+    handler.setFormatter(Shown())
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def counted(number: int, thing: str) -> str:

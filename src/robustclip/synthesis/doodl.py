@@ -3,6 +3,7 @@ classes, exemplars, aesthetics, or any function of pictures."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
 from robustclip.losses.scores import Entropy, OfClass, OfFunction, Scored
 from robustclip.referees.image_judges import Aesthetics, Classifier, load_aesthetics, load_classifier
-from robustclip.runs import terminal
 from robustclip.runs.devices import free_memory, saved_bytes
 from robustclip.synthesis.guides import Guides, PairGuides, parse_weight, text_of
 from robustclip.synthesis.inversion import Mode as Mode
@@ -30,6 +30,8 @@ from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.terms import MEAN, Looking, Loss, Lowest, Reduce, Stream, Term, Terms
 from robustclip.views import Views
 from robustclip.views.policies import RandomSquares
+
+_log = logging.getLogger(__name__)
 
 Method = Literal["doodl", "plain", "best-of", "one-step", "one-step-noise"]
 Use = Literal["text", "class", "exemplar", "aesthetics", "function"]
@@ -337,7 +339,7 @@ def exemplars(files: Sequence[str]) -> Prompt:
             load_image(file)
             readable.append(file)
         except UsageError as error:
-            terminal.note(f"{error}: it is left out")
+            _log.warning(f"{error}: it is left out")
     if not readable:
         raise UsageError(f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg")
     return Prompt(tuple(Part(file, 1 / len(readable), "image") for file in readable))

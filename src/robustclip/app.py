@@ -272,7 +272,7 @@ def _stored(picture: str | None, folder: Path) -> Path:
     try:
         image = decode(Path(picture))
     except Skip as error:
-        raise UsageError(f"this is no readable picture ({error.fault}): {advice(error.fault)}") from error
+        raise UsageError(f"this is not a readable picture ({error.fault}): {advice(error.fault)}") from error
     image.thumbnail((LARGEST, LARGEST))
     image.save(folder / "picture.png")
     return folder / "picture.png"

@@ -101,7 +101,7 @@ def test_a_layout_that_cannot_be_told_is_refused(tmp_path, encode, names, listed
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("0 0.5 0.5", "hold no words"), ("a cat", "1 of 3 pictures have a caption")]
+    ("text", "message"), [("0 0.5 0.5", "contain no words"), ("a cat", "1 of 3 pictures have a caption")]
 )
 def test_texts_that_are_no_captions_are_refused(tmp_path, encode, text: str, message: str) -> None:
     put(tmp_path, encode, "a/1.png", "a/2.png", "b/3.png")

@@ -201,7 +201,7 @@ def test_a_set_with_nothing_usable_ends_with_the_counts(tmp_path, write_tar, wor
 
 def test_a_set_of_empty_shards_ends(tmp_path, write_tar) -> None:
     write_tar(tmp_path / "0.tar", [])
-    with pytest.raises(RunError, match=r"empty data: .* holds no samples"):
+    with pytest.raises(RunError, match=r"empty data: .* contains no samples"):
         first(loader(tmp_path), 1)
 
 

@@ -108,7 +108,7 @@ def test_sources_of_one_name_are_numbered() -> None:
 
 @pytest.mark.parametrize("weights", ["size", "equal"])
 def test_a_source_without_samples_is_named(weights: Weights) -> None:
-    with pytest.raises(RunError, match="empty data: none holds no samples"):
+    with pytest.raises(RunError, match="empty data: none contains no samples"):
         drawn(weights, Numbers("some", 5), Numbers("none", 0))
 
 

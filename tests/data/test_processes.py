@@ -118,7 +118,7 @@ def test_a_share_that_is_one_bad_sample_is_no_bad_source(here) -> None:
 
 def test_an_empty_source_is_still_told(tmp_path, write_tar) -> None:
     write_tar(tmp_path / "0.tar", [])
-    with pytest.raises(RunError, match="holds no samples"):
+    with pytest.raises(RunError, match="contains no samples"):
         next(Mixture([ShardSource(tmp_path)]).stream(0, Place(1, 4)))
 
 

@@ -94,7 +94,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     torch.save({"visual.proj": torch.ones(2, 2)}, tmp_path / "clip.ckpt")
-    with pytest.raises(UsageError, match="is no VQGAN of taming-transformers"):
+    with pytest.raises(UsageError, match="is not a VQGAN of taming-transformers"):
         convert(tmp_path / "clip.ckpt", out=tmp_path / "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.ckpt"]
 

@@ -141,7 +141,7 @@ Change = Callable[[dict[str, Tensor]], object]
             lambda w: w.update({"quant_conv.bias": torch.ones(6, dtype=torch.int64)}),
             "1 of another shape or type",
         ),
-        (lambda w: w.pop("encoder.conv_in.weight"), "no VQGAN .* it has no encoder.conv_in.weight"),
+        (lambda w: w.pop("encoder.conv_in.weight"), "not a VQGAN .* it has no encoder.conv_in.weight"),
         (lambda w: w.pop("quantize.embedding.weight"), "it has no quantize.embedding.weight of 2 dimensions"),
         (lambda w: w.update({"quantize.embed.weight": torch.ones(2, 2)}), "a Gumbel VQGAN"),
         (
@@ -163,7 +163,7 @@ def test_what_is_another_network_is_named(change: Change, message: str, net: Tam
 
 
 def test_of_nothing_there_is_no_layout() -> None:
-    with pytest.raises(UsageError, match=re.escape("x.ckpt is no VQGAN of taming-transformers: it has no tensors")):
+    with pytest.raises(UsageError, match=re.escape("x.ckpt is not a VQGAN of taming-transformers: it has no tensors")):
         from_weights({"visual.proj": torch.ones(2, 2)}, "x.ckpt")
 
 

@@ -98,7 +98,7 @@ def test_hooks_are_removed_after_an_error() -> None:
 
 
 def test_a_layer_that_is_not_there_names_near_ones() -> None:
-    with pytest.raises(UsageError, match=r"'trunk.layer9', which is no layer of it; .*trunk\.layer3"):
+    with pytest.raises(UsageError, match=r"'trunk.layer9', which is not a layer of it; .*trunk\.layer3"):
         choose_layer(load_referee("emoji-robust"), "trunk.layer9")
 
 

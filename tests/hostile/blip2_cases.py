@@ -72,7 +72,7 @@ def conversions() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("{lavis_half}", 2, "missing ("),
         ("{lavis_number}", 2, "holds int, not weights"),
         ("{lavis_deep}", 2, "num_hidden_layers 1000000001, larger than any known model"),
-        ("{lavis_flat}", 2, "is no first stage of BLIP-2"),
+        ("{lavis_flat}", 2, "is not a first stage of BLIP-2"),
         ("{lavis_nothing}", 2, "of another shape"),
         ("{lavis_words}", 2, "has no place for ("),
         ("{lavis_second}", 2, "no place for (llm_proj.weight)"),

@@ -41,7 +41,7 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--crops -1", "greater than or equal to 0"),
         ("--clip 0", "greater than 0"),
         ("--momentum 1", "less than 1"),
-        ("--size 4", "is no size of a picture"),
+        ("--size 4", "is not a size of a picture"),
         ("--model {sd_flow}", "FlowMatchEulerDiscreteScheduler"),
         ("--init nowhere.png", "there is no file 'nowhere.png' to start from"),
         ("--classifier resnet18", "give both"),

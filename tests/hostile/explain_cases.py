@@ -27,7 +27,7 @@ def images() -> Iterator[Case]:
         ("{folder}", "no image is left to explain"),
         ("{data_empty}", "no image is left to explain"),
         ("{data_no_pictures}", "no image is left to explain"),
-        ("{toy}", "no pictures left out"),
+        ("{toy}", "not pictures left out"),
     ):
         yield "images", f"explain {TOY} --images {given} --texts cat", 2, words
     yield "images", ["explain", "--referees", "{toy}", "--images", ENDLESS, "--texts", "cat"], 2, "no image or folder"
@@ -59,7 +59,7 @@ def flags() -> Iterator[Case]:
         ("--method gradcam-cls", "no class token"),
         ("--target loss", "'cosine', 'logit' or 'softmax'"),
         ("--method gradient --target cosine", "leave out the target"),
-        ("--layer nowhere", "which is no layer of it"),
+        ("--layer nowhere", "which is not a layer of it"),
         ("--layer 3", "no grid in its output"),
         ("--method gradient --layer 0", "maps pixels, not a layer"),
         ("--attack l2:nan@2", "is not a positive number"),

@@ -84,7 +84,7 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--sds-prompt photo", "has one {} for the prompt"),
         ("--sds-prompt {}{}", "has one {} for the prompt"),
         ("--matching 0 --captioning 0", "are both 0"),
-        ("--size 4", "is no size of a picture"),
+        ("--size 4", "is not a size of a picture"),
         ("--init nowhere.png", "there is no file 'nowhere.png' to start from"),
         ("--referee emoji-blip2 --referee emoji-blip2", "comes twice"),
         ("--referee emoji-blip2=-1", "not a positive number"),

@@ -76,7 +76,7 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--contrast -1", "greater than or equal to 0"),
         ("--halve-every 0", "greater than 0"),
         ("--lr 0", "greater than 0"),
-        ("--size 4", "is no size of a picture"),
+        ("--size 4", "is not a size of a picture"),
         ("--source ''", "--source is empty"),
         ("--pairs --content emoji:house --content emoji:fish", "as many contents as styles"),
         ("--content-features nowhere.pth", "nowhere.pth"),

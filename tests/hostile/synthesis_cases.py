@@ -42,10 +42,10 @@ def prompts() -> Iterator[Case]:
 def files_of_prompts() -> Iterator[Case]:
     """Files that hold no captions."""
     for given, words in (
-        ("nowhere.txt", "is no file"),
-        ("{folder}", "is no file"),
-        ("{pipe}", "is no file"),
-        ("/dev/zero", "is no file"),
+        ("nowhere.txt", "is not a file"),
+        ("{folder}", "is not a file"),
+        ("{pipe}", "is not a file"),
+        ("/dev/zero", "is not a file"),
     ):
         yield "a file of prompts", f"synthesize clipag --prompts {given} {TOY}", 2, words
     yield "a file of prompts", f"synthesize clipag {TOY}", 2, "there is no prompt"
@@ -55,19 +55,19 @@ def files_of_prompts() -> Iterator[Case]:
 def flags() -> Iterator[Case]:
     """Values that a flag of synthesize can't have."""
     for given, words in (
-        ("--size 0", "is no size of a picture"),
-        ("--size -3", "is no size of a picture"),
-        ("--size 5000", "is no size of a picture"),
-        ("--size 64x", "is no size of a picture"),
-        ("--size 64x64x64", "is no size of a picture"),
-        ("--size 1e3", "is no size of a picture"),
-        (f"--size {NINES}", "is no size of a picture"),
+        ("--size 0", "is not a size of a picture"),
+        ("--size -3", "is not a size of a picture"),
+        ("--size 5000", "is not a size of a picture"),
+        ("--size 64x", "is not a size of a picture"),
+        ("--size 64x64x64", "is not a size of a picture"),
+        ("--size 1e3", "is not a size of a picture"),
+        (f"--size {NINES}", "is not a size of a picture"),
         ("--seeds 3..1", "write 1..3"),
-        ("--seeds -1", "is no seed"),
-        ("--seeds a", "is no seed"),
+        ("--seeds -1", "is not a seed"),
+        ("--seeds a", "is not a seed"),
         ("--seeds 0,0", "names the seed 0 twice"),
         ("--seeds 0..99999999", "at most 10000"),
-        (f"--seeds {NINES}", "is no seed"),
+        (f"--seeds {NINES}", "is not a seed"),
         ("--seed x", "valid integer"),
         ("--candidates 1000000000000", "candidates take at least"),
         ("--lr 1e-320", "beyond the numbers of 32 bits"),
@@ -110,7 +110,7 @@ def judgements() -> Iterator[Case]:
     for given, words in (
         ("nowhere", "no folder of pictures"),
         ("{file}", "no folder of pictures"),
-        ("{folder}", "holds no pictures"),
+        ("{folder}", "contains no pictures"),
         ("{folder} --metrics beauty", "should be 'r-precision'"),
         ("{folder} --metrics fid", "need Inception's weights"),
         ("{folder} --metrics frechet", "is a distance to real images"),
@@ -131,7 +131,7 @@ def judgements() -> Iterator[Case]:
         yield "a mixture", f"mixture fit {given}", 2, words
     yield "a table", "reproduce table9", 2, "unknown recipe"
     yield "a table", "reproduce table1 --candidates 0", 2, "greater than 0"
-    yield "a table", "reproduce table1 --prompts nowhere.txt", 2, "is no file"
+    yield "a table", "reproduce table1 --prompts nowhere.txt", 2, "is not a file"
 
 
 SYNTHESIS: tuple[Case, ...] = (*prompts(), *files_of_prompts(), *flags(), *judgements())

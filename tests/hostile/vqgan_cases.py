@@ -59,13 +59,13 @@ made("taming_claim", written("last.safetensors", b"\xff" * 16))
 
 def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
     for given, code, words in (
-        ("nowhere.ckpt", 2, "is no file"),
-        ("{folder}", 2, "is no file"),
-        ("{pipe}", 2, "is no file"),
-        ("/dev/zero", 2, "is no file"),
-        (ENDLESS, 2, "is no file"),
-        (NUL, 2, "is no file"),
-        ("", 2, "is no file"),
+        ("nowhere.ckpt", 2, "is not a file"),
+        ("{folder}", 2, "is not a file"),
+        ("{pipe}", 2, "is not a file"),
+        ("/dev/zero", 2, "is not a file"),
+        (ENDLESS, 2, "is not a file"),
+        (NUL, 2, "is not a file"),
+        ("", 2, "is not a file"),
         ("{taming_text}", 2, "weights are read from .safetensors"),
         ("{taming_payload}", 2, "could run code when opened"),
         ("{taming_bare_payload}", 2, "could run code when opened"),
@@ -73,7 +73,7 @@ def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("{taming_half}", 2, "missing ("),
         ("{taming_number}", 2, "holds int, not weights"),
         ("{taming_nan}", 1, "holds NaN or infinity in quant_conv.bias"),
-        ("{taming_deep}", 2, "is no VQGAN of taming-transformers"),
+        ("{taming_deep}", 2, "is not a VQGAN of taming-transformers"),
         ("{taming_long_name}", 2, "1 without a place"),
         ("{taming_cut}", 1, "truncated or damaged"),
         ("{taming_empty}", 1, "truncated or damaged"),
@@ -84,8 +84,8 @@ def checkpoints() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("", "--out is missing"),
         ("--out {folder}", "exists: write elsewhere"),
         ("--out {file}", "is not a folder"),
-        ("--out {out} --model-yaml nowhere.yaml", "is no file"),
-        ("--out {out} --model-yaml {pipe}", "is no file"),
+        ("--out {out} --model-yaml nowhere.yaml", "is not a file"),
+        ("--out {out} --model-yaml {pipe}", "is not a file"),
         ("--out {out} --model-yaml {file}", "is not a config of a VQGAN"),
         ("--out {out} --model-yml x", "did you mean --model-yaml"),
     ):
@@ -107,7 +107,7 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
         ("--mode true", "'faithful' or 'fixed'"),
         ("--init nowhere.png", "there is no file 'nowhere.png' to start from"),
         ("--init {pipe}", "to start from"),
-        ("--size 4", "is no size of a picture"),
+        ("--size 4", "is not a size of a picture"),
     ):
         yield "a flag of vqgan", f"synthesize vqgan cat {given} --quick", 2, words
     for text, words in (

@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_that_is_no_mixture_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
     change, words = HOSTILE[name]
-    with pytest.raises(UsageError, match=f"m.safetensors is no mixture: .*{words}"):
+    with pytest.raises(UsageError, match=f"m.safetensors is not a mixture: .*{words}"):
         load_mixture(rewritten(tmp_path / "m.safetensors", change))
 
 
@@ -150,7 +150,7 @@ def test_bytes_need_a_scale_that_fits(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"m.safetensors is no mixture: "):
+    with pytest.raises(UsageError, match=r"m.safetensors is not a mixture: "):
         load_mixture(path)
 
 
@@ -169,7 +169,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_mixture(mixture(), path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UsageError, match="is no mixture"):
+    with pytest.raises(UsageError, match="is not a mixture"):
         load_mixture(path)
 
 

@@ -94,7 +94,7 @@ def test_what_is_no_picture_is_named_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert [pair.id for pair in pairs] == ["good.png"]
     said = "\n".join(notes)
     for part in (
-        "1 files that are no pictures left out (page.html)",
+        "1 files that are not pictures left out (page.html)",
         "empty.png",
         "short.png",
         "tiny.png: 2x2 pixels are too few",
@@ -121,7 +121,7 @@ def test_the_same_name_twice_is_told_apart(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(
-        UsageError, match=r"no image is left to explain \(.*1 files that are no pictures left out \(a\.txt\)\)"
+        UsageError, match=r"no image is left to explain \(.*1 files that are not pictures left out \(a\.txt\)\)"
     ):
         read_pairs([str(tmp_path)], ["a cat"])
     with pytest.raises(UsageError, match="no image or folder at 'nowhere'"):

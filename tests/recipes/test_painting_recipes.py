@@ -304,7 +304,7 @@ def test_a_run_goes_on_where_it_was_stopped(paint: Callable[..., Result]) -> Non
     [
         ({"prompt": []}, "there is no prompt: say what to paint"),
         ({"prompt": [""]}, "prompt"),
-        ({"prompt": ["a cat"], "size": "big"}, "'big' is no size of a picture"),
+        ({"prompt": ["a cat"], "size": "big"}, "'big' is not a size of a picture"),
         ({"prompt": ["a cat"], "init": "nowhere.png"}, "there is no file 'nowhere.png' to start from"),
         ({"prompt": ["a cat"], "referee": "nobody=much"}, "the weight 'much' of the referee"),
         ({"prompt": ["a cat"], "seeds": "3..1"}, r"the range 3\.\.1 is empty"),

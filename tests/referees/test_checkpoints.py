@@ -290,13 +290,13 @@ def test_a_folder_that_open_clip_cannot_have_saved(open_clip_model: Any, tiny_cf
     with pytest.raises(UsageError, match=r"there is no .*open_clip_config.json: give the folder"):
         load_local_dir(tmp_path)
     (tmp_path / "open_clip_config.json").write_text("[]")
-    with pytest.raises(UsageError, match="is no open_clip config, a JSON object with a model_cfg"):
+    with pytest.raises(UsageError, match="is not an open_clip config, a JSON object with a model_cfg"):
         load_local_dir(tmp_path)
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_cfg}))
-    with pytest.raises(UsageError, match="holds no weights: a CLIP needs both towers"):
+    with pytest.raises(UsageError, match="contains no weights: a CLIP needs both towers"):
         load_local_dir(tmp_path)
     save_file(open_clip_model.visual.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(UsageError, match="holds an image tower only: a CLIP needs both towers"):
+    with pytest.raises(UsageError, match="contains an image tower only: a CLIP needs both towers"):
         load_local_dir(tmp_path)
 
 

@@ -91,14 +91,14 @@ def test_what_is_no_classifier_is_told(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             load_classifier(given)
     save_file({"weight": torch.zeros(2, 2)}, tmp_path / "odd.safetensors")
-    with pytest.raises(UsageError, match="is no checkpoint of WS-DAN"):
+    with pytest.raises(UsageError, match="is not a checkpoint of WS-DAN"):
         load_classifier(str(tmp_path / "odd.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     weights = timm.create_model("test_resnet", num_classes=4).state_dict()
     for name, change, kind, message in (
         ("other", {"num_classes": 5}, UsageError, "does not fit"),
-        ("unknown", {"architecture": "nothing"}, UsageError, "is no config of a classifier"),
-        ("bare", {"pretrained_cfg": {}}, UsageError, "is no config of a classifier"),
+        ("unknown", {"architecture": "nothing"}, UsageError, "is not a config of a classifier"),
+        ("bare", {"pretrained_cfg": {}}, UsageError, "is not a config of a classifier"),
         ("lost", {}, RunError, "NaN"),
     ):
         place = tmp_path / name

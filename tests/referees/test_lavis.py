@@ -170,7 +170,7 @@ def test_what_is_not_a_first_stage_is_refused(state: dict[str, Tensor], tmp_path
     with pytest.raises(UsageError, match=r"no place for \(t5_proj.weight\).*not a second stage's"):
         convert(tmp_path / "second.pth", out=tmp_path / "out")
     torch.save({"model": {"visual_encoder.blocks.0.norm1.weight": torch.ones(2)}}, tmp_path / "part.pth")
-    with pytest.raises(UsageError, match="is no first stage of BLIP-2"):
+    with pytest.raises(UsageError, match="is not a first stage of BLIP-2"):
         convert(tmp_path / "part.pth", out=tmp_path / "out")
     broken = {name: value for name, value in state.items() if not name.endswith("blocks.1.attn.v_bias")}
     torch.save({"model": broken}, tmp_path / "bias.pth")

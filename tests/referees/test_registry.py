@@ -135,7 +135,7 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
 def test_a_folder_that_holds_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        UsageError, match=r"empty holds no referee: neither card.json.*robustclip export RUN --name NAME"
+        UsageError, match=r"empty contains no referee: neither card.json.*robustclip export RUN --name NAME"
     ):
         load_referee(tmp_path / "empty")
 

@@ -275,7 +275,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(
         json.dumps({"recipe": "emoji", "status": "failed", "arguments": {}, "started": "2025-01-31T00:00:00+00:00"})
     )
-    told = r"holds no trained referee \(the run is failed\): .*let the run finish, or continue it"
+    told = r"contains no trained referee \(the run is failed\): .*let the run finish, or continue it"
     with pytest.raises(UsageError, match=told):
         export(tmp_path, name="mine")
     with pytest.raises(UsageError, match="--checkpoint best is for a run's folder"):

@@ -44,7 +44,7 @@ def test_a_run_without_a_best_checkpoint(run: Run) -> None:
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe="toy", arguments={})
     run.fail("as told")
-    with pytest.raises(UsageError, match=r"holds no trained referee \(the run is failed\).*--resume"):
+    with pytest.raises(UsageError, match=r"contains no trained referee \(the run is failed\).*--resume"):
         referee_at(run.folder, "best")
 
 

@@ -44,16 +44,16 @@ def test_sizes_are_read_height_first(given: object, size: tuple[int, int] | None
     ["", "big", "64x", "x64", "64x64x64", "7", "4097", "64x7", "-64", "6.4e1", "٦٤", 0, -64, 7.5, True, (1, 2, 3), ()],
 )
 def test_what_is_no_size_is_told(given: object) -> None:
-    with pytest.raises(UsageError, match=r"is no size of a picture: write one side \(64\) or height x width"):
+    with pytest.raises(UsageError, match=r"is not a size of a picture: write one side \(64\) or height x width"):
         parse_size(given)
 
 
 def test_flags_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     for kind, value, message in [
-        (Size, "12x", "'12x' is no size"),
+        (Size, "12x", "'12x' is not a size"),
         (Prompts, ["a cat:1.0 |"], "a cat"),
-        (PromptFile, tmp_path / "captions.txt", "is no file"),
-        (PromptFile, tmp_path, "is no file"),
+        (PromptFile, tmp_path / "captions.txt", "is not a file"),
+        (PromptFile, tmp_path, "is not a file"),
         (Referees, "emoji-robust=0", "the weight '0' of the referee"),
     ]:
         with pytest.raises((ValidationError, UsageError), match=message):

@@ -30,7 +30,7 @@ class CaptionFile:
         lines = [(number, readable(line)) for number, line in enumerate(read_lines(file), 1)]
         self.samples = [Sample(f"line-{number}", captions=(line,)) for number, line in lines if line]
         if not self.samples:
-            raise UsageError(f"{file} holds no captions: write one a line")
+            raise UsageError(f"{file} contains no captions: write one a line")
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         return shuffled(self.samples, self.size(), seed, self.name, epoch, place)

@@ -279,7 +279,7 @@ def _captions(dataset: str) -> dict[str, list[str]]:
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     if file is None:
-        raise RunError(f"{member.name} in an embedded shard is no file; reinstall robustclip-emoji")
+        raise RunError(f"{member.name} in an embedded shard is not a file; reinstall robustclip-emoji")
     return file.read()
 
 

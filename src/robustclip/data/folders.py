@@ -74,7 +74,7 @@ class FolderFiles:
             f"{len(paths):,} {what} left out ({_few(folder, paths)})"
             for what, paths in (
                 ("hidden files or folders", self.hidden),
-                ("files that are no pictures", others),
+                ("files that are not pictures", others),
                 ("pictures outside of class folders", loose),
             )
             if paths
@@ -167,8 +167,8 @@ def _captions(files: FolderFiles) -> dict[Path, Path]:
         return records if any(_of_json(path) for path in [*records.values()][:SAMPLED]) else {}
     if not any(re.search(r"[^\W\d_]", _readable(path)) for path in [*texts.values()][:SAMPLED]):
         raise UsageError(
-            f"{next(iter(texts.values()))} and others lie beside pictures and hold no words: if they are other labels, "
-            "move them elsewhere; captions are texts"
+            f"{next(iter(texts.values()))} and others lie beside pictures and contain no words: if they are other "
+            "labels, move them elsewhere; captions are texts"
         )
     return texts
 

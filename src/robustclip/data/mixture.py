@@ -98,7 +98,7 @@ class Cursor:
             return self.take() if len(others) > 1 else None  # the last former share ends its epoch
         self._empty_epochs = self._empty_epochs + 1 if share.round == share.taken == 0 else 0
         if self._empty_epochs == self.place.world_size:  # fewer samples than processes leave some processes none
-            raise RunError(f"empty data: {self.name} holds no samples ({self.source.describe()})")
+            raise RunError(f"empty data: {self.name} contains no samples ({self.source.describe()})")
         self.shares = [Share(self.source, self.seed, self.place, (share.epoch + 1, 0, 0))]
         return None
 

@@ -59,14 +59,14 @@ class Stored:
         try:
             return self.read().decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self.path} (byte {self.offset}) holds no UTF-8 text: {error}") from error
+            raise UsageError(f"{self.path} (byte {self.offset}) contains no UTF-8 text: {error}") from error
 
     def number(self) -> int:
         """The bytes as an integer from 0. Raises UsageError for anything else."""
         text = self.text()
         if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_LABEL):
             raise UsageError(
-                f"{self.path} (byte {self.offset}) holds no label but {text[:20]!r}: a .cls is a number from 0"
+                f"{self.path} (byte {self.offset}) contains no label but {text[:20]!r}: a .cls is a number from 0"
             )
         return int(text)
 
@@ -84,7 +84,7 @@ class Stored:
             return decode(self.read(), remarks=remarks)
         except Skip as error:  # training skips such a picture; a measurement must not
             where = f"{self.path} (byte {self.offset})"
-            raise RunError(f"{where} holds no readable picture: {error} ({advice(error.fault)})") from error
+            raise RunError(f"{where} contains no readable picture: {error} ({advice(error.fault)})") from error
 
 
 @final

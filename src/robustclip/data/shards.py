@@ -102,7 +102,7 @@ def _commands(pattern: str, allow_commands: bool) -> list[Shard]:
         )
     commands = [line.strip() for line in _braces(pattern.removeprefix(PIPE))]
     if not all(commands) or "\0" in pattern:
-        raise UsageError(f"{pattern!r} holds no command: it looks like 'pipe:cat cc3m/00000.tar'")
+        raise UsageError(f"{pattern!r} contains no command: it looks like 'pipe:cat cc3m/00000.tar'")
     return [Command(line) for line in commands]
 
 

@@ -93,7 +93,7 @@ def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
     """
     folder = Path(folder)
     if not is_file(folder / WEIGHTS):
-        raise UsageError(f"{str(folder)[:200]} holds no adapter: give a folder with {WEIGHTS}, as `align` writes it")
+        raise UsageError(f"{str(folder)[:200]} contains no adapter: give a folder with {WEIGHTS}, as `align` writes it")
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
     if card.get("weights_sha256") not in (None, sha256(folder / WEIGHTS)):
         raise UsageError(f"{folder / WEIGHTS} is not the file that its card describes: copy the folder again")

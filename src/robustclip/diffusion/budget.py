@@ -156,14 +156,16 @@ def plan_doodl(
 
     robustclip plan doodl --sampler edict --chain-steps 50
 
-    The referee is not counted. Raises UsageError for a folder without configs, a size that is no multiple of a latent's
+    The referee is not counted. Raises UsageError for a folder without configs, a size that is not a multiple of a latent's
     cell, and steps that do not divide a schedule of 1000.
     """
     configs = _configs(model)
     cell = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     if size % cell:
         near = max(size // cell, 1) * cell
-        raise UsageError(f"{size} is no multiple of a latent's {cell} pixels: give --size {near}", "size_not_divisible")
+        raise UsageError(
+            f"{size} is not a multiple of a latent's {cell} pixels: give --size {near}", "size_not_divisible"
+        )
     couplings = SAMPLERS[sampler](Levels.of({"num_train_timesteps": 1000}, chain_steps))
     evaluations, decoded = sum(bool(one.noise) for one in couplings), 2 if sampler == "edict" else 1
     found = budget(configs["unet"], configs["vae"], (size, size))

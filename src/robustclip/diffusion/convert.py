@@ -196,7 +196,7 @@ class _Shapes:
     def __call__(self, name: str, dimensions: int) -> tuple[int, ...]:
         if name not in self.weights or self.weights[name].ndim != dimensions:
             raise UsageError(
-                f"{self.source} is no VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions"
+                f"{self.source} is not a VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions"
             )
         return tuple(self.weights[name].shape)
 
@@ -209,7 +209,7 @@ class _Shapes:
         numbers = self.found(pattern)
         if not numbers or numbers != tuple(range(len(numbers))):
             raise UsageError(
-                f"{self.source} is no VQGAN of taming-transformers: it has no tensors {pattern.replace(chr(92), '')}"
+                f"{self.source} is not a VQGAN of taming-transformers: it has no tensors {pattern.replace(chr(92), '')}"
             )
         return len(numbers)
 
@@ -254,7 +254,7 @@ def _compare(
         faults.append(f"{len(other)} of another shape or type ({some(other)}, as diffusers calls them)")
     if faults:
         raise UsageError(
-            f"{source} is no VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
+            f"{source} is not a VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
         )
 
 
@@ -285,7 +285,7 @@ class Converted:
 
 def _checkpoint(path: Path) -> Path:
     if not is_file(path):
-        raise UsageError("is no file: give a published checkpoint, such as last.ckpt")
+        raise UsageError("is not a file: give a published checkpoint, such as last.ckpt")
     return path
 
 
@@ -293,7 +293,7 @@ def _config(path: Path | None) -> Path | None:
     """Validated before the checkpoint, which can be gigabytes."""
     if path is not None:
         if not is_file(path):
-            raise UsageError("is no file: give the model.yaml that came with the checkpoint, or leave it out")
+            raise UsageError("is not a file: give the model.yaml that came with the checkpoint, or leave it out")
         _params(path)
     return path
 

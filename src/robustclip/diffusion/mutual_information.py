@@ -131,7 +131,7 @@ def pointwise_forms(
     """
     if len(latents) != len(conditioning):
         raise UsageError(
-            f"{len(latents)} pictures and {len(conditioning)} prompts are no pairs: give one prompt for each picture, "
+            f"{len(latents)} pictures and {len(conditioning)} prompts are not pairs: give one prompt for each picture, "
             "or call information_matrix for all combinations",
             "not_pairs",
             pictures=len(latents),

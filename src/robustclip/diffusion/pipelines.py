@@ -186,7 +186,9 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise UsageError(f"{folder} holds no CLIP tokenizer ({str(error)[:200]}): save the pipeline whole") from error
+        raise UsageError(
+            f"{folder} contains no CLIP tokenizer ({str(error)[:200]}): save the pipeline whole"
+        ) from error
 
 
 def _config(folder: Path, kind: str) -> dict[str, Any]:

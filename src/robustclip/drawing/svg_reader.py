@@ -157,7 +157,7 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
 
 
 def _is_reference(paint: Any, notes: Counter[str]) -> bool:
-    """Whether a fill or stroke is no colour, but a gradient or pattern from elsewhere."""
+    """Whether a fill or stroke is not a colour but a gradient or pattern from elsewhere."""
     found = str(paint or "").strip().startswith("url")
     if found:
         notes["gradient or pattern"] += 1

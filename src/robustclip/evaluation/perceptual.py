@@ -175,7 +175,7 @@ def _number(text: str, table: Path) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"{table}: {text[:50]!r} is no number of votes", "not_nights", path=str(table)) from error
+        raise UsageError(f"{table}: {text[:50]!r} is not a number of votes", "not_nights", path=str(table)) from error
 
 
 def two_afc(

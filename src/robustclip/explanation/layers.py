@@ -164,7 +164,7 @@ def _named(referee: TwoTower, name: str, found: dict[str, Layer]) -> Layer:
         return found[name]
     modules = [path for path, _ in referee.image_tower.named_modules() if path]
     near = [other for other in get_close_matches(name, modules, n=SHOWN, cutoff=0.5) if other in found]
-    has = "has no grid in its output" if name in modules else "is no layer of it"
+    has = "has no grid in its output" if name in modules else "is not a layer of it"
     few = near or [layer for layer in found if layer.count(".") <= 2][-SHOWN:]
     raise UsageError(
         f"{referee.card.name} cannot be mapped at {name!r}, which {has}; layers with a grid are, among others, "

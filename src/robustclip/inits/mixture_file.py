@@ -79,13 +79,13 @@ def _read(path: Path) -> Mixture:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is no mixture: {str(error)[:200]}") from error
+        raise UsageError(f"{path} is not a mixture: {str(error)[:200]}") from error
     about = _about(path, metadata.get("mixture", ""))
     try:
         return _checked(tensors, about)
     except UsageError as error:
         raise UsageError(
-            f"{path} is no mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE"
+            f"{path} is not a mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE"
         ) from None
 
 
@@ -96,7 +96,7 @@ def _about(path: Path, text: str) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UsageError(
-            f"{path} is no mixture: it has no such metadata. `robustclip mixture fit DATA --out FILE` writes one"
+            f"{path} is not a mixture: it has no such metadata. `robustclip mixture fit DATA --out FILE` writes one"
         )
     return about
 

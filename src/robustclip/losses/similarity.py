@@ -261,8 +261,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if self.images.shape != self.texts.shape or not len(self.images):
             raise UsageError(
-                f"{tuple(self.images.shape)} image and {tuple(self.texts.shape)} text embeddings are no pairs: give at "
-                "least one picture, each with its caption"
+                f"{tuple(self.images.shape)} image and {tuple(self.texts.shape)} text embeddings are not pairs: give "
+                "at least one picture, each with its caption"
             )
 
     @classmethod

@@ -184,7 +184,7 @@ def _key(file: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
         or not isinstance(values.get("sets"), list)
         or not all(isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in trials)
     ):
-        raise UsageError(f"{file} is no key of a survey: give the PAGE.key.json of survey make", "no_key")
+        raise UsageError(f"{file} is not a key of a survey: give the PAGE.key.json of survey make", "no_key")
     return {one["trial"]: one for one in trials}, [str(name) for name in values["sets"]]
 
 
@@ -194,7 +194,9 @@ def _answers(file: Path, trials: dict[str, dict[str, str]]) -> list[tuple[str, s
     rows = table_rows(io.StringIO(read_text(file, LONGEST), newline=""), file)
     header = next(rows, (1, []))[1]
     if header != HEADER:
-        raise UsageError(f"{file} holds no answers of a survey: its columns are not {', '.join(HEADER)}", "no_answers")
+        raise UsageError(
+            f"{file} contains no answers of a survey: its columns are not {', '.join(HEADER)}", "no_answers"
+        )
     answered: dict[str, str] = {}
     for number, (trial, answer, _) in rows:
         if trial not in trials or answer not in ANSWERS:

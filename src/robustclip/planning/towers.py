@@ -88,7 +88,7 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
     if (folder / CONFIG).is_file():
         config = read_json(folder / CONFIG)
         if not (isinstance(config, dict) and isinstance(config.get("model_cfg"), dict)):
-            raise UsageError(f"{folder / CONFIG} is no config of open_clip: it has no model_cfg")
+            raise UsageError(f"{folder / CONFIG} is not a config of open_clip: it has no model_cfg")
         return _of_config(start, config["model_cfg"], config.get("preprocess_cfg", {}).get("size"))
     architecture, _, tag = start.partition(":")
     if tag and architecture not in ("hf-hub", "timm", "local-dir"):

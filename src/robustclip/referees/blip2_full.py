@@ -208,7 +208,7 @@ def _library_preprocess(folder: Path, side: int) -> Preprocess:
 
 def tokenizer_of(folder: Path, *, dec: bool = True) -> PairTokenizer:
     """The tokenizer of a folder. Raises UsageError for none."""
-    with refusing(f"{folder} holds no tokenizer"):
+    with refusing(f"{folder} contains no tokenizer"):
         tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return PairTokenizer(tokenizer, dec=dec)
 

@@ -88,7 +88,9 @@ def load_adapted(path: Path, base: TwoTower | None) -> TwoTower:
     """
     adapter = lora.find(path)
     if adapter is None:
-        raise UsageError(f"{path} is no LoRA adapter: give a folder with {lora.CONFIG}", "no_adapter", path=str(path))
+        raise UsageError(
+            f"{path} is not a LoRA adapter: give a folder with {lora.CONFIG}", "no_adapter", path=str(path)
+        )
     if base is None:
         fits = architectures_where(adapter.fits)
         raise UsageError(
@@ -118,12 +120,14 @@ def load_local_dir(folder: Path) -> TwoTower:
     config = read_json(path)
     model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model_cfg, dict):
-        raise UsageError(f"{path} is no open_clip config, a JSON object with a model_cfg")
+        raise UsageError(f"{path} is not an open_clip config, a JSON object with a model_cfg")
     refuse_captioner(str(path), model_cfg)
     file = _or_index(folder, weights_in(folder))
     towers = split_towers(read_weights(file), source=file) if file else Towers({}, {}, {})
     if file is None or not towers.text:
-        raise UsageError(f"{folder} holds {'an image tower only' if file else 'no weights'}: a CLIP needs both towers")
+        raise UsageError(
+            f"{folder} contains {'an image tower only' if file else 'no weights'}: a CLIP needs both towers"
+        )
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
     reported = config.get("preprocess_cfg") or {}

@@ -101,7 +101,7 @@ def load_vqa(folder: str | Path, device: str | torch.device = "cpu") -> BlipQues
     folder = Path(folder)
     if architecture(folder) != ANSWERER:
         raise UsageError(
-            f"{folder} holds no {ANSWERER} of transformers: give e.g. a download of Salesforce/blip-vqa-base"
+            f"{folder} contains no {ANSWERER} of transformers: give e.g. a download of Salesforce/blip-vqa-base"
         )
     config = read_json(folder / "config.json")
     check_sizes(config, str(folder / "config.json"))
@@ -109,7 +109,7 @@ def load_vqa(folder: str | Path, device: str | torch.device = "cpu") -> BlipQues
         bare: Any = BlipForQuestionAnswering(BlipConfig.from_dict(config))
     file = weights_file(folder, ("model", "pytorch_model"))
     if file is None:
-        raise UsageError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin)")
+        raise UsageError(f"{folder} contains no weights (model.safetensors or pytorch_model.bin)")
     weights = {name: value for name, value in read_weights(file).items() if not name.endswith("position_ids")}
     for tied, source in TIED.items():
         if source in weights:
@@ -124,7 +124,7 @@ def load_vqa(folder: str | Path, device: str | torch.device = "cpu") -> BlipQues
         if processor_file(folder) is None
         else read_preprocess(folder, side)[0]
     )
-    with refusing(f"{folder} holds no tokenizer"):
+    with refusing(f"{folder} contains no tokenizer"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     model.to(device).eval().requires_grad_(False)
     return BlipQuestions(model, tokenizer, preprocess.to(device), folder.name)
@@ -191,14 +191,14 @@ def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Det
     folder = Path(folder)
     if architecture(folder) not in DETECTORS:
         raise UsageError(
-            f"{folder} holds no transformers detector ({', '.join(DETECTORS)}): give e.g. a download of "
+            f"{folder} contains no transformers detector ({', '.join(DETECTORS)}): give e.g. a download of "
             "google/owlv2-base-patch16-ensemble"
         )
     file = weights_file(folder, ("model",))
     if file is None or ".safetensors" not in file.name:
         raise UsageError(f"{folder} has no model.safetensors: weights are loaded from safetensors alone")
     check_sizes(read_json(folder / "config.json"), str(folder / "config.json"))
-    with refusing(f"{folder} is no detector that transformers loads"):
+    with refusing(f"{folder} is not a detector that transformers loads"):
         model = AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )

@@ -130,7 +130,7 @@ def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs
     """
     folder = Path(folder)
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
-    with refusing(f"{folder} is no folder of a CLIPModel"):
+    with refusing(f"{folder} is not a folder of a CLIPModel"):
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     path = weights_file(folder, ("model", "pytorch_model")) if card is None else folder / next(iter(card.weights))
     if path is None:

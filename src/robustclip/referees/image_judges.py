@@ -63,8 +63,8 @@ def load_wsdan(path: Path) -> tuple[WSDAN, int]:
     maps = 0 if attention is None else attention.shape[0]
     if last is None or last.ndim != 2 or not maps or last.shape[1] != FEATURES * maps or last.shape[0] > 2**16:
         raise UsageError(
-            f"{path} is no checkpoint of WS-DAN (features.*, attentions.*, fc.weight): give one, or a folder as timm "
-            "saves its classifiers"
+            f"{path} is not a checkpoint of WS-DAN (features.*, attentions.*, fc.weight): give one, or a folder as "
+            "timm saves its classifiers"
         )
     with torch.device("meta"):
         model = WSDAN(last.shape[0], maps)
@@ -165,7 +165,7 @@ def _of_folder(folder: Path) -> Classifier:
             bare: Any = timm.create_model(architecture, **arguments)
         model: Any = timm.create_model(architecture, **arguments)
     except Exception as error:  # an invalid config may raise anything
-        raise UsageError(f"{folder / 'config.json'} is no config of a classifier ({str(error)[:200]})") from error
+        raise UsageError(f"{folder / 'config.json'} is not a config of a classifier ({str(error)[:200]})") from error
     weights = read_weights(folder / "model.safetensors")
     check_fit(bare, weights, source=str(folder), hint="Give a folder as timm.models.save_for_hf(...) writes it")
     model.load_state_dict(weights)

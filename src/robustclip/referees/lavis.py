@@ -200,7 +200,9 @@ def sizes_of(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         }
         queries, shared = weights["query_tokens"].shape[1], weights["vision_projection.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
-        raise UsageError(f"{source} is no first stage of BLIP-2 ({error}): give LAVIS' blip2_pretrained.pth") from error
+        raise UsageError(
+            f"{source} is not a first stage of BLIP-2 ({error}): give LAVIS' blip2_pretrained.pth"
+        ) from error
     captions = "lm_head.decoder.weight" in weights
     return {"vision": vision, "qformer": qformer, "queries": queries, "shared": shared, "captions": captions}
 

@@ -77,7 +77,7 @@ def find(path: Path) -> Adapter | None:
     halves = [name for name, pair in factors.items() if set(pair) != {"A", "B"}]
     if others or halves or not factors or any(value.ndim != 2 for value in weights.values()):
         raise UsageError(
-            f"{file} is no plain LoRA adapter: it also holds {some(sorted(others + halves))}. Merge it with the "
+            f"{file} is not a plain LoRA adapter: it also holds {some(sorted(others + halves))}. Merge it with the "
             "library that trained it, model.merge_and_unload(), and give the merged weights",
             "strange_adapter",
             path=str(file),

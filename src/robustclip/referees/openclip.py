@@ -66,7 +66,9 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
     vision = config["vision_cfg"]
     if vision.get("timm_model_name") is not None:
         if not re.fullmatch(r"[\w.-]+", str(vision["timm_model_name"])):
-            raise UsageError(f"{vision['timm_model_name']!r} is no name of a timm model: repositories are not fetched")
+            raise UsageError(
+                f"{vision['timm_model_name']!r} is not the name of a timm model: repositories are not fetched"
+            )
         vision["timm_model_pretrained"] = False
     with refusing(f"open_clip cannot build an image tower from vision_cfg {vision}"):
         return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), has_quick_gelu(config))

@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def card(self) -> Card:
-        """The referee's card. Raises RunError when the folder is gone, UsageError when it holds no card."""
+        """The referee's card. Raises RunError when the folder is gone, UsageError when it contains no card."""
         return Card.load(self.existing_folder())
 
     def existing_folder(self) -> Path:
@@ -272,7 +272,7 @@ def _load_folder(folder: Path) -> TwoTower:
     if is_library_folder(folder):
         raise not_a_clip(folder)
     raise UsageError(
-        f"{folder} holds no referee: neither {CARD_FILE}, nor {CONFIG}, nor the config.json of a "
+        f"{folder} contains no referee: neither {CARD_FILE}, nor {CONFIG}, nor the config.json of a "
         "transformers CLIPModel. A run's folder becomes a referee by robustclip export RUN --name NAME"
     )
 

@@ -136,7 +136,7 @@ def _described(folder: Path) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is not a sentence encoder's folder: it has no config.json")
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
-    with refusing(f"{folder} is no sentence encoder's folder"):
+    with refusing(f"{folder} is not a sentence encoder's folder"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return config, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

@@ -88,7 +88,7 @@ def _of_timm(referee: TwoTower, described: Config) -> Any:
         classifier = model.get_classifier()
         name = next((name for name, module in model.named_modules() if module is classifier), "")
         if not isinstance(classifier, nn.Linear):
-            raise _refused(f"{vision['timm_model_name']} with a classifier that is no linear projection")
+            raise _refused(f"{vision['timm_model_name']} with a classifier that is not a linear projection")
         trunk[f"{name}.weight"] = weights["head.proj.weight"]
         trunk[f"{name}.bias"] = weights.get("head.proj.bias", torch.zeros(width))
     load_strictly(model, trunk, source=f"{referee.card.name} as timm's {vision['timm_model_name']}")

@@ -255,7 +255,7 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     if bare:
         raise UsageError(f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors")
     if others:
-        raise UsageError(f"{path} is no state dict ({some(others)}: not tensors): save the model's state_dict()")
+        raise UsageError(f"{path} is not a state dict ({some(others)}: not tensors): save the model's state_dict()")
     plain = {_unwrapped_name(name): value for name, value in weights.items()}
     if len(plain) < len(weights):
         raise UsageError(f"{path} holds weights twice, with and without {' or '.join(sorted(WRAPPING))} in their names")

@@ -206,8 +206,8 @@ def referee_at(folder: Path, which: Which) -> TwoTower:
     run = Run.open(folder)
     if not (folder / REFEREE / CARD_FILE).is_file():
         raise UsageError(
-            f"{folder} holds no trained referee (the run is {run.status}): it is written at {folder / REFEREE} when a "
-            f"run ends; let the run finish, or continue it ({run.resumption})"
+            f"{folder} contains no trained referee (the run is {run.status}): it is written at {folder / REFEREE} when "
+            f"a run ends; let the run finish, or continue it ({run.resumption})"
         )
     referee = load_referee_folder(folder / REFEREE)
     if which == "last":

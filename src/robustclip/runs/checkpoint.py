@@ -85,7 +85,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         # Sharded, each process takes its part from the file's pages, which the processes of a machine share.
         state = torch.load(path, map_location=device, weights_only=True, mmap=is_sharded() or None)
         if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
-            raise Unreadable(f"{path} is not a readable checkpoint (it holds no training state)")
+            raise Unreadable(f"{path} is not a readable checkpoint (it contains no training state)")
     except (Unreadable, torch.OutOfMemoryError):
         raise
     except OSError as error:

@@ -159,7 +159,7 @@ Seeds = Annotated[list[int], BeforeValidator(parse_seeds), "seeds: one, a list (
 def _range(text: str) -> Sequence[int]:
     found = re.fullmatch(r"(\d{1,19})(?:\.\.(\d{1,19}))?", text, re.ASCII)
     if found is None:
-        raise UsageError(f"{text[:50]!r} is no seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)")
+        raise UsageError(f"{text[:50]!r} is not a seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)")
     first, last = int(found[1]), int(found[2] or found[1])
     if last > LARGEST_SEED:
         raise UsageError(f"the seed {last} is beyond the integers of 64 bits")
@@ -224,7 +224,7 @@ def load_prompts(path: str | Path) -> list[Named]:
             raise _fault(path, line.number, str(error)) from error
         lines.append(line)
     if not lines:
-        raise UsageError(f"{path} holds no prompt: write a caption a line")
+        raise UsageError(f"{path} contains no prompt: write a caption a line")
     _refuse_twins(path, lines)
     digits = max(5, len(str(lines[-1].number)))  # so that names do not change when the file grows
     names = apart(
@@ -251,7 +251,7 @@ def _jsonl(path: Path, text: str) -> Iterator[Line]:
         except (ValueError, RecursionError) as error:
             raise _fault(path, number, f"is not JSON ({str(error)[:100]})") from error
         if not isinstance(values, dict):
-            raise _fault(path, number, 'is no object: write {"prompt": "a cat"}')
+            raise _fault(path, number, 'is not an object: write {"prompt": "a cat"}')
         yield _line(path, number, values)
 
 
@@ -274,13 +274,13 @@ def _line(path: Path, number: int, values: Mapping[str, Any]) -> Line:
         raise _fault(path, number, f"has no {', '.join(TEXT_NAMES[:-1])} or {TEXT_NAMES[-1]}")
     caption, id_, seed = values[named[0]], values.get("id"), values.get("seed")
     if not isinstance(caption, str):
-        raise _fault(path, number, f"has a {named[0]} that is no text: {str(caption)[:100]!r}")
+        raise _fault(path, number, f"has a {named[0]} that is not text: {str(caption)[:100]!r}")
     if isinstance(id_, bool) or not isinstance(id_, str | int | None):
-        raise _fault(path, number, f"has an id that is no text: {str(id_)[:100]!r}")
+        raise _fault(path, number, f"has an id that is not text: {str(id_)[:100]!r}")
     if isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdecimal():
         seed = int(seed[:30])
     if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
-        raise _fault(path, number, f"has a seed that is no number from 0: {str(seed)[:100]!r}")
+        raise _fault(path, number, f"has a seed that is not a number from 0: {str(seed)[:100]!r}")
     return Line(number, caption, None if id_ in (None, "") else str(id_), seed)
 
 

@@ -50,7 +50,7 @@ def write_picture(path: str | os.PathLike[str], image: Float[Tensor, "3 h w"], f
 
 
 def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Facts written by `write_picture`. Raises UsageError for a file that is no complete PNG or has none."""
+    """Facts written by `write_picture`. Raises UsageError for a file that is not a complete PNG or has none."""
     for kind, data in _chunks(path):
         keyword, zero, text = data.partition(b"\0") if kind == b"tEXt" else (b"", b"", b"")
         if keyword == CHUNK.encode() and zero and len(text) <= LONGEST_FACTS:
@@ -117,7 +117,7 @@ def _chunks(path: str | os.PathLike[str]) -> list[tuple[bytes, bytes]]:
     """(kind, data) of a PNG's chunks. Raises UsageError unless all of them, to the end, are undamaged."""
     data = read_bytes(Path(path), LARGEST)
     if not data.startswith(SIGNATURE):
-        raise UsageError(f"{path} is no PNG picture")
+        raise UsageError(f"{path} is not a PNG picture")
     found = list(_walk(data))
     if not found or found[-1][0] != b"IEND":
         raise UsageError(f"{path} is damaged, or was cut short")

@@ -39,7 +39,7 @@ class Part:
 
     `stop` is the distance, times the weight's sign, below which it has no gradient; -inf: none. Surrounding white space
     is removed. Raises UsageError for an empty content, a zero byte, a text that is not Unicode, a weight
-    beyond its range, and a stop that is no number.
+    beyond its range, and a stop that is not a number.
     """
 
     content: str

@@ -47,7 +47,7 @@ def _prompts(texts: list[str]) -> list[str]:
 
 def _prompt_file(path: Path | None) -> Path | None:
     if path is not None and not is_file(path):
-        raise UsageError(f"{str(path)[:200]} is no file: give captions as .txt, .jsonl or .csv")
+        raise UsageError(f"{str(path)[:200]} is not a file: give captions as .txt, .jsonl or .csv")
     return path
 
 
@@ -55,7 +55,7 @@ def _referees(given: Any) -> list[Given]:
     listed = list(given) if isinstance(given, list | tuple) else [given]
     for one in listed:
         if not isinstance(one, str | Path | TwoTower):
-            raise UsageError(f"{one!r:.100} is no referee: give a name, a folder or a referee, as in emoji-robust")
+            raise UsageError(f"{one!r:.100} is not a referee: give a name, a folder or a referee, as in emoji-robust")
         if not isinstance(one, TwoTower):
             parse_weight(str(one))
     return listed
@@ -73,7 +73,7 @@ def parse_size(given: object) -> tuple[int, int] | None:
     sides = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
     if not all(SMALLEST <= side <= LARGEST for side in sides):
         raise UsageError(
-            f"{text[:40]!r} is no size of a picture: write one side (64) or height x width (48x96), "
+            f"{text[:40]!r} is not a size of a picture: write one side (64) or height x width (48x96), "
             f"each from {SMALLEST} to {LARGEST}"
         )
     return sides

@@ -148,7 +148,7 @@ def test_folders_that_hold_nothing_to_judge(tmp_path: Path, run_folder, plain) -
     with pytest.raises(UsageError, match="no folder of pictures at"):
         read_pictures(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no pictures"):
+    with pytest.raises(UsageError, match="contains no pictures"):
         read_pictures(tmp_path / "empty")
     with pytest.raises(UsageError, match="there is no text to judge it by"):
         read_pictures(run_folder("images only", {"image:leaf.png": RED}))
@@ -172,7 +172,7 @@ def test_a_damaged_picture_is_named(loose: Path) -> None:
     (loose / "a.png").write_bytes(b"no picture")
     (loose / "prompts.jsonl").write_text('{"file": "a.png", "prompt": "red"}')
 
-    with pytest.raises(RunError, match=r"a\.png holds no readable picture"):
+    with pytest.raises(RunError, match=r"a\.png contains no readable picture"):
         read_pictures(loose)
 
 

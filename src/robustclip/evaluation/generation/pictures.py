@@ -132,7 +132,7 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     home = folder / "images" if is_folder(folder / "images") else folder
     files = image_files(home)
     if not files:
-        raise UsageError(f"{home} holds no pictures ({', '.join(ENDINGS)})")
+        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})")
     provenance = _provenance(files)
     guides, notes = _guides(folder, provenance)
     if provenance and prompts is None:
@@ -177,7 +177,7 @@ def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
     home = folder / "samples" if is_folder(folder / "samples") else folder
     files = image_files(home)
     if not files:
-        raise UsageError(f"{home} holds no pictures ({', '.join(ENDINGS)})")
+        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})")
     names = [re.fullmatch(r"(.*\S)\s*_\d+", file.stem) for file in files]
     if odd := [file.name for file, name in zip(files, names, strict=True) if name is None]:
         raise UsageError(
@@ -331,7 +331,7 @@ def _one_size(files: Sequence[Path]) -> tuple[int, int]:
         try:
             sizes.setdefault(picture_size(file), file)
         except Skip as error:
-            raise RunError(f"{file} holds no readable picture: {error} ({advice(error.fault)})") from error
+            raise RunError(f"{file} contains no readable picture: {error} ({advice(error.fault)})") from error
     if len(sizes) > 1:
         (first, one), (second, other), *_ = sizes.items()
         raise UsageError(

@@ -142,7 +142,7 @@ def _kept(file: Path | None) -> Scored | None:
     scores = values.get("scores") if isinstance(values, dict) else None
     if not (isinstance(scores, dict) and all(isinstance(one, int | float) for one in scores.values())):
         raise UsageError(
-            f"{file} holds no scores of a picture: remove it to judge its picture again", "answers_damaged"
+            f"{file} contains no scores of a picture: remove it to judge its picture again", "answers_damaged"
         )
     return Scored(scores, {name: values[name] for name in ("answers", "found") if name in values})
 

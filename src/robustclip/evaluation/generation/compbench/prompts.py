@@ -131,7 +131,7 @@ def read_prompts(file: Path) -> list[str]:
     """One prompt a line, as in the benchmark's color_val.txt. Raises UsageError for none, or one that comes twice."""
     prompts = [line for line in read_lines(file) if line]
     if not prompts:
-        raise UsageError(f"{file} holds no prompt: one a line, as in the benchmark's color_val.txt", "no_prompts")
+        raise UsageError(f"{file} contains no prompt: one a line, as in the benchmark's color_val.txt", "no_prompts")
     if twice := [key for key, count in Counter(map(normal, prompts)).items() if count > 1]:
         raise UsageError(
             f"{file} has the prompt {twice[0][:100]!r} twice, so its pictures are ambiguous: remove one",

@@ -112,22 +112,13 @@ class AttackSpec:
         """Norm and eps alone: "l2:1.5"."""
         return f"{self.norm}:{_number(self.eps)}"
 
-    @classmethod
-    def parse_single_start(cls, text: str, what: str) -> AttackSpec:
-        """Parse PGD without restarts, which `what` requires. Raises UsageError for another attack, and for restarts."""
-        spec = cls.parse(text)
-        spec.check_pgd(what)
-        if spec.restarts > 1:
-            raise UsageError(
-                f"{what} takes one start per image, and {text!r} has {spec.restarts}: leave x{spec.restarts} out"
-            )
-        return spec
-
-    def check_pgd(self, what: str) -> None:
-        """Raise UsageError unless this is PGD, which `what` requires."""
+    def check_pgd(self, what: str, *, restarts: bool = True) -> None:
+        """Raise UsageError unless this is PGD (without restarts, if they are not allowed), which `what` requires."""
         if self.kind != "pgd":
             kind = "is a stored perturbation" if self.kind == "universal" else "attacks a classifier's logits"
             raise UsageError(f"{what} needs PGD, and {self} {kind}: write {self.ball}@20 instead")
+        if self.restarts > 1 and not restarts:
+            raise UsageError(f"{what} takes one start per image: leave x{self.restarts} of {self} out")
 
     def __str__(self) -> str:
         if self.kind == "universal":

@@ -156,8 +156,8 @@ def plan_doodl(
 
     robustclip plan doodl --sampler edict --chain-steps 50
 
-    The referee is not counted. Raises UsageError for a folder without configs, a size that is not a multiple of a latent's
-    cell, and steps that do not divide a schedule of 1000.
+    The referee is not counted. Raises UsageError for a folder without configs, a size that is not a multiple of a
+    latent's cell, and steps that do not divide a schedule of 1000.
     """
     configs = _configs(model)
     cell = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)

@@ -199,7 +199,9 @@ def scores_of(
 
 def read_attack(text: str) -> AttackSpec:
     """PGD's norm, eps, steps and step size. Raises UsageError for another attack, and for restarts."""
-    return AttackSpec.parse_single_start(text, "weighing an ensemble")
+    spec = AttackSpec.parse(text)
+    spec.check_pgd("weighing an ensemble", restarts=False)
+    return spec
 
 
 def faults(attack: str, rounds: int, templates: str) -> Iterator[str]:

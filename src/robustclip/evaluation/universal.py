@@ -269,7 +269,8 @@ def _loss(
 def read_attack(text: str) -> AttackSpec:
     """Norm, eps, steps and step size, which by default is eps / 10 (ours: with PGD's 2.5 * eps / steps, the loss on
     training drawings ended lower). Raises UsageError for an attack other than PGD, and for restarts."""
-    spec = AttackSpec.parse_single_start(text, "training a universal perturbation")
+    spec = AttackSpec.parse(text)
+    spec.check_pgd("training a universal perturbation", restarts=False)
     return replace(spec, step=spec.step or spec.eps / 10)
 
 

@@ -45,7 +45,7 @@ def recipe(
     out: RunFolder | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """{pixels, INR} x {control, robust}: R-Precision, distances to real drawings, and how much the guide is hacked.
+    """{pixels, INR} x {control, robust}: R-Precision, distances to real drawings, and hacking of the guide.
 
     robustclip reproduce inr --prompts 40
 

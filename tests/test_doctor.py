@@ -78,6 +78,14 @@ def test_a_device_that_is_not_here_is_a_fault_of_the_call() -> None:
         doctor.doctor(device="cuda:99")
 
 
+def test_a_driver_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("robustclip.runs.devices.no_cuda", lambda: "the driver is too old")
+    facts = doctor.doctor()
+    assert facts["no_cuda"] == "the driver is too old"
+    assert "no CUDA device: the driver is too old" in printed(facts)
+
+
 def test_from_source_it_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def not_found(name: str) -> metadata.PackageMetadata:
         raise metadata.PackageNotFoundError(name)

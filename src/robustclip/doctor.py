@@ -41,6 +41,8 @@ def doctor(*, device: str = "auto") -> dict[str, Any]:
     """
     import torch  # here, so that --help and `remedy` load no torch
 
+    from robustclip.runs.devices import no_cuda
+
     packages = requirements()
     return {
         "robustclip": robustclip.__version__,
@@ -50,6 +52,7 @@ def doctor(*, device: str = "auto") -> dict[str, Any]:
         "packages": packages,
         "missing": [name for name, package in packages.items() if package["remedy"]],
         "devices": devices(),
+        "no_cuda": None if torch.cuda.device_count() else no_cuda(),
         "chosen": _tried(device),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
@@ -104,6 +107,7 @@ def report(facts: dict[str, Any]) -> Group:
         f"{facts['memory_free_gb']} of {facts['memory_gb']} GB memory free, {facts['disk_free_gb']} GB disk free, "
         f"{facts['threads']} threads",
         *(f"{name}: {kind}" for name, kind in facts["devices"].items()),
+        *([f"no CUDA device: {facts['no_cuda']}"] if facts["no_cuda"] else []),
         f"--device auto means {facts['chosen']}",
         f"recipes: {', '.join(facts['recipes']) or 'none'}",
         f"referees: {', '.join(facts['referees']) or 'none'}",

@@ -14,6 +14,7 @@ from robustclip.runs.devices import (
     chosen_dtype,
     forward_backward,
     measure_dtype,
+    no_cuda,
     pick_device,
     pick_dtype,
 )
@@ -34,6 +35,23 @@ def test_absent_cuda_device_says_what_is_there(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(UsageError, match=rf"'cuda:2' is not here: torch sees {count} CUDA device"):
         pick_device("cuda:2")
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 11040)."
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_a_driver_older_than_torch_wants_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    def init() -> None:
+        raise kind(OLD + "\n Please update it")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert no_cuda().endswith(f": {OLD} Please update it")
+    with pytest.raises(UsageError, match="too old") as caught:
+        pick_device("cuda")
+    assert caught.value.code == "no_such_device"
+    assert caught.value.values == {"device": "cuda", "count": 0}
 
 
 def test_named_dtypes_are_taken_at_their_word() -> None:

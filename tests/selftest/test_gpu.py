@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustclip.runs.devices import no_cuda
 from robustclip.selftest.checks import CHECKS, Check
 from robustclip.selftest.selftest import run_checks
-from robustclip.selftest.settings import Setting, accelerators, no_accelerator, settings_of
+from robustclip.selftest.settings import Setting, accelerators, settings_of
 
 FOUND = accelerators()
 ROWS = [
@@ -21,7 +22,7 @@ ROWS = [
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # torch.compile warns of what it traces, and drivers of what they are
-@pytest.mark.skipif(not FOUND, reason=no_accelerator())
+@pytest.mark.skipif(not FOUND, reason=f"no accelerator: {no_cuda()}")
 @pytest.mark.parametrize(("check", "setting"), ROWS)
 def test_an_accelerator_is_within_the_bounds(check: Check, setting: Setting) -> None:
     (row,) = run_checks([setting], [check])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.runs.plain import check_plain
 from robustclip.selftest.checks import CHECKS, Check, smooth
 from robustclip.selftest.selftest import Row, Selftest, run_checks, selftest
-from robustclip.selftest.settings import TRUTH, Setting, no_accelerator, settings_of
+from robustclip.selftest.settings import TRUTH, Setting, settings_of
 
 CPU = torch.device("cpu")
 OF_CPU = {one.name: one for one in settings_of(CPU)}
@@ -149,12 +148,11 @@ def test_an_accelerator_is_checked_with_tf32_and_compiled_too() -> None:
 
 
 def test_what_torch_says_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_available() -> bool:
-        warnings.warn("The NVIDIA driver on your system is too old (Triggered internally at x.cpp)", stacklevel=1)
-        return False
-
-    monkeypatch.setattr(torch.cuda, "is_available", is_available)
-    assert no_accelerator().endswith("The NVIDIA driver on your system is too old")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("robustclip.selftest.selftest.no_cuda", lambda: "the driver is too old")
+    monkeypatch.setattr("robustclip.selftest.selftest.run_checks", lambda _: [])
+    assert selftest().notes == ["no accelerator: the driver is too old"]
 
 
 def test_an_unknown_device_is_a_fault_of_the_call() -> None:

@@ -40,10 +40,27 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         raise UsageError(f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UsageError(f"device {name!r} is not here: torch sees {count} CUDA device(s); use --device auto or cpu")
+        why = "" if count else f" ({no_cuda()})"
+        raise UsageError(
+            f"device {name!r} is not here: torch sees {count} CUDA device(s){why}; use --device auto or cpu",
+            "no_such_device",
+            device=name,
+            count=count,
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not here: use --device auto or cpu")
     return device
+
+
+def no_cuda() -> str:
+    """Why torch sees no CUDA device, with what it says of the driver: too old, or missing."""
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    found = f"torch {torch.__version__}, built for {built}"
+    try:
+        torch.cuda.init()  # raises always; the warning of is_available() comes once a process
+    except (RuntimeError, AssertionError) as error:
+        return f"{found}: {' '.join(str(error).split())}"
+    return f"{found}: no device"
 
 
 def pick_dtype(

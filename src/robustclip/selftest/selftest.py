@@ -20,11 +20,11 @@ from torch import Tensor
 import robustclip
 from robustclip.doctor import devices
 from robustclip.errors import Coded, UsageError, require
-from robustclip.runs.devices import free_memory, is_out_of_memory, pick_device
+from robustclip.runs.devices import free_memory, is_out_of_memory, no_cuda, pick_device
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
 from robustclip.selftest.checks import CHECKS, Check
-from robustclip.selftest.settings import TRUTH, Setting, accelerators, dtypes_of, no_accelerator, settings_of
+from robustclip.selftest.settings import TRUTH, Setting, accelerators, dtypes_of, settings_of
 from robustclip.signatures import typed
 
 Result = Literal["within", "exceeded", "overflow", "not finite", "out of memory", "failed", "skipped"]
@@ -107,7 +107,7 @@ def selftest(*, device: str = "auto") -> Selftest:
     """
     places = accelerators() if device == "auto" else [pick_device(device)]
     places = [torch.device("cpu"), *(place for place in places if place.type != "cpu")]
-    notes = [no_accelerator()] if len(places) == 1 and not accelerators() else []
+    notes = [f"no accelerator: {no_cuda()}"] if len(places) == 1 and not accelerators() else []
     return Selftest(versions(), found_on(places), notes, run_checks([one for at in places for one in settings_of(at)]))
 
 

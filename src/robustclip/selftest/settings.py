@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,13 +110,3 @@ def dtypes_of(device: torch.device) -> list[str]:
 
 def _bfloat16_on(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def no_accelerator() -> str:
-    """Why there is none: what torch was built for, and what it says of the driver."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.is_available()
-    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-    reasons = " ".join(str(one.message).split("(Triggered")[0].strip() for one in caught)
-    return f"no accelerator: torch {torch.__version__}, built for {built}, sees none. {reasons}".strip()

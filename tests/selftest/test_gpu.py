@@ -16,7 +16,7 @@ ROWS = [
     for place in FOUND or [torch.device("cuda")]
     for check in CHECKS
     for setting in settings_of(place)
-    if check.compiled or not setting.compiled
+    if check.runs_in(setting)
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ FLOAT32, FLOAT16, BFLOAT16 = OF_CPU["float32"], OF_CPU["float16"], OF_CPU["bfloa
 SEARCHES = ("attack ", "AdamW")  # bounds of searches are wide, and AdamW runs in float32 whatever the dtype
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", [check for check in CHECKS if check.runs_in(FLOAT32)], ids=lambda check: check.name)
 def test_a_check_is_within_its_bound_and_the_bound_shows_a_coarser_dtype(check: Check) -> None:
     full, half, layout = run_checks([FLOAT32, BFLOAT16, OF_CPU["channels_last"]], [check])
     for row in (full, half, layout):
@@ -32,7 +33,7 @@ def test_a_check_is_within_its_bound_and_the_bound_shows_a_coarser_dtype(check: 
         assert row.difference is not None
         assert row.seconds is not None
         assert row.seconds > 0
-    if not check.name.startswith(SEARCHES):
+    if not check.name.startswith(SEARCHES) and full.bound > 0:
         assert half.difference > full.bound
 
 
@@ -168,16 +169,20 @@ def test_the_command_checks_the_cpu_and_writes_what_a_bug_report_needs(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads(file.read_text())
     assert written["faults"] == 0
-    assert set(written["versions"]) == {"robustclip", "torch", "Python"}
+    of_all = {"robustclip", "torch", "Python", "timm", "open_clip_torch", "diffusers", "torchattacks", "CUDA", "cuDNN"}
+    assert set(written["versions"]) == of_all | {"driver"}
+    assert written["versions"]["timm"] == metadata.version("timm")
+    assert written["resident"] > 1e8
     assert "float32" in written["found"]["cpu"]["dtypes"]
-    assert len(written["rows"]) == len(CHECKS) * len(OF_CPU)
+    assert len(written["rows"]) == 28 * len(OF_CPU) == (len(CHECKS) - 1) * len(OF_CPU)
     assert {row["result"] for row in written["rows"]} == {"within"}
-    assert "96 of 96 checks within their bounds" in done.stdout
+    assert "112 of 112 checks within their bounds" in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch.compile warns of what it traces
-def test_a_compiled_tower_is_attacked_alike() -> None:
-    (check,) = (one for one in CHECKS if one.name == "PGD step, ViT")
+@pytest.mark.parametrize("name", ["PGD step, ViT", "PGD step, ViT, with its loss"])
+def test_a_compiled_tower_is_attacked_alike(name: str) -> None:
+    (check,) = (one for one in CHECKS if one.name == name)
     (row,) = run_checks([Setting("compiled", CPU, compiled=True)], [check])
     assert row.result == "within", row

@@ -10,113 +10,69 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from robustclip.attacks.gradient import pgd
 from robustclip.attacks.library import Name, library_attack
 from robustclip.attacks.threat import ThreatModel
-from robustclip.canvases import Canvas, ChainStart, Codes, Latents, Pixels, Pyramid, Strokes, StyleNetwork
+from robustclip.attacks.universal import universal_perturbation
+from robustclip.canvases import Canvas, ChainStart, Codes, Implicit, Latents, Pixels, Pyramid, Strokes, StyleNetwork
 from robustclip.data.samples import Batch
 from robustclip.drawing import random_strokes
 from robustclip.explanation.maps import Mapper
 from robustclip.losses import Cosine, Distillation, Target
-from robustclip.referees.base import TwoTower
-from robustclip.referees.card import Card
-from robustclip.referees.openclip import build_image_tower
-from robustclip.referees.preprocess import Preprocess
 from robustclip.referees.similarity import cosines
 from robustclip.referees.smoothed import smoothed
-from robustclip.referees.toy import ToyText
 from robustclip.robustification.adversarial import AdversarialGradients, WarmStarts
 from robustclip.robustification.losses import Objective, clip
 from robustclip.robustification.state import adamw
 from robustclip.runs.devices import autocast
-from robustclip.runs.rng import generator
+from robustclip.runs.rng import each, generator
+from robustclip.selftest.models import (
+    BATCH,
+    CELLS,
+    PICTURES,
+    SIDE,
+    TEXTS,
+    THREAT,
+    Build,
+    cnn,
+    diffusion,
+    drawn,
+    images,
+    logits,
+    streams,
+    vit,
+)
 from robustclip.selftest.settings import TRUTH, Setting
 from robustclip.synthesis.loop import optimise
 from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Views, diffaug
 
-if TYPE_CHECKING:  # diffusers is an extra's
-    from robustclip.diffusion.stable import Conditioning, LatentDiffusion
-
-SIDE: Final = 40  # pixels of an image; the referees resize it, to 32 and 64
-CELLS: Final = 16  # pixels of a diffusion model's picture, whose latents have half as many
-BATCH: Final = 4
-PICTURES: Final = 2
-WIDTH: Final = 32
-TEXTS: Final = ["a cat", "a dog", "a fish", "a green turtle", "a house", "a tree"]
-THREAT: Final = ThreatModel("l2", 0.5, SIDE)
-Build = Callable[[Setting], TwoTower]
+LINF: Final = ThreatModel("linf", 4 / 255, SIDE)
+STORED: Final = 2e-5
+"""What float32 pixels and weights cost: a step of 0.01 is the difference of numbers near 1, each rounded by 6e-8."""
 
 
-def drawn(*shape: int, purpose: str) -> Tensor:
-    """U[0, 1) numbers of the CPU, the same for every setting."""
-    return torch.rand(shape, generator=generator(0, f"selftest {purpose}"))
-
-
-def images(setting: Setting, count: int = BATCH) -> Tensor:
-    return setting.put(drawn(count, 3, SIDE, SIDE, purpose="images"))
-
-
-def vit(setting: Setting) -> TwoTower:
-    """A CLIP with a ViT of two layers, at 32 pixels."""
-    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
-    return referee(setting, build_image_tower({"embed_dim": WIDTH, "vision_cfg": vision}), 32)
-
-
-def cnn(setting: Setting) -> TwoTower:
-    """A CLIP with three strided convolutions and BatchNorm, at 64 pixels.
-
-    GELU, for ReLU's gradient jumps: in a drawn ResNet a half-precision gradient is off by a third, and shows nothing.
-    """
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise((3, 16, 32, 64)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.GELU()]
-    return referee(setting, nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, WIDTH)), 64)
-
-
-def referee(setting: Setting, tower: nn.Module, size: int) -> TwoTower:
-    """A CLIP of an image tower of drawn weights: matrices N(0, 1/inputs), gains 1, biases N(0, 0.02^2)."""
-    stream = generator(0, "selftest weights")
-    with torch.no_grad():
-        for name, weight in tower.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(std=weight[0].numel() ** -0.5, generator=stream)
-            elif name.endswith("weight"):
-                weight.fill_(1)
-            else:
-                weight.normal_(std=0.02, generator=stream)
-    preprocess = Preprocess(size)
-    card = Card(name="drawn", family="drawn", architecture={}, preprocess=preprocess.config(), logit_scale=10.0)
-    made = TwoTower(tower, ToyText(WIDTH), preprocess, card=card, logit_scale=10.0).eval().requires_grad_(False)
-    made = setting.placed(made)
-    if setting.compiled:
-        made.image_tower.compile()
-    return made
-
-
-def logits(judge: TwoTower, setting: Setting) -> Callable[[Tensor], Tensor]:
-    texts = judge.embed_texts(TEXTS)
-    return lambda pixels: judge.logit_scale * cosines(judge, pixels, texts, setting.autocast)
-
-
-def attacked(setting: Setting, build: Build, threat: ThreatModel = THREAT, steps: int = 1) -> Tensor:
-    """PGD on the cross-entropy to the tower's own answers, from a given start."""
-    judge, pixels = build(setting), images(setting)
+def attacked(
+    setting: Setting, build: Build, threat: ThreatModel = THREAT, steps: int = 1, *, whole: bool = False
+) -> Tensor:
+    """PGD on the cross-entropy to the tower's own answers, from a given start; `whole` compiles the attack's loss and
+    its gradient with the tower in it, in place of the tower alone."""
+    judge, pixels = build(replace(setting, compiled=setting.compiled and not whole)), images(setting)
     answer, labels = logits(judge, setting), answers(build).to(setting.device)
     start = setting.put(0.02 * drawn(BATCH, 3, SIDE, SIDE, purpose="start") - 0.01)
 
     def losses(moved: Tensor) -> Tensor:
         return setting.scale * F.cross_entropy(answer(moved), labels, reduction="none")
 
-    return pgd(pixels, losses, threat, steps=steps, start=start, module=judge, keep="last")
+    attacks = torch.compile(losses) if setting.compiled and whole else losses
+    return pgd(pixels, attacks, threat, steps=steps, start=start, module=judge, keep="last")
 
 
 def answers(build: Build) -> Tensor:
@@ -134,9 +90,42 @@ def rise(moved: Tensor, build: Build) -> Tensor:
     return losses(moved.to(TRUTH.device, TRUTH.dtype)) - losses(images(TRUTH))
 
 
-def pgd_step(setting: Setting, build: Build) -> Tensor:
+def pgd_step(setting: Setting, build: Build, *, whole: bool = False) -> Tensor:
     """The perturbation after one step."""
-    return attacked(setting, build) - images(setting)
+    return attacked(setting, build, whole=whole) - images(setting)
+
+
+def universal_step(setting: Setting) -> Tensor:
+    """A universal perturbation after two steps, each on the images of a batch, whose pixels are float32 in the truth
+    too."""
+    judge, labels = vit(setting), answers(vit).to(setting.device)
+    answer = logits(judge, setting)
+
+    def losses(moved: Tensor) -> Tensor:
+        return setting.scale * F.cross_entropy(answer(moved), labels, reduction="none")
+
+    batch = (images(setting).float(), [losses])
+    return universal_perturbation([batch, batch], THREAT, step_size=0.2)
+
+
+def starts(setting: Setting) -> Tensor:
+    """Whether each random start, which the device's own generators draw in training, is inside the ball and not at its
+    centre, and is drawn alike again, (2 B,)."""
+    pixels = images(setting).float()
+    found = []
+    for threat in (THREAT, LINF):
+        one, two = (
+            threat.random_start(pixels, each(0, "selftest", ids=TEXTS[:BATCH], device=setting.device)) for _ in range(2)
+        )
+        found.append(threat.contains(one) & (threat.norms(one) > 0) & (one == two).flatten(1).all(1))
+    return torch.cat(found).float()
+
+
+def transferred(setting: Setting) -> Tensor:
+    """Images of 8-bit values after their way to the device, where they become float32."""
+    values = torch.arange(BATCH * 3 * 64).to(torch.uint8).view(BATCH, 3, 8, 8)  # all 256 of them, three times
+    batch = Batch(values, TEXTS[:BATCH], torch.arange(BATCH), TEXTS[:BATCH])
+    return batch.to(setting.device, setting.layout).images
 
 
 def pgd_rise(setting: Setting, threat: ThreatModel) -> Tensor:
@@ -232,11 +221,6 @@ def canvas_step(setting: Setting, build: Callable[[Setting], Canvas]) -> Tensor:
     return weights(canvas) - before
 
 
-def streams(purpose: str) -> list[Generator]:
-    """One generator of the CPU a picture."""
-    return [generator(0, purpose, row) for row in range(PICTURES)]
-
-
 def pixels_of(setting: Setting) -> Canvas:
     return Pixels(images(setting, PICTURES), "threshold")
 
@@ -256,6 +240,10 @@ def style(setting: Setting) -> Canvas:
     return StyleNetwork(images(setting, PICTURES), streams("style"), width=8)
 
 
+def implicit(setting: Setting) -> Canvas:
+    return Implicit((SIDE, SIDE), streams("implicit"), width=16, device=setting.device)
+
+
 def codes(setting: Setting) -> Canvas:
     from robustclip.diffusion.drawn import drawn_vqgan
 
@@ -272,16 +260,6 @@ def chain_start(setting: Setting) -> Canvas:
     model, given, empty = diffusion(setting)
     chain, states = chain_of(model, given, empty, steps=2, guidance=2.0)
     return ChainStart(model, chain, states, (CELLS, CELLS), streams("chain"), device=setting.device)
-
-
-def diffusion(setting: Setting) -> tuple[LatentDiffusion, Conditioning, Conditioning]:
-    """A drawn model, and the states of two prompts and of none."""
-    from robustclip.diffusion.drawn import drawn_diffusion
-    from robustclip.diffusion.stable import Conditioning
-
-    model = setting.placed(drawn_diffusion(setting.autocast))
-    given, empty = (Conditioning(setting.put(model.texts.states(texts)[0])) for texts in (TEXTS[:PICTURES], [""]))
-    return model, given, empty
 
 
 def gradcam(setting: Setting, build: Build) -> Tensor:
@@ -320,14 +298,17 @@ def reversible(setting: Setting) -> Tensor:
 
 Bound = Callable[[float], float]
 """A difference, relative to the norm of the truth, of the unit roundoff of the products."""
-STORED: Final = 2e-5
-"""What float32 pixels and weights cost: a step of 0.01 is the difference of numbers near 1, each rounded by 6e-8."""
 
 
 def smooth(roundoffs: float = 10, stored: float = STORED) -> Bound:
     """Of a differentiable function, whose error is proportional to the roundoff: a small tower's gradient is off by 3
     roundoffs, so that 10 leaves room for other kernels and shows TF32 or half precision where float32 was asked for."""
     return lambda roundoff: stored + roundoffs * roundoff
+
+
+def exact(_: float) -> float:
+    """Of numbers that are equal bit for bit, whatever the products are computed in."""
+    return 0.0
 
 
 def decided(factor: float = 4) -> Bound:
@@ -340,26 +321,32 @@ def decided(factor: float = 4) -> Bound:
 class Check:
     """A function of a setting, and how far its numbers may be from the truth's.
 
-    needs: a library and the extra that installs it; compiled: whether its tower is also checked compiled, which takes
-    up to a minute each.
+    needs: a library and the extra that installs it; compiled: whether it is also checked compiled, which takes up to a
+    minute each, or that only.
     """
 
     name: str
     run: Callable[[Setting], Tensor]
     bound: Bound
     needs: tuple[str, str] | None = None
-    compiled: bool = False
+    compiled: Literal["never", "too", "only"] = "never"
+
+    def runs_in(self, setting: Setting) -> bool:
+        return self.compiled != "never" if setting.compiled else self.compiled != "only"
 
 
 LIBRARY: Final = ("torchattacks", "evaluation")
 GENERATORS: Final = ("diffusers", "synthesis")
 CAMS: Final = ("pytorch_grad_cam", "explanation")
-LINF: Final = ThreatModel("linf", 4 / 255, SIDE)
 CHECKS: Final = (
-    Check("PGD step, ViT", partial(pgd_step, build=vit), smooth(), compiled=True),
+    Check("PGD step, ViT", partial(pgd_step, build=vit), smooth(), compiled="too"),
     Check("PGD step, CNN", partial(pgd_step, build=cnn), smooth()),
-    Check("update, ViT", partial(update, build=vit), smooth(), compiled=True),
-    Check("update, CNN", partial(update, build=cnn), smooth(), compiled=True),
+    Check("PGD step, ViT, with its loss", partial(pgd_step, build=vit, whole=True), smooth(), compiled="only"),
+    Check("random start", starts, exact),
+    Check("universal step", universal_step, smooth()),
+    Check("Batch.to", transferred, exact),
+    Check("update, ViT", partial(update, build=vit), smooth(), compiled="too"),
+    Check("update, CNN", partial(update, build=cnn), smooth(), compiled="too"),
     Check("AdamW", optimizer_steps, smooth(0)),  # in float32 whatever the tower computes in
     Check("attack pgd, L2", partial(pgd_rise, threat=THREAT), decided(1)),  # few signs are in doubt
     Check("attack pgd, L-inf", partial(pgd_rise, threat=LINF), decided(1)),
@@ -368,11 +355,12 @@ CHECKS: Final = (
     Check("attack apgd-t", partial(library_rise, attack="apgd-t", targets=3), decided(), LIBRARY),
     Check("attack fab-t", partial(library_rise, attack="fab-t", targets=3), decided(), LIBRARY),
     Check("attack square", square_fooled, lambda _: 0.5, LIBRARY),  # one image of four
-    Check("canvas pixels", partial(canvas_step, build=pixels_of), smooth(), compiled=True),
+    Check("canvas pixels", partial(canvas_step, build=pixels_of), smooth(), compiled="too"),
     Check("canvas pyramid", partial(canvas_step, build=pyramid), smooth()),
     # Differences of coordinates up to 40 decide how a pixel is covered.
     Check("canvas strokes", partial(canvas_step, build=strokes), smooth(stored=2e-4)),
     Check("canvas style network", partial(canvas_step, build=style), smooth()),
+    Check("canvas implicit", partial(canvas_step, build=implicit), smooth()),
     Check("canvas codes", partial(canvas_step, build=codes), smooth(stored=1e-4), GENERATORS),  # drawn codes are noise
     Check("canvas latents", partial(canvas_step, build=latents), smooth(), GENERATORS),
     # The denoiser runs four times and the tower on top of it.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import metadata
 from typing import Any, Final, Literal
 
 import torch
@@ -16,11 +18,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
+from torch.utils import collect_env
 
 import robustclip
 from robustclip.doctor import devices
 from robustclip.errors import Coded, UsageError, require
-from robustclip.runs.devices import free_memory, is_out_of_memory, no_cuda, pick_device
+from robustclip.runs.devices import free_memory, is_out_of_memory, largest_resident, no_cuda, pick_device
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
 from robustclip.selftest.checks import CHECKS, Check
@@ -42,7 +45,7 @@ class Row:
     reason      why, of all but the first
     difference  from the truth, relative to its norm, as is the bound
     seconds     of the only run, kernels' loading and compilation included
-    memory      the peak in bytes that was allocated on a CUDA device, unknown elsewhere
+    memory      the peak in bytes that was allocated on a CUDA device, unknown elsewhere (see `Selftest.resident`)
     """
 
     check: str
@@ -58,12 +61,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Selftest:
-    """What was found on this machine, and the rows."""
+    """What was found on this machine, and the rows; `resident` is the process's largest resident memory in bytes."""
 
-    versions: dict[str, str]
+    versions: dict[str, str | None]
     found: dict[str, dict[str, Any]]
     notes: list[str]
     rows: list[Row]
+    resident: int | None = None
 
     @property
     def faults(self) -> list[Row]:
@@ -75,7 +79,7 @@ class Selftest:
 
     def table(self) -> Group:
         """What was found, a table a device of differences and their bounds, and what is wrong."""
-        lines = [" ".join(f"{name} {version}" for name, version in self.versions.items())]
+        lines = [" ".join(f"{name} {version}" for name, version in self.versions.items() if version)]
         for name, facts in self.found.items():
             free = "" if facts["free_gb"] is None else f", {facts['free_gb']:.1f} GB free"
             lines.append(f"{name}: {facts['is']}{free}; {', '.join(facts['dtypes'])}")
@@ -84,7 +88,9 @@ class Selftest:
             parts += [Text(), _table(name, [row for row in self.rows if row.device == name])]
         run = [row for row in self.rows if row.result != "skipped"]
         within = sum(row.result == "within" for row in run)
-        parts += [Text(), Text(f"{within} of {counted(len(run), 'check')} within their bounds")]
+        seconds = sum(row.seconds or 0 for row in self.rows)
+        took = f"{seconds:.0f} s" + (f", {self.resident / MB:,.0f} MB resident at most" if self.resident else "")
+        parts += [Text(), Text(f"{within} of {counted(len(run), 'check')} within their bounds; {took}")]
         reasons = dict.fromkeys(row.reason for row in self.rows if row.result == "skipped")
         parts += [Text(f"skipped: {reason}") for reason in reasons]
         parts += [
@@ -108,21 +114,44 @@ def selftest(*, device: str = "auto") -> Selftest:
     places = accelerators() if device == "auto" else [pick_device(device)]
     places = [torch.device("cpu"), *(place for place in places if place.type != "cpu")]
     notes = [f"no accelerator: {no_cuda()}"] if len(places) == 1 and not accelerators() else []
-    return Selftest(versions(), found_on(places), notes, run_checks([one for at in places for one in settings_of(at)]))
+    rows = run_checks([one for at in places for one in settings_of(at)])
+    return Selftest(versions(), found_on(places), notes, rows, largest_resident())
 
 
-def versions() -> dict[str, str]:
-    return {"robustclip": robustclip.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+LIBRARIES: Final = ("timm", "open_clip_torch", "diffusers", "torchattacks")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the package, of what it computes with, and of the driver; None of what is not here."""
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
+    return {
+        "robustclip": robustclip.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        **{name: installed(name) for name in LIBRARIES},
+        "CUDA": torch.version.cuda,
+        "cuDNN": None if cudnn is None else str(cudnn),
+        "driver": collect_env.get_nvidia_driver_version(collect_env.run) if shutil.which("nvidia-smi") else None,
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def found_on(places: Sequence[torch.device]) -> dict[str, dict[str, Any]]:
-    """What each device is, its free memory and the dtypes that it computes in."""
+    """What each device is, its compute capability, free memory and the dtypes that it computes in."""
     kinds = devices()
     facts = {}
     for place in places:
         free = free_memory(place)
         name = f"cuda:{place.index or 0}" if place.type == "cuda" else str(place)
         facts[name] = {"is": kinds[name], "free_gb": None if free is None else free / 1e9, "dtypes": dtypes_of(place)}
+        if place.type == "cuda":
+            facts[name]["capability"] = ".".join(map(str, torch.cuda.get_device_capability(place)))
     return facts
 
 
@@ -144,7 +173,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _rows(settings: Sequence[Setting], checks: Sequence[Check]) -> Iterator[Row]:
-    pairs = [(check, one) for check in checks for one in settings if check.compiled or not one.compiled]
+    pairs = [(check, one) for check in checks for one in settings if check.runs_in(one)]
     truths: dict[str, Tensor | Fault] = {}
     for check, setting in watched(pairs, f"selftest: {counted(len(pairs), 'check')}", "selftest"):
         if check.name not in truths:
@@ -207,16 +236,22 @@ def fault_of(error: Exception, setting: Setting) -> Fault:
 def _table(device: str, rows: Sequence[Row]) -> Table:
     """A line a check and a column a setting; below them the seconds and the peak memory of each column."""
     settings = list(dict.fromkeys(row.setting for row in rows))
-    table = Table(f"{device}: difference / bound", *settings, box=None, pad_edge=False, header_style="dim")
+    columns = (f"{device}: difference / bound", *settings, "seconds")
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     of = {(row.check, row.setting): row for row in rows}
     for check in dict.fromkeys(row.check for row in rows):
-        table.add_row(check, *(_cell(of.get((check, one))) for one in settings))
-    columns = [[row for row in rows if row.setting == one] for one in settings]
-    table.add_row("seconds", *(f"{sum(row.seconds or 0 for row in column):.1f}" for column in columns))
-    peaks = [max((row.memory or 0 for row in column), default=0) for column in columns]
+        cells = (_cell(of.get((check, one))) for one in settings)
+        table.add_row(check, *cells, seconds_of(row for row in rows if row.check == check))
+    by_setting = [[row for row in rows if row.setting == one] for one in settings]
+    table.add_row("seconds", *map(seconds_of, by_setting), seconds_of(rows))
+    peaks = [max((row.memory or 0 for row in column), default=0) for column in by_setting]
     if any(peaks):
         table.add_row("peak memory", *(f"{peak / MB:.0f} MB" for peak in peaks))
     return table
+
+
+def seconds_of(rows: Iterable[Row]) -> str:
+    return f"{sum(row.seconds or 0 for row in rows):.1f}"
 
 
 def _cell(row: Row | None) -> Text:

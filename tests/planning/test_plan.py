@@ -78,10 +78,22 @@ def test_hours_and_cost_are_what_the_table_says() -> None:
     found = plan(count=2, mfu=0.5, price=3.0, frozen_statistics=True)
     assert found.settings.steps == 1000
     assert found.total_flops == pytest.approx(found.step.total * 1000)
-    expected = found.total_flops / (312e12 * 0.5 * 2) / 3600
+    sent = found.sent.total / 300e9  # bytes per second of an A100's NVLink
+    assert 0 < sent < 1e-3
+    expected = (found.total_flops / (312e12 * 0.5 * 2) + 1000 * sent) / 3600
     assert found.hours == pytest.approx(expected)
     assert found.cost == pytest.approx(expected * 2 * 3.0)
     assert found.images_per_second == pytest.approx(128 / (expected * 3600 / 1000))
+
+
+def test_what_is_sent_is_in_the_table_and_takes_time() -> None:
+    alone, slow = plan(count=1), plan(count=2, frozen_statistics=True, bandwidth=0.001)
+    assert alone.sent.total == 0
+    assert "sent per step" not in shown(alone)
+    assert slow.sent.gradients == 4 * slow.trained_parameters
+    assert slow.seconds_per_step > slow.sent.total / 1e6
+    assert "0.001 GB/s (--bandwidth)" in " ".join(slow.assumptions())
+    assert "sent per step" in shown(slow)
 
 
 def test_captions_are_read_in_float32() -> None:

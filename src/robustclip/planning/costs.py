@@ -20,6 +20,7 @@ from robustclip.referees.sentence import SentenceEncoder
 from robustclip.robustification.monitor import SHOWN, STRONG_STEPS
 
 COUNTED_ON = 2  # images to count on
+SINGLE, IDS = 4, 8  # bytes of a float32 and of an int64
 SHORT = 24  # tokens of a caption for text towers whose cost depends on the length (ours)
 
 
@@ -195,6 +196,55 @@ def logits(settings: Settings, width: int, count: int, bank: int, *, local: bool
     if local:
         return 4.0 * settings.batch_size * settings.part(count) * width
     return 4.0 * settings.batch_size**2 * width * count
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that each of `count` processes sends in a step, by content; nothing is sent by a single one.
+
+    Rings are assumed, as in NCCL: each of n processes sends n - 1 times its own rows in an all-gather, and
+    2 (n - 1) / n of an all-reduced message. A gather's backward pass sends nothing, for every process computes the
+    whole loss.
+    """
+
+    embeddings: float
+    gradients: float
+    weights: float
+
+    @property
+    def total(self) -> float:
+        return float(sum(astuple(self)))
+
+    def seconds(self, bandwidth: float | None) -> float:
+        """Seconds at so many bytes per second; 0 if that is unknown."""
+        return 0.0 if bandwidth is None else self.total / bandwidth
+
+
+def sent(
+    settings: Settings, width: int, count: int, weights: int, trained: int, dtype: str, *, fsdp: bool = False
+) -> Sent:
+    """Bytes sent per step by a tower of so many `weights`, without those of single numbers and of checkpoints.
+
+    FSDP gathers the weights in each pass of each part, and averages gradients by a reduce-scatter, half an all-reduce.
+    """
+    others, attacks = count - 1, settings.attack_steps
+    energetic, embedded = settings.energy > 0, 1 + (settings.clean_weight > 0)
+    of_embeddings = settings.share(count) * width * (SINGLE if dtype == "float32" else SINGLE // 2)
+    of_texts = settings.share(count) * (SINGLE * width + IDS)
+    in_attack = settings.coupled and attacks > 0 and settings.attack_negatives == "gathered"
+    rows = in_attack * (of_texts + attacks * of_embeddings)
+    rows += energetic * (of_texts + settings.sampling_steps * of_embeddings)
+    if settings.coupled or energetic:
+        beside = settings.reads_clean + energetic + embedded * (settings.anchor > 0)  # clean, samples, the original's
+        rows += 2 * of_texts + (embedded + beside) * of_embeddings  # the trainer looks at all texts of a step too
+    gradients = 2 * others / count * SINGLE * trained
+    if not fsdp:
+        return Sent(others * rows, gradients, 0.0)
+    embedded += settings.reads_clean + energetic
+    passes = 2 * (attacks + settings.sampling_steps + embedded)
+    if settings.accumulate > 1:  # each part's activations are computed again
+        passes += embedded + attacks * in_attack + settings.sampling_steps
+    return Sent(others * rows, gradients / 2, others / count * SINGLE * weights * passes * settings.accumulate)
 
 
 def texts_of_bank(settings: Settings) -> int:

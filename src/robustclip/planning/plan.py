@@ -29,16 +29,18 @@ from robustclip.planning.settings import (
     Terms,
     faults,
     settings_of,
+    shares,
 )
 from robustclip.recipes import LATEST, Recipe
 from robustclip.runs import terminal
 from robustclip.runs.folder import HOME
+from robustclip.runs.terminal import in_time, with_prefix
 from robustclip.signatures import Pairs, Parameter
 from robustclip.source import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from robustclip.planning.costs import StepFlops, TowerFlops
+    from robustclip.planning.costs import Sent, StepFlops, TowerFlops
     from robustclip.planning.memory import Memory
     from robustclip.planning.towers import Rehearsal
 
@@ -51,6 +53,7 @@ class Estimate:
     largest_batch        largest --batch-size that fits with the given --accumulate; 0 if none does
     largest_in_parts     largest --batch-size that fits in any number of parts, and that --accumulate
     flops_per_second     of a GPU in the image tower, expected or measured
+    bandwidth            bytes per second that a GPU sends to the others; None if unknown, and then not in the times
     """
 
     recipe: str
@@ -62,6 +65,8 @@ class Estimate:
     trained_parameters: int
     tower: TowerFlops
     step: StepFlops
+    sent: Sent
+    bandwidth: float | None
     memory: Memory
     memory_of_gpu: float
     enough_accumulation: int | None
@@ -128,6 +133,7 @@ class Estimate:
             ("FLOPs of the run", with_prefix(self.total_flops, "FLOP"), ""),
             ("time of a step", f"{self.seconds_per_step:.3g} s", f"{self.images_per_second:,.0f} images/s"),
             ("time of the run", in_time(self.hours), f"{self.hours * terms.count:,.1f} GPU hours"),
+            *self._sending(),
             ("cost", "unknown" if self.cost is None else f"${self.cost:,.2f}", price),
             ("memory of a GPU", f"{self.memory.peak / GIB:,.1f} GB", of_gpu),
             ("", self.advice(), ""),
@@ -137,6 +143,14 @@ class Estimate:
             lines.add_row(*map(Text, row))
         assumed = [Text(f"- {sentence}", style="dim") for sentence in self.assumptions()]
         return Group(lines, Text("\nAssumed:"), *assumed, Text("\nTo run it (with its data):"), Text(self.command))
+
+    def _sending(self) -> list[tuple[str, str, str]]:
+        if self.terms.count == 1:
+            return []
+        about = f"by each GPU: {shares(vars(self.sent))}"
+        if self.bandwidth is not None:
+            about += f"; {self.sent.seconds(self.bandwidth):.3g} s at {self.bandwidth / 1e9:g} GB/s"
+        return [("sent per step", with_prefix(self.sent.total, "B"), about)]
 
     def advice(self) -> str:
         """Whether it fits into a GPU's memory, and what to change if not."""
@@ -167,7 +181,8 @@ class Estimate:
             "The tower has grouped convolutions, which have a much lower utilisation than dense ones."
             if self.has_grouped_convolutions
             else "",
-            f"The data deliver {self.images_per_second:,.0f} images/s, and communication between GPUs takes no time.",
+            f"The data deliver {self.images_per_second:,.0f} images/s.",
+            self._speed_of_sending(),
             captions,
             f"Weights, gradients, moments and average are float32; activations are those that torch saves on a CPU in "
             f"{self.dtype} with fused attention; {RESERVED:.0%} of the memory is reserved for the rest.",
@@ -176,6 +191,15 @@ class Estimate:
             else "",
         ]
         return [sentence for sentence in sentences if sentence]
+
+    def _speed_of_sending(self) -> str:
+        if self.terms.count == 1:
+            return ""
+        if self.bandwidth is None:
+            return "Communication between GPUs takes no time: give --bandwidth, in GB/s."
+        given = "--bandwidth" if self.terms.bandwidth else "a network" if self.terms.nodes > 1 else "one machine"
+        rate = f"{self.bandwidth / 1e9:g} GB/s ({given})"
+        return f"Each GPU sends at {rate} in rings, without delays, and computes nothing meanwhile."
 
     def _speed(self) -> str:
         if (measured := self.measured) is not None:
@@ -271,6 +295,10 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
     else:
         dtype, speed, memory_of_gpu = measured.dtype, measured.flops_per_second, measured.memory
         update, price, reading = measured.seconds_per_update, terms.price, speed
+    weights = sum(weight.numel() for weight in imagined.image_tower.parameters())
+    trained = state.trained_parameters(imagined.image_tower)
+    sent = costs.sent(settings, design.width, terms.count, weights, trained, dtype, fsdp=terms.fsdp)
+    bandwidth = terms.sending()
     kept = memory.activations(imagined, design.size, dtype, grad_checkpointing=settings.grad_checkpointing)
 
     def needed(share: int, accumulate: int) -> Memory:
@@ -285,6 +313,7 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         return next((parts for parts in (settings.accumulate, *more) if fits(share, parts)), None)
 
     share = settings.share(terms.count)
+    computing = ((step.total - step.captions) / speed + step.captions / reading) / terms.count
     most = memory.largest(lambda share: enough(share) is not None)
     planned = Estimate(
         recipe=recipe.name,
@@ -292,17 +321,19 @@ def estimate(recipe: Recipe, terms: Terms, arguments: Mapping[str, Any]) -> Esti
         terms=terms,
         dtype=dtype,
         size=design.size,
-        parameters=sum(weight.numel() for weight in imagined.image_tower.parameters()),
-        trained_parameters=state.trained_parameters(imagined.image_tower),
+        parameters=weights,
+        trained_parameters=trained,
         tower=tower,
         step=step,
+        sent=sent,
+        bandwidth=bandwidth,
         memory=needed(share, settings.accumulate),
         memory_of_gpu=memory_of_gpu,
         enough_accumulation=enough(share),
         largest_batch=terms.count * memory.largest(lambda share: fits(share, settings.accumulate)),
         largest_in_parts=(terms.count * most, enough(most) or settings.accumulate),
         flops_per_second=speed,
-        seconds_per_step=((step.total - step.captions) / speed + step.captions / reading) / terms.count + update,
+        seconds_per_step=computing + update + sent.seconds(bandwidth),
         price=price,
         measured=measured,
         has_grouped_convolutions=towers.has_grouped_convolutions(imagined.image_tower),
@@ -359,31 +390,3 @@ def _name(recipe: Recipe) -> str:
 
 def _parameters(recipe: Recipe) -> Mapping[str, Parameter]:
     return {parameter.name: parameter for parameter in signatures.parameters(recipe.function)}
-
-
-def with_prefix(value: float, unit: str) -> str:
-    """Format with an SI prefix: 1.5e12 FLOP is 1.50 TFLOP."""
-    for power, prefix in ((24, "Y"), (21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
-        if value >= 10**power:
-            return f"{value / 10**power:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
-
-
-def in_time(hours: float) -> str:
-    """Format hours in a suitable unit."""
-    if hours < 1:
-        return f"{hours * 60:.3g} minutes"
-    return f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days ({hours:,.0f} hours)"
-
-
-def shares(parts: Mapping[str, float]) -> str:
-    """Parts of a total in percent, the largest first."""
-    names = {
-        "recomputed": "computed again for parts",
-        "beside": "clean, original and sample embeddings",
-        "samples": "negative samples",
-        "watching": "log and probe",
-    }
-    total = sum(parts.values())
-    largest = sorted(parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{names.get(name, name)} {value / total:.1%}" for name, value in largest if value > 0)

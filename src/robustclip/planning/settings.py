@@ -39,12 +39,15 @@ GIB: Final = 2**30
 class Gpu:
     """`half` and `single` are peaks in TFLOP/s of the maker's data sheet: dense (no sparsity) tensor cores with float32
     accumulation for bfloat16 and float16, and ordinary cores for float32, torch's default (no TF32). Memory in GB,
-    price in US dollars per hour."""
+    price in US dollars per hour. `link` is what a GPU sends to others of its machine, in GB/s: half of the data
+    sheet's NVLink or PCIe, which is of both directions. `network` is a GPU's share of its machine's network."""
 
     half: float
     single: float
     memory: float
     price: float
+    link: float
+    network: float = 12.5  # 100 Gb/s, ours; 400 and 200 Gb/s a GPU below are NVIDIA's of DGX H100, B200 and A100
     has_bfloat16: bool = True
 
     def reached(self, dtype: str, mfu: float) -> float:
@@ -53,22 +56,22 @@ class Gpu:
 
 
 GPUS: Final = {
-    "b200": Gpu(2250, 75, 180, 5.98),  # NVIDIA HGX B200 data sheet (a system's numbers / 8)
-    "h200": Gpu(989, 67, 141, 3.59),  # NVIDIA H200 data sheet, SXM
-    "h100": Gpu(989, 67, 80, 2.69),  # NVIDIA H100 data sheet, SXM
-    "h100-pcie": Gpu(756, 51, 80, 1.99),  # NVIDIA H100 PCIe product brief
-    "a100-80gb": Gpu(312, 19.5, 80, 1.39),  # NVIDIA A100 80GB data sheet
-    "a100-40gb": Gpu(312, 19.5, 40, 1.29),  # NVIDIA A100 data sheet
-    "l40s": Gpu(362, 91.6, 48, 0.79),  # NVIDIA L40S data sheet
-    "l4": Gpu(121, 30.3, 24, 0.44),  # NVIDIA L4 data sheet
-    "a40": Gpu(149.7, 37.4, 48, 0.40),  # NVIDIA A40 data sheet
-    "a10": Gpu(125, 31.2, 24, 0.75),  # NVIDIA A10 data sheet
-    "rtx-a6000": Gpu(154.8, 38.7, 48, 0.49),  # NVIDIA RTX A6000 data sheet (half of its sparse figure)
-    "rtx5090": Gpu(209.5, 104.8, 32, 0.69),  # NVIDIA RTX Blackwell architecture paper
-    "rtx4090": Gpu(165.2, 82.6, 24, 0.34),  # NVIDIA Ada architecture paper
-    "rtx3090": Gpu(71, 35.6, 24, 0.22),  # NVIDIA Ampere GA102 architecture paper
-    "v100": Gpu(125, 15.7, 32, 0.55, has_bfloat16=False),  # NVIDIA V100 data sheet, SXM2
-    "t4": Gpu(65, 8.1, 16, 0.35, has_bfloat16=False),  # NVIDIA T4 data sheet
+    "b200": Gpu(2250, 75, 180, 5.98, 900, 50),  # NVIDIA HGX B200 data sheet (a system's numbers / 8)
+    "h200": Gpu(989, 67, 141, 3.59, 450, 50),  # NVIDIA H200 data sheet, SXM
+    "h100": Gpu(989, 67, 80, 2.69, 450, 50),  # NVIDIA H100 data sheet, SXM
+    "h100-pcie": Gpu(756, 51, 80, 1.99, 64),  # NVIDIA H100 PCIe product brief
+    "a100-80gb": Gpu(312, 19.5, 80, 1.39, 300, 25),  # NVIDIA A100 80GB data sheet
+    "a100-40gb": Gpu(312, 19.5, 40, 1.29, 300, 25),  # NVIDIA A100 data sheet
+    "l40s": Gpu(362, 91.6, 48, 0.79, 32),  # NVIDIA L40S data sheet
+    "l4": Gpu(121, 30.3, 24, 0.44, 32),  # NVIDIA L4 data sheet
+    "a40": Gpu(149.7, 37.4, 48, 0.40, 32),  # NVIDIA A40 data sheet
+    "a10": Gpu(125, 31.2, 24, 0.75, 32),  # NVIDIA A10 data sheet
+    "rtx-a6000": Gpu(154.8, 38.7, 48, 0.49, 32),  # NVIDIA RTX A6000 data sheet (half of its sparse figure)
+    "rtx5090": Gpu(209.5, 104.8, 32, 0.69, 64),  # NVIDIA RTX Blackwell architecture paper
+    "rtx4090": Gpu(165.2, 82.6, 24, 0.34, 32),  # NVIDIA Ada architecture paper
+    "rtx3090": Gpu(71, 35.6, 24, 0.22, 32),  # NVIDIA Ampere GA102 architecture paper
+    "v100": Gpu(125, 15.7, 32, 0.55, 150, has_bfloat16=False),  # NVIDIA V100 data sheet, SXM2
+    "t4": Gpu(65, 8.1, 16, 0.35, 16, has_bfloat16=False),  # NVIDIA T4 data sheet
 }
 
 
@@ -107,6 +110,11 @@ class Terms:
     mfu: Annotated[float, Field(gt=0, le=1), "assumed utilisation of peak FLOPS"] = 0.3
     price: Annotated[NonNegativeFloat | None, "price of one GPU hour; default: the table's"] = None
     fsdp: Annotated[bool, "shard weights, gradients and moments over the GPUs (FSDP)"] = False
+    bandwidth: Annotated[
+        float | None,
+        Field(gt=0),
+        "GB/s that a GPU sends to others; default: NVLink's, PCIe's or a network's",
+    ] = None
     per_node: Annotated[PositiveInt, "GPUs of one machine"] = 8
     launch: Annotated[Launcher | None, "print a script that launches the run, instead of the table"] = None
 
@@ -114,6 +122,12 @@ class Terms:
     def nodes(self) -> int:
         """Number of machines."""
         return ceil(self.count / self.per_node)
+
+    def sending(self) -> float | None:
+        """Bytes per second that a GPU sends; None of this machine's, unless given."""
+        if self.bandwidth is not None or self.gpu == HERE:
+            return self.bandwidth and 1e9 * self.bandwidth
+        return 1e9 * (GPUS[self.gpu].link if self.nodes == 1 else GPUS[self.gpu].network)
 
 
 def faults(
@@ -304,3 +318,16 @@ class Launch:
         starts = [place for place, word in enumerate(flags) if word.startswith("--")] + [len(flags)]
         lines = [shlex.join(flags[start:end]) for start, end in pairwise(starts)]
         return CONTINUED.join([" " + shlex.join([verb, recipe]), *lines])
+
+
+def shares(parts: Mapping[str, float]) -> str:
+    """Parts of a total in percent, the largest first."""
+    names = {
+        "recomputed": "computed again for parts",
+        "beside": "clean, original and sample embeddings",
+        "samples": "negative samples",
+        "watching": "log and probe",
+    }
+    total = sum(parts.values())
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{names.get(name, name)} {value / total:.1%}" for name, value in largest if value > 0)

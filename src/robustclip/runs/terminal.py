@@ -63,6 +63,21 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
+def with_prefix(value: float, unit: str) -> str:
+    """Format with an SI prefix: 1.5e12 FLOP is 1.50 TFLOP."""
+    for power, prefix in ((24, "Y"), (21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def in_time(hours: float) -> str:
+    """Format hours in a suitable unit."""
+    if hours < 1:
+        return f"{hours * 60:.3g} minutes"
+    return f"{hours:,.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days ({hours:,.0f} hours)"
+
+
 def note(text: str) -> None:
     """A line on stderr, so that stdout stays readable for programs."""
     echo(text, err=True)

@@ -42,18 +42,20 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from robustclip.evaluation.named import load_named
 
     class Slow(Jobs):
-        """Prompts "for ever" run until they are stopped; `running` counts them, `most` at once."""
+        """Prompts "for ever" run until they are stopped; `running` counts paintings, `most` at once, and `done` those
+        that came to their end."""
 
-        running, most, ended = 0, 0, 0
+        running, most, ended, done = 0, 0, 0, 0
 
         def paint(self, prompt: str, recipe: str, referee: str, seed: float | None) -> Iterator[tuple[Any, ...]]:
-            if prompt != "for ever":
-                yield from super().paint(prompt, recipe, referee, seed)
-                return
             self.running += 1
             self.most = max(self.most, self.running)
             try:
-                yield from self._run(lambda *_: endless(), lambda _: (None, "<p>Painting</p>", None))
+                if prompt == "for ever":
+                    yield from self._run(lambda *_: endless(), lambda _: (None, "<p>Painting</p>", None))
+                else:
+                    yield from super().paint(prompt, recipe, referee, seed)
+                self.done += 1
             finally:
                 self.running, self.ended = self.running - 1, self.ended + 1
 
@@ -151,8 +153,21 @@ def test_a_prompt_is_painted_to_its_end_on_a_phone(chromium: Browser, address: s
         assert {one for one in page.requests if not one.startswith((address, "data:", "blob:"))} == set()
 
 
+WIDTHS = [1280, 390]
+
+
+@pytest.fixture(params=WIDTHS)
+def tab(request: pytest.FixtureRequest, chromium: Browser, address: str) -> Iterator[Page]:
+    """The page on a desk and on a phone; nothing of it may be wider than its window."""
+    width = request.param
+    with opened(chromium, address, width, phone=width == min(WIDTHS)) as one:
+        yield one
+        assert one.run("document.documentElement.scrollWidth") <= width
+
+
 @in_browser
-def test_a_picture_is_explained(page: Page, tmp_path: Path) -> None:
+def test_a_picture_is_explained(tab: Page, tmp_path: Path) -> None:
+    page = tab
     Image.new("RGB", (40, 24), "red").save(tmp_path / "red.png")
     page.run(TAB.format("Explain"))
     page.wait("document.querySelector('#explain').checkVisibility()")
@@ -168,10 +183,12 @@ def test_a_picture_is_explained(page: Page, tmp_path: Path) -> None:
     page.wait(f"{inside}.querySelector('.original img').naturalWidth === 40")
     page.wait(f"{inside}.body.scrollHeight > 200")
     page.wait(f"document.querySelector('#report iframe').clientHeight >= {inside}.body.scrollHeight")
+    assert page.run(f"{inside}.documentElement.scrollWidth <= {inside}.documentElement.clientWidth")
 
 
 @in_browser
-def test_referees_are_compared(page: Page) -> None:
+def test_referees_are_compared(tab: Page) -> None:
+    page = tab
     page.run(TAB.format("Compare"))
     page.wait("document.querySelector('#compare').checkVisibility()")
     page.run("document.querySelector('#compare').click()")
@@ -195,6 +212,22 @@ def test_a_closed_tab_ends_its_job_and_the_next_in_the_queue_begins(chromium: Br
         second.run("document.querySelector('#stop').click()")
         until(lambda: jobs.ended == before + 2)
     assert jobs.most == 1
+
+
+@in_browser
+def test_a_closed_tab_ends_a_painting(
+    chromium: Browser, address: str, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "quick", False)
+    ended, done = jobs.ended, jobs.done
+    with opened(chromium, address) as page:
+        write(page, "#prompt textarea, #prompt input", "a red apple")
+        page.run("document.querySelector('#paint').click()")
+        page.wait("document.querySelector('#painted img')?.naturalWidth")
+        assert (jobs.running, jobs.ended) == (1, ended)
+    until(lambda: jobs.ended == ended + 1)
+    assert jobs.done == done
+    assert not [path for path in jobs.home.iterdir() if path.name.startswith("tmp")]
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", __file__, "{home}/sample.png", "{home}/served/../sample.png"])

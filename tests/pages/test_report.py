@@ -150,7 +150,20 @@ def test_the_headline_says_what_withstands_the_attack(low: float, words: list[st
     said = headline(lines)
     assert [word for word in words if word not in said] == []
     assert ("overlap" in said) is (low < 0.6)
-    assert headline(lines[:2]) == ""
+
+
+def test_without_an_attack_the_headline_is_of_clean_images() -> None:
+    cosine = {"a": Interval(0.24, 0.2, 0.28, 9), "b": Interval(0.26, 0.25, 0.27, 9)}
+    hits = {"a": Interval(0.75, 0.6, 0.9, 8)}
+    lines = [Line("cosine", "clean", cosine), Line("pointing game", "clean", hits, "higher", "percent")]
+    assert headline(lines) == (
+        "On clean images, maps are largest inside the box in 75.0% (60.0% to 90.0%, n = 8) for a."
+    )
+    assert headline(lines[:1]) == (
+        "On clean images, the mean cosine of image and text is 0.26 (0.25 to 0.27, n = 9) for b and "
+        "0.24 (0.20 to 0.28, n = 9) for a."
+    )
+    assert headline([Line("rank correlation", "random l2:1.5", hits, "higher")]) == ""
 
 
 def test_a_report_without_cases_is_refused(tmp_path: Path) -> None:

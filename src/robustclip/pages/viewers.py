@@ -290,24 +290,34 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
 
 
 def headline(lines: Sequence[Line]) -> str:
-    """How much maps change under the attack, in words: the rank correlation of attacked and clean maps, of the referees
-    with the highest and the lowest; "" without an attack."""
-    correlations = [line for line in lines if line.metric == looks.CORRELATION]
-    found = [line for line in correlations if line.images != CLEAN and not line.images.startswith(CONTROL)]
+    """The main finding in words, of the referees with the highest and the lowest value: how much maps change under
+    the attack; without one, how often they point into the boxes, or without boxes the cosines. "" without any of these."""
+    attacked = [line for line in lines if line.images != CLEAN and not line.images.startswith(CONTROL)]
+    clean = [line for line in lines if line.images == CLEAN]
+    choices = (
+        (attacked, looks.CORRELATION, "Under {}, the rank correlation of maps with those of the clean images is"),
+        (clean, looks.POINTING, "On {} images, maps are largest inside the box in"),
+        (clean, looks.SCORE, "On {} images, the mean cosine of image and text is"),
+    )
+    found = [(line, words) for rows, metric, words in choices for line in rows if line.metric == metric]
     if not found:
         return ""
+    line, words = found[0]
 
     def rated(name: str) -> str:
         number = line.numbers[name]
-        return f"{number.value:.2f} ({number.low:.2f} to {number.high:.2f}, n = {number.n}) for {name}"
+        value, low, high = (
+            f"{one:.1%}" if line.unit == "percent" else f"{one:.2f}" for one in (number.value, number.low, number.high)
+        )
+        return f"{value} ({low} to {high}, n = {number.n}) for {name}"
 
-    line = found[0]
     ranked = sorted(line.numbers, key=lambda name: -line.numbers[name].value)
-    opening = f"Under {line.images}, the rank correlation of maps with those of the clean images is"
+    opening = words.format(line.images)
     if len(ranked) == 1:
         return f"{opening} {rated(ranked[0])}."
     overlap = line.numbers[ranked[0]].low <= line.numbers[ranked[-1]].high
-    return f"{opening} {rated(ranked[0])} and {rated(ranked[-1])}{'; the intervals overlap' if overlap else ''}."
+    compared = overlap and line.metric != looks.SCORE  # cosines of two referees are not of one scale
+    return f"{opening} {rated(ranked[0])} and {rated(ranked[-1])}{'; the intervals overlap' if compared else ''}."
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:

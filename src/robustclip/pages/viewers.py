@@ -291,7 +291,7 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
 
 def headline(lines: Sequence[Line]) -> str:
     """The main finding in words, of the referees with the highest and the lowest value: how much maps change under
-    the attack; without one, how often they point into the boxes, or without boxes the cosines. "" without any of these."""
+    the attack; without one, how often they point into the boxes, or without boxes the cosines; "" without these."""
     attacked = [line for line in lines if line.images != CLEAN and not line.images.startswith(CONTROL)]
     clean = [line for line in lines if line.images == CLEAN]
     choices = (

@@ -11,7 +11,7 @@ class Coded(Exception):
     """An error with a code, so that programs and tests need not read its message.
 
         raise UsageError(f"eps {eps} is at least 1: ...", "eps_too_large", eps=eps)
-        with pytest.raises(UsageError, check=lambda error: error.code == "eps_too_large"): ...
+        with pytest.raises(UsageError, check=coded("eps_too_large", eps=3)): ...
 
     code: kind of fault, snake_case; values: the values involved; faults: the single errors of a combined one, whose
     codes `codes` lists after its own.
@@ -35,6 +35,17 @@ class UsageError(Coded, ValueError):
 
 class RunError(Coded, RuntimeError):
     """A failure during a valid call (exit code 1)."""
+
+
+def coded(code: str, **values: object) -> Callable[[BaseException], bool]:
+    """A check that an error, or one of its faults, has this code and these of its values."""
+
+    def check(error: BaseException) -> bool:
+        return isinstance(error, Coded) and (
+            (error.code == code and values.items() <= error.values.items()) or any(map(check, error.faults))
+        )
+
+    return check
 
 
 def as_fault(fault: str | UsageError) -> UsageError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from chromium import Browser, browser, executable
 from PIL import Image
 from scipy import stats
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.pages.survey import make, read
 from robustclip.runs.files import write_json
 from robustclip.synthesis.pictures import write_picture
@@ -44,10 +44,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
     with browser(tmp_path_factory.mktemp("profile")) as running:
         yield running
-
-
-def coded(code: str) -> Callable[[UsageError], bool]:
-    return lambda error: error.code == code
 
 
 def test_a_page_is_answered_by_keys_and_read(chromium: Browser, runs: list[Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.referees import lora, recognition
 from robustclip.referees.base import TwoTower
 from robustclip.referees.checkpoints import load_checkpoint
@@ -243,7 +243,7 @@ def test_a_text_other_than_true_is_no_activation(
     torch.save(open_clip_model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     config = {"model_cfg": tiny_cfg | {"quick_gelu": quick_gelu}, "preprocess_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with coded("quick_gelu_text"):
+    with pytest.raises(UsageError, check=coded("quick_gelu_text")):
         load_referee(tmp_path)
 
 
@@ -387,12 +387,8 @@ def test_an_adapter_in_dinos_names_is_that_of_the_renamed_layers(base: Path, tmp
     assert all(torch.equal(found[other], plain[other]) for other in plain if other != name)
 
 
-def coded(code: str) -> Any:
-    return pytest.raises(UsageError, check=lambda error: error.code == code)
-
-
 def test_an_adapter_alone_names_what_it_fits(adapter: tuple[Path, Any], architecture: str) -> None:
-    with coded("adapter_without_base") as found:
+    with pytest.raises(UsageError, check=coded("adapter_without_base")) as found:
         load_referee(adapter[0])
     fits: Any = found.value.values["fits"]
     assert architecture in fits
@@ -409,15 +405,15 @@ def test_an_adapter_of_another_width_without_scale_or_of_more_than_layers(
     wide = lora.find(folder)
     assert wide is not None
     other = replace(wide, factors={name: (a, torch.cat([b, b])) for name, (a, b) in wide.factors.items()})
-    with coded("adapter_of_another_model"):
+    with pytest.raises(UsageError, check=coded("adapter_of_another_model")):
         lora.merge(other, load_checkpoint(base, quick_gelu=False).image_tower.state_dict(), "base")
     config = json.loads((folder / "adapter_config.json").read_text())
     for change in ({"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"c_fc": 2}}):
         (folder / "adapter_config.json").write_text(json.dumps(config | change))
-        with coded("strange_adapter"):
+        with pytest.raises(UsageError, check=coded("strange_adapter")):
             load_referee(folder, quick_gelu=False, pretrained=str(base))
     (folder / "adapter_config.json").write_text("{}")
-    with coded("no_adapter_config"):
+    with pytest.raises(UsageError, check=coded("no_adapter_config")):
         load_referee(folder, quick_gelu=False, pretrained=str(base))
 
 
@@ -426,7 +422,7 @@ def test_prompts_beside_a_tower_are_refused(key: str, open_clip_model: Any, tmp_
     visual = open_clip_model.visual.state_dict()
     content = {"modules": {"clip.visual": visual}} if key == "params" else {"partial_state_dict": trained(visual)}
     torch.save(content | {key: {"token_prompt": torch.ones(1, 2, 16)}}, tmp_path / "prompted.pth")
-    with coded("visual_prompts"):
+    with pytest.raises(UsageError, check=coded("visual_prompts")):
         load_checkpoint(tmp_path / "prompted.pth", quick_gelu=True)
 
 
@@ -452,9 +448,9 @@ def test_a_file_that_is_not_the_published_one(
 
 def test_what_was_given_is_of_another_layout(tmp_path: Path, base: Path) -> None:
     for name, path in (("delta-clip-vit-l-14", base), ("clipag-vit-b-32", tmp_path)):
-        with coded("other_layout"):
+        with pytest.raises(UsageError, check=coded("other_layout")):
             load_referee(PREFIX + name, pretrained=str(path))
-    with coded("missing_file"):
+    with pytest.raises(UsageError, check=coded("missing_file")):
         load_referee(PREFIX + "clipag-vit-b-32", pretrained=str(tmp_path / "nothing.pt"))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustclip.data.compositions import compose
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
 from robustclip.evaluation.generation.compbench.prompts import RULES, Category, match, read_benchmark, read_prompts
 from robustclip.evaluation.generation.compbench.roles import Roles, Scorer, geometric_mean, load_roles
@@ -71,10 +71,6 @@ def test_pictures_are_matched_by_name_not_by_number(release: Path) -> None:
     assert found.prompts == ["a red bench"] * 2 + ["a blue bowl."] * 2
     assert found.ids[0] == "a red bench_000002.png"
     assert found.images[torch.tensor([0])].mean((2, 3)).tolist() == [[1.0, 0.0, 0.0]]
-
-
-def coded(code: str) -> Callable[[UsageError], bool]:
-    return lambda error: error.code == code
 
 
 def listed(*parts: str) -> Callable[[UsageError], bool]:

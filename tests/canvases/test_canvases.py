@@ -11,7 +11,7 @@ from torch import Tensor
 from robustclip.canvases import Canvas, Pixels, Pyramid, Strokes
 from robustclip.canvases.pixels import dynamic_threshold, powers_of_two
 from robustclip.drawing import random_strokes
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.losses import Cosine, Spherical, Target, TotalVariation
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
@@ -144,21 +144,21 @@ def test_levels_keep_the_shape_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "check"),
     [
-        (lambda: Pixels(start(), "clip"), "must be 'clamp' or 'threshold'"),  # type: ignore[arg-type]
-        (lambda: Pixels(start(), quantile=0), r"quantile must lie in \(0, 1\]"),
-        (lambda: Pixels(start() + 1), "divide 8-bit pixels"),
-        (lambda: Pixels(start()).encode(start(3)), "the canvas holds"),
-        (lambda: Pyramid(1, SIZE, [0, 3]), "run from 1 to the picture's 12 pixels"),
-        (lambda: Pyramid(1, SIZE, [13]), "run from 1 to the picture's 12 pixels"),
-        (lambda: Pyramid(1, SIZE, []), "run from 1 to the picture's 12 pixels"),
-        (lambda: pyramid().encode(start(1)), "the canvas holds"),
+        (lambda: Pixels(start(), "clip"), coded("unknown_choice", argument="projection", given="clip")),  # type: ignore[arg-type]
+        (lambda: Pixels(start(), quantile=0), coded("out_of_range", argument="quantile", given=0)),
+        (lambda: Pixels(start() + 1), coded("pixels_out_of_range")),
+        (lambda: Pixels(start()).encode(start(3)), coded("does_not_fit")),
+        (lambda: Pyramid(1, SIZE, [0, 3]), coded("out_of_range", argument="sides", given=[0, 3], most=12)),
+        (lambda: Pyramid(1, SIZE, [13]), coded("out_of_range", argument="sides", given=[13], most=12)),
+        (lambda: Pyramid(1, SIZE, []), coded("out_of_range", argument="sides", given=[], most=12)),
+        (lambda: pyramid().encode(start(1)), coded("does_not_fit")),
     ],
     ids=range(8),
 )
-def test_what_cannot_be_a_canvas_is_told(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_what_cannot_be_a_canvas_is_told(make: Callable[[], object], check) -> None:
+    with pytest.raises(UsageError, check=check):
         make()
 
 
@@ -186,7 +186,7 @@ def test_strokes_take_the_colours_of_an_image_where_they_lie() -> None:
     assert left.any()
     assert torch.equal(canvas.colours[0, right], torch.tensor([[1.0, 0.0, 0.0, 1.0]]).expand(int(right.sum()), -1))
     assert torch.equal(canvas.colours[0, left], torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(int(left.sum()), -1))
-    with pytest.raises(UsageError, match="the canvas holds"):
+    with pytest.raises(UsageError, check=coded("does_not_fit")):
         canvas.encode(image[..., :5])
-    with pytest.raises(UsageError, match="widths must be a range"):
+    with pytest.raises(UsageError, check=coded("not_a_range", argument="widths")):
         Strokes(random_strokes(5, SIZE, [generator(0, "s")]), SIZE, widths=(4.0, 1.0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustclip.canvases.networks import StyleNet, StyleNetwork
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.losses import TotalVariation
 from robustclip.runs.rng import generator
 from robustclip.synthesis.loop import optimise
@@ -68,7 +68,7 @@ def test_it_goes_downhill() -> None:
 
 
 def test_content_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match="too small: give at least 16"):
+    with pytest.raises(UsageError, check=coded("too_small", least=16)):
         StyleNetwork(torch.rand(1, 3, 15, 40), [generator(0, "s")])
-    with pytest.raises(UsageError, match="the canvas holds"):
+    with pytest.raises(UsageError, check=coded("does_not_fit")):
         canvas().encode(torch.rand(1, 3, *SIZE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.losses import Cosine, LatentPrior, Spherical, Target
 from robustclip.losses.similarity import Similarity
 from robustclip.referees.toy import toy_referee
@@ -51,7 +51,7 @@ def test_what_pulls_stops_when_near_and_what_pushes_when_far() -> None:
 
 
 def test_stops_are_of_the_targets_shape() -> None:
-    with pytest.raises(UsageError, match=r"stops are \(1, 2\) and weights \(1, 1\)"):
+    with pytest.raises(UsageError, check=coded("wrong_shape", stops=(1, 2), weights=(1, 1))):
         loss(Cosine, [1.0], [0.5, 0.5])
 
 

@@ -179,6 +179,7 @@ class _Broken:
                 "not_finite",
                 image=row,
                 step=step,
+                others=len(found) - 1,
             )
 
 
@@ -188,7 +189,10 @@ def _losses_and_gradient(loss_fn: Losses, images: Tensor) -> tuple[Tensor, Tenso
         leaf = images.detach().requires_grad_()
         losses = _per_image(loss_fn(leaf), leaf)
         if not losses.requires_grad:
-            raise UsageError("loss_fn's losses do not depend on the images: is it under no_grad, or is a detach in it?")
+            raise UsageError(
+                "loss_fn's losses do not depend on the images: is it under no_grad, or is a detach in it?",
+                "no_gradient",
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach(), gradient
 
@@ -200,11 +204,16 @@ def _losses(loss_fn: Losses, images: Tensor) -> Tensor:
 
 def _per_image(losses: Tensor, images: Tensor) -> Tensor:
     if not isinstance(losses, Tensor):
-        raise UsageError(f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}")
+        raise UsageError(
+            f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}", "wrong_type"
+        )
     if losses.shape != (len(images),):
         raise UsageError(
             f"loss_fn must return one loss per image, of shape ({len(images)},), not {tuple(losses.shape)}: "
-            "e.g. cross_entropy(..., reduction='none')"
+            "e.g. cross_entropy(..., reduction='none')",
+            "wrong_shape",
+            shape=tuple(losses.shape),
+            images=len(images),
         )
     return losses.to(images.dtype)  # out of autocast's half precision, in which sums and comparisons are coarse
 
@@ -233,19 +242,46 @@ def _check_settings(
 ) -> None:
     for name, value in (("steps", steps), ("restarts", restarts)):
         if not isinstance(value, int):
-            raise UsageError(f"{name} must be a whole number, not {value!r:.100}: e.g. 10")
+            raise UsageError(
+                f"{name} must be a whole number, not {value!r:.100}: e.g. 10", "wrong_type", argument=name, given=value
+            )
     for name, number in (("step_size", 1.0 if step_size is None else step_size), ("momentum", momentum)):
         if not isinstance(number, int | float):
-            raise UsageError(f"{name} must be a number, not {number!r:.100}: e.g. 0.1")
+            raise UsageError(
+                f"{name} must be a number, not {number!r:.100}: e.g. 0.1", "wrong_type", argument=name, given=number
+            )
     if steps < 1 or restarts < 1:
-        raise UsageError(f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}")
+        raise UsageError(
+            f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}",
+            "too_few",
+            steps=steps,
+            restarts=restarts,
+        )
     if step_size is not None and not step_size > 0:
-        raise UsageError(f"step_size must be positive, not {step_size}: leave it out for 2.5 * {threat.eps:g} / steps")
+        raise UsageError(
+            f"step_size must be positive, not {step_size}: leave it out for 2.5 * {threat.eps:g} / steps",
+            "not_positive",
+            argument="step_size",
+            given=step_size,
+        )
     if not 0 <= momentum < 1:
-        raise UsageError(f"momentum must lie in [0, 1), not {momentum}: e.g. 0.9")
+        raise UsageError(
+            f"momentum must lie in [0, 1), not {momentum}: e.g. 0.9",
+            "out_of_range",
+            argument="momentum",
+            given=momentum,
+        )
     if keep not in ("best", "last"):
-        raise UsageError(f"keep must be 'best' or 'last', not {keep!r}")
+        raise UsageError(f"keep must be 'best' or 'last', not {keep!r}", "unknown_choice", argument="keep", given=keep)
     if restarts > 1 and keep == "last":
-        raise UsageError(f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'")
+        raise UsageError(
+            f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'",
+            "restarts_lost",
+            restarts=restarts,
+        )
     if restarts > 1 and not random_start:
-        raise UsageError(f"{restarts} restarts from the same clean start are identical: use random_start=True")
+        raise UsageError(
+            f"{restarts} restarts from the same clean start are identical: use random_start=True",
+            "restarts_identical",
+            restarts=restarts,
+        )

@@ -140,7 +140,11 @@ def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:
         # Tiles of one pixel may lie outside the image.
         fits &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
     if not fits:
-        raise UsageError(f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance")
+        raise UsageError(
+            f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance",
+            "not_tileable",
+            size=(height, width),
+        )
 
 
 TARGETS: Final = 9
@@ -172,7 +176,10 @@ def parts(spec: AttackSpec, classes: int) -> list[Part]:
         fewer = f"take {spec.ball}@apgd-ce or {spec.ball}@square, or " if classes >= FEWEST["apgd"] else "take "
         raise UsageError(
             f"{spec} compares the logits of at least {fewest} labels, and there are {classes} to choose from: "
-            f"{fewer}more labels"
+            f"{fewer}more labels",
+            "too_few_labels",
+            labels=classes,
+            fewest=fewest,
         )
     return found
 
@@ -194,4 +201,4 @@ def _parts(spec: AttackSpec, classes: int) -> list[Part]:
         case "autoattack-light":
             return [Part("apgd", spec.steps), Part("apgd-t", spec.steps, light)]
         case _:
-            raise UsageError(f"{spec} is PGD, and no attack of torchattacks: call attacks.pgd")
+            raise UsageError(f"{spec} is PGD, and no attack of torchattacks: call attacks.pgd", "is_pgd")

@@ -39,21 +39,30 @@ class ThreatModel:
 
     def __init__(self, norm: Norm, eps: float, size: int | tuple[int, int]) -> None:
         if not isinstance(norm, str) or norm not in BALLS:
-            raise UsageError(f"unknown norm {norm!r}: use {' or '.join(map(repr, BALLS))}")
+            raise UsageError(f"unknown norm {norm!r}: use {' or '.join(map(repr, BALLS))}", "unknown_norm", norm=norm)
         height, width = height_and_width(size)
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "eps", _number(eps))
         object.__setattr__(self, "size", (height, width))
         if not 0 < self.eps < math.inf:
-            raise UsageError(f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})")
+            raise UsageError(
+                f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})",
+                "not_positive",
+                argument="eps",
+                given=eps,
+            )
         if self.eps < SMALLEST_EPS:
             raise UsageError(
-                f"eps {eps!r} is below {SMALLEST_EPS:.2g}, the resolution of float32 pixels in [0, 1]: give more"
+                f"eps {eps!r} is below {SMALLEST_EPS:.2g}, the resolution of float32 pixels in [0, 1]: give more",
+                "too_small",
+                eps=eps,
             )
         if self.rms >= (IMPLAUSIBLE_RMS if norm == "l2" else 1):
             raise UsageError(
                 f"{norm} eps {eps:g} at {height}x{width} looks as if given in /255, but images are in [0, 1]: "
-                f"write ThreatModel({norm!r}, {eps:g} / 255, {size!r})"
+                f"write ThreatModel({norm!r}, {eps:g} / 255, {size!r})",
+                "eps_in_255",
+                eps=eps,
             )
 
     @property
@@ -102,14 +111,22 @@ class ThreatModel:
         An L-inf eps means the same at every size. Reads one number back from the device.
         """
         if not isinstance(images, Tensor):
-            raise UsageError(f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}")
+            raise UsageError(f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}", "wrong_type")
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UsageError(f"images must be float (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+            raise UsageError(
+                f"images must be float (B, 3, H, W), not {images.dtype} {tuple(images.shape)}",
+                "wrong_shape",
+                shape=tuple(images.shape),
+                dtype=images.dtype,
+            )
         height, width = images.shape[-2:]
         if self.norm == "l2" and (height, width) != self.size:
             raise UsageError(
                 f"{self} was given images of {height}x{width}: threat.resized(({height}, {width})) is the same change "
-                f"of a pixel there, ThreatModel('l2', {self.eps:g}, ({height}, {width})) the same eps"
+                f"of a pixel there, ThreatModel('l2', {self.eps:g}, ({height}, {width})) the same eps",
+                "other_size",
+                size=(height, width),
+                expected=self.size,
             )
         if images.numel():
             check_range(images)
@@ -123,7 +140,9 @@ class ThreatModel:
         """The inverse of `to_json`. Raises UsageError for missing or unknown entries."""
         if not isinstance(entry, dict) or set(entry) != {"norm", "eps", "size"}:
             came = sorted(map(str, entry)) if isinstance(entry, dict) else repr(entry)
-            raise UsageError(f"a threat model has the entries norm, eps and size, not {came}")
+            raise UsageError(
+                f"a threat model has the entries norm, eps and size, not {came}", "wrong_entries", entries=came
+            )
         size = entry["size"]
         return cls(entry["norm"], entry["eps"], tuple(size) if isinstance(size, list) else size)
 
@@ -214,7 +233,9 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(sides, list | tuple) and len(sides) == 2
     if not is_pair or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
-        raise UsageError(f"size must be one or two positive integers, not {size!r}: e.g. 224 or (224, 224)")
+        raise UsageError(
+            f"size must be one or two positive integers, not {size!r}: e.g. 224 or (224, 224)", "not_a_size", size=size
+        )
     return sides[0], sides[1]
 
 

@@ -67,7 +67,11 @@ def drawn_latents(
     if any(side % factor or not side for side in size):
         fit = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
         raise UsageError(
-            f"a picture of {size[0]}x{size[1]} is not whole in cells of {factor}x{factor} pixels: give --size {fit}"
+            f"a picture of {size[0]}x{size[1]} is not whole in cells of {factor}x{factor} pixels: give --size {fit}",
+            "size_not_divisible",
+            size=size,
+            factor=factor,
+            fit=fit,
         )
     shape = (autoencoder.channels, *(side // factor for side in size))
     return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
@@ -101,7 +105,10 @@ class Codes(Canvas):
         super().__init__()
         if any(side % decoder.factor or not side for side in size):
             raise UsageError(
-                f"a picture of {size[0]}x{size[1]} is not whole in codes of {decoder.factor}x{decoder.factor} pixels"
+                f"a picture of {size[0]}x{size[1]} is not whole in codes of {decoder.factor}x{decoder.factor} pixels",
+                "size_not_divisible",
+                size=size,
+                factor=decoder.factor,
             )
         self.decoder = [decoder]  # in a list, so that its weights are not parameters of the canvas
         self.size = size

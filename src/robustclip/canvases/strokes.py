@@ -37,7 +37,9 @@ class Strokes(Canvas):
     ) -> None:
         super().__init__()
         if not 0 <= widths[0] <= widths[1]:
-            raise UsageError(f"widths must be a range such as (1, 50), not {widths}")
+            raise UsageError(
+                f"widths must be a range such as (1, 50), not {widths}", "not_a_range", argument="widths", given=widths
+            )
         self.size = size
         self.limits = widths
         self.background = background

@@ -44,7 +44,8 @@ def check_range(images: Tensor) -> None:
     if not inside:
         raise UsageError(
             f"images must lie in [0, 1], these span {images.min():.3g} to {images.max():.3g}: divide 8-bit pixels "
-            "by 255, and leave the normalisation by mean and std to the referee"
+            "by 255, and leave the normalisation by mean and std to the referee",
+            "pixels_out_of_range",
         )
 
 

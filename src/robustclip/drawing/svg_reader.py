@@ -63,12 +63,16 @@ def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"{str(path)[:200]} can't be read ({error.strerror or error})") from error
+        raise UsageError(f"{str(path)[:200]} can't be read ({error.strerror or error})", "not_readable") from error
     root, notes = _checked(data, path.name)
     check_honoured(root, path.name, notes)
     shapes = list(_shapes(root, path.name, notes))
     if not shapes:
-        raise UsageError(f"{path.name} has no path with a fill or a stroke, which would be drawn: {_listed(notes)}")
+        raise UsageError(
+            f"{path.name} has no path with a fill or a stroke, which would be drawn: {_listed(notes)}",
+            "no_paths",
+            left_out=dict(notes),
+        )
     scale, shift = _fit(root, size, path.name)
     return _drawing(shapes, scale, shift, path.name), [f"{count} {name}" for name, count in notes.items()]
 
@@ -76,15 +80,21 @@ def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str
 def _checked(data: bytes, name: str) -> tuple[ElementTree.Element, Counter[str]]:
     """The root element without what is left out, which is counted by its name."""
     if len(data) > LARGEST:
-        raise UsageError(f"{name} is larger than {LARGEST // 10**6} MB: simplify it, a drawing to start from is small")
+        raise UsageError(
+            f"{name} is larger than {LARGEST // 10**6} MB: simplify it, a drawing to start from is small", "too_large"
+        )
     if re.search(rb"<!\s*(ENTITY|DOCTYPE[^>]*\[)", data, re.IGNORECASE) or b"\0" in data:
-        raise UsageError(f"{name} declares entities or holds zero bytes: save it as plain SVG, in UTF-8")
+        raise UsageError(
+            f"{name} declares entities or holds zero bytes: save it as plain SVG, in UTF-8", "declares_entities"
+        )
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UsageError(f"{name} is not well-formed XML ({error}): save it as SVG once more") from error
+        raise UsageError(f"{name} is not well-formed XML ({error}): save it as SVG once more", "not_xml") from error
     if tag_of(root) != "svg":
-        raise UsageError(f"{name} is XML, but its root is <{tag_of(root)[:40]}>, not <svg>")
+        raise UsageError(
+            f"{name} is XML, but its root is <{tag_of(root)[:40]}>, not <svg>", "not_svg", root=tag_of(root)
+        )
     left_out: Counter[str] = Counter()
     if _prune(root, left_out) > DEEPEST:
         raise UsageError(f"{name} nests groups more than {DEEPEST} deep: ungroup them")
@@ -143,7 +153,7 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
             width = float(element.implicit_stroke_width or 0)
             if fill and len(parts) > 1 and _holed(parts, values.get("fill-rule") == "evenodd"):
                 raise UsageError(
-                    f"{name} has a filled path with holes, or parts that overlap: split it into plain paths"
+                    f"{name} has a filled path with holes, or parts that overlap: split it into plain paths", "holes"
                 )
             if fill:  # black where a file says nothing
                 yield from ((points, 0.0, fill, True) for points in parts if _has_inside(points))
@@ -153,7 +163,9 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
         raise
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, ZeroDivisionError, OverflowError) as error:
         # What the parser raises for paths and transforms that are none.
-        raise UsageError(f"{name} has a path or transform that can't be read ({str(error)[:100]}): mend it") from error
+        raise UsageError(
+            f"{name} has a path or transform that can't be read ({str(error)[:100]}): mend it", "not_readable"
+        ) from error
 
 
 def _is_reference(paint: Any, notes: Counter[str]) -> bool:
@@ -220,7 +232,12 @@ def _has_inside(points: Curve) -> bool:
 def _drawing(shapes: list[Shape], scale: float, shift: tuple[float, float], name: str) -> Drawing:
     longest = max(len(points) for points, *_ in shapes)
     if len(shapes) * longest > MOST_NUMBERS:
-        raise UsageError(f"{name} has {len(shapes)} shapes of up to {longest // 3} curves: simplify it")
+        raise UsageError(
+            f"{name} has {len(shapes)} shapes of up to {longest // 3} curves: simplify it",
+            "too_large",
+            shapes=len(shapes),
+            curves=longest // 3,
+        )
     placed = torch.zeros(1, len(shapes), longest, 2)
     for row, (points, *_) in enumerate(shapes):
         placed[0, row, : len(points)] = torch.tensor(points) * scale + torch.tensor(shift)
@@ -242,7 +259,7 @@ def _fit(root: ElementTree.Element, size: tuple[int, int], name: str) -> tuple[f
         sides = box[2:]
     width, height = sides
     if not (0 < width < math.inf and 0 < height < math.inf):
-        raise UsageError(f'{name} does not say how large it is: give <svg> a viewBox="0 0 WIDTH HEIGHT"')
+        raise UsageError(f'{name} does not say how large it is: give <svg> a viewBox="0 0 WIDTH HEIGHT"', "no_size")
     scale = min(size[1] / width, size[0] / height)
     shift = ((size[1] - scale * width) / 2, (size[0] - scale * height) / 2)
     if not box:
@@ -252,7 +269,9 @@ def _fit(root: ElementTree.Element, size: tuple[int, int], name: str) -> tuple[f
     found = re.fullmatch(r"x(Min|Mid|Max)Y(Min|Mid|Max)(\s+meet)?", aspect)
     if found is None and not math.isclose(width / box[2], height / box[3], rel_tol=1e-3):
         raise UsageError(
-            f'{name} has preserveAspectRatio="{aspect[:40]}": give width and height the shape of its viewBox'
+            f'{name} has preserveAspectRatio="{aspect[:40]}": give width and height the shape of its viewBox',
+            "unsupported",
+            what="preserveAspectRatio",
         )
     shares = [SHARES[one] for one in found.groups()[:2]] if found else [0.5, 0.5]
     empty = width - inner * box[2], height - inner * box[3]

@@ -104,7 +104,9 @@ def tower_features(referee: TwoTower) -> Features:
     if len(names) < 2:
         raise UsageError(
             f"{referee.card.name} has no maps at two resolutions to compare contents by: give a convolutional "
-            "referee, e.g. emoji-vanilla, or a file with VGG-19's weights"
+            "referee, e.g. emoji-vanilla, or a file with VGG-19's weights",
+            "no_feature_maps",
+            referee=referee.card.name,
         )
 
     def features(images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:

@@ -46,12 +46,18 @@ class Target:
         if self.directions.shape[:2] != self.weights.shape:
             raise UsageError(
                 f"directions are {tuple(self.directions.shape)} and weights {tuple(self.weights.shape)}: each direction"
-                " needs its own weight, as in (P,T,D) and (P,T)"
+                " needs its own weight, as in (P,T,D) and (P,T)",
+                "wrong_shape",
+                directions=tuple(self.directions.shape),
+                weights=tuple(self.weights.shape),
             )
         if self.stops is not None and self.stops.shape != self.weights.shape:
             raise UsageError(
                 f"stops are {tuple(self.stops.shape)} and weights {tuple(self.weights.shape)}: each direction has one "
-                "of both, as in (P,T) and (P,T)"
+                "of both, as in (P,T) and (P,T)",
+                "wrong_shape",
+                stops=tuple(self.stops.shape),
+                weights=tuple(self.weights.shape),
             )
 
 
@@ -67,7 +73,11 @@ class Similarity(ABC):
     def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32, *, pooled: bool = False) -> None:
         shares = sum(target.share for target in targets)
         if not targets or not shares > 0:
-            raise UsageError(f"{len(targets)} referees with weights of sum {shares:g}: give one of positive weight")
+            raise UsageError(
+                f"{len(targets)} referees with weights of sum {shares:g}: give one of positive weight",
+                "no_positive_weight",
+                referees=len(targets),
+            )
         self.targets = list(targets)
         self.shares = [target.share / shares for target in targets]
         self.dtype, self.pooled = dtype, pooled
@@ -170,7 +180,9 @@ class Directional:
     def __init__(self, moves: Sequence[Move], dtype: torch.dtype = torch.float32) -> None:
         shares = sum(move.share for move in moves)
         if not moves or not shares > 0:
-            raise UsageError("a direction needs a referee of positive weight: give one")
+            raise UsageError(
+                "a direction needs a referee of positive weight: give one", "no_positive_weight", referees=len(moves)
+            )
         self.moves = [(move, move.share / shares) for move in moves]
         self.dtype = dtype
 
@@ -221,7 +233,9 @@ def moves(
         if (same := (differences.norm(dim=1) < SHORTEST).nonzero()).numel():
             raise UsageError(
                 f"{distinct[int(same[0])][:60]!r} and the source {source[:60]!r} are the same to {referee.card.name}: "
-                "give another --source or style"
+                "give another --source or style",
+                "same_texts",
+                texts=(distinct[int(same[0])], source),
             )
         rows = F.normalize(differences, dim=-1)[[distinct.index(style) for style in styles]]
         by_referee.append(Move(referee, referee.embed_images(contents).float(), rows.to(contents.device), share))

@@ -49,7 +49,10 @@ class Affine:
         check_ends("Affine(shear={})", self.shear, -89, 89)
         if not isinstance(self.translate, tuple) or len(self.translate) != 2:
             raise UsageError(
-                f"Affine(translate={self.translate!r}): give fractions of the height and of the width, as in (0.1, 0.1)"
+                f"Affine(translate={self.translate!r}): give fractions of the height and of the width, "
+                "as in (0.1, 0.1)",
+                "not_a_range",
+                call=f"Affine(translate={self.translate!r})",
             )
         for fraction in self.translate:
             check_number("Affine(translate=({0}, {0}))", fraction, 0, 1, 0.1)
@@ -128,7 +131,10 @@ def sample(
 def _check_padding(name: str, padding: object) -> None:
     if padding not in ("zeros", "border", "reflection") and not isinstance(padding, int | float):
         raise UsageError(
-            f"{name}(padding={padding!r}): use 'zeros', 'border', 'reflection' or a number, as in {name}(padding=1.0)"
+            f"{name}(padding={padding!r}): use 'zeros', 'border', 'reflection' or a number, as in {name}(padding=1.0)",
+            "unknown_choice",
+            argument="padding",
+            given=padding,
         )
 
 
@@ -166,7 +172,9 @@ class Jitter:
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, int) or self.pixels < 0:
             raise UsageError(
-                f"Jitter({self.pixels!r}) is not a number of pixels: 0 or more, as in Jitter(28, size=224)"
+                f"Jitter({self.pixels!r}) is not a number of pixels: 0 or more, as in Jitter(28, size=224)",
+                "not_a_size",
+                size=self.pixels,
             )
         if self.size is not None:
             height_and_width(self.size)
@@ -177,7 +185,10 @@ class Jitter:
         if inner_height > height or inner_width > width:
             raise UsageError(
                 f"{self} keeps more than pictures of {height}x{width} have: "
-                f"use Jitter({self.pixels}, size={min(height, width)}), or pictures larger by the jitter on each side"
+                f"use Jitter({self.pixels}, size={min(height, width)}), or pictures larger by the jitter on each side",
+                "too_large",
+                size=self.size,
+                most=min(height, width),
             )
         top, left = (height - inner_height) // 2, (width - inner_width) // 2
         rows = _moved(draws, height, self.pixels)[:, top : top + inner_height] % height
@@ -281,11 +292,17 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         if not isinstance(self.side, int | float) or not 0 < self.side < math.inf:
-            raise UsageError(f"RandomCrop({self.side!r}) has no side: give pixels, as in 128, or a fraction, as in 0.5")
+            raise UsageError(
+                f"RandomCrop({self.side!r}) has no side: give pixels, as in 128, or a fraction, as in 0.5",
+                "not_a_size",
+                size=self.side,
+            )
         if isinstance(self.side, float) and self.side > 1:
             raise UsageError(
                 f"RandomCrop({self.side}) takes more than the picture: a fraction is at most 1.0, pixels are whole, "
-                f"as in RandomCrop({int(self.side)})"
+                f"as in RandomCrop({int(self.side)})",
+                "out_of_range",
+                call=f"RandomCrop({self.side})",
             )
         if self.size is not None:
             height_and_width(self.size)
@@ -299,7 +316,10 @@ class RandomCrop:
             height, width = images.shape[-2:]
             raise UsageError(
                 f"a crop of {self.side} pixels is larger than pictures of {height}x{width}: use at most "
-                f"RandomCrop({min(height, width)}), or a fraction, as in RandomCrop(0.5)"
+                f"RandomCrop({min(height, width)}), or a fraction, as in RandomCrop(0.5)",
+                "too_large",
+                size=self.side,
+                most=min(height, width),
             )
         rows, columns = (
             draws.integers(0, whole - side, 1) + torch.arange(side, device=draws.device)

@@ -24,17 +24,25 @@ def check_ends(call: str, ends: Range, least: float = -math.inf, most: float = m
     """
     numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
     if not numbers or not all(map(math.isfinite, ends)):
-        raise UsageError(f"{call.format(repr(ends))}: a range is two numbers, the least and the most, as in (0.8, 1.2)")
+        raise UsageError(
+            f"{call.format(repr(ends))}: a range is two numbers, the least and the most, as in (0.8, 1.2)",
+            "not_a_range",
+            call=call.format(repr(ends)),
+        )
     low, high = ends
     if low > high:
         raise UsageError(
-            f"{call.format(f'({low}, {high})')} ends before it begins: use {call.format(f'({high}, {low})')}"
+            f"{call.format(f'({low}, {high})')} ends before it begins: use {call.format(f'({high}, {low})')}",
+            "not_a_range",
+            call=call.format(f"({low}, {high})"),
         )
     if low < least or high > most:
         inside = min(max(low, least), most), max(min(high, most), least)
         raise UsageError(
             f"{call.format(f'({low}, {high})')} reaches outside {_limits(least, most)}: "
-            f"e.g. {call.format(f'({inside[0]}, {inside[1]})')}"
+            f"e.g. {call.format(f'({inside[0]}, {inside[1]})')}",
+            "out_of_range",
+            call=call.format(f"({low}, {high})"),
         )
 
 
@@ -42,7 +50,9 @@ def check_number(call: str, number: float, least: float, most: float, example: f
     """Raise UsageError unless least <= number <= most; `call` as for `check_ends`."""
     if not isinstance(number, int | float) or not least <= number <= most:
         raise UsageError(
-            f"{call.format(repr(number))} is not within {_limits(least, most)}: e.g. {call.format(repr(example))}"
+            f"{call.format(repr(number))} is not within {_limits(least, most)}: e.g. {call.format(repr(example))}",
+            "out_of_range",
+            call=call.format(repr(number)),
         )
 
 
@@ -67,7 +77,10 @@ class Draws:
         if not generators or views < 1:
             raise UsageError(
                 f"{len(generators)} pictures of {views} views: give one generator per picture and "
-                "at least one view, as in Draws([rng.generator(seed, 'views', step)], views=32)"
+                "at least one view, as in Draws([rng.generator(seed, 'views', step)], views=32)",
+                "too_few",
+                pictures=len(generators),
+                views=views,
             )
         self.generators = list(generators)
         self.views = views
@@ -122,14 +135,21 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UsageError(f"{self.count} views of a picture: give one or more, as in Views(32)")
+            raise UsageError(
+                f"{self.count} views of a picture: give one or more, as in Views(32)", "too_few", views=self.count
+            )
 
     def __call__(
         self, images: Float[Tensor, "p 3 h w"], generators: Sequence[torch.Generator]
     ) -> Float[Tensor, "p v 3 h2 w2"]:
         """The views of P pictures, drawn from one generator per picture. Raises UsageError for another number."""
         if len(generators) != len(images):
-            raise UsageError(f"{len(generators)} generators for {len(images)} pictures: give one per picture")
+            raise UsageError(
+                f"{len(generators)} generators for {len(images)} pictures: give one per picture",
+                "unequal_counts",
+                generators=len(generators),
+                pictures=len(images),
+            )
         views = images[:, None].expand(-1, self.count, -1, -1, -1).flatten(0, 1)
         draws = Draws(generators, self.count, images.device)
         for transform in self.transforms:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.card import Card, Claim
 
 CLAIM = Claim("top-5", 0.41, 0.38, 0.44, 1000, 0, "emoji/unseen-styles", "l2:1.5@20", "2025-01-31")
@@ -62,26 +62,29 @@ def test_signing_replaces_the_same_measurement(card: Card) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "check"),
     [
-        ("{", r"card.json is not JSON .*restore the file"),
-        ("[]", "holds list, a card is a JSON object"),
-        (json.dumps({"name": "x", "colour": 1}), r"does not read as a Card \(missing: architecture.*unknown: colour\)"),
+        ("{", coded("not_json")),
+        ("[]", coded("not_an_object", given="list")),
+        (
+            json.dumps({"name": "x", "colour": 1}),
+            coded("wrong_entries", missing=["architecture", "family", "logit_scale", "preprocess"], unknown=["colour"]),
+        ),
     ],
 )
-def test_what_is_no_card_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_what_is_no_card_is_refused(text: str, check: Any, tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, check=check):
         Card.load(tmp_path)
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"not a referee's folder: it has no card.json"):
+    with pytest.raises(UsageError, check=coded("no_card", folder=str(tmp_path))):
         Card.load(tmp_path)
 
 
 def test_a_claim_with_a_hole_is_refused(card: Card) -> None:
     values = card.to_json()
     del values["claims"][0]["seed"]
-    with pytest.raises(UsageError, match=r"a claim of the card does not read as a Claim \(missing: seed\)"):
+    with pytest.raises(UsageError, check=coded("wrong_entries", missing=["seed"], unknown=[])):
         Card.from_json(values)

@@ -8,7 +8,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.preprocess import Preprocess
 
 
@@ -109,17 +109,17 @@ def test_config_round_trips() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "check"),
     [
-        ({"size": 8, "interpolation": "lanczos"}, "'lanczos' is not one of bicubic, bilinear"),
-        ({"size": 8, "crop": "left"}, "'left' is not one of round, floor"),
-        ({"size": 8, "resize_to": 0}, "resize_to 0 is not one or two numbers"),
-        ({"size": 8, "resize_mode": "crop"}, "'crop' is not one of shortest, squash, longest"),
-        ({"mean": (0, 0, 0)}, "size is missing"),
-        ({"size": 8, "means": 0}, "unknown: means"),
-        ({"size": 8, "mode": "L"}, "images are RGB"),
+        ({"size": 8, "interpolation": "lanczos"}, coded("unknown_choice", argument="interpolation", given="lanczos")),
+        ({"size": 8, "crop": "left"}, coded("unknown_choice", argument="crop", given="left")),
+        ({"size": 8, "resize_to": 0}, coded("not_a_size", argument="resize_to", size=0)),
+        ({"size": 8, "resize_mode": "crop"}, coded("unknown_choice", argument="resize_mode", given="crop")),
+        ({"mean": (0, 0, 0)}, coded("wrong_entries", missing=["size"])),
+        ({"size": 8, "means": 0}, coded("wrong_entries", unknown=["means"])),
+        ({"size": 8, "mode": "L"}, coded("not_rgb", mode="L")),
     ],
 )
-def test_wrong_configs_are_refused(config: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_wrong_configs_are_refused(config: dict[str, object], check: Any) -> None:
+    with pytest.raises(UsageError, check=check):
         Preprocess.from_config(config)

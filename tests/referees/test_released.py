@@ -455,7 +455,11 @@ def test_what_was_given_is_of_another_layout(tmp_path: Path, base: Path) -> None
 
 
 def test_a_file_of_another_width_says_which_and_what_fits(base: Path, architecture: str) -> None:
-    with pytest.raises(UsageError, match=rf"proj \(16, 12\) for \(16, 24\).*shapes: .*{architecture}"):
+    with pytest.raises(
+        UsageError,
+        check=coded("does_not_fit", shapes=["proj (16, 12) for (16, 24)"]),
+        match=rf"shapes: .*{architecture}",
+    ):
         load_checkpoint(base, f"{architecture}-wide", quick_gelu=False)
     found = recognise(base)
     assert found.architectures[0] == architecture

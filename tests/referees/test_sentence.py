@@ -13,7 +13,7 @@ from open_clip.tokenizer import _clean_whitespace
 
 from robustclip.data import embedded
 from robustclip.data.emoji import label_index
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.referees import sentence
 from robustclip.referees.base import cleaned
 from robustclip.referees.sentence import SentenceEncoder, package_folder
@@ -124,7 +124,7 @@ def test_only_the_packages_encoder_is_known_by_name(encoder: SentenceEncoder) ->
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"not a sentence encoder's folder: it has no config.json"):
+    with pytest.raises(UsageError, check=coded("missing_file", path=str(tmp_path / "config.json"))):
         SentenceEncoder(tmp_path)
 
 

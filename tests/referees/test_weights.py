@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.referees.folder import Towers, join_towers, split_towers
 from robustclip.referees.weights import digest, load_strictly, read_weights, write_weights
 
@@ -75,7 +75,7 @@ def test_written_weights_come_back_and_halves_are_halves(tmp_path: Path) -> None
 
 def test_an_unsafe_pickle_is_refused_unopened_with_the_way_out(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, "extra": Evil(tmp_path / "mark")}, tmp_path / "model.pt")
-    with pytest.raises(UsageError, match=r"is refused: .*(posix|nt).mkdir.*machine you trust(.|\n)*save_file"):
+    with pytest.raises(UsageError, check=coded("unsafe_pickle"), match=r"(posix|nt).mkdir"):
         read_weights(tmp_path / "model.pt")
     assert not (tmp_path / "mark").exists()
 
@@ -110,7 +110,7 @@ def run_way_out(refusal: BaseException, folder: Path, monkeypatch: pytest.Monkey
 )
 def test_the_way_out_works(content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(UsageError, match="could run code") as refusal:
+    with pytest.raises(UsageError, check=coded("unsafe_pickle")) as refusal:
         read_weights(tmp_path / "model.pt")
     run_way_out(refusal.value, tmp_path, monkeypatch)
     assert same(read_weights(tmp_path / "model.safetensors"))
@@ -141,7 +141,7 @@ def test_weights_are_read_rather_than_their_average_and_the_way_to_that_works(
 
 def test_names_that_unwrapping_makes_one_are_refused(tmp_path: Path) -> None:
     torch.save({"module.a": ONE, "a": ONE + 1}, tmp_path / "model.pt")
-    with pytest.raises(UsageError, match="holds weights twice"):
+    with pytest.raises(UsageError, check=coded("weights_twice")):
         read_weights(tmp_path / "model.pt")
 
 
@@ -154,7 +154,7 @@ def test_shards_are_read_by_their_index(suffix: str, tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
     assert same(read_weights(index))
     index.write_text(json.dumps({"weight_map": {"a.weight": next(iter(parts)), "b": next(iter(parts))}}))
-    with pytest.raises(RunError, match=r"do not hold b: copy the whole folder"):
+    with pytest.raises(RunError, check=coded("missing_weights", names=["b"])):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": {"a.weight": "gone.bin"}}))
     with pytest.raises(RunError, match=r"lacks gone.bin"):
@@ -186,24 +186,24 @@ def test_truncated_files_are_called_truncated(name: str, kept: float, tmp_path: 
     save_file(big, path) if path.suffix == ".safetensors" else torch.save(big, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
-    with pytest.raises(RunError, match=r"model\.\w+ is truncated or damaged \(\d+ bytes"):
+    with pytest.raises(RunError, check=coded("damaged", path=str(path))):
         read_weights(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no checkpoint .*none.pt"):
+    with pytest.raises(UsageError, check=coded("missing_file", path=str(tmp_path / "none.pt"))):
         read_weights(tmp_path / "none.pt")
     (tmp_path / "weights.npz").touch()
-    with pytest.raises(UsageError, match=r"ends in .npz; weights are read from .safetensors, .pt"):
+    with pytest.raises(UsageError, check=coded("other_format", path=str(tmp_path / "weights.npz"))):
         read_weights(tmp_path / "weights.npz")
     (tmp_path / "page.pt").write_text("<html>not found</html>" * 10)
-    with pytest.raises(UsageError, match=r"page.pt is refused: beside weights, or instead of them"):
+    with pytest.raises(UsageError, check=coded("unsafe_pickle", path=str(tmp_path / "page.pt"))):
         read_weights(tmp_path / "page.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UsageError, match="holds list, not weights"):
+    with pytest.raises(UsageError, check=coded("not_weights", given="list")):
         read_weights(tmp_path / "list.pt")
     torch.save({"weights": 3, "epoch": "last"}, tmp_path / "odd.pt")
-    with pytest.raises(UsageError, match=r"not a state dict \(epoch, weights: not tensors\): save"):
+    with pytest.raises(UsageError, check=coded("not_tensors", names=["epoch", "weights"])):
         read_weights(tmp_path / "odd.pt")
 
 
@@ -225,8 +225,14 @@ def test_every_key_is_accounted_for() -> None:
     wrong = {"weight": torch.ones(2), "bias": torch.ones(3), "extra": ONE}
     with pytest.raises(
         UsageError,
-        match=r"^file does not fit the architecture: 2 missing \(running_mean, running_var\); 1 unexpected \(extra\); "
-        r"1 of another shape \(bias \(3,\) for \(2,\)\). Try again$",
+        check=coded(
+            "does_not_fit",
+            source="file",
+            missing=["running_mean", "running_var"],
+            unexpected=["extra"],
+            shapes=["bias (3,) for (2,)"],
+        ),
+        match=r"Try again$",
     ):
         load_strictly(norm, wrong, source="file", hint="Try again")
 
@@ -234,17 +240,15 @@ def test_every_key_is_accounted_for() -> None:
 def test_nan_and_other_kinds_of_numbers_are_refused_by_name() -> None:
     norm, state = nn.BatchNorm1d(2), dict(nn.BatchNorm1d(2).state_dict())
     bad = {"bias": torch.tensor([0.0, torch.nan]), "running_mean": torch.tensor([torch.inf, 0.0])}
-    with pytest.raises(
-        RunError, match=r"^file holds NaN or infinity in bias, running_mean: take an earlier checkpoint"
-    ):
+    with pytest.raises(RunError, check=coded("not_finite", source="file", names=["bias", "running_mean"])):
         load_strictly(norm, state | bad, source="file")
-    with pytest.raises(UsageError, match=r"1 of another type \(bias int8\)"):
+    with pytest.raises(UsageError, check=coded("does_not_fit", types=["bias int8"])):
         load_strictly(norm, state | {"bias": torch.ones(2, dtype=torch.int8)}, source="file")
     load_strictly(norm, state | {"bias": torch.ones(2, dtype=torch.bfloat16)}, source="file")
 
 
 def test_two_text_towers_in_one_file_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"has a text tower twice, .* \(ln_final.x\)"):
+    with pytest.raises(UsageError, check=coded("text_tower_twice", names=["ln_final.x"])):
         split_towers({"visual.a": ONE, "text.ln_final.x": ONE, "ln_final.x": ONE})
 
 
@@ -253,7 +257,7 @@ def test_counters_may_be_missing_and_long_lists_are_cut() -> None:
     state = {name: value + 1 for name, value in norm.state_dict().items() if name != "num_batches_tracked"}
     load_strictly(norm, state, source="file")
     assert torch.equal(norm.running_mean, torch.ones(2))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"12 unexpected \(0, 1, 10, 11, 2, and 7 more\)"):
+    with pytest.raises(UsageError, check=coded("does_not_fit"), match=r"12 unexpected .*7 more"):
         load_strictly(norm, state | {str(i): ONE for i in range(12)}, source="file")
 
 

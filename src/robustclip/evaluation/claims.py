@@ -43,7 +43,12 @@ def cheapest(card: Card, name: str | None = None) -> Claim | None:
     ]
     if name is not None and not claims:
         names = sorted({claim.name for claim in card.claims})
-        raise UsageError(f"{card.name} has no claim {name!r}; its claims: {', '.join(names) or 'none'}")
+        raise UsageError(
+            f"{card.name} has no claim {name!r}; its claims: {', '.join(names) or 'none'}",
+            "unknown_claim",
+            given=name,
+            claims=names,
+        )
     return min(claims, key=_cost, default=None)
 
 

@@ -129,7 +129,11 @@ def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
 def folder_to_sign(one: NamedReferee) -> Path:
     """The referee's folder. Raises UsageError if it has none, or if it is read-only."""
     if one.folder is None:
-        raise UsageError(f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name")
+        raise UsageError(
+            f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name",
+            "no_folder_to_sign",
+            referee=one.name,
+        )
     if not os.access(one.folder, os.W_OK) or not os.access(one.folder / CARD_FILE, os.W_OK):
         raise UsageError(f"cannot sign {one.name}: {one.folder} is read-only; copy it, and give the copy")
     return one.folder

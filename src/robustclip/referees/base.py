@@ -151,7 +151,10 @@ class TwoTower(Referee):
                 f"the image tower turns one image into {tuple(probe.shape)}, the text tower a text into "
                 f"(1, {self.width}): towers of different width cannot be compared. Give the image tower a projection "
                 f'to {self.width} ("timm_proj": "linear" with "embed_dim": {self.width}) or take the text tower it was '
-                "trained with"
+                "trained with",
+                "unequal_widths",
+                image=tuple(probe.shape),
+                text=(1, self.width),
             )
 
 
@@ -180,9 +183,17 @@ def check_images(images: Tensor) -> None:
         )
     if images.ndim != 4 or images.shape[1] != 3:
         fix = "images.unsqueeze(0)" if images.ndim == 3 and images.shape[0] == 3 else "images of shape (B,3,H,W)"
-        raise UsageError(f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}")
+        raise UsageError(
+            f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}",
+            "wrong_shape",
+            shape=tuple(images.shape),
+        )
     if not images.is_floating_point():
-        raise UsageError(f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255")
+        raise UsageError(
+            f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255",
+            "wrong_type",
+            given=images.dtype,
+        )
     if not torch.compiler.is_compiling() and images.numel():  # a compiled graph cannot branch on pixel values
         check_range(images)
 
@@ -252,7 +263,9 @@ def not_a_clip(folder: Path) -> UsageError:
     """Error message for a pair reader's folder where a CLIP is required."""
     return UsageError(
         f"{folder} holds a BLIP-2, which reads image and text together, and embeds neither for a CLIP's place: it goes "
-        f'where pairs are read, as in robustclip synthesize referee-can-play "a red fish" --referee {folder}'
+        f'where pairs are read, as in robustclip synthesize referee-can-play "a red fish" --referee {folder}',
+        "not_a_clip",
+        folder=str(folder),
     )
 
 

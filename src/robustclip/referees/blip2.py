@@ -217,7 +217,9 @@ class Blip2(PairReader):
         if self.lm_head is None:
             raise UsageError(
                 f"{self.card.name} has no captioning loss: transformers' retrieval models lack its head. Leave it out "
-                "(captioning 0), or take weights of robustclip convert lavis-blip2"
+                "(captioning 0), or take weights of robustclip convert lavis-blip2",
+                "no_captioning",
+                reader=self.card.name,
             )
         queries = self._queries(len(tokens))
         count, length = queries.shape[1], ids.shape[1]
@@ -278,4 +280,9 @@ class Blip2(PairReader):
 def _one_each(images: Tensor, texts: list[str]) -> None:
     if isinstance(texts, str) or len(images) != len(texts):
         count = "one text as it is" if isinstance(texts, str) else f"{len(texts)} texts"
-        raise UsageError(f"{len(images)} images and {count}: a pair reader takes a list with one text per image")
+        raise UsageError(
+            f"{len(images)} images and {count}: a pair reader takes a list with one text per image",
+            "not_one_each",
+            images=len(images),
+            texts=len(texts),
+        )

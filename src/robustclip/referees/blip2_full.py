@@ -231,5 +231,8 @@ def _library_weights(folder: Path) -> dict[str, Tensor]:
     """From one file, or from an index of shards."""
     file = next((folder / name for name in (WEIGHTS, WEIGHTS + INDEX) if is_file(folder / name)), None)
     if file is None:
-        raise UsageError(f"{folder} has no {WEIGHTS}: weights are loaded from safetensors alone")
+        raise UsageError(
+            f"{folder} has no {WEIGHTS}: weights are loaded from safetensors alone",
+            "missing_file",
+        )
     return read_weights(file)

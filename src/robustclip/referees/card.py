@@ -115,11 +115,15 @@ class Card:
         """Read `folder`/card.json. Raises UsageError when there is none or it is not a card."""
         path = Path(folder) / CARD_FILE
         if not is_file(path):
-            raise UsageError(f"{str(folder)[:200]} is not a referee's folder: it has no {CARD_FILE}")
+            raise UsageError(
+                f"{str(folder)[:200]} is not a referee's folder: it has no {CARD_FILE}", "no_card", folder=str(folder)
+            )
         try:
             values = read_json(path)
         except UsageError as error:
-            raise UsageError(f"{error}: write the referee again, or restore the file") from error
+            raise UsageError(
+                f"{error}: write the referee again, or restore the file", "not_json", path=str(path)
+            ) from error
         return cls.from_json(values, str(path))
 
     def save(self, folder: Path, usage: str = "") -> None:
@@ -191,7 +195,9 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(
             f"{source} is not a {kind.__name__.lower()}: it holds {type(values).__name__}, a "
-            f"{kind.__name__.lower()} is a JSON object"
+            f"{kind.__name__.lower()} is a JSON object",
+            "not_an_object",
+            given=type(values).__name__,
         )
     types = _types(kind)
     needed = (
@@ -202,7 +208,12 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
     missing, unknown = sorted(needed - set(values)), sorted(set(values) - set(types))
     if missing or unknown:
         faults = [f"{word}: {', '.join(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]
-        raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)[:500]})")
+        raise UsageError(
+            f"{source} does not read as a {kind.__name__} ({'; '.join(faults)[:500]})",
+            "wrong_entries",
+            missing=missing,
+            unknown=unknown,
+        )
     faults = []
     for name, value in values.items():
         try:

@@ -116,17 +116,23 @@ def load_local_dir(folder: Path) -> TwoTower:
     folder = Path(folder)
     path = folder / CONFIG
     if not path.is_file():
-        raise UsageError(f"there is no {path}: give the folder of a model that open_clip saved, or a referee's")
+        raise UsageError(
+            f"there is no {path}: give the folder of a model that open_clip saved, or a referee's",
+            "missing_file",
+            path=str(path),
+        )
     config = read_json(path)
     model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model_cfg, dict):
-        raise UsageError(f"{path} is not an open_clip config, a JSON object with a model_cfg")
+        raise UsageError(f"{path} is not an open_clip config, a JSON object with a model_cfg", "not_a_config")
     refuse_captioner(str(path), model_cfg)
     file = _or_index(folder, weights_in(folder))
     towers = split_towers(read_weights(file), source=file) if file else Towers({}, {}, {})
     if file is None or not towers.text:
         raise UsageError(
-            f"{folder} contains {'an image tower only' if file else 'no weights'}: a CLIP needs both towers"
+            f"{folder} contains {'an image tower only' if file else 'no weights'}: a CLIP needs both towers",
+            "no_text_tower" if file else "no_weights",
+            source=str(folder),
         )
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
@@ -159,7 +165,9 @@ def load_timm(
     if path is None:
         raise UsageError(
             f'timm:{model} needs weights trained beside a text tower: load_referee("timm:{model}", '
-            'pretrained="tower.safetensors"). To train one from random weights, see referees.openclip.new_referee'
+            'pretrained="tower.safetensors"). To train one from random weights, see referees.openclip.new_referee',
+            "no_weights",
+            model=model,
         )
     text_tower = text_tower or SentenceEncoder()
     path = Path(path)
@@ -244,7 +252,9 @@ def _decided_quick_gelu(path: Path, architecture: str, model_cfg: Mapping[str, A
         plain = architecture.removesuffix("-quickgelu")
         raise UsageError(
             f"the architecture {architecture} has QuickGELU, the call says quick_gelu=False: "
-            f"give architecture={plain!r}"
+            f"give architecture={plain!r}",
+            "quick_gelu_contradicted",
+            instead=plain,
         )
     if own or quick_gelu is not None:
         return own or bool(quick_gelu)
@@ -253,7 +263,9 @@ def _decided_quick_gelu(path: Path, architecture: str, model_cfg: Mapping[str, A
             f"{path} does not say whether it was trained with QuickGELU, {architecture} exists in both kinds, and the "
             "wrong one loads without a word but embeds badly. Say which: "
             f'load_referee("{path}", architecture="{architecture}", quick_gelu=True) for weights that descend from '
-            "OpenAI's (FARE and TeCoA do), quick_gelu=False for those that descend from LAION's (CLIPAG does)"
+            "OpenAI's (FARE and TeCoA do), quick_gelu=False for those that descend from LAION's (CLIPAG does)",
+            "quick_gelu_unknown",
+            architecture=architecture,
         )
     return False
 
@@ -268,10 +280,19 @@ def _base(path: Path, architecture: str, quick_gelu: bool, pretrained: str | Non
     if tag_quick_gelu(architecture, pretrained) is not None:
         return load_tag(architecture, pretrained)
     if not Path(pretrained).is_file():
-        raise UsageError(f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file")
+        raise UsageError(
+            f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file",
+            "unknown_weights",
+            architecture=architecture,
+            pretrained=pretrained,
+        )
     base = Path(pretrained)
     if not split_towers(read_weights(base), source=base).text:
-        raise UsageError(f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP")
+        raise UsageError(
+            f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP",
+            "no_text_tower",
+            source=pretrained,
+        )
     return load_checkpoint(base, architecture, quick_gelu=quick_gelu)
 
 

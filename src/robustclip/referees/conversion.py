@@ -86,7 +86,9 @@ def clip_config(open_clip_config: Config, defaults: Config, *, eos: int) -> dict
     if unsupported:
         raise UsageError(
             f"transformers' CLIPModel has no place for {'; '.join(unsupported)}. Export it with --format open_clip, or "
-            "its image tower alone with --format timm or image-tower"
+            "its image tower alone with --format timm or image-tower",
+            "unsupported",
+            parts=unsupported,
         )
     vision, text = open_clip_config["vision_cfg"], open_clip_config["text_cfg"]
     activation = "quick_gelu" if open_clip_config.get("quick_gelu", False) else "gelu"
@@ -121,7 +123,11 @@ def open_clip_config(config: Config) -> dict[str, Any]:
         f"layer_norm_eps {part['layer_norm_eps']}" for part in (vision, text) if part["layer_norm_eps"] != EPS
     ]
     if unsupported:
-        raise UsageError(f"an open_clip CLIP has no place for {'; '.join(unsupported)}: export it with --format hf")
+        raise UsageError(
+            f"an open_clip CLIP has no place for {'; '.join(unsupported)}: export it with --format hf",
+            "unsupported",
+            parts=unsupported,
+        )
     return {
         "embed_dim": config["projection_dim"],
         "quick_gelu": vision["hidden_act"] == "quick_gelu",
@@ -325,7 +331,9 @@ def refuse_difference(name: str, what: str, largest: float) -> None:
     if not largest <= TOLERANCE:
         raise RunError(
             f"{name} as {what} embeds differently: a unit vector differs by {largest:.2g}, more than rounding "
-            f"({TOLERANCE:g}). Nothing was written; export it with --format open_clip, and please report this"
+            f"({TOLERANCE:g}). Nothing was written; export it with --format open_clip, and please report this",
+            "embeds_differently",
+            difference=largest,
         )
 
 
@@ -359,4 +367,8 @@ def _has_byte_pairs(tokenizer: Any) -> bool:
 
 def _refuse_others(referee: TwoTower) -> None:
     if referee.card.family not in (openclip.FAMILY, huggingface.FAMILY):
-        raise UsageError(f"{referee.card.name} is a {referee.card.family}, which other libraries lack")
+        raise UsageError(
+            f"{referee.card.name} is a {referee.card.family}, which other libraries lack",
+            "unsupported_family",
+            family=referee.card.family,
+        )

@@ -86,7 +86,11 @@ def split_towers(
             left_out.remove(name)
     twice = [name for name in inside if name.startswith(PLAIN_TEXT) and f"text.{name}" in inside]
     if twice:
-        raise UsageError(f"the checkpoint has a text tower twice, with and without the prefix `text.` ({some(twice)})")
+        raise UsageError(
+            f"the checkpoint has a text tower twice, with and without the prefix `text.` ({some(twice)})",
+            "text_tower_twice",
+            names=twice,
+        )
     text.pop("transformer.embeddings.position_ids", None)  # a buffer that older versions of transformers saved
     return Towers(image, text, rest, tuple(left_out))
 
@@ -118,7 +122,9 @@ def _only(prefixes: set[str], source: Path | None) -> str:
             "from robustclip.referees.weights import read_weights\n"
             f"weights = read_weights({place})\n"
             f"save_file({{k.removeprefix({one!r}): v for k, v in weights.items() if k.startswith({one!r})}}, "
-            "'one.safetensors')"
+            "'one.safetensors')",
+            "several_models",
+            below=sorted(prefixes),
         )
     return next(iter(prefixes), "")
 
@@ -194,7 +200,9 @@ def load_referee_folder(folder: Path, *, checked: bool = True) -> TwoTower:
     if checked and card.text_tower is not None and referee.text_tower.source() != card.text_tower:
         raise RunError(
             f"{folder} was made with another text tower than the installed {card.text_tower['name']}: install the "
-            f"version it was made with. To compare: robustclip referees verify {folder}"
+            f"version it was made with. To compare: robustclip referees verify {folder}",
+            "other_text_tower",
+            name=card.text_tower["name"],
         )
     return referee
 
@@ -204,12 +212,14 @@ def refuse_other_files(folder: Path, card: Card, *, hashes: bool = True) -> None
     missing = [name for name in card.weights if not (folder / name).is_file()]
     if missing or not card.weights:
         lacks = f"missing {', '.join(missing)}" if missing else "its card names no weights"
-        raise RunError(f"{folder} is incomplete ({lacks}): write or copy it again")
+        raise RunError(f"{folder} is incomplete ({lacks}): write or copy it again", "incomplete", missing=missing)
     others = [name for name, digest in card.weights.items() if hashes and sha256(folder / name) != digest]
     if others:
         raise RunError(
             f"{', '.join(others)} in {folder} is not the file that the card was written for (its sha256 differs): "
-            f"copy the folder again from where it came. To compare: robustclip referees verify {folder}"
+            f"copy the folder again from where it came. To compare: robustclip referees verify {folder}",
+            "other_hash",
+            names=others,
         )
 
 
@@ -242,7 +252,11 @@ def _load(folder: Path, card: Card) -> TwoTower:
         )
     if card.family in base.FAMILIES:
         raise base.not_a_clip(folder)
-    raise UsageError(f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy")
+    raise UsageError(
+        f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy",
+        "unknown_family",
+        family=card.family,
+    )
 
 
 def _write_config(card: Card, folder: Path, *, text_model: str | None = None) -> None:
@@ -288,7 +302,11 @@ def _load_open_clip(folder: Path, card: Card) -> TwoTower:
         text_tower = SentenceEncoder(context_length=card.architecture["text_cfg"].get("context_length", 77))
         image = read_weights(_named_file(folder, card, IMAGE_TOWER))
     else:
-        raise UsageError(f"{folder} holds an image tower only, and its card names no text tower that is found by name")
+        raise UsageError(
+            f"{folder} holds an image tower only, and its card names no text tower that is found by name",
+            "no_text_tower",
+            source=str(folder),
+        )
     tower = load_image_tower(card.architecture, image, source=str(folder))
     preprocess = Preprocess.from_config(card.preprocess)
     referee = TwoTower(

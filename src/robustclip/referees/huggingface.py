@@ -135,7 +135,9 @@ def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs
     path = weights_file(folder, ("model", "pytorch_model")) if card is None else folder / next(iter(card.weights))
     if path is None:
         raise UsageError(
-            f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it"
+            f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it",
+            "no_weights",
+            folder=str(folder),
         )
     stale = "embeddings.position_ids"  # a buffer that older versions of transformers saved
     weights = {name: value for name, value in read_weights(path).items() if not name.endswith(stale)}
@@ -201,7 +203,8 @@ def save_folder(referee: TwoTower, folder: Path, *, half: bool) -> list[str]:
     if not isinstance(text_tower, CLIPText):
         raise UsageError(
             f"{referee.card.name} has the image tower of a CLIPModel beside another text tower: transformers has no "
-            "folder for that"
+            "folder for that",
+            "text_tower_unsupported",
         )
     weights = {**referee.image_tower.state_dict(), **text_tower.state_dict()}
     weights["logit_scale"] = torch.tensor(referee.logit_scale).log()
@@ -248,7 +251,10 @@ def read_preprocess(folder: Path, image_size: int) -> tuple[Preprocess, str]:
         height, width = preprocess.size
         raise UsageError(
             f"{folder / file} yields pictures of {height}x{width} pixels, and the image tower takes {image_size}x"
-            f"{image_size}: set size and crop_size to the tower's"
+            f"{image_size}: set size and crop_size to the tower's",
+            "unequal_sizes",
+            pictures=preprocess.size,
+            tower=(image_size, image_size),
         )
     _refuse_other_pixels(processor, preprocess, f"{folder / file} ({kind})")
     return preprocess, f"{file} ({kind})"
@@ -264,7 +270,7 @@ def _describes_images(path: Path) -> bool:
         return False
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UsageError(f"{path} is not a JSON object")
+        raise UsageError(f"{path} is not a JSON object", "not_an_object", path=str(path))
     return path.name == PREPROCESSOR or isinstance(values.get("image_processor"), dict)
 
 
@@ -277,13 +283,22 @@ def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
     target: Any = (size["height"], size["width"]) if squashes else (size.get("shortest_edge"),) * 2
     resample: Any = values.get("resample")
     if resizes and not squashes and set(size) != {"shortest_edge"}:
-        raise UsageError(f"{source} resizes to {size}; known are a shortest_edge, or a height and width")
+        raise UsageError(
+            f"{source} resizes to {size}; known are a shortest_edge, or a height and width",
+            "unknown_resize",
+            given=size,
+        )
     if resizes and resample not in RESAMPLING:
-        raise UsageError(f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}")
+        raise UsageError(
+            f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}",
+            "unknown_resampling",
+            given=resample,
+        )
     if not crops and not (resizes and squashes):
         raise UsageError(
             f"{source} yields pictures of any shape (do_resize {resizes}, do_center_crop {crops}), and the tower takes "
-            'one size: set "do_center_crop": true with a crop_size, or "size" to a height and width'
+            'one size: set "do_center_crop": true with a crop_size, or "size" to a height and width',
+            "any_shape",
         )
     factor = 255 * float(values["rescale_factor"]) if values.get("do_rescale") else 255.0
     mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
@@ -320,7 +335,8 @@ def _refuse_other_pixels(processor: Any, preprocess: Preprocess, source: str) ->
         if not difference <= ROUNDING:
             raise UsageError(
                 f"{source} does more than resize, crop, rescale and normalise: its pixels of an image of {height}x"
-                f"{width} differ by {255 * difference:.0f}/255. Set its other options (do_pad, ...) to false"
+                f"{width} differ by {255 * difference:.0f}/255. Set its other options (do_pad, ...) to false",
+                "other_pixels",
             )
 
 
@@ -330,7 +346,9 @@ def _preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
     if mode == "longest" or (mode == "shortest" and target[0] != target[1]):
         raise UsageError(
             f"transformers' CLIPImageProcessor cannot bring images to {height}x{width} by the mode {mode!r} (only "
-            "'squash', and 'shortest' to a square): export with --format open_clip"
+            "'squash', and 'shortest' to a square): export with --format open_clip",
+            "unsupported",
+            parts=[f"resize_mode {mode!r}"],
         )
     return {
         "image_processor_type": "CLIPImageProcessor",

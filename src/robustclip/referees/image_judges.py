@@ -64,7 +64,8 @@ def load_wsdan(path: Path) -> tuple[WSDAN, int]:
     if last is None or last.ndim != 2 or not maps or last.shape[1] != FEATURES * maps or last.shape[0] > 2**16:
         raise UsageError(
             f"{path} is not a checkpoint of WS-DAN (features.*, attentions.*, fc.weight): give one, or a folder as "
-            "timm saves its classifiers"
+            "timm saves its classifiers",
+            "not_wsdan",
         )
     with torch.device("meta"):
         model = WSDAN(last.shape[0], maps)
@@ -108,14 +109,25 @@ class Classifier:
         if text.isdecimal():
             if int(text) < self.classes:
                 return int(text)
-            raise UsageError(f"{self.name} has the classes 0 to {self.classes - 1}, and none is {text[:20]}")
+            raise UsageError(
+                f"{self.name} has the classes 0 to {self.classes - 1}, and none is {text[:20]}",
+                "unknown_class",
+                given=text,
+                classes=self.classes,
+            )
         by_name = {name.casefold(): place for place, names in reversed(list(enumerate(self.names))) for name in names}
         if (place := by_name.get(text.strip().casefold())) is not None:
             return place
         near = get_close_matches(text.casefold(), by_name, n=3, cutoff=0.5)
         also = f": did you mean {' or '.join(near)}?" if near else f": give a number from 0 to {self.classes - 1}"
         unnamed = "" if by_name else ", since its class names are unknown (give --classes FILE, one name per line)"
-        raise UsageError(f"{self.name} has no class {text[:60]!r}{unnamed}{also}")
+        raise UsageError(
+            f"{self.name} has no class {text[:60]!r}{unnamed}{also}",
+            "unknown_class",
+            given=text,
+            near=near,
+            names=self.names,
+        )
 
 
 def load_classifier(source: str, device: str | torch.device = "cpu", *, classes: Path | None = None) -> Classifier:
@@ -140,7 +152,10 @@ def load_classifier(source: str, device: str | torch.device = "cpu", *, classes:
         lines = classes.read_text(encoding="utf-8").splitlines()
         if len(lines) != classifier.classes:
             raise UsageError(
-                f"{classes} has {len(lines)} lines, and {classifier.name} {classifier.classes} classes: one line each"
+                f"{classes} has {len(lines)} lines, and {classifier.name} {classifier.classes} classes: one line each",
+                "wrong_number_of_names",
+                names=len(lines),
+                classes=classifier.classes,
             )
         classifier.names = [(line.strip(),) for line in lines]
     classifier.model.to(device).eval().requires_grad_(False)
@@ -152,7 +167,11 @@ def _of_folder(folder: Path) -> Classifier:
 
     for name in ("config.json", "model.safetensors"):
         if not is_file(folder / name):
-            raise UsageError(f"{folder} has no {name}: give a folder as timm.models.save_for_hf(...) writes it")
+            raise UsageError(
+                f"{folder} has no {name}: give a folder as timm.models.save_for_hf(...) writes it",
+                "missing_file",
+                path=str(folder / name),
+            )
     config = read_json(folder / "config.json")
     try:
         architecture, reported = str(config["architecture"]), config["pretrained_cfg"]
@@ -165,7 +184,10 @@ def _of_folder(folder: Path) -> Classifier:
             bare: Any = timm.create_model(architecture, **arguments)
         model: Any = timm.create_model(architecture, **arguments)
     except Exception as error:  # an invalid config may raise anything
-        raise UsageError(f"{folder / 'config.json'} is not a config of a classifier ({str(error)[:200]})") from error
+        raise UsageError(
+            f"{folder / 'config.json'} is not a config of a classifier ({str(error)[:200]})",
+            "not_a_config",
+        ) from error
     weights = read_weights(folder / "model.safetensors")
     check_fit(bare, weights, source=str(folder), hint="Give a folder as timm.models.save_for_hf(...) writes it")
     model.load_state_dict(weights)
@@ -184,7 +206,10 @@ def _of_timm(name: str) -> Classifier:
         also = f", e.g. {' or '.join(near)}" if near else ""
         raise UsageError(
             f"there is no classifier {name[:100]!r}: give a folder, a checkpoint of WS-DAN, torchvision:NAME, or a "
-            f"model of timm{also}"
+            f"model of timm{also}",
+            "unknown_classifier",
+            given=name,
+            near=near,
         )
     try:
         model: Any = timm.create_model(name, pretrained=True)
@@ -206,7 +231,12 @@ def _of_torchvision(name: str) -> Classifier:
 
     if name not in models.list_models(models):
         near = get_close_matches(name, models.list_models(models), n=3)
-        raise UsageError(f"torchvision has no classifier {name[:100]!r}: e.g. {' or '.join(near or ['resnet50'])}")
+        raise UsageError(
+            f"torchvision has no classifier {name[:100]!r}: e.g. {' or '.join(near or ['resnet50'])}",
+            "unknown_classifier",
+            given=name,
+            near=near,
+        )
     weights: Any = models.get_model_weights(name).DEFAULT
     try:
         model: Any = models.get_model(name, weights=weights)
@@ -278,7 +308,10 @@ class Aesthetics:
         if embeddings.shape[-1] != self.width:
             raise UsageError(
                 f"the aesthetics head {self.name} reads embeddings of {self.width} numbers, and the judge's have "
-                f"{embeddings.shape[-1]}: judge with the CLIP it was trained on ({_clip(self.width)})"
+                f"{embeddings.shape[-1]}: judge with the CLIP it was trained on ({_clip(self.width)})",
+                "unequal_widths",
+                head=self.width,
+                judge=embeddings.shape[-1],
             )
         return self.head(embeddings.float())
 

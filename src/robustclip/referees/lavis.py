@@ -166,10 +166,15 @@ def renamed(original: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tens
     if unknown:
         raise UsageError(
             f"{source} has tensors that BLIP-2's first stage has no place for ({some(sorted(unknown))}): give LAVIS' "
-            "blip2_pretrained.pth, not a second stage's"
+            "blip2_pretrained.pth, not a second stage's",
+            "does_not_fit",
+            unexpected=sorted(unknown),
         )
     if not any(name.startswith("vision.tower.encoder.") for name in weights):
-        raise UsageError(f"{source} lacks the frozen image tower: give its file too, --vision eva_vit_g.pth")
+        raise UsageError(
+            f"{source} lacks the frozen image tower: give its file too, --vision eva_vit_g.pth",
+            "no_image_tower",
+        )
     return weights, dict(dropped)
 
 
@@ -201,7 +206,8 @@ def sizes_of(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         queries, shared = weights["query_tokens"].shape[1], weights["vision_projection.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
         raise UsageError(
-            f"{source} is not a first stage of BLIP-2 ({error}): give LAVIS' blip2_pretrained.pth"
+            f"{source} is not a first stage of BLIP-2 ({error}): give LAVIS' blip2_pretrained.pth",
+            "not_blip2",
         ) from error
     captions = "lm_head.decoder.weight" in weights
     return {"vision": vision, "qformer": qformer, "queries": queries, "shared": shared, "captions": captions}

@@ -98,7 +98,10 @@ def build_mini(tower: TwoTower, vocabulary: list[str], sizes: dict[str, int], *,
     if sizes["hidden"] % sizes["heads"]:
         raise UsageError(
             f"{sizes['heads']} heads do not divide a width of {sizes['hidden']}: take a divisor, e.g. hidden 128 and "
-            "heads 4"
+            "heads 4",
+            "heads_do_not_divide",
+            heads=sizes["heads"],
+            hidden=sizes["hidden"],
         )
     with seeded(seed):
         vision = TowerTokens(tower.image_tower, tower.image_size)
@@ -188,13 +191,17 @@ def _load(folder: Path, name_or_folder: str | Path) -> Blip2:
     if not is_file(folder / CARD_FILE):
         raise UsageError(
             f"there is no pair reader {str(name_or_folder)[:200]!r}: give a folder, or a name "
-            f"({', '.join(pair_reader_names())}){embedded.hint(name_or_folder)}"
+            f"({', '.join(pair_reader_names())}){embedded.hint(name_or_folder)}",
+            "unknown_pair_reader",
+            given=str(name_or_folder),
         )
     card = Card.load(folder)
     if card.family not in FAMILIES:
         raise UsageError(
             f"{folder} holds a referee of the family {card.family}, which does not read pairs: robustclip.load_referee "
-            f"loads it. Pair readers: {', '.join(pair_reader_names())}, and folders of robustclip convert lavis-blip2"
+            f"loads it. Pair readers: {', '.join(pair_reader_names())}, and folders of robustclip convert lavis-blip2",
+            "not_a_pair_reader",
+            family=card.family,
         )
     return load_full(folder, card) if card.family == blip2_full.FAMILY else _load_mini(folder, card)
 
@@ -235,7 +242,11 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
     described = card.architecture
     sizes = {name: described.get(name) for name in SIZES}
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
-        raise UsageError(f"{folder / CARD_FILE} has no whole sizes ({', '.join(SIZES)}): write the folder again")
+        raise UsageError(
+            f"{folder / CARD_FILE} has no whole sizes ({', '.join(SIZES)}): write the folder again",
+            "not_sizes",
+            sizes=sizes,
+        )
     tower = load_referee(str(described.get("tower")))
     if fingerprint(tower) != described.get("fingerprint"):
         raise UsageError(

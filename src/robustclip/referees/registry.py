@@ -59,12 +59,16 @@ class Entry:
         if self.folder == _pointer(self.name):  # see _registered
             raise RunError(
                 f"the entry of {self.name}, {self.folder}, is damaged: forget it with robustclip referees remove "
-                f"{self.name}, and add its folder again"
+                f"{self.name}, and add its folder again",
+                "damaged",
+                name=self.name,
             )
         if not self.folder.is_dir():
             raise RunError(
                 f"{self.name} is registered as {self.folder}, which is gone: put it back, or forget it with "
-                f"robustclip referees remove {self.name}"
+                f"robustclip referees remove {self.name}",
+                "folder_gone",
+                name=self.name,
             )
         return self.folder
 
@@ -167,9 +171,11 @@ def remove(name: str) -> Path:
     """Unregister a referee and return its folder: deleted if inside the registry, else kept."""
     entry = find(name)
     if entry is None:
-        raise UsageError(_unknown(name, [entry.name for entry in _registered()]))
+        raise UsageError(_unknown(name, [entry.name for entry in _registered()]), "unknown_referee", given=name)
     if entry.origin == "embedded":
-        raise UsageError(f"{name} comes with the package and cannot be removed; registered ones can")
+        raise UsageError(
+            f"{name} comes with the package and cannot be removed; registered ones can", "not_removable", name=name
+        )
     if _pointer(name).is_file():
         _pointer(name).unlink()
     elif entry.folder.is_symlink():  # made by hand: keep its target
@@ -185,7 +191,9 @@ def check_safe(name: str) -> str:
     if not SAFE_NAME.fullmatch(name) or name.endswith(RESERVED):
         raise UsageError(
             f"{name[:100]!r} cannot name a referee: use letters, digits, '.', '_' and '-' (up to 100, and no ending "
-            f"{' or '.join(RESERVED)}), e.g. clipag-vit-b32"
+            f"{' or '.join(RESERVED)}), e.g. clipag-vit-b32",
+            "unsafe_name",
+            name=name,
         )
     return name
 
@@ -200,7 +208,12 @@ def check_name(name: str) -> str:
     taken = find(name)
     if taken is not None:
         alternative = "" if taken.origin == "embedded" else f", or remove that one: robustclip referees remove {name}"
-        raise UsageError(f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}")
+        raise UsageError(
+            f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}",
+            "name_taken",
+            name=name,
+            origin=taken.origin,
+        )
     return name
 
 
@@ -251,7 +264,7 @@ def _load(name: str, options: dict[str, Any]) -> TwoTower:
         _refuse(options, name, ("quick_gelu",))
         architecture, tag = name.split(":", 1)
         return load_tag(architecture, tag, **options)
-    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
+    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]), "unknown_referee", given=name)
 
 
 def _load_folder(folder: Path) -> TwoTower:
@@ -273,7 +286,9 @@ def _load_folder(folder: Path) -> TwoTower:
         raise not_a_clip(folder)
     raise UsageError(
         f"{folder} contains no referee: neither {CARD_FILE}, nor {CONFIG}, nor the config.json of a "
-        "transformers CLIPModel. A run's folder becomes a referee by robustclip export RUN --name NAME"
+        "transformers CLIPModel. A run's folder becomes a referee by robustclip export RUN --name NAME",
+        "no_referee",
+        folder=str(folder),
     )
 
 
@@ -291,7 +306,12 @@ def _load_checkpoint(path: Path, given: dict[str, Any]) -> TwoTower:
 def _refuse(options: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
     extra = sorted(set(options) - set(allowed))
     if extra:
-        raise UsageError(f"{name} needs no {', '.join(extra)}: leave out what belongs to checkpoint files")
+        raise UsageError(
+            f"{name} needs no {', '.join(extra)}: leave out what belongs to checkpoint files",
+            "not_needed",
+            name=name,
+            options=extra,
+        )
 
 
 def _embedded() -> Iterator[Entry]:
@@ -337,7 +357,7 @@ def entry_of(name: str) -> Entry:
     path = _path(name)
     if (path / CARD_FILE).is_file():
         return Entry(path.resolve().name, path, "registered")
-    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]))
+    raise UsageError(_unknown(name, [entry.name for entry in list_referees()]), "unknown_referee", given=name)
 
 
 def _unknown(name: str, names: list[str]) -> str:

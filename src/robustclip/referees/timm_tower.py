@@ -120,5 +120,7 @@ def _of_open_clip(referee: TwoTower, described: Config) -> Any:
 
 def _refused(what: str) -> UsageError:
     return UsageError(
-        f"timm has no model like {what}: export the tower with --format image-tower, or both with --format open_clip"
+        f"timm has no model like {what}: export the tower with --format image-tower, or both with --format open_clip",
+        "unsupported",
+        parts=what,
     )

@@ -78,30 +78,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}: give the path of a .safetensors or .pt file")
+        raise UsageError(
+            f"there is no checkpoint {path}: give the path of a .safetensors or .pt file",
+            "missing_file",
+            path=str(path),
+        )
     if path.name.endswith(INDEX):
         return _of_shards(path)
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(load_file(path), path)
         except (SafetensorError, OSError) as error:
-            raise RunError(_broken(path, error)) from error
+            raise RunError(_broken(path, error), "damaged", path=str(path)) from error
     return _unwrapped(read_pickle(path), path)
 
 
 def read_pickle(path: Path) -> Any:
     """The content of a pickle under torch's weights-only reader, on the CPU. Raises as `read_weights`."""
     if not path.name.endswith(PICKLES):
-        raise UsageError(f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}")
+        raise UsageError(
+            f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}",
+            "other_format",
+            path=str(path),
+        )
     _check_archive(path)
     try:
         with safe_globals(_harmless_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles; errors are reported below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UsageError(_unsafe(path)) from error
+        raise UsageError(_unsafe(path), "unsafe_pickle", path=str(path)) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise RunError(_broken(path, error)) from error
+        raise RunError(_broken(path, error), "damaged", path=str(path)) from error
 
 
 def read_dense_weights(path: Path) -> dict[str, Tensor]:
@@ -128,10 +136,13 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
-        raise UsageError(f"{index} has no weight_map, which says in which file each tensor lies: download it again")
+        raise UsageError(
+            f"{index} has no weight_map, which says in which file each tensor lies: download it again",
+            "no_weight_map",
+        )
     files = set(places.values())
     if not all(isinstance(file, str) and Path(file).name == file and not file.endswith(INDEX) for file in files):
-        raise UsageError(f"{index} names files outside its folder: download it again")
+        raise UsageError(f"{index} names files outside its folder: download it again", "outside_folder")
     missing = sorted(file for file in files if not is_file(index.parent / file))
     if missing:
         raise RunError(f"{index.parent} lacks {some(missing)}, which {index.name} names: copy the whole folder again")
@@ -140,7 +151,11 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
         weights |= read_weights(index.parent / file)
     lost = sorted(set(map(_unwrapped_name, places)) - set(weights))
     if lost:
-        raise RunError(f"the files that {index} names do not hold {some(lost)}: copy the whole folder again")
+        raise RunError(
+            f"the files that {index} names do not hold {some(lost)}: copy the whole folder again",
+            "missing_weights",
+            names=lost,
+        )
     return weights
 
 
@@ -154,7 +169,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # a damaged archive may raise anything
-        raise RunError(_broken(path, error)) from error
+        raise RunError(_broken(path, error), "damaged", path=str(path)) from error
     if any("/code/" in member.filename or member.filename.endswith("/constants.pkl") for member in members):
         raise UsageError(_scripted(path))
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
@@ -192,7 +207,11 @@ def check_finite(module: nn.Module, *, source: str) -> None:
     lost = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
     if lost:
         raise RunError(
-            f"{source} holds NaN or infinity in {some(sorted(lost))}: take an earlier checkpoint, or get the file again"
+            f"{source} holds NaN or infinity in {some(sorted(lost))}: take an earlier checkpoint, or get the file "
+            "again",
+            "not_finite",
+            source=source,
+            names=sorted(lost),
         )
 
 
@@ -219,7 +238,15 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
     }
     if any(faults.values()):
         lines = [f"{len(names)} {kind} ({some(names)})" for kind, names in faults.items() if names]
-        raise UsageError(f"{source} does not fit the architecture: {'; '.join(lines)}{'. ' + hint if hint else ''}")
+        raise UsageError(
+            f"{source} does not fit the architecture: {'; '.join(lines)}{'. ' + hint if hint else ''}",
+            "does_not_fit",
+            source=source,
+            missing=faults["missing"],
+            unexpected=faults["unexpected"],
+            shapes=faults["of another shape"],
+            types=faults["of another type"],
+        )
 
 
 def _kind(value: Tensor) -> str:
@@ -246,19 +273,37 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     content = _state(content, path)
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()")
+        raise UsageError(
+            f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()",
+            "not_weights",
+            path=str(path),
+            given=type(content).__name__,
+        )
     if not all(isinstance(name, str) for name in content):
-        raise UsageError(f"{path} has keys that are not text: save the model's state_dict()")
+        raise UsageError(
+            f"{path} has keys that are not text: save the model's state_dict()", "not_weights", path=str(path)
+        )
     weights = {name: value for name, value in content.items() if name not in NOT_WEIGHTS}
     others = sorted(name for name, value in weights.items() if not isinstance(value, Tensor))
     bare = sorted(name for name, value in weights.items() if isinstance(value, Tensor) and not _is_dense(value))
     if bare:
-        raise UsageError(f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors")
+        raise UsageError(
+            f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors",
+            "not_dense",
+            names=bare,
+        )
     if others:
-        raise UsageError(f"{path} is not a state dict ({some(others)}: not tensors): save the model's state_dict()")
+        raise UsageError(
+            f"{path} is not a state dict ({some(others)}: not tensors): save the model's state_dict()",
+            "not_tensors",
+            names=others,
+        )
     plain = {_unwrapped_name(name): value for name, value in weights.items()}
     if len(plain) < len(weights):
-        raise UsageError(f"{path} holds weights twice, with and without {' or '.join(sorted(WRAPPING))} in their names")
+        raise UsageError(
+            f"{path} holds weights twice, with and without {' or '.join(sorted(WRAPPING))} in their names",
+            "weights_twice",
+        )
     return plain
 
 

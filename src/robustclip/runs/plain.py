@@ -101,4 +101,6 @@ def refusing(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, of tokenizers
             raise
         lines = str(error).strip().splitlines() or [""]
-        raise UsageError(f"{what}: {type(error).__name__}: {lines[0][:LONGEST]}") from error
+        raise UsageError(
+            f"{what}: {type(error).__name__}: {lines[0][:LONGEST]}", "refused", what=what, error=type(error).__name__
+        ) from error

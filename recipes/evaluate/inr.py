@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
-from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from robustclip.data.emoji import embedded_prompts, real_drawings, some_prompts
-from robustclip.evaluation.generation.embeddings import embed, embed_texts
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_images
+from robustclip.evaluation.generation.hacking import Similarity, hacking, scaled
 from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.evaluation.named import NamedReferee, load_named
+from robustclip.evaluation.named import load_named
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -28,7 +27,6 @@ CANVASES: Final[dict[str, dict[str, Any]]] = {
     "INR": {"recipe": "inr"},
     "INR, corrected": {"recipe": "inr", "reference": "emoji/guide-styles"},
 }
-Similarity = Callable[[Float[Tensor, "n 3 h w"], Sequence[str]], Float[Tensor, " n"]]
 
 
 def recipe(
@@ -100,24 +98,4 @@ def measured(
     images: Tensor,
 ) -> Columns:
     """R-Precision by judges, similarity by guide and judges, and hacking, of each picture."""
-    found: dict[Column, Any] = dict(recognised(images, texts))
-    similar = {name: alike[name](images, texts).numpy() for name in (guide, *judges)}
-    found |= {Column("similarity", name if name in judges else "guide"): value for name, value in similar.items()}
-    judged = sum(similar[name] for name in judges) / len(judges)
-    return found | {Column("hacking"): similar[guide] - judged}
-
-
-def scaled(referee: NamedReferee) -> Similarity:
-    """Cosine of pictures and prompts, scaled by real drawings: 1 as with their own names, 0 as with all others'."""
-    drawings, shown = real_drawings()
-    names = embed_texts(referee.referee, shown)
-    cosines = embed(referee.referee, drawings.images, title=referee.name) @ names.embeddings.T
-    places = names.index(shown)[:, None]
-    own = cosines.gather(1, places).mean()
-    other = cosines.scatter(1, places, 0).sum() / (cosines.numel() - len(cosines))
-
-    def similarity(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
-        seen = embed(referee.referee, images) * embed_texts(referee.referee, prompts).of(prompts)
-        return (seen.sum(1) - other) / (own - other)
-
-    return similarity
+    return dict(recognised(images, texts)) | hacking(alike, guide, judges, images, texts)

@@ -147,6 +147,80 @@ def test_processes_share_the_parts_out(
     assert board.rows == measured.rows
 
 
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("judges") / "judge"
+    save_referee(toy_referee(seed=1, name="judge"), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def painting(another: str, tmp_path: Path) -> dict:
+    return {
+        "data": "emoji/unseen-styles",
+        "parts": ["synthesis"],
+        "judge": another,
+        "quick": True,
+        "out": tmp_path / "s",
+    }
+
+
+def test_synthesis_compares_the_guide_with_a_judge_that_guided_nothing(toy: str, painting: dict) -> None:
+    board = benchmark([toy], **painting)
+
+    rows = {row.metric: row for row in board.rows}
+    judged = ["R-Precision@10 (judge judge)", "similarity (judge judge)", "cosine (judge judge)"]
+    assert sorted(rows) == sorted([*judged, "similarity (guide)", "hacking (judges judge)"])
+    assert [metric for metric, row in rows.items() if not row.is_shown] == ["cosine (judge judge)"]
+    difference = rows["similarity (guide)"].value - rows["similarity (judge judge)"].value
+    assert rows["hacking (judges judge)"].value == pytest.approx(difference, abs=1e-6)
+    assert str(rows["hacking (judges judge)"]).startswith(f"{difference:.3f}")
+    for row in board.rows:
+        assert (row.n, row.weights, row.seed, row.threat) == (4, exact(load_referee(toy)), 0, "")
+        assert row.low <= row.value <= row.high
+    assert board.by_line()[1] == [row.title for row in board.rows if row.is_shown]
+    assert board.folder is not None
+    [record] = board.folder.glob("cells/*/pictures/run.json")
+    arguments = json.loads(record.read_text())["arguments"]
+    assert (arguments["augment"], arguments["seed"]) == ("none", 0)
+
+
+def test_synthesis_goes_on_and_is_shared_out(
+    toy: str, another: str, painting: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, painting["judge"] = [toy, f"{toy}~smooth:0.1x2"], another
+    whole = benchmark(names, **painting)
+    assert whole.folder is not None
+    pictures = sorted(whole.folder.rglob("pictures/images/*.png"))
+    assert len(pictures) == 8
+    pictures[0].unlink()
+    for file in whole.folder.glob("cells/*/evaluation.json"):
+        file.unlink()
+    before = {file: file.stat().st_mtime_ns for file in pictures[1:]}
+
+    kept: list[tuple] = []
+    for rank in range(2):
+        monkeypatch.setattr(module, "place", lambda rank=rank: Place(rank, 2))
+        monkeypatch.setattr(module, "listed", lambda mine: kept.append(mine) or kept)
+        board = benchmark(names, **painting, resume=True)
+
+    assert [sorted(found) for found, _ in kept] == [[0], [1]]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert board.rows == whole.rows
+    monkeypatch.setattr(module, "paint", lambda *_: pytest.fail("painted again"))
+    kept.clear()
+    again = benchmark(names, **painting, resume=True)
+    assert again.rows == [row for row in whole.rows if row.referee.endswith("~smooth:0.1x2")]
+
+
+def test_a_judge_of_synthesis_is_no_referee(toy: str, another: str, painting: dict) -> None:
+    with pytest.raises(UsageError, match="biased"):
+        benchmark([toy, another], **painting)
+    with pytest.raises(UsageError, match="biased"):
+        benchmark(["emoji-judge-disjoint"], **painting | {"judge": None})
+    assert not (painting["out"] / "cells").exists()
+
+
 def test_a_merge_drops_repetitions_and_shows_other_numbers_side_by_side(tmp_path: Path) -> None:
     attacked = replace(ENTRY, attack="l2:1@2", value=0.2, low=0.1, high=0.3)
     other = replace(ENTRY, value=0.7, low=0.6, high=0.8, device="cuda", date="2026-12-01")
@@ -204,7 +278,7 @@ def test_a_folder_without_a_leaderboard_is_refused(tmp_path: Path, content: str 
 def test_parts_that_the_data_lack_are_left_out_or_refused_if_asked_for(
     toy: str, captioned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("accuracy", "autoattack", "corruptions", "pag"):
+    for part in ("accuracy", "autoattack", "corruptions", "pag", "synthesis"):
         with pytest.raises(UsageError, match=part):
             benchmark([toy], data=captioned, parts=[part], quick=True, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
@@ -214,7 +288,8 @@ def test_parts_that_the_data_lack_are_left_out_or_refused_if_asked_for(
     assert {row.task for row in board.rows} == {"retrieval", "maps"}
     ways = {row.metric for row in board.rows if row.is_shown and row.task == "retrieval"}
     assert ways == {"image to text recall@1", "text to image recall@1"}
-    assert "leaves out accuracy" in capsys.readouterr().err
+    noted = capsys.readouterr().err
+    assert all(f"leaves out {part}" in noted for part in ("accuracy", "synthesis"))
 
 
 def test_faulty_calls_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ Kind = Literal["value", "difference", "retention"]
 CLEAN = "clean"
 CONTROL = "random "  # the attack's norm and eps follow
 LOW_FREQUENCY = "low-frequency share"
-PLAIN = ("gradients", "maps", "faithfulness")
+PLAIN = ("gradients", "maps", "faithfulness", "hacking")
 """Tasks whose numbers are not shown in percent."""
 PAGE = 120  # characters a line of table.txt
 REPORT_FILE = "evaluation.json"

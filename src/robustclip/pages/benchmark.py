@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from robustclip import __version__, signatures
 from robustclip.attacks.library import check_installed
@@ -37,6 +38,7 @@ from robustclip.evaluation.evaluate import (
     load_pag_judge,
 )
 from robustclip.evaluation.generation.grids import folder_name
+from robustclip.evaluation.generation.hacking import JUDGES, judged, paint
 from robustclip.evaluation.intervals import percent, plain
 from robustclip.evaluation.ledger import exact
 from robustclip.evaluation.named import load_named
@@ -68,7 +70,7 @@ FILE, PAGE = "leaderboard.json", "leaderboard.html"
 LONGEST: Final = 2**28  # bytes of a leaderboard
 LEVELS: Final = (1, 2, 4)  # of the L-inf eps, in /255; L2 has the same RMS
 PULL: Final = 12 / (3 * 64 * 64) ** 0.5  # RMS of the PAG score's attack: l2:12 at 64x64, as in `evaluate`
-Part = Literal["accuracy", "autoattack", "retrieval", "corruptions", "pag", "saliency"]
+Part = Literal["accuracy", "autoattack", "retrieval", "corruptions", "pag", "saliency", "synthesis"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Entry:
             "corruptions": self.metric.startswith("top-1") and self.attack in CORRUPTIONS,
             "pag": bool(self.threat),
             "maps": self.metric.startswith(CORRELATION),
+            "hacking": not self.metric.startswith("cosine"),
         }
         return shown.get(self.task, True) and not self.attack.startswith(CONTROL)
 
@@ -168,7 +171,7 @@ class Leaderboard(Tabled):
             cells = [Text(str(line[title]) if title in line else "") for line in lines]
             table.add_row(Text(title), " or ".join(counts), *cells)
         data = ", ".join(dict.fromkeys(row.data for row in self.rows))
-        return Group(Text(f"{data}: percent, correlations as shares, 95% intervals", style="bold"), table)
+        return Group(Text(f"{data}: percent; correlations, similarity, hacking: numbers; 95% intervals", "bold"), table)
 
     def save(self, folder: str | Path) -> None:
         """Write leaderboard.html, .csv and .json, table.txt and table.md."""
@@ -231,7 +234,7 @@ def benchmark(
         "further attacks of the part accuracy, as of evaluate, e.g. linf:4/255@universal:FILE",
         checked(AttackSpec.parse),
     ] = (),
-    judge: Annotated[str | None, "judge of the PAG score; default for emoji sets: emoji-judge"] = None,
+    judge: Annotated[str | None, "judge of PAG score and synthesis; default for emoji sets: emoji-judge"] = None,
     labels: Annotated[Labels, "candidate labels, as of evaluate"] = "all",
     templates: Annotated[str, "templates of the labels, as of evaluate"] = "plain",
     limit: Annotated[PositiveInt | None, "number of images, sampled by the seed"] = 200,
@@ -253,10 +256,12 @@ def benchmark(
     corruptions  zero-shot top-1, mean over five strengths
     pag          PAG score: targeted PGD-20 of RMS 28/255 (L2)
     saliency     rank correlation of input gradients, clean and under PGD-20: L-inf 2/255
+    synthesis    20 prompts painted by clipag without views: R-Precision, similarity and hacking; embedded data only
 
-    Each part of each referee is a call of `evaluate` with a folder of its own in OUT/cells. Processes of a launcher
-    (torchrun) share these out. Machines measure different referees or parts, and --merge puts their folders together:
-    equal rows once, rows with other numbers side by side. Defended referees (NAME~ttc) have static and adaptive rows.
+    Each part of each referee is a call of `evaluate` with a folder of its own in OUT/cells, where synthesis has its
+    pictures (judged by emoji-judge-disjoint too, unless --judge is given). Processes of a launcher (torchrun) share
+    these out. Machines measure different referees or parts, and --merge puts their folders together: equal rows once,
+    rows with other numbers side by side. Defended referees (NAME~ttc) have static and adaptive rows.
 
     Writes leaderboard.json with all rows, the same as .csv, and leaderboard.html, which sorts and loads nothing.
 
@@ -269,23 +274,29 @@ def benchmark(
         return board
     limit = min(limit or 8, 8) if quick else limit
     examples = read_examples(data, size=size, limit=limit, seed=seed)
-    plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, attack, steps=2 if quick else 20)
+    plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, attack, quick=quick)
     common = {"data": data, "labels": labels, "templates": templates, "limit": limit, "size": size}
     common |= {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
     given = common | {"parts": list(plan), "autoattack": autoattack, "attack": list(attack), "judge": judge}
-    given |= {"quick": quick}
-    given |= {"limit": limit or len(examples.ids)}
+    given |= {"quick": quick, "limit": limit or len(examples.ids)}
     flags = signatures.flags(signature(benchmark).parameters, given)
     weights: dict[str, str] = {}
     for name in referees:  # all, before hours of the first
         [one] = load_named([name], device=pick_device(device))
         weights[name] = exact(one.referee)
-        if "pag" in plan:
-            load_pag_judge(judge, [one], device=pick_device(device))
+        for who in plan["synthesis"]["judges"] if "synthesis" in plan else [judge] if "pag" in plan else []:
+            load_pag_judge(who, [one], device=pick_device(device))
     cells = [(name, part) for name in referees for part in plan]
+    folders = [_folder(folder, name, part, weights[name], plan[part] | common) for name, part in cells]
+    pictures: dict[int, Tensor] = {}
     found: dict[int, list[Entry]] = {}
     fault: Exception | None = None
     try:
+        is_done = decided(lambda: [is_file(where / REPORT_FILE) for where in folders])
+        for number, (name, part) in enumerate(cells):  # by all processes together: they share the pictures out
+            if part == "synthesis" and not is_done[number]:
+                how = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed, "quick": quick}
+                pictures[number] = paint(folders[number] / "pictures", name, plan[part]["prompts"], how)
         for number in range(len(cells))[place().mine()]:
             name, part = cells[number]
             facts = {"weights": weights[name], "labels": str(labels), "templates": templates}
@@ -293,7 +304,12 @@ def benchmark(
                 "command": shlex.join(["robustclip", "benchmark", name, *flags]),
                 "date": datetime.now(UTC).date().isoformat(),
             }
-            report = _evaluated(folder, name, part, weights[name], plan[part] | common)
+            if number in pictures:
+                setting = common | {"data": examples.name}
+                judged(name, plan[part]["judges"], pictures[number], setting).save(folders[number])
+            elif not is_done[number]:
+                evaluate([name], out=folders[number], resume=True, **plan[part] | common)
+            report = read_json(folders[number] / REPORT_FILE)
             found[number] = list(_entries(report, determining(report["setting"], examples) | facts))
     except Interrupted as stop:
         raise Interrupted(stop.signal, f"stopped: the same call with --out {folder} --resume continues") from stop
@@ -311,12 +327,13 @@ def benchmark(
 
 
 def _plan(
-    examples: Examples, parts: Sequence[Part], autoattack: str, judge: str | None, attack: Sequence[str], *, steps: int
+    examples: Examples, parts: Sequence[Part], autoattack: str, judge: str | None, attack: Sequence[str], *, quick: bool
 ) -> dict[str, dict[str, Any]]:
     """The arguments of `evaluate` by part; parts that the data do not allow are noted and left out.
 
     Raises UsageError for such a part that is asked for, and where none is left.
     """
+    steps = 2 if quick else 20
     side = (3 * examples.size[0] * examples.size[1]) ** 0.5
     balls = [f"linf:{level}/255" for level in LEVELS] + [f"l2:{level / 255 * side:.4g}" for level in LEVELS]
     middle = [f"{balls[1]}@{steps}"]
@@ -328,10 +345,13 @@ def _plan(
         "corruptions": {"tasks": ["corruptions"]},
         "pag": {"tasks": ["pag"], "pag": f"l2:{PULL * side:.4g}@{steps}", "judge": judge},
         "saliency": {"tasks": ["maps"], "attack": middle, "method": "gradient"},
+        "synthesis": {"judges": [judge] if judge else JUDGES, "prompts": 4 if quick else 20, "quick": quick},
     }
-    missing = {part: fault for part in plan if (fault := missing_for(plan[part]["tasks"][0], examples))}
+    missing = {part: fault for part in plan if (fault := missing_for(plan[part].get("tasks", [part])[0], examples))}
     if judge is None and not examples.name.startswith(EMBEDDED_DATA):
         missing["pag"] = "the PAG score needs --judge, a referee unrelated to those measured"
+    if not examples.name.startswith(EMBEDDED_DATA):
+        missing["synthesis"] = f"it paints the embedded prompts, and {examples.name} is not embedded"
     chosen = {part: plan[part] for part in plan if (part in parts if parts else part not in missing)}
     refused = [part for part in plan if part in missing and (part in parts or not chosen)]
     raise_faults("benchmark()", [f"the part {part}: {missing[part]}" for part in refused])
@@ -342,16 +362,13 @@ def _plan(
     return chosen
 
 
-def _evaluated(folder: Path, name: str, part: str, weights: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The report of a part of a referee, measured unless its folder has it; other arguments have another folder."""
+def _folder(folder: Path, name: str, part: str, weights: str, arguments: dict[str, Any]) -> Path:
+    """The folder of a part of a referee: another one for other arguments."""
     specs = [AttackSpec.parse(text) for text in arguments.get("attack", [])]
     files = [read_universal(spec.file).sha256 for spec in specs if spec.kind == "universal"]
     content = json.dumps([weights, arguments, *files], default=str, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    where = folder / "cells" / f"{folder_name(name)}-{part}-{digest}"
-    if not is_file(where / REPORT_FILE):
-        evaluate([name], out=where, resume=True, **arguments)
-    return dict(read_json(where / REPORT_FILE))
+    return folder / "cells" / f"{folder_name(name)}-{part}-{digest}"
 
 
 def _entries(report: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Entry]:

@@ -30,6 +30,7 @@ from robustclip.evaluation.named import NamedReferee
 from robustclip.recipes import find
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs import terminal
+from robustclip.runs.distributed import decided
 from robustclip.runs.files import plain, read_json, write_json
 from robustclip.runs.folder import RECORD, Run
 from robustclip.synthesis.items import Item
@@ -167,7 +168,8 @@ def resumed_rows(folder: Path, arguments: Mapping[str, Any], *, same: Sequence[s
 
 def paint_set(folder: Path, settings: Mapping[str, Any], recipe: str = "clipag") -> Result:
     """The pictures of a synthesis recipe with these arguments, in `folder`; missing ones are painted."""
-    place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
+    begun = decided(lambda: (folder / RECORD).is_file())  # before another process begins it
+    place = {"resume": folder} if begun else {"out": folder}
     result = cast("Result", find(recipe, "synthesize").function(**settings, **place))
     result.kept.clear()  # read all from their files, so that new and old ones are judged alike
     return result

@@ -243,7 +243,9 @@ def verification(result: Verification) -> None:
         labels = f"{sanity.labels} labels of {sanity.data}, chance {100 * sanity.chance:.1f}%"
         echo(f"{sanity.accuracy.n} images among {labels}, 95% intervals")
         if sanity.cause is not None:
-            raise RunError(f"{result.name} was loaded wrong, likely the {sanity.cause}: {sanity.told}", "loaded_wrong")
+            raise RunError(
+                f"{result.name} was loaded wrong, likely the {sanity.cause}: {sanity.advice}", "loaded_wrong"
+            )
         echo("no fault found")
         if not result.files:
             return

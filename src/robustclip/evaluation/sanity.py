@@ -77,14 +77,14 @@ NORMALISATIONS: Final[dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = 
 @dataclass(frozen=True)
 class Sanity:
     """Zero-shot accuracy as loaded and under other settings, all on the same images among `labels` candidates, and the
-    likely fault: `cause` (None where nothing is wrong) with `told`, what it means and what to do."""
+    likely fault: `cause` (None where nothing is wrong) with `advice`, what it means and what to do."""
 
     data: str
     labels: int
     accuracy: Interval
     settings: dict[str, Interval]
     cause: Cause | None = None
-    told: str = ""
+    advice: str = ""
 
     @property
     def chance(self) -> float:
@@ -119,9 +119,9 @@ def check(referee: TwoTower, *, data: str | Path = DATA, limit: int = IMAGES, se
                 answers = _hits(_embedded(referee, examples, name), texts, among.targets)
             found[f"normalisation {name}"] = "normalisation", answers
     better = {name: one for name, one in found.items() if _significant(one[1], hits)}
-    cause, told = _fault(better) if better else _unrelated(images, texts, among.targets, hits, seed)
+    cause, advice = _fault(better) if better else _unrelated(images, texts, among.targets, hits, seed)
     settings = {name: rate(one.numpy()) for name, (_, one) in found.items()}
-    return Sanity(examples.name, len(among.names), rate(hits.numpy()), settings, cause, told)
+    return Sanity(examples.name, len(among.names), rate(hits.numpy()), settings, cause, advice)
 
 
 def _fault(better: dict[str, tuple[Cause, Bool[Tensor, " n"]]]) -> tuple[Cause, str]:
@@ -154,7 +154,7 @@ def _unrelated(
             f"of the texts' ({found} of {width}, where chance is 1): rows of a projection were permuted in a conversion"
         )
     return "text tower", (
-        "images are told apart, texts too, but they do not share a space: the text tower is not the one that this "
+        "images are separated, texts too, but they do not share a space: the text tower is not the one that this "
         "image tower was trained beside. Take both from one release, or give its base as pretrained=... (Of a weak "
         "tower, a permuted projection looks the same)"
     )

@@ -1,12 +1,17 @@
 """A planted defence: it looks at a quarter of the pixels, which it rounds at random. The colour referee's margin of 0.2
 in the mean of 64 pixels ends at an L2 distance of 0.1 * sqrt(2 * 64) = 1.131, and in the mean of 16 at 0.566. An L2
-attack of 0.8 on the whole image spreads evenly, 0.4 on what the defence looks at: the static attack fails."""
+attack of 0.8 on the whole image spreads evenly, 0.4 on what the defence looks at: the static attack fails.
+
+And a base whose gradient misleads: pixels have a ripple sin(2 pi x / 0.1), in whose next trough an attack is stuck,
+within 0.05 of where it began. Noise of deviation 0.1 averages the ripple out, by exp(-(2 pi)^2 / 2)."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustclip.attacks import AttackSpec
 from robustclip.evaluation import evaluate
@@ -14,6 +19,7 @@ from robustclip.evaluation.attacked import classify_under_attack
 from robustclip.evaluation.zeroshot import predictions
 from robustclip.referees.defended import Defence, defended, straight_through
 from robustclip.referees.similarity import all_cosines, class_embeddings
+from robustclip.referees.smoothed import smoothed
 
 LEVELS = 32
 
@@ -62,6 +68,32 @@ def test_without_bpda_the_adaptive_attack_finds_no_gradient(colour_referee, plai
     images = plain((0.6, 0.4, 0.0)).expand(4, -1, -1, -1)
 
     assert accuracy(referee, images, "l2:0.8@20", static=False) == 1
+
+
+class Rippled(nn.Module):
+    """Mean colour of pixels with a ripple of period 0.1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + 0.05 * torch.sin(20 * math.pi * images)).mean((2, 3))
+
+
+def test_smoothing_over_a_gradient_that_misleads_falls_to_an_attack_through_noise(colour_referee, plain) -> None:
+    referee = smoothed(colour_referee(tower=Rippled()), sigma=0.1, samples=16)
+    images = plain((0.6, 0.4, 0.0)).expand(4, -1, -1, -1)
+
+    assert accuracy(referee, images, "l2:1.6@20", static=True) == 1
+    assert accuracy(referee, images, "l2:1.6@20", static=False) == 0
+
+
+def test_evaluate_reports_the_gap_of_a_smoothed_referee(colour_referee, colour_folder) -> None:
+    referee = smoothed(colour_referee(tower=Rippled()), sigma=0.1, samples=16)
+
+    report = evaluate([referee], data=colour_folder, attack=["l2:1.6@20"])
+
+    name = referee.card.name
+    static, adaptive = (report.row(name, "top-1", attack).value for attack in ("static l2:1.6@20", "l2:1.6@20"))
+    assert (static, adaptive) == (0.75, 0.5)  # the red of 0.6 falls; the blue was wrong before
+    assert report.row(name, "top-1, static minus adaptive", "l2:1.6@20").value == 0.25
 
 
 def test_attacks_resume_with_the_same_noise(colour_referee, plain) -> None:

@@ -132,6 +132,26 @@ def test_the_attacker_averages_draws_that_are_not_the_defenders(images: Tensor) 
     torch.testing.assert_close(attackers(referee)[""].embed_images(images, normalize=False), first)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_attacker_of_a_smoothed_referee_draws_noise_that_is_not_the_defenders(images: Tensor, fresh: bool) -> None:
+    base = toy_referee()
+    referee = smoothed(base, sigma=0.1, samples=3, seed=5, fresh=fresh)
+
+    aware, static = attackers(referee).values()
+
+    assert list(attackers(referee)) == ["", STATIC]
+    assert torch.equal(static.embed_images(images), base.embed_images(images))
+    found = [aware.embed_images(images, normalize=False) for _ in range(2)]
+    for call, mean in enumerate(found, 1):  # call 0 is the constructor's probe
+        streams = [generator(5, "attacked smoothing", call, copy) for copy in range(3)]
+        draws = [unit(base.embed_views(images + 0.1 * torch.randn(images.shape[1:], generator=one))) for one in streams]
+        torch.testing.assert_close(mean, torch.stack(draws).mean(0))
+    defended_by = [referee.embed_images(images, normalize=False) for _ in range(2)]
+    assert not any(torch.equal(mine, theirs) for mine in defended_by for theirs in found)
+    assert torch.equal(*defended_by) != fresh
+    assert torch.equal(attackers(referee)[""].embed_images(images, normalize=False), found[0])
+
+
 def test_a_referee_without_a_defence_is_its_own_attacker() -> None:
     base = toy_referee()
     assert attackers(base) == {"": base}

@@ -54,7 +54,7 @@ def classify_under_attack(
 ) -> Predictions:
     """The worst predictions over all restarts or parts of an attack; `clean` are those on the clean images.
 
-    A defended referee is attacked adaptively, through its defence; with `static` through its base alone
+    A defended or smoothed referee is attacked adaptively, through its defence; with `static` through its base alone
     (`referees.defended.attackers`).
 
     PGD attacks the images whose correct label is in the top 5; random starts are keyed by the seed, the restart and the

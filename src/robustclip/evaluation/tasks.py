@@ -42,9 +42,9 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """Top-1 and top-5 accuracy among the labels; only top-1 under classifier attacks (`evaluation.attacked`). The
     metric's name states a restricted label set.
 
-    A defended referee is attacked adaptively, and statically ("static l2:1.5@20"), with the gap of the two. If several
-    attacks share a ball, the worst case over them is reported under the name of `worst_of`. Universal perturbations
-    are the same for all referees.
+    A defended or smoothed referee is attacked adaptively, and statically ("static l2:1.5@20"), with the gap of the two.
+    If several attacks share a ball, the worst case over them is reported under the name of `worst_of`. Universal
+    perturbations are the same for all referees.
     """
     examples, findings = setting.examples, Findings()
     among = candidates(setting)

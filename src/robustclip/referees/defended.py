@@ -1,4 +1,4 @@
-"""Test-time defences around a referee, and the attackers that know them: TTC and CLIPure-Cos.
+"""Test-time defences around a referee, and the attackers that know them: TTC, CLIPure-Cos, randomised smoothing.
 
 A defence takes the base's embedding function, images and a source of noise, and gives embeddings. Its accuracy means
 something under an adaptive attack only (Athalye et al. 2018; Tramer et al. 2020): `attackers` gives the referees whose
@@ -148,6 +148,9 @@ class DefendedTower(WrappedTower):
     def spec(self) -> str:
         return f"~{self.defence.name}"
 
+    def as_attacked(self) -> DefendedTower:
+        return DefendedTower(self.tower, self.preprocess, self.defence, seed=self.seed, attacked=True)
+
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
         """Defended embeddings, with gradients to the images."""
         if not self.attacked:
@@ -198,12 +201,11 @@ def split_defence(name: str) -> tuple[str, str] | None:
 
 def attackers(referee: TwoTower) -> dict[str, TwoTower]:
     """The referees whose gradients attacks on `referee` follow, by what is put before the attack's name: "" for the
-    adaptive one, and of a defended referee also `STATIC`, its base."""
+    adaptive one, and of a defended or smoothed referee also `STATIC`, its base."""
     tower = referee.image_tower
-    if not isinstance(tower, DefendedTower):
+    if not isinstance(tower, WrappedTower):
         return {"": referee}
-    aware = DefendedTower(tower.tower, tower.preprocess, tower.defence, seed=tower.seed, attacked=True)
     return {
-        "": referee.with_image_tower(aware, referee.preprocess).eval(),
+        "": referee.with_image_tower(tower.as_attacked(), referee.preprocess).eval(),
         STATIC: referee.with_image_tower(tower.tower, tower.preprocess).eval(),
     }

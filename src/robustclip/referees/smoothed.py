@@ -50,12 +50,17 @@ class WrappedTower(nn.Module):
     """A tower that runs another one, `tower`, on changed images: smoothed, or defended (`referees.defended`)."""
 
     tower: nn.Module
+    preprocess: Preprocess
     kind: str
     """Of the referee, in messages."""
 
     @property
     def spec(self) -> str:
         """What its referee's name has after that of the base referee: "~smooth:0.25x16"."""
+        raise NotImplementedError
+
+    def as_attacked(self) -> WrappedTower:
+        """The tower whose gradients an adaptive attack follows: its noise is not this one's (EOT)."""
         raise NotImplementedError
 
 
@@ -66,7 +71,7 @@ class SmoothedTower(WrappedTower):
     Noise is added at the images' given size, before resizing, and not clipped to [0,1], as in Cohen et al. All images
     of a call share the noise, copy i from the stream (seed, "smoothing", i), so that an embedding depends neither on
     its batch nor on `chunk`, and the tower is deterministic. With `fresh`, call k draws from (seed, "fresh smoothing",
-    k, i) instead.
+    k, i) instead; with `attacked`, from (seed, "attacked smoothing", k, i).
 
     `chunk`: noisy images per forward pass (at least one copy of the batch; None: all). With gradients, chunks are
     checkpointed, so that only one chunk's activations are held.
@@ -74,17 +79,29 @@ class SmoothedTower(WrappedTower):
 
     kind = "smoothed"
 
-    def __init__(self, tower: nn.Module, preprocess: Preprocess, smoothing: Smoothing, chunk: int | None) -> None:
+    def __init__(
+        self,
+        tower: nn.Module,
+        preprocess: Preprocess,
+        smoothing: Smoothing,
+        chunk: int | None,
+        *,
+        attacked: bool = False,
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.preprocess = preprocess
         self.smoothing = smoothing
         self.chunk = chunk
+        self.attacked = attacked
         self.calls = 0
 
     @property
     def spec(self) -> str:
         return f"{MARK}{self.smoothing}"
+
+    def as_attacked(self) -> SmoothedTower:
+        return SmoothedTower(self.tower, self.preprocess, self.smoothing, self.chunk, attacked=True)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d"]:
         """Mean unit embedding, of length at most 1."""
@@ -109,8 +126,10 @@ class SmoothedTower(WrappedTower):
     def _noise(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "n 3 H W"]:
         """Noise drawn on the CPU, one stream per copy, so that it is the same on every device."""
         how = self.smoothing
-        purpose, keys = ("fresh smoothing", (self.calls,)) if how.fresh else ("smoothing", ())
-        self.calls += how.fresh
+        is_new = how.fresh or self.attacked
+        purpose = "attacked smoothing" if self.attacked else "fresh smoothing" if how.fresh else "smoothing"
+        keys = (self.calls,) if is_new else ()
+        self.calls += is_new
         streams = [generator(how.seed, purpose, *keys, copy) for copy in range(how.samples)]
         drawn = torch.stack([torch.randn(images.shape[1:], generator=stream) for stream in streams])
         return how.sigma * drawn.to(images)

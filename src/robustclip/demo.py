@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.attacks.spec import AttackSpec
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import faults_of
+from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
 from robustclip.explanation.maps import check_method
@@ -81,7 +81,7 @@ def run_demo(
     return {"report": report.to_json(), "summary": summarise(report, attack, out), "table": report.table()}
 
 
-def faults(eps: float, attack: str) -> Iterator[str]:
+def faults(eps: float, attack: str) -> Iterator[str | UsageError]:
     """Faults of the arguments, found before the demo starts."""
     yield from faults_of(
         (

@@ -60,13 +60,13 @@ def raise_faults(call: str, faults: Sequence[str | UsageError], hint: str = "") 
         raise UsageError("\n".join(line for line in lines if line), "faults", faults=list(map(as_fault, faults)))
 
 
-def faults_of(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
-    """Messages of the UsageErrors that `checks` raise."""
+def faults_of(checks: Iterable[Callable[[], object]]) -> Iterator[UsageError]:
+    """The UsageErrors that `checks` raise."""
     for check in checks:
         try:
             check()
         except UsageError as error:
-            yield str(error)
+            yield error
 
 
 def require(module: str, extra: str, use: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from robustclip.data.captions import CaptionBatches, open_captions
 from robustclip.data.loader import redealt
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.processes import Place
 
 LINES = ["a cat", "", "  a dog ", "a bear", "a fish"]
@@ -38,7 +38,7 @@ def test_a_position_goes_on_where_its_batch_ended(file: Path) -> None:
     data = open_captions([str(file), f"{file}=2"], batch_size=3)
     batches = list(islice(data.batches(), 6))
     assert drawn(data, 3, batches[2].position) == [text for batch in batches[3:] for text in batch.texts]
-    with pytest.raises(UsageError, match="other data"):
+    with pytest.raises(UsageError, check=coded("other_data")):
         drawn(open_captions([str(file)], batch_size=3), 1, batches[2].position)
 
 
@@ -61,17 +61,17 @@ def test_pictures_are_not_opened_and_their_captions_alternate(tmp_path: Path) ->
 
 def test_what_holds_no_captions_is_told(file: Path, tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text("\n \n")
-    for data, words in (
-        (["nowhere.txt"], "nowhere.txt"),
-        ([str(tmp_path / "blank.txt")], "no captions"),
-        ([], "no data"),
+    for data, check in (
+        (["nowhere.txt"], coded("not_readable", path=Path("nowhere.txt"))),
+        ([str(tmp_path / "blank.txt")], coded("no_captions", path=tmp_path / "blank.txt")),
+        ([], coded("no_data")),
     ):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, check=check):
             open_captions(data, batch_size=2)
     (tmp_path / "pairs.csv").write_text("path,caption\n1.png,\n2.png,\n")
     data = open_captions([str(tmp_path / "pairs.csv")], batch_size=2)
-    with pytest.raises(RunError, match="empty data"):
+    with pytest.raises(RunError, check=coded("empty_data", source="pairs")):
         next(data.batches())
     assert set(data.faults) == {"no caption"}
-    with pytest.raises(UsageError, match="evenly"):
+    with pytest.raises(UsageError, check=coded("not_divisible", argument="batch_size", given=3, near="2 or 4")):
         open_captions([str(file)], batch_size=3, place=Place(0, 2))

@@ -10,7 +10,7 @@ import pytest
 
 from robustclip import recipes
 from robustclip.data.sources import missing_sources, mixed, weighted
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs.processes import Place
 
 SOURCES = ["emoji", "emoji/unseen-train"]
@@ -64,7 +64,7 @@ def test_data_that_say_their_weights_are_drawn_by_them() -> None:
 
 @pytest.mark.parametrize("part", ["a=0", "a=-1", "a=nan", "a=1e999", "a=", "a=two", "=2", "a=1/0", "a=0/2", "a=2,5"])
 def test_a_weight_is_a_positive_number(part: str) -> None:
-    with pytest.raises(UsageError, match="is not a positive number"):
+    with pytest.raises(UsageError, check=coded("not_positive")):
         weighted([part])
 
 

@@ -22,7 +22,7 @@ from robustclip.data.compositions import (
     sprites,
 )
 from robustclip.data.pairs import COLOURS
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 
 SPLIT = "judge-heldback"  # the smallest, of all styles
 EACH = 36  # scenes of each category
@@ -218,7 +218,7 @@ def test_a_tint_has_its_colour_as_its_mean(colour: str) -> None:
 
 
 def test_splits_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UsageError, match="guide-styles"):
+    with pytest.raises(UsageError, check=coded("unknown_split", near=["guide-styles"])):
         compose(0, "guide-style")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from robustclip.data import load_split
 from robustclip.data.emoji_batches import Augmentation, Draws, EmojiBatches, augment, has_sides
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs.processes import Place
 
 NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
@@ -174,9 +174,9 @@ def test_processes_share_the_rows_of_the_very_batch(source: EmojiBatches, world_
 
 
 def test_faults_of_the_call_speak() -> None:
-    with pytest.raises(UsageError, match="batch_size 0: give at least 1"):
+    with pytest.raises(UsageError, check=coded("out_of_range", argument="batch_size", given=0)):
         EmojiBatches(SPLIT, batch_size=0, seed=0)
-    with pytest.raises(UsageError, match=r"batch_size 50 is that of all 4 processes .* use batch_size=48 or 52"):
+    with pytest.raises(UsageError, check=coded("not_divisible", given=50, near="48 or 52")):
         EmojiBatches(SPLIT, batch_size=50, seed=0, place=Place(0, 4))
     with pytest.raises(UsageError, match=r"use batch_size=4$"):
         EmojiBatches(SPLIT, batch_size=3, seed=0, place=Place(0, 4))

@@ -14,7 +14,7 @@ from robustclip.data.folders import read_folder
 from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_data
 from robustclip.data.tables import FolderSource, TableSource
-from robustclip.errors import Fault, UsageError
+from robustclip.errors import Fault, UsageError, coded
 from robustclip.runs.files import table_rows
 from robustclip.synthesis.items import load_prompts
 
@@ -80,33 +80,33 @@ def test_names_are_matched_by_name_where_they_are_the_folders(tmp_path, encode) 
 
 
 @pytest.mark.parametrize(
-    ("names", "listed", "message"),
+    ("names", "listed", "check"),
     [
-        (("0/a.png", "1/a.png"), None, "are numbers, which make no captions"),
-        (("n01440764/a.png", "n01443537/a.png"), None, "are numbers, which make no captions"),
-        (("1/a.png", "2/a.png"), "x\ny\n", "labels up to 2 need as many names"),
-        (("01/a.png", "1/a.png"), "x\ny\n", "need as many names"),
-        (("train/cat/a.png", "val/cat/b.png"), None, "are parts of a data set, not classes: give .*train"),
-        (("cat/a.png", "dog/a.png"), "dog\npuma\n", "names 'dog' in line 1"),
-        (("cat/a.png", "dog/a.png"), "a\n\nb\n", "has no name in line 2"),
+        (("0/a.png", "1/a.png"), None, coded("no_class_names")),
+        (("n01440764/a.png", "n01443537/a.png"), None, coded("no_class_names")),
+        (("1/a.png", "2/a.png"), "x\ny\n", coded("too_few_names", names=2)),
+        (("01/a.png", "1/a.png"), "x\ny\n", coded("too_few_names", names=2)),
+        (("train/cat/a.png", "val/cat/b.png"), None, coded("parts_not_classes")),
+        (("cat/a.png", "dog/a.png"), "dog\npuma\n", coded("other_order", name="dog", line=1)),
+        (("cat/a.png", "dog/a.png"), "a\n\nb\n", coded("no_name", line=2)),
     ],
 )
-def test_a_layout_that_cannot_be_told_is_refused(tmp_path, encode, names, listed: str | None, message: str) -> None:
+def test_a_layout_that_cannot_be_told_is_refused(tmp_path, encode, names, listed: str | None, check) -> None:
     put(tmp_path, encode, *names)
     if listed is not None:
         (tmp_path / "classnames.txt").write_text(listed)
     for read in (read_folder, FolderSource, read_examples):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, check=check):
             read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("0 0.5 0.5", "contain no words"), ("a cat", "1 of 3 pictures have a caption")]
+    ("text", "check"), [("0 0.5 0.5", coded("no_words")), ("a cat", coded("few_captions", captions=1, pictures=3))]
 )
-def test_texts_that_are_no_captions_are_refused(tmp_path, encode, text: str, message: str) -> None:
+def test_texts_that_are_no_captions_are_refused(tmp_path, encode, text: str, check) -> None:
     put(tmp_path, encode, "a/1.png", "a/2.png", "b/3.png")
     (tmp_path / "a" / "1.txt").write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, check=check):
         read_folder(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_a_table_that_is_none_in_a_line_names_it(tmp_path, text: str, line: int)
 def test_tables_in_other_encodings_name_the_line(tmp_path) -> None:
     for encoding, line in (("latin-1", 3), ("utf-16", 1)):
         (tmp_path / "x.csv").write_bytes("path,caption\n0.png,a cat\n1.png,caf\xe9\n".encode(encoding))
-        with pytest.raises(UsageError, match=rf"x\.csv, line {line}: is not UTF-8"):
+        with pytest.raises(UsageError, check=coded("not_utf8", line=line)):
             TableSource(tmp_path / "x.csv")
 
 

@@ -14,7 +14,7 @@ from robustclip.data.embedded import path
 from robustclip.data.emoji import SPLITS, Labels, label_index, label_records, load_labels, read_shard, splits
 from robustclip.data.emoji_batches import Augmentation, EmojiBatches
 from robustclip.data.examples import read_examples
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 
 SMALLEST = "judge-heldback"
 
@@ -126,5 +126,5 @@ def test_splits_are_evaluated_by_name() -> None:
 def test_a_wheel_without_the_set_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "root", lambda: tmp_path)
     label_records.cache_clear()
-    with pytest.raises(UsageError, match="icons set is not in the installed"):
+    with pytest.raises(UsageError, check=coded("not_installed", dataset="icons")):
         load_labels(SMALLEST, "icons")

@@ -10,7 +10,7 @@ import pytest
 
 from robustclip.data.mixture import Mixture, Weights
 from robustclip.data.samples import Sample
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.processes import ALONE, Place
 
 
@@ -108,21 +108,21 @@ def test_sources_of_one_name_are_numbered() -> None:
 
 @pytest.mark.parametrize("weights", ["size", "equal"])
 def test_a_source_without_samples_is_named(weights: Weights) -> None:
-    with pytest.raises(RunError, match="empty data: none contains no samples"):
+    with pytest.raises(RunError, check=coded("no_samples", source="none")):
         drawn(weights, Numbers("some", 5), Numbers("none", 0))
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("weights", "check"),
     [
-        ("random", "weights 'random': use size, equal, or one number a source, e.g. 1,1,2"),
-        ((1, 2, 3), "3 weights for 2 sources"),
-        ((1, 0), "each must be greater than 0"),
-        ((1, -1), "each must be greater than 0"),
-        ((1, math.nan), "each must be greater than 0"),
-        ((1, math.inf), "each must be greater than 0"),
+        ("random", coded("unknown_choice", argument="weights", given="random")),
+        ((1, 2, 3), coded("unequal_counts", weights=3, sources=2)),
+        ((1, 0), coded("not_positive", argument="weights")),
+        ((1, -1), coded("not_positive", argument="weights")),
+        ((1, math.nan), coded("not_positive", argument="weights")),
+        ((1, math.inf), coded("not_positive", argument="weights")),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(weights: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_weights_that_do_not_fit_are_refused(weights: Any, check) -> None:
+    with pytest.raises(UsageError, check=check):
         Mixture([Numbers("a", 1), Numbers("b", 1)], weights)

@@ -18,7 +18,7 @@ from robustclip.data.mixture import Mixture, WeightedChoice, Weights, redealt_st
 from robustclip.data.samples import Batch, Sample
 from robustclip.data.shards import ROUND, ShardSource
 from robustclip.data.sources import open_source
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.processes import ALONE, Place
 
 SHARDS = ROUND + 20  # two good samples in each
@@ -192,13 +192,13 @@ def test_a_share_that_is_met_with_faults_only_after_the_resume_is_no_empty_sourc
 
 def test_a_position_of_another_process_or_other_data_is_refused(here) -> None:
     position = next(loader(here, "many", "pets", place=Place(0, 2)).batches()).position
-    with pytest.raises(UsageError, match="is that of process 0 of 2, and this is process 1 of 2"):
+    with pytest.raises(UsageError, check=coded("other_process", theirs=[0, 2], ours=[1, 2])):
         loader(here, "many", "pets", place=Place(1, 2)).batches(1, position)
-    with pytest.raises(UsageError, match="process 0 of 1: continue each process from its own"):
+    with pytest.raises(UsageError, check=coded("other_process", theirs=[0, 2], ours=[0, 1])):
         loader(here, "many", "pets").batches(1, position)
-    with pytest.raises(UsageError, match="is one in many, pets, and the data are now many, pairs: resume with"):
+    with pytest.raises(UsageError, check=coded("other_data", theirs=["many", "pets"], ours=["many", "pairs"])):
         loader(here, "many", "pairs.csv", place=Place(0, 2)).batches(1, position)
-    with pytest.raises(UsageError, match="not one that this version wrote"):
+    with pytest.raises(UsageError, check=coded("not_a_position")):
         loader(here, "many").batches(1, {"epoch": 3})
 
 
@@ -269,5 +269,5 @@ def test_what_all_processes_counted_lives_on_in_the_first_of_another_number(here
     assert resumed[0].faults == sources[0].faults + sources[1].faults
     assert resumed[0].faults.total() > max(source.faults.total() for source in sources)
     assert not resumed[1].faults + resumed[2].faults
-    with pytest.raises(UsageError, match="is not one that this version wrote"):
+    with pytest.raises(UsageError, check=coded("not_a_position")):
         resumed[0].batches(1, redealt([{"epoch": 3}], Place(0, 3)))

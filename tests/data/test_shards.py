@@ -12,7 +12,7 @@ import pytest
 
 from robustclip.data.samples import Sample
 from robustclip.data.shards import ShardSource, captions_of, count_samples, find_shards
-from robustclip.errors import Fault, UsageError
+from robustclip.errors import Fault, UsageError, coded
 from robustclip.runs.processes import Place
 
 
@@ -37,34 +37,36 @@ def test_a_missing_shard_is_named_before_anything_is_read(tmp_path, write_shard)
     write_shard(tmp_path / "00000.tar", 1)
     write_shard(tmp_path / "00001.tar", 1)
     with pytest.raises(
-        UsageError, match=r"1 of 3 shards missing: .*00002\.tar\. .* holds 2 shards, 00000.tar to 00001"
+        UsageError,
+        match=r"2 shards, 00000\.tar to 00001",
+        check=coded("missing_shards", missing=[tmp_path / "00002.tar"]),
     ):
         ShardSource(f"{tmp_path}/{{00000..00002}}.tar")
-    with pytest.raises(UsageError, match=r"There is no folder .*elsewhere"):
+    with pytest.raises(UsageError, check=coded("missing_shards", missing=[tmp_path / "elsewhere" / "0.tar"])):
         ShardSource(tmp_path / "elsewhere" / "0.tar")
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"),
+    ("pattern", "check"),
     [
-        ("pipe:cat 0.tar", "running a command needs --allow-commands"),
-        ("gopher://host/0.tar", "gopher:// is not read, but http://"),
-        ("{0..9.tar", "A brace list looks like 'cc3m/{00000..00331}.tar'"),
-        ("{0..999999999999}.tar", "more than 1,000,000 shards"),
-        ("{0..9999}/{0..9999}.tar", "more than 1,000,000 shards"),
-        ("none*.tar", r"none\*.tar matches no file"),
+        ("pipe:cat 0.tar", coded("commands_not_allowed")),
+        ("gopher://host/0.tar", coded("scheme", scheme="gopher")),
+        ("{0..9.tar", coded("not_a_brace_list")),
+        ("{0..999999999999}.tar", lambda error: "1,000,000" in str(error)),
+        ("{0..9999}/{0..9999}.tar", lambda error: "1,000,000" in str(error)),
+        ("none*.tar", coded("no_match", pattern="none*.tar")),
     ],
 )
-def test_what_is_no_shard_is_refused(pattern: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_what_is_no_shard_is_refused(pattern: str, check) -> None:
+    with pytest.raises(UsageError, check=check):
         find_shards(pattern)
 
 
 def test_an_empty_folder_and_a_repeated_shard_are_refused(tmp_path, write_shard) -> None:
-    with pytest.raises(UsageError, match=r"names no shards: they end in \.tar"):
+    with pytest.raises(UsageError, check=coded("no_shards")):
         find_shards(tmp_path)
     path = write_shard(tmp_path / "0.tar", 1)
-    with pytest.raises(UsageError, match="is listed twice"):
+    with pytest.raises(UsageError, check=coded("listed_twice", shard=path)):
         find_shards([path, tmp_path / "*.tar"])
 
 
@@ -275,13 +277,13 @@ def test_of_a_share_each_epoch_takes_other_samples(tmp_path, write_shard, shards
 
 @pytest.mark.parametrize("share", [0, -1, 1.01, math.nan])
 def test_a_share_out_of_range_is_refused(tmp_path, write_shard, share: float) -> None:
-    with pytest.raises(UsageError, match="give the share of the samples per epoch"):
+    with pytest.raises(UsageError, check=coded("out_of_range", argument="share")):
         ShardSource(write_shard(tmp_path / "0.tar", 1), share=share)
 
 
 def test_sizes_of_commands_are_not_asked_for(tmp_path, write_shard) -> None:
     source = ShardSource(f"pipe:cat {write_shard(tmp_path / '0.tar', 1)}", name="far", allow_commands=True)
-    with pytest.raises(UsageError, match=r"the size of far is not known .* give --data-weights equal"):
+    with pytest.raises(UsageError, check=coded("unknown_size", source="far")):
         source.size()
 
 
@@ -301,7 +303,7 @@ def test_describe_is_json(tmp_path, write_shard) -> None:
 @pytest.mark.parametrize("options", [{"shuffle_buffer": 0}, {"open_shards": 0}])
 def test_numbers_below_one_are_refused(tmp_path, write_shard, options: dict[str, int]) -> None:
     write_shard(tmp_path / "0.tar", 1)
-    with pytest.raises(UsageError, match="both need at least 1"):
+    with pytest.raises(UsageError, check=coded("out_of_range", **options)):
         ShardSource(tmp_path, **options)
 
 

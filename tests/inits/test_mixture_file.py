@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.inits import Mixture, load_mixture, save_mixture
 from robustclip.inits.mixture import fit_classes
 from robustclip.inits.mixture_file import Precision
@@ -56,7 +56,7 @@ def test_two_files_of_one_mixture_are_the_same_bytes_and_lower_precision_is_smal
         assert files[0].read_bytes() == files[1].read_bytes()
         sizes[precision] = files[0].stat().st_size
     assert sizes["float"] > sizes["half"] > sizes["byte"]
-    with pytest.raises(UsageError, match="precision 'double': use float, half, byte"):
+    with pytest.raises(UsageError, check=coded("unknown_choice", argument="precision", given="double")):
         save_mixture(mixture(), tmp_path / "x.safetensors", precision="double")  # type: ignore[arg-type]
 
 
@@ -90,45 +90,63 @@ def one(value: float) -> Callable[[Tensor], Tensor]:
     )
 
 
-HOSTILE: dict[str, tuple[Change, str]] = {
-    "no means": (tensor("means", lambda _: None), "means missing"),
-    "NaN": (tensor("means", one(float("nan"))), "means holds NaN or numbers beyond 1000"),
-    "infinite": (tensor("centre", one(float("inf"))), "centre holds NaN"),
-    "huge": (tensor("basis", one(2000.0)), "basis holds NaN"),
-    "integers": (tensor("means", lambda t: t.to(torch.int32)), "means is torch.int32"),
-    "complex": (tensor("factors", lambda t: t.to(torch.complex64)), "factors is torch.complex64"),
-    "scalar": (tensor("means", lambda _: torch.zeros(())), "means is torch.float32 of 0 dimensions"),
-    "transposed": (tensor("means", lambda t: t.T), r"means has shape \(7, 3\), not \(3, 7\)"),
-    "narrow factors": (tensor("factors", lambda t: t[:, 1:]), r"factors has shape \(11, 6\), not \(11, 7\)"),
-    "short centre": (tensor("centre", lambda t: t[1:]), r"centre has shape \(59,\), not \(60,\)"),
-    "other basis": (tensor("basis", lambda t: t[:, 1:]), r"basis has shape \(7, 59\), not \(7, 60\)"),
-    "no basis": (tensor("basis", lambda _: None), r"means has shape \(3, 7\), not \(3, 60\)"),
-    "fewer counts": (tensor("counts", lambda t: t[1:]), r"counts are torch.int64 of shape \(2,\) for 3 classes"),
-    "float counts": (tensor("counts", lambda t: t.float()), "counts are torch.float32"),
-    "negative counts": (tensor("counts", lambda _: torch.tensor([-1, 11, 1])), "counts do not add up to the 11 rows"),
-    "overflowing counts": (tensor("counts", lambda _: torch.tensor([2**63 - 1, 7, 7])), "counts do not add up"),
-    "wrong counts": (tensor("counts", lambda t: t + 1), "counts do not add up"),
-    "negative weights": (tensor("weights", lambda _: torch.tensor([2.0, -0.5, -0.5])), "weights are not shares"),
-    "no weight": (tensor("weights", lambda t: 0 * t), "weights are not shares"),
-    "many weights": (tensor("weights", lambda t: t.repeat(2) / 2), r"weights has shape \(6,\)"),
-    "another format": (about(format="robustclip mixture 99"), "no such metadata"),
-    "huge size": (about(height=10**9), "not pixels from 1 to 256"),
-    "size true": (about(height=True), "not pixels from 1 to 256"),
-    "other size": (about(height=5), r"centre has shape \(60,\), not \(75,\)"),
-    "ridge text": (about(ridge="1e-4"), "ridge 1e-4 is not a number from 0 to 1"),
-    "ridge NaN": (about(ridge=float("nan")), "ridge nan is not a number"),
-    "ridge negative": (about(ridge=-1.0), "ridge -1.0 is not a number"),
-    "names a text": (about(class_names="abc"), "class_names is not a list of names"),
-    "names numbers": (about(class_names=[1, 2, 3]), "class_names is not a list of names"),
-    "no names": (about(class_names=[]), "class_names is not a list of names"),
-    "more names": (about(class_names=list("abcd")), "for 4 classes"),
+HOSTILE: dict[str, tuple[Change, Callable[[BaseException], bool]]] = {
+    "no means": (tensor("means", lambda _: None), coded("missing", tensors=["means"])),
+    "NaN": (tensor("means", one(float("nan"))), coded("not_finite", tensor="means")),
+    "infinite": (tensor("centre", one(float("inf"))), coded("not_finite", tensor="centre")),
+    "huge": (tensor("basis", one(2000.0)), coded("not_finite", tensor="basis")),
+    "integers": (tensor("means", lambda t: t.to(torch.int32)), coded("wrong_type", tensor="means", dtype=torch.int32)),
+    "complex": (
+        tensor("factors", lambda t: t.to(torch.complex64)),
+        coded("wrong_type", tensor="factors", dtype=torch.complex64),
+    ),
+    "scalar": (tensor("means", lambda _: torch.zeros(())), coded("wrong_type", tensor="means", dimensions=0)),
+    "transposed": (tensor("means", lambda t: t.T), coded("wrong_shape", tensor="means", shape=(7, 3), expected=(3, 7))),
+    "narrow factors": (
+        tensor("factors", lambda t: t[:, 1:]),
+        coded("wrong_shape", tensor="factors", shape=(11, 6), expected=(11, 7)),
+    ),
+    "short centre": (
+        tensor("centre", lambda t: t[1:]),
+        coded("wrong_shape", tensor="centre", shape=(59,), expected=(60,)),
+    ),
+    "other basis": (
+        tensor("basis", lambda t: t[:, 1:]),
+        coded("wrong_shape", tensor="basis", shape=(7, 59), expected=(7, 60)),
+    ),
+    "no basis": (tensor("basis", lambda _: None), coded("wrong_shape", tensor="means", shape=(3, 7), expected=(3, 60))),
+    "fewer counts": (tensor("counts", lambda t: t[1:]), coded("wrong_shape", tensor="counts", shape=(2,), classes=3)),
+    "float counts": (tensor("counts", lambda t: t.float()), coded("wrong_shape", tensor="counts", dtype=torch.float32)),
+    "negative counts": (tensor("counts", lambda _: torch.tensor([-1, 11, 1])), coded("other_sum", tensor="counts")),
+    "overflowing counts": (
+        tensor("counts", lambda _: torch.tensor([2**63 - 1, 7, 7])),
+        coded("other_sum", tensor="counts"),
+    ),
+    "wrong counts": (tensor("counts", lambda t: t + 1), coded("other_sum", tensor="counts")),
+    "negative weights": (
+        tensor("weights", lambda _: torch.tensor([2.0, -0.5, -0.5])),
+        coded("other_sum", tensor="weights"),
+    ),
+    "no weight": (tensor("weights", lambda t: 0 * t), coded("other_sum", tensor="weights")),
+    "many weights": (tensor("weights", lambda t: t.repeat(2) / 2), coded("wrong_shape", tensor="weights", shape=(6,))),
+    "another format": (about(format="robustclip mixture 99"), coded("not_a_mixture", part="metadata")),
+    "huge size": (about(height=10**9), coded("not_a_size", height=10**9)),
+    "size true": (about(height=True), coded("not_a_size", height=True)),
+    "other size": (about(height=5), coded("wrong_shape", tensor="centre", shape=(60,), expected=(75,))),
+    "ridge text": (about(ridge="1e-4"), coded("out_of_range", argument="ridge", given="1e-4")),
+    "ridge NaN": (about(ridge=float("nan")), coded("out_of_range", argument="ridge")),
+    "ridge negative": (about(ridge=-1.0), coded("out_of_range", argument="ridge", given=-1.0)),
+    "names a text": (about(class_names="abc"), coded("not_names")),
+    "names numbers": (about(class_names=[1, 2, 3]), coded("not_names")),
+    "no names": (about(class_names=[]), coded("not_names")),
+    "more names": (about(class_names=list("abcd")), coded("wrong_shape", tensor="counts", classes=4)),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_that_is_no_mixture_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
-    change, words = HOSTILE[name]
-    with pytest.raises(UsageError, match=f"m.safetensors is not a mixture: .*{words}"):
+    change, check = HOSTILE[name]
+    with pytest.raises(UsageError, check=check):
         load_mixture(rewritten(tmp_path / "m.safetensors", change))
 
 
@@ -136,9 +154,9 @@ def test_bytes_need_a_scale_that_fits(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(UsageError, match="factors_scale missing"):
         load_mixture(rewritten(path, tensor("factors_scale", lambda _: None), "byte"))
-    with pytest.raises(UsageError, match=r"means has shape \(3, 7\) and scales \(6,\)"):
+    with pytest.raises(UsageError, check=coded("wrong_shape", tensor="means", shape=(3, 7), scales=(6,))):
         load_mixture(rewritten(path, tensor("means_scale", lambda t: t[1:]), "byte"))
-    with pytest.raises(UsageError, match="means holds NaN"):
+    with pytest.raises(UsageError, check=coded("not_finite", tensor="means")):
         load_mixture(rewritten(path, tensor("means_scale", lambda t: t * 0 + 999), "byte"))
 
 
@@ -150,7 +168,7 @@ def test_bytes_need_a_scale_that_fits(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"m.safetensors is not a mixture: "):
+    with pytest.raises(UsageError, check=coded("not_a_mixture", path=path)):
         load_mixture(path)
 
 
@@ -158,10 +176,10 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_metadata_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"means": torch.zeros(1)}, path, {"mixture": text})
-    with pytest.raises(UsageError, match="no such metadata"):
+    with pytest.raises(UsageError, check=coded("not_a_mixture", part="metadata")):
         load_mixture(path)
     save_file({"means": torch.zeros(1)}, path)
-    with pytest.raises(UsageError, match="no such metadata"):
+    with pytest.raises(UsageError, check=coded("not_a_mixture", part="metadata")):
         load_mixture(path)
 
 
@@ -169,14 +187,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_mixture(mixture(), path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UsageError, match="is not a mixture"):
+    with pytest.raises(UsageError, check=coded("not_a_mixture", path=path)):
         load_mixture(path)
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero", "emoji-guide-style", "../x", "", "a\0b", "x" * 10_000):
-        with pytest.raises(
-            UsageError, match=r"there is no mixture .*: give emoji-groups, emoji-guide-styles, or a file"
-        ):
+        with pytest.raises(UsageError, check=coded("unknown_mixture", name=path)):
             load_mixture(path)

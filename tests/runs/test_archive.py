@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustclip.cli import app
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs import archive
 from robustclip.runs.archive import Summary
 from robustclip.runs.folder import Run
@@ -132,7 +132,7 @@ def test_a_run_is_shown_by_the_path_that_it_ended_with(here: Path) -> None:
         assert "emoji, finished" in command("show", path).stdout
     (here / "empty").mkdir()
     for name in ("./empty", "elsewhere/no", "a/b\\c", "..", "/"):
-        with pytest.raises(UsageError, match=r"is not a run's name \(in runs/\), nor the folder of a run"):
+        with pytest.raises(UsageError, check=coded("not_a_run", name=name)):
             archive.show(name)
 
 
@@ -173,7 +173,7 @@ def test_a_record_from_outside_that_is_odd_is_one_line_of_the_list(name: str) ->
     for verb in (["show", name], ["clean", name, "--whole"], ["clean"]):
         result = command(*verb)
         assert result.exit_code == 0 if verb == ["clean"] else isinstance(result.exception, UsageError), verb
-    with pytest.raises(UsageError, match=r"run\.json is not"):
+    with pytest.raises(UsageError, check=coded("not_a_record", path=Path("runs") / name / "run.json")):
         Run.start(None, Path("runs") / name, recipe="emoji", arguments={})
 
 
@@ -195,7 +195,7 @@ def test_nobody_waits_for_a_pipe_in_a_runs_folder(file: str) -> None:
     assert [run.status for run in archive.list_runs()] == ["unreadable"]
     assert isinstance(command("show", "pipe").exception, UsageError)
     if file == "run.json":
-        with pytest.raises(UsageError, match="is a device or a pipe"):
+        with pytest.raises(UsageError, check=coded("not_a_file", path=Path("runs/pipe/run.json"))):
             Run.start(None, "runs/pipe", recipe="emoji", arguments={})
 
 
@@ -236,7 +236,7 @@ def test_a_list_of_what_cannot_be_looked_into_says_so(here: Path) -> None:
 
 def test_a_run_that_is_not_there() -> None:
     make("emoji-1")
-    with pytest.raises(UsageError, match="there is no run 'emoji-2' in runs/: there are emoji-1"):
+    with pytest.raises(UsageError, check=coded("no_such_run", name="emoji-2")):
         archive.show("emoji-2")
 
 
@@ -302,7 +302,7 @@ def test_links_are_not_followed() -> None:
 def test_a_finished_run_that_was_cleaned_does_not_begin_again() -> None:
     run = make("emoji-1")
     archive.clean(["emoji-1"], best=True)
-    with pytest.raises(UsageError, match="is finished and has no checkpoints any more: start a new run"):
+    with pytest.raises(UsageError, check=coded("no_checkpoints", folder=run.folder)):
         Run.start(None, run.folder, recipe="emoji", arguments={})
 
 

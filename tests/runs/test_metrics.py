@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs.records import LINES, Metrics
 
 
@@ -79,7 +79,7 @@ def test_who_may_not_write_only_reads(tmp_path: Path) -> None:
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / LINES).write_text('{"step": 1}\nloss 3\n{"step": 2}\n')
-    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2, is not JSON"):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2", check=coded("not_json")):
         Metrics(tmp_path).lines()
 
 

@@ -30,7 +30,7 @@ class CaptionFile:
         lines = [(number, readable(line)) for number, line in enumerate(read_lines(file), 1)]
         self.samples = [Sample(f"line-{number}", captions=(line,)) for number, line in lines if line]
         if not self.samples:
-            raise UsageError(f"{file} contains no captions: write one a line")
+            raise UsageError(f"{file} contains no captions: write one a line", "no_captions", path=file)
 
     def epoch(self, seed: int, epoch: int, place: Place = ALONE, first_round: int = 0) -> Iterator[Sample]:
         return shuffled(self.samples, self.size(), seed, self.name, epoch, place)
@@ -66,7 +66,7 @@ class CaptionBatches:
         at = position or {"stream": {}, "faults": {}, "used": []}
         names = set(self.mixture.sources)
         if position and (set(at["stream"]["sources"]) != names or at["place"][1] != self.place.world_size):
-            raise UsageError("the position in the captions is one in other data: resume with the same")
+            raise UsageError("the position in the captions is one in other data: resume with the same", "other_data")
         self.faults = Counter(at.get("faults", {}))
         used = set(at.get("used", names))
         stream = self.mixture.stream(self.seed, self.place, at["stream"])
@@ -76,7 +76,11 @@ class CaptionBatches:
             if sample.fault is not None or not sample.captions:
                 self.faults[sample.fault or Fault.NO_CAPTION] += 1
                 if sample.epoch > 0 and sample.source not in used:
-                    raise RunError(f"empty data: none of the samples of {sample.source} has a caption")
+                    raise RunError(
+                        f"empty data: none of the samples of {sample.source} has a caption",
+                        "empty_data",
+                        source=sample.source,
+                    )
                 continue
             used.add(sample.source)
             draw = generator(self.seed, "caption", sample.epoch, stable_number(sample.id))

@@ -146,7 +146,9 @@ def label_records(dataset: str) -> list[dict[str, Any]]:
     file = embedded.path(dataset, "labels.json")
     if not file.is_file():
         raise UsageError(
-            f"the {dataset} set is not in the installed robustclip-emoji: work in a checkout of robustclip"
+            f"the {dataset} set is not in the installed robustclip-emoji: work in a checkout of robustclip",
+            "not_installed",
+            dataset=dataset,
         )
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -223,7 +225,12 @@ def samples_of(split: str, dataset: str) -> Iterator[Sample]:
     if split not in SPLITS:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
-        raise UsageError(f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}')
+        raise UsageError(
+            f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}',
+            "unknown_split",
+            split=split,
+            near=near,
+        )
     record = splits(dataset)
     guide, unseen, judges = record["guide_styles"], record["unseen_styles"], record.get("judge_styles", [])
     held_out = set(record["heldout_concepts"])
@@ -294,7 +301,9 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
     if dataset not in SIZES:
         raise UsageError(
             f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '
-            'e.g. load_split("emoji", "unseen-styles")'
+            'e.g. load_split("emoji", "unseen-styles")',
+            "unknown_data_set",
+            dataset=dataset,
         )
     return load_emoji(split, rows, dataset)
 
@@ -314,7 +323,7 @@ def emoji_drawing(name: str) -> Float[Tensor, "3 64 64"]:
     if wanted not in concepts:
         near = get_close_matches(wanted, concepts, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "give the name of an emoji, e.g. cat face"
-        raise UsageError(f"there is no drawing of {name[:60]!r}: {hint}")
+        raise UsageError(f"there is no drawing of {name[:60]!r}: {hint}", "no_drawing", name=name, near=near)
     sample = next(one for one in read_shard(STYLE) if one.concept == concepts[wanted])
     return from_pil(Image.open(io.BytesIO(sample.webp)))
 

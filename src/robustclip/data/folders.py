@@ -123,11 +123,13 @@ def read_folder(folder: Path) -> PictureFolder:
     Raises UsageError for a folder of neither layout, and if class names are ambiguous.
     """
     if not folder.is_dir():
-        raise UsageError(f"no folder at {folder}")
+        raise UsageError(f"no folder at {folder}", "missing_folder", path=folder)
     files = find_pictures(folder)
     if not files.pictures:
         few = "; ".join(files.left_out(folder))
-        raise UsageError(f"{folder} is not a folder of pictures ({few or 'it is empty'}): {HOW}")
+        raise UsageError(
+            f"{folder} is not a folder of pictures ({few or 'it is empty'}): {HOW}", "no_pictures", path=folder
+        )
     if table := next((path for path in files.others if path.parent == folder and path.stem == "metadata"), None):
         raise UsageError(f"{table} says what the pictures of {folder} are: give a table, with columns path and caption")
     beside = _captions(files)
@@ -136,7 +138,10 @@ def read_folder(folder: Path) -> PictureFolder:
     if beside:
         raise UsageError(
             f"{folder}: {len(beside):,} of {len(files.pictures):,} pictures have a caption beside them (e.g. "
-            f"{_few(folder, [*beside.values()])}): give captions to the others, or move the texts elsewhere"
+            f"{_few(folder, [*beside.values()])}): give captions to the others, or move the texts elsewhere",
+            "few_captions",
+            captions=len(beside),
+            pictures=len(files.pictures),
         )
     return _classes(folder, files)
 
@@ -168,7 +173,8 @@ def _captions(files: FolderFiles) -> dict[Path, Path]:
     if not any(re.search(r"[^\W\d_]", _readable(path)) for path in [*texts.values()][:SAMPLED]):
         raise UsageError(
             f"{next(iter(texts.values()))} and others lie beside pictures and contain no words: if they are other "
-            "labels, move them elsewhere; captions are texts"
+            "labels, move them elsewhere; captions are texts",
+            "no_words",
         )
     return texts
 
@@ -219,9 +225,15 @@ def _classes(folder: Path, files: FolderFiles) -> PictureFolder:
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
     full = sorted({held[path][0] for path in inside})
     if not inside:
-        raise UsageError(f"nothing says what the {len(loose):,} pictures of {folder} show: {HOW}")
+        raise UsageError(
+            f"nothing says what the {len(loose):,} pictures of {folder} show: {HOW}", "no_labels", pictures=len(loose)
+        )
     if SPLITS.issuperset(name.lower() for name in full):
-        raise UsageError(f"{', '.join(full)} in {folder} are parts of a data set, not classes: give {folder / full[0]}")
+        raise UsageError(
+            f"{', '.join(full)} in {folder} are parts of a data set, not classes: give {folder / full[0]}",
+            "parts_not_classes",
+            instead=folder / full[0],
+        )
     names, places, how = _named(folder, folders, full)
     labels = [places[held[path][0]] for path in inside]
     reported = f"{len(inside):,} pictures of {len(full):,} classes, one sub-folder each, {how}"
@@ -240,7 +252,8 @@ def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str]
         if codes:
             raise UsageError(
                 f"the sub-folders of {folder} ({', '.join(full[:SHOWN])}) are numbers, which make no captions: put a "
-                f"{NAMES} beside them, whose line 1 names {'folder 0' if full[0].isdecimal() else full[0]}"
+                f"{NAMES} beside them, whose line 1 names {'folder 0' if full[0].isdecimal() else full[0]}",
+                "no_class_names",
             )
         return (
             [name.replace("_", " ") for name in full],
@@ -252,19 +265,29 @@ def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str]
         if len({*numbers.values()}) < len(full) or max(numbers.values()) >= len(names):
             raise UsageError(
                 f"{listed} names {len(names)} classes, of which line 1 is folder 0, and there are {len(full)} folders, "
-                f"numbers up to {max(full, key=int)[:20]}: labels up to {max(full, key=int)[:20]} need as many names"
+                f"numbers up to {max(full, key=int)[:20]}: labels up to {max(full, key=int)[:20]} need as many names",
+                "too_few_names",
+                names=len(names),
             )
         return names, numbers, f"folder 0 named by line 1 of {NAMES}"
     plain = {_plain(name): place for place, name in enumerate(names)}
     if all(_plain(name) in plain for name in full):
         return names, {name: plain[_plain(name)] for name in full}, f"which are names of {NAMES}"
     if len(names) != len(folders):
-        raise UsageError(f"{listed} names {len(names)} classes, but there are {len(folders)} sub-folders")
+        raise UsageError(
+            f"{listed} names {len(names)} classes, but there are {len(folders)} sub-folders",
+            "unequal_counts",
+            names=len(names),
+            folders=len(folders),
+        )
     order = {name: place for place, name in enumerate(folders)}
     if moved := [name for name in full if plain.get(_plain(name), order[name]) != order[name]]:
         raise UsageError(
             f"{listed} names {moved[0]!r} in line {plain[_plain(moved[0])] + 1}, and that folder is number "
-            f"{order[moved[0]] + 1} in alphabetical order: write the names in the order of the folders"
+            f"{order[moved[0]] + 1} in alphabetical order: write the names in the order of the folders",
+            "other_order",
+            name=moved[0],
+            line=plain[_plain(moved[0])] + 1,
         )
     return names, order, f"named by the lines of {NAMES} in alphabetical order"
 
@@ -276,7 +299,11 @@ def class_names(path: Path) -> list[str]:
         return []
     names = read_lines(path)
     if names != [""] and "" in names:
-        raise UsageError(f"{path} has no name in line {names.index('') + 1}: labels are counted by lines")
+        raise UsageError(
+            f"{path} has no name in line {names.index('') + 1}: labels are counted by lines",
+            "no_name",
+            line=names.index("") + 1,
+        )
     return [] if names == [""] else names
 
 

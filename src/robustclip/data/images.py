@@ -56,11 +56,16 @@ def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"no image at {path}")
+        raise UsageError(f"no image at {path}", "no_image", path=path)
     try:
         return from_pil(decode(path))
     except Skip as error:
-        raise UsageError(f"{path} is not a readable picture ({error.fault}): {advice(error.fault)}") from error
+        raise UsageError(
+            f"{path} is not a readable picture ({error.fault}): {advice(error.fault)}",
+            "not_a_picture",
+            path=path,
+            fault=error.fault,
+        ) from error
 
 
 def decode(
@@ -192,7 +197,11 @@ def save_image(image: Float[Tensor, "3 h w"], path: str | os.PathLike[str]) -> N
     ending = Path(path).suffix.lower()
     form = Image.registered_extensions().get(ending)
     if form is None:
-        raise UsageError(f"cannot write a picture as {ending or 'a file without an ending'}: use .png, .webp or .jpg")
+        raise UsageError(
+            f"cannot write a picture as {ending or 'a file without an ending'}: use .png, .webp or .jpg",
+            "unknown_format",
+            ending=ending,
+        )
     with atomic_write(path) as file:
         to_pil(image).save(file, format=form)
 
@@ -224,7 +233,7 @@ def grid(images: Float[Tensor, "n 3 h w"], columns: int | None = None, padding: 
     from torchvision.utils import make_grid  # here, since its import takes a second
 
     if len(images) == 0:
-        raise UsageError("a grid needs at least one image")
+        raise UsageError("a grid needs at least one image", "too_few", images=0)
     framed = F.pad(images, (padding, 0, padding, 0), value=1.0)  # make_grid leaves a single image without a frame
     cells = make_grid(framed, columns or len(images), padding=0, pad_value=1.0)
     return F.pad(cells, (0, padding, 0, padding), value=1.0)
@@ -243,7 +252,13 @@ def titled_grid(
     Long titles are cut. Raises UsageError unless there are rows x columns images.
     """
     if len(images) != len(rows) * len(columns):
-        raise UsageError(f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}")
+        raise UsageError(
+            f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}",
+            "unequal_counts",
+            rows=len(rows),
+            columns=len(columns),
+            images=len(images),
+        )
     height, width = images.shape[-2:]
     font = ImageFont.load_default(font_size)
     rows = [_cut(title) for title in rows]

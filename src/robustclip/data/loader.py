@@ -50,15 +50,19 @@ class Preparation:
     def __post_init__(self) -> None:
         faults = []
         if min(self.shape) < 1:
-            faults.append(f"size {self.size}: give pixels, e.g. 224")
+            faults.append(UsageError(f"size {self.size}: give pixels, e.g. 224", "not_a_size", size=self.size))
         if self.crop not in ("random", "center"):
-            faults.append(f"crop {self.crop!r}: use 'random' or 'center'")
+            faults.append(
+                UsageError(f"crop {self.crop!r}: use 'random' or 'center'", "unknown_choice", argument="crop")
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            faults.append(f"scale {self.scale}: give two shares of the area, e.g. (0.9, 1.0)")
+            message = f"scale {self.scale}: give two shares of the area, e.g. (0.9, 1.0)"
+            faults.append(UsageError(message, "not_a_range", argument="scale"))
         if self.background not in ("white", "random"):
-            faults.append(f"background {self.background!r}: use 'white' or 'random'")
+            message = f"background {self.background!r}: use 'white' or 'random'"
+            faults.append(UsageError(message, "unknown_choice", argument="background"))
         if faults:
-            raise UsageError("\n".join(faults))
+            raise UsageError("\n".join(map(str, faults)), "faults", faults=faults)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -163,9 +167,19 @@ class Loader:
         max_skipped: float | None = None,
     ) -> None:
         if workers < 0:
-            raise UsageError(f"workers {workers}: give at least 0, which decodes in the main process")
+            raise UsageError(
+                f"workers {workers}: give at least 0, which decodes in the main process",
+                "out_of_range",
+                argument="workers",
+                given=workers,
+            )
         if max_skipped is not None and not 0 <= max_skipped <= 1:
-            raise UsageError(f"max_skipped {max_skipped}: give a share of the samples from 0 to 1, e.g. 0.05")
+            raise UsageError(
+                f"max_skipped {max_skipped}: give a share of the samples from 0 to 1, e.g. 0.05",
+                "out_of_range",
+                argument="max_skipped",
+                given=max_skipped,
+            )
         self.share = place.share(batch_size)
         self.mixture = mixture
         self.preparation = preparation
@@ -201,17 +215,25 @@ class Loader:
 
     def _check(self, position: dict[str, Any]) -> dict[str, Any]:
         if not position.keys() >= POSITION:
-            raise UsageError("the position in the data is not one that this version wrote: start a new run")
+            raise UsageError(
+                "the position in the data is not one that this version wrote: start a new run", "not_a_position"
+            )
         ours = [self.place.rank, self.place.world_size]
         if position["place"] != ours:
             raise UsageError(
                 "the position in the data is that of process {} of {}, and this is process {} of {}: continue each "
-                "process from its own, or give those of all processes to `redealt`".format(*position["place"], *ours)
+                "process from its own, or give those of all processes to `redealt`".format(*position["place"], *ours),
+                "other_process",
+                theirs=position["place"],
+                ours=ours,
             )
         if set(position["stream"]["sources"]) != set(self.mixture.sources):
             raise UsageError(
                 f"the position in the data is one in {', '.join(position['stream']['sources'])}, and the data are now "
-                f"{', '.join(self.mixture.sources)}: resume with the same"
+                f"{', '.join(self.mixture.sources)}: resume with the same",
+                "other_data",
+                theirs=[*position["stream"]["sources"]],
+                ours=[*self.mixture.sources],
             )
         return position
 
@@ -252,7 +274,12 @@ class Loader:
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
         if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-            raise RunError(f"empty data: none of the samples of {sample.source} is usable ({kinds})")
+            raise RunError(
+                f"empty data: none of the samples of {sample.source} is usable ({kinds})",
+                "empty_data",
+                source=sample.source,
+                skipped=dict(counts),
+            )
         if sample.fault is None:
             counts[USABLE] += 1
             for remark in sample.remarks:
@@ -266,7 +293,10 @@ class Loader:
         if self.max_skipped is not None and total >= JUDGED_FROM and skipped > self.max_skipped * total:
             raise RunError(
                 f"{skipped:,} of {total:,} samples ({skipped / total:.1%}) cannot be used, more than the "
-                f"{self.max_skipped:.1%} that --max-skipped allows:\n{self.report()}"
+                f"{self.max_skipped:.1%} that --max-skipped allows:\n{self.report()}",
+                "too_many_skipped",
+                skipped=skipped,
+                total=total,
             )
         return False
 

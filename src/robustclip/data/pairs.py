@@ -95,7 +95,9 @@ class Pair:
         if len(things) != 2 or things[0].name == things[1].name:
             raise UsageError(
                 f"{text[:100]!r} names no two coloured things: write e.g. 'a yellow banana and a blue butterfly', with "
-                f"colours of {', '.join(COLOURS)}, and two nouns of {', '.join(OBJECTS)}"
+                f"colours of {', '.join(COLOURS)}, and two nouns of {', '.join(OBJECTS)}",
+                "not_a_pair",
+                text=text,
             )
         return cls(*things)
 
@@ -234,5 +236,10 @@ def _drawings(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], dict[str, list[int]
     for place, row in enumerate(wanted):
         rows[nouns[names[int(labels.labels[row])]]].append(place)
     if absent := [noun for noun, own in rows.items() if not own]:
-        raise UsageError(f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles")
+        raise UsageError(
+            f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles",
+            "no_drawings",
+            split=split,
+            nouns=absent,
+        )
     return load_rgba(split, wanted)[0], rows

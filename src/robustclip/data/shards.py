@@ -63,13 +63,22 @@ def find_shards(
     missing = [shard for shard in expanded if isinstance(shard, Path) and not shard.is_file()]
     if missing:
         names = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UsageError(f"{len(missing)} of {len(expanded)} shards missing: {names}. {_there_is(missing[0].parent)}")
+        raise UsageError(
+            f"{len(missing)} of {len(expanded)} shards missing: {names}. {_there_is(missing[0].parent)}",
+            "missing_shards",
+            missing=missing,
+        )
     if not expanded:
         raise UsageError(
-            f"{', '.join(map(str, patterns)) or 'an empty list'} names no shards: they end in {' or '.join(SUFFIXES)}"
+            f"{', '.join(map(str, patterns)) or 'an empty list'} names no shards: they end in {' or '.join(SUFFIXES)}",
+            "no_shards",
         )
     if twice := [shard for shard, times in Counter(expanded).items() if times > 1]:
-        raise UsageError(f"{twice[0]} is listed twice: list it once; --data-weights draws a source more often")
+        raise UsageError(
+            f"{twice[0]} is listed twice: list it once; --data-weights draws a source more often",
+            "listed_twice",
+            shard=twice[0],
+        )
     return expanded
 
 
@@ -90,7 +99,7 @@ def _expand(pattern: str, allow_commands: bool, cache: Path | None) -> list[Shar
         elif matches := sorted(path.parent.glob(path.name)):
             expanded.extend(matches)
         else:
-            raise UsageError(f"{name} matches no file. {_there_is(path.parent)}")
+            raise UsageError(f"{name} matches no file. {_there_is(path.parent)}", "no_match", pattern=name)
     return expanded
 
 
@@ -98,7 +107,8 @@ def _commands(pattern: str, allow_commands: bool) -> list[Shard]:
     if not allow_commands:
         raise UsageError(
             f"{pattern}: running a command needs --allow-commands (allow_commands=True). Give it if you trust the "
-            "command, or copy the shards here first and give their path"
+            "command, or copy the shards here first and give their path",
+            "commands_not_allowed",
         )
     commands = [line.strip() for line in _braces(pattern.removeprefix(PIPE))]
     if not all(commands) or "\0" in pattern:
@@ -113,7 +123,9 @@ def _braces(pattern: str) -> list[str]:
             raise ValueError(f"it stands for more than {MAX_SHARDS:,} shards")
         return list(braceexpand(pattern))
     except ValueError as error:
-        raise UsageError(f"{pattern}: {error}. A brace list looks like 'cc3m/{{00000..00331}}.tar'") from error
+        raise UsageError(
+            f"{pattern}: {error}. A brace list looks like 'cc3m/{{00000..00331}}.tar'", "not_a_brace_list"
+        ) from error
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -197,7 +209,12 @@ class ShardSource:
         self.without = frozenset(without)
         self.share = check_share(share)
         if shuffle_buffer < 1 or open_shards < 1:
-            raise UsageError(f"shuffle_buffer {shuffle_buffer} and open_shards {open_shards}: both need at least 1")
+            raise UsageError(
+                f"shuffle_buffer {shuffle_buffer} and open_shards {open_shards}: both need at least 1",
+                "out_of_range",
+                shuffle_buffer=shuffle_buffer,
+                open_shards=open_shards,
+            )
         self.shuffle_buffer = shuffle_buffer
         self.open_shards = open_shards
 
@@ -289,7 +306,9 @@ class ShardSource:
         if len(files) < len(self.shards):
             raise UsageError(
                 f"the size of {self.name} is not known before its commands are run and its URLs fetched: give "
-                "--data-weights equal, or one number a source, e.g. 1,1,2"
+                "--data-weights equal, or one number a source, e.g. 1,1,2",
+                "unknown_size",
+                source=self.name,
             )
         return math.ceil(self.share * sum(count_samples(shard) for shard in files))
 

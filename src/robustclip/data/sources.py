@@ -69,7 +69,12 @@ def open_data(
     weights = weights if named is None else named
     shares = [1.0] * len(parts) if shares is None else shares
     if len(shares) != len(parts):
-        raise UsageError(f"{len(shares)} shares for {len(parts)} sources: give one number for each")
+        raise UsageError(
+            f"{len(shares)} shares for {len(parts)} sources: give one number for each",
+            "unequal_counts",
+            shares=len(shares),
+            sources=len(parts),
+        )
     opened = partial(open_source, caption=caption, templates=templates, shuffle_buffer=shuffle_buffer)
     opened = partial(opened, allow_commands=allow_commands, cache=cache)
     sources, faults = open_each(partial(opened, part, share=share) for part, share in zip(parts, shares, strict=True))
@@ -77,11 +82,11 @@ def open_data(
     try:
         odds = check_weights(parse_weights(weights), len(parts))
     except UsageError as error:
-        faults.append(str(error))
+        faults.append(error)
     try:
         preparation = Preparation(size, crop, scale, background)
     except UsageError as error:
-        faults.append(str(error))
+        faults.append(error)
     raise_faults("open_data()", faults)
     return Loader(
         Mixture(sources, odds),
@@ -94,14 +99,15 @@ def open_data(
     )
 
 
-def open_each(sources: Iterable[Callable[[], SampleSource]]) -> tuple[list[SampleSource], list[str]]:
-    """Opened sources, and the messages of those that raise UsageError."""
-    opened, faults = [], []
+def open_each(sources: Iterable[Callable[[], SampleSource]]) -> tuple[list[SampleSource], list[UsageError]]:
+    """Opened sources, and the UsageErrors of the others."""
+    opened: list[SampleSource] = []
+    faults: list[UsageError] = []
     for source in sources:
         try:
             opened.append(source())
         except UsageError as error:
-            faults.append(str(error))
+            faults.append(error)
     return opened, faults
 
 
@@ -142,7 +148,11 @@ def open_source(
 def emoji_shards(split: str) -> tuple[list[str], list[str]]:
     """(shards of an embedded split of whole styles, held-out concepts to exclude)."""
     if split not in EMOJI:
-        raise UsageError(f"emoji/{split} is not training data: use {' or '.join(f'emoji/{name}' for name in EMOJI)}")
+        raise UsageError(
+            f"emoji/{split} is not training data: use {' or '.join(f'emoji/{name}' for name in EMOJI)}",
+            "not_for_training",
+            split=split,
+        )
     record = splits()
     shards = [str(embedded.path("emoji", f"emoji-{style}.tar.gz")) for style in record[EMOJI[split]]]
     return shards, record["heldout_concepts"]
@@ -153,7 +163,7 @@ def split_data(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     listed = [data] if isinstance(data, str | os.PathLike) else data
     parts = [part.strip() for item in listed for part in os.fspath(item).split(SEVERAL)]
     if not any(parts):
-        raise UsageError(f"no data: give {FORMS}; several are joined by {SEVERAL}")
+        raise UsageError(f"no data: give {FORMS}; several are joined by {SEVERAL}", "no_data")
     return [part for part in parts if part]
 
 
@@ -179,7 +189,10 @@ def _weighted(part: str) -> tuple[str, float, bool]:
         weight = float(text) if re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", text, re.ASCII) else 0.0
     if not source or not 0 < weight < math.inf:
         raise UsageError(
-            f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0"
+            f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0",
+            "not_positive",
+            argument=source,
+            given=text,
         )
     return source, weight, True
 
@@ -193,7 +206,12 @@ def parse_weights(text: str | Sequence[float]) -> Weights:
     try:
         return [float(weight) for weight in text.split(",")]
     except ValueError:
-        raise UsageError(f"weights {text!r}: use size, equal, or one number a source, e.g. 1,1,2") from None
+        raise UsageError(
+            f"weights {text!r}: use size, equal, or one number a source, e.g. 1,1,2",
+            "unknown_choice",
+            argument="weights",
+            given=text,
+        ) from None
 
 
 def training_classes(data: str) -> tuple[list[str], list[int]]:
@@ -212,10 +230,16 @@ def training_classes(data: str) -> tuple[list[str], list[int]]:
     else:
         raise UsageError(
             f"{data} has no classes, which TeCoA needs for its class texts: give a folder with one sub-folder of "
-            "images per class (optionally with classnames.txt), or use the objective fare, which needs none"
+            "images per class (optionally with classnames.txt), or use the objective fare, which needs none",
+            "no_classes",
+            data=data,
         )
     if len(named) < 2:
-        raise UsageError(f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two")
+        raise UsageError(
+            f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two",
+            "single_class",
+            name=named[0][0],
+        )
     return [name for name, _ in named], [positive_id(concept=concept) for _, concept in named]
 
 

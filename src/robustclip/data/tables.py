@@ -49,7 +49,7 @@ class TableSource:
         caption = find_column(self.table, header, caption_column, CAPTION_COLUMNS, "caption")
         self.samples = [self._sample(number, row[image].strip(), row[caption].strip()) for number, row in rows]
         if not self.samples:
-            raise UsageError(f"{self.table} has a header and no rows")
+            raise UsageError(f"{self.table} has a header and no rows", "no_rows")
         between = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}.get(separator, repr(separator))
         self.reported = (
             f"{len(rows):,} rows of a table, between {between}: pictures of the column {header[image]!r}, captions of "
@@ -92,7 +92,9 @@ class FolderSource:
         self.share = check_share(share)
         self.name = self.folder.absolute().name
         if not templates or any(template.count("{}") != 1 for template in templates):
-            raise UsageError(f"templates {list(templates)}: each needs one {{}} where the class name goes")
+            raise UsageError(
+                f"templates {list(templates)}: each needs one {{}} where the class name goes", "not_templates"
+            )
         self.templates = tuple(templates)
         self.content = read_folder(self.folder)
         if self.content.layout == "pairs":
@@ -151,7 +153,7 @@ def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch:
 def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """The header, the rows with the numbers of their lines, and the separator. Raises UsageError as `table_rows`."""
     if not table.is_file():
-        raise UsageError(f"no table at {table}")
+        raise UsageError(f"no table at {table}", "missing_file", path=table)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -159,9 +161,13 @@ def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tupl
             separator = separator or max(SEPARATORS, key=first.count)
             rows = list(table_rows(file, table, separator))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{table}, line {first_undecodable(table)}: is not UTF-8 text: save it as UTF-8") from error
+        raise UsageError(
+            f"{table}, line {first_undecodable(table)}: is not UTF-8 text: save it as UTF-8",
+            "not_utf8",
+            line=first_undecodable(table),
+        ) from error
     if not rows:
-        raise UsageError(f"{table} is empty: it needs a header, e.g. path,caption")
+        raise UsageError(f"{table} is empty: it needs a header, e.g. path,caption", "empty")
     (_, header), *body = rows
     return [column.strip() for column in header], body, separator
 
@@ -173,4 +179,9 @@ def find_column(table: Path, header: Sequence[str], requested: str | None, usual
         if candidate in names:
             return names.index(candidate)
     wanted = repr(requested) if requested else f"named {', '.join(usual)}"
-    raise UsageError(f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}")
+    raise UsageError(
+        f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}",
+        "no_column",
+        what=what,
+        columns=list(header),
+    )

@@ -65,7 +65,8 @@ def check_url(url: str) -> None:
         )
     if "*" in url:
         raise UsageError(
-            f"{url}: the files at a URL are not listed: give a brace list, e.g. s3://bucket/{{00..99}}.tar"
+            f"{url}: the files at a URL are not listed: give a brace list, e.g. s3://bucket/{{00..99}}.tar",
+            "not_listed",
         )
     require(LIBRARIES[scheme], "remote", f"{scheme}://")
 

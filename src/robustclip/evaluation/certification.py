@@ -212,7 +212,7 @@ def counts_under_noise(
     return total
 
 
-def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: bool) -> Iterator[str]:
+def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: bool) -> Iterator[str | UsageError]:
     """Faults of an `evaluate` call's certification arguments."""
     if "certification" not in tasks:
         if sigma is not None:

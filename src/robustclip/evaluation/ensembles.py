@@ -204,7 +204,7 @@ def read_attack(text: str) -> AttackSpec:
     return spec
 
 
-def faults(attack: str, rounds: int, templates: str) -> Iterator[str]:
+def faults(attack: str, rounds: int, templates: str) -> Iterator[str | UsageError]:
     """Faults of a call that can be found before loading anything."""
     yield from faults_of([partial(read_attack, attack)] if attack != NONE else [])
     if attack == NONE and rounds != ROUNDS:

@@ -22,7 +22,7 @@ from robustclip.attacks.library import check_installed
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.data.examples import Examples, odd_pictures, read_examples
-from robustclip.errors import faults_of, raise_faults
+from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
@@ -286,7 +286,7 @@ def faults(
     resume: bool,
     csv: Path | None,
     overwrite: bool,
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of an `evaluate` call that can be found before loading anything."""
     maps = bool({"maps", "faithfulness"} & set(tasks))
     if layer is not None and not maps:

@@ -101,7 +101,9 @@ class Subject:
         return self.referee.logit_scale * cosines(self.referee, images, self.classes, self.setting.dtype)
 
 
-def faults(attacks: Sequence[str], data: str | Path, source: str | None, *, masking: bool) -> Iterator[str]:
+def faults(
+    attacks: Sequence[str], data: str | Path, source: str | None, *, masking: bool
+) -> Iterator[str | UsageError]:
     """Faults of an `evaluate` call's masking arguments."""
     if source is not None and not masking:
         yield f"the masking source {source!r} has no effect without the masking checks: add masking"

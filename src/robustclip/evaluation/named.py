@@ -30,7 +30,7 @@ from robustclip.runs.files import check_new_file, check_writable, clashes
 RefereeLike = str | Path | TwoTower
 
 
-def output_faults(out: Path | None, csv: Path | None, *, overwrite: bool) -> Iterator[str]:
+def output_faults(out: Path | None, csv: Path | None, *, overwrite: bool) -> Iterator[str | UsageError]:
     """Faults of a call's output folder and CSV file: not writable, existing, or in one another."""
     checks: list[Callable[[], object]] = []
     checks += [partial(check_writable, out, folder=True)] if out is not None else []

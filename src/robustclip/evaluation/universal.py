@@ -274,7 +274,7 @@ def read_attack(text: str) -> AttackSpec:
     return replace(spec, step=spec.step or spec.eps / 10)
 
 
-def faults(attack: str, templates: str, out: Path, overwrite: bool) -> Iterator[str]:
+def faults(attack: str, templates: str, out: Path, overwrite: bool) -> Iterator[str | UsageError]:
     """Faults of a call that can be found before loading anything."""
     if Path(out).suffix != SUFFIX:
         yield f"--out {out}: a perturbation is a {SUFFIX} file"

@@ -61,10 +61,19 @@ def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
     """
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise UsageError(f"the image to start from is {shape}: give one of shape (3,H,W), as images.load_image does")
+        raise UsageError(
+            f"the image to start from is {shape}: give one of shape (3,H,W), as images.load_image does",
+            "wrong_shape",
+            shape=shape,
+        )
     check_images(image[None])
     if not 0 <= strength <= 1:
-        raise UsageError(f"strength {strength}: give a number from 0 (noise) to 1 (the image itself)")
+        raise UsageError(
+            f"strength {strength}: give a number from 0 (noise) to 1 (the image itself)",
+            "out_of_range",
+            argument="strength",
+            given=strength,
+        )
 
     def start(
         height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
@@ -90,7 +99,9 @@ def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
     RunError for scores that are not numbers.
     """
     if n < 1 or chunk < 1:
-        raise UsageError(f"the best of {n} candidates, {chunk} at a time: both need at least 1")
+        raise UsageError(
+            f"the best of {n} candidates, {chunk} at a time: both need at least 1", "out_of_range", n=n, chunk=chunk
+        )
 
     @torch.no_grad()
     def start(
@@ -122,9 +133,14 @@ def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
 def checked(scores: Tensor, shape: tuple[int, int]) -> Float[Tensor, "p n"]:
     """Validate scores. Raises UsageError for another shape, and RunError for NaN."""
     if scores.shape != shape:
-        raise UsageError(f"the score gave {tuple(scores.shape)} for {shape[0]} pictures of {shape[1]} candidates")
+        raise UsageError(
+            f"the score gave {tuple(scores.shape)} for {shape[0]} pictures of {shape[1]} candidates",
+            "wrong_shape",
+            shape=tuple(scores.shape),
+            expected=shape,
+        )
     if scores.isnan().any():
-        raise RunError("the score of a candidate is not a number: try dtype float32, or another referee")
+        raise RunError("the score of a candidate is not a number: try dtype float32, or another referee", "not_finite")
     return scores
 
 
@@ -159,7 +175,12 @@ class Pool:
         Raises UsageError without candidates.
         """
         if not len(candidates) or chunk < 1:
-            raise UsageError(f"a pool of {len(candidates)} candidates, {chunk} at a time: both need at least 1")
+            raise UsageError(
+                f"a pool of {len(candidates)} candidates, {chunk} at a time: both need at least 1",
+                "out_of_range",
+                candidates=len(candidates),
+                chunk=chunk,
+            )
         parts = [embed(resize(part.to(device), (height, width))) for part in candidates.split(chunk)]
         return Pool(candidates, torch.cat(parts), (height, width))
 
@@ -187,7 +208,7 @@ def embedder(referees: Sequence[TwoTower], *, raw: bool = False) -> Embed:
     by mean and std (see raw_embed). Raises UsageError without referees.
     """
     if not referees:
-        raise UsageError("candidates are ranked by referees: give at least one")
+        raise UsageError("candidates are ranked by referees: give at least one", "no_referees")
 
     def embed(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         return torch.cat([raw_embed(one, images) if raw else one.embed_images(images) for one in referees], 1)

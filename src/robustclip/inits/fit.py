@@ -67,7 +67,9 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
     first that many). Raises UsageError for missing data.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"limit {limit}: give at least 1, or leave it out")
+        raise UsageError(
+            f"limit {limit}: give at least 1, or leave it out", "out_of_range", argument="limit", given=limit
+        )
     text = os.fspath(data)
     if text.startswith("emoji/") and not text.endswith(SUFFIXES) and not is_folder(text):
         return _split(text, size, limit, seed)
@@ -85,7 +87,7 @@ def read_small(data: str | os.PathLike[str], size: int, *, limit: int | None = N
         return _small(encoded, size, examples.label_names)
     if text.endswith(SUFFIXES) or any(sign in text for sign in "{*?"):
         return _shards(text, size, limit)
-    raise UsageError(f"no data at {text[:200]!r}: {SHOW_DATA}")
+    raise UsageError(f"no data at {text[:200]!r}: {SHOW_DATA}", "no_data", data=text)
 
 
 def _split(name: str, size: int, limit: int | None, seed: int) -> Small:
@@ -188,12 +190,16 @@ def fit(
     small = read_small(data, size, limit=limit, seed=seed)
     if not len(small.images):
         raise RunError(
-            f"none of the {small.skipped.total()} pictures of {data} could be read: {_faults(small.skipped)}"
+            f"none of the {small.skipped.total()} pictures of {data} could be read: {_faults(small.skipped)}",
+            "no_pictures",
+            skipped=dict(small.skipped),
         )
     if components == "classes":
         if not small.class_names or int(small.labels.min()) < 0:
             raise UsageError(
-                f"{data} has no classes, or pictures without one: give a number of components, e.g. --components 20"
+                f"{data} has no classes, or pictures without one: give a number of components, e.g. --components 20",
+                "no_classes",
+                data=data,
             )
         mixture = fit_classes(small.images, small.labels, small.class_names, ridge=ridge, directions=directions)
     else:
@@ -211,10 +217,10 @@ def fit(
     }
 
 
-def faults(out: str | os.PathLike[str], components: str | int, overwrite: bool) -> Iterator[str]:
+def faults(out: str | os.PathLike[str], components: str | int, overwrite: bool) -> Iterator[UsageError]:
     """Faults of a call of `fit` that can be found before reading data."""
     if Path(out).suffix != SUFFIX:
-        yield f"--out {out}: a mixture is a {SUFFIX} file"
+        yield UsageError(f"--out {out}: a mixture is a {SUFFIX} file", "other_suffix", out=out)
     yield from faults_of([check_installed] if components != "classes" else [])
     yield from faults_of([partial(check_new_file, out, overwrite=overwrite)])
 

@@ -84,16 +84,19 @@ class Mixture:
         classes. Raises UsageError for invalid weights, and for more candidates than the notebook's sampler has.
         """
         if count < 1:
-            raise UsageError(f"{count} candidates: give at least 1")
+            raise UsageError(f"{count} candidates: give at least 1", "out_of_range", argument="count", given=count)
         if notebook:
             if weights is not None:
                 raise UsageError(
-                    "the notebook's sampler goes through the classes in their order: leave out the weights"
+                    "the notebook's sampler goes through the classes in their order: leave out the weights",
+                    "weights_of_notebook",
                 )
             if count > NOTEBOOK_DRAWS * len(self):
                 raise UsageError(
                     f"the notebook's sampler draws {NOTEBOOK_DRAWS} of each of {len(self)} classes, fewer than "
-                    f"{count}: give {NOTEBOOK_DRAWS * len(self)} or leave out notebook"
+                    f"{count}: give {NOTEBOOK_DRAWS * len(self)} or leave out notebook",
+                    "too_few",
+                    most=NOTEBOOK_DRAWS * len(self),
                 )
             return torch.arange(count) // NOTEBOOK_DRAWS
         edges = self._edges(weights)
@@ -114,11 +117,25 @@ class Mixture:
         draws its pictures in sequence. Raises UsageError for a negative temperature and unknown classes.
         """
         if not (math.isfinite(temperature) and temperature >= 0):
-            raise UsageError(f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread")
+            raise UsageError(
+                f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread",
+                "out_of_range",
+                argument="temperature",
+                given=temperature,
+            )
         if len(classes) != len(generators):
-            raise UsageError(f"{len(classes)} classes for {len(generators)} generators: give one generator per picture")
+            raise UsageError(
+                f"{len(classes)} classes for {len(generators)} generators: give one generator per picture",
+                "unequal_counts",
+                classes=len(classes),
+                generators=len(generators),
+            )
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self):
-            raise UsageError(f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0")
+            raise UsageError(
+                f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0",
+                "unknown_class",
+                classes=len(self),
+            )
         # One picture at a time, because the rounding of matrix products depends on the number of rows.
         drawn = [
             self._one(index, generator, temperature)
@@ -178,7 +195,9 @@ class Mixture:
         wide = torch.as_tensor(shares, dtype=torch.float64).cpu()
         if wide.shape != (len(self),) or not (wide.isfinite() & (wide >= 0)).all() or not wide.sum() > 0:
             raise UsageError(
-                f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0"
+                f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0",
+                "not_weights",
+                shape=tuple(wide.shape),
             )
         return wide.cumsum(0)
 
@@ -239,7 +258,13 @@ def fit_components(
     Raises UsageError for more components than images, or without scikit-learn.
     """
     if not 1 <= components <= len(images):
-        raise UsageError(f"{components} components for {len(images)} images: give 1 to {len(images)}")
+        raise UsageError(
+            f"{components} components for {len(images)} images: give 1 to {len(images)}",
+            "out_of_range",
+            argument="components",
+            given=components,
+            most=len(images),
+        )
     check_installed()
     from sklearn.cluster import KMeans
 
@@ -255,14 +280,20 @@ def _reduced(
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " d"], Float[Tensor, "k d"] | None]:
     """The images as float64 rows around their mean, in [-1, 1] units or along their principal directions."""
     if not len(images):
-        raise UsageError("a mixture needs images: none are left")
+        raise UsageError("a mixture needs images: none are left", "no_images")
     flat = images.double().cpu().flatten(1) * 2 - 1
     centre = flat.mean(0).float()
     flat = flat - centre
     if directions is None or directions >= flat.shape[1]:
         return flat, centre, None
     if directions < 1:
-        raise UsageError(f"{directions} directions: give 1 to {flat.shape[1]}, or none to keep all")
+        raise UsageError(
+            f"{directions} directions: give 1 to {flat.shape[1]}, or none to keep all",
+            "out_of_range",
+            argument="directions",
+            given=directions,
+            most=flat.shape[1],
+        )
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     basis = vectors.flip(1)[:, :directions].T
     # Eigenvectors have either sign: make the largest entry positive.

@@ -40,7 +40,12 @@ def save_mixture(
     column. `notes`: provenance. Raises UsageError for another precision.
     """
     if precision not in get_args(Precision):
-        raise UsageError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
+        raise UsageError(
+            f"precision {precision!r}: use {', '.join(get_args(Precision))}",
+            "unknown_choice",
+            argument="precision",
+            given=precision,
+        )
     tensors = {"counts": mixture.counts, "centre": mixture.centre.float(), "weights": mixture.weights.float()}
     for name, values in (("means", mixture.means), ("factors", mixture.factors)):
         tensors |= _packed(name, values, precision)
@@ -68,7 +73,9 @@ def load_mixture(name: str | os.PathLike[str]) -> Mixture:
     if not is_file(name):
         raise UsageError(
             f"there is no mixture {str(name)[:200]!r}: give {', '.join(shipped) or 'the path of one'}, or a file that "
-            f"`robustclip mixture fit DATA --out FILE` wrote{embedded.hint(name)}"
+            f"`robustclip mixture fit DATA --out FILE` wrote{embedded.hint(name)}",
+            "unknown_mixture",
+            name=name,
         )
     return _read(Path(name))
 
@@ -79,13 +86,15 @@ def _read(path: Path) -> Mixture:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is not a mixture: {str(error)[:200]}") from error
+        raise UsageError(f"{path} is not a mixture: {str(error)[:200]}", "not_a_mixture", path=path) from error
     about = _about(path, metadata.get("mixture", ""))
     try:
         return _checked(tensors, about)
     except UsageError as error:
         raise UsageError(
-            f"{path} is not a mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE"
+            f"{path} is not a mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE",
+            "not_a_mixture",
+            faults=[error],
         ) from None
 
 
@@ -96,23 +105,30 @@ def _about(path: Path, text: str) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UsageError(
-            f"{path} is not a mixture: it has no such metadata. `robustclip mixture fit DATA --out FILE` writes one"
+            f"{path} is not a mixture: it has no such metadata. `robustclip mixture fit DATA --out FILE` writes one",
+            "not_a_mixture",
+            path=path,
+            part="metadata",
         )
     return about
 
 
 def _checked(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mixture:
     if missing := [name for name in TENSORS if name not in tensors]:
-        raise UsageError(f"{', '.join(missing)} missing")
+        raise UsageError(f"{', '.join(missing)} missing", "missing", tensors=missing)
     height, width, ridge, names = (about.get(key) for key in ("height", "width", "ridge", "class_names"))
     if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
         raise UsageError(
-            f"height {str(height)[:20]} and width {str(width)[:20]} are not pixels from 1 to {LARGEST_SIDE}"
+            f"height {str(height)[:20]} and width {str(width)[:20]} are not pixels from 1 to {LARGEST_SIDE}",
+            "not_a_size",
+            height=height,
         )
     if not isinstance(ridge, float) or not 0 <= ridge <= 1:
-        raise UsageError(f"ridge {str(ridge)[:20]} is not a number from 0 to 1")
+        raise UsageError(
+            f"ridge {str(ridge)[:20]} is not a number from 0 to 1", "out_of_range", argument="ridge", given=ridge
+        )
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-        raise UsageError("class_names is not a list of names")
+        raise UsageError("class_names is not a list of names", "not_names")
     assert isinstance(height, int)
     assert isinstance(width, int)
     basis = _numbers(tensors, "basis", 2) if "basis" in tensors else None
@@ -121,9 +137,18 @@ def _checked(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mixture
     counts = tensors["counts"]
     factors = _unpacked(tensors, "factors")
     if counts.dtype != torch.int64 or counts.shape != (len(names),):
-        raise UsageError(f"counts are {counts.dtype} of shape {tuple(counts.shape)} for {len(names)} classes")
+        raise UsageError(
+            f"counts are {counts.dtype} of shape {tuple(counts.shape)} for {len(names)} classes",
+            "wrong_shape",
+            tensor="counts",
+            shape=tuple(counts.shape),
+            dtype=counts.dtype,
+            classes=len(names),
+        )
     if int(counts.min()) < 0 or int(counts.max()) > len(factors) or int(counts.sum()) != len(factors):
-        raise UsageError(f"counts do not add up to the {len(factors)} rows of the factors")
+        raise UsageError(
+            f"counts do not add up to the {len(factors)} rows of the factors", "other_sum", tensor="counts"
+        )
     mixture = Mixture(
         centre=_numbers(tensors, "centre", 1),
         means=_unpacked(tensors, "means"),
@@ -137,7 +162,7 @@ def _checked(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mixture
     )
     _check_shapes(mixture, pixels, directions)
     if not (mixture.weights >= 0).all() or not 0.99 < float(mixture.weights.sum()) < 1.01:
-        raise UsageError("weights are not shares that add up to 1")
+        raise UsageError("weights are not shares that add up to 1", "other_sum", tensor="weights")
     return mixture
 
 
@@ -152,7 +177,13 @@ def _check_shapes(mixture: Mixture, pixels: int, directions: int) -> None:
     for name, shape in wanted.items():
         value = getattr(mixture, name)
         if value is not None and value.shape != shape:
-            raise UsageError(f"{name} has shape {tuple(value.shape)}, not {shape}")
+            raise UsageError(
+                f"{name} has shape {tuple(value.shape)}, not {shape}",
+                "wrong_shape",
+                tensor=name,
+                shape=tuple(value.shape),
+                expected=shape,
+            )
 
 
 def _packed(name: str, values: Tensor, precision: Precision) -> dict[str, Tensor]:
@@ -167,21 +198,33 @@ def _unpacked(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if tensors[name].dtype != torch.int8:
         return _numbers(tensors, name, 2)
     if f"{name}_scale" not in tensors:
-        raise UsageError(f"{name}_scale missing")
+        raise UsageError(f"{name}_scale missing", "missing", tensors=[f"{name}_scale"])
     values, scale = tensors[name], _numbers(tensors, f"{name}_scale", 1)
     if values.ndim != 2 or scale.shape != values.shape[1:]:
-        raise UsageError(f"{name} has shape {tuple(values.shape)} and scales {tuple(scale.shape)}")
+        raise UsageError(
+            f"{name} has shape {tuple(values.shape)} and scales {tuple(scale.shape)}",
+            "wrong_shape",
+            tensor=name,
+            shape=tuple(values.shape),
+            scales=tuple(scale.shape),
+        )
     return _within(name, values.float() * scale)
 
 
 def _numbers(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
     values = tensors[name]
     if values.dtype not in (torch.float16, torch.float32) or values.ndim != dimensions:
-        raise UsageError(f"{name} is {values.dtype} of {values.ndim} dimensions, not floats of {dimensions}")
+        raise UsageError(
+            f"{name} is {values.dtype} of {values.ndim} dimensions, not floats of {dimensions}",
+            "wrong_type",
+            tensor=name,
+            dtype=values.dtype,
+            dimensions=values.ndim,
+        )
     return _within(name, values.float())
 
 
 def _within(name: str, values: Tensor) -> Tensor:
     if not (values.abs() <= LARGEST_VALUE).all():  # false for NaN
-        raise UsageError(f"{name} holds NaN or numbers beyond {LARGEST_VALUE:g}")
+        raise UsageError(f"{name} holds NaN or numbers beyond {LARGEST_VALUE:g}", "not_finite", tensor=name)
     return values

@@ -384,7 +384,7 @@ def _entries(report: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[En
 
 def faults(
     referees: Sequence[str], parts: Sequence[str], attack: Sequence[str], merge: bool, out: Path | None, resume: bool
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of a call that can be found before loading anything."""
     if attack and parts and "accuracy" not in parts:
         yield "attacks are of the part accuracy, which --parts leaves out: add it, or leave the attacks out"

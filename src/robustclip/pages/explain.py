@@ -227,7 +227,7 @@ def faults(
     negations: Sequence[str],
     targets: Sequence[str],
     out: Path,
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of an `explain` call that can be found before loading anything."""
     yield from faults_of_texts(images, texts, negations, targets, objective=objective)
     yield from faults_of([partial(check_method, method), partial(check_writable, out, folder=True)])

@@ -148,7 +148,7 @@ def _interval(shares: Sequence[Sequence[float]], seed: int) -> Interval:
     return Interval(float(totals.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
 
 
-def faults(pictures: Sequence[Path], out: Path, overwrite: bool) -> Iterator[str]:
+def faults(pictures: Sequence[Path], out: Path, overwrite: bool) -> Iterator[str | UsageError]:
     """Faults of a call of `make` that can be found before reading pictures."""
     if len(pictures) < 2:
         yield "a survey compares two sets of pictures or more: survey make RUN_A RUN_B --out survey.html"

@@ -114,7 +114,9 @@ def show(
     if _is_name(name):
         return _run(name, folder)
     if "\0" in name or not os.path.lexists(Path(name) / RECORD):
-        raise UsageError(f"{name[:200]!r} is not a run's name (in {folder}/), nor the folder of a run")
+        raise UsageError(
+            f"{name[:200]!r} is not a run's name (in {folder}/), nor the folder of a run", "not_a_run", name=name
+        )
     return Run.open(name)
 
 
@@ -182,10 +184,14 @@ def _is_name(name: str) -> bool:
 def _run(name: str, home: Path) -> Run:
     """The run of that name. Raises UsageError for a path and for an unknown name."""
     if not _is_name(name):
-        raise UsageError(f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR")
+        raise UsageError(
+            f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR",
+            "not_a_run",
+            name=name,
+        )
     if not is_file(home / name / RECORD):
         there = ", ".join(run.folder.name for run in runs_in(home)) or "none"
-        raise UsageError(f"there is no run {name[:200]!r} in {home}/: there are {there}")
+        raise UsageError(f"there is no run {name[:200]!r} in {home}/: there are {there}", "no_such_run", name=name)
     return Run.open(home / name)
 
 

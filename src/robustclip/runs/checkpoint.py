@@ -64,7 +64,12 @@ def newest(folder: Path, device: str | torch.device, warn: Callable[[str], None]
         except Unreadable as error:
             warn(f"{error}; resuming from the one before it")
     if saved:
-        raise RunError(f"none of the {len(saved)} checkpoints in {folder} is readable: remove them to begin again")
+        raise RunError(
+            f"none of the {len(saved)} checkpoints in {folder} is readable: remove them to begin again",
+            "no_checkpoints",
+            folder=folder,
+            count=len(saved),
+        )
     return None
 
 
@@ -81,18 +86,22 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch does not check the checksums
         if damaged is not None:
-            raise Unreadable(f"{path} is not a readable checkpoint ({damaged} is damaged)")
+            raise Unreadable(
+                f"{path} is not a readable checkpoint ({damaged} is damaged)", "not_a_checkpoint", path=path
+            )
         # Sharded, each process takes its part from the file's pages, which the processes of a machine share.
         state = torch.load(path, map_location=device, weights_only=True, mmap=is_sharded() or None)
         if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
-            raise Unreadable(f"{path} is not a readable checkpoint (it contains no training state)")
+            raise Unreadable(
+                f"{path} is not a readable checkpoint (it contains no training state)", "not_a_checkpoint", path=path
+            )
     except (Unreadable, torch.OutOfMemoryError):
         raise
     except OSError as error:
-        raise RunError(f"{path} could not be read ({error.strerror or error})") from error
+        raise RunError(f"{path} could not be read ({error.strerror or error})", "not_readable", path=path) from error
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Unreadable(f"{path} is not a readable checkpoint ({reason})") from error
+        raise Unreadable(f"{path} is not a readable checkpoint ({reason})", "not_a_checkpoint", path=path) from error
     return state
 
 

@@ -36,9 +36,15 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps") from error
+        raise UsageError(
+            f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps", "unknown_device", device=name
+        ) from error
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
-        raise UsageError(f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps")
+        raise UsageError(
+            f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps",
+            "unknown_device",
+            device=name,
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         why = "" if count else f" ({no_cuda()})"
@@ -88,10 +94,12 @@ def pick_dtype(
         return names[name]
     if name == "measure":
         if step is None:
-            raise UsageError(f"dtype 'measure' has nothing to time here: use auto, {', '.join(names)}")
+            raise UsageError(
+                f"dtype 'measure' has nothing to time here: use auto, {', '.join(names)}", "nothing_to_time"
+            )
         return measure_dtype(step, device)
     if name != "auto":
-        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(names)}")
+        raise UsageError(f"unknown dtype {name!r}: use auto, {', '.join(names)}", "unknown_dtype", dtype=name)
     fast = False
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -171,7 +179,11 @@ def check_memory(needed: float, what: str, device: str | torch.device = "cpu") -
     """Raise UsageError if `what` needs more bytes than are free on the device; `needed` is a lower bound."""
     free = free_memory(device)
     if free is not None and needed > free:
-        raise UsageError(f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}")
+        raise UsageError(
+            f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}",
+            "too_little_memory",
+            needed=needed,
+        )
 
 
 def free_memory(device: str | torch.device) -> float | None:

@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a file, and is not replaced by one: write elsewhere")
+        raise UsageError(f"{path} is not a file, and is not replaced by one: write elsewhere", "not_a_file", path=path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     with naming(path):
@@ -90,7 +90,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UsageError | RunError) or (refusal := _refusal(error, Path(path))) is None:
             raise
-        raise RunError(f"{path} could not be written ({refusal}): make room, or write elsewhere") from error
+        raise RunError(
+            f"{path} could not be written ({refusal}): make room, or write elsewhere",
+            "not_written",
+            path=path,
+            reason=refusal,
+        ) from error
 
 
 def reason(error: OSError | RunError) -> str:
@@ -125,7 +130,11 @@ def rescuing(numbers: Callable[[], object]) -> Iterator[None]:
         reported = (
             f"{error}" if isinstance(error, RunError) else f"{error.filename or 'a file'}: {error.strerror or error}"
         )
-        raise RunError(f"{reported}. The numbers are not lost: they are {_rescue(plain(numbers()))}") from error
+        raise RunError(
+            f"{reported}. The numbers are not lost: they are {_rescue(plain(numbers()))}",
+            "numbers_kept",
+            faults=[error] if isinstance(error, RunError) else [],
+        ) from error
 
 
 def _rescue(numbers: object) -> str:
@@ -203,12 +212,17 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{path} is a device or a pipe, not a file")
+                raise UsageError(f"{path} is a device or a pipe, not a file", "not_a_file", path=path)
             if status.st_size > limit:
-                raise UsageError(f"{path} has {status.st_size} bytes, more than the {limit} that such a file may have")
+                raise UsageError(
+                    f"{path} has {status.st_size} bytes, more than the {limit} that such a file may have",
+                    "too_large",
+                    size=status.st_size,
+                    limit=limit,
+                )
             return file.read()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "not_readable", path=path) from error
 
 
 def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
@@ -217,7 +231,9 @@ def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path} is not UTF-8 text, from line {first_undecodable(path)} on ({error}): save it as UTF-8"
+            f"{path} is not UTF-8 text, from line {first_undecodable(path)} on ({error}): save it as UTF-8",
+            "not_utf8",
+            path=path,
         ) from error
 
 
@@ -237,7 +253,11 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
     duplicate columns.
     """
     if len(separator) != 1:
-        raise UsageError(f"{source} is not a table with the separator {separator!r}: give one character")
+        raise UsageError(
+            f"{source} is not a table with the separator {separator!r}: give one character",
+            "not_a_separator",
+            separator=separator,
+        )
     reader = csv.reader(lines, delimiter=separator, strict=True)
     width = 0
     while True:
@@ -247,7 +267,9 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
         except csv.Error as error:
             raise UsageError(
                 f"{source}, line {number}: is not a row of a table ({error}): put texts with quotes or separators in "
-                'quotes, and write a quote in them twice ("")'
+                'quotes, and write a quote in them twice ("")',
+                "not_a_row",
+                line=number,
             ) from error
         if row is None:
             return
@@ -257,11 +279,16 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
             width, names = len(row), Counter(cell.strip().casefold() for cell in row)
             if twice := [name for name, count in names.items() if name and count > 1]:
                 raise UsageError(
-                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?"
+                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?",
+                    "column_twice",
+                    line=number,
+                    column=twice[0],
                 )
         if len(row) != width:
             raise UsageError(
-                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators"
+                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators",
+                "not_a_row",
+                line=number,
             )
         yield number, row
 
@@ -290,7 +317,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
         value = json.loads(text)
         _check_depth(value, 0)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source} is not JSON ({error})") from error
+        raise UsageError(f"{source} is not JSON ({error})", "not_json", source=source) from error
     return value
 
 
@@ -345,7 +372,11 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
     """Raise UsageError if no file (or folder) of that name can be created; to be called before long work."""
     path = Path(path)
     if os.path.lexists(path) and not (is_folder(path) if folder else is_file(path)):
-        raise UsageError(f"{path} is not a {'folder' if folder else 'file'}: write elsewhere")
+        raise UsageError(
+            f"{path} is not a {'folder' if folder else 'file'}: write elsewhere",
+            "not_a_folder" if folder else "not_a_file",
+            path=path,
+        )
     above = path if is_folder(path) else next(place for place in path.absolute().parents if os.path.lexists(place))
     try:
         with suppress(FileNotFoundError):
@@ -353,13 +384,15 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         with TemporaryFile(dir=above):  # permissions do not show read-only disks
             pass
     except OSError as error:
-        raise UsageError(f"{str(path)[:200]} cannot be written ({error.strerror}): write elsewhere") from error
+        raise UsageError(
+            f"{str(path)[:200]} cannot be written ({error.strerror}): write elsewhere", "not_writable", path=path
+        ) from error
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raise UsageError if the path exists."""
     if os.path.lexists(path):
-        raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}")
+        raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}", "exists", path=path, free=free(path))
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:
@@ -373,7 +406,12 @@ def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     """Raise UsageError if the file cannot be created, or exists and must not be replaced."""
     check_writable(path)
     if os.path.lexists(path) and not overwrite:
-        raise UsageError(f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite")
+        raise UsageError(
+            f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite",
+            "exists",
+            path=path,
+            free=free(path),
+        )
 
 
 def free(path: str | os.PathLike[str]) -> Path:

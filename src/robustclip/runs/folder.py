@@ -91,7 +91,7 @@ def new_folder(folder: Path) -> Path:
         state = f"holds a run that is {run.status}"
         advice += "" if run.status in ("running", "finished") else f", resume it ({run.resumption})"
         advice += "" if run.status == "running" else f", or remove it ({run.removal})"
-    raise UsageError(f"{folder} exists and {state}: {advice}")
+    raise UsageError(f"{folder} exists and {state}: {advice}", "exists", folder=folder, status=run and run.status)
 
 
 RunFolder = Annotated[Path, AfterValidator(new_folder)]
@@ -143,7 +143,9 @@ class Run:
                     run._save()
             except (OSError, RunError) as error:
                 at = HOME if folder is None else folder
-                raise RunError(f"no run can be kept in {at} ({reason(error)}): write elsewhere with --out") from error
+                raise RunError(
+                    f"no run can be kept in {at} ({reason(error)}): write elsewhere with --out", "not_written", path=at
+                ) from error
             return run.folder, run.record
 
         return cls(*decided(begin))._tracked(trackers)
@@ -167,7 +169,12 @@ class Run:
         if resume is None:
             return cls.create(folder, recipe=recipe, arguments=arguments, verb=verb)
         if folder is not None:
-            raise UsageError(f"--resume {resume} resumes in that folder: leave out --out {folder}")
+            raise UsageError(
+                f"--resume {resume} resumes in that folder: leave out --out {folder}",
+                "clash",
+                resume=resume,
+                out=folder,
+            )
         trackers = requested_trackers()
 
         def reopen() -> tuple[Path, dict[str, Any]]:
@@ -254,14 +261,27 @@ class Run:
         """Raise UsageError if the run is not of `recipe` (by either of its names), is still running, or is a finished
         training run without checkpoints."""
         if recipe not in (self.record["recipe"], self.called):
-            raise UsageError(f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}")
+            raise UsageError(
+                f"{self.folder} is a run of {self.called}, not of {recipe}: {self.resumption}",
+                "other_recipe",
+                recipe=self.called,
+                asked=recipe,
+            )
         if self.status == "finished" and self.verb == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
-            raise UsageError(f"{self.folder} is finished and has no checkpoints any more: start a new run")
+            raise UsageError(
+                f"{self.folder} is finished and has no checkpoints any more: start a new run",
+                "no_checkpoints",
+                folder=self.folder,
+            )
         if self.status != "running":
             return
         process = self.record.get("process", {})
         if is_alive(process):
-            raise UsageError(f"{self.folder} is still running, as process {process['pid']}: stop it first, or wait")
+            raise UsageError(
+                f"{self.folder} is still running, as process {process['pid']}: stop it first, or wait",
+                "still_running",
+                process=process["pid"],
+            )
         where = f"running on {process['host']}" if "host" in process else "running"
         _log.warning(f"{self.folder} was last seen {where}: make sure that it does not run there any more")
 

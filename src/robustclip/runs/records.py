@@ -83,17 +83,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read run.json of `folder`. Raises UsageError if it is missing or has wrong types."""
     path = folder / RECORD
     if not os.path.lexists(path):
-        raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}")
+        raise UsageError(f"{folder} is not a run's folder: it has no {RECORD}", "not_a_run", folder=folder)
     try:
         record: dict[str, Any] = read_json(path)
     except UsageError as error:
-        raise UsageError(f"{path} is not readable ({error}): the run must be made again") from error
+        raise UsageError(
+            f"{path} is not readable ({error}): the run must be made again", "not_a_record", path=path, faults=[error]
+        ) from error
     if not (isinstance(record, dict) and {"recipe", "status", "arguments", "started"} <= record.keys()):
-        raise UsageError(f"{path} is not a run's record: it must name recipe, status, arguments and started")
+        raise UsageError(
+            f"{path} is not a run's record: it must name recipe, status, arguments and started",
+            "not_a_record",
+            path=path,
+        )
     try:
         _Record.model_validate(record)
     except ValidationError as error:
-        raise UsageError(f"{path} is not a run's record ({first_of(error)})") from error
+        raise UsageError(f"{path} is not a run's record ({first_of(error)})", "not_a_record", path=path) from error
     return record
 
 
@@ -229,10 +235,16 @@ def requested() -> list[str]:
     for name in names:
         if name not in known:
             raise UsageError(
-                f"{VARIABLE}={name}: there are {', '.join(known)}; TensorBoard's curves are always written"
+                f"{VARIABLE}={name}: there are {', '.join(known)}; TensorBoard's curves are always written",
+                "unknown_tracker",
+                tracker=name,
             )
         if name in built_in and name not in installed:
-            raise UsageError(f"{VARIABLE}={name}: the tracker's package is not installed: pip install {name}")
+            raise UsageError(
+                f"{VARIABLE}={name}: the tracker's package is not installed: pip install {name}",
+                "not_installed",
+                tracker=name,
+            )
     return names
 
 
@@ -256,7 +268,11 @@ class Trackers:
                 tracker.store_init_configuration({"run": str(folder), **arguments})
             except Exception as error:
                 self.finish()
-                raise RunError(f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}") from error
+                raise RunError(
+                    f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}",
+                    "tracker_not_started",
+                    tracker=name,
+                ) from error
             self._opened.append(tracker)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:

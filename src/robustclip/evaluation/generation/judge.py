@@ -170,7 +170,7 @@ def faults(
     overwrite: bool,
     benchmark: str | None,
     category: str | None,
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of a `judge` call that can be found before loading anything."""
     if (benchmark is None) != (category is None):
         yield f"a benchmark and its category go together: --benchmark compbench --category {CATEGORIES[0]}"

@@ -56,7 +56,7 @@ def test_rings_send_what_can_be_computed_by_hand() -> None:
     settings = Settings("vit", 1, batch_size=64, attack_steps=2)
     texts, embeddings = 16 * (4 * 10 + 8), 16 * 10 * 2  # of each of four processes: with ids of 8 bytes; in bfloat16
     found = sent(settings, 10, 4, 1000, 800, "bfloat16")
-    assert found.embeddings == 3 * (3 * texts + (2 + 1) * embeddings)
+    assert found.embeddings == 3 * (2 * texts + (2 + 1) * embeddings)
     assert found.gradients == 2 * 3 / 4 * 4 * 800
     assert found.weights == 0
     split = sent(settings, 10, 4, 1000, 800, "bfloat16", fsdp=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ class Unplugged(Colours):
             yield batch
 
 
+class OneColour(Colours):
+    """The same, but for one batch of a single colour."""
+
+    def __init__(self, single: int) -> None:
+        super().__init__()
+        self.single = single
+
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        for k, batch in enumerate(super().batches(start), start):
+            yield replace(batch, captions=["red"] * 8, positives=torch.zeros(8).long()) if k == self.single else batch
+
+
 def settings(**changes: Any) -> dict[str, Any]:
     usual = {"threat": ThreatModel("l2", 0.5, 16), "steps": 30, "lr": 1e-2, "weight_decay": 0.0, "warmup": 2}
     return {**usual, "objective": clip(10.0), "ema": 0.5, "channels_last": False, **changes}
@@ -90,6 +103,12 @@ def test_loss_falls_on_adversarial_images_and_only_the_image_tower_moves(tmp_pat
     torch.testing.assert_close(referee.embed_texts(["red"]), before.embed_texts(["red"]), rtol=0, atol=0)
     assert not referee.image_tower.training
     assert not any(parameter.requires_grad for parameter in referee.parameters())
+
+
+def test_a_batch_of_one_concept_is_refused_at_the_start_only(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"have the same text|show one concept"):
+        fit(tmp_path / "first", steps=2, data=OneColour(0))
+    fit(tmp_path / "later", steps=2, data=OneColour(1))
 
 
 def test_the_update_sees_images_inside_the_threat_model_that_raise_the_loss(

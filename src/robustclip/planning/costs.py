@@ -236,7 +236,7 @@ def sent(
     rows += energetic * (of_texts + settings.sampling_steps * of_embeddings)
     if settings.coupled or energetic:
         beside = settings.reads_clean + energetic + embedded * (settings.anchor > 0)  # clean, samples, the original's
-        rows += 2 * of_texts + (embedded + beside) * of_embeddings  # the trainer looks at all texts of a step too
+        rows += of_texts + (embedded + beside) * of_embeddings
     gradients = 2 * others / count * SINGLE * trained
     if not fsdp:
         return Sent(others * rows, gradients, 0.0)

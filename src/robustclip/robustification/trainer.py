@@ -217,7 +217,7 @@ def train(
     state = TrainingState(tower, averaged, optimizer, plain if warm is None else plain | {"warm": warm})
     if resume:
         state.restore(run, device)
-    no_texts = torch.empty(0, device=device)
+    first, no_texts = state.step, torch.empty(0, device=device)
     if probe is not None:
         probe = placed(probe)
         probe_texts = features(probe.captions)
@@ -236,7 +236,7 @@ def train(
             done = step + 1
             logs = done % log_every == 0 or done == steps
             texts = features(batch.captions) if reads_texts or logs else no_texts
-            if step == state.step and reads_texts:
+            if step == first and reads_texts:
                 ids, all_texts = distributed.everyone(batch.positives), distributed.everyone(texts)
                 refuse_degenerate(objective, ids, all_texts)
                 part = -(-len(batch) // accumulate) if attack_negatives == "local" else None

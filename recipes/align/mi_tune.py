@@ -20,6 +20,7 @@ from robustclip.diffusion.mutual_information import SKIPPED, Kappa
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.errors import UsageError
 from robustclip.runs.devices import pick_device
 from robustclip.runs.distributed import is_main
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
@@ -195,16 +196,21 @@ def faults(
     adapt_text: bool,
     merge: bool,
     quick: bool,
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     """Faults of combinations of arguments."""
     if keep > samples:
-        yield f"--keep {keep} of --samples {samples}: give --keep up to --samples"
+        message = f"--keep {keep} of --samples {samples}: give --keep up to --samples"
+        yield UsageError(message, "out_of_range", argument="keep", given=keep)
     if adapt_text and merge:
-        yield "--merge writes only the denoiser, and --adapt-text also adapts the text tower: leave one of them out"
+        yield UsageError(
+            "--merge writes only the denoiser, and --adapt-text also adapts the text tower: leave one of them out",
+            "clash",
+        )
     if stop_by is not None and validate_every is None:
-        yield "--stop-by needs validations: give e.g. --validate-every 10"
+        yield UsageError("--stop-by needs validations: give e.g. --validate-every 10", "no_validation")
     if validate_every is not None and validate_every > steps and not quick:
-        yield f"--validate-every {validate_every} of --steps {steps}: there would be no validation"
+        message = f"--validate-every {validate_every} of --steps {steps}: there would be no validation"
+        yield UsageError(message, "no_validation", validate_every=validate_every, steps=steps)
 
 
 def training_pairs(count: int, seed: int, purpose: str = "alignment prompts") -> list[str]:

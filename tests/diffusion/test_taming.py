@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustclip.diffusion.convert import Taming, from_weights, read_taming
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 
 from .taming_layout import TamingVQGAN
 
@@ -128,42 +127,54 @@ Change = Callable[[dict[str, Tensor]], object]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "check"),
     [
-        (lambda w: w.update({"encoder.extra.weight": torch.ones(1)}), r"1 without a place \(encoder.extra.weight\)"),
-        (lambda w: w.update({"quantize.beta": torch.ones(1)}), r"1 without a place \(quantize.beta\)"),
-        (lambda w: w.update({"scheduler": torch.ones(1)}), r"1 without a place \(scheduler\)"),
-        (lambda w: w.update({"decoder.up.7.block.0.norm1.bias": torch.ones(1)}), "1 without a place"),
-        (lambda w: w.pop("decoder.mid.attn_1.q.bias"), r"1 missing \(decoder.mid_block.attentions.0.to_q.bias"),
-        (lambda w: w.pop("quant_conv.weight"), r"1 missing \(quant_conv.weight"),
-        (lambda w: w.update({"quant_conv.bias": torch.ones(3)}), r"1 of another shape or type \(quant_conv.bias"),
+        (
+            lambda w: w.update({"encoder.extra.weight": torch.ones(1)}),
+            coded("does_not_fit", unexpected=["encoder.extra.weight"]),
+        ),
+        (lambda w: w.update({"quantize.beta": torch.ones(1)}), coded("does_not_fit", unexpected=["quantize.beta"])),
+        (lambda w: w.update({"scheduler": torch.ones(1)}), coded("does_not_fit", unexpected=["scheduler"])),
+        (
+            lambda w: w.update({"decoder.up.7.block.0.norm1.bias": torch.ones(1)}),
+            coded("does_not_fit", unexpected=["decoder.up.7.block.0.norm1.bias"]),
+        ),
+        (
+            lambda w: w.pop("decoder.mid.attn_1.q.bias"),
+            coded("does_not_fit", missing=["decoder.mid_block.attentions.0.to_q.bias"]),
+        ),
+        (lambda w: w.pop("quant_conv.weight"), coded("does_not_fit", missing=["quant_conv.weight"])),
+        (lambda w: w.update({"quant_conv.bias": torch.ones(3)}), coded("does_not_fit", other=["quant_conv.bias"])),
         (
             lambda w: w.update({"quant_conv.bias": torch.ones(6, dtype=torch.int64)}),
-            "1 of another shape or type",
+            coded("does_not_fit", other=["quant_conv.bias"]),
         ),
-        (lambda w: w.pop("encoder.conv_in.weight"), "not a VQGAN .* it has no encoder.conv_in.weight"),
-        (lambda w: w.pop("quantize.embedding.weight"), "it has no quantize.embedding.weight of 2 dimensions"),
-        (lambda w: w.update({"quantize.embed.weight": torch.ones(2, 2)}), "a Gumbel VQGAN"),
+        (lambda w: w.pop("encoder.conv_in.weight"), coded("not_a_vqgan", tensor="encoder.conv_in.weight")),
+        (lambda w: w.pop("quantize.embedding.weight"), coded("not_a_vqgan", tensor="quantize.embedding.weight")),
+        (lambda w: w.update({"quantize.embed.weight": torch.ones(2, 2)}), coded("gumbel")),
         (
             lambda w: w.update({"encoder.conv_in.weight": torch.ones(32, 1, 3, 3)}),
-            "begins with 1 channels, 32 and 32",
+            coded("other_channels", channels=(1, 32, 32)),
         ),
-        (lambda w: w.update({"encoder.conv_in.weight": torch.ones(64, 3, 3, 3)}), "begins with 3 channels, 64 and 32"),
+        (
+            lambda w: w.update({"encoder.conv_in.weight": torch.ones(64, 3, 3, 3)}),
+            coded("other_channels", channels=(3, 64, 32)),
+        ),
         (
             lambda w: w.update({"encoder.down.1.block.0.conv1.weight": torch.ones(40, 32, 3, 3)}),
-            "a level of 40 channels: taming-transformers has multiples of 32",
+            coded("other_channels", channels=40),
         ),
     ],
 )
-def test_what_is_another_network_is_named(change: Change, message: str, net: TamingVQGAN) -> None:
+def test_what_is_another_network_is_named(change: Change, check, net: TamingVQGAN) -> None:
     weights = dict(net.state_dict())
     change(weights)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, check=check):
         from_weights(weights, "x.ckpt")
 
 
 def test_of_nothing_there_is_no_layout() -> None:
-    with pytest.raises(UsageError, match=re.escape("x.ckpt is not a VQGAN of taming-transformers: it has no tensors")):
+    with pytest.raises(UsageError, check=coded("not_a_vqgan")):
         from_weights({"visual.proj": torch.ones(2, 2)}, "x.ckpt")
 
 
@@ -174,18 +185,18 @@ class Payload:
 
 def test_files_that_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"there is no checkpoint nowhere\.ckpt"):
+    with pytest.raises(UsageError, check=coded("missing_file", path="nowhere.ckpt")):
         read_taming(Path("nowhere.ckpt"))
     Path("cut.ckpt").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(RunError, match="truncated or damaged"):
+    with pytest.raises(RunError, check=coded("damaged", path="cut.ckpt")):
         read_taming(Path("cut.ckpt"))
     torch.save({"a": torch.ones(1).expand(10**12)}, "stretched.ckpt")
-    with pytest.raises(UsageError, match=r"stretches few numbers to large tensors \(a\)"):
+    with pytest.raises(UsageError, check=coded("stretched", names=["a"])):
         read_taming(Path("stretched.ckpt"))
     torch.save({"a": torch.tensor([1.0, torch.nan])}, "nan.ckpt")
-    with pytest.raises(RunError, match="holds NaN or infinity in a"):
+    with pytest.raises(RunError, check=coded("not_finite", names=["a"])):
         read_taming(Path("nan.ckpt"))
     torch.save({"state_dict": {"a": torch.ones(1)}, "hyper": Payload()}, "evil.ckpt")
-    with pytest.raises(UsageError, match="could run code when opened"):
+    with pytest.raises(UsageError, check=coded("unsafe_pickle", path="evil.ckpt")):
         read_taming(Path("evil.ckpt"))
     assert not Path("pwned").exists()

@@ -15,7 +15,7 @@ import robustclip
 from robustclip.diffusion import training, vqgan
 from robustclip.diffusion.training import STARVED, VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import CARD, WEIGHTS, load_vqgan, nearest
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs.files import sha256
 from robustclip.runs.rng import generator
 
@@ -53,7 +53,7 @@ def test_the_network_is_a_function_of_the_seed_and_disturbs_no_generator() -> No
 
 @pytest.mark.parametrize("channels", [(10, 20), ()])
 def test_channels_that_no_norm_can_group_are_refused(channels: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="channels are multiples of 16"):
+    with pytest.raises(UsageError, check=coded("not_divisible", argument="channels", given=list(channels))):
         new_vqgan(channels)
 
 
@@ -159,7 +159,7 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
     assert trained(second, 3) == numbers[5:]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value)
-    with pytest.raises(UsageError, match="of another network"):
+    with pytest.raises(UsageError, check=coded("other_checkpoint")):
         VQGANTrainer(new_vqgan((16, 16, 16)), discriminator(8), pooled, steps=8).load(state)
 
 

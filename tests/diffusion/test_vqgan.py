@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from robustclip.canvases import Codes
 from robustclip.diffusion import vqgan
 from robustclip.diffusion.vqgan import CARD, CONFIG, VQGAN, WEIGHTS, load_vqgan, save_vqgan
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.files import sha256
 from robustclip.runs.rng import generator, seeded
 
@@ -104,7 +104,7 @@ def test_distances_in_parts_are_those_of_the_whole(model: VQModel, monkeypatch: 
 
 
 def test_sides_that_are_not_whole_in_codes_are_refused_with_those_that_are(model: VQModel) -> None:
-    with pytest.raises(UsageError, match=r"10 x 12 are not whole in codes of 4 pixels: resize them, to 8 x 12"):
+    with pytest.raises(UsageError, check=coded("size_not_divisible", size=(10, 12), fit="8 x 12")):
         VQGAN(model).encode(pictures(10, 12))
     with pytest.raises(UsageError, match="to 4 x 4"):
         VQGAN(model).encode(pictures(1, 3))
@@ -130,7 +130,7 @@ def test_a_folder_written_here_is_loaded_here_and_by_diffusers(model: VQModel, t
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], value)
         assert torch.allclose(model.state_dict()[name], value, atol=2e-3 if half else 0)
-    with pytest.raises(UsageError, match=r"made exists: write elsewhere"):
+    with pytest.raises(UsageError, check=coded("exists", path=tmp_path / "made")):
         save_vqgan(model, tmp_path / "made", {})
 
 
@@ -158,43 +158,55 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 
 
 @pytest.mark.parametrize(
-    ("damage", "kind", "message"),
+    ("damage", "kind", "check"),
     [
-        (lambda folder: (folder / CONFIG).unlink(), UsageError, "there is no generator"),
-        (lambda folder: (folder / WEIGHTS).unlink(), UsageError, f"has no {WEIGHTS}"),
-        (lambda folder: (folder / WEIGHTS).rename(folder / "a.bin"), UsageError, f"has no {WEIGHTS}"),
-        (lambda folder: (folder / CONFIG).write_text("{"), UsageError, "JSON"),
-        (lambda folder: (folder / CONFIG).write_text("[]"), UsageError, "instead of a VQModel"),
-        (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), UsageError, "not UTF-8"),
-        (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 100), RunError, "truncated or damaged"),
-        (changed(_class_name="AutoencoderKL"), UsageError, "holds a AutoencoderKL instead of a VQModel"),
-        (changed(lookup_from_codebook=True), UsageError, "MOVQ"),
-        (changed(block_out_channels=[]), UsageError, "not a config of a VQModel"),
-        (changed(block_out_channels="8"), UsageError, "not a config of a VQModel"),
-        (changed(block_out_channels=[-8, 8, 16]), UsageError, "not a config of a VQModel"),
-        (changed(norm_num_groups=0), UsageError, "not a config of a VQModel"),
-        (changed(norm_num_groups=3), UsageError, "not a config of a VQModel"),
-        (changed(layers_per_block="many"), UsageError, "not a config of a VQModel"),
-        (changed(act_fn="unheard of"), UsageError, "not a config of a VQModel"),
-        (changed(down_block_types=["NoBlock"] * 3), UsageError, "not a config of a VQModel"),
-        (changed(num_vq_embeddings=10**12), UsageError, "quantize.embedding.weight"),  # takes no memory first
-        (changed(block_out_channels=[8, 8, 32]), UsageError, "does not fit"),
-        (weights(lambda w: w.pop("quant_conv.bias")), UsageError, "quant_conv.bias"),
-        (weights(lambda w: w.update(extra=torch.ones(1))), UsageError, "extra"),
-        (weights(lambda w: w.update({"quant_conv.bias": torch.ones(9)})), UsageError, "quant_conv.bias"),
-        (weights(lambda w: w.update({"quant_conv.bias": torch.full((4,), torch.nan)})), RunError, "quant_conv.bias"),
+        (lambda folder: (folder / CONFIG).unlink(), UsageError, coded("unknown_generator")),
+        (lambda folder: (folder / WEIGHTS).unlink(), UsageError, coded("no_weights")),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "a.bin"), UsageError, coded("no_weights")),
+        (lambda folder: (folder / CONFIG).write_text("{"), UsageError, coded("not_json")),
+        (lambda folder: (folder / CONFIG).write_text("[]"), UsageError, coded("other_class", found=None)),
+        (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), UsageError, coded("not_utf8")),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 100), RunError, coded("damaged")),
+        (changed(_class_name="AutoencoderKL"), UsageError, coded("other_class", found="AutoencoderKL")),
+        (changed(lookup_from_codebook=True), UsageError, coded("movq")),
+        (changed(block_out_channels=[]), UsageError, coded("not_a_config")),
+        (changed(block_out_channels="8"), UsageError, coded("not_a_config")),
+        (changed(block_out_channels=[-8, 8, 16]), UsageError, coded("not_a_config")),
+        (changed(norm_num_groups=0), UsageError, coded("not_a_config")),
+        (changed(norm_num_groups=3), UsageError, coded("not_a_config")),
+        (changed(layers_per_block="many"), UsageError, coded("not_a_config")),
+        (changed(act_fn="unheard of"), UsageError, coded("not_a_config")),
+        (changed(down_block_types=["NoBlock"] * 3), UsageError, coded("not_a_config")),
+        (
+            changed(num_vq_embeddings=10**12),
+            UsageError,
+            coded("does_not_fit", shapes=["quantize.embedding.weight (16, 4) for (1000000000000, 4)"]),
+        ),  # takes no memory first
+        (changed(block_out_channels=[8, 8, 32]), UsageError, coded("does_not_fit")),
+        (weights(lambda w: w.pop("quant_conv.bias")), UsageError, coded("does_not_fit", missing=["quant_conv.bias"])),
+        (weights(lambda w: w.update(extra=torch.ones(1))), UsageError, coded("does_not_fit", unexpected=["extra"])),
+        (
+            weights(lambda w: w.update({"quant_conv.bias": torch.ones(9)})),
+            UsageError,
+            coded("does_not_fit", shapes=["quant_conv.bias (9,) for (4,)"]),
+        ),
+        (
+            weights(lambda w: w.update({"quant_conv.bias": torch.full((4,), torch.nan)})),
+            RunError,
+            coded("not_finite", names=["quant_conv.bias"]),
+        ),
     ],
 )
 def test_what_is_no_generator_is_told(
-    damage: Callable[[Path], object], kind: type[Exception], message: str, folder: Path
+    damage: Callable[[Path], object], kind: type[Exception], check, folder: Path
 ) -> None:
     damage(folder)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, check=check):
         load_vqgan(folder)
 
 
 def test_pictures_have_three_channels() -> None:
-    with pytest.raises(UsageError, match="of 1 and 3 channels"):
+    with pytest.raises(UsageError, check=coded("other_channels", channels=(1, 3))):
         VQGAN(tiny(in_channels=1))
 
 
@@ -206,7 +218,7 @@ def test_another_model_of_diffusers_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "", "a\0b", "x" * 5000, "emoji-vqgann"])
 def test_a_name_of_nothing_is_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(UsageError, match="there is no generator"):
+    with pytest.raises(UsageError, check=coded("unknown_generator", given=name)):
         load_vqgan(name)
 
 

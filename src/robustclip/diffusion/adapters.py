@@ -49,7 +49,7 @@ def add_adapter(
     UsageError if the denoiser has adapters.
     """
     if getattr(model.unet, "peft_config", None):
-        raise UsageError("this denoiser has an adapter already: merge it first (`merge_adapter`)")
+        raise UsageError("this denoiser has an adapter already: merge it first (`merge_adapter`)", "has_adapter")
     config = partial(LoraConfig, r=rank, lora_alpha=alpha, init_lora_weights="gaussian")
     with seeded(seed):
         model.unet.add_adapter(config(use_dora=dora, target_modules=list(TARGETS)))
@@ -93,17 +93,24 @@ def load_adapter(model: LatentDiffusion, folder: str | Path) -> None:
     """
     folder = Path(folder)
     if not is_file(folder / WEIGHTS):
-        raise UsageError(f"{str(folder)[:200]} contains no adapter: give a folder with {WEIGHTS}, as `align` writes it")
+        raise UsageError(
+            f"{str(folder)[:200]} contains no adapter: give a folder with {WEIGHTS}, as `align` writes it", "no_adapter"
+        )
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
     if card.get("weights_sha256") not in (None, sha256(folder / WEIGHTS)):
-        raise UsageError(f"{folder / WEIGHTS} is not the file that its card describes: copy the folder again")
+        raise UsageError(
+            f"{folder / WEIGHTS} is not the file that its card describes: copy the folder again", "other_hash"
+        )
     for key, part, module in (
         ("base_sha256", "denoiser", model.unet),
         ("text_sha256", "text tower", model.texts.tower),
     ):
         if card.get(key) not in (None, base_digest(module)):
             raise UsageError(
-                f"{folder} adapts the {part} of {card.get('base')}, and {model.name} has another: load it on the former"
+                f"{folder} adapts the {part} of {card.get('base')}, and {model.name} has another: load it "
+                "on the former",
+                "adapter_of_another_model",
+                part=part,
             )
     try:
         model.unet.load_lora_adapter(folder, prefix="unet", weight_name=WEIGHTS, use_safetensors=True)
@@ -235,7 +242,9 @@ class AdapterTrainer(Trainer):
         own = dict(trainable(self.model))
         saved = state.get("adapters", {})
         if {name: one.shape for name, one in saved.items()} != {name: one.shape for name, one in own.items()}:
-            raise UsageError("the checkpoint is of other adapters: go on with the arguments of its run")
+            raise UsageError(
+                "the checkpoint is of other adapters: go on with the arguments of its run", "other_checkpoint"
+            )
         with torch.no_grad():
             for name, one in own.items():
                 one.copy_(saved[name])

@@ -126,7 +126,11 @@ def read_taming(path: Path) -> Taming:
     with safe_globals([(_Callback, f"pytorch_lightning.callbacks.{name}") for name in _CALLBACKS]):
         weights = read_dense_weights(path)
     if broken := sorted(name for name, tensor in weights.items() if not tensor.isfinite().all()):
-        raise RunError(f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256")
+        raise RunError(
+            f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256",
+            "not_finite",
+            names=broken,
+        )
     return from_weights(weights, str(path))
 
 
@@ -161,7 +165,7 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
     """The layout, from shapes. Raises UsageError for other networks and for those that diffusers cannot build."""
     if "quantize.embed.weight" in weights:
         raise UsageError(
-            f"{source} is a Gumbel VQGAN, and this converts those with a nearest code: the f16 of ImageNet"
+            f"{source} is a Gumbel VQGAN, and this converts those with a nearest code: the f16 of ImageNet", "gumbel"
         )
     shape = _Shapes(weights, source)
     levels = shape.count(r"encoder\.down\.(\d+)\.")
@@ -171,10 +175,16 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
     if colours != 3 or first != channels[0]:
         raise UsageError(
             f"{source} begins with {colours} channels, {first} and {channels[0]}: diffusers has networks that begin "
-            "with the 3 of a picture and as many as their first level (ch_mult 1)"
+            "with the 3 of a picture and as many as their first level (ch_mult 1)",
+            "other_channels",
+            channels=(colours, first, channels[0]),
         )
     if odd := [number for number in channels if number % GROUPS or not number]:
-        raise UsageError(f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}")
+        raise UsageError(
+            f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}",
+            "other_channels",
+            channels=odd[0],
+        )
     return Layout(
         channels=channels,
         blocks=shape.count(r"encoder\.down\.0\.block\.(\d+)\."),
@@ -196,7 +206,9 @@ class _Shapes:
     def __call__(self, name: str, dimensions: int) -> tuple[int, ...]:
         if name not in self.weights or self.weights[name].ndim != dimensions:
             raise UsageError(
-                f"{self.source} is not a VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions"
+                f"{self.source} is not a VQGAN of taming-transformers: it has no {name} of {dimensions} dimensions",
+                "not_a_vqgan",
+                tensor=name,
             )
         return tuple(self.weights[name].shape)
 
@@ -209,7 +221,9 @@ class _Shapes:
         numbers = self.found(pattern)
         if not numbers or numbers != tuple(range(len(numbers))):
             raise UsageError(
-                f"{self.source} is not a VQGAN of taming-transformers: it has no tensors {pattern.replace(chr(92), '')}"
+                f"{self.source} is not a VQGAN of taming-transformers: it has no tensors "
+                f"{pattern.replace(chr(92), '')}",
+                "not_a_vqgan",
             )
         return len(numbers)
 
@@ -254,7 +268,11 @@ def _compare(
         faults.append(f"{len(other)} of another shape or type ({some(other)}, as diffusers calls them)")
     if faults:
         raise UsageError(
-            f"{source} is not a VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
+            f"{source} is not a VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}",
+            "does_not_fit",
+            unexpected=unknown,
+            missing=missing,
+            other=other,
         )
 
 
@@ -335,15 +353,24 @@ def check_config(layout: Layout, path: Path) -> int:
     params = _params(path)
     resolution = params.get("resolution", RESOLUTION)
     if type(resolution) is not int or not 0 < resolution < 2**16:
-        raise UsageError(f"{path} has the resolution {resolution!r:.80}: it is a number of pixels, as in 256")
-    faults = [
-        f"{name}: {params[name]!r:.80} there, {found} in the checkpoint"
+        raise UsageError(
+            f"{path} has the resolution {resolution!r:.80}: it is a number of pixels, as in 256",
+            "not_a_size",
+            resolution=resolution,
+        )
+    differences = {
+        name: (params[name], found)
         for name, found in _found(layout, resolution)
         if name in params and params[name] != found
-    ]
-    if faults:
+    }
+    if differences:
+        faults = [
+            f"{name}: {given!r:.80} there, {found} in the checkpoint" for name, (given, found) in differences.items()
+        ]
         raise UsageError(
-            f"{path} is not this checkpoint's: {'; '.join(faults)}. Give its own, or leave out --model-yaml"
+            f"{path} is not this checkpoint's: {'; '.join(faults)}. Give its own, or leave out --model-yaml",
+            "other_config",
+            differences=differences,
         )
     return resolution
 
@@ -358,7 +385,8 @@ def _params(path: Path) -> dict[str, Any]:
         return dict(params["ddconfig"]) | {name: params[name] for name in ("embed_dim", "n_embed") if name in params}
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is not a config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml"
+            f"{path} is not a config of a VQGAN (YAML with model, params, ddconfig): leave out --model-yaml",
+            "not_a_config",
         ) from error
 
 

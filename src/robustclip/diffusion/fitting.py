@@ -82,7 +82,9 @@ class Trainer:
             for name in self.stateful:
                 getattr(self, name).load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UsageError("the checkpoint is of another network: go on with the arguments of its run") from error
+            raise UsageError(
+                "the checkpoint is of another network: go on with the arguments of its run", "other_checkpoint"
+            ) from error
         for name in self.values:
             setattr(self, name, state[name])
 
@@ -144,7 +146,10 @@ def check_channels(channels: Sequence[int], groups: int, example: str) -> None:
     """Raise UsageError for channels of levels that group norms of `groups` groups cannot divide."""
     if not channels or any(number % groups for number in channels):
         raise UsageError(
-            f"channels are multiples of {groups}, one for each level, as in {example}: not {list(channels)}"
+            f"channels are multiples of {groups}, one for each level, as in {example}: not {list(channels)}",
+            "not_divisible",
+            argument="channels",
+            given=list(channels),
         )
 
 

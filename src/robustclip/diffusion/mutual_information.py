@@ -80,7 +80,8 @@ def _with_signal(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     if not bool((kept > 0).all()):
         raise UsageError(
             "this schedule ends without signal (rescale_betas_zero_snr), where mutual information has no finite "
-            "weight: take a model of another schedule, or set rescale_betas_zero_snr to false"
+            "weight: take a model of another schedule, or set rescale_betas_zero_snr to false",
+            "no_signal",
         )
     return kept
 
@@ -138,7 +139,12 @@ def pointwise_forms(
             prompts=len(conditioning),
         )
     if levels < 1 or draws < 1:
-        raise UsageError(f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4")
+        raise UsageError(
+            f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4",
+            "out_of_range",
+            levels=levels,
+            draws=draws,
+        )
     count, device = len(latents), latents.device
     generator = torch.Generator().manual_seed(seed)
     weights = widths(model.alphas_cumprod).to(device)
@@ -234,7 +240,9 @@ def _integrand(
     squared = torch.stack([apart * (2 * noise.double() - with_text - without), apart.square()])
     if not squared.isfinite().all():
         broken = times[~squared.isfinite().all(0).flatten(1).all(1)][0]
-        raise RunError(f"the denoiser gives NaN or infinity at step {int(broken)} of the schedule")
+        raise RunError(
+            f"the denoiser gives NaN or infinity at step {int(broken)} of the schedule", "not_finite", step=int(broken)
+        )
     return squared
 
 
@@ -266,7 +274,10 @@ def sample_with_mi(
     if not 1 <= steps <= total or skip >= total - total // steps:
         raise UsageError(
             f"steps={steps} and skip={skip}: the schedule has {total} steps, and one must remain after skip, as in "
-            f"steps={min(100, total)}, skip={min(SKIPPED, total // 2)}"
+            f"steps={min(100, total)}, skip={min(SKIPPED, total // 2)}",
+            "out_of_range",
+            steps=steps,
+            skip=skip,
         )
     kept = _with_signal(model.alphas_cumprod)
     alphas = kept / torch.cat([kept.new_ones(1), kept[:-1]])

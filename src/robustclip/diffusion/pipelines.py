@@ -52,13 +52,17 @@ def load_diffusion(
         names = ", ".join(diffusion_names()) or "none"
         raise UsageError(
             f"there is no diffusion model {str(given)[:200]!r}: give a pipeline's folder with {INDEX} (as diffusers' "
-            f"save_pretrained writes it), or a name ({names}){embedded.hint(given)}"
+            f"save_pretrained writes it), or a name ({names}){embedded.hint(given)}",
+            "unknown_diffusion_model",
+            given=given,
         )
     for part in PARTS:
         if not (folder / part).is_dir():
             raise UsageError(
                 f"{folder} has no {part}/: a pipeline has {', '.join(f'{one}/' for one in PARTS)}. Save it whole, with "
-                "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
+                "pipeline.save_pretrained(FOLDER, safe_serialization=True)",
+                "missing_part",
+                part=part,
             )
     dtype = diffusion_dtype(dtype, device)
     scheduler = _scheduler(folder / "scheduler")
@@ -97,7 +101,11 @@ def load_model(folder: Path, kind: Any) -> Any:
         with torch.device("meta"):  # so that no config allocates memory
             model: Any = kind.from_config(config)
     except Exception as error:  # a malformed config can raise any exception
-        raise UsageError(f"{folder / CONFIG} is not a config of {kind.__name__} ({str(error)[:200]})") from error
+        raise UsageError(
+            f"{folder / CONFIG} is not a config of {kind.__name__} ({str(error)[:200]})",
+            "not_a_config",
+            path=folder / CONFIG,
+        ) from error
     _fill(model, folder, WEIGHTS)
     return model.eval().requires_grad_(False)
 
@@ -127,7 +135,9 @@ def _scheduler(folder: Path) -> Any:
     path = folder / "scheduler_config.json"
     if not is_file(path):
         raise UsageError(
-            f"{folder} has no {path.name}: it says how noise was added in training; save the pipeline whole"
+            f"{folder} has no {path.name}: it says how noise was added in training; save the pipeline whole",
+            "missing_file",
+            path=path,
         )
     config = read_json(path)
     stated = config.get("prediction_type") if isinstance(config, dict) else None
@@ -140,7 +150,9 @@ def _scheduler(folder: Path) -> Any:
     try:
         return DDIMScheduler.from_config({**config, "prediction_type": stated or "epsilon"})
     except Exception as error:
-        raise UsageError(f"{path} is not a config of a scheduler ({str(error)[:200]})") from error
+        raise UsageError(
+            f"{path} is not a config of a scheduler ({str(error)[:200]})", "not_a_config", path=path
+        ) from error
 
 
 def _texts(folder: Path) -> TextStates:
@@ -150,7 +162,9 @@ def _texts(folder: Path) -> TextStates:
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
     if card.get("text_tower") != MINILM:
         raise UsageError(
-            f"{folder} has no text_encoder/, and no {CARD} that names a text tower: save the pipeline whole"
+            f"{folder} has no text_encoder/, and no {CARD} that names a text tower: save the pipeline whole",
+            "missing_part",
+            part="text_encoder",
         )
     return SentenceStates()
 
@@ -199,7 +213,12 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
         config.get("_class_name") or (config.get("architectures") or [None])[0] if isinstance(config, dict) else None
     )
     if named != kind:
-        raise UsageError(f"{folder} holds a {str(named)[:60]} instead of a {kind}: give a Stable Diffusion pipeline")
+        raise UsageError(
+            f"{folder} holds a {str(named)[:60]} instead of a {kind}: give a Stable Diffusion pipeline",
+            "other_class",
+            found=named,
+            expected=kind,
+        )
     return config
 
 
@@ -218,7 +237,9 @@ def _read(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
     if path is None:
         raise UsageError(
             f"{folder} has no {name}: weights are loaded from safetensors only; save the pipeline with "
-            "safe_serialization=True"
+            "safe_serialization=True",
+            "no_weights",
+            folder=folder,
         )
     weights = {key: value for key, value in read_weights(path).items() if not key.endswith("position_ids")}
     return {_renamed(key): value.float() for key, value in weights.items()}, str(path)

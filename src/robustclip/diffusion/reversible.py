@@ -57,7 +57,11 @@ class Chain:
         self.steps = len(levels.times)
         self.reversible = all(one.own for one in self.couplings)
         if gradient == "reversed" and not self.reversible:
-            raise UsageError(f"{name} has no exact inverse to take gradients by: give gradient='checkpointed'")
+            raise UsageError(
+                f"{name} has no exact inverse to take gradients by: give gradient='checkpointed'",
+                "no_inverse",
+                sampler=name,
+            )
         self.gradient = gradient
         self.pictures = sorted({one.to for one in self.couplings if one.step == self.steps - 1})
         self.evaluations = sum(bool(one.noise) for one in self.couplings)
@@ -77,7 +81,9 @@ class Chain:
     def invert(self, end: Float[Tensor, "2 p *shape"], *conditioning: Tensor) -> Float[Tensor, "2 p *shape"]:
         """Invert the chain: the start whose sample is this state. Raises UsageError for samplers without inverse."""
         if not self.reversible:
-            raise UsageError(f"{self.name} has no exact inverse: give edict, bdia or o-belm")
+            raise UsageError(
+                f"{self.name} has no exact inverse: give edict, bdia or o-belm", "no_inverse", sampler=self.name
+            )
         state = list(end.unbind())
         for one in reversed(self.couplings):
             found = self.denoise(state[1 - one.to], one.time, *conditioning) if one.noise else None

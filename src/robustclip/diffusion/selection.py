@@ -221,7 +221,9 @@ def _kept(path: Path, *names: str) -> tuple[Tensor, ...]:
         tensors = load_file(path)
         return tuple(tensors[name] for name in names)
     except (SafetensorError, KeyError) as error:
-        raise RunError(f"{path} is damaged: remove its folder and those of later rounds, and resume") from error
+        raise RunError(
+            f"{path} is damaged: remove its folder and those of later rounds, and resume", "damaged", path=path
+        ) from error
 
 
 def _key(of: object) -> str:

@@ -171,7 +171,9 @@ class LatentDiffusion(nn.Module):
         self.prediction = str(scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
             raise UsageError(
-                f"this model predicts {self.prediction!r}, and this library takes {', '.join(PREDICTIONS)}"
+                f"this model predicts {self.prediction!r}, and this library takes {', '.join(PREDICTIONS)}",
+                "unknown_prediction",
+                prediction=self.prediction,
             )
         if unet.config.get("time_cond_proj_dim") is not None:
             raise UsageError(
@@ -235,7 +237,11 @@ class LatentDiffusion(nn.Module):
         if height % self.factor or width % self.factor:
             fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
             raise UsageError(
-                f"pictures of {height} x {width} are not whole in cells of {self.factor} pixels: resize them, to {fit}"
+                f"pictures of {height} x {width} are not whole in cells of {self.factor} pixels: resize them, to {fit}",
+                "size_not_divisible",
+                size=(height, width),
+                factor=self.factor,
+                fit=fit,
             )
         mean = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mean
         return (mean.float() - self.shift) * self.scale
@@ -306,7 +312,13 @@ class LatentDiffusion(nn.Module):
         noise at a step without signal.
         """
         if not 0 < steps <= self.steps:
-            raise UsageError(f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50")
+            raise UsageError(
+                f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50",
+                "out_of_range",
+                argument="steps",
+                given=steps,
+                most=self.steps,
+            )
         own = {"clip_sample": False, "steps_offset": 1}  # as diffusers' StableDiffusionPipeline sets both
         scheduler: Any = DDIMScheduler.from_config({**self.scheduler_config, **own})
         scheduler.set_timesteps(steps, device=self.device)
@@ -314,7 +326,8 @@ class LatentDiffusion(nn.Module):
             raise UsageError(
                 "this scheduler starts at a step without signal (rescale_betas_zero_snr), where a model that predicts "
                 "noise cannot predict a picture: use a model with prediction_type v_prediction, or set "
-                'rescale_betas_zero_snr to false or timestep_spacing to "leading" in its scheduler_config.json'
+                'rescale_betas_zero_snr to false or timestep_spacing to "leading" in its scheduler_config.json',
+                "no_signal",
             )
         shape = (self.channels, *(side // self.factor for side in size))
         drawn = [torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generators]
@@ -352,7 +365,10 @@ def check_guidance(guidance: float) -> float:
     if not 0 <= guidance < float("inf"):
         raise UsageError(
             f"guidance {guidance:g} would lead away from the text: give 0 (no text), 1 (the text alone) or more, as in "
-            "--guidance 30"
+            "--guidance 30",
+            "out_of_range",
+            argument="guidance",
+            given=guidance,
         )
     return guidance
 

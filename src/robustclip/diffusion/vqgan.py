@@ -43,10 +43,16 @@ class VQGAN(nn.Module):
         self.model = model.requires_grad_(False)
         config = model.config
         if config.get("lookup_from_codebook") or config.get("norm_type") == "spatial":
-            raise UsageError("this VQModel is MOVQ's, whose decoder sees the codes in each norm: give a plain VQGAN")
+            raise UsageError(
+                "this VQModel is MOVQ's, whose decoder sees the codes in each norm: give a plain VQGAN", "movq"
+            )
         if (config["in_channels"], config["out_channels"]) != (3, 3):
             ends = f"{config['in_channels']} and {config['out_channels']}"
-            raise UsageError(f"this VQModel is of {ends} channels: give one of pictures, which have 3")
+            raise UsageError(
+                f"this VQModel is of {ends} channels: give one of pictures, which have 3",
+                "other_channels",
+                channels=(config["in_channels"], config["out_channels"]),
+            )
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         codebook = model.quantize.embedding.weight.detach().float()
         self.channels = codebook.shape[1]
@@ -65,7 +71,11 @@ class VQGAN(nn.Module):
             height, width = images.shape[-2:]
             fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
             raise UsageError(
-                f"pictures of {height} x {width} are not whole in codes of {self.factor} pixels: resize them, to {fit}"
+                f"pictures of {height} x {width} are not whole in codes of {self.factor} pixels: resize them, to {fit}",
+                "size_not_divisible",
+                size=(height, width),
+                factor=self.factor,
+                fit=fit,
             )
         return self.model.encode(images * 2 - 1).latents
 
@@ -98,14 +108,18 @@ def load_vqgan(given: str | Path, device: str | torch.device = "cpu") -> VQGAN:
     config = _config(folder, given)
     weights = folder / WEIGHTS
     if not is_file(weights):
-        raise UsageError(f"{folder} has no {WEIGHTS}: generators are loaded from safetensors only")
+        raise UsageError(
+            f"{folder} has no {WEIGHTS}: generators are loaded from safetensors only", "no_weights", folder=folder
+        )
     from robustclip.referees.weights import check_finite, check_fit, read_weights
 
     try:
         with torch.device("meta"):  # so that no config allocates memory
             model: Any = VQModel.from_config(config)
     except Exception as error:  # a malformed config can raise any exception
-        raise UsageError(f"{folder / CONFIG} is not a config of a VQModel ({str(error)[:200]})") from error
+        raise UsageError(
+            f"{folder / CONFIG} is not a config of a VQModel ({str(error)[:200]})", "not_a_config", path=folder / CONFIG
+        ) from error
     found = read_weights(weights)
     check_fit(model, found, source=str(weights), hint="Give a whole folder, or convert it again")
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
@@ -133,10 +147,17 @@ def _config(folder: Path, given: str | Path) -> dict[str, Any]:
         names = ", ".join(embedded_names()) or "none"
         raise UsageError(
             f"there is no generator {str(given)[:200]!r}: give a folder with {CONFIG} and {WEIGHTS}, "
-            f"or a name ({names}){embedded.hint(given)}"
+            f"or a name ({names}){embedded.hint(given)}",
+            "unknown_generator",
+            given=given,
         )
     config = read_json(path)
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind != "VQModel":
-        raise UsageError(f"{folder} holds a {str(kind)[:60]} instead of a VQModel: give a VQGAN's folder")
+        raise UsageError(
+            f"{folder} holds a {str(kind)[:60]} instead of a VQModel: give a VQGAN's folder",
+            "other_class",
+            found=kind,
+            expected="VQModel",
+        )
     return config

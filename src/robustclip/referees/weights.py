@@ -119,7 +119,11 @@ def read_dense_weights(path: Path) -> dict[str, Tensor]:
         name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
     ]
     if stretched:
-        raise UsageError(f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})")
+        raise UsageError(
+            f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})",
+            "stretched",
+            names=sorted(stretched),
+        )
     return weights
 
 

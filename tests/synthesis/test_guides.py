@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.inits.basic import embedder
 from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
@@ -86,12 +86,12 @@ def test_names_with_weights(text: str, expected: tuple[str, float]) -> None:
 
 @pytest.mark.parametrize("weight", ["much", "nan", "inf", "-1", "0", "", "1_0", "0x1"])
 def test_a_weight_that_is_no_number_is_told(weight: str) -> None:
-    with pytest.raises(UsageError, match=r"of the referee 'emoji-robust' is not a positive number"):
+    with pytest.raises(UsageError, check=coded("not_positive", argument="emoji-robust", given=weight)):
         parse_weight(f"emoji-robust={weight}")
 
 
 def test_referees_that_cannot_guide_together_are_told() -> None:
-    with pytest.raises(UsageError, match="there is no referee to guide"):
+    with pytest.raises(UsageError, check=coded("no_referees")):
         Guides.load([], device=CPU)
-    with pytest.raises(UsageError, match="comes twice: give it once, as emoji-judge=2"):
+    with pytest.raises(UsageError, check=coded("listed_twice", referee="emoji-judge")):
         Guides.load(["emoji-judge", "emoji-judge=2"], device=CPU)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.synthesis.items import (
     LONGEST,
     Item,
@@ -41,25 +41,25 @@ def test_seeds_are_numbers_lists_and_ranges(given: object, seeds: list[int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "check"),
     [
-        ("", "'' is not a seed"),
-        ([], "gives no seed"),
-        ("a", "'a' is not a seed: write a number from 0"),
-        ("-1", "'-1' is not a seed"),
-        ("1.5", "'1.5' is not a seed"),
-        ("1...3", "is not a seed"),
-        ("٣", "is not a seed"),
-        ("0,,1", "'' is not a seed"),
-        ("3..0", r"the range 3..0 is empty: write 0..3"),
-        ("0..9999999999", "gives 10000000000 seeds: at most 10000"),
-        ("0..9998,9999,10000", "gives 10001 seeds"),
-        ("0..3,2", "names the seed 2 twice"),
-        ("9223372036854775808", "beyond the integers of 64 bits"),
+        ("", coded("not_a_seed", given="")),
+        ([], coded("no_seed")),
+        ("a", coded("not_a_seed", given="a")),
+        ("-1", coded("not_a_seed", given="-1")),
+        ("1.5", coded("not_a_seed", given="1.5")),
+        ("1...3", coded("not_a_seed", given="1...3")),
+        ("٣", coded("not_a_seed", given="٣")),
+        ("0,,1", coded("not_a_seed", given="")),
+        ("3..0", coded("empty_range", instead="0..3")),
+        ("0..9999999999", coded("too_many", seeds=10000000000, most=10000)),
+        ("0..9998,9999,10000", coded("too_many", seeds=10001)),
+        ("0..3,2", coded("listed_twice", seed=2)),
+        ("9223372036854775808", coded("too_large", seed=9223372036854775808)),
     ],
 )
-def test_faulty_seeds_are_told(given: object, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_faulty_seeds_are_told(given: object, check) -> None:
+    with pytest.raises(UsageError, check=check):
         parse_seeds(given)
 
 
@@ -143,5 +143,5 @@ def test_names_differ_where_case_and_encoding_do_not_count() -> None:
 
 
 def test_more_pictures_than_a_list_holds_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"200 prompts with 10,000 seeds are more than 1,000,000 pictures"):
+    with pytest.raises(UsageError, check=coded("too_many", prompts=200, seeds=10000, most=1000000)):
         items_of(parse_all([f"a {number}" for number in range(200)]), range(10_000))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.synthesis.items import load_prompts
 from robustclip.synthesis.prompts import Prompt
 
@@ -55,38 +55,38 @@ def test_ids_that_become_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text", "check"),
     [
-        ("x.txt", "\n \n", "contains no prompt"),
-        ("x.txt", "a cat\na \0 dog", "x.txt, line 2: 'a .* zero byte"),
-        ("x.txt", "a cat\n" + "x" * 10_001, "line 2: the prompt has 10001 characters"),
-        ("x.md", "a cat", "has the ending .md: prompts are read from .txt, .jsonl, .csv"),
-        ("x", "a cat", "has the ending of nothing"),
-        ("x.jsonl", '{"prompt": "a cat"}\n{"prompt": ', "line 2: is not JSON"),
-        ("x.jsonl", "[" * 100_000, "line 1: is not JSON"),
-        ("x.jsonl", '"a cat"', "line 1: is not an object"),
-        ("x.jsonl", '{"promt": "a cat"}', "line 1: has no prompt, caption or text"),
-        ("x.jsonl", '{"prompt": ["a cat"]}', "line 1: has a prompt that is not text"),
-        ("x.jsonl", '{"prompt": " "}', "line 1: a part of the prompt is empty"),
-        ("x.jsonl", '{"prompt": "a cat", "id": [1]}', "line 1: has an id that is not text"),
-        ("x.jsonl", '{"prompt": "a cat", "id": true}', "line 1: has an id that is not text"),
-        ("x.jsonl", '{"prompt": "a cat", "seed": -1}', "line 1: has a seed that is not a number from 0: '-1'"),
-        ("x.jsonl", '{"prompt": "a cat", "seed": 9223372036854775808}', "line 1: has a seed"),
-        ("x.jsonl", '{"prompt": "a", "id": "1"}\n\n{"prompt": "b", "id": 1}', "line 3: has the id '1', as line 1 has"),
-        ("x.csv", "id,name\n1,a cat\n", "line 1: names no column prompt, caption or text, but id, name"),
-        ("x.csv", "", "line 1: names no column .* but nothing"),
-        ("x.csv", "id,prompt\n1,a cat, a dog\n", "line 2: has 3 values for 2 columns: quote texts"),
-        ("x.csv", "id,prompt\n1,\n", "line 2: has no prompt"),
-        ("x.csv", 'id,prompt\n1,"a cat\n', "line 2: is not a row"),
+        ("x.txt", "\n \n", coded("no_prompts")),
+        ("x.txt", "a cat\na \0 dog", coded("not_utf8", line=2)),
+        ("x.txt", "a cat\n" + "x" * 10_001, coded("too_long", line=2)),
+        ("x.md", "a cat", coded("unknown_format", ending=".md")),
+        ("x", "a cat", coded("unknown_format", ending="")),
+        ("x.jsonl", '{"prompt": "a cat"}\n{"prompt": ', coded("not_json", line=2)),
+        ("x.jsonl", "[" * 100_000, coded("not_json", line=1)),
+        ("x.jsonl", '"a cat"', coded("not_an_object", line=1)),
+        ("x.jsonl", '{"promt": "a cat"}', coded("no_prompt", line=1)),
+        ("x.jsonl", '{"prompt": ["a cat"]}', coded("not_a_text", line=1)),
+        ("x.jsonl", '{"prompt": " "}', coded("empty_prompt", line=1)),
+        ("x.jsonl", '{"prompt": "a cat", "id": [1]}', coded("not_a_text", line=1)),
+        ("x.jsonl", '{"prompt": "a cat", "id": true}', coded("not_a_text", line=1)),
+        ("x.jsonl", '{"prompt": "a cat", "seed": -1}', coded("not_a_seed", line=1)),
+        ("x.jsonl", '{"prompt": "a cat", "seed": 9223372036854775808}', coded("not_a_seed", line=1)),
+        ("x.jsonl", '{"prompt": "a", "id": "1"}\n\n{"prompt": "b", "id": 1}', coded("listed_twice", line=3)),
+        ("x.csv", "id,name\n1,a cat\n", coded("no_column", line=1)),
+        ("x.csv", "", coded("no_column", line=1)),
+        ("x.csv", "id,prompt\n1,a cat, a dog\n", coded("not_a_row", line=2)),
+        ("x.csv", "id,prompt\n1,\n", coded("no_prompt", line=2)),
+        ("x.csv", 'id,prompt\n1,"a cat\n', coded("not_a_row", line=2)),
     ],
 )
-def test_faulty_files_are_told_with_their_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_faulty_files_are_told_with_their_line(tmp_path: Path, name: str, text: str, check) -> None:
+    with pytest.raises(UsageError, check=check):
         load_prompts(write(tmp_path, name, text))
 
 
 def test_unreadable_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, check=coded("not_readable", path=tmp_path / "nowhere.txt")):
         load_prompts(tmp_path / "nowhere.txt")
     (tmp_path / "x.txt").write_bytes(b"a caf\xe9")
     with pytest.raises(UsageError, match="is not UTF-8 text"):

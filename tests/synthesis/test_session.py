@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import fingerprint
 from robustclip.referees.toy import toy_referee
@@ -44,7 +44,7 @@ def test_sizes_are_read_height_first(given: object, size: tuple[int, int] | None
     ["", "big", "64x", "x64", "64x64x64", "7", "4097", "64x7", "-64", "6.4e1", "٦٤", 0, -64, 7.5, True, (1, 2, 3), ()],
 )
 def test_what_is_no_size_is_told(given: object) -> None:
-    with pytest.raises(UsageError, match=r"is not a size of a picture: write one side \(64\) or height x width"):
+    with pytest.raises(UsageError, check=coded("not_a_size")):
         parse_size(given)
 
 
@@ -164,7 +164,7 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         text = (tmp_path / "best" / "txt" / f"{best.items[row].id}.txt").read_text()
         assert float(text) == pytest.approx(max(fact["scores"]), abs=1e-3)
     assert {fact["candidate"] for fact in facts} != {0}
-    with pytest.raises(UsageError, match="no diffusion model"):
+    with pytest.raises(UsageError, check=coded("no_diffusion_model")):
         Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"))
 
 
@@ -184,13 +184,13 @@ def test_a_size_of_ones_own(tmp_path: Path) -> None:
 def test_faults_begin_no_run(tmp_path: Path) -> None:
     save_image(torch.rand(3, 8, 8), tmp_path / "image.png")
     (tmp_path / "image.png").write_bytes((tmp_path / "image.png").read_bytes()[:60])
-    for changed, message in [
-        ({"referee": ["nobody-at-all"]}, "there is no referee 'nobody-at-all'"),
-        ({"referee": []}, "there is no referee to guide"),
-        ({"prompt": ["cat " * 600], "referee": ["emoji-robust"]}, "emoji-robust reads 77 per text"),
-        ({"prompt": [f"image:{tmp_path / 'image.png'}"]}, r"image\.png"),
+    for changed, check in [
+        ({"referee": ["nobody-at-all"]}, coded("unknown_referee", given="nobody-at-all")),
+        ({"referee": []}, coded("no_referees")),
+        ({"prompt": ["cat " * 600], "referee": ["emoji-robust"]}, coded("too_many_tokens", most=77)),
+        ({"prompt": [f"image:{tmp_path / 'image.png'}"]}, coded("not_a_picture", path=tmp_path / "image.png")),
     ]:
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, check=check):
             Session.open("toy", arguments(tmp_path / "run", **changed))
     assert not (tmp_path / "run").exists()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustclip.data import embedded
 from robustclip.data.images import resize, save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.inits.mixture import fit_classes
 from robustclip.inits.mixture_file import load_mixture, save_mixture
 from robustclip.referees.base import TwoTower
@@ -147,12 +147,12 @@ def test_faults_are_told(tmp_path: Path) -> None:
         TypeAdapter(Init).validate_python("nowhere.png")
     (tmp_path / "mixture.safetensors").write_bytes(b"\x00" * 16)
     (tmp_path / "image.png").write_text("no image")
-    for name in ("mixture.safetensors", "image.png"):
-        with pytest.raises(UsageError, match=name):
+    for name, code in (("mixture.safetensors", "not_a_mixture"), ("image.png", "not_a_picture")):
+        with pytest.raises(UsageError, check=coded(code, path=tmp_path / name)):
             Starts(str(tmp_path / name), SIZE, colours())
     two = mixture_of(tmp_path / "two.safetensors", (1, 0, 0), (0, 0, 1))
     starts = Starts(two, SIZE, colours(), candidates=101, notebook=True)
-    with pytest.raises(UsageError, match=r"draws 50 of each of 2 classes, fewer than 101"):
+    with pytest.raises(UsageError, check=coded("too_few", most=100)):
         starts(items("red"))
 
 

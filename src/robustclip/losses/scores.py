@@ -69,7 +69,10 @@ class Scored:
             if head.width != referee.width:
                 raise UsageError(
                     f"the head {head.name} reads embeddings of {head.width} numbers, and those of {referee.card.name} "
-                    f"have {referee.width}: give the CLIP it was trained on as --referee"
+                    f"have {referee.width}: give the CLIP it was trained on as --referee",
+                    "other_width",
+                    head=head.width,
+                    referee=referee.width,
                 )
         self.heads, self.target, self.dtype = list(heads), target, dtype
 
@@ -102,7 +105,9 @@ class OfFunction:
         if losses.shape != (views.shape[0] * views.shape[1],):
             raise UsageError(
                 f"the loss {self} gave {tuple(losses.shape)} for {views.shape[0] * views.shape[1]} pictures: it must "
-                "give (B,), one number per picture"
+                "give (B,), one number per picture",
+                "wrong_shape",
+                shape=tuple(losses.shape),
             )
         return losses.unflatten(0, views.shape[:2])
 

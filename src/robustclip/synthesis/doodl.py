@@ -240,7 +240,11 @@ def use_of(classifier: str | None, exemplar: Sequence[str], aesthetics: Sequence
     ]
     selected = [(use, flag) for use, flag, is_given in flags if is_given]
     if len(selected) > 1:
-        raise UsageError(f"{' and '.join(flag for _, flag in selected)} are different objectives: give one of them")
+        raise UsageError(
+            f"{' and '.join(flag for _, flag in selected)} are different objectives: give one of them",
+            "clash",
+            flags=[flag for _, flag in selected],
+        )
     return selected[0][0] if selected else "text"
 
 
@@ -341,7 +345,11 @@ def exemplars(files: Sequence[str]) -> Prompt:
         except UsageError as error:
             _log.warning(f"{error}: it is left out")
     if not readable:
-        raise UsageError(f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg")
+        raise UsageError(
+            f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg",
+            "no_pictures",
+            files=files,
+        )
     return Prompt(tuple(Part(file, 1 / len(readable), "image") for file in readable))
 
 
@@ -366,5 +374,9 @@ def check_crops(loss: Loss, count: int, pictures: int, size: tuple[int, int], de
         fit = int(HEADROOM * free / each) if each else count
         raise UsageError(
             f"{count} crops of {pictures} picture{'s' if pictures > 1 else ''} take about {each * count / 1e9:.1f} GB "
-            f"for the gradient, and {free / 1e9:.1f} GB are free: give --crops {max(fit, 1)}, or a smaller --batch-size"
+            f"for the gradient, and {free / 1e9:.1f} GB are free: give --crops {max(fit, 1)}, "
+            f"or a smaller --batch-size",
+            "too_little_memory",
+            crops=count,
+            fit=max(fit, 1),
         )

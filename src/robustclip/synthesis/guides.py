@@ -65,12 +65,16 @@ class Guides:
         """
         listed = [given] if isinstance(given, str | Path | TwoTower) else list(given)
         if not listed:
-            raise UsageError("there is no referee to guide: give one, e.g. emoji-robust (robustclip referees list)")
+            raise UsageError(
+                "there is no referee to guide: give one, e.g. emoji-robust (robustclip referees list)", "no_referees"
+            )
         named = [one if isinstance(one, TwoTower) else parse_weight(str(one)) for one in listed]
         names = [one[0] for one in named if not isinstance(one, TwoTower)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(
-                f"the referee {twice[0]} comes twice: give it once, as {twice[0]}=2 if it is to count double"
+                f"the referee {twice[0]} comes twice: give it once, as {twice[0]}=2 if it is to count double",
+                "listed_twice",
+                referee=twice[0],
             )
         referees, weights = [], []
         for one in named:
@@ -179,7 +183,10 @@ def parse_weight(text: str) -> tuple[str, float]:
     if NUMBER.fullmatch(weight.strip()) is None or not 0 < float(weight) < float("inf"):
         raise UsageError(
             f"the weight {weight[:40]!r} of the referee {name[:100]!r} is not a positive number: "
-            f"write e.g. {name[:100]}=0.5"
+            f"write e.g. {name[:100]}=0.5",
+            "not_positive",
+            argument=name,
+            given=weight,
         )
     return name, float(weight)
 

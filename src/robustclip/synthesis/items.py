@@ -132,7 +132,11 @@ def items_of_named(named: Sequence[Named], seeds: Sequence[int] = (0,)) -> list[
 def _check_pictures(prompts: int, seeds: int) -> None:
     if prompts * seeds > MOST_PICTURES:
         raise UsageError(
-            f"{prompts:,} prompts with {seeds:,} seeds are more than {MOST_PICTURES:,} pictures: split them"
+            f"{prompts:,} prompts with {seeds:,} seeds are more than {MOST_PICTURES:,} pictures: split them",
+            "too_many",
+            prompts=prompts,
+            seeds=seeds,
+            most=MOST_PICTURES,
         )
 
 
@@ -145,10 +149,12 @@ def parse_seeds(given: object) -> list[int]:
     texts = given if isinstance(given, list | tuple | range) else str(given).split(",")
     seeds = [seed for text in texts for seed in _range(str(text).strip())]
     if not seeds:
-        raise UsageError("gives no seed: write one number, a list (0,5,7) or a range (0..3)")
+        raise UsageError("gives no seed: write one number, a list (0,5,7) or a range (0..3)", "no_seed")
     _check_count(len(seeds))
     if twice := [seed for seed, count in Counter(seeds).items() if count > 1]:
-        raise UsageError(f"names the seed {twice[0]} twice: the same picture would be painted again")
+        raise UsageError(
+            f"names the seed {twice[0]} twice: the same picture would be painted again", "listed_twice", seed=twice[0]
+        )
     return seeds
 
 
@@ -159,19 +165,25 @@ Seeds = Annotated[list[int], BeforeValidator(parse_seeds), "seeds: one, a list (
 def _range(text: str) -> Sequence[int]:
     found = re.fullmatch(r"(\d{1,19})(?:\.\.(\d{1,19}))?", text, re.ASCII)
     if found is None:
-        raise UsageError(f"{text[:50]!r} is not a seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)")
+        raise UsageError(
+            f"{text[:50]!r} is not a seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)",
+            "not_a_seed",
+            given=text,
+        )
     first, last = int(found[1]), int(found[2] or found[1])
     if last > LARGEST_SEED:
-        raise UsageError(f"the seed {last} is beyond the integers of 64 bits")
+        raise UsageError(f"the seed {last} is beyond the integers of 64 bits", "too_large", seed=last)
     if last < first:
-        raise UsageError(f"the range {text} is empty: write {last}..{first}")
+        raise UsageError(f"the range {text} is empty: write {last}..{first}", "empty_range", instead=f"{last}..{first}")
     _check_count(last - first + 1)
     return range(first, last + 1)
 
 
 def _check_count(count: int) -> None:
     if count > MOST_SEEDS:
-        raise UsageError(f"gives {count} seeds: at most {MOST_SEEDS} in one run")
+        raise UsageError(
+            f"gives {count} seeds: at most {MOST_SEEDS} in one run", "too_many", seeds=count, most=MOST_SEEDS
+        )
 
 
 def _repeats(prompts: Sequence[Prompt]) -> list[int]:
@@ -210,21 +222,23 @@ def load_prompts(path: str | Path) -> list[Named]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(
-            f"{path} has the ending {path.suffix or 'of nothing'}: prompts are read from .txt, .jsonl, .csv"
+            f"{path} has the ending {path.suffix or 'of nothing'}: prompts are read from .txt, .jsonl, .csv",
+            "unknown_format",
+            ending=path.suffix,
         )
     text = read_text(path, LONGEST_FILE)
     lines: list[Line] = []
     prompts: list[Prompt] = []
     for line in reader(path, text):
         if len(lines) == MOST:
-            raise UsageError(f"{path} has more than {MOST:,} prompts: split it")
+            raise UsageError(f"{path} has more than {MOST:,} prompts: split it", "too_many", path=path, most=MOST)
         try:
             prompts.append(Prompt.literal(line.caption))
         except UsageError as error:
-            raise _fault(path, line.number, str(error)) from error
+            raise _fault(path, line.number, str(error), error.code) from error
         lines.append(line)
     if not lines:
-        raise UsageError(f"{path} contains no prompt: write a caption a line")
+        raise UsageError(f"{path} contains no prompt: write a caption a line", "no_prompts", path=path)
     _refuse_twins(path, lines)
     digits = max(5, len(str(lines[-1].number)))  # so that names do not change when the file grows
     names = apart(
@@ -249,9 +263,9 @@ def _jsonl(path: Path, text: str) -> Iterator[Line]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _fault(path, number, f"is not JSON ({str(error)[:100]})") from error
+            raise _fault(path, number, f"is not JSON ({str(error)[:100]})", "not_json") from error
         if not isinstance(values, dict):
-            raise _fault(path, number, 'is not an object: write {"prompt": "a cat"}')
+            raise _fault(path, number, 'is not an object: write {"prompt": "a cat"}', "not_an_object")
         yield _line(path, number, values)
 
 
@@ -260,7 +274,9 @@ def _csv(path: Path, text: str) -> Iterator[Line]:
     _, names = next(rows, (1, []))
     header = [name.strip().lower() for name in names]
     if not set(header) & set(TEXT_NAMES):
-        raise _fault(path, 1, f"names no column prompt, caption or text, but {', '.join(header)[:100] or 'nothing'}")
+        raise _fault(
+            path, 1, f"names no column prompt, caption or text, but {', '.join(header)[:100] or 'nothing'}", "no_column"
+        )
     for number, row in rows:
         yield _line(path, number, {name: value for name, value in zip(header, row, strict=True) if value.strip()})
 
@@ -271,16 +287,16 @@ READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Line]]]] = {".txt": _
 def _line(path: Path, number: int, values: Mapping[str, Any]) -> Line:
     named = [name for name in TEXT_NAMES if values.get(name) is not None]
     if not named:
-        raise _fault(path, number, f"has no {', '.join(TEXT_NAMES[:-1])} or {TEXT_NAMES[-1]}")
+        raise _fault(path, number, f"has no {', '.join(TEXT_NAMES[:-1])} or {TEXT_NAMES[-1]}", "no_prompt")
     caption, id_, seed = values[named[0]], values.get("id"), values.get("seed")
     if not isinstance(caption, str):
-        raise _fault(path, number, f"has a {named[0]} that is not text: {str(caption)[:100]!r}")
+        raise _fault(path, number, f"has a {named[0]} that is not text: {str(caption)[:100]!r}", "not_a_text")
     if isinstance(id_, bool) or not isinstance(id_, str | int | None):
-        raise _fault(path, number, f"has an id that is not text: {str(id_)[:100]!r}")
+        raise _fault(path, number, f"has an id that is not text: {str(id_)[:100]!r}", "not_a_text")
     if isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdecimal():
         seed = int(seed[:30])
     if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
-        raise _fault(path, number, f"has a seed that is not a number from 0: {str(seed)[:100]!r}")
+        raise _fault(path, number, f"has a seed that is not a number from 0: {str(seed)[:100]!r}", "not_a_seed")
     return Line(number, caption, None if id_ in (None, "") else str(id_), seed)
 
 
@@ -293,8 +309,9 @@ def _refuse_twins(path: Path, lines: list[Line]) -> None:
                 line.number,
                 f"has the id {line.id[:100]!r}, as line {first[line.id]} has: each picture needs its own "
                 "(without ids, lines are numbered)",
+                "listed_twice",
             )
 
 
-def _fault(path: Path, number: int, message: str) -> UsageError:
-    return UsageError(f"{path}, line {number}: {message}")
+def _fault(path: Path, number: int, message: str, code: str) -> UsageError:
+    return UsageError(f"{path}, line {number}: {message}", code, line=number)

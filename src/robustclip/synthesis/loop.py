@@ -110,7 +110,9 @@ def _gradients(stream: Stream, losses: Tensor, step: int, keep: bool) -> list[Te
     if not losses.requires_grad:
         raise UsageError(
             f"{stream.name or 'the stream'} has no gradient ({stream.terms}): a referee that guides must not detach "
-            "its output, and must not run under torch.no_grad()"
+            "its output, and must not run under torch.no_grad()",
+            "no_gradient",
+            stream=stream.name,
         )
     gradients = list(torch.autograd.grad(losses.sum(), stream.parameters, retain_graph=keep))
     if stream.name:
@@ -120,7 +122,11 @@ def _gradients(stream: Stream, losses: Tensor, step: int, keep: bool) -> list[Te
             raise RunError(
                 f"the gradient of {stream.name} ({stream.terms}) is not a number at step {step}, in picture"
                 f"{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])} of {len(finite)}: lower "
-                "its rate or weight, or compute in float32 (--dtype float32)"
+                "its rate or weight, or compute in float32 (--dtype float32)",
+                "not_finite",
+                stream=stream.name,
+                step=step,
+                rows=rows,
             )
     return gradients
 

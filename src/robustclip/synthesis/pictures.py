@@ -57,10 +57,10 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
             try:
                 facts = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"the facts of {path} are not JSON ({error})") from error
+                raise UsageError(f"the facts of {path} are not JSON ({error})", "not_json", source=path) from error
             if isinstance(facts, dict):
                 return facts
-    raise UsageError(f"{path} has no text chunk {CHUNK!r} with facts")
+    raise UsageError(f"{path} has no text chunk {CHUNK!r} with facts", "no_facts", path=path)
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
@@ -106,7 +106,7 @@ def write_strip(
 def write_gif(path: str | os.PathLike[str], frames: Float[Tensor, "f 3 h w"], how: Enlarge = "nearest") -> None:
     """Frames as a looping GIF with a longer last frame. Raises UsageError for no frames."""
     if not len(frames):
-        raise UsageError("a loop needs at least one frame")
+        raise UsageError("a loop needs at least one frame", "too_few", frames=0)
     first, *others = [to_pil(frame) for frame in enlarged(frames, how)]
     durations = [FRAME_MILLISECONDS] * len(others) + [LAST_MILLISECONDS]
     with atomic_write(path) as file:
@@ -160,7 +160,7 @@ def contact_sheet(items: Sequence[Item], image_of: ImageOf, how: Enlarge = "near
     Raises UsageError for no items.
     """
     if not items:
-        raise UsageError("a contact sheet needs at least one picture")
+        raise UsageError("a contact sheet needs at least one picture", "too_few", pictures=0)
     prompts = list(dict.fromkeys((item.prompt, item.repeat) for item in items))
     seeds = list(dict.fromkeys(item.seed for item in items))
     places = {(item.prompt, item.repeat, item.seed): index for index, item in enumerate(items)}

@@ -50,18 +50,31 @@ class Part:
     def __post_init__(self) -> None:
         object.__setattr__(self, "content", self.content.strip())
         if not self.content:
-            raise UsageError("a part of the prompt is empty: say what to paint, e.g. 'a green turtle'")
+            raise UsageError("a part of the prompt is empty: say what to paint, e.g. 'a green turtle'", "empty_prompt")
         if len(self.content) > LONGEST:
-            raise UsageError(f"the prompt has {len(self.content)} characters: at most {LONGEST} are read")
+            raise UsageError(
+                f"the prompt has {len(self.content)} characters: at most {LONGEST} are read",
+                "too_long",
+                length=len(self.content),
+                most=LONGEST,
+            )
         if re.search("[\0\ud800-\udfff]", self.content):
-            raise UsageError(f"{_quoted(self.content)} holds a zero byte or invalid Unicode")
+            raise UsageError(
+                f"{_quoted(self.content)} holds a zero byte or invalid Unicode", "not_utf8", given=self.content
+            )
         if not math.isfinite(self.weight) or not 0 < abs(self.weight) <= LARGEST_WEIGHT:
             raise UsageError(
-                f"{_quoted(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0"
+                f"{_quoted(self.content)} has the weight {self.weight:g}: a weight is a number from -100 to 100, not 0",
+                "out_of_range",
+                argument="weight",
+                given=self.weight,
             )
         if not self.stop < math.inf:
             raise UsageError(
-                f"{_quoted(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'"
+                f"{_quoted(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'",
+                "out_of_range",
+                argument="stop",
+                given=self.stop,
             )
 
     def __str__(self) -> str:
@@ -94,7 +107,9 @@ class Prompt:
     def __post_init__(self) -> None:
         if not any(part.weight > 0 for part in self.parts):
             only = f"{_quoted(str(self))} only pushes away" if self.parts else "the prompt has no parts"
-            raise UsageError(f"{only}: it needs a part of positive weight, e.g. 'a cat | badly drawn:-0.3'")
+            raise UsageError(
+                f"{only}: it needs a part of positive weight, e.g. 'a cat | badly drawn:-0.3'", "no_positive_weight"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
@@ -136,16 +151,17 @@ def parse_all(texts: Sequence[str]) -> list[Prompt]:
     Raises UsageError as `Prompt.parse`, and if all are negative.
     """
     if isinstance(texts, str):
-        raise UsageError(f"prompts are a list of texts, and this is one text: write [{_quoted(texts)}]")
+        raise UsageError(f"prompts are a list of texts, and this is one text: write [{_quoted(texts)}]", "wrong_type")
     if not texts:
-        raise UsageError("there is no prompt: say what to paint, e.g. 'a green turtle'")
+        raise UsageError("there is no prompt: say what to paint, e.g. 'a green turtle'", "no_prompts")
     found = [_parts(text) for text in texts]
     positive = [parts for parts in found if any(part.weight > 0 for part in parts)]
     negative = tuple(part for parts in found if parts not in positive for part in parts)
     if not positive:
         raise UsageError(
             f"{_quoted(' '.join(texts))} only pushes away: give a prompt to add it to, "
-            "as in 'a cat:1.0' 'badly drawn:-0.3'"
+            "as in 'a cat:1.0' 'badly drawn:-0.3'",
+            "no_positive_weight",
         )
     return [Prompt(parts + negative) for parts in positive]
 
@@ -161,15 +177,25 @@ def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
         others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
         raise UsageError(
             f"the prompt {_quoted(text)} has {count} tokens, and {referee.card.name} reads {context} per text{others}: "
-            "shorten it, or split it into parts, as in 'a cat | on a red mat'"
+            "shorten it, or split it into parts, as in 'a cat | on a red mat'",
+            "too_many_tokens",
+            text=text,
+            tokens=count,
+            most=context,
+            others=len(too_long) - 1,
         )
 
 
 def _parts(text: str) -> tuple[Part, ...]:
     if not text.strip():
-        raise UsageError("the prompt is empty: say what to paint, e.g. 'a green turtle'")
+        raise UsageError("the prompt is empty: say what to paint, e.g. 'a green turtle'", "empty_prompt")
     if len(text) > LONGEST:
-        raise UsageError(f"the prompt has {len(text)} characters: at most {LONGEST} are read")
+        raise UsageError(
+            f"the prompt has {len(text)} characters: at most {LONGEST} are read",
+            "too_long",
+            length=len(text),
+            most=LONGEST,
+        )
     return tuple(_part(part.strip()) for part in _BETWEEN.split(text))
 
 
@@ -178,7 +204,9 @@ def _part(text: str) -> Part:
     if kind == "image":
         text = text.removeprefix("image:")
     if kind == "image" and not text:
-        raise UsageError("image: names no file: write e.g. 'image:leaf.png', or 'image:leaf.png:0.5' with a weight")
+        raise UsageError(
+            "image: names no file: write e.g. 'image:leaf.png', or 'image:leaf.png:0.5' with a weight", "no_file"
+        )
     colons = [found.start(1) for found in _COLON.finditer(text)]
     if not colons or text[colons[-1] + 1 : colons[-1] + 2].isspace():
         return Part(_unescaped(text), kind=kind)
@@ -190,12 +218,19 @@ def _part(text: str) -> Part:
     if _NUMBER.fullmatch(weight) is None:
         raise UsageError(
             f"{_quoted(text)}: the weight {_quoted(weight)} is not a number: write a weight as in 'a cat:0.5', "
-            f"or a colon that is text with a backslash before it, {_quoted(plain)}"
+            f"or a colon that is text with a backslash before it, {_quoted(plain)}",
+            "not_a_weight",
+            given=weight,
+            plain=plain,
         )
     if content[-1:].isdecimal():
         raise UsageError(
             f"{_quoted(text)}: is {weight} a weight? If it is, put a space before the colon, "
-            f"{_quoted(f'{content} :{numbers}')}; if it is text, a backslash, {_quoted(plain)}"
+            f"{_quoted(f'{content} :{numbers}')}; if it is text, a backslash, {_quoted(plain)}",
+            "ambiguous_weight",
+            given=weight,
+            spaced=f"{content} :{numbers}",
+            plain=plain,
         )
     return Part(_unescaped(content), float(weight), kind, float(stop or "-inf"))
 

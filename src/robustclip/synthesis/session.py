@@ -47,7 +47,9 @@ def _prompts(texts: list[str]) -> list[str]:
 
 def _prompt_file(path: Path | None) -> Path | None:
     if path is not None and not is_file(path):
-        raise UsageError(f"{str(path)[:200]} is not a file: give captions as .txt, .jsonl or .csv")
+        raise UsageError(
+            f"{str(path)[:200]} is not a file: give captions as .txt, .jsonl or .csv", "not_a_file", path=path
+        )
     return path
 
 
@@ -74,7 +76,9 @@ def parse_size(given: object) -> tuple[int, int] | None:
     if not all(SMALLEST <= side <= LARGEST for side in sides):
         raise UsageError(
             f"{text[:40]!r} is not a size of a picture: write one side (64) or height x width (48x96), "
-            f"each from {SMALLEST} to {LARGEST}"
+            f"each from {SMALLEST} to {LARGEST}",
+            "not_a_size",
+            given=text,
         )
     return sides
 
@@ -218,7 +222,10 @@ def chooser_of(by: str, generator: LatentDiffusion | None, device: torch.device)
     if by != MARK.rstrip(":"):
         return load_rater(by, device)
     if generator is None:
-        raise UsageError("--by mi: this recipe has no diffusion model of its own: name one, --by mi:emoji-diffusion")
+        raise UsageError(
+            "--by mi: this recipe has no diffusion model of its own: name one, --by mi:emoji-diffusion",
+            "no_diffusion_model",
+        )
     return Rater(f"{MARK}{generator.name}", generator.fingerprint, partial(information_of, generator))
 
 

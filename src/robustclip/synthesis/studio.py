@@ -99,12 +99,21 @@ def paint_all(
 
 def _check(items: Sequence[Item], batch_size: int) -> None:
     if not items:
-        raise UsageError("there is nothing to paint: give at least one prompt, and one seed")
+        raise UsageError("there is nothing to paint: give at least one prompt, and one seed", "no_prompts")
     if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size}: at least 1 picture is painted at a time")
+        raise UsageError(
+            f"batch_size {batch_size}: at least 1 picture is painted at a time",
+            "out_of_range",
+            argument="batch_size",
+            given=batch_size,
+        )
     names, times = Counter(item.id.casefold() for item in items).most_common(1)[0]
     if times > 1:
-        raise UsageError(f"{times} pictures would have the file {names}.png: give each item an id of its own")
+        raise UsageError(
+            f"{times} pictures would have the file {names}.png: give each item an id of its own",
+            "listed_twice",
+            name=names,
+        )
 
 
 def _wait_for_others(files: Sequence[Path], check: Callable[[], None]) -> None:
@@ -145,7 +154,7 @@ def _write(
     fine = images.flatten(1).isfinite().all(dim=1) & painted.similarity.isfinite().to(images.device)
     if not fine.all():
         names = ", ".join(item.id for item, good in zip(batch, fine.tolist(), strict=True) if not good)
-        raise RunError(f"not finite: {names}: take smaller steps, or --dtype float32")
+        raise RunError(f"not finite: {names}: take smaller steps, or --dtype float32", "not_finite", pictures=names)
     try:
         for index, item in enumerate(batch):
             if save_frames and painted.frames is not None and len(painted.frames):
@@ -161,7 +170,9 @@ def _write(
     except (OSError, RunError) as error:
         raise RunError(
             f"{run.folder} cannot be written to ({reason(error)}): what is there stays, and when that is "
-            f"mended, {run.resumption} goes on"
+            f"mended, {run.resumption} goes on",
+            "not_written",
+            path=run.folder,
         ) from error
 
 

@@ -48,7 +48,13 @@ class Hardest:
 
     def __call__(self, losses: Float[Tensor, "p v"]) -> Float[Tensor, " p"]:
         if not 0 < self.k <= losses.shape[1]:
-            raise UsageError(f"the hardest {self.k} of {losses.shape[1]} views: k must lie in 1 to the number of views")
+            raise UsageError(
+                f"the hardest {self.k} of {losses.shape[1]} views: k must lie in 1 to the number of views",
+                "out_of_range",
+                argument="k",
+                given=self.k,
+                most=losses.shape[1],
+            )
         return losses.topk(self.k, dim=1).values.mean(1)
 
     def __str__(self) -> str:
@@ -116,7 +122,11 @@ class Term:
     def __call__(self, rendered: Mapping[str, Tensor], generators: Generators) -> Float[Tensor, " p"]:
         """The loss of each picture, without the weight."""
         if self.reads not in rendered:
-            raise UsageError(f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}")
+            raise UsageError(
+                f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}",
+                "not_rendered",
+                reads=self.reads,
+            )
         image = rendered[self.reads]
         views = image.unsqueeze(1) if self.views is None else self.views(image, generators(self.label))
         if getattr(self.loss, "draws", False):
@@ -126,7 +136,9 @@ class Term:
         if losses.shape != views.shape[:2]:
             raise UsageError(
                 f"the loss {self.loss} gave {tuple(losses.shape)} for {tuple(views.shape)}: it must give (P,V), one "
-                "number per view"
+                "number per view",
+                "wrong_shape",
+                shape=tuple(losses.shape),
             )
         return self.reduce(losses)
 
@@ -158,7 +170,9 @@ class Terms:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise UsageError("nothing to optimise: give at least one term, e.g. Term(Cosine(targets), views)")
+            raise UsageError(
+                "nothing to optimise: give at least one term, e.g. Term(Cosine(targets), views)", "no_terms"
+            )
 
     def __iter__(self) -> Iterator[Term]:
         return iter(self.terms)

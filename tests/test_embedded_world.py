@@ -10,7 +10,7 @@ import torch
 
 import robustclip
 from robustclip import printing
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation import claims
 from robustclip.evaluation.report import LOW_FREQUENCY, Report
 from robustclip.referees import registry
@@ -117,5 +117,5 @@ def test_pair_readers_and_generators_are_listed_and_shown(capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("# emoji-blip2")
     printing.card(registry.describe("emoji-vqgan"))
     assert json.loads(capsys.readouterr().out)["recipe"] == "pretrain/emoji-vqgan"
-    with pytest.raises(UsageError, match="there is no referee"):
+    with pytest.raises(UsageError, check=coded("unknown_referee", given="emoji-blip3")):
         registry.describe("emoji-blip3")

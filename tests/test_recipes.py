@@ -6,7 +6,7 @@ import pytest
 
 import robustclip
 from robustclip import recipes
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 
 COMMON = "device: str = 'auto', dtype: str = 'auto', seed: int = 0, out: str | None = None, quick: bool = False"
 
@@ -63,7 +63,7 @@ def test_names_are_found_with_hyphens_and_in_other_rooms(
     assert recipes.find("count-steps", "robustify").path == room / "count_steps.py"
     assert recipes.find("robustify/count-steps", "synthesize").path == room / "count_steps.py"
     for name, near in (("count-step", ["count-steps"]), ("wonder", [])):
-        with pytest.raises(UsageError, match="count-steps") as error:
+        with pytest.raises(UsageError, check=coded("unknown_recipe", near=near)) as error:
             recipes.find(name, "robustify")
         assert (error.value.code, error.value.values["near"]) == ("unknown_recipe", near)
 
@@ -86,7 +86,7 @@ def test_a_path_that_leads_nowhere() -> None:
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "odd.py"
     path.write_text(text)
-    with pytest.raises(UsageError, match="odd", check=lambda error: error.code == "not_a_recipe"):
+    with pytest.raises(UsageError, check=coded("not_a_recipe")):
         recipes.find(str(path), "robustify").load()
 
 
@@ -99,7 +99,7 @@ def test_the_python_face_makes_the_same_checks(recipe_file: Path) -> None:
         robustclip.robustify(str(recipe_file), steps="three", sed=1)
     assert error.value.codes == ["faults", "int_parsing", "unknown_argument"]
     assert "did you mean seed=?" in str(error.value)
-    with pytest.raises(UsageError, match="steps=11 is not quick: give 10 or fewer"):
+    with pytest.raises(UsageError, match="steps=11 is not quick"):
         robustclip.robustify(str(recipe_file), steps=11, quick=True)
 
 

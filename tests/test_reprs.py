@@ -10,6 +10,7 @@ import torch
 import robustclip
 from robustclip.data.images import save_image
 from robustclip.data.samples import Batch
+from robustclip.errors import coded
 from robustclip.evaluation.generation.judgement import JudgeReport
 from robustclip.evaluation.report import Report, Row
 from robustclip.pages.explain import Explanation
@@ -77,7 +78,7 @@ def test_a_training_is_a_dictionary_that_knows_its_folder(tmp_path: Path) -> Non
     assert isinstance(found, dict)
     assert found.folder == tmp_path
     assert dict(found | {"x": 1})["x"] == 1
-    with pytest.raises(robustclip.UsageError, match="run"):
+    with pytest.raises(robustclip.UsageError, check=coded("not_a_run", folder=tmp_path)):
         found.referee()
 
 
@@ -88,5 +89,5 @@ def test_a_film_of_a_picture(tmp_path: Path) -> None:
     assert made.film().size[0] > 3 * 16
     (tmp_path / "images").mkdir()
     save_image(frames[0], made.files[0])
-    with pytest.raises(robustclip.UsageError, match="picture 0 was not painted by this call"):
+    with pytest.raises(robustclip.UsageError, check=coded("no_frames", index=0)):
         Result(tmp_path, [item], torch.ones(1)).film()

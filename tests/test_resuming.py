@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from robustclip import recipes
 from robustclip.cli import app
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.runs.folder import Run
 
 HEAD = """
@@ -147,10 +147,10 @@ def faults(name: str, **arguments: object) -> list[UsageError]:
         ("base", {"resume": "latest"}, "no_such_run", "no run of base in runs/"),
         ("base", {"resume": "nowhere"}, "no_such_run", "or latest"),
         ("base", {"resume": "base-1"}, "no_such_run", "did you mean runs/base-1?"),
-        ("base", {"resume": "."}, "", "it has no run.json"),
+        ("base", {"resume": "."}, "not_a_run", "it has no run.json"),
         ("base", {"resume": "runs/base-1", "out": "x"}, "two_folders", "leave out --out x"),
-        ("ablation", {"resume": "runs/base-1"}, "", "robustclip robustify base --resume runs/base-1"),
-        ("base", {"resume": "latest", "out": "photos"}, "", "it has no run.json"),
+        ("ablation", {"resume": "runs/base-1"}, "other_recipe", "robustclip robustify base --resume runs/base-1"),
+        ("base", {"resume": "latest", "out": "photos"}, "not_a_run", "it has no run.json"),
     ],
 )
 def test_there_must_be_a_run_to_go_on_with(name: str, given: dict[str, object], code: str, shown: str) -> None:
@@ -212,7 +212,7 @@ def test_a_recipe_of_ones_own_is_found_again_by_its_file(house: Path) -> None:
     folder = fail("mine.py", steps=8)
     assert Run.open(folder).called == "mine.py"
     assert robustify("mine.py", resume="latest", fail=False)["steps"] == "8"
-    with pytest.raises(UsageError, match="no run of base in runs/"):
+    with pytest.raises(UsageError, check=coded("no_such_run", argument="resume")):
         robustify("base", resume="latest")
     by_path = str(house / "base.py")
     assert recipes.find(by_path, "robustify").full_name == "base", "a shipped recipe's path is its name"

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
+from robustclip.errors import UsageError
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -118,5 +119,5 @@ def recipe(
 
 def faults(
     data: list[str], sbu: str | None, cc3m: str | None, cc12m: str | None, laion: str | None, quick: bool
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     yield from missing_sources({"sbu": sbu, "cc3m": cc3m, "cc12m": cc12m, "laion": laion}, quick, data)

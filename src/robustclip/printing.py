@@ -250,7 +250,7 @@ def verification(result: Verification) -> None:
         if not result.files:
             return
     if not result.holds:
-        raise RunError(f"{result.name} is not what its card says")
+        raise RunError(f"{result.name} is not what its card says", "other_than_card", name=result.name)
     echo(f"{result.name} is what its card says")
 
 

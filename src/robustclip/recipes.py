@@ -274,7 +274,7 @@ def find(name: str, group: str) -> Recipe:
     """
     if not isinstance(name, str | Path):
         raise UsageError(
-            f"a recipe is a name or a path, not {name!r:.100}. There are {_names(group)}", "unknown_recipe"
+            f"a recipe is a name or a path, not {name!r:.100}. There are {_names(group)}", "unknown_recipe", given=name
         )
     path, name = Path(name), str(name)
     if path.suffix == ".py":

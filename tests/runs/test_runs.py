@@ -142,7 +142,7 @@ def test_only_its_own_recipe_goes_on_with_a_run(run: Run) -> None:
         check=coded("other_recipe", recipe="emoji", asked="clipag"),
     ):
         Run.start(None, run.folder, recipe="clipag", arguments={})
-    with pytest.raises(UsageError, check=coded("clash", resume=run.folder, out="other")):
+    with pytest.raises(UsageError, check=coded("two_folders", resume=run.folder, out="other")):
         Run.start("other", run.folder, recipe="emoji", arguments={})
 
 

@@ -205,7 +205,9 @@ def _losses(loss_fn: Losses, images: Tensor) -> Tensor:
 def _per_image(losses: Tensor, images: Tensor) -> Tensor:
     if not isinstance(losses, Tensor):
         raise UsageError(
-            f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}", "wrong_type"
+            f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}",
+            "wrong_type",
+            type=type(losses).__name__,
         )
     if losses.shape != (len(images),):
         raise UsageError(
@@ -228,7 +230,12 @@ def _check_kinds(loss_fn: object, threat: object, module: object, generator: obj
         ("start", start, Tensor | None, "torch.zeros_like(images)"),
     ):
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            raise UsageError(f"pgd({name}={value!r:.100}) is a {type(value).__name__}: give e.g. {example}")
+            raise UsageError(
+                f"pgd({name}={value!r:.100}) is a {type(value).__name__}: give e.g. {example}",
+                "wrong_type",
+                argument=name,
+                given=value,
+            )
 
 
 def _check_settings(

@@ -111,7 +111,11 @@ class ThreatModel:
         An L-inf eps means the same at every size. Reads one number back from the device.
         """
         if not isinstance(images, Tensor):
-            raise UsageError(f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}", "wrong_type")
+            raise UsageError(
+                f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}",
+                "wrong_type",
+                type=type(images).__name__,
+            )
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
                 f"images must be float (B, 3, H, W), not {images.dtype} {tuple(images.shape)}",

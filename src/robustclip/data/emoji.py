@@ -297,7 +297,12 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
     Raises UsageError for an unknown data set or split, listing the known ones.
     """
     if not isinstance(split, str):
-        raise UsageError(f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")')
+        raise UsageError(
+            f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")',
+            "wrong_type",
+            argument="split",
+            given=split,
+        )
     if dataset not in SIZES:
         raise UsageError(
             f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '

@@ -182,9 +182,17 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
     """A Pillow picture of 8 bits a channel: values outside [0, 1] are clamped, the rest rounded to the nearest. Raises
     UsageError for another shape."""
     if not isinstance(image, Tensor):
-        raise UsageError(f"a picture is a tensor (3, h, w), and this is a {type(image).__name__}")
+        raise UsageError(
+            f"a picture is a tensor (3, h, w), and this is a {type(image).__name__}",
+            "wrong_type",
+            type=type(image).__name__,
+        )
     if image.ndim != 3 or image.shape[0] != 3:
-        raise UsageError(f"a picture is (3, h, w), and this is {tuple(image.shape)}: give one, e.g. images[0]")
+        raise UsageError(
+            f"a picture is (3, h, w), and this is {tuple(image.shape)}: give one, e.g. images[0]",
+            "wrong_shape",
+            shape=tuple(image.shape),
+        )
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 

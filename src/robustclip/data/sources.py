@@ -281,19 +281,22 @@ def mixed(
     )
 
 
-def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[str]:
+def missing_sources(named: Mapping[str, str | None], quick: bool, data: Sequence[str] = ()) -> Iterator[UsageError]:
     """Missing or duplicate data flags of a call, unless it is a quick run."""
     if data:
         if flags := [f"--{flag}" for flag, value in named.items() if value is not None]:
-            yield f"--data and {', '.join(flags)}: give one or the other, since --data replaces all sources"
+            message = f"--data and {', '.join(flags)}: give one or the other, since --data replaces all sources"
+            yield UsageError(message, "clash")
         try:
             weighted(split_data(data))
         except UsageError as error:
-            yield f"--data: {error}"
+            yield UsageError(f"--data: {error}", error.code)
     elif not quick:
         for flag, value in named.items():
             if value is None:
-                yield (
+                yield UsageError(
                     f"--{flag} is missing: shards, e.g. --{flag} '{flag}/{{00000..00331}}.tar' "
-                    "(or name all data with --data, or try --quick)"
+                    "(or name all data with --data, or try --quick)",
+                    "missing",
+                    argument=flag,
                 )

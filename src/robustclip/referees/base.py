@@ -168,9 +168,15 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     listed = list(texts) if isinstance(texts, Iterable) else [texts]
     for text in listed:
         if not isinstance(text, str):
-            raise UsageError(f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']")
+            raise UsageError(
+                f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']",
+                "wrong_type",
+                type=type(text).__name__,
+            )
         if SURROGATE.search(text):
-            raise UsageError(f"the text {text!r:.100} holds a lone surrogate, which is not UTF-8: remove it")
+            raise UsageError(
+                f"the text {text!r:.100} holds a lone surrogate, which is not UTF-8: remove it", "not_utf8", given=text
+            )
     return listed
 
 
@@ -179,7 +185,9 @@ def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor):
         raise UsageError(
             f"images are a {type(images).__name__}; a referee takes a tensor (B,3,H,W) of floats in [0,1]: give e.g. "
-            "torch.as_tensor(images), or torch.stack(images) of a list of tensors"
+            "torch.as_tensor(images), or torch.stack(images) of a list of tensors",
+            "wrong_type",
+            type=type(images).__name__,
         )
     if images.ndim != 4 or images.shape[1] != 3:
         fix = "images.unsqueeze(0)" if images.ndim == 3 and images.shape[0] == 3 else "images of shape (B,3,H,W)"

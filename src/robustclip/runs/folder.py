@@ -171,7 +171,7 @@ class Run:
         if folder is not None:
             raise UsageError(
                 f"--resume {resume} resumes in that folder: leave out --out {folder}",
-                "clash",
+                "two_folders",
                 resume=resume,
                 out=folder,
             )

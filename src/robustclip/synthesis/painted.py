@@ -107,7 +107,9 @@ class Result:
 
         frames = self.frames.get(self.items[index].id)
         if frames is None:
-            raise UsageError(f"picture {index} was not painted by this call: its frames are not available")
+            raise UsageError(
+                f"picture {index} was not painted by this call: its frames are not available", "no_frames", index=index
+            )
         *before, last = self.steps_of_frames[: len(frames)]
         return to_pil(film_strip(frames, [*before, self.ended.get(self.items[index].id, last)]))
 

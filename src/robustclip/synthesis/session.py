@@ -57,7 +57,10 @@ def _referees(given: Any) -> list[Given]:
     listed = list(given) if isinstance(given, list | tuple) else [given]
     for one in listed:
         if not isinstance(one, str | Path | TwoTower):
-            raise UsageError(f"{one!r:.100} is not a referee: give a name, a folder or a referee, as in emoji-robust")
+            raise UsageError(
+                f"{one!r:.100} is not a referee: give a name, a folder or a referee, as in emoji-robust",
+                "not_a_referee",
+            )
         if not isinstance(one, TwoTower):
             parse_weight(str(one))
     return listed

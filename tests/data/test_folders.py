@@ -13,9 +13,8 @@ from robustclip.data.examples import read_examples
 from robustclip.data.folders import read_folder
 from robustclip.data.shards import ShardSource
 from robustclip.data.sources import open_data
-from robustclip.data.tables import FolderSource, TableSource
+from robustclip.data.tables import FolderSource, TableSource, table_rows
 from robustclip.errors import Fault, UsageError, coded
-from robustclip.runs.files import table_rows
 from robustclip.synthesis.items import load_prompts
 
 

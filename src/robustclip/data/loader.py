@@ -167,19 +167,11 @@ class Loader:
         max_skipped: float | None = None,
     ) -> None:
         if workers < 0:
-            raise UsageError(
-                f"workers {workers}: give at least 0, which decodes in the main process",
-                "out_of_range",
-                argument="workers",
-                given=workers,
-            )
+            message = f"workers {workers}: give at least 0, which decodes in the main process"
+            raise UsageError(message, "out_of_range", argument="workers", given=workers)
         if max_skipped is not None and not 0 <= max_skipped <= 1:
-            raise UsageError(
-                f"max_skipped {max_skipped}: give a share of the samples from 0 to 1, e.g. 0.05",
-                "out_of_range",
-                argument="max_skipped",
-                given=max_skipped,
-            )
+            message = f"max_skipped {max_skipped}: give a share of the samples from 0 to 1, e.g. 0.05"
+            raise UsageError(message, "out_of_range", argument="max_skipped", given=max_skipped)
         self.share = place.share(batch_size)
         self.mixture = mixture
         self.preparation = preparation

@@ -74,11 +74,8 @@ def find_shards(
             "no_shards",
         )
     if twice := [shard for shard, times in Counter(expanded).items() if times > 1]:
-        raise UsageError(
-            f"{twice[0]} is listed twice: list it once; --data-weights draws a source more often",
-            "listed_twice",
-            shard=twice[0],
-        )
+        message = f"{twice[0]} is listed twice: list it once; --data-weights draws a source more often"
+        raise UsageError(message, "listed_twice", shard=twice[0])
     return expanded
 
 

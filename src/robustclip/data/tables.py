@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from robustclip.data.folders import captions_beside, read_folder
 from robustclip.data.samples import Sample, check_share, readable
 from robustclip.errors import Fault, UsageError
 from robustclip.runs import rng
-from robustclip.runs.files import expand_home, first_undecodable, table_rows
+from robustclip.runs.files import expand_home, first_undecodable
 from robustclip.runs.processes import ALONE, Place
 
 IMAGE_COLUMNS = ("path", "filepath", "image", "image_path", "file", "filename", "file_name")
@@ -185,3 +187,51 @@ def find_column(table: Path, header: Sequence[str], requested: str | None, usual
         what=what,
         columns=list(header),
     )
+
+
+def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV table with the number (from 1) of their first line, the header first; empty rows are skipped.
+    `lines` keep their line ends, as those of a file or StringIO opened with newline="".
+
+    Raises UsageError, naming the line, for unclosed or misplaced quotes, rows of another length than the header, and
+    duplicate columns.
+    """
+    if len(separator) != 1:
+        raise UsageError(
+            f"{source} is not a table with the separator {separator!r}: give one character",
+            "not_a_separator",
+            separator=separator,
+        )
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    width = 0
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UsageError(
+                f"{source}, line {number}: is not a row of a table ({error}): put texts with quotes or separators in "
+                'quotes, and write a quote in them twice ("")',
+                "not_a_row",
+                line=number,
+            ) from error
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue
+        if not width:
+            width, names = len(row), Counter(cell.strip().casefold() for cell in row)
+            if twice := [name for name, count in names.items() if name and count > 1]:
+                raise UsageError(
+                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?",
+                    "column_twice",
+                    line=number,
+                    column=twice[0],
+                )
+        if len(row) != width:
+            raise UsageError(
+                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators",
+                "not_a_row",
+                line=number,
+            )
+        yield number, row

@@ -126,11 +126,8 @@ def read_taming(path: Path) -> Taming:
     with safe_globals([(_Callback, f"pytorch_lightning.callbacks.{name}") for name in _CALLBACKS]):
         weights = read_dense_weights(path)
     if broken := sorted(name for name, tensor in weights.items() if not tensor.isfinite().all()):
-        raise RunError(
-            f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256",
-            "not_finite",
-            names=broken,
-        )
+        message = f"{path} holds NaN or infinity in {some(broken)}: get it again, and compare its sha256"
+        raise RunError(message, "not_finite", names=broken)
     return from_weights(weights, str(path))
 
 
@@ -353,11 +350,8 @@ def check_config(layout: Layout, path: Path) -> int:
     params = _params(path)
     resolution = params.get("resolution", RESOLUTION)
     if type(resolution) is not int or not 0 < resolution < 2**16:
-        raise UsageError(
-            f"{path} has the resolution {resolution!r:.80}: it is a number of pixels, as in 256",
-            "not_a_size",
-            resolution=resolution,
-        )
+        message = f"{path} has the resolution {resolution!r:.80}: it is a number of pixels, as in 256"
+        raise UsageError(message, "not_a_size", resolution=resolution)
     differences = {
         name: (params[name], found)
         for name, found in _found(layout, resolution)

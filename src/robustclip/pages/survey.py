@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 
 from robustclip import __version__
 from robustclip.data.images import to_pil
+from robustclip.data.tables import table_rows
 from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation.generation.measure import shared
 from robustclip.evaluation.generation.pictures import Pictures, read_pictures
@@ -30,7 +31,6 @@ from robustclip.runs.files import (
     is_folder,
     read_json,
     read_text,
-    table_rows,
     write_json,
 )
 from robustclip.runs.rng import generator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import json
@@ -13,8 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count, permutations
 from pathlib import Path
@@ -243,54 +241,6 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     Only line feeds (and carriage returns before them) end a line, not Unicode's other separators.
     """
     return [line.strip() for line in read_text(path).rstrip().split("\n")]
-
-
-def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV table with the number (from 1) of their first line, the header first; empty rows are skipped.
-    `lines` keep their line ends, as those of a file or StringIO opened with newline="".
-
-    Raises UsageError, naming the line, for unclosed or misplaced quotes, rows of another length than the header, and
-    duplicate columns.
-    """
-    if len(separator) != 1:
-        raise UsageError(
-            f"{source} is not a table with the separator {separator!r}: give one character",
-            "not_a_separator",
-            separator=separator,
-        )
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    width = 0
-    while True:
-        number = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UsageError(
-                f"{source}, line {number}: is not a row of a table ({error}): put texts with quotes or separators in "
-                'quotes, and write a quote in them twice ("")',
-                "not_a_row",
-                line=number,
-            ) from error
-        if row is None:
-            return
-        if not any(cell.strip() for cell in row):
-            continue
-        if not width:
-            width, names = len(row), Counter(cell.strip().casefold() for cell in row)
-            if twice := [name for name, count in names.items() if name and count > 1]:
-                raise UsageError(
-                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?",
-                    "column_twice",
-                    line=number,
-                    column=twice[0],
-                )
-        if len(row) != width:
-            raise UsageError(
-                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators",
-                "not_a_row",
-                line=number,
-            )
-        yield number, row
 
 
 def first_undecodable(path: str | os.PathLike[str]) -> int:

@@ -169,12 +169,8 @@ class Run:
         if resume is None:
             return cls.create(folder, recipe=recipe, arguments=arguments, verb=verb)
         if folder is not None:
-            raise UsageError(
-                f"--resume {resume} resumes in that folder: leave out --out {folder}",
-                "two_folders",
-                resume=resume,
-                out=folder,
-            )
+            message = f"--resume {resume} resumes in that folder: leave out --out {folder}"
+            raise UsageError(message, "two_folders", resume=resume, out=folder)
         trackers = requested_trackers()
 
         def reopen() -> tuple[Path, dict[str, Any]]:
@@ -268,11 +264,8 @@ class Run:
                 asked=recipe,
             )
         if self.status == "finished" and self.verb == ROBUSTIFY and not any(self.checkpoints.glob("*.pt")):
-            raise UsageError(
-                f"{self.folder} is finished and has no checkpoints any more: start a new run",
-                "no_checkpoints",
-                folder=self.folder,
-            )
+            message = f"{self.folder} is finished and has no checkpoints any more: start a new run"
+            raise UsageError(message, "no_checkpoints", folder=self.folder)
         if self.status != "running":
             return
         process = self.record.get("process", {})

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Final
 import torch
 from pydantic import BeforeValidator
 
+from robustclip.data.tables import table_rows
 from robustclip.errors import UsageError
 from robustclip.runs import rng
-from robustclip.runs.files import read_text, table_rows
+from robustclip.runs.files import read_text
 from robustclip.synthesis.prompts import Prompt
 
 LONGEST: Final = 100

@@ -21,8 +21,9 @@ from robustclip.data.folders import hidden, is_picture
 from robustclip.data.images import ENDINGS, advice, picture_size
 from robustclip.data.pictures import Images, Stored
 from robustclip.data.pictures import Pictures as Decoded
+from robustclip.data.tables import table_rows
 from robustclip.errors import RunError, Skip, UsageError
-from robustclip.runs.files import is_file, is_folder, read_json, read_text, table_rows
+from robustclip.runs.files import is_file, is_folder, read_json, read_text
 from robustclip.synthesis.pictures import read_facts
 from robustclip.synthesis.prompts import Prompt
 

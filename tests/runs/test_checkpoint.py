@@ -160,7 +160,7 @@ def test_a_disk_that_fails_says_nothing_of_the_file(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("save", [checkpoint.save, checkpoint.save_best], ids=lambda function: function.__name__)
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, save: Any) -> None:
     folder = tmp_path / "run" / "checkpoints"
-    with no_file_larger_than(20_000), pytest.raises(RunError, match="no checkpoint had been written yet"):
+    with no_file_larger_than(20_000), pytest.raises(RunError, check=coded("not_written", last=None)):
         save(folder, 1, state(1, size=100_000))
     good = checkpoint.save(folder, 1, state(1))
     with no_file_larger_than(20_000), pytest.raises(RunError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustclip.errors import RunError
+from robustclip.errors import RunError, coded
 
 TOOLS = Path(__file__).parents[2] / "tools"
 FULL = [
@@ -41,7 +41,7 @@ def test_other_errors_end_a_rehearsal() -> None:
     def row_of(_: int) -> str:
         raise RunError("no images", "no_images")
 
-    with pytest.raises(RunError, match="no images"):
+    with pytest.raises(RunError, check=coded("no_images")):
         list(until_full([4, 8], row_of))
 
 

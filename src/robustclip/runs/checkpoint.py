@@ -128,6 +128,9 @@ def _write(path: Path, step: int, state: dict[str, Any]) -> Path:
         last = f"the last good one is {saved[-1]}" if saved else "no checkpoint had been written yet"
         raise RunError(
             f"{path} could not be written ({reason(error)}): {last}; make room, e.g. with "
-            f"robustclip runs clean, then resume with --resume {path.parent.parent}"
+            f"robustclip runs clean, then resume with --resume {path.parent.parent}",
+            "not_written",
+            path=path,
+            last=saved[-1] if saved else None,
         ) from error
     return path

@@ -87,7 +87,9 @@ def recipe(
     arguments = dict(locals())
     for name in studies:
         if name not in STUDIES:
-            raise UsageError(unknown(name, STUDIES, "study") + f" There are {', '.join(STUDIES)}")
+            raise UsageError(
+                unknown(name, STUDIES, "study") + f" There are {', '.join(STUDIES)}", "unknown_study", given=name
+            )
     run = Run.start(out, resume, recipe="embedded", arguments=arguments, verb="reproduce")
     with run:
         sections: list[str] = []

@@ -211,7 +211,9 @@ def refuse_guides(jury: Mapping[str, Blip2], guide: Blip2, cells: Sequence[str])
             problem = "guides" if same else f"looks through the image tower of the guide {towers[tower]}"
             raise UsageError(
                 f"the judge {name!r} {problem}: pictures made to please a referee please it whatever they show. Judge "
-                "with others, e.g. --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+                "with others, e.g. --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
+                "judge_guides" if same else "same_tower",
+                judge=name,
             )
 
 
@@ -267,14 +269,22 @@ def losses(guide: Blip2, images: torch.Tensor, items: Sequence[Item], copies: in
     return {Column(name): np.array(values) for name, values in found.items()}
 
 
-def faults(cells: list[str], judges: list[str], prompts: int) -> Iterator[str]:
+def faults(cells: list[str], judges: list[str], prompts: int) -> Iterator[UsageError]:
     """What is wrong with values that are fine alone."""
     for cell in cells:
         if cell not in CELLS:
-            yield f"there is no cell {re.sub(r'[^ -~]', '?', cell)[:60]!r}: cells are {', '.join(CELLS)}"
+            yield UsageError(
+                f"there is no cell {re.sub(r'[^ -~]', '?', cell)[:60]!r}: cells are {', '.join(CELLS)}",
+                "unknown_cell",
+                given=cell,
+            )
     if not cells or len(set(cells)) < len(cells):
-        yield "cells are one or more, each once: --cells both sds"
+        yield UsageError("cells are one or more, each once: --cells both sds", "not_distinct", argument="cells")
     if not judges or len(set(judges)) < len(judges):
-        yield "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+        yield UsageError(
+            "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
+            "not_distinct",
+            argument="judges",
+        )
     if prompts > (most := len(compositional_prompts())):
-        yield f"there are {most} prompts: --prompts {most}"
+        yield UsageError(f"there are {most} prompts: --prompts {most}", "too_many", argument="prompts", most=most)

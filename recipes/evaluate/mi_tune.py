@@ -22,6 +22,7 @@ from robustclip.diffusion.mutual_information import FORMS, Form, evaluations_nee
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Rater, Selection, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
+from robustclip.errors import UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, alternatives, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set
 from robustclip.evaluation.generation.ranks import agreement, caption_accuracy, compared, table
@@ -219,21 +220,32 @@ def adapter(folder: Path, asked: Mapping[str, Any]) -> Path:
 
 def faults(
     parts: list[str], snapshots: list[str], prompts: int, judges: list[str], samples: int, rows: list[str]
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     """What is wrong with values that are illegal together."""
     for row in rows:
         if row not in TUNED:
-            yield signatures.unknown(row, TUNED, "row") + f". There are {', '.join(TUNED)}"
+            yield UsageError(
+                signatures.unknown(row, TUNED, "row") + f". There are {', '.join(TUNED)}", "unknown_row", given=row
+            )
     if "tune" in parts and sum(map(is_pair_reader, judges)) < TUNE_JUDGES:
-        yield "tune is judged by two pair readers: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+        yield UsageError(
+            "tune is judged by two pair readers: --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
+            "too_few_judges",
+        )
     if "training" in parts and not snapshots:
-        yield "--parts training measures the denoisers of --snapshots FOLDER FOLDER ...: give them"
+        yield UsageError(
+            "--parts training measures the denoisers of --snapshots FOLDER FOLDER ...: give them", "no_snapshots"
+        )
     if prompts > (most := len(compositional_prompts())):
-        yield f"there are {most} prompts: --prompts {most}"
+        yield UsageError(f"there are {most} prompts: --prompts {most}", "too_many", argument="prompts", most=most)
     if not judges or len(set(judges)) < len(judges):
-        yield "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+        yield UsageError(
+            "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
+            "not_distinct",
+            argument="judges",
+        )
     if samples < 2:
-        yield "--samples 1 cannot be ranked: give 2 or more"
+        yield UsageError("--samples 1 cannot be ranked: give 2 or more", "too_few", argument="samples")
 
 
 def remembered(path: Path, make: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:

@@ -147,7 +147,7 @@ def chosen_rows(names: list[str]) -> list[Row]:
     known = {row.name: row for row in ROWS}
     for name in names:
         if name not in known:
-            raise UsageError(unknown(name, known, "row") + f" There are {', '.join(known)}")
+            raise UsageError(unknown(name, known, "row") + f" There are {', '.join(known)}", "unknown_row", given=name)
     return [known[name] for name in names] or ROWS
 
 

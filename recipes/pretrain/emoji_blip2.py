@@ -14,6 +14,7 @@ from robustclip.data.emoji import load_labels
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import free
+from robustclip.errors import UsageError
 from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, load_pair_reader, move_to_tower, new_mini, save_mini
@@ -127,13 +128,21 @@ def faults(
     heads: int,
     queries: int,
     shared: int,
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     if eps is None and attack_steps != ATTACK_STEPS:
-        yield f"--attack-steps {attack_steps} are those of an attack, and there is none: give --eps too, e.g. 1.5"
+        yield UsageError(
+            f"--attack-steps {attack_steps} are those of an attack, and there is none: give --eps too, e.g. 1.5",
+            "no_attack",
+            attack_steps=attack_steps,
+        )
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     changed = [f"--{name} {size}" for name, size in sizes.items() if size != SIZES[name]]
     if start is not None and changed:
-        yield f"--start {start} keeps the sizes of that reader: leave out {', '.join(changed)}"
+        yield UsageError(
+            f"--start {start} keeps the sizes of that reader: leave out {', '.join(changed)}",
+            "sizes_of_start",
+            changed=changed,
+        )
 
 
 def partly_augmented(images: Tensor, share: float, stream: Generator) -> Tensor:

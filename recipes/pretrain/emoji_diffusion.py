@@ -120,6 +120,9 @@ def take_over(model: Any, start: str) -> None:
         theirs, ours = (list(one.config["block_out_channels"]) for one in (other, model))
         raise UsageError(
             f"the denoiser of {start!r} is another network (channels {theirs}, and {ours} are asked for): give its "
-            f"sizes, as in --channels {' '.join(map(str, theirs))}, and the autoencoder it was trained on"
+            f"sizes, as in --channels {' '.join(map(str, theirs))}, and the autoencoder it was trained on",
+            "other_network",
+            channels=theirs,
+            asked=ours,
         )
     model.load_state_dict(other.state_dict())

@@ -162,7 +162,7 @@ def faults(
     widest: float,
     smallest_view: float,
     largest_view: float,
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of combinations of arguments."""
     try:  # points, gradients and both moments of Adam
         check_memory(4 * strokes * 2 * (3 * curves + 1) * 4, f"--strokes {strokes} of {curves} curves")

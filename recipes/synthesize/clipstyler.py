@@ -46,7 +46,11 @@ def read_content(name: str) -> torch.Tensor:
     if name.startswith(PREFIX):
         return emoji_drawing(name.removeprefix(PREFIX))
     if not is_file(name):
-        raise UsageError(f"there is no content {name[:200]!r}: give a picture's file, or a drawing as emoji:cat face")
+        raise UsageError(
+            f"there is no content {name[:200]!r}: give a picture's file, or a drawing as emoji:cat face",
+            "missing_file",
+            path=name,
+        )
     return load_image(name)
 
 
@@ -172,12 +176,19 @@ def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) ->
 
 def faults(
     prompt: list[str], text: list[str], prompts: Path | None, content: list[str], pairs: bool, source: str
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     """Faults of combinations of arguments."""
     yield from call_faults([*prompt, *text], prompts)
     if not content:
-        yield "there is no content to restyle: give --content cat.png, or --content 'emoji:cat face'"
+        yield UsageError(
+            "there is no content to restyle: give --content cat.png, or --content 'emoji:cat face'", "no_content"
+        )
     if not source.strip():
-        yield "--source is empty: say what the content is, e.g. 'a Photo'"
+        yield UsageError("--source is empty: say what the content is, e.g. 'a Photo'", "no_source")
     if pairs and prompts is None and len(content) != len([*prompt, *text]):
-        yield f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}"
+        yield UsageError(
+            f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}",
+            "unequal_lengths",
+            contents=len(content),
+            styles=len([*prompt, *text]),
+        )

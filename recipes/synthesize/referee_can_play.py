@@ -13,6 +13,7 @@ from robustclip.canvases.latents import Latents
 from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
+from robustclip.errors import UsageError
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import pick_device
@@ -219,17 +220,27 @@ def faults(
     sds_only: int,
     matching: float,
     captioning: float,
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     if not vlm and not sds:
-        yield "--no-vlm and --no-sds leave no gradient: leave one of them out"
+        yield UsageError("--no-vlm and --no-sds leave no gradient: leave one of them out", "no_gradient")
     copies = VARIANTS[mode].copies if copies is None else copies
     if hardest is not None and hardest > max(copies, 1):
-        yield f"--hardest {hardest} of {copies} copies: give --hardest up to --copies"
+        yield UsageError(
+            f"--hardest {hardest} of {copies} copies: give --hardest up to --copies",
+            "too_many",
+            argument="hardest",
+            given=hardest,
+            most=copies,
+        )
     if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):
-        yield "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'"
+        yield UsageError(
+            "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'",
+            "not_a_template",
+            argument="sds_prompt",
+        )
     if not matching and not captioning:
-        yield "--matching and --captioning are both 0: give one of them a weight"
+        yield UsageError("--matching and --captioning are both 0: give one of them a weight", "no_gradient")
     if not sds and sds_only >= steps > 0:
-        yield "--no-sds with --sds-only for all steps leaves no gradient: give --sds-only 0"
+        yield UsageError("--no-sds with --sds-only for all steps leaves no gradient: give --sds-only 0", "no_gradient")

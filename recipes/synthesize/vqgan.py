@@ -169,15 +169,18 @@ def whole_codes(size: tuple[int, int], factor: int) -> tuple[int, int]:
     if not height or not width:
         raise UsageError(
             f"a picture of {size[0]}x{size[1]} is smaller than a code of this generator, {factor}x{factor} pixels: "
-            f"give e.g. --size {4 * factor}"
+            f"give e.g. --size {4 * factor}",
+            "too_small",
+            size=size,
+            factor=factor,
         )
     return height, width
 
 
 def faults(
     prompt: list[str], prompts: Path | None, cut_method: str, cut_min: int | None, cut_pow: float
-) -> Iterator[str]:
+) -> Iterator[UsageError]:
     """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     if cut_method != "original" and (cut_min is not None or cut_pow != 1):
-        yield "--cut-pow and --cut-min need square cutouts: add --cut-method original"
+        yield UsageError("--cut-pow and --cut-min need square cutouts: add --cut-method original", "not_original")

@@ -2,8 +2,8 @@
 
 A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
 command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have
-`def faults(norm, eps) -> Iterator[str]`, which yields the faults of illegal combinations. A recipe that differs from
-another in defaults only is a `preset` of it.
+`def faults(norm, eps) -> Iterator[UsageError]`, which yields the faults of illegal combinations. A recipe that differs
+from another in defaults only is a `preset` of it.
 
 Most recipes take `resume`, which names the run to continue; flags that are not given then keep that run's values:
 

@@ -27,7 +27,7 @@ from robustclip.runs.files import plain, read_yaml
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Pairs = Callable[..., Iterable[str]]
+Pairs = Callable[..., Iterable[str | UsageError]]
 """Yields the faults of values that are illegal in combination. It is called with the parameters it names."""
 Expand = Callable[[Mapping[str, object]], Mapping[str, object]]
 """Replaces an argument by those it stands for: of a config file, of the run to resume."""

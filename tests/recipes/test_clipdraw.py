@@ -15,7 +15,7 @@ import robustclip
 from robustclip.data.images import save_image
 from robustclip.drawing import rasterise
 from robustclip.drawing.svg_reader import read_svg
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.base import TwoTower
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import studio
@@ -67,12 +67,12 @@ def test_a_drawing_takes_its_colours_from_an_image(draw: Callable[..., Result], 
     assert colours == {"#ff0000"}
 
 
-@pytest.mark.parametrize(("name", "told"), [("none.svg", "there is no file"), ("bad.svg", "not well-formed")])
+@pytest.mark.parametrize(("name", "code"), [("none.svg", "missing_file"), ("bad.svg", "not_xml")])
 def test_a_start_that_is_none_is_told_at_once(
-    name: str, told: str, draw: Callable[..., Result], tmp_path: Path
+    name: str, code: str, draw: Callable[..., Result], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.svg").write_text("<svg")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, check=coded(code)):
         draw(init=str(tmp_path / name))
     assert not (tmp_path / "run").exists()
 

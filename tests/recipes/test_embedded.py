@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from robustclip import evaluate, list_referees, recipes
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.signatures import bind
 
 
@@ -45,5 +45,5 @@ def test_studies_are_kept_and_tabled(tmp_path: Path) -> None:
 
 
 def test_an_unknown_study(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown study; did you mean judges"):
+    with pytest.raises(UsageError, check=coded("unknown_study"), match="did you mean judges"):
         recipes.run("embedded", "evaluate", {"studies": ["judgess"], "out": tmp_path / "run"})

@@ -17,7 +17,7 @@ from robustclip import recipes
 from robustclip.data.images import load_image
 from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.pipelines import save_diffusion
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.compositional import judge_pairs
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees import pair_readers
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_what_is_missing_and_more_cells(
     lost = sorted((folder / "cells" / "sample-7.5" / "images").iterdir())[1]
     was = load_image(lost)
     lost.write_bytes(lost.read_bytes()[:100])
-    with pytest.raises(UsageError, match=r"was begun with --score sum, and this call has matching"):
+    with pytest.raises(UsageError, check=coded("other_arguments", argument="score", before="sum", now="matching")):
         reproduce(resume=folder, score="matching")
     numbers = reproduce(resume=folder, cells=["sample-30"])
     after = pictures(folder)
@@ -186,9 +186,9 @@ def test_a_budget_ends_it_before_a_cell(
     assert json.loads((folder / "run.json").read_text())["notes"]["left"] == ["both"]
 
 
-@pytest.mark.parametrize(("judge", "words"), [("guide", "guides:"), ("near", "looks through the image tower")])
-def test_who_guides_does_not_judge(judge: str, words: str, world: Path, reproduce: Reproduce, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=words):
+@pytest.mark.parametrize(("judge", "code"), [("guide", "judge_guides"), ("near", "same_tower")])
+def test_who_guides_does_not_judge(judge: str, code: str, world: Path, reproduce: Reproduce, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, check=coded(code)):
         reproduce(judges=[str(world / judge)], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -198,22 +198,22 @@ def test_no_clip_of_a_cell_lends_its_tower_to_a_judge(world: Path, monkeypatch: 
     jury, guide = {"one": load_pair_reader(world / "one")}, load_pair_reader(world / "guide")
     found.refuse_guides(jury, guide, ["both", "referee-vanilla"])
     monkeypatch.setitem(found.CELLS, "referee-vanilla", {"referee": ["emoji-judge"]})
-    with pytest.raises(UsageError, match="'one' looks through the image tower of the guide emoji-judge"):
+    with pytest.raises(UsageError, check=coded("same_tower", judge="one"), match="emoji-judge"):
         found.refuse_guides(jury, guide, ["both", "referee-vanilla"])
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "check"),
     [
-        ({"cells": ["nobody\n"]}, r"there is no cell 'nobody\?': cells are both, vlm, sds"),
-        ({"cells": []}, "cells are one or more"),
-        ({"cells": ["vlm", "vlm"]}, "each once"),
-        ({"judges": []}, "judges are one or more"),
-        ({"prompts": 61}, "there are 60 prompts"),
+        ({"cells": ["nobody\n"]}, coded("unknown_cell", given="nobody\n")),
+        ({"cells": []}, coded("not_distinct", argument="cells")),
+        ({"cells": ["vlm", "vlm"]}, coded("not_distinct", argument="cells")),
+        ({"judges": []}, coded("not_distinct", argument="judges")),
+        ({"prompts": 61}, coded("too_many", argument="prompts", most=60)),
     ],
 )
-def test_what_cannot_be_asked(given: dict[str, object], words: str, reproduce: Reproduce, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_what_cannot_be_asked(given: dict[str, object], check: Any, reproduce: Reproduce, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, check=check):
         reproduce(out=tmp_path / "run", **given)
 
 

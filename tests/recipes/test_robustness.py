@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustclip import recipes
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 
 STRONG = "l2:1.5@apgd-ce:2"
 
@@ -36,5 +36,5 @@ def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
 
 
 def test_an_unknown_row(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown row; did you mean trades"):
+    with pytest.raises(UsageError, check=coded("unknown_row"), match="did you mean trades"):
         recipes.run("robustness", "evaluate", {"rows": ["trade"], "out": tmp_path / "run"})

@@ -15,7 +15,7 @@ import robustclip
 from robustclip.canvases import Canvas, Codes
 from robustclip.data.images import load_image, save_image
 from robustclip.diffusion.vqgan import load_vqgan
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis import studio
 from robustclip.synthesis.painted import Painted, Result
@@ -215,23 +215,23 @@ def test_a_stop_that_is_reached_leaves_the_picture(paint: Paint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "check"),
     [
-        ({"prompt": []}, "there is no prompt: say what to paint"),
-        ({"cut_pow": 2.0}, "add --cut-method original"),
-        ({"cut_min": 8}, "add --cut-method original"),
-        ({"cut_method": "latest updated"}, "cut_method"),
-        ({"optimiser": "sgd"}, "optimiser"),
-        ({"init": "nowhere.png"}, "there is no file 'nowhere.png' to start from"),
-        ({"prior": "one"}, "prior"),
-        ({"prompt": ["a cat:1:1e999"]}, "has the stop inf"),
-        ({"model": "nowhere"}, "nowhere"),
+        ({"prompt": []}, coded("no_prompt")),
+        ({"cut_pow": 2.0}, coded("not_original")),
+        ({"cut_min": 8}, coded("not_original")),
+        ({"cut_method": "latest updated"}, coded("literal_error", argument="cut_method")),
+        ({"optimiser": "sgd"}, coded("literal_error", argument="optimiser")),
+        ({"init": "nowhere.png"}, coded("missing_file", argument="init", given="nowhere.png")),
+        ({"prior": "one"}, coded("literal_error", argument="prior")),
+        ({"prompt": ["a cat:1:1e999"]}, coded("not_a_stop", argument="prompt")),
+        ({"model": "nowhere"}, coded("unknown_generator", given="nowhere")),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_faults_of_a_call_are_told(arguments: dict[str, Any], message: str, generator: Path, tmp_path: Path) -> None:
+def test_faults_of_a_call_are_told(arguments: dict[str, Any], check: Any, generator: Path, tmp_path: Path) -> None:
     call = {"prompt": ["a cat"], "model": str(generator), "referee": toy_referee(), "out": tmp_path / "run"}
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, check=check):
         robustclip.recipes.run("vqgan", "synthesize", {**call, "device": "cpu", **arguments})
     assert not (tmp_path / "run").exists(), "nothing was begun"
 
@@ -246,7 +246,7 @@ def test_a_picture_smaller_than_a_code_is_refused(tmp_path: Path) -> None:
         norm_num_groups=4,
     ).save_pretrained(tmp_path / "coarse")
     call = {"prompt": ["a cat"], "model": str(tmp_path / "coarse"), "referee": toy_referee(), "out": tmp_path / "run"}
-    with pytest.raises(UsageError, match=r"a picture of 8x20 is smaller than a code of this generator, 16x16 pixels"):
+    with pytest.raises(UsageError, check=coded("too_small", size=(8, 20), factor=16)):
         robustclip.recipes.run("vqgan", "synthesize", {**call, "device": "cpu", "size": "8x20"})
     assert not (tmp_path / "run").exists(), "nothing was begun"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.recipes import with_flags
 from robustclip.referees.base import TwoTower
 from robustclip.referees.registry import load_referee
@@ -37,20 +37,20 @@ def test_the_last_weights_and_the_best(run: Run) -> None:
 
 def test_a_run_without_a_best_checkpoint(run: Run) -> None:
     (run.checkpoints / "best-00000002.pt").unlink()
-    with pytest.raises(UsageError, match=r"kept no best checkpoint: .* use --checkpoint last"):
+    with pytest.raises(UsageError, check=coded("no_best_checkpoint")):
         referee_at(run.folder, "best")
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe="toy", arguments={})
     run.fail("as told")
-    with pytest.raises(UsageError, match=r"contains no trained referee \(the run is failed\).*--resume"):
+    with pytest.raises(UsageError, check=coded("no_trained_referee", status="failed"), match="--resume"):
         referee_at(run.folder, "best")
 
 
 def test_a_checkpoint_of_another_tower(run: Run) -> None:
     checkpoint.save_best(run.checkpoints, 2, {"ema": {"weight": torch.zeros(1)}})
-    with pytest.raises(RunError, match=r"best-00000002\.pt does not hold the tower that .*referee describes"):
+    with pytest.raises(RunError, check=coded("does_not_fit", path=str(run.checkpoints / "best-00000002.pt"))):
         referee_at(run.folder, "best")
 
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 import robustclip
 from robustclip.attacks.text import fewer_words, random_edits
 from robustclip.data.captions import CaptionBatches, open_captions
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee, sentence_text_cfg
 from robustclip.referees.sentence import SentenceEncoder, package_folder
@@ -264,5 +264,5 @@ def test_what_cannot_be_trained_is_told(captions: CaptionBatches, tmp_path: Path
         check_trainable(toy_referee())
     with pytest.raises(UsageError, match="no weights of its own"):
         check_trainable(robustclip.load_referee("emoji-vanilla~smooth:0.25x2"))
-    with pytest.raises(RunError, match=r"not finite|not a number"):
+    with pytest.raises(RunError, check=coded("wrong_scores")):
         fit(plain_clip(tmp_path / "start"), captions, new_run(tmp_path / "run"), lr=1e30, warmup=0)

@@ -146,7 +146,8 @@ def _scores(
         found = score([one for one, _ in distinct], [owner for _, owner in distinct]).float().cpu()
     if found.shape != (len(distinct),) or found.isnan().any():
         raise RunError(
-            f"the score of {len(distinct)} texts is {tuple(found.shape)}, or not a number: one is due for each"
+            f"the score of {len(distinct)} texts is {tuple(found.shape)}, or not a number: one is due for each",
+            "wrong_scores",
         )
     rows = {pair: row for row, pair in enumerate(distinct)}
     return list(found[[rows[pair] for pair in pairs]].split([len(own) for own in shown]))

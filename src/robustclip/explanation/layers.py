@@ -73,7 +73,8 @@ def choose_layer(referee: TwoTower, name: str | None = None, *, at_output: bool 
     if not found:
         raise UsageError(
             f"{referee.card.name} has no spatial layer: no output of its image tower is a grid of at least 2x2. Use "
-            "--method gradient, which needs none"
+            "--method gradient, which needs none",
+            "no_spatial_layer",
         )
     if name is not None:
         return _named(referee, name, found)
@@ -168,5 +169,7 @@ def _named(referee: TwoTower, name: str, found: dict[str, Layer]) -> Layer:
     few = near or [layer for layer in found if layer.count(".") <= 2][-SHOWN:]
     raise UsageError(
         f"{referee.card.name} cannot be mapped at {name!r}, which {has}; layers with a grid are, among others, "
-        f"{', '.join(few or list(found)[-SHOWN:])}"
+        f"{', '.join(few or list(found)[-SHOWN:])}",
+        "no_grid" if name in modules else "unknown_layer",
+        given=name,
     )

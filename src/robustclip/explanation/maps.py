@@ -77,14 +77,28 @@ class Mapper:
         target: Target | None = None,
     ) -> None:
         if target is not None and target not in TARGETS:
-            raise UsageError(f"there is no target {target!r}; there are {', '.join(TARGETS)}")
+            raise UsageError(
+                f"there is no target {target!r}; there are {', '.join(TARGETS)}", "unknown_target", given=target
+            )
         if target is not None and method in (*OF_PIXELS, "eigencam"):
             of = "reads no text" if method == "eigencam" else "is of the cosine"
-            raise UsageError(f"the method {method!r} {of}: leave out the target {target!r}, or take gradcam")
+            raise UsageError(
+                f"the method {method!r} {of}: leave out the target {target!r}, or take gradcam",
+                "unneeded_target",
+                method=method,
+                target=target,
+            )
         if method not in METHODS:
-            raise UsageError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+            raise UsageError(
+                f"there is no method {method!r}; there are {', '.join(METHODS)}", "unknown_method", given=method
+            )
         if method in OF_PIXELS and layer is not None:
-            raise UsageError(f"the method {method!r} maps pixels, not a layer: leave out {layer!r}, or take gradcam")
+            raise UsageError(
+                f"the method {method!r} maps pixels, not a layer: leave out {layer!r}, or take gradcam",
+                "unneeded_layer",
+                method=method,
+                layer=layer,
+            )
         check_method(method)
         self.referee = referee
         self.method = method
@@ -98,7 +112,9 @@ class Mapper:
             if method == "gradcam-cls" and not self.layer.class_tokens:
                 raise UsageError(
                     f"{referee.card.name} has no class token at {self.layer.name!r}, which gradcam-cls needs: use "
-                    "gradcam"
+                    "gradcam",
+                    "no_class_token",
+                    layer=self.layer.name,
                 )
 
     @property
@@ -133,7 +149,9 @@ class Mapper:
         if self.target == "softmax":
             among = texts.unique(dim=0) if among is None else among
             if len(among) < 2:
-                raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit")
+                raise UsageError(
+                    "a softmax over one text is always 1: give two texts or more, or --target logit", "one_text"
+                )
         parts = [
             self._maps(images[start:end].to(self.referee.device), texts[start:end], ids[start:end], among)
             for start in range(0, len(images), self.batch_size)

@@ -289,7 +289,9 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
         raise UsageError(f"{referee.card.name} has no text tower of transformers: it cannot become one of open_clip")
     if beyond := referee.preprocess.beyond_open_clip():
         raise UsageError(
-            f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf"
+            f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf",
+            "unsupported",
+            parts=[beyond],
         )
     model_cfg = open_clip_config(referee.card.architecture["config"])
     image_tower = openclip.build_image_tower(model_cfg)

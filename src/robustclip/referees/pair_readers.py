@@ -251,7 +251,9 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
     if fingerprint(tower) != described.get("fingerprint"):
         raise UsageError(
             f"{folder} was trained on the image tower of another {described.get('tower')!r} than the one of that name "
-            "here: train it again (robustclip robustify pretrain/emoji-blip2)"
+            "here: train it again (robustclip robustify pretrain/emoji-blip2)",
+            "other_tower",
+            tower=described.get("tower"),
         )
     for name in (WEIGHTS, VOCABULARY):
         if not is_file(folder / name):

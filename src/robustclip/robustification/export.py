@@ -258,12 +258,18 @@ def export(
     return target
 
 
-def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[str]:
+def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[UsageError]:
     """Faults of a call of `export` that can be found without running it."""
     if to is None and not FORMATS[format].is_referee:
-        yield f"an image tower alone cannot be registered: give --to DIR with --format {format}"
+        yield UsageError(
+            f"an image tower alone cannot be registered: give --to DIR with --format {format}",
+            "tower_alone",
+            format=format,
+        )
     elif to is None and not register:
-        yield "an export that is not registered needs a folder: give --to DIR, or leave out --no-register"
+        yield UsageError(
+            "an export that is not registered needs a folder: give --to DIR, or leave out --no-register", "no_folder"
+        )
     if push is not None:
         from robustclip.robustification.push import fault
 
@@ -277,13 +283,17 @@ def _referee_of(run: Path | TwoTower, which: Which) -> TwoTower:
     if folder is not None and (folder / RECORD).is_file():
         return referee_at(folder, which)
     if which == "best":
-        raise UsageError("--checkpoint best is for a run's folder: leave it out for a referee")
+        raise UsageError("--checkpoint best is for a run's folder: leave it out for a referee", "not_a_run")
     if isinstance(run, TwoTower):
         return run
     if folder is not None and (folder / REFEREE / CARD_FILE).is_file():
         return load_referee_folder(folder / REFEREE)
     if folder is not None and not folder.exists() and ":" not in str(run):
-        raise UsageError(f"there is no run {folder}: give the folder that robustclip robustify wrote")
+        raise UsageError(
+            f"there is no run {folder}: give the folder that robustclip robustify wrote",
+            "no_such_run",
+            folder=str(folder),
+        )
     return registry.load_referee(run)
 
 

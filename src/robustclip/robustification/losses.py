@@ -120,12 +120,18 @@ def refuse_degenerate(
         return
     pairs = len(ids) if part is None else part
     if pairs < 2:
-        raise UsageError(one_pair(objective.name) + ("" if part is None else ", or --attack-negatives gathered"))
+        raise UsageError(
+            one_pair(objective.name) + ("" if part is None else ", or --attack-negatives gathered"),
+            "one_pair",
+            part=part,
+        )
     if len(ids.unique()) < 2 or bool((texts == texts[:1]).all()):
         shared = "show one concept" if len(ids.unique()) < 2 else "have the same text"
         raise UsageError(
             f"all {len(ids)} pairs of the first batch {shared}: the loss {objective.name} contrasts the pairs of a "
-            "batch, and would be constant. Give data with several texts, shuffled"
+            "batch, and would be constant. Give data with several texts, shuffled",
+            "one_concept" if len(ids.unique()) < 2 else "one_text",
+            pairs=len(ids),
         )
 
 
@@ -255,7 +261,8 @@ def anchored(
 def _refuse_one_text(bank: Float[Tensor, "t d"]) -> None:
     if len(bank) < 2 or bool((bank == bank[:1]).all()):
         raise UsageError(
-            "a softmax needs two different texts, else it is constant: give at least two classes with different names"
+            "a softmax needs two different texts, else it is constant: give at least two classes with different names",
+            "one_text",
         )
 
 

@@ -77,7 +77,12 @@ class BadSteps(Counts):
             return reported
         written = checkpoint.checkpoints(checkpoints)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
-        raise RunError(f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32")
+        raise RunError(
+            f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32",
+            "bad_steps",
+            step=step,
+            last=written[-1].name if written else None,
+        )
 
 
 @torch.no_grad()
@@ -207,7 +212,9 @@ def referee_at(folder: Path, which: Which) -> TwoTower:
     if not (folder / REFEREE / CARD_FILE).is_file():
         raise UsageError(
             f"{folder} contains no trained referee (the run is {run.status}): it is written at {folder / REFEREE} when "
-            f"a run ends; let the run finish, or continue it ({run.resumption})"
+            f"a run ends; let the run finish, or continue it ({run.resumption})",
+            "no_trained_referee",
+            status=run.status,
         )
     referee = load_referee_folder(folder / REFEREE)
     if which == "last":
@@ -216,13 +223,16 @@ def referee_at(folder: Path, which: Which) -> TwoTower:
     if path is None:
         raise UsageError(
             f"{folder} kept no best checkpoint: none was measured (--evaluate-every), or runs clean removed it; "
-            "use --checkpoint last"
+            "use --checkpoint last",
+            "no_best_checkpoint",
         )
     saved = checkpoint.load(path)
     try:
         referee.image_tower.load_state_dict(saved["ema"])
     except (KeyError, RuntimeError) as error:
-        raise RunError(f"{path} does not hold the tower that {folder / REFEREE} describes") from error
+        raise RunError(
+            f"{path} does not hold the tower that {folder / REFEREE} describes", "does_not_fit", path=str(path)
+        ) from error
     chosen = {"checkpoint": {"which": "best", "step": saved["step"], "accuracy": saved.get("best")}}
     referee.card = replace(referee.card, claims=[], weights={}, provenance=referee.card.provenance | chosen)
     return referee

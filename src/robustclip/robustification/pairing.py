@@ -57,7 +57,9 @@ class PairTrainer(Trainer):
         if len(set(captions)) < 2:
             raise UsageError(
                 f"a batch of {len(captions)} pictures with one caption has nothing to contrast: give --batch-size 2 or "
-                "more, and data with several captions"
+                "more, and data with several captions",
+                "one_text",
+                pairs=len(captions),
             )
         reader = self.reader.train()
         if self.threat is not None:

@@ -15,14 +15,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from robustclip.errors import RunError
+from robustclip.errors import RunError, UsageError
 from robustclip.referees.card import README_FILE, Card
 from robustclip.referees.folder import CONFIG
 
 TAGS = ("clip", "adversarial-robustness", "robustclip")
 
 
-def fault(repo: str) -> str | None:
+def fault(repo: str) -> UsageError | None:
     """Reason why `repo` cannot be pushed to, with the remedy, without contacting the hub."""
     try:
         validate_repo_id(repo)
@@ -30,13 +30,18 @@ def fault(repo: str) -> str | None:
     except HFValidationError:
         organisation, name = "", ""
     if not organisation or not name:
-        return f"--push takes ORG/NAME, e.g. your-name/clipag-vit-b32, not {repo!r}"
+        return UsageError(
+            f"--push takes ORG/NAME, e.g. your-name/clipag-vit-b32, not {repo!r}", "not_a_repository", given=repo
+        )
     if constants.HF_HUB_OFFLINE:
-        return "--push needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave out --push"
+        return UsageError(
+            "--push needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave out --push", "hub_offline"
+        )
     if get_token() is None:
-        return (
+        return UsageError(
             "--push needs a token of the Hugging Face hub, and there is none: hf auth login, or set HF_TOKEN (a token "
-            "with write access: https://huggingface.co/settings/tokens). Without --push nothing leaves this machine"
+            "with write access: https://huggingface.co/settings/tokens). Without --push nothing leaves this machine",
+            "no_token",
         )
     return None
 
@@ -60,7 +65,10 @@ def push(folder: Path, repo: str, *, card: Card, usage: str, library: str, task:
     except Exception as error:  # the class of network errors depends on the client's version
         raise RunError(
             f"{folder} is written, but could not be pushed to {repo} ({_reason(error)}). Repeat the command with "
-            f"another --to once that is fixed, or: hf upload {repo} {folder}"
+            f"another --to once that is fixed, or: hf upload {repo} {folder}",
+            "not_pushed",
+            repo=repo,
+            folder=str(folder),
         ) from error
     return str(address)
 

@@ -85,13 +85,15 @@ def ready_to_train(
         raise UsageError(
             "the image tower has BatchNorm, whose statistics would be those of a part of the batch, so that neither "
             "loss nor gradients would be those of the whole: use --frozen-statistics (normalise by running "
-            "statistics, as in eval mode), or --accumulate 1 and one process"
+            "statistics, as in eval mode), or --accumulate 1 and one process",
+            "batch_statistics",
         )
     if grad_checkpointing:
         if not hasattr(tower, "set_grad_checkpointing"):
             raise UsageError(
                 f"a {type(tower).__name__} cannot checkpoint its activations: leave --grad-checkpointing out, and use "
-                "--accumulate 2 (or more) to save memory"
+                "--accumulate 2 (or more) to save memory",
+                "no_activation_checkpoints",
             )
         tower.set_grad_checkpointing(True)  # type: ignore[operator]
     nhwc = channels_last and not distributed.is_sharded()  # FSDP shards contiguous weights only
@@ -115,7 +117,8 @@ def lock_last(tower: nn.Module, groups: int) -> None:
     if not hasattr(tower, "lock"):
         raise UsageError(
             f"a {type(tower).__name__} has no layer groups to lock: leave --locked-groups out, or start from a CLIP of "
-            "open_clip"
+            "open_clip",
+            "no_layer_groups",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # open_clip imports timm's groups by an old name
@@ -124,7 +127,9 @@ def lock_last(tower: nn.Module, groups: int) -> None:
         weight.requires_grad_(not weight.requires_grad)
     if not trained_parameters(tower):
         raise UsageError(
-            f"--locked-groups {groups} locks all layer groups of the image tower, and none is left to train: give less"
+            f"--locked-groups {groups} locks all layer groups of the image tower, and none is left to train: give less",
+            "all_groups_locked",
+            groups=groups,
         )
 
 
@@ -210,7 +215,8 @@ class TrainingState:
             odd = sorted(set(own.items()) ^ set(there.items()))[0][0]
             raise UsageError(
                 f"{run.folder} trains another tower than this call (they differ in {odd}): continue it with its own "
-                "arguments, which --resume uses by default"
+                "arguments, which --resume uses by default",
+                "other_tower",
             )
 
     def save(self, run: Run, keep: int, *, needed: bool) -> None:
@@ -298,7 +304,8 @@ def training_dtype(dtype: str | torch.dtype, run: Run, referee: TwoTower, *, res
     chosen = chosen_dtype(dtype, referee.image_tower, pixels, recorded=recorded and str(recorded), exact=True)
     if chosen == torch.float16:
         raise UsageError(
-            "training in float16 would lose the gradients of the attack, which underflow there: use --dtype bfloat16"
+            "training in float16 would lose the gradients of the attack, which underflow there: use --dtype bfloat16",
+            "float16",
         )
     run.note(dtype=str(chosen).removeprefix("torch."))
     return chosen

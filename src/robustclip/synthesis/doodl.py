@@ -319,7 +319,10 @@ def objective_of(ends: Ends, guides: PairGuides, entropy: Entropy) -> Objective:
         if len(ends.heads) != len(guides.referees):
             raise UsageError(
                 f"{len(ends.heads)} aesthetics heads and {len(guides.referees)} CLIPs: give each head its own "
-                "--referee, in this order"
+                "--referee, in this order",
+                "unequal_lengths",
+                heads=len(ends.heads),
+                referees=len(guides.referees),
             )
         pairs = [(clip, head, weight) for clip, (head, weight) in zip(guides.referees, ends.heads, strict=True)]
         aim: float | Literal["up", "down"] = (

@@ -191,7 +191,7 @@ def faults(
     method: str,
     stop_by: str | None,
     referee: list[Any],
-) -> Iterator[str]:
+) -> Iterator[str | UsageError]:
     """Faults of combinations of arguments."""
     yield from call_faults(prompt, prompts)
     try:

@@ -240,12 +240,17 @@ def _recorded_dtype(resume: Path | None) -> str | None:
     return found if found in DTYPES else None
 
 
-def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[str]:
+def call_faults(prompt: Sequence[str], prompts: Path | None) -> Iterator[UsageError]:
     """Faults of prompts: none, or both kinds."""
     if not prompt and prompts is None:
-        yield 'there is no prompt: say what to paint, e.g. "a green turtle", or give --prompts FILE'
+        yield UsageError(
+            'there is no prompt: say what to paint, e.g. "a green turtle", or give --prompts FILE', "no_prompt"
+        )
     if prompt and prompts is not None:
-        yield f"prompts come from the call ({prompt[0][:40]!r}) or from --prompts {prompts}: give one of the two"
+        yield UsageError(
+            f"prompts come from the call ({prompt[0][:40]!r}) or from --prompts {prompts}: give one of the two",
+            "prompts_twice",
+        )
 
 
 Choose = Callable[[Float[Tensor, "p 3 h w"], Sequence[Item]], Float[Tensor, " p"]]

@@ -42,7 +42,9 @@ def check_init(text: str) -> str:
     if not is_file(text):
         raise UsageError(
             f"there is no file {text[:200]!r} to start from: give an image, a mixture's file, "
-            f"or {AUTO}, mixture, {', '.join(PLAIN)}"
+            f"or {AUTO}, mixture, {', '.join(PLAIN)}",
+            "missing_file",
+            path=text,
         )
     if text.endswith(SUFFIX):
         load_mixture(text)

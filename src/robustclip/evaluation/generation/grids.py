@@ -160,7 +160,11 @@ def resumed_rows(folder: Path, arguments: Mapping[str, Any], *, same: Sequence[s
         if before != now:
             raise UsageError(
                 f"{folder} was begun with --{name.replace('_', '-')} {before}, and this call has {now}, but rows of "
-                "one table share it: give the same, or start a new run"
+                "one table share it: give the same, or start a new run",
+                "other_arguments",
+                argument=name,
+                before=before,
+                now=now,
             )
     calls = [record["arguments"], *(one["arguments"] for one in record.get("resumed", [])), arguments]
     return list(dict.fromkeys(row for call in calls for row in call[rows]))

@@ -41,7 +41,11 @@ def _init(text: str) -> str:
     if text == "random":
         return text
     if not is_file(text):
-        raise UsageError(f"there is no file {text[:200]!r} to start from: give random, an SVG, or an image for colours")
+        raise UsageError(
+            f"there is no file {text[:200]!r} to start from: give random, an SVG, or an image for colours",
+            "missing_file",
+            path=text,
+        )
     if is_svg(text):
         read_svg(text, (NATIVE, NATIVE))
     else:

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import adjust_contrast
 import robustclip
 from robustclip.data.emoji import embedded_styles, emoji_drawing
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.painted import Result
 
@@ -88,20 +88,20 @@ def test_the_released_contrast_by_hand(restyle: Restyle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "code", "near"),
     [
-        ({"content": ["emoji:cat fase"]}, "did you mean cat face"),
-        ({"content": ["nowhere.png"]}, "there is no content"),
-        ({"content": []}, "there is no content to restyle"),
-        ({"source": " "}, "--source is empty"),
-        ({"content": ["emoji:house"] * 2, "pairs": True}, "as many contents as styles, not 2 and 1"),
-        ({"source": "made of gold"}, "are the same to"),
-        ({"content_features": "emoji-vit-vanilla"}, "give a convolutional referee"),
-        ({"size": 8}, "too small"),
+        ({"content": ["emoji:cat fase"]}, "no_drawing", "cat face"),
+        ({"content": ["nowhere.png"]}, "missing_file", "nowhere.png"),
+        ({"content": []}, "no_content", "--content"),
+        ({"source": " "}, "no_source", "--source"),
+        ({"content": ["emoji:house"] * 2, "pairs": True}, "unequal_lengths", "2 and 1"),
+        ({"source": "made of gold"}, "same_texts", "made of gold"),
+        ({"content_features": "emoji-vit-vanilla"}, "no_feature_maps", "emoji-vit-vanilla"),
+        ({"size": 8}, "too_small", "8x8"),
     ],
 )
-def test_bad_calls_say_what_would_do(arguments: dict[str, object], told: str, restyle: Restyle) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_bad_calls_say_what_would_do(arguments: dict[str, object], code: str, near: str, restyle: Restyle) -> None:
+    with pytest.raises(UsageError, check=coded(code), match=near):
         restyle(**arguments)
 
 

@@ -309,7 +309,7 @@ def test_a_run_goes_on_where_it_was_stopped(paint: Callable[..., Result]) -> Non
         ({"prompt": ["a cat"], "referee": "nobody=much"}, coded("not_a_weight", given="nobody=much")),
         ({"prompt": ["a cat"], "seeds": "3..1"}, coded("empty_range", given="3..1")),
         ({"prompt": ["a cat"], "strength": 1.5}, coded("less_than_equal", argument="strength")),
-        ({"prompt": ["image:nowhere.png"]}, lambda error: "nowhere.png" in str(error)),
+        ({"prompt": ["image:nowhere.png"]}, coded("no_image", path=Path("nowhere.png"))),
         ({"prompt": ["a cat"], "steps": -1}, coded("greater_than_equal", argument="steps")),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",

@@ -303,10 +303,10 @@ def test_a_run_goes_on_where_it_was_stopped(paint: Callable[..., Result]) -> Non
     ("arguments", "check"),
     [
         ({"prompt": []}, coded("no_prompt")),
-        ({"prompt": [""]}, coded("no_prompt", argument="prompt")),
+        ({"prompt": [""]}, coded("empty_prompt", argument="prompt")),
         ({"prompt": ["a cat"], "size": "big"}, coded("not_a_size", given="big")),
         ({"prompt": ["a cat"], "init": "nowhere.png"}, coded("missing_file", argument="init", given="nowhere.png")),
-        ({"prompt": ["a cat"], "referee": "nobody=much"}, coded("not_a_weight", given="nobody=much")),
+        ({"prompt": ["a cat"], "referee": "nobody=much"}, coded("not_positive", given="nobody=much")),
         ({"prompt": ["a cat"], "seeds": "3..1"}, coded("empty_range", given="3..1")),
         ({"prompt": ["a cat"], "strength": 1.5}, coded("less_than_equal", argument="strength")),
         ({"prompt": ["image:nowhere.png"]}, coded("no_image", path=Path("nowhere.png"))),

@@ -204,7 +204,7 @@ def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
     deviation = latent_deviation(trainer.model, images)
     means = trainer.model.encode(images * 2 - 1).latent_dist.mean
     assert deviation == pytest.approx(means.std().item(), rel=1e-5)
-    with pytest.raises(UsageError, check=coded("other_network")):
+    with pytest.raises(UsageError, check=coded("other_checkpoint")):
         AutoencoderTrainer(new_autoencoder((16, 32), latent=4), lambda one: [one], steps=4).load(kept)
     with pytest.raises(UsageError, match="multiples of 16"):
         new_autoencoder((16, 20))

@@ -224,7 +224,7 @@ def test_a_stop_that_is_reached_leaves_the_picture(paint: Paint) -> None:
         ({"optimiser": "sgd"}, coded("literal_error", argument="optimiser")),
         ({"init": "nowhere.png"}, coded("missing_file", argument="init", given="nowhere.png")),
         ({"prior": "one"}, coded("literal_error", argument="prior")),
-        ({"prompt": ["a cat:1:1e999"]}, coded("not_a_stop", argument="prompt")),
+        ({"prompt": ["a cat:1:1e999"]}, coded("out_of_range", argument="prompt")),
         ({"model": "nowhere"}, coded("unknown_generator", given="nowhere")),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",

@@ -198,5 +198,5 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped(images: Tensor) -
 
 
 def test_a_state_of_another_reader_is_refused() -> None:
-    with pytest.raises(UsageError, check=coded("other_network")):
+    with pytest.raises(UsageError, check=coded("other_checkpoint")):
         PairTrainer(tiny(32), steps=1).load(PairTrainer(tiny(), steps=1).state())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.claims import measured
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.toy import toy_referee
@@ -20,7 +20,7 @@ CLAIM = Claim("top-1", 0.5, 0.4, 0.6, 100, 0, "emoji/unseen-styles", None, "2026
     [("zero-shot", {"templates": "/etc/passwd"}), ("corruptions", {}), ("maps", {"out": "/tmp/x"}), ("", {})],
 )
 def test_a_claim_gives_no_other_arguments(task: str, how: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="cannot be measured again"):
+    with pytest.raises(UsageError, check=coded("not_measurable", task=task)):
         measured(toy_referee(), replace(CLAIM, task=task, how=how), "cpu")
 
 
@@ -33,8 +33,8 @@ def test_the_fields_come_back_from_a_card() -> None:
     assert Card.from_json(card.to_json() | {"preprocess": preprocess}).claims == claims
     del older["task"], older["how"]
     again = Card.from_json(card.to_json() | {"preprocess": preprocess, "claims": [older]})
-    with pytest.raises(UsageError, match="cannot be measured again"):
+    with pytest.raises(UsageError, check=coded("not_measurable")):
         measured(toy_referee(), again.claims[0], "cpu")
     for how in ({"labels": [1]}, {"labels": 1.5}, "labels"):
-        with pytest.raises(UsageError, match="how"):
+        with pytest.raises(UsageError, check=coded("invalid_entries")):
             Card.from_json(card.to_json() | {"preprocess": preprocess, "claims": [written | {"how": how}]})

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from robustclip.cli import app
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.evaluation.ensembles import fit_weights, weigh
 from robustclip.referees.registry import find
 
@@ -45,7 +45,7 @@ def test_a_referee_that_only_misleads_has_no_weight() -> None:
     weights, _ = fit_weights(torch.cat([right, -right]), right[0].argmax(1))
     assert weights[0] == 1
     assert weights[1] == 0
-    with pytest.raises(RunError, match="nothing to weigh"):
+    with pytest.raises(RunError, check=coded("nothing_to_weigh")):
         fit_weights(-right, right[0].argmax(1))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustclip.data.images import show_gradients
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.explanation.gradients import (
     gradient_picture,
     gradient_shares,
@@ -144,5 +144,5 @@ def test_the_picture_is_a_picture(colour_referee, plain) -> None:
 
 
 def test_prompts_must_fit_the_images(colour_referee, plain) -> None:
-    with pytest.raises(UsageError, match="1 images and 2 prompts"):
+    with pytest.raises(UsageError, check=coded("unequal_lengths", images=1, prompts=2)):
         gradient_picture([("one", colour_referee())], plain((0.3, 0.4, 0.0)), ["red", "green"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.errors import Interrupted, RunError, UsageError, coded
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.ledger import LEDGER_FILE, Ledger, exact
 from robustclip.evaluation.zeroshot import Predictions
@@ -85,7 +85,7 @@ def test_a_first_line_that_was_cut_short_begins_anew(tmp_path: Path) -> None:
 def test_another_setting_is_refused_and_told(tmp_path: Path) -> None:
     Ledger(tmp_path, SETTING)
 
-    with pytest.raises(UsageError, match=r"begun with another setting \(seed 0 then, 1 now\)"):
+    with pytest.raises(UsageError, check=coded("other_setting", changes=["seed 0 then, 1 now"])):
         Ledger(tmp_path, SETTING | {"seed": 1})
 
 
@@ -95,7 +95,7 @@ def test_lines_that_are_none_are_refused(tmp_path: Path, line: str) -> None:
     with (tmp_path / LEDGER_FILE).open("a") as file:
         file.write(line + "\n")
 
-    with pytest.raises(UsageError, match="give another folder, or remove it"):
+    with pytest.raises(UsageError, check=lambda error: error.code in ("not_json", "not_an_outcome")):
         Ledger(tmp_path, SETTING)
 
 
@@ -124,9 +124,9 @@ def test_an_evaluation_that_goes_on_is_one_that_never_stopped(
 
     with pytest.raises(Stopped):
         evaluate([colour_referee(tower=Counting(last))], **options)
-    with pytest.raises(UsageError, match="holds an interrupted evaluation: continue it with resume"):
+    with pytest.raises(UsageError, check=coded("interrupted")):
         evaluate([colour_referee()], **options)
-    with pytest.raises(UsageError, match=r"another setting \(seed 0 then, 5 now\)"):
+    with pytest.raises(UsageError, check=coded("other_setting", changes=["seed 0 then, 5 now"])):
         evaluate([colour_referee()], **options, seed=5, resume=True)
     rest = Counting()
     found = evaluate([colour_referee(tower=rest)], **options, resume=True)
@@ -167,7 +167,7 @@ def test_a_signal_within_an_attack_says_how_to_go_on_and_the_numbers_are_the_sam
 
 def test_two_evaluations_do_not_share_a_folder(colour_referee: Callable, colour_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with owning(out), pytest.raises(UsageError, match=rf"out is in use by process {os.getpid()}"):
+    with owning(out), pytest.raises(UsageError, check=coded("in_use", pid=os.getpid())):
         evaluate([colour_referee()], data=colour_folder, out=out, device="cpu")
     assert not out.exists()
 
@@ -183,9 +183,7 @@ def test_a_full_disk_does_not_cost_the_numbers(
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     for place in ({"out": tmp_path / "out"}, {"csv": tmp_path / "x.csv"}):
-        with pytest.raises(
-            RunError, match=r"(predictions\.jsonl|x\.csv) could not be written \(No space left on device\)"
-        ):
+        with pytest.raises(RunError, check=coded("numbers_kept"), match=r"(predictions\.jsonl|x\.csv) could not be"):
             evaluate([colour_referee()], data=colour_folder, device="cpu", **place)
         (kept,) = (tmp_path / "spare").iterdir()
         assert json.loads(kept.read_text())["rows"] == whole.to_json()["rows"]
@@ -214,7 +212,7 @@ def test_resume_begins_where_there_is_nothing(colour_referee: Callable, colour_f
     evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)
 
     assert (tmp_path / "out" / LEDGER_FILE).is_file()
-    with pytest.raises(UsageError, match="resume needs the folder of the interrupted evaluation"):
+    with pytest.raises(UsageError, check=coded("no_folder")):
         evaluate([colour_referee()], **options, resume=True)
-    with pytest.raises(UsageError, match="already holds an evaluation"):
+    with pytest.raises(UsageError, check=coded("already_done")):
         evaluate([colour_referee()], **options, out=tmp_path / "out", resume=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from robustclip import evaluate
 from robustclip.attacks import AttackSpec, attacking
 from robustclip.data.examples import Examples, read_examples
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation import masking
 from robustclip.evaluation.masking import CHECKS, Subject, checks, rises_above
 from robustclip.evaluation.named import Setting, load_named
@@ -270,12 +271,12 @@ def test_a_report_with_checks(colour_referee: Build, colour_folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "check"),
     [
-        ({"masking": True}, "masking checks need an attack"),
-        ({"masking_source": "emoji-vanilla"}, "has no effect"),
+        ({"masking": True}, coded("no_attack")),
+        ({"masking_source": "emoji-vanilla"}, coded("no_effect", argument="masking_source")),
     ],
 )
-def test_faults_of_a_call(changed: dict[str, object], words: str, colour_referee: Build, colour_folder: Path) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_faults_of_a_call(changed: dict[str, object], check: Any, colour_referee: Build, colour_folder: Path) -> None:
+    with pytest.raises(UsageError, check=check):
         evaluate([colour_referee()], data=colour_folder, size=8, **changed)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from robustclip.attacks import AttackSpec
 from robustclip.data.examples import Examples
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import cheapest, measured, verify
 from robustclip.evaluation.named import NamedReferee
@@ -155,7 +156,7 @@ def test_a_judge_that_finds_all_names_alike_sees_no_target(colour_referee, plain
 def test_a_judge_without_an_answer_ends_the_measurement(colour_referee, plain) -> None:
     broken = colour_referee("broken", words={"a": (float("nan"),) * 3, "b": (1.0, 0.0, 0.0)})
 
-    with pytest.raises(RunError, match="the judge broken are not finite"):
+    with pytest.raises(RunError, check=coded("not_finite", judge="broken")):
         choose(broken, plain((0.5, 0.1, 0.2)), broken.embed_texts(["a", "b"]), torch.tensor([[0, 1]]))
 
 
@@ -252,35 +253,35 @@ def test_the_cheapest_claim_is_no_pag_score_while_there_is_another() -> None:
 def test_a_card_does_not_choose_what_is_loaded(other: str, names: dict[str, str], colour_folder: Path) -> None:
     how: dict[str, str | int | None] = {**names, "baseline" if names else "judge": other}
     claim = Claim("PAG score", 0.5, 0.4, 0.6, 4, 0, str(colour_folder), "l2:1@2", "2025-01-31", "pag", how)
-    with pytest.raises(UsageError, match="not registered on this machine"):
+    with pytest.raises(UsageError, check=coded("unknown_referee")):
         measured(toy_referee(), claim, "cpu")
 
 
 def test_nobody_judges_itself(toys: list[Path], colour_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the judge 'toy-0' and the guide 'toy-0' have the same weights"):
+    with pytest.raises(UsageError, check=coded("same_weights", judge="toy-0", guide="toy-0")):
         measure(toys, colour_folder, judge=str(toys[0]))
     save_referee(toy_referee(size=8, seed=1, name="other-name"), tmp_path / "copy")
-    with pytest.raises(UsageError, match="the judge 'other-name' and the guide 'toy-1' have the same weights"):
+    with pytest.raises(UsageError, check=coded("same_weights", judge="other-name", guide="toy-1")):
         measure(toys, colour_folder, judge=str(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "check"),
     [
-        ({"pag": "l2:12@20x3"}, "3 restarts of 'l2:12@20x3' are identical: write l2:12@20"),
-        ({"pag": "l2:0@20"}, "eps '0'"),
-        ({"pag": "far"}, "cannot read the attack 'far'"),
-        ({"pag": ""}, "cannot read the attack ''"),
-        ({"pag": "l2:383@20"}, "looks as if given in /255"),
-        ({"judge": None}, "the task pag on .*colours' needs a judge"),
-        ({"judge": ""}, "a referee's name or folder is needed"),
-        ({"tasks": ["zero-shot"]}, "the judge 'toy-2' has no effect"),
+        ({"pag": "l2:12@20x3"}, coded("restarts_identical", argument="pag")),
+        ({"pag": "l2:0@20"}, coded("not_positive", argument="pag")),
+        ({"pag": "far"}, coded("not_an_attack", given="far")),
+        ({"pag": ""}, coded("not_an_attack", given="")),
+        ({"pag": "l2:383@20"}, coded("eps_in_255")),
+        ({"judge": None}, coded("no_judge")),
+        ({"judge": ""}, coded("unknown_referee", given="")),
+        ({"tasks": ["zero-shot"]}, coded("no_effect", argument="judge")),
     ],
 )
 def test_calls_that_cannot_be_meant(
-    toys: list[Path], colour_folder: Path, options: dict[str, object], told: str
+    toys: list[Path], colour_folder: Path, options: dict[str, object], check: Any
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, check=check):
         measure(toys, colour_folder, **options)
 
 
@@ -290,9 +291,9 @@ def test_images_of_one_name_have_nowhere_to_go(toys: list[Path], colour_folder: 
             picture.unlink()
         (colour_folder / name).rmdir()
 
-    with pytest.raises(UsageError, match=r"pag needs images of at least 2 different names, and all of .* are red"):
+    with pytest.raises(UsageError, check=coded("missing_data", task="pag")):
         measure(toys, colour_folder)
-    with pytest.raises(UsageError, match="at least 2 different names"):
+    with pytest.raises(UsageError, check=coded("one_name", names=["red"])):
         draw_pairs(["red", "red"], ["a", "b"], seed=0)
 
 

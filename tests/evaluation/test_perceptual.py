@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustclip.attacks.spec import AttackSpec
 from robustclip.cli import app
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation import evaluate
 from robustclip.evaluation.perceptual import corruption_triplets, distance, read_nights, two_afc
 from robustclip.losses import PerceptualDistance, Triplets
@@ -142,9 +142,9 @@ def test_nights_as_data_of_evaluate(nights: Path, colour_referee: Callable[..., 
     report = evaluate([colour_referee()], data=nights, tasks=["distance"], size=8, device="cpu")
     row = report.row("colours", "2AFC")
     assert (row.value, row.n) == (pytest.approx(1 / 3), 3)
-    with pytest.raises(UsageError, match="zero-shot needs labels"):
+    with pytest.raises(UsageError, check=coded("missing_data", task="zero-shot")):
         evaluate([colour_referee()], data=nights, tasks=["distance", "zero-shot"], device="cpu")
-    with pytest.raises(UsageError, match="distance"):
+    with pytest.raises(UsageError, check=coded("not_pgd", what="the task distance")):
         evaluate([colour_referee()], data=nights, tasks=["distance"], attack=["l2:1@apgd-ce"], device="cpu")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustclip.attacks import AttackSpec
 from robustclip.attacks.spec import check_inside, random_perturbation
 from robustclip.attacks.threat import ThreatModel
-from robustclip.errors import RunError
+from robustclip.errors import RunError, coded
 from robustclip.evaluation.attacked import classify_under_attack, cosines_under_noise
 from robustclip.evaluation.zeroshot import Predictions, predictions
 from robustclip.referees.similarity import all_cosines, class_embeddings
@@ -100,7 +100,7 @@ def test_the_referee_gets_its_mode_back(colour_referee, plain) -> None:
 def test_an_attack_that_left_its_ball_is_a_fault_of_the_run(moved: Tensor) -> None:
     images = torch.full((1, 3, 4, 4), 0.5)
 
-    with pytest.raises(RunError, match=r"left its threat model \(L2 eps 1 at 4x4 "):
+    with pytest.raises(RunError, check=coded("outside_threat_model"), match="L2 eps 1 at 4x4"):
         check_inside(images, moved, ThreatModel("l2", 1, 4))
 
 
@@ -139,5 +139,5 @@ def test_the_control_of_an_image_depends_on_its_index_alone() -> None:
 def test_every_attacked_image_is_checked(colour_referee, plain, monkeypatch) -> None:
     monkeypatch.setattr("robustclip.attacks.spec.pgd", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
 
-    with pytest.raises(RunError, match="left its threat model"):
+    with pytest.raises(RunError, check=coded("outside_threat_model")):
         under_attack(colour_referee(), plain((0.6, 0.4, 0.0)), torch.tensor([0]), "l2:1@1")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("torchattacks", reason="the evaluation extra is not installed")
 from robustclip.attacks import AttackSpec
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.evaluation import attacked as evaluation
 from robustclip.evaluation.attacked import classify_under_attack
 from robustclip.evaluation.zeroshot import Predictions, predictions
@@ -126,10 +126,10 @@ def test_images_depend_on_seed_attack_and_ids_alone(colour_referee, plain, monke
 def test_every_attacked_image_is_checked(colour_referee, colours: Tensor, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "library_attack", lambda images, *_, **__: (images + 0.2).clamp(0, 1))
 
-    with pytest.raises(RunError, match="left its threat model"):
+    with pytest.raises(RunError, check=coded("outside_threat_model")):
         under_attack(colour_referee(words=WORDS), colours, torch.full((40,), 3), "l2:1@apgd-ce")
 
 
 def test_few_labels_are_refused(colour_referee, colours: Tensor) -> None:
-    with pytest.raises(UsageError, match="at least 4 labels, and there are 3"):
+    with pytest.raises(UsageError, check=coded("too_few_labels", labels=3, fewest=4)):
         under_attack(colour_referee(), colours, torch.zeros(40, dtype=torch.long), "l2:1@autoattack")

@@ -16,7 +16,7 @@ from robustclip import load_referee
 from robustclip.attacks import AttackSpec
 from robustclip.cli import app
 from robustclip.data.images import save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.ledger import exact
 from robustclip.pages.benchmark import FILE, PAGE, SCHEMA, Entry, Leaderboard, benchmark, merged
 from robustclip.referees.folder import save_referee
@@ -294,18 +294,18 @@ def test_parts_that_the_data_lack_are_left_out_or_refused_if_asked_for(
 
 def test_faulty_calls_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for call, words in (
-        ({"referees": []}, "at least one"),
-        ({"referees": ["a", "a"]}, "given twice"),
-        ({"referees": ["a"], "merge": True, "resume": True, "out": tmp_path}, "leave one of the two out"),
-        ({"referees": ["a"], "resume": True}, "needs the folder"),
-        ({"referees": ["a"], "out": tmp_path}, "is not empty"),
+    for call, check in (
+        ({"referees": []}, coded("no_referee")),
+        ({"referees": ["a", "a"]}, coded("given_twice", name="a")),
+        ({"referees": ["a"], "merge": True, "resume": True, "out": tmp_path}, coded("merge_and_resume")),
+        ({"referees": ["a"], "resume": True}, coded("no_folder")),
+        ({"referees": ["a"], "out": tmp_path}, coded("not_empty")),
         (
             {"referees": ["nobody"], "data": "emoji/unseen-styles", "quick": True, "parts": ["corruptions"]},
-            "no referee",
+            coded("unknown_referee", given="nobody"),
         ),
     ):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, check=check):
             benchmark(**call)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from reports import HOSTILE, REFEREES, cases, report
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.intervals import Interval
 from robustclip.explanation.maps import SCALE, overlay, palette
 from robustclip.pages.rendering import is_best, write_report
@@ -167,6 +167,6 @@ def test_without_an_attack_the_headline_is_of_clean_images() -> None:
 
 
 def test_a_report_without_cases_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs at least one case"):
+    with pytest.raises(UsageError, check=coded("no_cases")):
         write_report(tmp_path / "report.html", Report("nothing", [About("first")]), [])
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import robustclip
 from robustclip.cli import app
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.planning.settings import Launch
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_slurm_is_asked_for_the_numbers_of_the_run() -> None:
 def test_a_script_of_a_call_that_the_recipe_refuses_is_refused() -> None:
     with pytest.raises(UsageError, match="--laion is missing"):
         robustclip.plan("clipag-vit-b32", launch="slurm")
-    with pytest.raises(UsageError, match="give --count 8 or --count 12"):
+    with pytest.raises(UsageError, check=coded("not_divisible", near="--count 8 or --count 12")):
         robustclip.plan("emoji", launch="torchrun", count=10, per_node=4, batch_size=120, frozen_statistics=True)
 
 

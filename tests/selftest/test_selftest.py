@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustclip import printing
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.plain import check_plain
 from robustclip.selftest.checks import CHECKS, Check, smooth
 from robustclip.selftest.selftest import Row, Selftest, run_checks, selftest
@@ -157,7 +157,7 @@ def test_what_torch_says_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_device_is_a_fault_of_the_call() -> None:
-    with pytest.raises(UsageError, match="unknown device"):
+    with pytest.raises(UsageError, check=coded("unknown_device", device="tpu")):
         selftest(device="tpu")
 
 

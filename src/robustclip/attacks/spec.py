@@ -234,7 +234,8 @@ def check_inside(images: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 3 h w
         farthest = float(threat.norms(moved - images).max())
         raise RunError(
             f"the attack left its threat model ({threat}): "
-            f"distance up to {farthest:.6g}, pixels in [{low:.6g}, {high:.6g}]"
+            f"distance up to {farthest:.6g}, pixels in [{low:.6g}, {high:.6g}]",
+            "outside_threat_model",
         )
 
 

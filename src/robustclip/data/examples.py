@@ -103,9 +103,9 @@ def read_examples(
     elif isinstance(data, str) and data.startswith(("emoji/", "icons/")):
         examples = _read_split(data, limit, seed)
     else:
-        raise UsageError(f"no data at {str(data)[:200]!r}: {SHOW_DATA}")
+        raise UsageError(f"no data at {str(data)[:200]!r}: {SHOW_DATA}", "no_data", data=str(data))
     if len(examples) == 0:
-        raise UsageError(f"the data at {str(data)!r} is empty: {SHOW_DATA}")
+        raise UsageError(f"the data at {str(data)!r} is empty: {SHOW_DATA}", "no_data", data=str(data))
     return _sized(_subset(examples, limit, seed), size)
 
 
@@ -198,7 +198,7 @@ def _members(shard: Path) -> Iterator[tuple[str, Stored]]:
                 elif not member.isdir():
                     raise UsageError(f"{shard} is refused: {member.name!r} is a link or a device, not a file")
     except (tarfile.TarError, zlib.error, EOFError, OSError, RecursionError) as error:
-        raise UsageError(f"{shard} is not a whole tar file: {error}") from error
+        raise UsageError(f"{shard} is not a whole tar file: {error}", "not_a_tar", path=shard) from error
 
 
 def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
@@ -225,7 +225,9 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
             pictures[key] = images[0]
         elif annotated and not belongs_to_another(key, sample, samples):
             raise UsageError(
-                f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})"
+                f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})",
+                "no_picture",
+                sample=key,
             )
         else:
             passed.append(key)
@@ -233,7 +235,12 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
     captions = [_captions(samples[key]["txt"]) for key in pictures if "txt" in samples[key]]
     for what, given in (("label (.cls)", labels), ("caption (.txt)", captions)):
         if given and len(given) != len(pictures):
-            raise UsageError(f"{folder}: {len(given)} of {len(pictures)} images have a {what}: give it to all or none")
+            raise UsageError(
+                f"{folder}: {len(given)} of {len(pictures)} images have a {what}: give it to all or none",
+                "unequal_counts",
+                given=len(given),
+                pictures=len(pictures),
+            )
     examples = _from_pictures(
         folder,
         list(pictures.values()),
@@ -261,7 +268,10 @@ def _from_pictures(
 ) -> Examples:
     if labels and not max(labels) < len(label_names):
         raise UsageError(
-            f"{folder}: labels up to {max(labels)} need {max(labels) + 1} names, {len(label_names)} are there"
+            f"{folder}: labels up to {max(labels)} need {max(labels) + 1} names, {len(label_names)} are there",
+            "too_few_names",
+            labels=max(labels) + 1,
+            names=len(label_names),
         )
     return Examples(
         folder.as_posix(),
@@ -302,7 +312,11 @@ def _sized(examples: Examples, size: int | tuple[int, int] | None) -> Examples:
     if wanted is None:
         sizes = {picture.size() for picture in images.pictures}
         if len(sizes) > 1:
-            raise UsageError(f"images of {examples.name} have {len(sizes)} different sizes: give one, e.g. size=224")
+            raise UsageError(
+                f"images of {examples.name} have {len(sizes)} different sizes: give one, e.g. size=224",
+                "unequal_sizes",
+                sizes=len(sizes),
+            )
         wanted = sizes.pop()
     return replace(examples, images=Pictures(images.pictures, wanted), size=wanted)
 

@@ -84,7 +84,11 @@ class Stored:
             return decode(self.read(), remarks=remarks)
         except Skip as error:  # training skips such a picture; a measurement must not
             where = f"{self.path} (byte {self.offset})"
-            raise RunError(f"{where} contains no readable picture: {error} ({advice(error.fault)})") from error
+            raise RunError(
+                f"{where} contains no readable picture: {error} ({advice(error.fault)})",
+                "not_a_picture",
+                path=self.path,
+            ) from error
 
 
 @final

@@ -69,18 +69,33 @@ def check_certifiable(
 ) -> None:
     """Raise UsageError if no image could be certified, or the certificate would be trivial."""
     if classes < 2:
-        raise UsageError(f"a classifier of {classes} labels is constant: certify at least 2")
+        raise UsageError(
+            f"a classifier of {classes} labels is constant: certify at least 2", "too_few_labels", labels=classes
+        )
     check_sigma(sigma)
     if not 0 < alpha < 1:
-        raise UsageError(f"alpha is the probability of a false certificate, in (0, 1), not {alpha:g}: e.g. {ALPHA:g}")
+        raise UsageError(
+            f"alpha is the probability of a false certificate, in (0, 1), not {alpha:g}: e.g. {ALPHA:g}",
+            "out_of_range",
+            argument="alpha",
+        )
     if n0 < 1:
-        raise UsageError(f"at least one noisy copy chooses the label, not n0={n0}: e.g. n0={CHOOSING}")
+        raise UsageError(
+            f"at least one noisy copy chooses the label, not n0={n0}: e.g. n0={CHOOSING}", "too_few", argument="n0"
+        )
     if n > MOST_SAMPLES:
-        raise UsageError(f"{n} noisy copies of each image are too many: take up to {MOST_SAMPLES}, e.g. {SAMPLES}")
+        raise UsageError(
+            f"{n} noisy copies of each image are too many: take up to {MOST_SAMPLES}, e.g. {SAMPLES}",
+            "too_many",
+            argument="n",
+        )
     if n < 1 or alpha ** (1 / n) <= 0.5:
         raise UsageError(
             f"from {n} noisy copies nothing can be certified at alpha = {alpha:g}, even if all agree: "
-            f"take at least {smallest_n(alpha)}, better {SAMPLES} (--samples {SAMPLES})"
+            f"take at least {smallest_n(alpha)}, better {SAMPLES} (--samples {SAMPLES})",
+            "too_few",
+            argument="n",
+            least=smallest_n(alpha),
         )
 
 
@@ -148,10 +163,15 @@ def certify(
     refuse_wrapped(referee.image_tower, "is certified by its base", "certify that, which is given the noise")
     check_certifiable(len(classes), sigma, n0=n0, n=n, alpha=alpha)
     if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: give at least 1")
+        raise UsageError(f"batch_size={batch_size}: give at least 1", "too_few", argument="batch_size")
     names = list(map(str, range(len(images)))) if ids is None else list(ids)
     if len(names) != len(images):
-        raise UsageError(f"{len(names)} ids for {len(images)} images: give each image one")
+        raise UsageError(
+            f"{len(names)} ids for {len(images)} images: give each image one",
+            "unequal_lengths",
+            ids=len(names),
+            images=len(images),
+        )
     with attacking(referee):
         outcomes = _labels_and_hits(referee, images, classes, sigma, (n0, n), seed, batch_size, names, dtype, title)
     chosen = torch.tensor([label for label, _ in outcomes], dtype=torch.long)
@@ -207,7 +227,10 @@ def counts_under_noise(
         noisy = image + sigma * torch.stack(drawn).to(image)
         scores = cosines_of_views(referee, noisy, classes, dtype)
         if not bool(scores.isfinite().all()):
-            raise RunError(f"{referee.card.name} has no finite embedding of an image with noise: nothing is certified")
+            raise RunError(
+                f"{referee.card.name} has no finite embedding of an image with noise: nothing is certified",
+                "not_finite",
+            )
         total += scores.argmax(1).cpu().bincount(minlength=len(classes))
     return total
 
@@ -216,19 +239,29 @@ def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: boo
     """Faults of an `evaluate` call's certification arguments."""
     if "certification" not in tasks:
         if sigma is not None:
-            yield f"sigma {sigma:g} has no effect without the task certification: add that, or leave sigma out"
+            yield UsageError(
+                f"sigma {sigma:g} has no effect without the task certification: add that, or leave sigma out",
+                "no_effect",
+                argument="sigma",
+            )
         return
     if sign:
-        yield "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task"
+        yield UsageError(
+            "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task",
+            "not_signable",
+            task="certification",
+        )
     if sigma is None:
-        yield "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25"
+        yield UsageError(
+            "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25", "no_sigma"
+        )
     yield from faults_of([partial(check_certifiable, 2, 0.25 if sigma is None else sigma, n=samples)])
 
 
 def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
     """The task: certified accuracy at increasing radii, and the abstention rate."""
     if setting.sigma is None:
-        raise UsageError("a certification needs the noise's standard deviation: --sigma 0.25")
+        raise UsageError("a certification needs the noise's standard deviation: --sigma 0.25", "no_sigma")
     examples = setting.examples
     among = setting.among()
     certified = certify(

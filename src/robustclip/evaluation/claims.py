@@ -66,19 +66,29 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     if task not in HOW or not set(how) <= HOW[task]:
         raise UsageError(
             f"{claim.name!r} cannot be measured again: it is of the task {task} with {how}; supported are "
-            f"{', '.join(HOW)}"
+            f"{', '.join(HOW)}",
+            "not_measurable",
+            task=task,
         )
     if any(find(str(how[name])) is None for name in ("judge", "baseline") if name in how):
-        raise UsageError(f"{claim.name!r} needs a referee that is not registered on this machine: add it first")
+        raise UsageError(
+            f"{claim.name!r} needs a referee that is not registered on this machine: add it first", "unknown_referee"
+        )
     attack: dict[str, Any] = {"attack": [] if claim.attack is None else [claim.attack]}
     if task == "pag":
         if claim.attack is None or claim.attack.startswith(CONTROL):
-            raise UsageError(f"the card gives no perturbation for {claim.name!r}: it cannot be measured again")
+            raise UsageError(
+                f"the card gives no perturbation for {claim.name!r}: it cannot be measured again",
+                "not_measurable",
+                task=task,
+            )
         attack = {"pag": claim.attack}
     elif claim.attack is not None and claim.attack.startswith(WORST):
         raise UsageError(
             f"{claim.name!r} ({claim.attack}) is the worst case of several attacks that the claim does not name: "
-            "measure the claim of one attack"
+            "measure the claim of one attack",
+            "several_attacks",
+            attack=claim.attack,
         )
     report = evaluate(
         [referee],

@@ -82,9 +82,18 @@ def corrupted(
     Raises UsageError for another kind or strength.
     """
     if kind not in CORRUPTIONS:
-        raise UsageError(unknown(kind, CORRUPTIONS, "corruption") + f" (there are {', '.join(CORRUPTIONS)})")
+        raise UsageError(
+            unknown(kind, CORRUPTIONS, "corruption") + f" (there are {', '.join(CORRUPTIONS)})",
+            "unknown_corruption",
+            given=kind,
+        )
     if strength not in STRENGTHS:
-        raise UsageError(f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)")
+        raise UsageError(
+            f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)",
+            "out_of_range",
+            argument="strength",
+            given=strength,
+        )
     streams = each(seed, f"{kind} {strength}", ids=ids)
     damaged = [
         CORRUPTIONS[kind](image, strength, stream) for image, stream in zip(images.cpu().float(), streams, strict=True)

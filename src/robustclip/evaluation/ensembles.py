@@ -96,7 +96,10 @@ def fit_weights(scores: Float[Tensor, "k n c"], targets: Int[Tensor, " n"]) -> t
     count = len(values)
     found = minimize(objective, np.full(count, 10 / count), jac=True, method="L-BFGS-B", bounds=[(0, None)] * count).x
     if not found.sum() > 0:
-        raise RunError("none of these referees tells the labels of these images apart: there is nothing to weigh")
+        raise RunError(
+            "none of these referees tells the labels of these images apart: there is nothing to weigh",
+            "nothing_to_weigh",
+        )
     return (found / found.sum()).tolist(), float(found.sum())
 
 

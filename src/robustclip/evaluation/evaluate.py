@@ -25,7 +25,7 @@ from robustclip.data.examples import Examples, odd_pictures, read_examples
 from robustclip.errors import UsageError, faults_of, raise_faults
 from robustclip.evaluation import certification
 from robustclip.evaluation import masking as masked
-from robustclip.evaluation.ledger import LEDGER_FILE, Ledger
+from robustclip.evaluation.ledger import Ledger, taken
 from robustclip.evaluation.named import (
     NamedReferee,
     Setting,
@@ -37,7 +37,7 @@ from robustclip.evaluation.named import (
 )
 from robustclip.evaluation.pag import read_spec
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, nights_examples
-from robustclip.evaluation.report import REPORT_FILE, Findings, Report, compare
+from robustclip.evaluation.report import Findings, Report, compare
 from robustclip.evaluation.tasks import TASKS, candidates, missing_for
 from robustclip.evaluation.universal import Applied, read_universal
 from robustclip.explanation.gradients import gradient_picture
@@ -182,7 +182,8 @@ def evaluate(
     for line in examples.reported:
         terminal.note(f"data: {line}")
     needed = [*tasks, "masking"] if masking else tasks
-    raise_faults("evaluate()", [fault for task in needed if (fault := missing_for(task, examples))])
+    lacking = [(task, fault) for task in needed if (fault := missing_for(task, examples))]
+    raise_faults("evaluate()", [UsageError(fault, "missing_data", task=task) for task, fault in lacking])
     sources = masked.sources_of(measured, masking_source, examples.name, device=where) if masking else []
     pulled = read_spec(pag) if pag_judge is not None else None
     specs = attacks if pulled is None else [*attacks, pulled]
@@ -290,33 +291,30 @@ def faults(
     """Faults of an `evaluate` call that can be found before loading anything."""
     maps = bool({"maps", "faithfulness"} & set(tasks))
     if layer is not None and not maps:
-        yield f"the layer {layer!r} has no effect without heat maps: add the task maps, or leave it out"
+        message = f"the layer {layer!r} has no effect without heat maps: add the task maps, or leave it out"
+        yield UsageError(message, "no_effect", argument="layer")
     if judge is not None and "pag" not in tasks:
-        yield f"the judge {judge!r} has no effect without the task pag: add that, or leave the judge out"
+        message = f"the judge {judge!r} has no effect without the task pag: add that, or leave the judge out"
+        yield UsageError(message, "no_effect", argument="judge")
     if judge is None and "pag" in tasks and not str(data).startswith(EMBEDDED_DATA):
-        yield f"the task pag on {str(data)[:200]!r} needs a judge, a referee unrelated to those measured"
+        message = f"the task pag on {str(data)[:200]!r} needs a judge, a referee unrelated to those measured"
+        yield UsageError(message, "no_judge")
     checks: list[Callable[[], object]] = [partial(check_attack, text, tasks) for text in attack]
     checks += [partial(check_method, method)] if maps else []
     checks += [partial(resolve_templates, templates)] if templates != "dataset" else []
     yield from faults_of(checks)
     yield from output_faults(out, csv, overwrite=overwrite)
     if sign and templates != "plain":
-        yield f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
+        message = f"a signed claim is measured with the templates plain, not {templates}: leave out one of the two"
+        yield UsageError(message, "not_signable", templates=templates)
     if sign and any("@universal:" in text for text in attack):
-        yield "a signed claim is measured again anywhere, and stored perturbations are files of here: leave one out"
+        message = "a signed claim is measured again anywhere, and stored perturbations are files of here: leave one out"
+        yield UsageError(message, "not_signable")
     if out is None and resume:
-        yield "resume needs the folder of the interrupted evaluation: give it as out"
+        yield UsageError("resume needs the folder of the interrupted evaluation: give it as out", "no_folder")
     yield from taken(out, resume=resume)
     yield from masked.faults(attack, data, masking_source, masking=masking)
     yield from certification.faults(tasks, sigma, samples, sign=sign)
-
-
-def taken(out: Path | None, *, resume: bool) -> Iterator[str]:
-    """Faults of an output folder that holds another evaluation."""
-    if out is not None and is_file(Path(out) / REPORT_FILE):
-        yield f"{out} already holds an evaluation: give another folder"
-    elif out is not None and not resume and is_file(Path(out) / LEDGER_FILE):
-        yield f"{out} holds an interrupted evaluation: continue it with resume, or give another folder"
 
 
 def check_attack(text: str, tasks: Sequence[str]) -> None:

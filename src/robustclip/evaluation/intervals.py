@@ -68,7 +68,7 @@ def mean(values: ArrayLike, *, seed: int) -> Interval:
     """The mean of `values` (n,), with the percentile bootstrap's interval. Raises UsageError if n is 0."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0:
-        raise UsageError("an interval needs at least one sample")
+        raise UsageError("an interval needs at least one sample", "no_samples")
     if numbers.size == 1:
         return Interval(float(numbers[0]), float(numbers[0]), float(numbers[0]), 1)
     bounds = stats.bootstrap(
@@ -85,7 +85,11 @@ def over_seeds(values: ArrayLike) -> Interval:
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 2 or min(numbers.shape) < 2:
-        raise UsageError(f"an interval over seeds needs values (seeds, images), two each or more, not {numbers.shape}")
+        raise UsageError(
+            f"an interval over seeds needs values (seeds, images), two each or more, not {numbers.shape}",
+            "too_few",
+            shape=numbers.shape,
+        )
     parts = [(float(means.var(ddof=1)) / means.size, means.size - 1) for means in (numbers.mean(0), numbers.mean(1))]
     total, value = sum(variance for variance, _ in parts), float(numbers.mean())
     if total == 0:
@@ -106,7 +110,7 @@ def ratio(hits: ArrayLike, others: ArrayLike, *, seed: int) -> Interval:
     Raises UsageError if `others` has no hit.
     """
     if not np.any(others):
-        raise UsageError("a ratio needs at least one hit in its denominator")
+        raise UsageError("a ratio needs at least one hit in its denominator", "no_hits")
     return _paired(hits, others, lambda first, second: first / second, seed)
 
 
@@ -116,7 +120,7 @@ Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.floa
 def _paired(hits: ArrayLike, others: ArrayLike, statistic: Statistic, seed: int) -> Interval:
     first, second = _outcomes(hits), _outcomes(others)
     if len(first) != len(second):
-        raise UsageError(f"paired outcomes need the same samples, not {len(first)} and {len(second)}")
+        raise UsageError(f"paired outcomes need the same samples, not {len(first)} and {len(second)}", "not_paired")
     n = len(first)
     cells = np.array(
         [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
@@ -136,7 +140,7 @@ def _paired(hits: ArrayLike, others: ArrayLike, statistic: Statistic, seed: int)
 def _outcomes(hits: ArrayLike) -> NDArray[np.bool_]:
     outcomes = np.asarray(hits, dtype=bool)
     if outcomes.ndim != 1 or len(outcomes) == 0:
-        raise UsageError(f"an interval needs a list of at least one outcome, not shape {outcomes.shape}")
+        raise UsageError(f"an interval needs a list of at least one outcome, not shape {outcomes.shape}", "no_samples")
     return outcomes
 
 
@@ -153,7 +157,11 @@ def jackknife(
     a set of fewer than 3.
     """
     if not sets or min(map(len, sets)) < 3:
-        raise UsageError(f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}")
+        raise UsageError(
+            f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}",
+            "too_few",
+            given=min(map(len, sets), default=0),
+        )
     value, variance = statistic(*sets), 0.0
     for place, whole in enumerate(sets):
         order = torch.randperm(len(whole), generator=generator(seed, "jackknife", place))
@@ -175,9 +183,11 @@ def preference(scores: ArrayLike, others: ArrayLike) -> Interval:
     """
     first, second = np.asarray(scores, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise UsageError(f"a preference needs scores of the same prompts, not {first.shape} and {second.shape}")
+        raise UsageError(
+            f"a preference needs scores of the same prompts, not {first.shape} and {second.shape}", "not_paired"
+        )
     if np.isnan(first).any() or np.isnan(second).any():
-        raise UsageError("a preference compares numbers, and a score is NaN")
+        raise UsageError("a preference compares numbers, and a score is NaN", "not_finite")
     n = len(first)
     share = float((first > second).mean() + (first == second).mean() / 2)
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))

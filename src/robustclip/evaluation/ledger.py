@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 
 from robustclip.errors import UsageError
+from robustclip.evaluation.report import REPORT_FILE
 from robustclip.evaluation.zeroshot import Predictions
 from robustclip.referees.base import TwoTower
 from robustclip.runs.files import is_file, naming, parse_json, plain, read_bytes
@@ -29,6 +30,15 @@ LEDGER_FILE: Final = "attacked.jsonl"
 
 Place = tuple[str, str, str, str, int]
 """Referee, weights, task, attack, round."""
+
+
+def taken(out: Path | None, *, resume: bool) -> Iterator[UsageError]:
+    """Faults of an output folder that holds another evaluation."""
+    if out is not None and is_file(Path(out) / REPORT_FILE):
+        yield UsageError(f"{out} already holds an evaluation: give another folder", "already_done")
+    elif out is not None and not resume and is_file(Path(out) / LEDGER_FILE):
+        message = f"{out} holds an interrupted evaluation: continue it with resume, or give another folder"
+        yield UsageError(message, "interrupted")
 
 
 class Ledger:
@@ -90,9 +100,11 @@ class Ledger:
         try:
             lines = [parse_json(line, self.path) for line in whole.split(b"\n")[:-1]]
         except UsageError as error:
-            raise UsageError(f"{error}: give another folder, or remove it") from error
+            raise UsageError(f"{error}: give another folder, or remove it", "not_json") from error
         if not all(isinstance(line, dict) for line in lines):
-            raise UsageError(f"{self.path} holds lines that are not outcomes: give another folder, or remove it")
+            raise UsageError(
+                f"{self.path} holds lines that are not outcomes: give another folder, or remove it", "not_an_outcome"
+            )
         return lines
 
     def _check(self, written: Mapping[str, Any], header: Mapping[str, Any]) -> None:
@@ -107,7 +119,9 @@ class Ledger:
         ]
         raise UsageError(
             f"{self.path} was begun with another setting ({'; '.join(changes) or 'of another form'}): "
-            "give the same, or another folder"
+            "give the same, or another folder",
+            "other_setting",
+            changes=changes,
         )
 
     def _remember(self, line: Mapping[str, Any]) -> None:
@@ -117,7 +131,8 @@ class Ledger:
             self._outcomes.setdefault(place, {})[line["id"]] = outcome
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"{self.path} holds a line that is not an outcome ({error!r}): give another folder, or remove it"
+                f"{self.path} holds a line that is not an outcome ({error!r}): give another folder, or remove it",
+                "not_an_outcome",
             ) from error
 
 

@@ -54,7 +54,7 @@ def load_named(referees: Sequence[RefereeLike], *, device: torch.device) -> list
     Raises UsageError for no referee, and for duplicates.
     """
     if not referees:
-        raise UsageError("evaluate() needs at least one referee: see robustclip referees list")
+        raise UsageError("evaluate() needs at least one referee: see robustclip referees list", "no_referee")
     loaded = [
         NamedReferee(referee.card.name, referee, _folder(one)) for one in referees for referee in [_load(one, device)]
     ]
@@ -68,7 +68,9 @@ def load_named(referees: Sequence[RefereeLike], *, device: torch.device) -> list
     names = [each.name for each in loaded]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
-            f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared"
+            f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared",
+            "name_twice",
+            name=twice[0],
         )
     return loaded
 

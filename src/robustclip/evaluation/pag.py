@@ -65,7 +65,11 @@ def draw_pairs(truths: Sequence[str], ids: Sequence[str], *, seed: int) -> Pairs
     """
     names = list(dict.fromkeys(truths))
     if len(names) < 2:
-        raise UsageError(f"the PAG score needs images of at least 2 different names, and all these are {names}")
+        raise UsageError(
+            f"the PAG score needs images of at least 2 different names, and all these are {names}",
+            "one_name",
+            names=names,
+        )
     place = {name: index for index, name in enumerate(names)}
     rows = []
     for truth, stream in zip(truths, each(seed, "PAG pair", ids=ids), strict=True):
@@ -114,7 +118,11 @@ def choose(
     """
     scores = cosines(judge, images, texts, dtype).cpu().gather(1, choices)
     if not scores.isfinite().all():
-        raise RunError(f"the cosines of the judge {judge.card.name} are not finite for some images")
+        raise RunError(
+            f"the cosines of the judge {judge.card.name} are not finite for some images",
+            "not_finite",
+            judge=judge.card.name,
+        )
     place = ranks(scores, torch.zeros(len(scores), dtype=torch.long))
     last = scores.shape[1] - 1 - scores.flip(1).argmax(1)  # the last of ties, since the target is in column 0
     return Choices(choices.gather(1, last[:, None])[:, 0], place)
@@ -127,7 +135,9 @@ def read_spec(text: str) -> AttackSpec:
     if spec.restarts > 1:
         raise UsageError(
             f"the PAG score starts at the image itself, so the {spec.restarts} restarts of {text!r} are identical: "
-            f"write {spec.norm}:{spec.eps:g}@{spec.steps}"
+            f"write {spec.norm}:{spec.eps:g}@{spec.steps}",
+            "restarts_identical",
+            restarts=spec.restarts,
         )
     return spec
 

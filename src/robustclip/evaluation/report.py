@@ -163,7 +163,10 @@ class Report(Tabled):
                 return row
         names = sorted({f"{row.metric} ({row.attack}, {row.kind})" for row in self.rows if row.referee == referee})
         raise UsageError(
-            f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(names) or 'none'}"
+            f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(names) or 'none'}",
+            "no_row",
+            metric=metric,
+            rows=names,
         )
 
     def table(self) -> Group:

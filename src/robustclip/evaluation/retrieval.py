@@ -47,7 +47,9 @@ class Gallery:
         place: dict[str, int] = {}
         for index, own in enumerate(captions):
             if not own:
-                raise UsageError(f"image {index} has no caption: retrieval needs one for each image")
+                raise UsageError(
+                    f"image {index} has no caption: retrieval needs one for each image", "no_caption", image=index
+                )
             for caption in own:
                 place.setdefault(caption, len(place))
         matches = torch.zeros(len(captions), len(place), dtype=torch.bool)

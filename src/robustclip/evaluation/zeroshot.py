@@ -40,7 +40,10 @@ class Candidates:
         """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(label_names):
             raise UsageError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names"
+                f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names",
+                "too_few_names",
+                labels=int(labels.max()) + 1,
+                names=len(label_names),
             )
         used = labels.unique().tolist() if present_only else range(len(label_names))
         names = list(dict.fromkeys(label_names[label] for label in used))
@@ -71,7 +74,13 @@ def _drawn(names: list[str], needed: set[str], count: int, seed: int) -> list[st
             if count < len(needed)
             else (f"the set has {len(names)} labels", f"labels={len(names)} or fewer, or 'all'")
         )
-        raise UsageError(f"{what}, not {count}: give {fix}")
+        raise UsageError(
+            f"{what}, not {count}: give {fix}",
+            "too_few_labels" if count < len(needed) else "too_many_labels",
+            labels=count,
+            least=len(needed),
+            most=len(names),
+        )
     order = torch.randperm(len(names), generator=generator(seed, "labels")).tolist()
     others = [index for index in order if names[index] not in needed]
     chosen = needed | {names[index] for index in others[: count - len(needed)]}

@@ -390,14 +390,15 @@ def faults(
         yield "attacks are of the part accuracy, which --parts leaves out: add it, or leave the attacks out"
     yield from faults_of([partial(check_attack, text, ["zero-shot"]) for text in attack])
     if not referees:
-        yield "a benchmark needs at least one referee, and --merge at least one folder"
+        yield UsageError("a benchmark needs at least one referee, and --merge at least one folder", "no_referee")
     for name in dict.fromkeys(name for name in referees if referees.count(name) > 1):
-        yield f"{name} is given twice: give each once"
+        yield UsageError(f"{name} is given twice: give each once", "given_twice", name=name)
     if merge and resume:
-        yield "--merge measures nothing that could resume: leave one of the two out"
+        yield UsageError("--merge measures nothing that could resume: leave one of the two out", "merge_and_resume")
     if resume and out is None:
-        yield "resume needs the folder of the interrupted benchmark: give it as out"
+        yield UsageError("resume needs the folder of the interrupted benchmark: give it as out", "no_folder")
     if out is not None:
         yield from faults_of([partial(check_writable, out, folder=True)])
         if holds_something(out) and not resume:
-            yield f"{out} is not empty: continue the benchmark there with --resume, or give another folder"
+            message = f"{out} is not empty: continue the benchmark there with --resume, or give another folder"
+            yield UsageError(message, "not_empty")

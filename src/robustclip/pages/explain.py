@@ -135,10 +135,10 @@ def explain(
         images, texts, negations=negations, targets=targets, objective=objective, limit=limit, seed=seed
     )
     if target == "softmax" and len({pair.text for pair in pairs}) < 2:
-        raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit")
+        raise UsageError("a softmax over one text is always 1: give two texts or more, or --target logit", "one_text")
     viewers = [Viewer(one, method, layer, target, dtype=pick_dtype(dtype, where), seed=seed) for one in loaded]
     if all(viewer.mapper is None for viewer in viewers):
-        raise UsageError(f"none of the referees can be mapped: {viewers[0].why}")
+        raise UsageError(f"none of the referees can be mapped: {viewers[0].why}", "not_mappable")
     task = Task(spec, objective, gradients, seed)
     mi_viewer = None if mi is None else InformationViewer(mi, where, dtype=pick_dtype(dtype, where), seed=seed)
     with (
@@ -234,10 +234,10 @@ def faults(
     yield from taken(out)
 
 
-def taken(out: Path) -> Iterator[str]:
+def taken(out: Path) -> Iterator[str | UsageError]:
     """Faults of an output folder that already holds an explanation."""
     if is_file(Path(out) / NUMBERS) or is_file(Path(out) / REPORT):
-        yield f"{out} already holds an explanation: give another folder"
+        yield UsageError(f"{out} already holds an explanation: give another folder", "already_done", out=out)
 
 
 def command_of(arguments: Mapping[str, Any]) -> str:

@@ -84,7 +84,12 @@ def read_pairs(
     found = [one for source in images for one in draw_subset(list(_find(source, notes)), limit, seed)]
     texts = list(dict.fromkeys(text.strip() for text in texts))
     if len(found) * max(1, len(texts)) > MOST:
-        raise UsageError(f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit")
+        raise UsageError(
+            f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit",
+            "too_many",
+            images=len(found),
+            texts=max(1, len(texts)),
+        )
     others = _others(texts, negations, targets, objective)
     pairs: list[Pair] = []
     for one in _apart(found):
@@ -109,7 +114,7 @@ def read_pairs(
             pairs.append(Pair(one.id, read, size, text, others(text), box))
     if not pairs:
         few = "; ".join(notes[:SHOWN])
-        raise UsageError(f"no image is left to explain ({few or 'none was found'}): {SHOW}")
+        raise UsageError(f"no image is left to explain ({few or 'none was found'}): {SHOW}", "no_images")
     return pairs, notes
 
 
@@ -171,7 +176,7 @@ def _find(source: str, notes: list[str]) -> Iterator[Source]:
         for row, (id_, label) in enumerate(zip(drawings.ids, drawings.labels.tolist(), strict=True)):
             yield Source(id_, partial(_drawing, split, row), drawings.label_names[label])
     else:
-        raise UsageError(f"no image or folder at {source[:200]!r}: {SHOW}")
+        raise UsageError(f"no image or folder at {source[:200]!r}: {SHOW}", "missing_file", path=source)
 
 
 def _in_folder(folder: Path, notes: list[str]) -> Iterator[Source]:

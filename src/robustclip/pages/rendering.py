@@ -275,7 +275,7 @@ def write_report(
             layout.add(encoded, len(element), page_bytes)
             spool.write(element)
         if not layout.lengths[0]:
-            raise UsageError("a report needs at least one case")
+            raise UsageError("a report needs at least one case", "no_cases")
         starts = [0, *accumulate(map(sum, layout.lengths))]
         paths = [path, *(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, len(layout.lengths) + 1))]
         labels = list(_labels(layout.lengths))

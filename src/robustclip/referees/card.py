@@ -221,7 +221,7 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
         except ValidationError as error:
             faults.append(f"{name}: {first_of(error)}")
     if faults:
-        raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)})")
+        raise UsageError(f"{source} does not read as a {kind.__name__} ({'; '.join(faults)})", "invalid_entries")
     return dict(values)
 
 

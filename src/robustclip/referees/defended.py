@@ -182,7 +182,9 @@ def by_name(referee: TwoTower, name: str) -> TwoTower:
         return defended(referee, Purification(referee.embed_texts([BLANK])[0]))
     raise UsageError(
         f"unknown defence {name[:40]!r}: write {' or '.join(f'REFEREE~{one}' for one in NAMES)}, "
-        f"e.g. emoji-vanilla~{NAMES[0]}"
+        f"e.g. emoji-vanilla~{NAMES[0]}",
+        "unknown_defence",
+        given=name,
     )
 
 
@@ -195,7 +197,9 @@ def split_defence(name: str) -> tuple[str, str] | None:
     if not mark or text.partition(":")[0] not in {one.partition(":")[0] for one in NAMES}:
         return None
     if not base:
-        raise UsageError(f"{name[:100]!r} lacks the base referee: write e.g. emoji-vanilla{name[:40]}")
+        raise UsageError(
+            f"{name[:100]!r} lacks the base referee: write e.g. emoji-vanilla{name[:40]}", "no_base", given=name
+        )
     return base, text
 
 

@@ -60,9 +60,8 @@ def build_image_tower(model_cfg: Config) -> nn.Module:
     """
     vision = model_cfg.get("vision_cfg")
     if not isinstance(vision, dict) or "embed_dim" not in model_cfg:
-        raise UsageError(
-            'a model_cfg needs "embed_dim" and "vision_cfg": {...}, as in an open_clip config', "not_a_config"
-        )
+        message = 'a model_cfg needs "embed_dim" and "vision_cfg": {...}, as in an open_clip config'
+        raise UsageError(message, "not_a_config")
     check_sizes(dict(model_cfg), "a model_cfg")
     config = deepcopy(dict(model_cfg))
     vision = config["vision_cfg"]
@@ -245,12 +244,8 @@ def load_tag(architecture: str, tag: str, *, quick_gelu: bool | None = None) -> 
     if needed is None:
         known = list_pretrained_tags_by_model(architecture)
         near = get_close_matches(tag, known, n=3, cutoff=0.3) or known[:5]
-        raise UsageError(
-            f"open_clip has no weights {architecture}:{tag}; it has the tags {', '.join(near) or 'none'}",
-            "unknown_weights",
-            architecture=architecture,
-            pretrained=tag,
-        )
+        message = f"open_clip has no weights {architecture}:{tag}; it has the tags {', '.join(near) or 'none'}"
+        raise UsageError(message, "unknown_weights", architecture=architecture, pretrained=tag)
     if (quick_gelu is not None and quick_gelu != needed) or (model_cfg.get("quick_gelu", False) and not needed):
         plain = architecture.removesuffix("-quickgelu")
         raise UsageError(
@@ -274,7 +269,6 @@ def load_hub(name: str, otherwise: str = OTHERWISE) -> TwoTower:
             f"{name[:200]!r} names no model of the Hugging Face hub: give hf-hub:ORG/NAME (letters, digits, '-', '_' "
             "and single '.'), or local-dir:FOLDER for a folder",
             "not_a_hub_name",
-            name=name,
         )
     with reading_hub(name, otherwise):
         model_cfg = get_model_config(name)
@@ -291,12 +285,9 @@ def builtin_config(architecture: str) -> dict[str, Any]:
     model_cfg = get_model_config(architecture) if architecture in list_models() else None
     if model_cfg is None:
         near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
-        raise UsageError(
-            f"open_clip has no architecture {architecture!r}; "
-            + (f"near ones: {', '.join(near)}" if near else "open_clip.list_models() lists them"),
-            "unknown_architecture",
-            architecture=architecture,
-        )
+        hint = f"near ones: {', '.join(near)}" if near else "open_clip.list_models() lists them"
+        message = f"open_clip has no architecture {architecture!r}; {hint}"
+        raise UsageError(message, "unknown_architecture", architecture=architecture)
     refuse_captioner(architecture, model_cfg)
     return dict(model_cfg)
 
@@ -405,8 +396,5 @@ def _wrapped(model: CustomTextCLIP, tokenizer: Callable[[list[str]], Tensor], mo
 def refuse_captioner(name: str, model_cfg: Config) -> None:
     """Raise UsageError for a captioner's config (CoCa)."""
     if "multimodal_cfg" in model_cfg:
-        raise UsageError(
-            f"{name} is a captioner (CoCa); a referee has two towers: take a CLIP or SigLIP architecture",
-            "captioner",
-            name=name,
-        )
+        message = f"{name} is a captioner (CoCa); a referee has two towers: take a CLIP or SigLIP architecture"
+        raise UsageError(message, "captioner", name=name)

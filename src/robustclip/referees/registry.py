@@ -219,7 +219,7 @@ def check_name(name: str) -> str:
 
 def _load(name: str, options: dict[str, Any]) -> TwoTower:
     if not name.strip():
-        raise UsageError(_unknown("", []))
+        raise UsageError(_unknown("", []), "unknown_referee", given="")
     if (split := split_defence(name)) is not None:
         return by_name(_load(split[0], options), split[1])
     if MARK in name:

@@ -89,17 +89,23 @@ def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
     if isinstance(name, str | Path):
         if not is_file(name):
             raise UsageError(
-                f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
+                f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates",
+                "unknown_templates",
+                given=str(name),
             )
         lines: Sequence[str] = [line for line in read_lines(name) if line]
     else:
         lines = name
     templates = tuple(line.strip().replace("{c}", "{}") for line in lines)
     if not templates:
-        raise UsageError(f"no templates in {str(name)!r}: give at least one, e.g. 'a photo of a {{}}.'")
+        raise UsageError(f"no templates in {str(name)!r}: give at least one, e.g. 'a photo of a {{}}.'", "no_templates")
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(f"the template {template[:100]!r} needs exactly one {{}} where the label goes")
+            raise UsageError(
+                f"the template {template[:100]!r} needs exactly one {{}} where the label goes",
+                "not_a_template",
+                given=template,
+            )
     return templates
 
 

@@ -160,12 +160,18 @@ def smoothed(
     if is_smoothed(referee.image_tower):
         raise UsageError(
             f"{referee.card.name} is smoothed already: smooth its base referee, and with independent noise the two "
-            "sigmas add up to sqrt(a^2 + b^2)"
+            "sigmas add up to sqrt(a^2 + b^2)",
+            "smoothed_twice",
         )
     smoothing = Smoothing(sigma, samples, seed, fresh)
     smoothing.check()
     if chunk is not None and chunk < 1:
-        raise UsageError(f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all")
+        raise UsageError(
+            f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all",
+            "too_few",
+            argument="chunk",
+            given=chunk,
+        )
     tower = SmoothedTower(referee.image_tower, referee.preprocess, smoothing, chunk)
     return wrapped(referee, tower, asdict(smoothing))
 
@@ -208,7 +214,9 @@ class Smoothing:
         if match is None:
             raise UsageError(
                 f"cannot read the smoothing {text[:40]!r}: write REFEREE{MARK}SIGMAxSAMPLES, "
-                f"e.g. emoji-vanilla{MARK}0.25x16 (sigma on the scale of [0,1] pixels)"
+                f"e.g. emoji-vanilla{MARK}0.25x16 (sigma on the scale of [0,1] pixels)",
+                "not_a_smoothing",
+                given=text,
             )
         smoothing = cls(float(match[1]), int(match[2] or SAMPLES), int(match[3] or 0), match[4] is not None)
         smoothing.check()
@@ -219,7 +227,10 @@ class Smoothing:
         check_sigma(self.sigma)
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise UsageError(
-                f"smoothing takes 1 to {MOST_SAMPLES} noisy copies of an image, not {self.samples}: e.g. 16"
+                f"smoothing takes 1 to {MOST_SAMPLES} noisy copies of an image, not {self.samples}: e.g. 16",
+                "out_of_range",
+                argument="samples",
+                given=self.samples,
             )
 
     def __str__(self) -> str:
@@ -234,7 +245,9 @@ def split_spec(name: str) -> tuple[str, Smoothing]:
     """
     base, _, text = name.rpartition(MARK)
     if not base:
-        raise UsageError(f"{name[:100]!r} lacks the base referee: write e.g. emoji-vanilla{MARK}0.25x16")
+        raise UsageError(
+            f"{name[:100]!r} lacks the base referee: write e.g. emoji-vanilla{MARK}0.25x16", "no_base", given=name
+        )
     return base, Smoothing.parse(text)
 
 
@@ -250,7 +263,10 @@ def check_sigma(sigma: float) -> None:
         over = f"; {sigma:g}/255 is {sigma / 255:.4g}" if LARGEST_SIGMA < sigma <= 255 and math.isfinite(sigma) else ""
         raise UsageError(
             f"sigma is the noise's standard deviation on [0,1] pixels, above 0 and up to {LARGEST_SIGMA:g}, "
-            f"not {sigma:g}{over}: e.g. 0.25"
+            f"not {sigma:g}{over}: e.g. 0.25",
+            "out_of_range",
+            argument="sigma",
+            given=sigma,
         )
 
 
@@ -267,7 +283,9 @@ def base_tower(tower: nn.Module) -> nn.Module:
 def refuse_wrapped(tower: nn.Module, doing: str, instead: str) -> None:
     """Raise UsageError for a smoothed or defended tower, with the reason and the remedy `instead`."""
     if isinstance(tower, WrappedTower):
-        raise UsageError(f"a {tower.kind} referee {doing}: {instead} (its spec without {tower.spec})")
+        raise UsageError(
+            f"a {tower.kind} referee {doing}: {instead} (its spec without {tower.spec})", "wrapped", kind=tower.kind
+        )
 
 
 def fingerprint(referee: TwoTower) -> str:
@@ -282,5 +300,8 @@ def check_judge(guide: TwoTower, judge: TwoTower) -> None:
     if guide is judge or fingerprint(guide) == fingerprint(judge):
         raise UsageError(
             f"the judge {judge.card.name!r} and the guide {guide.card.name!r} have the same weights, so its scores "
-            "would be biased: judge with another one, e.g. emoji-judge"
+            "would be biased: judge with another one, e.g. emoji-judge",
+            "same_weights",
+            judge=judge.card.name,
+            guide=guide.card.name,
         )

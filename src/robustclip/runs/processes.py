@@ -65,7 +65,10 @@ def lock(folder: Path, *, elsewhere: bool = False) -> None:
             if alive or (alive is None and not elsewhere):
                 where = "" if alive else f" on {owner.get('host')!r}"
                 raise UsageError(
-                    f"{folder} is in use by process {owner.get('pid')!r}{where}: write elsewhere, or wait until it ends"
+                    f"{folder} is in use by process {owner.get('pid')!r}{where}: write elsewhere, or wait "
+                    "until it ends",
+                    "in_use",
+                    pid=owner.get("pid"),
                 )
             if _removed(path, owner) and owner:
                 _log.warning(f"{folder} was left locked by process {owner.get('pid')!r}, which is gone: taken over")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustclip.data.images import load_image, save_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.grids import Columns, Study, folder_name, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.runs.folder import Run
@@ -115,7 +115,7 @@ def test_rows_of_a_resumed_run(tmp_path: Path) -> None:
     study(tmp_path / "run").run.finish()
     asked = {"cells": ["second", "first"], "judge": "one"}
     assert resumed_rows(tmp_path / "run", asked, same=["judge"], rows="cells") == ["first", "second"]
-    with pytest.raises(UsageError, match="was begun with --judge one, and this call has two"):
+    with pytest.raises(UsageError, check=coded("other_arguments", argument="judge", before="one", now="two")):
         resumed_rows(tmp_path / "run", asked | {"judge": "two"}, same=["judge"], rows="cells")
 
 

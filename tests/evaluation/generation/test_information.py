@@ -11,7 +11,7 @@ import torch
 from robustclip.data.pairs import compose_pair, compositional_prompts
 from robustclip.diffusion.mutual_information import pointwise_mi
 from robustclip.diffusion.pipelines import load_diffusion
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation import judge, judge_pictures, scorers
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
@@ -54,7 +54,7 @@ def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path
     assert facts["candidate"] == max(range(2), key=facts["scores"].__getitem__)
     told = json.loads((tmp_path / "chosen" / "run.json").read_text())
     assert any("by the diffusion model itself" in str(warning) for warning in told["warnings"])
-    with pytest.raises(UsageError, match="guided"):
+    with pytest.raises(UsageError, check=coded("judge_guides")):
         judge([tmp_path / "chosen"], judge=[MODEL], metrics=["cosine"], device="cpu")
     report = judge([tmp_path / "made"], judge=[MODEL], metrics=["cosine"], device="cpu")
     assert any("made the pictures" in note for note in report.notes)
@@ -63,5 +63,5 @@ def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path
 def test_a_model_that_is_not_there_is_refused() -> None:
     pictures = from_tensor(torch.zeros(1, 3, 64, 64), ["a cat"])
     options = JudgeOptions(["cosine"])
-    with pytest.raises(UsageError, match="emoji-diffusion"):
+    with pytest.raises(UsageError, check=coded("unknown_diffusion_model", given="emoji-difusion")):
         judge_pictures([pictures], ["mi:emoji-difusion"], options=options, device="cpu")

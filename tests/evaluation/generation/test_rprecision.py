@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.evaluation.generation.embeddings import Texts, embed, embed_texts, r_precision
 
 
@@ -89,23 +91,23 @@ def test_more_pictures_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "ids", "candidates", "message"),
+    ("prompts", "ids", "candidates", "check"),
     [
-        (["a", "b"], ["1", "2"], 4, r"4 different prompts, and there are 3: .* --candidates 3"),
-        (["a", "b"], ["1", "2"], 1, "at least one other"),
-        (["a", "b"], ["1"], None, "2 pictures, 2 prompts and 1 ids"),
-        (["a", "x"], ["1", "2"], None, "'x' is not among the 3 texts"),
+        (["a", "b"], ["1", "2"], 4, coded("too_few_prompts", candidates=4, prompts=3)),
+        (["a", "b"], ["1", "2"], 1, coded("too_few", candidates=1)),
+        (["a", "b"], ["1"], None, coded("unequal_lengths", pictures=2, prompts=2, ids=1)),
+        (["a", "x"], ["1", "2"], None, coded("unknown_text", given="x")),
     ],
 )
-def test_bad_questions(prompts: list[str], ids: list[str], candidates: int | None, message: str) -> None:
+def test_bad_questions(prompts: list[str], ids: list[str], candidates: int | None, check: Any) -> None:
     texts = Texts(("a", "b", "c"), torch.eye(3))
 
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, check=check):
         r_precision(torch.eye(3)[:2], prompts, texts, ids=ids, candidates=candidates)
 
 
 def test_an_empty_prompt_and_one_text_are_refused(colour_referee) -> None:
-    with pytest.raises(UsageError, match="a prompt is empty"):
+    with pytest.raises(UsageError, check=coded("no_prompt")):
         embed_texts(colour_referee(), ["red", " "])
     with pytest.raises(UsageError, match=r"write \['red'\]"):
         embed_texts(colour_referee(), "red")
@@ -119,5 +121,5 @@ def test_what_a_judge_makes_no_number_of_is_an_error(colour_referee, plain) -> N
 
     judge = colour_referee(tower=Broken())
 
-    with pytest.raises(RunError, match="no finite embedding of 1 of 2 pictures"):
+    with pytest.raises(RunError, check=coded("not_finite", lost=1)):
         embed(judge, plain((0.1, 0.0, 0.0), (0.9, 0.0, 0.0)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation import intervals
 from robustclip.evaluation.generation.embeddings import PREFIX, clip_score, cosine, embed_texts
 from robustclip.evaluation.intervals import preference
@@ -26,7 +26,7 @@ def test_the_prefix_is_read_and_not_kept(colour_referee) -> None:
 
 
 def test_lists_that_do_not_pair_are_refused() -> None:
-    with pytest.raises(UsageError, match="one by one"):
+    with pytest.raises(UsageError, check=coded("wrong_shape")):
         cosine(IMAGES, TEXTS[:1])
 
 
@@ -47,9 +47,9 @@ def test_a_preference_without_ties_is_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "others", "message"),
-    [([1.0], [1.0, 2.0], "same prompts"), ([], [], "same prompts"), ([float("nan")], [1.0], "a score is NaN")],
+    ("scores", "others", "code"),
+    [([1.0], [1.0, 2.0], "not_paired"), ([], [], "not_paired"), ([float("nan")], [1.0], "not_finite")],
 )
-def test_what_has_no_preference(scores: list[float], others: list[float], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_what_has_no_preference(scores: list[float], others: list[float], code: str) -> None:
+    with pytest.raises(UsageError, check=coded(code)):
         preference(scores, others)

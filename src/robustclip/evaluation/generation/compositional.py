@@ -60,7 +60,8 @@ def alternatives(pair: Pair, seed: int = 0) -> Alternatives:
     colours = (pair.first.colour, pair.second.colour)
     if None in colours or colours[0] == colours[1]:
         raise UsageError(
-            f"{str(pair)!r} has no two different colours: judge pairs such as 'a yellow banana and a blue butterfly'"
+            f"{str(pair)!r} has no two different colours: judge pairs such as 'a yellow banana and a blue butterfly'",
+            "not_two_colours",
         )
     stream = generator(seed, f"alternatives to {pair}")
     rest = [noun for noun in OBJECTS if noun not in (pair.first.name, pair.second.name)]
@@ -116,7 +117,12 @@ def judge_pairs(
     finite.
     """
     if len(images) != len(pairs):
-        raise UsageError(f"{len(images)} pictures are judged by as many pairs, not {len(pairs)}")
+        raise UsageError(
+            f"{len(images)} pictures are judged by as many pairs, not {len(pairs)}",
+            "unequal_lengths",
+            images=len(images),
+            pairs=len(pairs),
+        )
     outcomes = []
     for image, pair in zip(images, pairs, strict=True):
         others = alternatives(pair, seed)
@@ -135,5 +141,9 @@ def _scores(judge: PairReader, image: Tensor, texts: list[str], score: Score) ->
     if score != "matching":
         totals += judge.card.logit_scale * judge.contrastive(image[None], texts)[0].float()
     if not totals.isfinite().all():
-        raise RunError(f"{judge.card.name} gives no finite score of a picture of {texts[0]!r}: its weights are damaged")
+        raise RunError(
+            f"{judge.card.name} gives no finite score of a picture of {texts[0]!r}: its weights are damaged",
+            "not_finite",
+            text=texts[0],
+        )
     return [float(one) for one in totals]

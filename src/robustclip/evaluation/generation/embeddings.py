@@ -56,7 +56,10 @@ def embed(
     if not embeddings.isfinite().all():
         lost = int((~embeddings.isfinite().all(dim=1)).sum())
         raise RunError(
-            f"{judge.card.name} has no finite embedding of {lost} of {len(images)} pictures: judge with --dtype float32"
+            f"{judge.card.name} has no finite embedding of {lost} of {len(images)} pictures: judge with "
+            "--dtype float32",
+            "not_finite",
+            lost=lost,
         )
     return embeddings
 
@@ -80,7 +83,11 @@ class Texts:
     def index(self, prompts: Sequence[str]) -> Int[Tensor, " n"]:
         """The index of each prompt. Raises UsageError for one that is not among the texts."""
         if unknown := [prompt for prompt in prompts if prompt not in self.places]:
-            raise UsageError(f"{unknown[0]!r} is not among the {len(self)} texts to choose from: embed it with them")
+            raise UsageError(
+                f"{unknown[0]!r} is not among the {len(self)} texts to choose from: embed it with them",
+                "unknown_text",
+                given=unknown[0],
+            )
         return torch.tensor([self.places[prompt] for prompt in prompts], dtype=torch.long)
 
     def of(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -94,7 +101,7 @@ def embed_texts(judge: TwoTower, texts: Sequence[str], *, prefix: str = "", batc
         raise UsageError(f"texts are a list, and this is one text: write [{texts!r}]")
     different = sorted(set(texts))
     if any(not text.strip() for text in different):
-        raise UsageError("a prompt is empty: give a text")
+        raise UsageError("a prompt is empty: give a text", "no_prompt")
     parts = [
         judge.embed_texts([prefix + text for text in different[at : at + batch_size]]).float().cpu()
         for at in range(0, len(different), batch_size)
@@ -109,7 +116,9 @@ SCALE: Final = 2.5
 def cosine(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Cosine of each picture with its own text, in [-1,1]; both are unit embeddings."""
     if images.shape != texts.shape:
-        raise UsageError(f"pictures {tuple(images.shape)} and texts {tuple(texts.shape)} are compared one by one")
+        raise UsageError(
+            f"pictures {tuple(images.shape)} and texts {tuple(texts.shape)} are compared one by one", "wrong_shape"
+        )
     return (images * texts).sum(dim=1)
 
 
@@ -178,7 +187,13 @@ def r_precision(
     Raises UsageError for fewer texts than candidates, fewer than 2 candidates, and lists that differ in length.
     """
     if not len(images) == len(prompts) == len(ids):
-        raise UsageError(f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each")
+        raise UsageError(
+            f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each",
+            "unequal_lengths",
+            pictures=len(images),
+            prompts=len(prompts),
+            ids=len(ids),
+        )
     count = count_candidates(candidates, len(texts))
     own = texts.index(prompts)
     parts, picked = [], []
@@ -200,13 +215,18 @@ def count_candidates(candidates: int | None, texts: int) -> int:
     if count < 2:
         raise UsageError(
             f"R-Precision among {count}: a picture needs its own prompt and at least one other; judge more prompts, "
-            "or leave r-precision out of the metrics"
+            "or leave r-precision out of the metrics",
+            "too_few",
+            candidates=count,
         )
     if count > texts:
         fewer = f"among fewer candidates, e.g. --candidates {texts}" if texts > 1 else "leave r-precision out"
         raise UsageError(
             f"R-Precision among {count} candidates needs {count} different prompts, and there are {texts}: "
-            f"judge more prompts, or {fewer}"
+            f"judge more prompts, or {fewer}",
+            "too_few_prompts",
+            candidates=count,
+            prompts=texts,
         )
     return count
 

@@ -231,7 +231,10 @@ class PromptRecognition:
         if max(candidates) > (different := len(set(texts))):
             raise UsageError(
                 f"R-Precision among {max(candidates)} needs as many different prompts, and there are {different}: give "
-                f"more, or --candidates {different}"
+                f"more, or --candidates {different}",
+                "too_few_prompts",
+                candidates=max(candidates),
+                prompts=different,
             )
         self.judges, self.candidates, self.seed = list(judges), list(candidates), seed
         self.texts = {judge.name: embed_texts(judge.referee, list(texts)) for judge in judges}

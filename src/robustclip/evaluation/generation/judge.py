@@ -197,17 +197,23 @@ def _taken(out: Path | None) -> Iterator[str]:
         yield f"{out} already holds a judgement: give another folder"
 
 
-def _unanswerable(metrics: Sequence[str], reference: object, aesthetics: object, inception: object) -> Iterator[str]:
+def _unanswerable(
+    metrics: Sequence[str], reference: object, aesthetics: object, inception: object
+) -> Iterator[str | UsageError]:
     """Faults of unknown metrics, and of metrics whose inputs are missing (None)."""
     for metric in metrics:
         if metric not in TITLES:  # of a call of `judge_pictures`
-            yield unknown(metric, TITLES, "metric") + f". There are {', '.join(TITLES)}"
+            yield UsageError(
+                unknown(metric, TITLES, "metric") + f". There are {', '.join(TITLES)}", "unknown_metric", given=metric
+            )
         if metric in TO_REFERENCE and reference is None:
-            yield f"{metric} is a distance to real images: give them, e.g. --reference emoji/judge-heldback"
+            message = f"{metric} is a distance to real images: give them, e.g. --reference emoji/judge-heldback"
+            yield UsageError(message, "no_reference", metric=metric)
     if "aesthetics" in metrics and aesthetics is None:
-        yield "aesthetics needs a predictor: give its weights, --aesthetics FILE"
+        yield UsageError("aesthetics needs a predictor: give its weights, --aesthetics FILE", "no_predictor")
     if set(metrics) & set(OF_INCEPTION) and inception is None:
-        yield f"fid and inception-score need Inception's weights, which do not come with robustclip: {HOW}"
+        message = f"fid and inception-score need Inception's weights, which do not come with robustclip: {HOW}"
+        yield UsageError(message, "no_inception")
 
 
 def judge_images(
@@ -245,10 +251,11 @@ def judge_pictures(
     """
     options = JudgeOptions(METRICS) if options is None else options
     if not sets:
-        raise UsageError("there are no pictures to judge: give at least one folder")
+        raise UsageError("there are no pictures to judge: give at least one folder", "no_pictures")
     names = [pictures.name for pictures in sets]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"two sets of pictures are called {twice[0]!r}: give each once, under a name of its own")
+        message = f"two sets of pictures are called {twice[0]!r}: give each once, under a name of its own"
+        raise UsageError(message, "name_twice", name=twice[0])
     lacking = _unanswerable(options.metrics, reference, options.aesthetics, options.inception)
     raise_faults("judge_pictures()", list(lacking))
     texts = list(dict.fromkeys(prompt for pictures in sets for prompt in pictures.prompts))
@@ -310,7 +317,10 @@ def check_guides(sets: Sequence[Pictures], judges: Sequence[tuple[str, str]], *,
             if not allow_self:
                 raise UsageError(
                     f"{name} guided the pictures of {pictures.name}, so its scores would be biased: judge with another "
-                    "one, e.g. emoji-judge, or give --allow-self"
+                    "one, e.g. emoji-judge, or give --allow-self",
+                    "judge_guides",
+                    judge=name,
+                    pictures=pictures.name,
                 )
             notes.append(f"{name} judges pictures that it guided ({pictures.name}): its figures are biased")
     return notes

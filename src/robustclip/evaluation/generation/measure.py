@@ -94,7 +94,9 @@ def inception_score(logits: Float[Tensor, "n c"]) -> float:
     `logits` are Inception's without bias, or a judge's cosines with labels times its logit scale.
     """
     if len(logits) < 2:
-        raise UsageError(f"the Inception Score needs at least 2 pictures, not {len(logits)}")
+        raise UsageError(
+            f"the Inception Score needs at least 2 pictures, not {len(logits)}", "too_few", given=len(logits)
+        )
     log_each = logits.double().log_softmax(dim=1)
     log_mean = log_each.logsumexp(dim=0) - torch.tensor(len(logits)).double().log()
     return float((log_each.exp() * (log_each - log_mean)).sum(dim=1).mean().exp())
@@ -103,10 +105,15 @@ def inception_score(logits: Float[Tensor, "n c"]) -> float:
 def _check(features: Tensor, others: Tensor) -> None:
     if features.ndim != 2 or others.ndim != 2 or features.shape[1] != others.shape[1]:
         raise UsageError(
-            f"features {tuple(features.shape)} and {tuple(others.shape)} do not compare: give (n,d), (m,d)"
+            f"features {tuple(features.shape)} and {tuple(others.shape)} do not compare: give (n,d), (m,d)",
+            "wrong_shape",
         )
     if min(len(features), len(others)) < 2:
-        raise UsageError(f"a distance of sets needs at least 2 pictures in each, not {len(features)} and {len(others)}")
+        raise UsageError(
+            f"a distance of sets needs at least 2 pictures in each, not {len(features)} and {len(others)}",
+            "too_few",
+            given=(len(features), len(others)),
+        )
 
 
 NAME: Final = "inception-v3-compat"
@@ -164,7 +171,9 @@ def load_inception(path: str | Path | None, device: torch.device) -> Inception:
     try:
         network = FeatureExtractorInceptionV3(NAME, ["2048", "logits_unbiased"], feature_extractor_weights_path=safe)
     except RuntimeError as error:
-        raise UsageError(f"{path} does not fit Inception ({str(error).splitlines()[0]}): {HOW}") from error
+        raise UsageError(
+            f"{path} does not fit Inception ({str(error).splitlines()[0]}): {HOW}", "does_not_fit", path=path
+        ) from error
     check_finite(network, source=str(path))
     return Inception(path.name, sha256(path), network.to(device), device)
 

@@ -55,9 +55,11 @@ class Pictures:
                 f"{self.name} has {lengths[0]} images, {lengths[1]} prompts and {lengths[2]} ids: give one each"
             )
         if not self.ids:
-            raise UsageError(f"there are no pictures in {self.name}")
+            raise UsageError(f"there are no pictures in {self.name}", "no_pictures")
         if twice := [name for name, count in Counter(self.ids).items() if count > 1]:
-            raise UsageError(f"{self.name} has two pictures with the id {twice[0]!r}: rename one of them")
+            raise UsageError(
+                f"{self.name} has two pictures with the id {twice[0]!r}: rename one of them", "id_twice", id=twice[0]
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -128,12 +130,14 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     folder = Path(folder)
     if not is_folder(folder):
         raise UsageError(
-            f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images"
+            f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images",
+            "missing_folder",
+            folder=folder,
         )
     home = folder / "images" if is_folder(folder / "images") else folder
     files = image_files(home)
     if not files:
-        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})")
+        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})", "no_pictures", folder=home)
     provenance = _provenance(files)
     guides, notes = _guides(folder, provenance)
     if provenance and prompts is None:
@@ -151,7 +155,8 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     if listed is None:
         raise UsageError(
             f"the pictures of {folder} have no prompts: put a prompts.jsonl beside them, one line per picture such as "
-            '{"file": "cat.png", "prompt": "a cat"}, or give it as --prompts FILE'
+            '{"file": "cat.png", "prompt": "a cat"}, or give it as --prompts FILE',
+            "no_prompts",
         )
     entries = list(_entries(listed))
     chosen = [_file(entry, files, home, folder, listed) for entry in entries]
@@ -178,7 +183,7 @@ def read_named(folder: str | Path, *, size: int | None = None) -> Pictures:
     home = folder / "samples" if is_folder(folder / "samples") else folder
     files = image_files(home)
     if not files:
-        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})")
+        raise UsageError(f"{home} contains no pictures ({', '.join(ENDINGS)})", "no_pictures", folder=home)
     names = [re.fullmatch(r"(.*\S)\s*_\d+", file.stem) for file in files]
     if odd := [file.name for file, name in zip(files, names, strict=True) if name is None]:
         raise UsageError(
@@ -276,7 +281,11 @@ def _positive(prompt: str, file: Path) -> str:
     """The texts of positive weight of a prompt. Raises UsageError if there are none."""
     texts = [part.content for part in Prompt.parse(prompt).parts if part.weight > 0 and part.kind == "text"]
     if not texts:
-        raise UsageError(f"{file} has a prompt of pictures only ({prompt}): there is no text to judge it by")
+        raise UsageError(
+            f"{file} has a prompt of pictures only ({prompt}): there is no text to judge it by",
+            "no_text",
+            prompt=prompt,
+        )
     return ", ".join(texts)
 
 
@@ -294,7 +303,11 @@ def _entries(listed: Path) -> Iterator[dict[str, Any]]:
         name = (row.get("file") or row.get("id")) if isinstance(row, dict) else None
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not (isinstance(name, str) and name and isinstance(prompt, str) and prompt.strip()):
-            raise UsageError(f'{listed}, line {number}, is not of the form {{"file": "cat.png", "prompt": "a cat"}}')
+            raise UsageError(
+                f'{listed}, line {number}, is not of the form {{"file": "cat.png", "prompt": "a cat"}}',
+                "not_an_entry",
+                line=number,
+            )
         yield row | {"prompt": prompt.strip()}
 
 
@@ -311,7 +324,9 @@ def _file(entry: dict[str, Any], files: Sequence[Path], home: Path, folder: Path
     for path in (folder / name, home / name.name, *(home / f"{name}.{ending}" for ending in ENDINGS)):
         if path in files:
             return path
-    raise UsageError(f"{listed} names {str(name)!r}, and there is no such picture in {home}")
+    raise UsageError(
+        f"{listed} names {str(name)!r}, and there is no such picture in {home}", "missing_picture", name=str(name)
+    )
 
 
 def _seed(seed: object) -> int | None:
@@ -332,11 +347,15 @@ def _one_size(files: Sequence[Path]) -> tuple[int, int]:
         try:
             sizes.setdefault(picture_size(file), file)
         except Skip as error:
-            raise RunError(f"{file} contains no readable picture: {error} ({advice(error.fault)})") from error
+            raise RunError(
+                f"{file} contains no readable picture: {error} ({advice(error.fault)})", "not_a_picture", path=file
+            ) from error
     if len(sizes) > 1:
         (first, one), (second, other), *_ = sizes.items()
         raise UsageError(
             f"{one.name} has {first[0]}x{first[1]} pixels and {other.name} {second[0]}x{second[1]}: give one size for "
-            "all, e.g. --size 224"
+            "all, e.g. --size 224",
+            "unequal_sizes",
+            sizes={one.name: first, other.name: second},
         )
     return next(iter(sizes))

@@ -87,7 +87,7 @@ class Results:
         clustered by sample name. Raises UsageError if the row has no sample of the group."""
         places = self._places(row, group)
         if not places.any():
-            raise UsageError(f"{row} has no samples of {group}")
+            raise UsageError(f"{row} has no samples of {group}", "no_samples", group=group)
         outcomes = self.rows[row].columns[column][places]
         return intervals.rate(outcomes) if outcomes.dtype == bool else self._by_name(row, places, outcomes)
 
@@ -95,7 +95,7 @@ class Results:
         """Rate or mean of a row minus `against`'s on the same samples, with the interval of a paired bootstrap
         clustered by sample name. Raises UsageError if the samples differ."""
         if self.rows[row].samples != self.rows[against].samples:
-            raise UsageError(f"{row} and {against} are of different samples: they are not paired")
+            raise UsageError(f"{row} and {against} are of different samples: they are not paired", "not_paired")
         places = self._places(row, group)
         first, second = (self.rows[one].columns[column][places] for one in (row, against))
         if first.dtype == bool and len(set(self.rows[row].samples)) == len(self.rows[row].samples):
@@ -114,7 +114,9 @@ class Results:
         rows = [self.rows[one] for one in (row, of)]
         hits = [dict(zip(one.samples, one.columns[column].tolist(), strict=True)) for one in rows]
         if any(len(own) < len(one.samples) for own, one in zip(hits, rows, strict=True)):
-            raise UsageError(f"{row} or {of} has several samples of one name: which are compared is not defined")
+            raise UsageError(
+                f"{row} or {of} has several samples of one name: which are compared is not defined", "name_twice"
+            )
         both = [name for name in hits[0] if name in hits[1]]
         return intervals.ratio(*([own[name] for name in both] for own in hits), seed=self.seed)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -113,17 +113,16 @@ def test_commands_are_found_in_all_their_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "fault"),
     [
         (["robustify", "emoji", "--stpes", "3"], coded("unknown_flag", flag="--stpes")),
         (["robustify", "clipag-vit-b32", "--lr", "1e-5"], coded("missing", argument="sbu")),
         (["robustify", "emojy"], coded("unknown_recipe", near=["emoji"])),
         (["plan", "emoji", "--gpu", "abacus"], coded("value_error", argument="gpu", given="abacus")),
     ],
-    ids=str,
 )
-def test_a_wrong_command_would_be_found(call: list[str], told) -> None:
-    with pytest.raises(UsageError, check=told):
+def test_a_wrong_command_would_be_found(call: list[str], fault: Callable[[BaseException], bool]) -> None:
+    with pytest.raises(UsageError, check=fault):
         check(call)
 
 

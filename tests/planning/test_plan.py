@@ -269,7 +269,6 @@ def test_all_faults_come_at_once() -> None:
         ({"start": "ViT-B-32:nothing"}, coded("unknown_weights", start="ViT-B-32:nothing")),
         ({"start": "ViT-Z-32:openai"}, coded("unknown_architecture", architecture="ViT-Z-32")),
     ],
-    ids=str,
 )
 def test_what_cannot_be_planned_says_why(arguments: dict[str, Any], check: Any) -> None:
     with pytest.raises(UsageError, check=check):

@@ -154,9 +154,8 @@ class Leaderboard(Tabled):
                 if line is None:
                     group.append(line := {})
                 line[row.title] = row
-        return [line for group in lines.values() for line in group], list(
-            dict.fromkeys(row.title for row in self.rows if row.is_shown)
-        )
+        titles = dict.fromkeys(row.title for row in self.rows if row.is_shown)
+        return [line for group in lines.values() for line in group], list(titles)
 
     def table(self) -> Group:
         """A column for each line of the leaderboard, a row for each measure."""
@@ -225,8 +224,8 @@ def benchmark(
     referees: Annotated[Sequence[str], "names, tags or folders; with --merge, folders of leaderboards"],
     *,
     data: Annotated[
-        str, "as of evaluate: emoji/SPLIT, a folder of class folders, a clip_benchmark folder, or wds/NAME"
-    ] = ("emoji/unseen-styles"),
+        str, "as of evaluate: emoji/SPLIT, a folder, or wds/NAME of clip_benchmark"
+    ] = "emoji/unseen-styles",
     parts: Annotated[Sequence[Part], "what to measure; default: all that the data allow"] = (),
     autoattack: Annotated[Literal["light", "standard"], "ensemble of the part autoattack"] = "light",
     attack: Annotated[
@@ -300,10 +299,8 @@ def benchmark(
         for number in range(len(cells))[place().mine()]:
             name, part = cells[number]
             facts = {"weights": weights[name], "labels": str(labels), "templates": templates}
-            facts |= {
-                "command": shlex.join(["robustclip", "benchmark", name, *flags]),
-                "date": datetime.now(UTC).date().isoformat(),
-            }
+            command = shlex.join(["robustclip", "benchmark", name, *flags])
+            facts |= {"command": command, "date": datetime.now(UTC).date().isoformat()}
             if number in pictures:
                 setting = common | {"data": examples.name}
                 judged(name, plan[part]["judges"], pictures[number], setting).save(folders[number])
@@ -400,5 +397,4 @@ def faults(
     if out is not None:
         yield from faults_of([partial(check_writable, out, folder=True)])
         if holds_something(out) and not resume:
-            message = f"{out} is not empty: continue the benchmark there with --resume, or give another folder"
-            yield UsageError(message, "not_empty")
+            yield UsageError(f"{out} is not empty: continue there with --resume, or give another folder", "not_empty")

@@ -12,7 +12,7 @@ from huggingface_hub import constants, get_session, snapshot_download
 
 from robustclip.errors import Coded, RunError
 
-PATIENCE: Final = 5.0  # seconds for the hub's first answer
+TIMEOUT: Final = 5.0  # seconds for the hub's first answer
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def reading_hub(what: str, otherwise: str, *, ask: bool = True) -> Iterator[None
     asked, for what should be local.
     """
     before = constants.HF_HUB_OFFLINE
-    silent = _silence() if ask and not before else None
-    offline = before or silent is not None
+    unreachable_because = _no_answer() if ask and not before else None
+    offline = before or unreachable_because is not None
     logged = logging.root.manager.disable
     constants.HF_HUB_OFFLINE = offline
     logging.disable(logging.CRITICAL if offline else logged)  # open_clip logs what it raises
@@ -35,7 +35,7 @@ def reading_hub(what: str, otherwise: str, *, ask: bool = True) -> Iterator[None
     except Coded:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # no network, no such repository, not in the cache
-        reason = silent or str(error).strip().splitlines()[0]
+        reason = unreachable_because or str(error).strip().splitlines()[0]
         raise RunError(
             f"could not fetch {what} ({reason}). Ways out: run once where there is a network, and copy the Hugging "
             f"Face cache (HF_HOME) over; or {otherwise}",
@@ -54,10 +54,10 @@ def data_set_folder(repository: str, files: Sequence[str], otherwise: str) -> Pa
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(files)))
 
 
-def _silence() -> str | None:
+def _no_answer() -> str | None:
     """Why the endpoint gives no answer; None if it gives one, of any status."""
     try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # the class of network errors depends on the client's version
         return f"{constants.ENDPOINT} cannot be reached: {str(error).strip() or type(error).__name__}"
     return None

@@ -1,4 +1,4 @@
-"""Hacking: how much better a guide likes the pictures that it guided than judges like them, which guided nothing.
+"""Hacking: a guide's similarity of pictures and prompts minus that of judges, which guided nothing.
 
 Similarity is a referee's cosine of picture and prompt, in units of what it gives real drawings: 1 as with their own
 names, 0 as with all others'. Hacking is the guide's similarity minus the mean of the judges'.
@@ -47,10 +47,10 @@ def scaled(referee: NamedReferee) -> Similarity:
 
 
 def hacking(
-    alike: Mapping[str, Similarity], guide: str, judges: Sequence[str], images: Tensor, prompts: Sequence[str]
+    similarities: Mapping[str, Similarity], guide: str, judges: Sequence[str], images: Tensor, prompts: Sequence[str]
 ) -> dict[Column, NDArray[Any]]:
     """The similarity of each picture by guide and judges, and hacking."""
-    similar = {name: alike[name](images, prompts).numpy() for name in (guide, *judges)}
+    similar = {name: similarities[name](images, prompts).numpy() for name in (guide, *judges)}
     judged = sum(similar[name] for name in judges) / len(judges)
     found: dict[Column, NDArray[Any]] = {
         Column("similarity", name if name in judges else "guide"): value for name, value in similar.items()
@@ -78,9 +78,9 @@ def judged(guide: str, judges: Sequence[str], images: Float[Tensor, "n 3 h w"], 
     named, *jury = load_named([guide, *judges], device=device)
     prompts = some_prompts(len(images))
     recognised = PromptRecognition([one.prompt for one in embedded_prompts()], jury, [AMONG], seed)
-    alike = {one.name: scaled(one) for one in (named, *jury)}
+    similarities = {one.name: scaled(one) for one in (named, *jury)}
     columns = recognised(images, prompts, cosines=True)
-    columns |= hacking(alike, named.name, [one.name for one in jury], images, prompts)
+    columns |= hacking(similarities, named.name, [one.name for one in jury], images, prompts)
     rows = []
     for task in ("synthesis", "hacking"):
         measured = [

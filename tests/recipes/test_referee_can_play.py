@@ -147,7 +147,7 @@ def test_a_diffusion_model_guides_by_mutual_information(tmp_path: Path) -> None:
     assert facts["fingerprint"] == load_diffusion("emoji-diffusion").fingerprint
     both = paint(tmp_path / "both", referee=["emoji-blip2", "mi:emoji-diffusion=0.5"], steps=2)
     assert {"itm+lm@copies x2", name} <= both.trace.keys()
-    with pytest.raises(UsageError, check=coded("given_twice", referee="mi:emoji-diffusion")):
+    with pytest.raises(UsageError, check=coded("listed_twice", referee="mi:emoji-diffusion")):
         paint(tmp_path / "twice", referee=["mi:emoji-diffusion", "mi:emoji-diffusion"])
 
 

@@ -59,14 +59,17 @@ class Stored:
         try:
             return self.read().decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self.path} (byte {self.offset}) contains no UTF-8 text: {error}") from error
+            message = f"{self.path} (byte {self.offset}) is not UTF-8 text: {error}"
+            raise UsageError(message, "not_utf8", path=str(self.path)) from error
 
     def number(self) -> int:
         """The bytes as an integer from 0. Raises UsageError for anything else."""
         text = self.text()
         if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_LABEL):
             raise UsageError(
-                f"{self.path} (byte {self.offset}) contains no label but {text[:20]!r}: a .cls is a number from 0"
+                f"{self.path} (byte {self.offset}) is {text[:20]!r}, and a .cls is a label's number from 0",
+                "not_a_label",
+                given=text,
             )
         return int(text)
 

@@ -256,7 +256,8 @@ class PairGuides(Guides):
         rest = [one for one in listed if one not in (*pairs, *named)]
         for kind in (pairs, named):
             if len(set(kind)) < len(kind):
-                raise UsageError(f"the referee {kind[0]} comes twice: give it once, as NAME=2 if it is to count double")
+                message = f"the referee {kind[0]} comes twice: give it once, as NAME=2 if it is to count double"
+                raise UsageError(message, "listed_twice", referee=kind[0])
         if dtype in UNNAMED and recorded is not None:
             dtype = recorded
         clips = None
@@ -339,7 +340,9 @@ def text_of(prompt: Prompt) -> str:
     if len(prompt.parts) != 1 or prompt.parts[0].kind != "text" or prompt.parts[0].weight != 1:
         raise UsageError(
             f"{str(prompt)[:100]!r} has weights, parts or pictures, and a pair reader reads one text: give only "
-            'text, e.g. "a yellow banana and a blue butterfly"'
+            'text, e.g. "a yellow banana and a blue butterfly"',
+            "not_one_text",
+            given=str(prompt),
         )
     return prompt.parts[0].content
 

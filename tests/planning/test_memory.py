@@ -97,6 +97,8 @@ def test_the_probe_is_a_whole_batch_in_every_process_and_attacked_in_parts() -> 
     assert together.held["the probe's images"] == 4 * 3 * SIZE**2 * BATCH
     assert parts["probe"]["images"] == 4 * 4 * 3 * SIZE**2 * BATCH
     assert "probe" not in planned(Settings("vit", 1, BATCH, attack_steps=2)).moments
+    sharded = planned(Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10), count=4, fsdp=True)
+    assert sharded.moments["probe"]["activations"] > 3.9 * parts["probe"]["activations"]
 
 
 def test_the_largest_number_that_fits_is_found() -> None:

@@ -124,9 +124,10 @@ def memory_of_step(
             "gradients": moving,
         },
     }
-    if settings.evaluate_every and settings.attack_steps:  # in parts of the training's size
+    if settings.evaluate_every and settings.attack_steps:  # in parts of the training's size, but for FSDP
+        attacked = settings.batch_size if fsdp else part
         moments["probe"] = {
-            "activations": (kept.attack + kept.working) * part + kept.once,
+            "activations": (kept.attack + kept.working) * attacked + kept.once,
             "images": 4 * pixels * count,
             "logits": bytes_per_logit(True) * settings.batch_size**2,
         }

@@ -128,9 +128,9 @@ def train(
     keep                number of recent checkpoints to keep, besides the best one on the probe.
 
     Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured and its input gradients drawn;
-    `OverfitAlarm` warns in the run's log. A probe larger than a part is attacked in parts of that size. Writes
-    checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same machine the
-    result is bit-equal to that of an uninterrupted run.
+    `OverfitAlarm` warns in the run's log. Without FSDP, a probe larger than a part is attacked in parts of that size.
+    Writes checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same
+    machine the result is bit-equal to that of an uninterrupted run.
 
     A step with a non-finite loss or gradient is skipped and logged with the samples that caused it. Raises RunError
     after ten in a row, naming the last good checkpoint, and with the code `out_of_memory` where the device has too
@@ -267,7 +267,8 @@ def train(
                 numbers["grad_norm"] = float(distributed.whole(grad_norm))
                 run.log(done, **numbers, images_per_second=progress.images_per_second, data_wait=progress.data_wait)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
-                parts = -(-len(probe) // -(-share // accumulate))
+                # Under FSDP the attack's recomputation saves other tensors than its forward pass (CheckpointError).
+                parts = 1 if distributed.is_sharded() else -(-len(probe) // -(-share // accumulate))
                 accuracies = probe_accuracies(
                     in_parts(embed, parts),
                     tower,

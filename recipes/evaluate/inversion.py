@@ -273,18 +273,12 @@ def faults(cells: list[str], judges: list[str], prompts: int) -> Iterator[UsageE
     """What is wrong with values that are fine alone."""
     for cell in cells:
         if cell not in CELLS:
-            yield UsageError(
-                f"there is no cell {re.sub(r'[^ -~]', '?', cell)[:60]!r}: cells are {', '.join(CELLS)}",
-                "unknown_cell",
-                given=cell,
-            )
+            message = f"there is no cell {re.sub(r'[^ -~]', '?', cell)[:60]!r}: cells are {', '.join(CELLS)}"
+            yield UsageError(message, "unknown_cell", given=cell)
     if not cells or len(set(cells)) < len(cells):
         yield UsageError("cells are one or more, each once: --cells both sds", "not_distinct", argument="cells")
     if not judges or len(set(judges)) < len(judges):
-        yield UsageError(
-            "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
-            "not_distinct",
-            argument="judges",
-        )
+        message = "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+        yield UsageError(message, "not_distinct", argument="judges")
     if prompts > (most := len(compositional_prompts())):
         yield UsageError(f"there are {most} prompts: --prompts {most}", "too_many", argument="prompts", most=most)

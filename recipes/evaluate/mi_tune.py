@@ -239,11 +239,8 @@ def faults(
     if prompts > (most := len(compositional_prompts())):
         yield UsageError(f"there are {most} prompts: --prompts {most}", "too_many", argument="prompts", most=most)
     if not judges or len(set(judges)) < len(judges):
-        yield UsageError(
-            "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint",
-            "not_distinct",
-            argument="judges",
-        )
+        message = "judges are one or more, each once: --judges emoji-blip2-judge emoji-blip2-judge-disjoint"
+        yield UsageError(message, "not_distinct", argument="judges")
     if samples < 2:
         yield UsageError("--samples 1 cannot be ranked: give 2 or more", "too_few", argument="samples")
 

@@ -130,19 +130,13 @@ def faults(
     shared: int,
 ) -> Iterator[UsageError]:
     if eps is None and attack_steps != ATTACK_STEPS:
-        yield UsageError(
-            f"--attack-steps {attack_steps} are those of an attack, and there is none: give --eps too, e.g. 1.5",
-            "no_attack",
-            attack_steps=attack_steps,
-        )
+        message = f"--attack-steps {attack_steps} are those of an attack, and there is none: give --eps too, e.g. 1.5"
+        yield UsageError(message, "no_attack", attack_steps=attack_steps)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     changed = [f"--{name} {size}" for name, size in sizes.items() if size != SIZES[name]]
     if start is not None and changed:
-        yield UsageError(
-            f"--start {start} keeps the sizes of that reader: leave out {', '.join(changed)}",
-            "sizes_of_start",
-            changed=changed,
-        )
+        message = f"--start {start} keeps the sizes of that reader: leave out {', '.join(changed)}"
+        yield UsageError(message, "sizes_of_start", changed=changed)
 
 
 def partly_augmented(images: Tensor, share: float, stream: Generator) -> Tensor:

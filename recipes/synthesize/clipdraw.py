@@ -41,11 +41,8 @@ def _init(text: str) -> str:
     if text == "random":
         return text
     if not is_file(text):
-        raise UsageError(
-            f"there is no file {text[:200]!r} to start from: give random, an SVG, or an image for colours",
-            "missing_file",
-            path=text,
-        )
+        message = f"there is no file {text[:200]!r} to start from: give random, an SVG, or an image for colours"
+        raise UsageError(message, "missing_file", path=text)
     if is_svg(text):
         read_svg(text, (NATIVE, NATIVE))
     else:

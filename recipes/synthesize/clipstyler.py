@@ -46,11 +46,8 @@ def read_content(name: str) -> torch.Tensor:
     if name.startswith(PREFIX):
         return emoji_drawing(name.removeprefix(PREFIX))
     if not is_file(name):
-        raise UsageError(
-            f"there is no content {name[:200]!r}: give a picture's file, or a drawing as emoji:cat face",
-            "missing_file",
-            path=name,
-        )
+        message = f"there is no content {name[:200]!r}: give a picture's file, or a drawing as emoji:cat face"
+        raise UsageError(message, "missing_file", path=name)
     return load_image(name)
 
 
@@ -186,9 +183,5 @@ def faults(
     if not source.strip():
         yield UsageError("--source is empty: say what the content is, e.g. 'a Photo'", "no_source")
     if pairs and prompts is None and len(content) != len([*prompt, *text]):
-        yield UsageError(
-            f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}",
-            "unequal_lengths",
-            contents=len(content),
-            styles=len([*prompt, *text]),
-        )
+        message = f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}"
+        yield UsageError(message, "unequal_lengths", contents=len(content), styles=len([*prompt, *text]))

@@ -227,19 +227,11 @@ def faults(
         yield UsageError("--no-vlm and --no-sds leave no gradient: leave one of them out", "no_gradient")
     copies = VARIANTS[mode].copies if copies is None else copies
     if hardest is not None and hardest > max(copies, 1):
-        yield UsageError(
-            f"--hardest {hardest} of {copies} copies: give --hardest up to --copies",
-            "too_many",
-            argument="hardest",
-            given=hardest,
-            most=copies,
-        )
+        message = f"--hardest {hardest} of {copies} copies: give --hardest up to --copies"
+        yield UsageError(message, "too_many", argument="hardest", given=hardest, most=copies)
     if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):
-        yield UsageError(
-            "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'",
-            "not_a_template",
-            argument="sds_prompt",
-        )
+        message = "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'"
+        yield UsageError(message, "not_a_template", argument="sds_prompt")
     if not matching and not captioning:
         yield UsageError("--matching and --captioning are both 0: give one of them a weight", "no_gradient")
     if not sds and sds_only >= steps > 0:

@@ -76,12 +76,8 @@ def require(module: str, extra: str, use: str) -> None:
     except ValueError:  # blocked: sys.modules[module] is None
         installed = False
     if not installed:
-        raise UsageError(
-            f"{use} needs {module}, which is not installed: pip install 'robustclip[{extra}]'",
-            "not_installed",
-            module=module,
-            extra=extra,
-        )
+        message = f"{use} needs {module}, which is not installed: pip install 'robustclip[{extra}]'"
+        raise UsageError(message, "not_installed", module=module, extra=extra)
 
 
 class Interrupted(Exception):

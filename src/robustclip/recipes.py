@@ -290,11 +290,8 @@ def find(name: str, group: str) -> Recipe:
             return Recipe(candidate)
     near = get_close_matches(name, [recipe.name for recipe in available(group)], n=3)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
-    raise UsageError(
-        f"unknown recipe {name[:200]!r}{hint} There are {_names(group)}; or give the path of a .py file.",
-        "unknown_recipe",
-        near=near,
-    )
+    message = f"unknown recipe {name[:200]!r}{hint} There are {_names(group)}; or give the path of a .py file."
+    raise UsageError(message, "unknown_recipe", near=near)
 
 
 def run(name: str, group: str, arguments: dict[str, object]) -> Any:

@@ -204,11 +204,8 @@ def _losses(loss_fn: Losses, images: Tensor) -> Tensor:
 
 def _per_image(losses: Tensor, images: Tensor) -> Tensor:
     if not isinstance(losses, Tensor):
-        raise UsageError(
-            f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}",
-            "wrong_type",
-            type=type(losses).__name__,
-        )
+        message = f"loss_fn must return a tensor, one loss per image, not a {type(losses).__name__}"
+        raise UsageError(message, "wrong_type", type=type(losses).__name__)
     if losses.shape != (len(images),):
         raise UsageError(
             f"loss_fn must return one loss per image, of shape ({len(images)},), not {tuple(losses.shape)}: "
@@ -230,12 +227,8 @@ def _check_kinds(loss_fn: object, threat: object, module: object, generator: obj
         ("start", start, Tensor | None, "torch.zeros_like(images)"),
     ):
         if not isinstance(value, kinds):  # type: ignore[arg-type]
-            raise UsageError(
-                f"pgd({name}={value!r:.100}) is a {type(value).__name__}: give e.g. {example}",
-                "wrong_type",
-                argument=name,
-                given=value,
-            )
+            message = f"pgd({name}={value!r:.100}) is a {type(value).__name__}: give e.g. {example}"
+            raise UsageError(message, "wrong_type", argument=name, given=value)
 
 
 def _check_settings(
@@ -258,37 +251,19 @@ def _check_settings(
                 f"{name} must be a number, not {number!r:.100}: e.g. 0.1", "wrong_type", argument=name, given=number
             )
     if steps < 1 or restarts < 1:
-        raise UsageError(
-            f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}",
-            "too_few",
-            steps=steps,
-            restarts=restarts,
-        )
+        message = f"an attack needs at least 1 step and 1 restart, not steps={steps}, restarts={restarts}"
+        raise UsageError(message, "too_few", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
-        raise UsageError(
-            f"step_size must be positive, not {step_size}: leave it out for 2.5 * {threat.eps:g} / steps",
-            "not_positive",
-            argument="step_size",
-            given=step_size,
-        )
+        message = f"step_size must be positive, not {step_size}: leave it out for 2.5 * {threat.eps:g} / steps"
+        raise UsageError(message, "not_positive", argument="step_size", given=step_size)
     if not 0 <= momentum < 1:
-        raise UsageError(
-            f"momentum must lie in [0, 1), not {momentum}: e.g. 0.9",
-            "out_of_range",
-            argument="momentum",
-            given=momentum,
-        )
+        message = f"momentum must lie in [0, 1), not {momentum}: e.g. 0.9"
+        raise UsageError(message, "out_of_range", argument="momentum", given=momentum)
     if keep not in ("best", "last"):
         raise UsageError(f"keep must be 'best' or 'last', not {keep!r}", "unknown_choice", argument="keep", given=keep)
     if restarts > 1 and keep == "last":
-        raise UsageError(
-            f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'",
-            "restarts_lost",
-            restarts=restarts,
-        )
+        message = f"keep='last' would throw {restarts - 1} of {restarts} restarts away: use keep='best'"
+        raise UsageError(message, "restarts_lost", restarts=restarts)
     if restarts > 1 and not random_start:
-        raise UsageError(
-            f"{restarts} restarts from the same clean start are identical: use random_start=True",
-            "restarts_identical",
-            restarts=restarts,
-        )
+        message = f"{restarts} restarts from the same clean start are identical: use random_start=True"
+        raise UsageError(message, "restarts_identical", restarts=restarts)

@@ -140,11 +140,8 @@ def _check_tiles(threat: ThreatModel, height: int, width: int) -> None:
         # Tiles of one pixel may lie outside the image.
         fits &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
     if not fits:
-        raise UsageError(
-            f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance",
-            "not_tileable",
-            size=(height, width),
-        )
+        message = f"Square cannot tile images of {height}x{width}: bring them to 64x64 or 224x224, for instance"
+        raise UsageError(message, "not_tileable", size=(height, width))
 
 
 TARGETS: Final = 9

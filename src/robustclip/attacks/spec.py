@@ -78,11 +78,8 @@ class AttackSpec:
             )
         norm = match["norm"]
         if norm not in BALLS:
-            raise UsageError(
-                f"unknown norm {norm!r} in the attack {text!r}: use {' or '.join(BALLS)}, as in {GRAMMAR}",
-                "unknown_norm",
-                norm=norm,
-            )
+            message = f"unknown norm {norm!r} in the attack {text!r}: use {' or '.join(BALLS)}, as in {GRAMMAR}"
+            raise UsageError(message, "unknown_norm", norm=norm)
         eps = _positive(match["eps"], "eps", text)
         if norm == "linf" and eps >= 1:
             instead = f"linf:{match['eps']}/255@{text.strip().split('@', 1)[1]}"
@@ -127,13 +124,8 @@ class AttackSpec:
         """Raise UsageError unless this is PGD (without restarts, if they are not allowed), which `what` requires."""
         if self.kind != "pgd":
             kind = "is a stored perturbation" if self.kind == "universal" else "attacks a classifier's logits"
-            raise UsageError(
-                f"{what} needs PGD, and {self} {kind}: write {self.ball}@20 instead",
-                "not_pgd",
-                what=what,
-                attack=str(self),
-                instead=f"{self.ball}@20",
-            )
+            message = f"{what} needs PGD, and {self} {kind}: write {self.ball}@20 instead"
+            raise UsageError(message, "not_pgd", what=what, attack=str(self), instead=f"{self.ball}@20")
         if self.restarts > 1 and not restarts:
             raise UsageError(f"{what} takes one start per image: leave x{self.restarts} of {self} out")
 
@@ -151,18 +143,11 @@ class AttackSpec:
 def _strong(norm: Norm, eps: float, kind: str, steps: str | None, text: str) -> AttackSpec:
     """A named attack."""
     if kind not in KINDS:
-        raise UsageError(
-            f"in the attack {text!r}: {unknown(kind, KINDS, 'kind')} There are {', '.join(KINDS)}",
-            "unknown_kind",
-            kind=kind,
-        )
+        message = f"in the attack {text!r}: {unknown(kind, KINDS, 'kind')} There are {', '.join(KINDS)}"
+        raise UsageError(message, "unknown_kind", kind=kind)
     if kind not in LENGTHS and steps is not None:
-        raise UsageError(
-            f"{kind} in the attack {text!r} takes no steps: its parts have those of the paper; leave :{steps} out",
-            "steps_of_kind",
-            kind=kind,
-            steps=steps,
-        )
+        message = f"{kind} in the attack {text!r} takes no steps: its parts have those of the paper; leave :{steps} out"
+        raise UsageError(message, "steps_of_kind", kind=kind, steps=steps)
     length = LENGTHS.get(kind, ENSEMBLE) if steps is None else _count(steps, "steps", text)
     return AttackSpec(norm, eps, length, kind=cast("Kind", kind))
 
@@ -174,12 +159,8 @@ def _positive(text: str, what: str, attack: str) -> float:
     except (ValueError, ZeroDivisionError):
         number = float("nan")
     if not 0 < number < float("inf"):
-        raise UsageError(
-            f"{what} {text!r} in the attack {attack!r} is not a positive number: write {GRAMMAR}",
-            "not_positive",
-            argument=what,
-            given=text,
-        )
+        message = f"{what} {text!r} in the attack {attack!r} is not a positive number: write {GRAMMAR}"
+        raise UsageError(message, "not_positive", argument=what, given=text)
     return number
 
 
@@ -192,12 +173,8 @@ def _float(text: str) -> float:
 
 def _count(text: str, what: str, attack: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,6}", text) or int(text) > MOST:
-        raise UsageError(
-            f"{what} {text!r} in the attack {attack!r} is not a whole number from 1 to {MOST}: write {GRAMMAR}",
-            "not_a_count",
-            argument=what,
-            given=text,
-        )
+        message = f"{what} {text!r} in the attack {attack!r} is not a whole number from 1 to {MOST}: write {GRAMMAR}"
+        raise UsageError(message, "not_a_count", argument=what, given=text)
     return int(text)
 
 

@@ -45,18 +45,11 @@ class ThreatModel:
         object.__setattr__(self, "eps", _number(eps))
         object.__setattr__(self, "size", (height, width))
         if not 0 < self.eps < math.inf:
-            raise UsageError(
-                f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})",
-                "not_positive",
-                argument="eps",
-                given=eps,
-            )
+            message = f"eps must be a positive number, not {eps!r}: e.g. ThreatModel('l2', 1.5, {size!r})"
+            raise UsageError(message, "not_positive", argument="eps", given=eps)
         if self.eps < SMALLEST_EPS:
-            raise UsageError(
-                f"eps {eps!r} is below {SMALLEST_EPS:.2g}, the resolution of float32 pixels in [0, 1]: give more",
-                "too_small",
-                eps=eps,
-            )
+            message = f"eps {eps!r} is below {SMALLEST_EPS:.2g}, the resolution of float32 pixels in [0, 1]: give more"
+            raise UsageError(message, "too_small", eps=eps)
         if self.rms >= (IMPLAUSIBLE_RMS if norm == "l2" else 1):
             raise UsageError(
                 f"{norm} eps {eps:g} at {height}x{width} looks as if given in /255, but images are in [0, 1]: "
@@ -111,18 +104,11 @@ class ThreatModel:
         An L-inf eps means the same at every size. Reads one number back from the device.
         """
         if not isinstance(images, Tensor):
-            raise UsageError(
-                f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}",
-                "wrong_type",
-                type=type(images).__name__,
-            )
+            message = f"images must be a float tensor (B, 3, H, W), not a {type(images).__name__}"
+            raise UsageError(message, "wrong_type", type=type(images).__name__)
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UsageError(
-                f"images must be float (B, 3, H, W), not {images.dtype} {tuple(images.shape)}",
-                "wrong_shape",
-                shape=tuple(images.shape),
-                dtype=images.dtype,
-            )
+            message = f"images must be float (B, 3, H, W), not {images.dtype} {tuple(images.shape)}"
+            raise UsageError(message, "wrong_shape", shape=tuple(images.shape), dtype=images.dtype)
         height, width = images.shape[-2:]
         if self.norm == "l2" and (height, width) != self.size:
             raise UsageError(

@@ -43,9 +43,5 @@ def check_fit(images: Float[Tensor, "p 3 H W"], count: int, size: tuple[int, int
     """Raise UsageError unless `images` are `count` pictures in [0,1] of `size` (height, width)."""
     check_images(images)
     if images.shape != (count, 3, *size):
-        raise UsageError(
-            f"the canvas holds {(count, 3, *size)}, the images are {tuple(images.shape)}",
-            "does_not_fit",
-            shape=tuple(images.shape),
-            expected=(count, 3, *size),
-        )
+        message = f"the canvas holds {(count, 3, *size)}, the images are {tuple(images.shape)}"
+        raise UsageError(message, "does_not_fit", shape=tuple(images.shape), expected=(count, 3, *size))

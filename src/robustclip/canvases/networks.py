@@ -86,12 +86,8 @@ class StyleNetwork(Canvas):
         check_images(content)
         if min(content.shape[-2:]) < SMALLEST:
             height, size = content.shape[-2:]
-            raise UsageError(
-                f"a content of {height}x{size} pixels is too small: give at least {SMALLEST} per side",
-                "too_small",
-                size=(height, size),
-                least=SMALLEST,
-            )
+            message = f"a content of {height}x{size} pixels is too small: give at least {SMALLEST} per side"
+            raise UsageError(message, "too_small", size=(height, size), least=SMALLEST)
         self.register_buffer("content", content.detach().float().clone())
         with torch.device("meta"):
             self.network = [StyleNet(width)]  # in a list, so that its meta weights are not parameters of the canvas

@@ -31,19 +31,11 @@ class Pixels(Canvas):
         super().__init__()
         check_images(images)
         if projection not in ("clamp", "threshold"):
-            raise UsageError(
-                f"projection must be 'clamp' or 'threshold', not {projection!r}",
-                "unknown_choice",
-                argument="projection",
-                given=projection,
-            )
+            message = f"projection must be 'clamp' or 'threshold', not {projection!r}"
+            raise UsageError(message, "unknown_choice", argument="projection", given=projection)
         if not 0 < quantile <= 1:
-            raise UsageError(
-                f"quantile must lie in (0, 1], not {quantile}: e.g. 0.95",
-                "out_of_range",
-                argument="quantile",
-                given=quantile,
-            )
+            message = f"quantile must lie in (0, 1], not {quantile}: e.g. 0.95"
+            raise UsageError(message, "out_of_range", argument="quantile", given=quantile)
         self.projection = projection
         self.quantile = quantile
         self.pixels = nn.Parameter(images.detach().float().clamp(0, 1).clone())
@@ -104,13 +96,8 @@ class Pyramid(Canvas):
         short = min(self.size)
         sides = powers_of_two(short) if sides is None else sorted(sides)
         if not sides or sides[0] < 1 or sides[-1] > short:
-            raise UsageError(
-                f"sides of a pyramid run from 1 to the picture's {short} pixels, not {list(sides)}",
-                "out_of_range",
-                argument="sides",
-                given=list(sides),
-                most=short,
-            )
+            message = f"sides of a pyramid run from 1 to the picture's {short} pixels, not {list(sides)}"
+            raise UsageError(message, "out_of_range", argument="sides", given=list(sides), most=short)
         self.margin = margin
         self.levels = nn.ParameterList(
             torch.zeros(

@@ -76,11 +76,8 @@ class CaptionBatches:
             if sample.fault is not None or not sample.captions:
                 self.faults[sample.fault or Fault.NO_CAPTION] += 1
                 if sample.epoch > 0 and sample.source not in used:
-                    raise RunError(
-                        f"empty data: none of the samples of {sample.source} has a caption",
-                        "empty_data",
-                        source=sample.source,
-                    )
+                    message = f"empty data: none of the samples of {sample.source} has a caption"
+                    raise RunError(message, "empty_data", source=sample.source)
                 continue
             used.add(sample.source)
             draw = generator(self.seed, "caption", sample.epoch, stable_number(sample.id))

@@ -145,11 +145,8 @@ def label_records(dataset: str) -> list[dict[str, Any]]:
     """
     file = embedded.path(dataset, "labels.json")
     if not file.is_file():
-        raise UsageError(
-            f"the {dataset} set is not in the installed robustclip-emoji: work in a checkout of robustclip",
-            "not_installed",
-            dataset=dataset,
-        )
+        message = f"the {dataset} set is not in the installed robustclip-emoji: work in a checkout of robustclip"
+        raise UsageError(message, "not_installed", dataset=dataset)
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -225,12 +222,8 @@ def samples_of(split: str, dataset: str) -> Iterator[Sample]:
     if split not in SPLITS:
         near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
-        raise UsageError(
-            f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}',
-            "unknown_split",
-            split=split,
-            near=near,
-        )
+        message = f'the {dataset} set has no split "{split}"{hint}; it has: {", ".join(SPLITS)}'
+        raise UsageError(message, "unknown_split", split=split, near=near)
     record = splits(dataset)
     guide, unseen, judges = record["guide_styles"], record["unseen_styles"], record.get("judge_styles", [])
     held_out = set(record["heldout_concepts"])
@@ -297,12 +290,8 @@ def load_split(dataset: str, split: str, rows: Sequence[int] | None = None) -> L
     Raises UsageError for an unknown data set or split, listing the known ones.
     """
     if not isinstance(split, str):
-        raise UsageError(
-            f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")',
-            "wrong_type",
-            argument="split",
-            given=split,
-        )
+        message = f'a split is a name, not {split!r:.100}: e.g. load_split("emoji", "unseen-styles")'
+        raise UsageError(message, "wrong_type", argument="split", given=split)
     if dataset not in SIZES:
         raise UsageError(
             f'there is no embedded data set "{dataset}", only: {", ".join(SIZES)}; '

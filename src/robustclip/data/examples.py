@@ -224,23 +224,16 @@ def _read_shards(folder: Path, shards: Sequence[Path]) -> Examples:
         if images and (annotated or not any(other in samples for other in parents(key))):
             pictures[key] = images[0]
         elif annotated and not belongs_to_another(key, sample, samples):
-            raise UsageError(
-                f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})",
-                "no_picture",
-                sample=key,
-            )
+            message = f"{folder}: the sample {key} has a label or a caption and no picture ({', '.join(sample)})"
+            raise UsageError(message, "no_picture", sample=key)
         else:
             passed.append(key)
     labels = [samples[key]["cls"].number() for key in pictures if "cls" in samples[key]]
     captions = [_captions(samples[key]["txt"]) for key in pictures if "txt" in samples[key]]
     for what, given in (("label (.cls)", labels), ("caption (.txt)", captions)):
         if given and len(given) != len(pictures):
-            raise UsageError(
-                f"{folder}: {len(given)} of {len(pictures)} images have a {what}: give it to all or none",
-                "unequal_counts",
-                given=len(given),
-                pictures=len(pictures),
-            )
+            message = f"{folder}: {len(given)} of {len(pictures)} images have a {what}: give it to all or none"
+            raise UsageError(message, "unequal_counts", given=len(given), pictures=len(pictures))
     examples = _from_pictures(
         folder,
         list(pictures.values()),
@@ -267,12 +260,8 @@ def _from_pictures(
     templates: Sequence[str] = (),
 ) -> Examples:
     if labels and not max(labels) < len(label_names):
-        raise UsageError(
-            f"{folder}: labels up to {max(labels)} need {max(labels) + 1} names, {len(label_names)} are there",
-            "too_few_names",
-            labels=max(labels) + 1,
-            names=len(label_names),
-        )
+        message = f"{folder}: labels up to {max(labels)} need {max(labels) + 1} names, {len(label_names)} are there"
+        raise UsageError(message, "too_few_names", labels=max(labels) + 1, names=len(label_names))
     return Examples(
         folder.as_posix(),
         Pictures(pictures, (0, 0)),  # sized once the subset is known
@@ -312,11 +301,8 @@ def _sized(examples: Examples, size: int | tuple[int, int] | None) -> Examples:
     if wanted is None:
         sizes = {picture.size() for picture in images.pictures}
         if len(sizes) > 1:
-            raise UsageError(
-                f"images of {examples.name} have {len(sizes)} different sizes: give one, e.g. size=224",
-                "unequal_sizes",
-                sizes=len(sizes),
-            )
+            message = f"images of {examples.name} have {len(sizes)} different sizes: give one, e.g. size=224"
+            raise UsageError(message, "unequal_sizes", sizes=len(sizes))
         wanted = sizes.pop()
     return replace(examples, images=Pictures(images.pictures, wanted), size=wanted)
 

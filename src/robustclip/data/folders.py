@@ -229,11 +229,8 @@ def _classes(folder: Path, files: FolderFiles) -> PictureFolder:
             f"nothing says what the {len(loose):,} pictures of {folder} show: {HOW}", "no_labels", pictures=len(loose)
         )
     if SPLITS.issuperset(name.lower() for name in full):
-        raise UsageError(
-            f"{', '.join(full)} in {folder} are parts of a data set, not classes: give {folder / full[0]}",
-            "parts_not_classes",
-            instead=folder / full[0],
-        )
+        message = f"{', '.join(full)} in {folder} are parts of a data set, not classes: give {folder / full[0]}"
+        raise UsageError(message, "parts_not_classes", instead=folder / full[0])
     names, places, how = _named(folder, folders, full)
     labels = [places[held[path][0]] for path in inside]
     reported = f"{len(inside):,} pictures of {len(full):,} classes, one sub-folder each, {how}"
@@ -274,12 +271,8 @@ def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str]
     if all(_plain(name) in plain for name in full):
         return names, {name: plain[_plain(name)] for name in full}, f"which are names of {NAMES}"
     if len(names) != len(folders):
-        raise UsageError(
-            f"{listed} names {len(names)} classes, but there are {len(folders)} sub-folders",
-            "unequal_counts",
-            names=len(names),
-            folders=len(folders),
-        )
+        message = f"{listed} names {len(names)} classes, but there are {len(folders)} sub-folders"
+        raise UsageError(message, "unequal_counts", names=len(names), folders=len(folders))
     order = {name: place for place, name in enumerate(folders)}
     if moved := [name for name in full if plain.get(_plain(name), order[name]) != order[name]]:
         raise UsageError(
@@ -299,11 +292,8 @@ def class_names(path: Path) -> list[str]:
         return []
     names = read_lines(path)
     if names != [""] and "" in names:
-        raise UsageError(
-            f"{path} has no name in line {names.index('') + 1}: labels are counted by lines",
-            "no_name",
-            line=names.index("") + 1,
-        )
+        message = f"{path} has no name in line {names.index('') + 1}: labels are counted by lines"
+        raise UsageError(message, "no_name", line=names.index("") + 1)
     return [] if names == [""] else names
 
 

@@ -60,12 +60,8 @@ def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
     try:
         return from_pil(decode(path))
     except Skip as error:
-        raise UsageError(
-            f"{path} is not a readable picture ({error.fault}): {advice(error.fault)}",
-            "not_a_picture",
-            path=path,
-            fault=error.fault,
-        ) from error
+        message = f"{path} is not a readable picture ({error.fault}): {advice(error.fault)}"
+        raise UsageError(message, "not_a_picture", path=path, fault=error.fault) from error
 
 
 def decode(
@@ -182,17 +178,11 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
     """A Pillow picture of 8 bits a channel: values outside [0, 1] are clamped, the rest rounded to the nearest. Raises
     UsageError for another shape."""
     if not isinstance(image, Tensor):
-        raise UsageError(
-            f"a picture is a tensor (3, h, w), and this is a {type(image).__name__}",
-            "wrong_type",
-            type=type(image).__name__,
-        )
+        message = f"a picture is a tensor (3, h, w), and this is a {type(image).__name__}"
+        raise UsageError(message, "wrong_type", type=type(image).__name__)
     if image.ndim != 3 or image.shape[0] != 3:
-        raise UsageError(
-            f"a picture is (3, h, w), and this is {tuple(image.shape)}: give one, e.g. images[0]",
-            "wrong_shape",
-            shape=tuple(image.shape),
-        )
+        message = f"a picture is (3, h, w), and this is {tuple(image.shape)}: give one, e.g. images[0]"
+        raise UsageError(message, "wrong_shape", shape=tuple(image.shape))
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -205,11 +195,8 @@ def save_image(image: Float[Tensor, "3 h w"], path: str | os.PathLike[str]) -> N
     ending = Path(path).suffix.lower()
     form = Image.registered_extensions().get(ending)
     if form is None:
-        raise UsageError(
-            f"cannot write a picture as {ending or 'a file without an ending'}: use .png, .webp or .jpg",
-            "unknown_format",
-            ending=ending,
-        )
+        message = f"cannot write a picture as {ending or 'a file without an ending'}: use .png, .webp or .jpg"
+        raise UsageError(message, "unknown_format", ending=ending)
     with atomic_write(path) as file:
         to_pil(image).save(file, format=form)
 
@@ -260,13 +247,8 @@ def titled_grid(
     Long titles are cut. Raises UsageError unless there are rows x columns images.
     """
     if len(images) != len(rows) * len(columns):
-        raise UsageError(
-            f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}",
-            "unequal_counts",
-            rows=len(rows),
-            columns=len(columns),
-            images=len(images),
-        )
+        message = f"{len(rows)} rows x {len(columns)} columns need as many images, not {len(images)}"
+        raise UsageError(message, "unequal_counts", rows=len(rows), columns=len(columns), images=len(images))
     height, width = images.shape[-2:]
     font = ImageFont.load_default(font_size)
     rows = [_cut(title) for title in rows]

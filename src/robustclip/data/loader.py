@@ -266,12 +266,8 @@ class Loader:
         judged = self.place == ALONE or counts.total() >= JUDGED_FROM  # a share may be one sample, and that a bad one
         if sample.epoch > 0 and judged and not counts[USABLE]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-            raise RunError(
-                f"empty data: none of the samples of {sample.source} is usable ({kinds})",
-                "empty_data",
-                source=sample.source,
-                skipped=dict(counts),
-            )
+            message = f"empty data: none of the samples of {sample.source} is usable ({kinds})"
+            raise RunError(message, "empty_data", source=sample.source, skipped=dict(counts))
         if sample.fault is None:
             counts[USABLE] += 1
             for remark in sample.remarks:

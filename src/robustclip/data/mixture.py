@@ -98,11 +98,8 @@ class Cursor:
             return self.take() if len(others) > 1 else None  # the last former share ends its epoch
         self._empty_epochs = self._empty_epochs + 1 if share.round == share.taken == 0 else 0
         if self._empty_epochs == self.place.world_size:  # fewer samples than processes leave some processes none
-            raise RunError(
-                f"empty data: {self.name} contains no samples ({self.source.describe()})",
-                "no_samples",
-                source=self.name,
-            )
+            message = f"empty data: {self.name} contains no samples ({self.source.describe()})"
+            raise RunError(message, "no_samples", source=self.name)
         self.shares = [Share(self.source, self.seed, self.place, (share.epoch + 1, 0, 0))]
         return None
 
@@ -262,24 +259,12 @@ def check_weights(weights: Weights, sources: int) -> Weights:
     """Return the weights. Raises UsageError unless they are "size", "equal", or one positive number per source."""
     if isinstance(weights, str):
         if weights not in ("size", "equal"):
-            raise UsageError(
-                f"weights {weights!r}: use size, equal, or one number a source, e.g. 1,1,2",
-                "unknown_choice",
-                argument="weights",
-                given=weights,
-            )
+            message = f"weights {weights!r}: use size, equal, or one number a source, e.g. 1,1,2"
+            raise UsageError(message, "unknown_choice", argument="weights", given=weights)
     elif len(weights) != sources:
-        raise UsageError(
-            f"{len(weights)} weights for {sources} sources: give one number for each, or size, or equal",
-            "unequal_counts",
-            weights=len(weights),
-            sources=sources,
-        )
+        message = f"{len(weights)} weights for {sources} sources: give one number for each, or size, or equal"
+        raise UsageError(message, "unequal_counts", weights=len(weights), sources=sources)
     elif not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise UsageError(
-            f"weights {list(weights)}: each must be greater than 0; leave out unused sources",
-            "not_positive",
-            argument="weights",
-            given=list(weights),
-        )
+        message = f"weights {list(weights)}: each must be greater than 0; leave out unused sources"
+        raise UsageError(message, "not_positive", argument="weights", given=list(weights))
     return weights

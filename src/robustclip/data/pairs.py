@@ -236,10 +236,6 @@ def _drawings(split: str) -> tuple[UInt8[Tensor, "n 4 h w"], dict[str, list[int]
     for place, row in enumerate(wanted):
         rows[nouns[names[int(labels.labels[row])]]].append(place)
     if absent := [noun for noun, own in rows.items() if not own]:
-        raise UsageError(
-            f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles",
-            "no_drawings",
-            split=split,
-            nouns=absent,
-        )
+        message = f"the split {split} has no drawing of {', '.join(absent[:5])}: take guide-styles"
+        raise UsageError(message, "no_drawings", split=split, nouns=absent)
     return load_rgba(split, wanted)[0], rows

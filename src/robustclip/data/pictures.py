@@ -66,11 +66,8 @@ class Stored:
         """The bytes as an integer from 0. Raises UsageError for anything else."""
         text = self.text()
         if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_LABEL):
-            raise UsageError(
-                f"{self.path} (byte {self.offset}) is {text[:20]!r}, and a .cls is a label's number from 0",
-                "not_a_label",
-                given=text,
-            )
+            message = f"{self.path} (byte {self.offset}) is {text[:20]!r}, and a .cls is a label's number from 0"
+            raise UsageError(message, "not_a_label", given=text)
         return int(text)
 
     def image(self, remarks: Counter[str] | None = None) -> Float[Tensor, "3 h w"]:
@@ -87,11 +84,8 @@ class Stored:
             return decode(self.read(), remarks=remarks)
         except Skip as error:  # training skips such a picture; a measurement must not
             where = f"{self.path} (byte {self.offset})"
-            raise RunError(
-                f"{where} contains no readable picture: {error} ({advice(error.fault)})",
-                "not_a_picture",
-                path=self.path,
-            ) from error
+            message = f"{where} contains no readable picture: {error} ({advice(error.fault)})"
+            raise RunError(message, "not_a_picture", path=self.path) from error
 
 
 @final

@@ -68,12 +68,8 @@ class SampleSource(Protocol):
 def check_share(share: float) -> float:
     """Return the share of a source's samples per epoch. Raises UsageError unless it is in (0, 1]."""
     if not 0 < share <= 1:
-        raise UsageError(
-            f"share {share}: give the share of the samples per epoch, in (0, 1], e.g. 0.03",
-            "out_of_range",
-            argument="share",
-            given=share,
-        )
+        message = f"share {share}: give the share of the samples per epoch, in (0, 1], e.g. 0.03"
+        raise UsageError(message, "out_of_range", argument="share", given=share)
     return share
 
 

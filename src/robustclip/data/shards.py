@@ -206,12 +206,8 @@ class ShardSource:
         self.without = frozenset(without)
         self.share = check_share(share)
         if shuffle_buffer < 1 or open_shards < 1:
-            raise UsageError(
-                f"shuffle_buffer {shuffle_buffer} and open_shards {open_shards}: both need at least 1",
-                "out_of_range",
-                shuffle_buffer=shuffle_buffer,
-                open_shards=open_shards,
-            )
+            message = f"shuffle_buffer {shuffle_buffer} and open_shards {open_shards}: both need at least 1"
+            raise UsageError(message, "out_of_range", shuffle_buffer=shuffle_buffer, open_shards=open_shards)
         self.shuffle_buffer = shuffle_buffer
         self.open_shards = open_shards
 

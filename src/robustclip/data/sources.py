@@ -69,12 +69,8 @@ def open_data(
     weights = weights if named is None else named
     shares = [1.0] * len(parts) if shares is None else shares
     if len(shares) != len(parts):
-        raise UsageError(
-            f"{len(shares)} shares for {len(parts)} sources: give one number for each",
-            "unequal_counts",
-            shares=len(shares),
-            sources=len(parts),
-        )
+        message = f"{len(shares)} shares for {len(parts)} sources: give one number for each"
+        raise UsageError(message, "unequal_counts", shares=len(shares), sources=len(parts))
     opened = partial(open_source, caption=caption, templates=templates, shuffle_buffer=shuffle_buffer)
     opened = partial(opened, allow_commands=allow_commands, cache=cache)
     sources, faults = open_each(partial(opened, part, share=share) for part, share in zip(parts, shares, strict=True))
@@ -148,11 +144,8 @@ def open_source(
 def emoji_shards(split: str) -> tuple[list[str], list[str]]:
     """(shards of an embedded split of whole styles, held-out concepts to exclude)."""
     if split not in EMOJI:
-        raise UsageError(
-            f"emoji/{split} is not training data: use {' or '.join(f'emoji/{name}' for name in EMOJI)}",
-            "not_for_training",
-            split=split,
-        )
+        message = f"emoji/{split} is not training data: use {' or '.join(f'emoji/{name}' for name in EMOJI)}"
+        raise UsageError(message, "not_for_training", split=split)
     record = splits()
     shards = [str(embedded.path("emoji", f"emoji-{style}.tar.gz")) for style in record[EMOJI[split]]]
     return shards, record["heldout_concepts"]
@@ -188,12 +181,8 @@ def _weighted(part: str) -> tuple[str, float, bool]:
     else:
         weight = float(text) if re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", text, re.ASCII) else 0.0
     if not source or not 0 < weight < math.inf:
-        raise UsageError(
-            f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0",
-            "not_positive",
-            argument=source,
-            given=text,
-        )
+        message = f"the weight {text[:40]!r} of {source[:100]!r} is not a positive number: write e.g. {source}=2.0"
+        raise UsageError(message, "not_positive", argument=source, given=text)
     return source, weight, True
 
 
@@ -206,12 +195,8 @@ def parse_weights(text: str | Sequence[float]) -> Weights:
     try:
         return [float(weight) for weight in text.split(",")]
     except ValueError:
-        raise UsageError(
-            f"weights {text!r}: use size, equal, or one number a source, e.g. 1,1,2",
-            "unknown_choice",
-            argument="weights",
-            given=text,
-        ) from None
+        message = f"weights {text!r}: use size, equal, or one number a source, e.g. 1,1,2"
+        raise UsageError(message, "unknown_choice", argument="weights", given=text) from None
 
 
 def training_classes(data: str) -> tuple[list[str], list[int]]:
@@ -235,11 +220,8 @@ def training_classes(data: str) -> tuple[list[str], list[int]]:
             data=data,
         )
     if len(named) < 2:
-        raise UsageError(
-            f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two",
-            "single_class",
-            name=named[0][0],
-        )
+        message = f"{data} has one class, {named[0][0]!r}: a loss among classes needs at least two"
+        raise UsageError(message, "single_class", name=named[0][0])
     return [name for name, _ in named], [positive_id(concept=concept) for _, concept in named]
 
 

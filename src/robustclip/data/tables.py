@@ -163,11 +163,8 @@ def read_table(table: Path, separator: str | None) -> tuple[list[str], list[tupl
             separator = separator or max(SEPARATORS, key=first.count)
             rows = list(table_rows(file, table, separator))
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{table}, line {first_undecodable(table)}: is not UTF-8 text: save it as UTF-8",
-            "not_utf8",
-            line=first_undecodable(table),
-        ) from error
+        message = f"{table}, line {first_undecodable(table)}: is not UTF-8 text: save it as UTF-8"
+        raise UsageError(message, "not_utf8", line=first_undecodable(table)) from error
     if not rows:
         raise UsageError(f"{table} is empty: it needs a header, e.g. path,caption", "empty")
     (_, header), *body = rows
@@ -181,12 +178,8 @@ def find_column(table: Path, header: Sequence[str], requested: str | None, usual
         if candidate in names:
             return names.index(candidate)
     wanted = repr(requested) if requested else f"named {', '.join(usual)}"
-    raise UsageError(
-        f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}",
-        "no_column",
-        what=what,
-        columns=list(header),
-    )
+    message = f"{table} has no {what} column {wanted}: its columns are {', '.join(map(repr, header))}"
+    raise UsageError(message, "no_column", what=what, columns=list(header))
 
 
 def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
@@ -197,11 +190,8 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
     duplicate columns.
     """
     if len(separator) != 1:
-        raise UsageError(
-            f"{source} is not a table with the separator {separator!r}: give one character",
-            "not_a_separator",
-            separator=separator,
-        )
+        message = f"{source} is not a table with the separator {separator!r}: give one character"
+        raise UsageError(message, "not_a_separator", separator=separator)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     width = 0
     while True:
@@ -222,16 +212,9 @@ def table_rows(lines: Iterable[str], source: object, separator: str = ",") -> It
         if not width:
             width, names = len(row), Counter(cell.strip().casefold() for cell in row)
             if twice := [name for name, count in names.items() if name and count > 1]:
-                raise UsageError(
-                    f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?",
-                    "column_twice",
-                    line=number,
-                    column=twice[0],
-                )
+                message = f"{source}, line {number}: names the column {twice[0][:100]!r} twice: which one is meant?"
+                raise UsageError(message, "column_twice", line=number, column=twice[0])
         if len(row) != width:
-            raise UsageError(
-                f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators",
-                "not_a_row",
-                line=number,
-            )
+            message = f"{source}, line {number}: has {len(row)} values for {width} columns: quote texts with separators"
+            raise UsageError(message, "not_a_row", line=number)
         yield number, row

@@ -177,11 +177,8 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
             channels=(colours, first, channels[0]),
         )
     if odd := [number for number in channels if number % GROUPS or not number]:
-        raise UsageError(
-            f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}",
-            "other_channels",
-            channels=odd[0],
-        )
+        message = f"{source} has a level of {odd[0]} channels: taming-transformers has multiples of {GROUPS}"
+        raise UsageError(message, "other_channels", channels=odd[0])
     return Layout(
         channels=channels,
         blocks=shape.count(r"encoder\.down\.0\.block\.(\d+)\."),
@@ -264,13 +261,8 @@ def _compare(
     ):
         faults.append(f"{len(other)} of another shape or type ({some(other)}, as diffusers calls them)")
     if faults:
-        raise UsageError(
-            f"{source} is not a VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}",
-            "does_not_fit",
-            unexpected=unknown,
-            missing=missing,
-            other=other,
-        )
+        message = f"{source} is not a VQGAN of taming-transformers that diffusers has, of tensors {'; '.join(faults)}"
+        raise UsageError(message, "does_not_fit", unexpected=unknown, missing=missing, other=other)
 
 
 class _Callback:

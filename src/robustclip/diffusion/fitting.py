@@ -145,12 +145,8 @@ def feature_distance(features: Features, images: Tensor, targets: Tensor, dtype:
 def check_channels(channels: Sequence[int], groups: int, example: str) -> None:
     """Raise UsageError for channels of levels that group norms of `groups` groups cannot divide."""
     if not channels or any(number % groups for number in channels):
-        raise UsageError(
-            f"channels are multiples of {groups}, one for each level, as in {example}: not {list(channels)}",
-            "not_divisible",
-            argument="channels",
-            given=list(channels),
-        )
+        message = f"channels are multiples of {groups}, one for each level, as in {example}: not {list(channels)}"
+        raise UsageError(message, "not_divisible", argument="channels", given=list(channels))
 
 
 def rate(done: int, steps: int, warm_up: int = 100, last: float = 0.05) -> float:

@@ -139,12 +139,8 @@ def pointwise_forms(
             prompts=len(conditioning),
         )
     if levels < 1 or draws < 1:
-        raise UsageError(
-            f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4",
-            "out_of_range",
-            levels=levels,
-            draws=draws,
-        )
+        message = f"levels={levels} and draws={draws}: both are 1 or more, as in levels=32, draws=4"
+        raise UsageError(message, "out_of_range", levels=levels, draws=draws)
     count, device = len(latents), latents.device
     generator = torch.Generator().manual_seed(seed)
     weights = widths(model.alphas_cumprod).to(device)

@@ -101,11 +101,8 @@ def load_model(folder: Path, kind: Any) -> Any:
         with torch.device("meta"):  # so that no config allocates memory
             model: Any = kind.from_config(config)
     except Exception as error:  # a malformed config can raise any exception
-        raise UsageError(
-            f"{folder / CONFIG} is not a config of {kind.__name__} ({str(error)[:200]})",
-            "not_a_config",
-            path=folder / CONFIG,
-        ) from error
+        message = f"{folder / CONFIG} is not a config of {kind.__name__} ({str(error)[:200]})"
+        raise UsageError(message, "not_a_config", path=folder / CONFIG) from error
     _fill(model, folder, WEIGHTS)
     return model.eval().requires_grad_(False)
 
@@ -134,11 +131,8 @@ def save_diffusion(
 def _scheduler(folder: Path) -> Any:
     path = folder / "scheduler_config.json"
     if not is_file(path):
-        raise UsageError(
-            f"{folder} has no {path.name}: it says how noise was added in training; save the pipeline whole",
-            "missing_file",
-            path=path,
-        )
+        message = f"{folder} has no {path.name}: it says how noise was added in training; save the pipeline whole"
+        raise UsageError(message, "missing_file", path=path)
     config = read_json(path)
     stated = config.get("prediction_type") if isinstance(config, dict) else None
     kind = config.get("_class_name") if isinstance(config, dict) else None
@@ -161,11 +155,8 @@ def _texts(folder: Path) -> TextStates:
         return CLIPStates(_text_encoder(folder / "text_encoder"), _tokenizer(folder / "tokenizer"))
     card = read_json(folder / CARD) if is_file(folder / CARD) else {}
     if card.get("text_tower") != MINILM:
-        raise UsageError(
-            f"{folder} has no text_encoder/, and no {CARD} that names a text tower: save the pipeline whole",
-            "missing_part",
-            part="text_encoder",
-        )
+        message = f"{folder} has no text_encoder/, and no {CARD} that names a text tower: save the pipeline whole"
+        raise UsageError(message, "missing_part", part="text_encoder")
     return SentenceStates()
 
 
@@ -213,12 +204,8 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
         config.get("_class_name") or (config.get("architectures") or [None])[0] if isinstance(config, dict) else None
     )
     if named != kind:
-        raise UsageError(
-            f"{folder} holds a {str(named)[:60]} instead of a {kind}: give a Stable Diffusion pipeline",
-            "other_class",
-            found=named,
-            expected=kind,
-        )
+        message = f"{folder} holds a {str(named)[:60]} instead of a {kind}: give a Stable Diffusion pipeline"
+        raise UsageError(message, "other_class", found=named, expected=kind)
     return config
 
 

@@ -57,11 +57,8 @@ class Chain:
         self.steps = len(levels.times)
         self.reversible = all(one.own for one in self.couplings)
         if gradient == "reversed" and not self.reversible:
-            raise UsageError(
-                f"{name} has no exact inverse to take gradients by: give gradient='checkpointed'",
-                "no_inverse",
-                sampler=name,
-            )
+            message = f"{name} has no exact inverse to take gradients by: give gradient='checkpointed'"
+            raise UsageError(message, "no_inverse", sampler=name)
         self.gradient = gradient
         self.pictures = sorted({one.to for one in self.couplings if one.step == self.steps - 1})
         self.evaluations = sum(bool(one.noise) for one in self.couplings)

@@ -95,12 +95,8 @@ def edict(levels: Levels, p: float = 0.93) -> list[Coupling]:
     """EDICT (Wallace et al. 2023): two latents, each stepped by the noise predicted at the other, then mixed by p, in
     alternating order. Two evaluations a step. Raises UsageError for p outside (0.5, 1]."""
     if not 0.5 < p <= 1:
-        raise UsageError(
-            f"EDICT mixes its pair by p in (0.5, 1], and {p:g} is outside: 0.93 is its authors'",
-            "out_of_range",
-            argument="p",
-            given=p,
-        )
+        message = f"EDICT mixes its pair by p in (0.5, 1], and {p:g} is outside: 0.93 is its authors'"
+        raise UsageError(message, "out_of_range", argument="p", given=p)
     row = []
     for step, time in enumerate(levels.times):
         a, b = levels.ddim(step)
@@ -114,12 +110,8 @@ def bdia(levels: Levels, gamma: float = 0.9) -> list[Coupling]:
     """BDIA (Zhang et al. 2023, arXiv 2307.10829): x_s from x_p and x_t, one evaluation a step. gamma in (0, 1]:
     the inverse is most exact at 1; near 0 it is DDIM. Raises UsageError for others."""
     if not 0 < gamma <= 1:
-        raise UsageError(
-            f"BDIA weighs the older latent by gamma in (0, 1], and {gamma:g} is outside: give e.g. 0.9",
-            "out_of_range",
-            argument="gamma",
-            given=gamma,
-        )
+        message = f"BDIA weighs the older latent by gamma in (0, 1], and {gamma:g} is outside: give e.g. 0.9"
+        raise UsageError(message, "out_of_range", argument="gamma", given=gamma)
 
     def step(place: int) -> tuple[float, float, float]:
         (a, b), (back, noise) = levels.ddim(place), levels.ddim(place, place - 1)

@@ -170,11 +170,8 @@ class LatentDiffusion(nn.Module):
         self.scheduler_config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         self.prediction = str(scheduler.config["prediction_type"])
         if self.prediction not in PREDICTIONS:
-            raise UsageError(
-                f"this model predicts {self.prediction!r}, and this library takes {', '.join(PREDICTIONS)}",
-                "unknown_prediction",
-                prediction=self.prediction,
-            )
+            message = f"this model predicts {self.prediction!r}, and this library takes {', '.join(PREDICTIONS)}"
+            raise UsageError(message, "unknown_prediction", prediction=self.prediction)
         if unet.config.get("time_cond_proj_dim") is not None:
             raise UsageError(
                 "this denoiser was distilled for guidance that it takes as an input (time_cond_proj_dim), and has no "
@@ -312,13 +309,8 @@ class LatentDiffusion(nn.Module):
         noise at a step without signal.
         """
         if not 0 < steps <= self.steps:
-            raise UsageError(
-                f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50",
-                "out_of_range",
-                argument="steps",
-                given=steps,
-                most=self.steps,
-            )
+            message = f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50"
+            raise UsageError(message, "out_of_range", argument="steps", given=steps, most=self.steps)
         own = {"clip_sample": False, "steps_offset": 1}  # as diffusers' StableDiffusionPipeline sets both
         scheduler: Any = DDIMScheduler.from_config({**self.scheduler_config, **own})
         scheduler.set_timesteps(steps, device=self.device)

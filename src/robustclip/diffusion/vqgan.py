@@ -48,11 +48,8 @@ class VQGAN(nn.Module):
             )
         if (config["in_channels"], config["out_channels"]) != (3, 3):
             ends = f"{config['in_channels']} and {config['out_channels']}"
-            raise UsageError(
-                f"this VQModel is of {ends} channels: give one of pictures, which have 3",
-                "other_channels",
-                channels=(config["in_channels"], config["out_channels"]),
-            )
+            message = f"this VQModel is of {ends} channels: give one of pictures, which have 3"
+            raise UsageError(message, "other_channels", channels=(config["in_channels"], config["out_channels"]))
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         codebook = model.quantize.embedding.weight.detach().float()
         self.channels = codebook.shape[1]
@@ -154,10 +151,6 @@ def _config(folder: Path, given: str | Path) -> dict[str, Any]:
     config = read_json(path)
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind != "VQModel":
-        raise UsageError(
-            f"{folder} holds a {str(kind)[:60]} instead of a VQModel: give a VQGAN's folder",
-            "other_class",
-            found=kind,
-            expected="VQModel",
-        )
+        message = f"{folder} holds a {str(kind)[:60]} instead of a VQModel: give a VQGAN's folder"
+        raise UsageError(message, "other_class", found=kind, expected="VQModel")
     return config

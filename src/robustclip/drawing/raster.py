@@ -73,12 +73,8 @@ def rasterise(
     Raises UsageError for a softness that is not positive, RunError for points or widths that are not numbers.
     """
     if not softness > 0:
-        raise UsageError(
-            f"softness {softness}: edges are blurred over a positive number of pixels, e.g. 1.0",
-            "not_positive",
-            argument="softness",
-            given=softness,
-        )
+        message = f"softness {softness}: edges are blurred over a positive number of pixels, e.g. 1.0"
+        raise UsageError(message, "not_positive", argument="softness", given=softness)
     if not (drawing.points.isfinite().all() and drawing.widths.isfinite().all()):
         raise RunError(
             "points or widths of strokes are not numbers: take smaller steps (--lr), or --dtype float32", "not_finite"

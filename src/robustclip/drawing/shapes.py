@@ -42,11 +42,8 @@ class Drawing:
 
     def __post_init__(self) -> None:
         if self.points.ndim != 4 or self.points.shape[-1] != 2 or self.points.shape[2] % 3 != 1:
-            raise UsageError(
-                f"points of a drawing are (P,S,3n+1,2), not {tuple(self.points.shape)}",
-                "wrong_shape",
-                points=tuple(self.points.shape),
-            )
+            message = f"points of a drawing are (P,S,3n+1,2), not {tuple(self.points.shape)}"
+            raise UsageError(message, "wrong_shape", points=tuple(self.points.shape))
         shapes = self.points.shape[:2]
         shapes_of = {
             "curves": self.curves.shape,
@@ -55,25 +52,14 @@ class Drawing:
             "filled": self.filled.shape,
         }
         if wrong := [name for name, shape in shapes_of.items() if shape != shapes]:
-            raise UsageError(
-                f"{wrong[0]} are {tuple(shapes_of[wrong[0]])} for {tuple(shapes)} shapes: give one for each",
-                "wrong_shape",
-                argument=wrong[0],
-                shape=tuple(shapes_of[wrong[0]]),
-            )
+            message = f"{wrong[0]} are {tuple(shapes_of[wrong[0]])} for {tuple(shapes)} shapes: give one for each"
+            raise UsageError(message, "wrong_shape", argument=wrong[0], shape=tuple(shapes_of[wrong[0]]))
         if self.colours.shape[-1] != 4:
-            raise UsageError(
-                f"colours are (P,S,4): red, green, blue, opacity; not {tuple(self.colours.shape)}",
-                "wrong_shape",
-                colours=tuple(self.colours.shape),
-            )
+            message = f"colours are (P,S,4): red, green, blue, opacity; not {tuple(self.colours.shape)}"
+            raise UsageError(message, "wrong_shape", colours=tuple(self.colours.shape))
         if self.curves.numel() and not 1 <= int(self.curves.min()) <= int(self.curves.max()) <= self.most_curves:
-            raise UsageError(
-                f"shapes of {self.points.shape[2]} points have 1 to {self.most_curves} curves each",
-                "out_of_range",
-                argument="curves",
-                most=self.most_curves,
-            )
+            message = f"shapes of {self.points.shape[2]} points have 1 to {self.most_curves} curves each"
+            raise UsageError(message, "out_of_range", argument="curves", most=self.most_curves)
 
     @property
     def most_curves(self) -> int:

@@ -68,11 +68,8 @@ def read_svg(path: str | Path, size: tuple[int, int]) -> tuple[Drawing, list[str
     check_honoured(root, path.name, notes)
     shapes = list(_shapes(root, path.name, notes))
     if not shapes:
-        raise UsageError(
-            f"{path.name} has no path with a fill or a stroke, which would be drawn: {_listed(notes)}",
-            "no_paths",
-            left_out=dict(notes),
-        )
+        message = f"{path.name} has no path with a fill or a stroke, which would be drawn: {_listed(notes)}"
+        raise UsageError(message, "no_paths", left_out=dict(notes))
     scale, shift = _fit(root, size, path.name)
     return _drawing(shapes, scale, shift, path.name), [f"{count} {name}" for name, count in notes.items()]
 
@@ -232,12 +229,8 @@ def _has_inside(points: Curve) -> bool:
 def _drawing(shapes: list[Shape], scale: float, shift: tuple[float, float], name: str) -> Drawing:
     longest = max(len(points) for points, *_ in shapes)
     if len(shapes) * longest > MOST_NUMBERS:
-        raise UsageError(
-            f"{name} has {len(shapes)} shapes of up to {longest // 3} curves: simplify it",
-            "too_large",
-            shapes=len(shapes),
-            curves=longest // 3,
-        )
+        message = f"{name} has {len(shapes)} shapes of up to {longest // 3} curves: simplify it"
+        raise UsageError(message, "too_large", shapes=len(shapes), curves=longest // 3)
     placed = torch.zeros(1, len(shapes), longest, 2)
     for row, (points, *_) in enumerate(shapes):
         placed[0, row, : len(points)] = torch.tensor(points) * scale + torch.tensor(shift)
@@ -268,11 +261,8 @@ def _fit(root: ElementTree.Element, size: tuple[int, int], name: str) -> tuple[f
     aspect = root.get("preserveAspectRatio", "").strip() or "xMidYMid"
     found = re.fullmatch(r"x(Min|Mid|Max)Y(Min|Mid|Max)(\s+meet)?", aspect)
     if found is None and not math.isclose(width / box[2], height / box[3], rel_tol=1e-3):
-        raise UsageError(
-            f'{name} has preserveAspectRatio="{aspect[:40]}": give width and height the shape of its viewBox',
-            "unsupported",
-            what="preserveAspectRatio",
-        )
+        message = f'{name} has preserveAspectRatio="{aspect[:40]}": give width and height the shape of its viewBox'
+        raise UsageError(message, "unsupported", what="preserveAspectRatio")
     shares = [SHARES[one] for one in found.groups()[:2]] if found else [0.5, 0.5]
     empty = width - inner * box[2], height - inner * box[3]
     return scale * inner, (shift[0] + scale * shares[0] * empty[0], shift[1] + scale * shares[1] * empty[1])

@@ -74,21 +74,15 @@ def check_certifiable(
         )
     check_sigma(sigma)
     if not 0 < alpha < 1:
-        raise UsageError(
-            f"alpha is the probability of a false certificate, in (0, 1), not {alpha:g}: e.g. {ALPHA:g}",
-            "out_of_range",
-            argument="alpha",
-        )
+        message = f"alpha is the probability of a false certificate, in (0, 1), not {alpha:g}: e.g. {ALPHA:g}"
+        raise UsageError(message, "out_of_range", argument="alpha")
     if n0 < 1:
         raise UsageError(
             f"at least one noisy copy chooses the label, not n0={n0}: e.g. n0={CHOOSING}", "too_few", argument="n0"
         )
     if n > MOST_SAMPLES:
-        raise UsageError(
-            f"{n} noisy copies of each image are too many: take up to {MOST_SAMPLES}, e.g. {SAMPLES}",
-            "too_many",
-            argument="n",
-        )
+        message = f"{n} noisy copies of each image are too many: take up to {MOST_SAMPLES}, e.g. {SAMPLES}"
+        raise UsageError(message, "too_many", argument="n")
     if n < 1 or alpha ** (1 / n) <= 0.5:
         raise UsageError(
             f"from {n} noisy copies nothing can be certified at alpha = {alpha:g}, even if all agree: "
@@ -166,12 +160,8 @@ def certify(
         raise UsageError(f"batch_size={batch_size}: give at least 1", "too_few", argument="batch_size")
     names = list(map(str, range(len(images)))) if ids is None else list(ids)
     if len(names) != len(images):
-        raise UsageError(
-            f"{len(names)} ids for {len(images)} images: give each image one",
-            "unequal_lengths",
-            ids=len(names),
-            images=len(images),
-        )
+        message = f"{len(names)} ids for {len(images)} images: give each image one"
+        raise UsageError(message, "unequal_lengths", ids=len(names), images=len(images))
     with attacking(referee):
         outcomes = _labels_and_hits(referee, images, classes, sigma, (n0, n), seed, batch_size, names, dtype, title)
     chosen = torch.tensor([label for label, _ in outcomes], dtype=torch.long)
@@ -239,18 +229,12 @@ def faults(tasks: Sequence[str], sigma: float | None, samples: int, *, sign: boo
     """Faults of an `evaluate` call's certification arguments."""
     if "certification" not in tasks:
         if sigma is not None:
-            yield UsageError(
-                f"sigma {sigma:g} has no effect without the task certification: add that, or leave sigma out",
-                "no_effect",
-                argument="sigma",
-            )
+            message = f"sigma {sigma:g} has no effect without the task certification: add that, or leave sigma out"
+            yield UsageError(message, "no_effect", argument="sigma")
         return
     if sign:
-        yield UsageError(
-            "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task",
-            "not_signable",
-            task="certification",
-        )
+        message = "a certification cannot be signed, since verify does not re-measure it: leave out sign, or the task"
+        yield UsageError(message, "not_signable", task="certification")
     if sigma is None:
         yield UsageError(
             "the task certification needs the noise's standard deviation on [0,1] pixels: --sigma 0.25", "no_sigma"

@@ -43,12 +43,8 @@ def cheapest(card: Card, name: str | None = None) -> Claim | None:
     ]
     if name is not None and not claims:
         names = sorted({claim.name for claim in card.claims})
-        raise UsageError(
-            f"{card.name} has no claim {name!r}; its claims: {', '.join(names) or 'none'}",
-            "unknown_claim",
-            given=name,
-            claims=names,
-        )
+        message = f"{card.name} has no claim {name!r}; its claims: {', '.join(names) or 'none'}"
+        raise UsageError(message, "unknown_claim", given=name, claims=names)
     return min(claims, key=_cost, default=None)
 
 
@@ -77,11 +73,8 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     attack: dict[str, Any] = {"attack": [] if claim.attack is None else [claim.attack]}
     if task == "pag":
         if claim.attack is None or claim.attack.startswith(CONTROL):
-            raise UsageError(
-                f"the card gives no perturbation for {claim.name!r}: it cannot be measured again",
-                "not_measurable",
-                task=task,
-            )
+            message = f"the card gives no perturbation for {claim.name!r}: it cannot be measured again"
+            raise UsageError(message, "not_measurable", task=task)
         attack = {"pag": claim.attack}
     elif claim.attack is not None and claim.attack.startswith(WORST):
         raise UsageError(

@@ -88,12 +88,8 @@ def corrupted(
             given=kind,
         )
     if strength not in STRENGTHS:
-        raise UsageError(
-            f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)",
-            "out_of_range",
-            argument="strength",
-            given=strength,
-        )
+        message = f"a corruption's strength is one of 1 to 5, not {strength}: e.g. corrupted(..., {kind!r}, 3)"
+        raise UsageError(message, "out_of_range", argument="strength", given=strength)
     streams = each(seed, f"{kind} {strength}", ids=ids)
     damaged = [
         CORRUPTIONS[kind](image, strength, stream) for image, stream in zip(images.cpu().float(), streams, strict=True)

@@ -85,11 +85,8 @@ def over_seeds(values: ArrayLike) -> Interval:
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 2 or min(numbers.shape) < 2:
-        raise UsageError(
-            f"an interval over seeds needs values (seeds, images), two each or more, not {numbers.shape}",
-            "too_few",
-            shape=numbers.shape,
-        )
+        message = f"an interval over seeds needs values (seeds, images), two each or more, not {numbers.shape}"
+        raise UsageError(message, "too_few", shape=numbers.shape)
     parts = [(float(means.var(ddof=1)) / means.size, means.size - 1) for means in (numbers.mean(0), numbers.mean(1))]
     total, value = sum(variance for variance, _ in parts), float(numbers.mean())
     if total == 0:
@@ -157,11 +154,8 @@ def jackknife(
     a set of fewer than 3.
     """
     if not sets or min(map(len, sets)) < 3:
-        raise UsageError(
-            f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}",
-            "too_few",
-            given=min(map(len, sets), default=0),
-        )
+        message = f"an interval needs at least 3 pictures in a set, not {min(map(len, sets), default=0)}"
+        raise UsageError(message, "too_few", given=min(map(len, sets), default=0))
     value, variance = statistic(*sets), 0.0
     for place, whole in enumerate(sets):
         order = torch.randperm(len(whole), generator=generator(seed, "jackknife", place))

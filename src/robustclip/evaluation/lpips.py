@@ -36,11 +36,8 @@ def load_lpips(path: Path) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
     weights = {name: value for name, value in read_weights(path).items() if not name.startswith("classifier.")}
     network: Any = network_of(weights)
     if network is None:
-        raise UsageError(
-            f"{path} is no backbone of LPIPS: give torchvision's state dict of alexnet, vgg16 or squeezenet1_1",
-            "not_a_backbone",
-            path=str(path),
-        )
+        message = f"{path} is no backbone of LPIPS: give torchvision's state dict of alexnet, vgg16 or squeezenet1_1"
+        raise UsageError(message, "not_a_backbone", path=str(path))
     metric: Any = _NoTrainLpips(net=network, pnet_rand=True)
     # torchmetrics' slice1.0.weight or slices.0.0.weight is torchvision's features.0.weight
     skipped = 2 if network == "squeeze" else 1

@@ -106,22 +106,16 @@ def faults(
 ) -> Iterator[str | UsageError]:
     """Faults of an `evaluate` call's masking arguments."""
     if source is not None and not masking:
-        yield UsageError(
-            f"the masking source {source!r} has no effect without the masking checks: add masking",
-            "no_effect",
-            argument="masking_source",
-        )
+        message = f"the masking source {source!r} has no effect without the masking checks: add masking"
+        yield UsageError(message, "no_effect", argument="masking_source")
     if not masking:
         return
     yield from faults_of([check_installed])
     if not attacks and not str(data).startswith(EMBEDDED_DATA):
         yield UsageError("masking checks need an attack: give one, e.g. --attack linf:4/255@20", "no_attack")
     if attacks and AttackSpec.parse(attacks[0]).kind != "pgd":
-        yield UsageError(
-            f"the masking checks need PGD, and the first attack is {attacks[0]}: give PGD first",
-            "not_pgd",
-            attack=attacks[0],
-        )
+        message = f"the masking checks need PGD, and the first attack is {attacks[0]}: give PGD first"
+        yield UsageError(message, "not_pgd", attack=attacks[0])
 
 
 def sources_of(measured: Sequence[NamedReferee], source: str | None, data: str, *, device: torch.device) -> Others:

@@ -67,11 +67,8 @@ def load_named(referees: Sequence[RefereeLike], *, device: torch.device) -> list
     ]
     names = [each.name for each in loaded]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(
-            f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared",
-            "name_twice",
-            name=twice[0],
-        )
+        message = f"two referees are called {twice[0]!r}: give each once, and give folders where names are shared"
+        raise UsageError(message, "name_twice", name=twice[0])
     return loaded
 
 
@@ -131,11 +128,8 @@ def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
 def folder_to_sign(one: NamedReferee) -> Path:
     """The referee's folder. Raises UsageError if it has none, or if it is read-only."""
     if one.folder is None:
-        raise UsageError(
-            f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name",
-            "no_folder_to_sign",
-            referee=one.name,
-        )
+        message = f"cannot sign {one.name}: it has no folder with a card; export it, and give the folder's name"
+        raise UsageError(message, "no_folder_to_sign", referee=one.name)
     if not os.access(one.folder, os.W_OK) or not os.access(one.folder / CARD_FILE, os.W_OK):
         raise UsageError(f"cannot sign {one.name}: {one.folder} is read-only; copy it, and give the copy")
     return one.folder

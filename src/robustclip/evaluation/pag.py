@@ -65,11 +65,8 @@ def draw_pairs(truths: Sequence[str], ids: Sequence[str], *, seed: int) -> Pairs
     """
     names = list(dict.fromkeys(truths))
     if len(names) < 2:
-        raise UsageError(
-            f"the PAG score needs images of at least 2 different names, and all these are {names}",
-            "one_name",
-            names=names,
-        )
+        message = f"the PAG score needs images of at least 2 different names, and all these are {names}"
+        raise UsageError(message, "one_name", names=names)
     place = {name: index for index, name in enumerate(names)}
     rows = []
     for truth, stream in zip(truths, each(seed, "PAG pair", ids=ids), strict=True):
@@ -118,11 +115,8 @@ def choose(
     """
     scores = cosines(judge, images, texts, dtype).cpu().gather(1, choices)
     if not scores.isfinite().all():
-        raise RunError(
-            f"the cosines of the judge {judge.card.name} are not finite for some images",
-            "not_finite",
-            judge=judge.card.name,
-        )
+        message = f"the cosines of the judge {judge.card.name} are not finite for some images"
+        raise RunError(message, "not_finite", judge=judge.card.name)
     place = ranks(scores, torch.zeros(len(scores), dtype=torch.long))
     last = scores.shape[1] - 1 - scores.flip(1).argmax(1)  # the last of ties, since the target is in column 0
     return Choices(choices.gather(1, last[:, None])[:, 0], place)

@@ -117,11 +117,8 @@ def read_nights(
     header, rows, _ = read_table(table, ",")
     missing = [name for name in NIGHTS_COLUMNS if name not in header]
     if missing or (split in IMAGENET and "is_imagenet" not in header):
-        raise UsageError(
-            f"{table} is not NIGHTS' table: it has no column {', '.join(missing) or 'is_imagenet'}",
-            "not_nights",
-            path=str(table),
-        )
+        message = f"{table} is not NIGHTS' table: it has no column {', '.join(missing) or 'is_imagenet'}"
+        raise UsageError(message, "not_nights", path=str(table))
     column = {name: header.index(name) for name in header}
     asked = "test" if split in IMAGENET else split
     chosen = [row for _, row in rows if row[column["split"]] == asked and _votes(row, column, table) >= UNANIMOUS]

@@ -162,12 +162,8 @@ class Report(Tabled):
             if (row.referee, row.metric, row.attack, row.kind) == (referee, metric, attack, kind):
                 return row
         names = sorted({f"{row.metric} ({row.attack}, {row.kind})" for row in self.rows if row.referee == referee})
-        raise UsageError(
-            f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(names) or 'none'}",
-            "no_row",
-            metric=metric,
-            rows=names,
-        )
+        message = f"the report has no {metric} ({attack}, {kind}) of {referee!r}; it has {', '.join(names) or 'none'}"
+        raise UsageError(message, "no_row", metric=metric, rows=names)
 
     def table(self) -> Group:
         """Tables for a terminal: one per task, referees side by side; threat models and notes below."""

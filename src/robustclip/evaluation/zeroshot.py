@@ -39,12 +39,8 @@ class Candidates:
         that images have, or above the number of all names.
         """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(label_names):
-            raise UsageError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names",
-                "too_few_names",
-                labels=int(labels.max()) + 1,
-                names=len(label_names),
-            )
+            message = f"labels run from {int(labels.min())} to {int(labels.max())}: {len(label_names)} have names"
+            raise UsageError(message, "too_few_names", labels=int(labels.max()) + 1, names=len(label_names))
         used = labels.unique().tolist() if present_only else range(len(label_names))
         names = list(dict.fromkeys(label_names[label] for label in used))
         if count is not None:

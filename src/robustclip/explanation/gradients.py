@@ -123,12 +123,8 @@ def gradient_picture(
     it with `images.save_image`.
     """
     if len(images) != len(prompts):
-        raise UsageError(
-            f"{len(images)} images and {len(prompts)} prompts: each image needs its own prompt",
-            "unequal_lengths",
-            images=len(images),
-            prompts=len(prompts),
-        )
+        message = f"{len(images)} images and {len(prompts)} prompts: each image needs its own prompt"
+        raise UsageError(message, "unequal_lengths", images=len(images), prompts=len(prompts))
     rows = [images]
     for _, referee in referees:
         texts = embed_texts(referee, list(prompts))

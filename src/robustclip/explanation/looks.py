@@ -54,11 +54,8 @@ def attack(
     it does not give them. Raises UsageError if the objective needs `others`, RunError if an image left the ball.
     """
     if objective not in OBJECTIVES:
-        raise UsageError(
-            f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}",
-            "unknown_objective",
-            given=objective,
-        )
+        message = f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}"
+        raise UsageError(message, "unknown_objective", given=objective)
     if objective != "untargeted" and others is None:
         raise UsageError(
             f"the objective {objective!r} needs target texts: give others=(B,D)", "no_targets", objective=objective

@@ -82,23 +82,15 @@ class Mapper:
             )
         if target is not None and method in (*OF_PIXELS, "eigencam"):
             of = "reads no text" if method == "eigencam" else "is of the cosine"
-            raise UsageError(
-                f"the method {method!r} {of}: leave out the target {target!r}, or take gradcam",
-                "unneeded_target",
-                method=method,
-                target=target,
-            )
+            message = f"the method {method!r} {of}: leave out the target {target!r}, or take gradcam"
+            raise UsageError(message, "unneeded_target", method=method, target=target)
         if method not in METHODS:
             raise UsageError(
                 f"there is no method {method!r}; there are {', '.join(METHODS)}", "unknown_method", given=method
             )
         if method in OF_PIXELS and layer is not None:
-            raise UsageError(
-                f"the method {method!r} maps pixels, not a layer: leave out {layer!r}, or take gradcam",
-                "unneeded_layer",
-                method=method,
-                layer=layer,
-            )
+            message = f"the method {method!r} maps pixels, not a layer: leave out {layer!r}, or take gradcam"
+            raise UsageError(message, "unneeded_layer", method=method, layer=layer)
         check_method(method)
         self.referee = referee
         self.method = method

@@ -61,19 +61,12 @@ def from_image(image: Float[Tensor, "3 h w"], strength: float = 1.0) -> Init:
     """
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise UsageError(
-            f"the image to start from is {shape}: give one of shape (3,H,W), as images.load_image does",
-            "wrong_shape",
-            shape=shape,
-        )
+        message = f"the image to start from is {shape}: give one of shape (3,H,W), as images.load_image does"
+        raise UsageError(message, "wrong_shape", shape=shape)
     check_images(image[None])
     if not 0 <= strength <= 1:
-        raise UsageError(
-            f"strength {strength}: give a number from 0 (noise) to 1 (the image itself)",
-            "out_of_range",
-            argument="strength",
-            given=strength,
-        )
+        message = f"strength {strength}: give a number from 0 (noise) to 1 (the image itself)"
+        raise UsageError(message, "out_of_range", argument="strength", given=strength)
 
     def start(
         height: int, width: int, generators: Sequence[torch.Generator], device: torch.device
@@ -133,12 +126,8 @@ def best_of(init: Init, n: int, score: Score, *, chunk: int = 256) -> Init:
 def checked(scores: Tensor, shape: tuple[int, int]) -> Float[Tensor, "p n"]:
     """Validate scores. Raises UsageError for another shape, and RunError for NaN."""
     if scores.shape != shape:
-        raise UsageError(
-            f"the score gave {tuple(scores.shape)} for {shape[0]} pictures of {shape[1]} candidates",
-            "wrong_shape",
-            shape=tuple(scores.shape),
-            expected=shape,
-        )
+        message = f"the score gave {tuple(scores.shape)} for {shape[0]} pictures of {shape[1]} candidates"
+        raise UsageError(message, "wrong_shape", shape=tuple(scores.shape), expected=shape)
     if scores.isnan().any():
         raise RunError("the score of a candidate is not a number: try dtype float32, or another referee", "not_finite")
     return scores
@@ -175,12 +164,8 @@ class Pool:
         Raises UsageError without candidates.
         """
         if not len(candidates) or chunk < 1:
-            raise UsageError(
-                f"a pool of {len(candidates)} candidates, {chunk} at a time: both need at least 1",
-                "out_of_range",
-                candidates=len(candidates),
-                chunk=chunk,
-            )
+            message = f"a pool of {len(candidates)} candidates, {chunk} at a time: both need at least 1"
+            raise UsageError(message, "out_of_range", candidates=len(candidates), chunk=chunk)
         parts = [embed(resize(part.to(device), (height, width))) for part in candidates.split(chunk)]
         return Pool(candidates, torch.cat(parts), (height, width))
 

@@ -189,11 +189,8 @@ def fit(
     """
     small = read_small(data, size, limit=limit, seed=seed)
     if not len(small.images):
-        raise RunError(
-            f"none of the {small.skipped.total()} pictures of {data} could be read: {_faults(small.skipped)}",
-            "no_pictures",
-            skipped=dict(small.skipped),
-        )
+        message = f"none of the {small.skipped.total()} pictures of {data} could be read: {_faults(small.skipped)}"
+        raise RunError(message, "no_pictures", skipped=dict(small.skipped))
     if components == "classes":
         if not small.class_names or int(small.labels.min()) < 0:
             raise UsageError(

@@ -117,25 +117,14 @@ class Mixture:
         draws its pictures in sequence. Raises UsageError for a negative temperature and unknown classes.
         """
         if not (math.isfinite(temperature) and temperature >= 0):
-            raise UsageError(
-                f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread",
-                "out_of_range",
-                argument="temperature",
-                given=temperature,
-            )
+            message = f"temperature {temperature}: give a number from 0 (the means), 1 for the fitted spread"
+            raise UsageError(message, "out_of_range", argument="temperature", given=temperature)
         if len(classes) != len(generators):
-            raise UsageError(
-                f"{len(classes)} classes for {len(generators)} generators: give one generator per picture",
-                "unequal_counts",
-                classes=len(classes),
-                generators=len(generators),
-            )
+            message = f"{len(classes)} classes for {len(generators)} generators: give one generator per picture"
+            raise UsageError(message, "unequal_counts", classes=len(classes), generators=len(generators))
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self):
-            raise UsageError(
-                f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0",
-                "unknown_class",
-                classes=len(self),
-            )
+            message = f"classes {classes.min()} to {classes.max()}: there are {len(self)}, counted from 0"
+            raise UsageError(message, "unknown_class", classes=len(self))
         # One picture at a time, because the rounding of matrix products depends on the number of rows.
         drawn = [
             self._one(index, generator, temperature)
@@ -194,11 +183,8 @@ class Mixture:
         shares = self.weights if weights is None else weights
         wide = torch.as_tensor(shares, dtype=torch.float64).cpu()
         if wide.shape != (len(self),) or not (wide.isfinite() & (wide >= 0)).all() or not wide.sum() > 0:
-            raise UsageError(
-                f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0",
-                "not_weights",
-                shape=tuple(wide.shape),
-            )
+            message = f"weights of shape {tuple(wide.shape)}: give {len(self)} numbers from 0, not all of them 0"
+            raise UsageError(message, "not_weights", shape=tuple(wide.shape))
         return wide.cumsum(0)
 
 
@@ -258,13 +244,8 @@ def fit_components(
     Raises UsageError for more components than images, or without scikit-learn.
     """
     if not 1 <= components <= len(images):
-        raise UsageError(
-            f"{components} components for {len(images)} images: give 1 to {len(images)}",
-            "out_of_range",
-            argument="components",
-            given=components,
-            most=len(images),
-        )
+        message = f"{components} components for {len(images)} images: give 1 to {len(images)}"
+        raise UsageError(message, "out_of_range", argument="components", given=components, most=len(images))
     check_installed()
     from sklearn.cluster import KMeans
 
@@ -287,13 +268,8 @@ def _reduced(
     if directions is None or directions >= flat.shape[1]:
         return flat, centre, None
     if directions < 1:
-        raise UsageError(
-            f"{directions} directions: give 1 to {flat.shape[1]}, or none to keep all",
-            "out_of_range",
-            argument="directions",
-            given=directions,
-            most=flat.shape[1],
-        )
+        message = f"{directions} directions: give 1 to {flat.shape[1]}, or none to keep all"
+        raise UsageError(message, "out_of_range", argument="directions", given=directions, most=flat.shape[1])
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     basis = vectors.flip(1)[:, :directions].T
     # Eigenvectors have either sign: make the largest entry positive.

@@ -40,12 +40,8 @@ def save_mixture(
     column. `notes`: provenance. Raises UsageError for another precision.
     """
     if precision not in get_args(Precision):
-        raise UsageError(
-            f"precision {precision!r}: use {', '.join(get_args(Precision))}",
-            "unknown_choice",
-            argument="precision",
-            given=precision,
-        )
+        message = f"precision {precision!r}: use {', '.join(get_args(Precision))}"
+        raise UsageError(message, "unknown_choice", argument="precision", given=precision)
     tensors = {"counts": mixture.counts, "centre": mixture.centre.float(), "weights": mixture.weights.float()}
     for name, values in (("means", mixture.means), ("factors", mixture.factors)):
         tensors |= _packed(name, values, precision)
@@ -91,11 +87,8 @@ def _read(path: Path) -> Mixture:
     try:
         return _checked(tensors, about)
     except UsageError as error:
-        raise UsageError(
-            f"{path} is not a mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE",
-            "not_a_mixture",
-            faults=[error],
-        ) from None
+        message = f"{path} is not a mixture: {error}. Fit it again: robustclip mixture fit DATA --out FILE"
+        raise UsageError(message, "not_a_mixture", faults=[error]) from None
 
 
 def _about(path: Path, text: str) -> dict[str, Any]:
@@ -118,11 +111,8 @@ def _checked(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Mixture
         raise UsageError(f"{', '.join(missing)} missing", "missing", tensors=missing)
     height, width, ridge, names = (about.get(key) for key in ("height", "width", "ridge", "class_names"))
     if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
-        raise UsageError(
-            f"height {str(height)[:20]} and width {str(width)[:20]} are not pixels from 1 to {LARGEST_SIDE}",
-            "not_a_size",
-            height=height,
-        )
+        message = f"height {str(height)[:20]} and width {str(width)[:20]} are not pixels from 1 to {LARGEST_SIDE}"
+        raise UsageError(message, "not_a_size", height=height)
     if not isinstance(ridge, float) or not 0 <= ridge <= 1:
         raise UsageError(
             f"ridge {str(ridge)[:20]} is not a number from 0 to 1", "out_of_range", argument="ridge", given=ridge
@@ -177,13 +167,8 @@ def _check_shapes(mixture: Mixture, pixels: int, directions: int) -> None:
     for name, shape in wanted.items():
         value = getattr(mixture, name)
         if value is not None and value.shape != shape:
-            raise UsageError(
-                f"{name} has shape {tuple(value.shape)}, not {shape}",
-                "wrong_shape",
-                tensor=name,
-                shape=tuple(value.shape),
-                expected=shape,
-            )
+            message = f"{name} has shape {tuple(value.shape)}, not {shape}"
+            raise UsageError(message, "wrong_shape", tensor=name, shape=tuple(value.shape), expected=shape)
 
 
 def _packed(name: str, values: Tensor, precision: Precision) -> dict[str, Tensor]:
@@ -201,26 +186,16 @@ def _unpacked(tensors: Mapping[str, Tensor], name: str) -> Tensor:
         raise UsageError(f"{name}_scale missing", "missing", tensors=[f"{name}_scale"])
     values, scale = tensors[name], _numbers(tensors, f"{name}_scale", 1)
     if values.ndim != 2 or scale.shape != values.shape[1:]:
-        raise UsageError(
-            f"{name} has shape {tuple(values.shape)} and scales {tuple(scale.shape)}",
-            "wrong_shape",
-            tensor=name,
-            shape=tuple(values.shape),
-            scales=tuple(scale.shape),
-        )
+        message = f"{name} has shape {tuple(values.shape)} and scales {tuple(scale.shape)}"
+        raise UsageError(message, "wrong_shape", tensor=name, shape=tuple(values.shape), scales=tuple(scale.shape))
     return _within(name, values.float() * scale)
 
 
 def _numbers(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
     values = tensors[name]
     if values.dtype not in (torch.float16, torch.float32) or values.ndim != dimensions:
-        raise UsageError(
-            f"{name} is {values.dtype} of {values.ndim} dimensions, not floats of {dimensions}",
-            "wrong_type",
-            tensor=name,
-            dtype=values.dtype,
-            dimensions=values.ndim,
-        )
+        message = f"{name} is {values.dtype} of {values.ndim} dimensions, not floats of {dimensions}"
+        raise UsageError(message, "wrong_type", tensor=name, dtype=values.dtype, dimensions=values.ndim)
     return _within(name, values.float())
 
 

@@ -73,11 +73,8 @@ class Similarity(ABC):
     def __init__(self, targets: Sequence[Target], dtype: torch.dtype = torch.float32, *, pooled: bool = False) -> None:
         shares = sum(target.share for target in targets)
         if not targets or not shares > 0:
-            raise UsageError(
-                f"{len(targets)} referees with weights of sum {shares:g}: give one of positive weight",
-                "no_positive_weight",
-                referees=len(targets),
-            )
+            message = f"{len(targets)} referees with weights of sum {shares:g}: give one of positive weight"
+            raise UsageError(message, "no_positive_weight", referees=len(targets))
         self.targets = list(targets)
         self.shares = [target.share / shares for target in targets]
         self.dtype, self.pooled = dtype, pooled

@@ -84,12 +84,8 @@ def read_pairs(
     found = [one for source in images for one in draw_subset(list(_find(source, notes)), limit, seed)]
     texts = list(dict.fromkeys(text.strip() for text in texts))
     if len(found) * max(1, len(texts)) > MOST:
-        raise UsageError(
-            f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit",
-            "too_many",
-            images=len(found),
-            texts=max(1, len(texts)),
-        )
+        message = f"{len(found)} images x {max(1, len(texts))} texts are more than {MOST:,} pairs: give --limit"
+        raise UsageError(message, "too_many", images=len(found), texts=max(1, len(texts)))
     others = _others(texts, negations, targets, objective)
     pairs: list[Pair] = []
     for one in _apart(found):

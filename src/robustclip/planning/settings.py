@@ -136,12 +136,8 @@ def faults(
     """Faults of combinations of terms and flags."""
     if launch and count > per_node and count % per_node:
         near = " or ".join(f"--count {per_node * nodes}" for nodes in (count // per_node, count // per_node + 1))
-        yield UsageError(
-            f"--count {count}: not a multiple of the {per_node} GPUs of a machine (--per-node): give {near}",
-            "not_divisible",
-            argument="count",
-            near=near,
-        )
+        message = f"--count {count}: not a multiple of the {per_node} GPUs of a machine (--per-node): give {near}"
+        yield UsageError(message, "not_divisible", argument="count", near=near)
     if quick:
         yield UsageError("--quick: a quick run takes seconds and needs no plan: leave it out", "no_plan")
     if fsdp and count == 1:
@@ -149,12 +145,8 @@ def faults(
             "--fsdp splits weights over GPUs, and --count is 1: leave it out, or give --count 2 or more", "one_gpu"
         )
     if gpu != HERE and dtype == "bfloat16" and not GPUS[gpu].has_bfloat16:
-        yield UsageError(
-            f"--dtype bfloat16: not supported by a {gpu}: use --dtype float32",
-            "unsupported_dtype",
-            dtype=dtype,
-            gpu=gpu,
-        )
+        message = f"--dtype bfloat16: not supported by a {gpu}: use --dtype float32"
+        yield UsageError(message, "unsupported_dtype", dtype=dtype, gpu=gpu)
     if gpu != HERE and dtype not in ("auto", "bfloat16", "float32"):
         yield UsageError(f"--dtype {dtype!r}: training runs in auto, bfloat16 or float32", "unknown_dtype", dtype=dtype)
 

@@ -95,17 +95,11 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
         model_cfg = builtin_config(architecture)
         if tag_quick_gelu(architecture, tag) is None:
             known = [name for name in tags() if name.startswith(f"{architecture}:")]
-            raise UsageError(
-                f"open_clip has no weights {start}; it has {', '.join(known) or 'none of that kind'}",
-                "unknown_weights",
-                start=start,
-            )
+            message = f"open_clip has no weights {start}; it has {', '.join(known) or 'none of that kind'}"
+            raise UsageError(message, "unknown_weights", start=start)
         return _of_config(start, model_cfg)
-    raise UsageError(
-        f"the architecture of {start} is unknown without fetching or opening it: {_INSTEAD}",
-        "unknown_architecture",
-        start=start,
-    )
+    message = f"the architecture of {start} is unknown without fetching or opening it: {_INSTEAD}"
+    raise UsageError(message, "unknown_architecture", start=start)
 
 
 _INSTEAD = (

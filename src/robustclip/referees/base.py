@@ -168,11 +168,8 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     listed = list(texts) if isinstance(texts, Iterable) else [texts]
     for text in listed:
         if not isinstance(text, str):
-            raise UsageError(
-                f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']",
-                "wrong_type",
-                type=type(text).__name__,
-            )
+            message = f"a referee reads a list of texts, and got a {type(text).__name__}: give e.g. ['a cat']"
+            raise UsageError(message, "wrong_type", type=type(text).__name__)
         if SURROGATE.search(text):
             raise UsageError(
                 f"the text {text!r:.100} holds a lone surrogate, which is not UTF-8: remove it", "not_utf8", given=text
@@ -191,17 +188,11 @@ def check_images(images: Tensor) -> None:
         )
     if images.ndim != 4 or images.shape[1] != 3:
         fix = "images.unsqueeze(0)" if images.ndim == 3 and images.shape[0] == 3 else "images of shape (B,3,H,W)"
-        raise UsageError(
-            f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}",
-            "wrong_shape",
-            shape=tuple(images.shape),
-        )
+        message = f"images have shape {tuple(images.shape)}; a referee takes (B,3,H,W): give {fix}"
+        raise UsageError(message, "wrong_shape", shape=tuple(images.shape))
     if not images.is_floating_point():
-        raise UsageError(
-            f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255",
-            "wrong_type",
-            given=images.dtype,
-        )
+        message = f"images are {images.dtype}; a referee takes floats in [0,1]: give images.float() / 255"
+        raise UsageError(message, "wrong_type", given=images.dtype)
     if not torch.compiler.is_compiling() and images.numel():  # a compiled graph cannot branch on pixel values
         check_range(images)
 

@@ -280,9 +280,5 @@ class Blip2(PairReader):
 def _one_each(images: Tensor, texts: list[str]) -> None:
     if isinstance(texts, str) or len(images) != len(texts):
         count = "one text as it is" if isinstance(texts, str) else f"{len(texts)} texts"
-        raise UsageError(
-            f"{len(images)} images and {count}: a pair reader takes a list with one text per image",
-            "not_one_each",
-            images=len(images),
-            texts=len(texts),
-        )
+        message = f"{len(images)} images and {count}: a pair reader takes a list with one text per image"
+        raise UsageError(message, "not_one_each", images=len(images), texts=len(texts))

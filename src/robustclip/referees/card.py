@@ -208,12 +208,8 @@ def _checked(kind: type, values: Any, source: str) -> dict[str, Any]:
     missing, unknown = sorted(needed - set(values)), sorted(set(values) - set(types))
     if missing or unknown:
         faults = [f"{word}: {', '.join(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys]
-        raise UsageError(
-            f"{source} does not read as a {kind.__name__} ({'; '.join(faults)[:500]})",
-            "wrong_entries",
-            missing=missing,
-            unknown=unknown,
-        )
+        message = f"{source} does not read as a {kind.__name__} ({'; '.join(faults)[:500]})"
+        raise UsageError(message, "wrong_entries", missing=missing, unknown=unknown)
     faults = []
     for name, value in values.items():
         try:

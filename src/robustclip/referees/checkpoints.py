@@ -116,11 +116,8 @@ def load_local_dir(folder: Path) -> TwoTower:
     folder = Path(folder)
     path = folder / CONFIG
     if not path.is_file():
-        raise UsageError(
-            f"there is no {path}: give the folder of a model that open_clip saved, or a referee's",
-            "missing_file",
-            path=str(path),
-        )
+        message = f"there is no {path}: give the folder of a model that open_clip saved, or a referee's"
+        raise UsageError(message, "missing_file", path=str(path))
     config = read_json(path)
     model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model_cfg, dict):
@@ -129,11 +126,8 @@ def load_local_dir(folder: Path) -> TwoTower:
     file = _or_index(folder, weights_in(folder))
     towers = split_towers(read_weights(file), source=file) if file else Towers({}, {}, {})
     if file is None or not towers.text:
-        raise UsageError(
-            f"{folder} contains {'an image tower only' if file else 'no weights'}: a CLIP needs both towers",
-            "no_text_tower" if file else "no_weights",
-            source=str(folder),
-        )
+        message = f"{folder} contains {'an image tower only' if file else 'no weights'}: a CLIP needs both towers"
+        raise UsageError(message, "no_text_tower" if file else "no_weights", source=str(folder))
     image_tower = load_image_tower(model_cfg, towers.image, source=f"{file} (image tower)")
     text_tower = build_text_tower(model_cfg, towers.text, source=f"local-dir:{folder}")
     reported = config.get("preprocess_cfg") or {}
@@ -280,19 +274,12 @@ def _base(path: Path, architecture: str, quick_gelu: bool, pretrained: str | Non
     if tag_quick_gelu(architecture, pretrained) is not None:
         return load_tag(architecture, pretrained)
     if not Path(pretrained).is_file():
-        raise UsageError(
-            f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file",
-            "unknown_weights",
-            architecture=architecture,
-            pretrained=pretrained,
-        )
+        message = f"pretrained={pretrained!r} is neither a tag of {architecture} nor a file"
+        raise UsageError(message, "unknown_weights", architecture=architecture, pretrained=pretrained)
     base = Path(pretrained)
     if not split_towers(read_weights(base), source=base).text:
-        raise UsageError(
-            f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP",
-            "no_text_tower",
-            source=pretrained,
-        )
+        message = f"pretrained={pretrained!r} holds an image tower only too: give the file of a full CLIP"
+        raise UsageError(message, "no_text_tower", source=pretrained)
     return load_checkpoint(base, architecture, quick_gelu=quick_gelu)
 
 
@@ -330,11 +317,8 @@ def _fetched(entry: Released) -> Path | None:
             if entry.source is None
             else f"{entry.file} is not fetched; download it ({entry.source})"
         )
-        raise UsageError(
-            f"{entry.name}: {reason}, and give it: {_by_file(entry)}",
-            "not_fetched",
-            name=entry.name,
-        )
+        message = f"{entry.name}: {reason}, and give it: {_by_file(entry)}"
+        raise UsageError(message, "not_fetched", name=entry.name)
     if entry.layout == "open_clip folder":
         return None
     return fetch(entry.source.removeprefix(HUB), entry.file, call=_by_file(entry))
@@ -352,11 +336,8 @@ def _loaded(entry: Released, where: Path | None) -> TwoTower:
             return load_local_dir(where)
         return load_folder(where, byte_pairs=byte_pairs)
     if entry.architecture is None:
-        raise UsageError(
-            f"{where} is one file: {_needed(entry)}, because its config and tokenizer are part of the model",
-            "other_layout",
-            path=str(where),
-        )
+        message = f"{where} is one file: {_needed(entry)}, because its config and tokenizer are part of the model"
+        raise UsageError(message, "other_layout", path=str(where))
     if entry.layout == "LoRA adapter":
         return load_adapted(where, load_released(PREFIX + str(entry.base)))
     return load_checkpoint(where, entry.architecture, quick_gelu=entry.quick_gelu, pretrained=entry.base)

@@ -123,11 +123,8 @@ def open_clip_config(config: Config) -> dict[str, Any]:
         f"layer_norm_eps {part['layer_norm_eps']}" for part in (vision, text) if part["layer_norm_eps"] != EPS
     ]
     if unsupported:
-        raise UsageError(
-            f"an open_clip CLIP has no place for {'; '.join(unsupported)}: export it with --format hf",
-            "unsupported",
-            parts=unsupported,
-        )
+        message = f"an open_clip CLIP has no place for {'; '.join(unsupported)}: export it with --format hf"
+        raise UsageError(message, "unsupported", parts=unsupported)
     return {
         "embed_dim": config["projection_dim"],
         "quick_gelu": vision["hidden_act"] == "quick_gelu",
@@ -288,11 +285,8 @@ def as_open_clip(referee: TwoTower) -> TwoTower:
     if not isinstance(text_tower, CLIPText):
         raise UsageError(f"{referee.card.name} has no text tower of transformers: it cannot become one of open_clip")
     if beyond := referee.preprocess.beyond_open_clip():
-        raise UsageError(
-            f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf",
-            "unsupported",
-            parts=[beyond],
-        )
+        message = f"open_clip's preprocessing has no place for {beyond}: export {referee.card.name} as --format hf"
+        raise UsageError(message, "unsupported", parts=[beyond])
     model_cfg = open_clip_config(referee.card.architecture["config"])
     image_tower = openclip.build_image_tower(model_cfg)
     towers = to_open_clip({**referee.image_tower.state_dict(), **text_tower.state_dict()})
@@ -369,8 +363,5 @@ def _has_byte_pairs(tokenizer: Any) -> bool:
 
 def _refuse_others(referee: TwoTower) -> None:
     if referee.card.family not in (openclip.FAMILY, huggingface.FAMILY):
-        raise UsageError(
-            f"{referee.card.name} is a {referee.card.family}, which other libraries lack",
-            "unsupported_family",
-            family=referee.card.family,
-        )
+        message = f"{referee.card.name} is a {referee.card.family}, which other libraries lack"
+        raise UsageError(message, "unsupported_family", family=referee.card.family)

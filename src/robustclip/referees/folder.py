@@ -86,11 +86,8 @@ def split_towers(
             left_out.remove(name)
     twice = [name for name in inside if name.startswith(PLAIN_TEXT) and f"text.{name}" in inside]
     if twice:
-        raise UsageError(
-            f"the checkpoint has a text tower twice, with and without the prefix `text.` ({some(twice)})",
-            "text_tower_twice",
-            names=twice,
-        )
+        message = f"the checkpoint has a text tower twice, with and without the prefix `text.` ({some(twice)})"
+        raise UsageError(message, "text_tower_twice", names=twice)
     text.pop("transformer.embeddings.position_ids", None)  # a buffer that older versions of transformers saved
     return Towers(image, text, rest, tuple(left_out))
 
@@ -252,11 +249,8 @@ def _load(folder: Path, card: Card) -> TwoTower:
         )
     if card.family in base.FAMILIES:
         raise base.not_a_clip(folder)
-    raise UsageError(
-        f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy",
-        "unknown_family",
-        family=card.family,
-    )
+    message = f"{folder}: no referee here is of the family {card.family!r}; known: open_clip, transformers, toy"
+    raise UsageError(message, "unknown_family", family=card.family)
 
 
 def _write_config(card: Card, folder: Path, *, text_model: str | None = None) -> None:
@@ -302,11 +296,8 @@ def _load_open_clip(folder: Path, card: Card) -> TwoTower:
         text_tower = SentenceEncoder(context_length=card.architecture["text_cfg"].get("context_length", 77))
         image = read_weights(_named_file(folder, card, IMAGE_TOWER))
     else:
-        raise UsageError(
-            f"{folder} holds an image tower only, and its card names no text tower that is found by name",
-            "no_text_tower",
-            source=str(folder),
-        )
+        message = f"{folder} holds an image tower only, and its card names no text tower that is found by name"
+        raise UsageError(message, "no_text_tower", source=str(folder))
     tower = load_image_tower(card.architecture, image, source=str(folder))
     preprocess = Preprocess.from_config(card.preprocess)
     referee = TwoTower(

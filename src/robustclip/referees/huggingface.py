@@ -134,11 +134,8 @@ def load_folder(folder: Path, card: Card | None = None, *, byte_pairs: BytePairs
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     path = weights_file(folder, ("model", "pytorch_model")) if card is None else folder / next(iter(card.weights))
     if path is None:
-        raise UsageError(
-            f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it",
-            "no_weights",
-            folder=str(folder),
-        )
+        message = f"{folder} has a CLIP config but no {WEIGHTS}: model.save_pretrained({str(folder)!r}) writes it"
+        raise UsageError(message, "no_weights", folder=str(folder))
     stale = "embeddings.position_ids"  # a buffer that older versions of transformers saved
     weights = {name: value for name, value in read_weights(path).items() if not name.endswith(stale)}
     with torch.device("meta"), refusing(f"{folder}/config.json describes no CLIPModel"):
@@ -283,17 +280,11 @@ def _as_preprocess(values: Mapping[str, Any], source: str) -> Preprocess:
     target: Any = (size["height"], size["width"]) if squashes else (size.get("shortest_edge"),) * 2
     resample: Any = values.get("resample")
     if resizes and not squashes and set(size) != {"shortest_edge"}:
-        raise UsageError(
-            f"{source} resizes to {size}; known are a shortest_edge, or a height and width",
-            "unknown_resize",
-            given=size,
-        )
+        message = f"{source} resizes to {size}; known are a shortest_edge, or a height and width"
+        raise UsageError(message, "unknown_resize", given=size)
     if resizes and resample not in RESAMPLING:
-        raise UsageError(
-            f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}",
-            "unknown_resampling",
-            given=resample,
-        )
+        message = f"{source} resamples by Pillow's number {resample}; known are {RESAMPLING}"
+        raise UsageError(message, "unknown_resampling", given=resample)
     if not crops and not (resizes and squashes):
         raise UsageError(
             f"{source} yields pictures of any shape (do_resize {resizes}, do_center_crop {crops}), and the tower takes "

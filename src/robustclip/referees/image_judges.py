@@ -109,25 +109,16 @@ class Classifier:
         if text.isdecimal():
             if int(text) < self.classes:
                 return int(text)
-            raise UsageError(
-                f"{self.name} has the classes 0 to {self.classes - 1}, and none is {text[:20]}",
-                "unknown_class",
-                given=text,
-                classes=self.classes,
-            )
+            message = f"{self.name} has the classes 0 to {self.classes - 1}, and none is {text[:20]}"
+            raise UsageError(message, "unknown_class", given=text, classes=self.classes)
         by_name = {name.casefold(): place for place, names in reversed(list(enumerate(self.names))) for name in names}
         if (place := by_name.get(text.strip().casefold())) is not None:
             return place
         near = get_close_matches(text.casefold(), by_name, n=3, cutoff=0.5)
         also = f": did you mean {' or '.join(near)}?" if near else f": give a number from 0 to {self.classes - 1}"
         unnamed = "" if by_name else ", since its class names are unknown (give --classes FILE, one name per line)"
-        raise UsageError(
-            f"{self.name} has no class {text[:60]!r}{unnamed}{also}",
-            "unknown_class",
-            given=text,
-            near=near,
-            names=self.names,
-        )
+        message = f"{self.name} has no class {text[:60]!r}{unnamed}{also}"
+        raise UsageError(message, "unknown_class", given=text, near=near, names=self.names)
 
 
 def load_classifier(source: str, device: str | torch.device = "cpu", *, classes: Path | None = None) -> Classifier:
@@ -167,11 +158,8 @@ def _of_folder(folder: Path) -> Classifier:
 
     for name in ("config.json", "model.safetensors"):
         if not is_file(folder / name):
-            raise UsageError(
-                f"{folder} has no {name}: give a folder as timm.models.save_for_hf(...) writes it",
-                "missing_file",
-                path=str(folder / name),
-            )
+            message = f"{folder} has no {name}: give a folder as timm.models.save_for_hf(...) writes it"
+            raise UsageError(message, "missing_file", path=str(folder / name))
     config = read_json(folder / "config.json")
     try:
         architecture, reported = str(config["architecture"]), config["pretrained_cfg"]
@@ -231,12 +219,8 @@ def _of_torchvision(name: str) -> Classifier:
 
     if name not in models.list_models(models):
         near = get_close_matches(name, models.list_models(models), n=3)
-        raise UsageError(
-            f"torchvision has no classifier {name[:100]!r}: e.g. {' or '.join(near or ['resnet50'])}",
-            "unknown_classifier",
-            given=name,
-            near=near,
-        )
+        message = f"torchvision has no classifier {name[:100]!r}: e.g. {' or '.join(near or ['resnet50'])}"
+        raise UsageError(message, "unknown_classifier", given=name, near=near)
     weights: Any = models.get_model_weights(name).DEFAULT
     try:
         model: Any = models.get_model(name, weights=weights)

@@ -137,11 +137,8 @@ def merge(adapter: Adapter, weights: Mapping[str, Tensor], base: str) -> dict[st
             product = adapter.scale * (up.float() @ down.float())
             merged[key] = (weights[key].float() + product.to(weights[key].device)).to(weights[key].dtype)
     if lost:
-        raise UsageError(
-            f"{adapter.path} ({adapter}) does not fit {base}: {some(lost)}",
-            "adapter_of_another_model",
-            path=str(adapter.path),
-        )
+        message = f"{adapter.path} ({adapter}) does not fit {base}: {some(lost)}"
+        raise UsageError(message, "adapter_of_another_model", path=str(adapter.path))
     return merged
 
 

@@ -242,11 +242,8 @@ def _load_mini(folder: Path, card: Card) -> Blip2:
     described = card.architecture
     sizes = {name: described.get(name) for name in SIZES}
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes.values()):
-        raise UsageError(
-            f"{folder / CARD_FILE} has no whole sizes ({', '.join(SIZES)}): write the folder again",
-            "not_sizes",
-            sizes=sizes,
-        )
+        message = f"{folder / CARD_FILE} has no whole sizes ({', '.join(SIZES)}): write the folder again"
+        raise UsageError(message, "not_sizes", sizes=sizes)
     tower = load_referee(str(described.get("tower")))
     if fingerprint(tower) != described.get("fingerprint"):
         raise UsageError(

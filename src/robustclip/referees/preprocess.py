@@ -61,19 +61,11 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
-            raise UsageError(
-                f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}",
-                "unknown_choice",
-                argument="interpolation",
-                given=interpolation,
-            )
+            message = f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
+            raise UsageError(message, "unknown_choice", argument="interpolation", given=interpolation)
         if resize_mode not in RESIZE_MODES:
-            raise UsageError(
-                f"resize_mode {resize_mode!r} is not one of {', '.join(RESIZE_MODES)}",
-                "unknown_choice",
-                argument="resize_mode",
-                given=resize_mode,
-            )
+            message = f"resize_mode {resize_mode!r} is not one of {', '.join(RESIZE_MODES)}"
+            raise UsageError(message, "unknown_choice", argument="resize_mode", given=resize_mode)
         if crop not in CROPS:
             raise UsageError(
                 f"crop {crop!r} is not one of {', '.join(CROPS)}", "unknown_choice", argument="crop", given=crop
@@ -83,26 +75,14 @@ class Preprocess(nn.Module):
         self.resize_to = self.size if resize_to is None else _sides(resize_to, "resize_to")
         for name, numbers in (("mean", mean), ("std", std)):
             if not isinstance(numbers, tuple) or len(numbers) != 3 or not all(map(_is_number, numbers)):
-                raise UsageError(
-                    f"{name} {numbers!r} is not three numbers, one per channel",
-                    "not_three_numbers",
-                    argument=name,
-                    given=numbers,
-                )
+                message = f"{name} {numbers!r} is not three numbers, one per channel"
+                raise UsageError(message, "not_three_numbers", argument=name, given=numbers)
         if min(std) < SMALLEST_STD:
-            raise UsageError(
-                f"std {std!r}: pixels are divided by it, so none may be below {SMALLEST_STD}",
-                "too_small",
-                argument="std",
-                given=std,
-            )
+            message = f"std {std!r}: pixels are divided by it, so none may be below {SMALLEST_STD}"
+            raise UsageError(message, "too_small", argument="std", given=std)
         if not _is_number(fill_color) or not 0 <= fill_color <= 255:
-            raise UsageError(
-                f"fill_color {fill_color!r} is not a level of 0 to 255",
-                "out_of_range",
-                argument="fill_color",
-                given=fill_color,
-            )
+            message = f"fill_color {fill_color!r} is not a level of 0 to 255"
+            raise UsageError(message, "out_of_range", argument="fill_color", given=fill_color)
         self.interpolation = interpolation
         self.resize_mode = resize_mode
         self.fill_color = fill_color
@@ -247,10 +227,6 @@ def _sides(size: Any, name: str) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(sides, list | tuple) and len(sides) == 2
     if not is_pair or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
-        raise UsageError(
-            f"{name} {size!r} is not one or two numbers of pixels from 1 to {LARGEST}",
-            "not_a_size",
-            argument=name,
-            size=size,
-        )
+        message = f"{name} {size!r} is not one or two numbers of pixels from 1 to {LARGEST}"
+        raise UsageError(message, "not_a_size", argument=name, size=size)
     return sides[0], sides[1]

@@ -208,12 +208,8 @@ def check_name(name: str) -> str:
     taken = find(name)
     if taken is not None:
         alternative = "" if taken.origin == "embedded" else f", or remove that one: robustclip referees remove {name}"
-        raise UsageError(
-            f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}",
-            "name_taken",
-            name=name,
-            origin=taken.origin,
-        )
+        message = f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}"
+        raise UsageError(message, "name_taken", name=name, origin=taken.origin)
     return name
 
 
@@ -306,12 +302,8 @@ def _load_checkpoint(path: Path, given: dict[str, Any]) -> TwoTower:
 def _refuse(options: dict[str, Any], name: str, allowed: tuple[str, ...]) -> None:
     extra = sorted(set(options) - set(allowed))
     if extra:
-        raise UsageError(
-            f"{name} needs no {', '.join(extra)}: leave out what belongs to checkpoint files",
-            "not_needed",
-            name=name,
-            options=extra,
-        )
+        message = f"{name} needs no {', '.join(extra)}: leave out what belongs to checkpoint files"
+        raise UsageError(message, "not_needed", name=name, options=extra)
 
 
 def _embedded() -> Iterator[Entry]:

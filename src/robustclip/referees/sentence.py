@@ -134,11 +134,8 @@ def package_folder() -> Path:
 def _described(folder: Path) -> tuple[Any, Any]:
     """The config and the tokenizer of a transformers folder."""
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder} is not a sentence encoder's folder: it has no config.json",
-            "missing_file",
-            path=str(folder / "config.json"),
-        )
+        message = f"{folder} is not a sentence encoder's folder: it has no config.json"
+        raise UsageError(message, "missing_file", path=str(folder / "config.json"))
     check_sizes(read_json(folder / "config.json"), f"{folder}/config.json")
     with refusing(f"{folder} is not a sentence encoder's folder"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

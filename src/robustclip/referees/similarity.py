@@ -88,11 +88,8 @@ def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
         return TEMPLATES[name]
     if isinstance(name, str | Path):
         if not is_file(name):
-            raise UsageError(
-                f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates",
-                "unknown_templates",
-                given=str(name),
-            )
+            message = f"unknown templates {str(name)[:100]!r}: use {', '.join(TEMPLATES)}, or a text file of templates"
+            raise UsageError(message, "unknown_templates", given=str(name))
         lines: Sequence[str] = [line for line in read_lines(name) if line]
     else:
         lines = name
@@ -101,11 +98,8 @@ def resolve_templates(name: str | Path | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"no templates in {str(name)!r}: give at least one, e.g. 'a photo of a {{}}.'", "no_templates")
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(
-                f"the template {template[:100]!r} needs exactly one {{}} where the label goes",
-                "not_a_template",
-                given=template,
-            )
+            message = f"the template {template[:100]!r} needs exactly one {{}} where the label goes"
+            raise UsageError(message, "not_a_template", given=template)
     return templates
 
 

@@ -166,12 +166,8 @@ def smoothed(
     smoothing = Smoothing(sigma, samples, seed, fresh)
     smoothing.check()
     if chunk is not None and chunk < 1:
-        raise UsageError(
-            f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all",
-            "too_few",
-            argument="chunk",
-            given=chunk,
-        )
+        message = f"chunk={chunk}: give at least 1 noisy image per forward pass, or leave it out for all"
+        raise UsageError(message, "too_few", argument="chunk", given=chunk)
     tower = SmoothedTower(referee.image_tower, referee.preprocess, smoothing, chunk)
     return wrapped(referee, tower, asdict(smoothing))
 
@@ -226,12 +222,8 @@ class Smoothing:
         """Raise UsageError for a sigma outside (0, 2], and for samples outside 1 to 10,000."""
         check_sigma(self.sigma)
         if not 1 <= self.samples <= MOST_SAMPLES:
-            raise UsageError(
-                f"smoothing takes 1 to {MOST_SAMPLES} noisy copies of an image, not {self.samples}: e.g. 16",
-                "out_of_range",
-                argument="samples",
-                given=self.samples,
-            )
+            message = f"smoothing takes 1 to {MOST_SAMPLES} noisy copies of an image, not {self.samples}: e.g. 16"
+            raise UsageError(message, "out_of_range", argument="samples", given=self.samples)
 
     def __str__(self) -> str:
         seed = f"@{self.seed}" if self.seed else ""

@@ -78,11 +78,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(
-            f"there is no checkpoint {path}: give the path of a .safetensors or .pt file",
-            "missing_file",
-            path=str(path),
-        )
+        message = f"there is no checkpoint {path}: give the path of a .safetensors or .pt file"
+        raise UsageError(message, "missing_file", path=str(path))
     if path.name.endswith(INDEX):
         return _of_shards(path)
     if path.suffix == ".safetensors":
@@ -96,11 +93,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> Any:
     """The content of a pickle under torch's weights-only reader, on the CPU. Raises as `read_weights`."""
     if not path.name.endswith(PICKLES):
-        raise UsageError(
-            f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}",
-            "other_format",
-            path=str(path),
-        )
+        message = f"{path} ends in {path.suffix or 'nothing'}; weights are read from {', '.join(SUFFIXES)}"
+        raise UsageError(message, "other_format", path=str(path))
     _check_archive(path)
     try:
         with safe_globals(_harmless_globals()), warnings.catch_warnings():
@@ -119,11 +113,8 @@ def read_dense_weights(path: Path) -> dict[str, Tensor]:
         name for name, tensor in weights.items() if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
     ]
     if stretched:
-        raise UsageError(
-            f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})",
-            "stretched",
-            names=sorted(stretched),
-        )
+        message = f"{path} is refused: it stretches few numbers to large tensors ({some(sorted(stretched))})"
+        raise UsageError(message, "stretched", names=sorted(stretched))
     return weights
 
 
@@ -155,11 +146,8 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
         weights |= read_weights(index.parent / file)
     lost = sorted(set(map(_unwrapped_name, places)) - set(weights))
     if lost:
-        raise RunError(
-            f"the files that {index} names do not hold {some(lost)}: copy the whole folder again",
-            "missing_weights",
-            names=lost,
-        )
+        message = f"the files that {index} names do not hold {some(lost)}: copy the whole folder again"
+        raise RunError(message, "missing_weights", names=lost)
     return weights
 
 
@@ -277,12 +265,8 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     content = _state(content, path)
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(
-            f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()",
-            "not_weights",
-            path=str(path),
-            given=type(content).__name__,
-        )
+        message = f"{path} holds {type(content).__name__}, not weights: save the model's state_dict()"
+        raise UsageError(message, "not_weights", path=str(path), given=type(content).__name__)
     if not all(isinstance(name, str) for name in content):
         raise UsageError(
             f"{path} has keys that are not text: save the model's state_dict()", "not_weights", path=str(path)
@@ -291,17 +275,11 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     others = sorted(name for name, value in weights.items() if not isinstance(value, Tensor))
     bare = sorted(name for name, value in weights.items() if isinstance(value, Tensor) and not _is_dense(value))
     if bare:
-        raise UsageError(
-            f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors",
-            "not_dense",
-            names=bare,
-        )
+        message = f"{path} holds {some(bare)} sparse, quantised or without values: save dense tensors"
+        raise UsageError(message, "not_dense", names=bare)
     if others:
-        raise UsageError(
-            f"{path} is not a state dict ({some(others)}: not tensors): save the model's state_dict()",
-            "not_tensors",
-            names=others,
-        )
+        message = f"{path} is not a state dict ({some(others)}: not tensors): save the model's state_dict()"
+        raise UsageError(message, "not_tensors", names=others)
     plain = {_unwrapped_name(name): value for name, value in weights.items()}
     if len(plain) < len(weights):
         raise UsageError(

@@ -64,11 +64,8 @@ class WarmStarts:
 def refuse_warm_starts(processes: int) -> None:
     """Raise UsageError with several processes: a sample may be in another process the next time."""
     if processes > 1:
-        raise UsageError(
-            f"warm starts need a single process, not {processes}: leave --warm-start out, or launch one process",
-            "one_process",
-            processes=processes,
-        )
+        message = f"warm starts need a single process, not {processes}: leave --warm-start out, or launch one process"
+        raise UsageError(message, "one_process", processes=processes)
 
 
 Embed = Callable[[Tensor], Tensor]

@@ -261,11 +261,8 @@ def export(
 def faults(to: Path | None, format: FormatName, register: bool, push: str | None) -> Iterator[UsageError]:
     """Faults of a call of `export` that can be found without running it."""
     if to is None and not FORMATS[format].is_referee:
-        yield UsageError(
-            f"an image tower alone cannot be registered: give --to DIR with --format {format}",
-            "tower_alone",
-            format=format,
-        )
+        message = f"an image tower alone cannot be registered: give --to DIR with --format {format}"
+        yield UsageError(message, "tower_alone", format=format)
     elif to is None and not register:
         yield UsageError(
             "an export that is not registered needs a folder: give --to DIR, or leave out --no-register", "no_folder"
@@ -289,11 +286,8 @@ def _referee_of(run: Path | TwoTower, which: Which) -> TwoTower:
     if folder is not None and (folder / REFEREE / CARD_FILE).is_file():
         return load_referee_folder(folder / REFEREE)
     if folder is not None and not folder.exists() and ":" not in str(run):
-        raise UsageError(
-            f"there is no run {folder}: give the folder that robustclip robustify wrote",
-            "no_such_run",
-            folder=str(folder),
-        )
+        message = f"there is no run {folder}: give the folder that robustclip robustify wrote"
+        raise UsageError(message, "no_such_run", folder=str(folder))
     return registry.load_referee(run)
 
 

@@ -77,12 +77,8 @@ class BadSteps(Counts):
             return reported
         written = checkpoint.checkpoints(checkpoints)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
-        raise RunError(
-            f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32",
-            "bad_steps",
-            step=step,
-            last=written[-1].name if written else None,
-        )
+        message = f"{reported}, as were the {self.limit - 1} before: {last}; lower --lr, or use --dtype float32"
+        raise RunError(message, "bad_steps", step=step, last=written[-1].name if written else None)
 
 
 @torch.no_grad()

@@ -184,11 +184,8 @@ def _is_name(name: str) -> bool:
 def _run(name: str, home: Path) -> Run:
     """The run of that name. Raises UsageError for a path and for an unknown name."""
     if not _is_name(name):
-        raise UsageError(
-            f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR",
-            "not_a_run",
-            name=name,
-        )
+        message = f"{name!r} is not a run's name, but a path: give the name in {home}/ alone, or --folder DIR"
+        raise UsageError(message, "not_a_run", name=name)
     if not is_file(home / name / RECORD):
         there = ", ".join(run.folder.name for run in runs_in(home)) or "none"
         raise UsageError(f"there is no run {name[:200]!r} in {home}/: there are {there}", "no_such_run", name=name)

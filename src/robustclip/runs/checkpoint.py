@@ -64,12 +64,8 @@ def newest(folder: Path, device: str | torch.device, warn: Callable[[str], None]
         except Unreadable as error:
             warn(f"{error}; resuming from the one before it")
     if saved:
-        raise RunError(
-            f"none of the {len(saved)} checkpoints in {folder} is readable: remove them to begin again",
-            "no_checkpoints",
-            folder=folder,
-            count=len(saved),
-        )
+        message = f"none of the {len(saved)} checkpoints in {folder} is readable: remove them to begin again"
+        raise RunError(message, "no_checkpoints", folder=folder, count=len(saved))
     return None
 
 

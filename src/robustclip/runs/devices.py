@@ -40,20 +40,13 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
             f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps", "unknown_device", device=name
         ) from error
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
-        raise UsageError(
-            f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps",
-            "unknown_device",
-            device=name,
-        )
+        message = f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps"
+        raise UsageError(message, "unknown_device", device=name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         why = "" if count else f" ({no_cuda()})"
-        raise UsageError(
-            f"device {name!r} is not here: torch sees {count} CUDA device(s){why}; use --device auto or cpu",
-            "no_such_device",
-            device=name,
-            count=count,
-        )
+        message = f"device {name!r} is not here: torch sees {count} CUDA device(s){why}; use --device auto or cpu"
+        raise UsageError(message, "no_such_device", device=name, count=count)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not here: use --device auto or cpu")
     return device
@@ -179,11 +172,8 @@ def check_memory(needed: float, what: str, device: str | torch.device = "cpu") -
     """Raise UsageError if `what` needs more bytes than are free on the device; `needed` is a lower bound."""
     free = free_memory(device)
     if free is not None and needed > free:
-        raise UsageError(
-            f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}",
-            "too_little_memory",
-            needed=needed,
-        )
+        message = f"{what} take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device}"
+        raise UsageError(message, "too_little_memory", needed=needed)
 
 
 def free_memory(device: str | torch.device) -> float | None:

@@ -88,12 +88,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UsageError | RunError) or (refusal := _refusal(error, Path(path))) is None:
             raise
-        raise RunError(
-            f"{path} could not be written ({refusal}): make room, or write elsewhere",
-            "not_written",
-            path=path,
-            reason=refusal,
-        ) from error
+        message = f"{path} could not be written ({refusal}): make room, or write elsewhere"
+        raise RunError(message, "not_written", path=path, reason=refusal) from error
 
 
 def reason(error: OSError | RunError) -> str:
@@ -128,11 +124,8 @@ def rescuing(numbers: Callable[[], object]) -> Iterator[None]:
         reported = (
             f"{error}" if isinstance(error, RunError) else f"{error.filename or 'a file'}: {error.strerror or error}"
         )
-        raise RunError(
-            f"{reported}. The numbers are not lost: they are {_rescue(plain(numbers()))}",
-            "numbers_kept",
-            faults=[error] if isinstance(error, RunError) else [],
-        ) from error
+        message = f"{reported}. The numbers are not lost: they are {_rescue(plain(numbers()))}"
+        raise RunError(message, "numbers_kept", faults=[error] if isinstance(error, RunError) else []) from error
 
 
 def _rescue(numbers: object) -> str:
@@ -212,12 +205,8 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError(f"{path} is a device or a pipe, not a file", "not_a_file", path=path)
             if status.st_size > limit:
-                raise UsageError(
-                    f"{path} has {status.st_size} bytes, more than the {limit} that such a file may have",
-                    "too_large",
-                    size=status.st_size,
-                    limit=limit,
-                )
+                message = f"{path} has {status.st_size} bytes, more than the {limit} that such a file may have"
+                raise UsageError(message, "too_large", size=status.st_size, limit=limit)
             return file.read()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "not_readable", path=path) from error
@@ -228,11 +217,8 @@ def read_text(path: str | os.PathLike[str], limit: int = LONGEST_TEXT) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text, from line {first_undecodable(path)} on ({error}): save it as UTF-8",
-            "not_utf8",
-            path=path,
-        ) from error
+        message = f"{path} is not UTF-8 text, from line {first_undecodable(path)} on ({error}): save it as UTF-8"
+        raise UsageError(message, "not_utf8", path=path) from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -322,11 +308,8 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
     """Raise UsageError if no file (or folder) of that name can be created; to be called before long work."""
     path = Path(path)
     if os.path.lexists(path) and not (is_folder(path) if folder else is_file(path)):
-        raise UsageError(
-            f"{path} is not a {'folder' if folder else 'file'}: write elsewhere",
-            "not_a_folder" if folder else "not_a_file",
-            path=path,
-        )
+        message = f"{path} is not a {'folder' if folder else 'file'}: write elsewhere"
+        raise UsageError(message, "not_a_folder" if folder else "not_a_file", path=path)
     above = path if is_folder(path) else next(place for place in path.absolute().parents if os.path.lexists(place))
     try:
         with suppress(FileNotFoundError):
@@ -356,12 +339,8 @@ def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     """Raise UsageError if the file cannot be created, or exists and must not be replaced."""
     check_writable(path)
     if os.path.lexists(path) and not overwrite:
-        raise UsageError(
-            f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite",
-            "exists",
-            path=path,
-            free=free(path),
-        )
+        message = f"{path} exists: write elsewhere, e.g. {free(path)}, or replace it with --overwrite"
+        raise UsageError(message, "exists", path=path, free=free(path))
 
 
 def free(path: str | os.PathLike[str]) -> Path:

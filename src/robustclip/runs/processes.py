@@ -237,12 +237,8 @@ class Place:
     def share(self, batch_size: int) -> int:
         """This process's part of a batch. Raises UsageError if the parts would not be equal."""
         if batch_size < 1:
-            raise UsageError(
-                f"batch_size {batch_size}: give at least 1, e.g. batch_size=128",
-                "out_of_range",
-                argument="batch_size",
-                given=batch_size,
-            )
+            message = f"batch_size {batch_size}: give at least 1, e.g. batch_size=128"
+            raise UsageError(message, "out_of_range", argument="batch_size", given=batch_size)
         if batch_size % self.world_size:
             less = batch_size // self.world_size * self.world_size
             near = " or ".join(str(size) for size in (less, less + self.world_size) if size)

@@ -91,11 +91,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} is not readable ({error}): the run must be made again", "not_a_record", path=path, faults=[error]
         ) from error
     if not (isinstance(record, dict) and {"recipe", "status", "arguments", "started"} <= record.keys()):
-        raise UsageError(
-            f"{path} is not a run's record: it must name recipe, status, arguments and started",
-            "not_a_record",
-            path=path,
-        )
+        message = f"{path} is not a run's record: it must name recipe, status, arguments and started"
+        raise UsageError(message, "not_a_record", path=path)
     try:
         _Record.model_validate(record)
     except ValidationError as error:
@@ -234,17 +231,11 @@ def requested() -> list[str]:
     installed = [str(one) for one in get_available_trackers()]
     for name in names:
         if name not in known:
-            raise UsageError(
-                f"{VARIABLE}={name}: there are {', '.join(known)}; TensorBoard's curves are always written",
-                "unknown_tracker",
-                tracker=name,
-            )
+            message = f"{VARIABLE}={name}: there are {', '.join(known)}; TensorBoard's curves are always written"
+            raise UsageError(message, "unknown_tracker", tracker=name)
         if name in built_in and name not in installed:
-            raise UsageError(
-                f"{VARIABLE}={name}: the tracker's package is not installed: pip install {name}",
-                "not_installed",
-                tracker=name,
-            )
+            message = f"{VARIABLE}={name}: the tracker's package is not installed: pip install {name}"
+            raise UsageError(message, "not_installed", tracker=name)
     return names
 
 
@@ -268,11 +259,8 @@ class Trackers:
                 tracker.store_init_configuration({"run": str(folder), **arguments})
             except Exception as error:
                 self.finish()
-                raise RunError(
-                    f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}",
-                    "tracker_not_started",
-                    tracker=name,
-                ) from error
+                message = f"the tracker {name} does not start ({error}): leave it out of {VARIABLE}"
+                raise RunError(message, "tracker_not_started", tracker=name) from error
             self._opened.append(tracker)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:

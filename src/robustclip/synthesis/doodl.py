@@ -240,11 +240,8 @@ def use_of(classifier: str | None, exemplar: Sequence[str], aesthetics: Sequence
     ]
     selected = [(use, flag) for use, flag, is_given in flags if is_given]
     if len(selected) > 1:
-        raise UsageError(
-            f"{' and '.join(flag for _, flag in selected)} are different objectives: give one of them",
-            "clash",
-            flags=[flag for _, flag in selected],
-        )
+        message = f"{' and '.join(flag for _, flag in selected)} are different objectives: give one of them"
+        raise UsageError(message, "clash", flags=[flag for _, flag in selected])
     return selected[0][0] if selected else "text"
 
 
@@ -348,11 +345,8 @@ def exemplars(files: Sequence[str]) -> Prompt:
         except UsageError as error:
             _log.warning(f"{error}: it is left out")
     if not readable:
-        raise UsageError(
-            f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg",
-            "no_pictures",
-            files=files,
-        )
+        message = f"none of the {len(files)} exemplars can be read: give pictures, as .png or .jpg"
+        raise UsageError(message, "no_pictures", files=files)
     return Prompt(tuple(Part(file, 1 / len(readable), "image") for file in readable))
 
 

@@ -71,11 +71,8 @@ class Guides:
         named = [one if isinstance(one, TwoTower) else parse_weight(str(one)) for one in listed]
         names = [one[0] for one in named if not isinstance(one, TwoTower)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(
-                f"the referee {twice[0]} comes twice: give it once, as {twice[0]}=2 if it is to count double",
-                "listed_twice",
-                referee=twice[0],
-            )
+            message = f"the referee {twice[0]} comes twice: give it once, as {twice[0]}=2 if it is to count double"
+            raise UsageError(message, "listed_twice", referee=twice[0])
         referees, weights = [], []
         for one in named:
             referee, weight = (

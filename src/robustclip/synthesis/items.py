@@ -132,13 +132,8 @@ def items_of_named(named: Sequence[Named], seeds: Sequence[int] = (0,)) -> list[
 
 def _check_pictures(prompts: int, seeds: int) -> None:
     if prompts * seeds > MOST_PICTURES:
-        raise UsageError(
-            f"{prompts:,} prompts with {seeds:,} seeds are more than {MOST_PICTURES:,} pictures: split them",
-            "too_many",
-            prompts=prompts,
-            seeds=seeds,
-            most=MOST_PICTURES,
-        )
+        message = f"{prompts:,} prompts with {seeds:,} seeds are more than {MOST_PICTURES:,} pictures: split them"
+        raise UsageError(message, "too_many", prompts=prompts, seeds=seeds, most=MOST_PICTURES)
 
 
 def parse_seeds(given: object) -> list[int]:
@@ -166,11 +161,8 @@ Seeds = Annotated[list[int], BeforeValidator(parse_seeds), "seeds: one, a list (
 def _range(text: str) -> Sequence[int]:
     found = re.fullmatch(r"(\d{1,19})(?:\.\.(\d{1,19}))?", text, re.ASCII)
     if found is None:
-        raise UsageError(
-            f"{text[:50]!r} is not a seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)",
-            "not_a_seed",
-            given=text,
-        )
+        message = f"{text[:50]!r} is not a seed: write a number from 0 (3), a list (0,5,7) or a range (0..3)"
+        raise UsageError(message, "not_a_seed", given=text)
     first, last = int(found[1]), int(found[2] or found[1])
     if last > LARGEST_SEED:
         raise UsageError(f"the seed {last} is beyond the integers of 64 bits", "too_large", seed=last)
@@ -222,11 +214,8 @@ def load_prompts(path: str | Path) -> list[Named]:
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(
-            f"{path} has the ending {path.suffix or 'of nothing'}: prompts are read from .txt, .jsonl, .csv",
-            "unknown_format",
-            ending=path.suffix,
-        )
+        message = f"{path} has the ending {path.suffix or 'of nothing'}: prompts are read from .txt, .jsonl, .csv"
+        raise UsageError(message, "unknown_format", ending=path.suffix)
     text = read_text(path, LONGEST_FILE)
     lines: list[Line] = []
     prompts: list[Prompt] = []

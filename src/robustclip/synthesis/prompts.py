@@ -52,12 +52,8 @@ class Part:
         if not self.content:
             raise UsageError("a part of the prompt is empty: say what to paint, e.g. 'a green turtle'", "empty_prompt")
         if len(self.content) > LONGEST:
-            raise UsageError(
-                f"the prompt has {len(self.content)} characters: at most {LONGEST} are read",
-                "too_long",
-                length=len(self.content),
-                most=LONGEST,
-            )
+            message = f"the prompt has {len(self.content)} characters: at most {LONGEST} are read"
+            raise UsageError(message, "too_long", length=len(self.content), most=LONGEST)
         if re.search("[\0\ud800-\udfff]", self.content):
             raise UsageError(
                 f"{_quoted(self.content)} holds a zero byte or invalid Unicode", "not_utf8", given=self.content
@@ -70,12 +66,8 @@ class Part:
                 given=self.weight,
             )
         if not self.stop < math.inf:
-            raise UsageError(
-                f"{_quoted(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'",
-                "out_of_range",
-                argument="stop",
-                given=self.stop,
-            )
+            message = f"{_quoted(self.content)} has the stop {self.stop:g}: a stop is a distance, as in 'a cat:1:0.8'"
+            raise UsageError(message, "out_of_range", argument="stop", given=self.stop)
 
     def __str__(self) -> str:
         r"""As `Prompt.parse` reads it: `\` and `|` after a backslash, `:` too unless a space follows."""
@@ -190,12 +182,8 @@ def _parts(text: str) -> tuple[Part, ...]:
     if not text.strip():
         raise UsageError("the prompt is empty: say what to paint, e.g. 'a green turtle'", "empty_prompt")
     if len(text) > LONGEST:
-        raise UsageError(
-            f"the prompt has {len(text)} characters: at most {LONGEST} are read",
-            "too_long",
-            length=len(text),
-            most=LONGEST,
-        )
+        message = f"the prompt has {len(text)} characters: at most {LONGEST} are read"
+        raise UsageError(message, "too_long", length=len(text), most=LONGEST)
     return tuple(_part(part.strip()) for part in _BETWEEN.split(text))
 
 

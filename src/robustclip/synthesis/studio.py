@@ -101,19 +101,12 @@ def _check(items: Sequence[Item], batch_size: int) -> None:
     if not items:
         raise UsageError("there is nothing to paint: give at least one prompt, and one seed", "no_prompts")
     if batch_size < 1:
-        raise UsageError(
-            f"batch_size {batch_size}: at least 1 picture is painted at a time",
-            "out_of_range",
-            argument="batch_size",
-            given=batch_size,
-        )
+        message = f"batch_size {batch_size}: at least 1 picture is painted at a time"
+        raise UsageError(message, "out_of_range", argument="batch_size", given=batch_size)
     names, times = Counter(item.id.casefold() for item in items).most_common(1)[0]
     if times > 1:
-        raise UsageError(
-            f"{times} pictures would have the file {names}.png: give each item an id of its own",
-            "listed_twice",
-            name=names,
-        )
+        message = f"{times} pictures would have the file {names}.png: give each item an id of its own"
+        raise UsageError(message, "listed_twice", name=names)
 
 
 def _wait_for_others(files: Sequence[Path], check: Callable[[], None]) -> None:

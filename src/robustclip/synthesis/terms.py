@@ -48,13 +48,8 @@ class Hardest:
 
     def __call__(self, losses: Float[Tensor, "p v"]) -> Float[Tensor, " p"]:
         if not 0 < self.k <= losses.shape[1]:
-            raise UsageError(
-                f"the hardest {self.k} of {losses.shape[1]} views: k must lie in 1 to the number of views",
-                "out_of_range",
-                argument="k",
-                given=self.k,
-                most=losses.shape[1],
-            )
+            message = f"the hardest {self.k} of {losses.shape[1]} views: k must lie in 1 to the number of views"
+            raise UsageError(message, "out_of_range", argument="k", given=self.k, most=losses.shape[1])
         return losses.topk(self.k, dim=1).values.mean(1)
 
     def __str__(self) -> str:
@@ -122,11 +117,8 @@ class Term:
     def __call__(self, rendered: Mapping[str, Tensor], generators: Generators) -> Float[Tensor, " p"]:
         """The loss of each picture, without the weight."""
         if self.reads not in rendered:
-            raise UsageError(
-                f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}",
-                "not_rendered",
-                reads=self.reads,
-            )
+            message = f"the term {self} reads {self.reads!r}, and the canvas renders {', '.join(rendered)}"
+            raise UsageError(message, "not_rendered", reads=self.reads)
         image = rendered[self.reads]
         views = image.unsqueeze(1) if self.views is None else self.views(image, generators(self.label))
         if getattr(self.loss, "draws", False):

@@ -222,11 +222,8 @@ class Clamp:
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
-            raise UsageError(
-                f"Clamp({self.low}, {self.high}) leaves nothing: give low below high, as in Clamp(0, 1)",
-                "not_a_range",
-                call=f"Clamp({self.low}, {self.high})",
-            )
+            message = f"Clamp({self.low}, {self.high}) leaves nothing: give low below high, as in Clamp(0, 1)"
+            raise UsageError(message, "not_a_range", call=f"Clamp({self.low}, {self.high})")
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], draws: Draws) -> Float[Tensor, "b 3 h w"]:
         return torch.clamp(images, self.low, self.high)

@@ -171,11 +171,8 @@ class Jitter:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, int) or self.pixels < 0:
-            raise UsageError(
-                f"Jitter({self.pixels!r}) is not a number of pixels: 0 or more, as in Jitter(28, size=224)",
-                "not_a_size",
-                size=self.pixels,
-            )
+            message = f"Jitter({self.pixels!r}) is not a number of pixels: 0 or more, as in Jitter(28, size=224)"
+            raise UsageError(message, "not_a_size", size=self.pixels)
         if self.size is not None:
             height_and_width(self.size)
 
@@ -292,11 +289,8 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         if not isinstance(self.side, int | float) or not 0 < self.side < math.inf:
-            raise UsageError(
-                f"RandomCrop({self.side!r}) has no side: give pixels, as in 128, or a fraction, as in 0.5",
-                "not_a_size",
-                size=self.side,
-            )
+            message = f"RandomCrop({self.side!r}) has no side: give pixels, as in 128, or a fraction, as in 0.5"
+            raise UsageError(message, "not_a_size", size=self.side)
         if isinstance(self.side, float) and self.side > 1:
             raise UsageError(
                 f"RandomCrop({self.side}) takes more than the picture: a fraction is at most 1.0, pixels are whole, "

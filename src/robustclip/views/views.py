@@ -24,18 +24,12 @@ def check_ends(call: str, ends: Range, least: float = -math.inf, most: float = m
     """
     numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
     if not numbers or not all(map(math.isfinite, ends)):
-        raise UsageError(
-            f"{call.format(repr(ends))}: a range is two numbers, the least and the most, as in (0.8, 1.2)",
-            "not_a_range",
-            call=call.format(repr(ends)),
-        )
+        message = f"{call.format(repr(ends))}: a range is two numbers, the least and the most, as in (0.8, 1.2)"
+        raise UsageError(message, "not_a_range", call=call.format(repr(ends)))
     low, high = ends
     if low > high:
-        raise UsageError(
-            f"{call.format(f'({low}, {high})')} ends before it begins: use {call.format(f'({high}, {low})')}",
-            "not_a_range",
-            call=call.format(f"({low}, {high})"),
-        )
+        message = f"{call.format(f'({low}, {high})')} ends before it begins: use {call.format(f'({high}, {low})')}"
+        raise UsageError(message, "not_a_range", call=call.format(f"({low}, {high})"))
     if low < least or high > most:
         inside = min(max(low, least), most), max(min(high, most), least)
         raise UsageError(
@@ -49,11 +43,8 @@ def check_ends(call: str, ends: Range, least: float = -math.inf, most: float = m
 def check_number(call: str, number: float, least: float, most: float, example: float) -> None:
     """Raise UsageError unless least <= number <= most; `call` as for `check_ends`."""
     if not isinstance(number, int | float) or not least <= number <= most:
-        raise UsageError(
-            f"{call.format(repr(number))} is not within {_limits(least, most)}: e.g. {call.format(repr(example))}",
-            "out_of_range",
-            call=call.format(repr(number)),
-        )
+        message = f"{call.format(repr(number))} is not within {_limits(least, most)}: e.g. {call.format(repr(example))}"
+        raise UsageError(message, "out_of_range", call=call.format(repr(number)))
 
 
 def _limits(least: float, most: float) -> str:
@@ -144,12 +135,8 @@ class Views:
     ) -> Float[Tensor, "p v 3 h2 w2"]:
         """The views of P pictures, drawn from one generator per picture. Raises UsageError for another number."""
         if len(generators) != len(images):
-            raise UsageError(
-                f"{len(generators)} generators for {len(images)} pictures: give one per picture",
-                "unequal_counts",
-                generators=len(generators),
-                pictures=len(images),
-            )
+            message = f"{len(generators)} generators for {len(images)} pictures: give one per picture"
+            raise UsageError(message, "unequal_counts", generators=len(generators), pictures=len(images))
         views = images[:, None].expand(-1, self.count, -1, -1, -1).flatten(0, 1)
         draws = Draws(generators, self.count, images.device)
         for transform in self.transforms:

@@ -117,12 +117,8 @@ def judge_pairs(
     finite.
     """
     if len(images) != len(pairs):
-        raise UsageError(
-            f"{len(images)} pictures are judged by as many pairs, not {len(pairs)}",
-            "unequal_lengths",
-            images=len(images),
-            pairs=len(pairs),
-        )
+        message = f"{len(images)} pictures are judged by as many pairs, not {len(pairs)}"
+        raise UsageError(message, "unequal_lengths", images=len(images), pairs=len(pairs))
     outcomes = []
     for image, pair in zip(images, pairs, strict=True):
         others = alternatives(pair, seed)
@@ -141,9 +137,6 @@ def _scores(judge: PairReader, image: Tensor, texts: list[str], score: Score) ->
     if score != "matching":
         totals += judge.card.logit_scale * judge.contrastive(image[None], texts)[0].float()
     if not totals.isfinite().all():
-        raise RunError(
-            f"{judge.card.name} gives no finite score of a picture of {texts[0]!r}: its weights are damaged",
-            "not_finite",
-            text=texts[0],
-        )
+        message = f"{judge.card.name} gives no finite score of a picture of {texts[0]!r}: its weights are damaged"
+        raise RunError(message, "not_finite", text=texts[0])
     return [float(one) for one in totals]

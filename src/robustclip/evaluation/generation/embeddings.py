@@ -83,11 +83,8 @@ class Texts:
     def index(self, prompts: Sequence[str]) -> Int[Tensor, " n"]:
         """The index of each prompt. Raises UsageError for one that is not among the texts."""
         if unknown := [prompt for prompt in prompts if prompt not in self.places]:
-            raise UsageError(
-                f"{unknown[0]!r} is not among the {len(self)} texts to choose from: embed it with them",
-                "unknown_text",
-                given=unknown[0],
-            )
+            message = f"{unknown[0]!r} is not among the {len(self)} texts to choose from: embed it with them"
+            raise UsageError(message, "unknown_text", given=unknown[0])
         return torch.tensor([self.places[prompt] for prompt in prompts], dtype=torch.long)
 
     def of(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -187,13 +184,8 @@ def r_precision(
     Raises UsageError for fewer texts than candidates, fewer than 2 candidates, and lists that differ in length.
     """
     if not len(images) == len(prompts) == len(ids):
-        raise UsageError(
-            f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each",
-            "unequal_lengths",
-            pictures=len(images),
-            prompts=len(prompts),
-            ids=len(ids),
-        )
+        message = f"{len(images)} pictures, {len(prompts)} prompts and {len(ids)} ids: give one each"
+        raise UsageError(message, "unequal_lengths", pictures=len(images), prompts=len(prompts), ids=len(ids))
     count = count_candidates(candidates, len(texts))
     own = texts.index(prompts)
     parts, picked = [], []

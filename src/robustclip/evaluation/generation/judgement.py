@@ -115,12 +115,8 @@ class JudgeReport(Tabled):
             listed = matching or self.figures
             names = sorted({f"{one.metric} ({one.kind}) of {one.pictures} by {one.judge}" for one in listed})
             problem = "several figures are" if matching else "no figure is"
-            raise UsageError(
-                f"{problem} {metric} ({kind}): there are {', '.join(names) or 'none'}",
-                "several_figures" if matching else "no_figure",
-                metric=metric,
-                figures=names,
-            )
+            message = f"{problem} {metric} ({kind}): there are {', '.join(names) or 'none'}"
+            raise UsageError(message, "several_figures" if matching else "no_figure", metric=metric, figures=names)
         return matching[0]
 
     def __repr__(self) -> str:

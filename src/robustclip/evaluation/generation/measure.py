@@ -109,11 +109,8 @@ def _check(features: Tensor, others: Tensor) -> None:
             "wrong_shape",
         )
     if min(len(features), len(others)) < 2:
-        raise UsageError(
-            f"a distance of sets needs at least 2 pictures in each, not {len(features)} and {len(others)}",
-            "too_few",
-            given=(len(features), len(others)),
-        )
+        message = f"a distance of sets needs at least 2 pictures in each, not {len(features)} and {len(others)}"
+        raise UsageError(message, "too_few", given=(len(features), len(others)))
 
 
 NAME: Final = "inception-v3-compat"

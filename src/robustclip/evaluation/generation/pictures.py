@@ -129,11 +129,8 @@ def read_pictures(folder: str | Path, *, prompts: Path | None = None, size: int 
     """
     folder = Path(folder)
     if not is_folder(folder):
-        raise UsageError(
-            f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images",
-            "missing_folder",
-            folder=folder,
-        )
+        message = f"no folder of pictures at {str(folder)[:200]!r}: give the folder of a synthesis, or of images"
+        raise UsageError(message, "missing_folder", folder=folder)
     home = folder / "images" if is_folder(folder / "images") else folder
     files = image_files(home)
     if not files:
@@ -281,11 +278,8 @@ def _positive(prompt: str, file: Path) -> str:
     """The texts of positive weight of a prompt. Raises UsageError if there are none."""
     texts = [part.content for part in Prompt.parse(prompt).parts if part.weight > 0 and part.kind == "text"]
     if not texts:
-        raise UsageError(
-            f"{file} has a prompt of pictures only ({prompt}): there is no text to judge it by",
-            "no_text",
-            prompt=prompt,
-        )
+        message = f"{file} has a prompt of pictures only ({prompt}): there is no text to judge it by"
+        raise UsageError(message, "no_text", prompt=prompt)
     return ", ".join(texts)
 
 
@@ -303,11 +297,8 @@ def _entries(listed: Path) -> Iterator[dict[str, Any]]:
         name = (row.get("file") or row.get("id")) if isinstance(row, dict) else None
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not (isinstance(name, str) and name and isinstance(prompt, str) and prompt.strip()):
-            raise UsageError(
-                f'{listed}, line {number}, is not of the form {{"file": "cat.png", "prompt": "a cat"}}',
-                "not_an_entry",
-                line=number,
-            )
+            message = f'{listed}, line {number}, is not of the form {{"file": "cat.png", "prompt": "a cat"}}'
+            raise UsageError(message, "not_an_entry", line=number)
         yield row | {"prompt": prompt.strip()}
 
 

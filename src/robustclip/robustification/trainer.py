@@ -45,7 +45,7 @@ from robustclip.robustification.state import (
     warmup_cosine,
 )
 from robustclip.runs import distributed
-from robustclip.runs.devices import autocast, telling_memory
+from robustclip.runs.devices import autocast, out_of_memory_as
 from robustclip.runs.folder import Run
 from robustclip.runs.processes import catching_signals
 from robustclip.runs.progress import TrainingProgress
@@ -224,7 +224,7 @@ def train(
     share = 0
 
     with (
-        telling_memory(lambda: out_of_memory(run, state.step + 1, share, accumulate)),
+        out_of_memory_as(lambda: out_of_memory(run, state.step + 1, share, accumulate)),
         TrainingProgress(total=steps, start=state.step, silent=not distributed.is_main()) as progress,
         catching_signals() as caught,
     ):

@@ -206,14 +206,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def telling_memory(told: Callable[[], RunError]) -> Iterator[None]:
-    """Context manager that raises `told()` where torch raises its own error for a lack of memory."""
+def out_of_memory_as(error: Callable[[], RunError]) -> Iterator[None]:
+    """Context manager: torch's out-of-memory errors become `error()`."""
     try:
         yield
-    except Exception as error:
-        if isinstance(error, RunError) or not is_out_of_memory(error):
+    except Exception as raised:
+        if isinstance(raised, RunError) or not is_out_of_memory(raised):
             raise
-        raise told() from error
+        raise error() from raised
 
 
 def saved_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> int:

@@ -14,9 +14,14 @@ from robustclip.cli import app
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError, coded
 from robustclip.evaluation import evaluate
+from robustclip.evaluation.claims import measured
 from robustclip.evaluation.perceptual import corruption_triplets, distance, read_nights, two_afc
 from robustclip.losses import PerceptualDistance, Triplets
 from robustclip.referees.base import TwoTower
+from robustclip.referees.card import Card
+from robustclip.referees.folder import save_referee
+from robustclip.referees.registry import load_referee
+from robustclip.referees.toy import toy_referee
 
 HEADER = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,prompt,split,is_imagenet"
 
@@ -146,6 +151,17 @@ def test_nights_as_data_of_evaluate(nights: Path, colour_referee: Callable[..., 
         evaluate([colour_referee()], data=nights, tasks=["distance", "zero-shot"], device="cpu")
     with pytest.raises(UsageError, check=coded("not_pgd", what="the task distance")):
         evaluate([colour_referee()], data=nights, tasks=["distance"], attack=["l2:1@apgd-ce"], device="cpu")
+
+
+def test_a_signed_distance_is_measured_again(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    save_referee(toy_referee(size=8), folder)
+    report = evaluate([folder], tasks=["distance"], attack=["l2:0.86@2"], limit=12, sign=True, device="cpu")
+    claims = {claim.attack: claim for claim in Card.load(folder).claims}
+    assert list(claims) == [None, "l2:0.86@2"]
+    for attack, claim in claims.items():
+        assert (claim.task, claim.n) == ("distance", 12)
+        assert measured(load_referee(str(folder)), claim, "cpu") == report.row("toy", "2AFC", attack or "clean").value
 
 
 class Corner(nn.Module):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-from rich.table import Table
 
 from robustclip import evaluate, recipes
 from robustclip.data.emoji import embedded_prompts, some_prompts
@@ -136,10 +135,7 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
         head += [title for title in values if title not in head]
         cells = [f"{plain(values[title])}, n = {values[title].n}" if title in values else "" for title in head[2:]]
         body.append([name, f"{result['seconds'] / 60:.1f}", *cells])
-    table = Table(*head)
-    for row in body:
-        table.add_row(*row, *[""] * (len(head) - len(row)))
-    return terminal.markdown(table)
+    return terminal.markdown(terminal.table(head, body))
 
 
 def chosen_rows(names: list[str]) -> list[Row]:

@@ -12,11 +12,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from robustclip.errors import RunError, UsageError
-from robustclip.runs.terminal import counted, echo, rich
+from robustclip.runs.terminal import counted, echo, rich, table
 from robustclip.signatures import written
 
 if TYPE_CHECKING:  # printing must not cost an import of torch
@@ -104,11 +102,11 @@ def weighed(values: Mapping[str, Any]) -> None:
     from robustclip.evaluation.intervals import percent
 
     kinds = list(next(iter(values["rows"].values())))
-    table = Table("top-1 in %", "weight", *kinds, box=None, pad_edge=False, header_style="dim")
-    for name, row in values["rows"].items():
-        weight = values["weights"].get(name)
-        table.add_row(Text(name), "" if weight is None else f"{weight:g}", *(percent(row[kind]) for kind in kinds))
-    rich(table)
+    weights = {name: f"{weight:g}" for name, weight in values["weights"].items()}
+    rows = [
+        (name, weights.get(name, ""), *(percent(row[kind]) for kind in kinds)) for name, row in values["rows"].items()
+    ]
+    rich(table(("top-1 in %", "weight", *kinds), rows, boxed=False))
     next_call("synthesize", "clipag", "a cat", *shlex.split(values["flags"]))
 
 
@@ -202,19 +200,18 @@ def entries(referees: Iterable[Entry | Any]) -> None:
     """Print one line per referee; broken ones are marked."""
     from robustclip.referees.released import Released
 
-    table = Table("referee", "kind", "robust to", "from", "folder", box=None, pad_edge=False, header_style="dim")
+    rows = []
     for entry in referees:
         if isinstance(entry, Released):
             source = entry.source or "no weights found"
-            table.add_row(*map(Text, (entry.name, "referee", entry.threat, "released", source)))
+            rows.append((entry.name, "referee", entry.threat, "released", source))
             continue
         try:
             robust_to = "nothing" if entry.kind == "generator" else entry.card.robust_to
         except (RunError, UsageError) as error:
             robust_to = f"(broken: {error})"
-        # as Text, so that names are not parsed as markup
-        table.add_row(*map(Text, (entry.name, entry.kind, robust_to, entry.origin, str(entry.folder))))
-    rich(table)
+        rows.append((entry.name, entry.kind, robust_to, entry.origin, str(entry.folder)))
+    rich(table(("referee", "kind", "robust to", "from", "folder"), rows, boxed=False))
 
 
 def card(card: Card | dict[str, Any]) -> None:
@@ -236,10 +233,9 @@ def verification(result: Verification) -> None:
     if (sanity := result.sanity) is not None:
         from robustclip.evaluation.intervals import percent
 
-        table = Table("sanity check", "top-1 in %", box=None, pad_edge=False, header_style="dim")
-        for name, accuracy in {"as loaded": sanity.accuracy, **sanity.settings}.items():
-            table.add_row(Text(name), percent(accuracy))
-        rich(table)
+        accuracies = {"as loaded": sanity.accuracy, **sanity.settings}
+        rows = [(name, percent(accuracy)) for name, accuracy in accuracies.items()]
+        rich(table(("sanity check", "top-1 in %"), rows, boxed=False))
         labels = f"{sanity.labels} labels of {sanity.data}, chance {100 * sanity.chance:.1f}%"
         echo(f"{sanity.accuracy.n} images among {labels}, 95% intervals")
         if sanity.cause is not None:
@@ -256,15 +252,13 @@ def verification(result: Verification) -> None:
 
 def runs(summaries: Iterable[Summary]) -> None:
     """A line for each run, the last one started at the end."""
-    table = Table("run", "recipe", "status", "step", "loss", "started", "size", box=None, pad_edge=False)
-    table.header_style = "dim"
+    rows = []
     for run in summaries:
         step = str(run.step) if run.steps is None else f"{run.step}/{run.steps}"
         loss = "" if run.loss is None else f"{run.loss:.4g}"
         recipe = Path(run.recipe).name if run.recipe.endswith(".py") else run.recipe
-        cells = (run.name, recipe, run.status, step, loss, f"{age(run.age)} ago", decimal(run.size))
-        table.add_row(*map(Text, cells))
-    rich(table)
+        rows.append((run.name, recipe, run.status, step, loss, f"{age(run.age)} ago", decimal(run.size)))
+    rich(table(("run", "recipe", "status", "step", "loss", "started", "size"), rows, boxed=False))
 
 
 def run(run: Run) -> None:

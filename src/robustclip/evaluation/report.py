@@ -37,7 +37,7 @@ REPORT_FILE = "evaluation.json"
 
 
 class Tabled(ABC):
-    """Rows that can be printed, and written as table.txt, table.md, CSV and JSON."""
+    """A result that can be printed, and written as table.txt, table.md, JSON and, if it has `lines`, CSV."""
 
     page: ClassVar[int] = PAGE
     file: ClassVar[str]
@@ -50,16 +50,16 @@ class Tabled(ABC):
     def to_json(self) -> dict[str, Any]:
         """The contents as plain JSON values."""
 
-    @abstractmethod
-    def lines(self) -> Sequence[Any]:
-        """The rows of the CSV file: dataclasses of one type."""
+    def lines(self) -> Sequence[Any] | None:
+        """The rows of the CSV file, dataclasses of one type; None: no such file."""
+        return None
 
     def _repr_html_(self) -> str:  # what a notebook shows
         return terminal.html(self.table())
 
     def write_csv(self, path: str | Path) -> None:
         """All rows, with a header, atomically."""
-        rows = [asdict(row) for row in self.lines()]
+        rows = [asdict(row) for row in self.lines() or ()]
         with atomic_write(path, "w") as file:
             writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
             writer.writeheader()
@@ -67,11 +67,12 @@ class Tabled(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write table.txt, table.md, the CSV, and last the JSON file, whose presence marks the result as complete."""
-        folder = Path(folder)
+        folder, table = Path(folder), self.table()
         with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=self.page).print(self.table())
-        write_text(folder / "table.md", terminal.markdown(self.table()))
-        self.write_csv((folder / self.file).with_suffix(".csv"))
+            Console(file=file, width=self.page).print(table)
+        write_text(folder / "table.md", terminal.markdown(table))
+        if self.lines() is not None:
+            self.write_csv((folder / self.file).with_suffix(".csv"))
         write_json(folder / self.file, self.to_json())
 
 
@@ -225,11 +226,9 @@ def side_by_side(
 
 def checks_table(checks: list[Check]) -> Table:
     """Each check of each referee: passed, failed or not applicable, and its numbers."""
-    table = Table("referee", "check", "", "numbers")
     words = {True: Text("passed", style="green"), False: Text("FAILED", style="bold red"), None: Text("not applicable")}
-    for check in checks:
-        table.add_row(Text(check.referee), Text(check.name), words[check.passed], Text(check.numbers))
-    return table
+    rows = [(check.referee, check.name, words[check.passed], check.numbers) for check in checks]
+    return terminal.table(("referee", "check", "", "numbers"), rows)
 
 
 def _heading(row: Row) -> str:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -161,14 +160,12 @@ class Leaderboard(Tabled):
         """A column for each line of the leaderboard, a row for each measure."""
         lines, titles = self.by_line()
         firsts = [next(iter(line.values())) for line in lines]
-        heads = [Text(f"{first.referee} ({first.weights[:8]})") for first in firsts]
-        table = Table("measure", "n")
-        for head in heads:
-            table.add_column(head, justify="right")
+        heads = ["measure", "n", *(f"{first.referee} ({first.weights[:8]})" for first in firsts)]
+        rows = []
         for title in titles:
             counts = dict.fromkeys(str(line[title].n) for line in lines if title in line)
-            cells = [Text(str(line[title]) if title in line else "") for line in lines]
-            table.add_row(Text(title), " or ".join(counts), *cells)
+            rows.append([title, " or ".join(counts), *(str(line.get(title, "")) for line in lines)])
+        table = terminal.table(heads, rows, left=2)
         data = ", ".join(dict.fromkeys(row.data for row in self.rows))
         return Group(Text(f"{data}: percent; correlations, similarity, hacking: numbers; 95% intervals", "bold"), table)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from typing import Any
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.segment import Segment, Segments
 from rich.table import Table
+from rich.text import Text
 
 from robustclip.runs.plain import CONTROL
 
@@ -89,6 +91,19 @@ def rich(content: RenderableType) -> None:
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE
     console.print(Segments(Segment(shown(part.text), part.style) for part in console.render(content)))
+
+
+def table(
+    heads: Iterable[str], rows: Iterable[Sequence[str | Text]], *, left: int | None = None, boxed: bool = True
+) -> Table:
+    """A table of rich whose texts are not read as markup; columns after the first `left` are aligned to the right."""
+    looks: dict[str, Any] = {} if boxed else {"box": None, "pad_edge": False, "header_style": "dim"}
+    made = Table(**looks)
+    for place, head in enumerate(heads):
+        made.add_column(Text(head), justify="left" if left is None or place < left else "right")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
 
 
 def html(content: RenderableType) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval
+from robustclip.runs import terminal
 
 Scores = Float[NDArray[np.float64], "prompts samples"]
 
@@ -64,13 +64,10 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], what: str) -> Group:
     """Rows of one kind as a grid of first against second, each with its interval."""
     rows = [row for row in rows if row["what"] == what]
     seconds = list(dict.fromkeys(row["second"] for row in rows))
-    grid = Table(what, *seconds)
-    by_pair = {(row["first"], row["second"]): row for row in rows}
-    for first in dict.fromkeys(row["first"] for row in rows):
-        cells = [by_pair.get((first, second)) for second in seconds]
-        grid.add_row(first, *("" if one is None else _written(one) for one in cells))
-    return Group(Text(title, style="bold"), grid)
-
-
-def _written(row: Mapping[str, Any]) -> str:
-    return f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n {row['n']}"
+    cells = {
+        (row["first"], row["second"]): f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n {row['n']}"
+        for row in rows
+    }
+    firsts = dict.fromkeys(row["first"] for row in rows)
+    lines = [(first, *(cells.get((first, second), "") for second in seconds)) for first in firsts]
+    return Group(Text(title, style="bold"), terminal.table((what, *seconds), lines))

@@ -9,15 +9,15 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from robustclip.errors import UsageError
 from robustclip.evaluation import intervals
 from robustclip.evaluation.intervals import Interval, percent, plain, preference
+from robustclip.evaluation.report import Tabled
 from robustclip.runs import terminal
-from robustclip.runs.files import atomic_write, read_json, write_json, write_text
+from robustclip.runs.files import read_json
 
 RESULTS: Final = "results.json"
 PAGE: Final = 240  # characters a line of table.txt
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass
-class Results:
+class Results(Tabled):
     """A table of rows with shared columns.
 
     seed      of the bootstrap
@@ -68,6 +68,8 @@ class Results:
     notes: list[str] = field(default_factory=list)
     setting: Mapping[str, Any] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict, repr=False)
+    page = PAGE
+    file = RESULTS
 
     def add(
         self, name: str, samples: Sequence[str], columns: Mapping[Column, ArrayLike], seconds: float | None = None
@@ -233,29 +235,10 @@ class Results:
                     parts.append(([group, "n", *map(str, columns)], body))
         return parts
 
-    def markdown(self) -> str:
-        """The tables, then the notes."""
-        return terminal.markdown(self.table())
-
     def table(self) -> Group:
         """The tables and notes for a terminal."""
-        parts = []
-        for head, rows in self.tables():
-            shown = Table()
-            for one in head:
-                shown.add_column(Text(one.replace(", ", "\n")))
-            for cells in rows:
-                shown.add_row(*map(Text, cells))
-            parts.append(shown)
+        parts = [terminal.table([one.replace(", ", "\n") for one in head], rows) for head, rows in self.tables()]
         return Group(*parts, *(Text(note, style="dim") for note in self.notes))
-
-    def save(self, folder: Path) -> None:
-        """Write results.json, table.txt and table.md."""
-        table = self.table()
-        with atomic_write(folder / "table.txt", "w") as file:
-            Console(file=file, width=PAGE).print(table)
-        write_text(folder / "table.md", terminal.markdown(table))
-        write_json(folder / RESULTS, self.to_json())
 
     def _by_name(self, row: str, places: NDArray[np.bool_], numbers: NDArray[np.float64]) -> Interval:
         names = [name for name, taken in zip(self.rows[row].samples, places, strict=True) if taken]

@@ -38,7 +38,7 @@ ONLY_IMPORTERS = {
     "t2v_metrics": ["evaluation/generation/scorers.py"],
     "torch_fidelity": ["evaluation/generation/measure.py"],
     "torchattacks": ["attacks/library.py"],
-    "torchmetrics": ["evaluation/lpips.py"],
+    "torchmetrics": ["evaluation/perceptual.py"],
     "transformers": [
         *("referees/huggingface.py", "referees/sentence.py", "referees/blip2_full.py", "referees/pair_readers.py"),
         *("referees/compbench.py", "diffusion/pipelines.py"),

@@ -18,7 +18,7 @@ from robustclip.data.pairs import Pair, compose_pair, compositional_prompts
 from robustclip.diffusion.mutual_information import MARK
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.errors import RunError, UsageError
-from robustclip.evaluation.generation.compositional import CHANCE, Score, Verdict, judge_pairs
+from robustclip.evaluation.generation.compositional import CHANCE, EVERY, Score, found_by_judges, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.losses.scores import Pairing
@@ -97,7 +97,6 @@ SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion 
 SAMPLING: Final = 50  # steps of DDIM
 ASKED: Final = ("prompts", "seeds", "steps", "copies", "reader", "model", "judges", "score", "dtype", "quick")
 """What one table's cells have in common."""
-EVERY: Final = "all judges"
 SHOWN: Final = ("right", "attributes", "both", "L", "L augmented")  # results.json has the two things by themselves too
 
 
@@ -243,16 +242,6 @@ def sampling(
         return painter.sample(texts, size=size, steps=steps, guidance=guidance, generators=streams).cpu()
 
     return draw
-
-
-def found_by_judges(verdicts: Mapping[str, Verdict]) -> dict[Column, NDArray[Any]]:
-    """What each judge finds, and where all of them find the same."""
-    found = {
-        Column(rate, judge): getattr(verdict, rate).numpy() for judge, verdict in verdicts.items() for rate in CHANCE
-    }
-    for rate in CHANCE:
-        found[Column(rate, EVERY)] = np.logical_and.reduce([found[Column(rate, judge)] for judge in verdicts])
-    return found
 
 
 @torch.no_grad()

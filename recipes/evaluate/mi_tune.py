@@ -23,7 +23,7 @@ from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Rater, Selection, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.compositional import CHANCE, alternatives, judge_pairs
+from robustclip.evaluation.generation.compositional import CHANCE, EVERY, alternatives, found_by_judges, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set
 from robustclip.evaluation.generation.ranks import agreement, caption_accuracy, compared, table
 from robustclip.evaluation.generation.results import Column, Results
@@ -66,7 +66,6 @@ TUNED: Final[dict[str, dict[str, Any]]] = {
 }
 BASE: Final = "base"
 HEADLINE: Final = ["gap", "mi", "random", "clip", "reader", "judge"]
-EVERY: Final = "all judges"
 TUNE_JUDGES: Final = 2  # of the judges, the first that are pair readers: those of the table
 LEVELS: Final = 32
 DRAWS: Final = 8  # of the repeated estimates
@@ -197,12 +196,8 @@ def recipe(
             return draw_set(folder, items, draw, 60)
 
         def judged(images: torch.Tensor) -> Columns:
-            found = {
-                name: judge_pairs(one, images, [pair for pair in pairs for _ in seeds]) for name, one in jury.items()
-            }
-            columns = {Column(rate, name): getattr(one, rate).numpy() for name, one in found.items() for rate in CHANCE}
-            both = {rate: np.logical_and.reduce([columns[Column(rate, name)] for name in found]) for rate in CHANCE}
-            return columns | {Column(rate, EVERY): values for rate, values in both.items()}
+            shown = [pair for pair in pairs for _ in seeds]
+            return found_by_judges({name: judge_pairs(one, images, shown) for name, one in jury.items()})
 
         for name in [BASE, *rows]:
             study.row(name, [item.prompt.title for item in items], partial(painted, name), judged)

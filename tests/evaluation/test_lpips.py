@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from robustclip.data.images import load_image, save_image
 from robustclip.errors import UsageError
-from robustclip.evaluation.lpips import SMALLEST, load_lpips
-from robustclip.evaluation.perceptual import distance
+from robustclip.evaluation.perceptual import SMALLEST, distance, load_lpips
 
 pytest.importorskip("torchmetrics")
 lpip: Any = pytest.importorskip("torchmetrics.functional.image.lpips")

@@ -6,16 +6,19 @@ et al. 2021, "Benchmark for Compositional Text-to-Image Synthesis"); wordings an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustclip.data.pairs import COLOURS, OBJECTS, Pair, Thing
 from robustclip.errors import RunError, UsageError
+from robustclip.evaluation.generation.results import Column
 from robustclip.referees.base import PairReader
 from robustclip.runs.rng import generator
 
@@ -34,6 +37,7 @@ CHANCE: Final = {
     "both": 1 / (1 + 2 * OTHERS),  # one score must win against both sets
 }
 """Chance of each rate."""
+EVERY: Final = "all judges"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,16 @@ def judge_pairs(
         kinds = (others.all(), others.swapped, others.first, others.second)
         outcomes.append([all(own > by_text[text] for text in kind) for kind in kinds])
     return Verdict(*torch.tensor(outcomes, dtype=torch.bool).reshape(-1, 4).unbind(1))
+
+
+def found_by_judges(verdicts: Mapping[str, Verdict]) -> dict[Column, NDArray[Any]]:
+    """Every rate by judge, and where all judges find the same."""
+    found = {
+        Column(rate, name): getattr(verdict, rate).numpy() for name, verdict in verdicts.items() for rate in CHANCE
+    }
+    for rate in CHANCE:
+        found[Column(rate, EVERY)] = np.logical_and.reduce([found[Column(rate, name)] for name in verdicts])
+    return found
 
 
 def _scores(judge: PairReader, image: Tensor, texts: list[str], score: Score) -> list[float]:

@@ -221,10 +221,7 @@ def _figure(
         metric=metric,
         kind="difference" if against else "value",
         against=against,
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        n=interval.n,
+        **vars(interval),
         seed=seed,
         calibration=calibration,
     )

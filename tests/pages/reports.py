@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from robustclip.evaluation.intervals import Interval
-from robustclip.pages.report import About, Case, Line, Report, View
+from robustclip.pages.report import About, Case, Line, Report, Version, View
 from robustclip.runs.rng import generator
 
 HOSTILE = "</script><script>window.bitten = 1</script> \"'&{{ 7 * 7 }} <img src=x onerror='window.bitten = 1'>"
@@ -44,14 +44,15 @@ def cases() -> Iterator[Case]:
         views = [
             View(
                 name,
-                score=0.3 + 0.1 * index,
-                map=None if (name, index) == ("first", 1) else heat,
-                gradient=torch.rand(3, height, width, generator=draws),
-                attacked=(image + 0.02).clamp(0, 1),
-                attacked_score=0.1,
-                attacked_map=heat.flip(0),
-                noisy_score=float("nan") if index == 0 else 0.3,
-                noisy_map=heat,
+                {
+                    "clean": Version(
+                        0.3 + 0.1 * index,
+                        map=None if (name, index) == ("first", 1) else heat,
+                        gradient=torch.rand(3, height, width, generator=draws),
+                    ),
+                    "attacked": Version(0.1, map=heat.flip(0), image=(image + 0.02).clamp(0, 1)),
+                    "noisy": Version(float("nan") if index == 0 else 0.3, map=heat),
+                },
                 numbers={"rank correlation": None if index == 0 else 1 - 0.2 * index, "pointing game": index == 1},
                 why="zero everywhere" if (name, index) == ("first", 1) else "",
             )

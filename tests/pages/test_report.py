@@ -23,6 +23,7 @@ from robustclip.pages.report import (
     Case,
     Line,
     Report,
+    Version,
     View,
     amplification,
     encode,
@@ -74,7 +75,7 @@ def test_changes_are_amplified_until_they_show(size: float, factor: int) -> None
 
 def test_all_changes_of_a_case_are_amplified_alike() -> None:
     image = torch.full((3, 8, 8), 0.5)
-    views = [View(name, 0.1, attacked=image + change) for name, change in (("a", 0.01), ("b", 0.2))]
+    views = [View(name, {"attacked": Version(0.1, image=image + change)}) for name, change in (("a", 0.01), ("b", 0.2))]
     encoded = encode(Case("1", image, "a cat", views))
     assert encoded.amplification == 2
     levels = [opened(seen.pictures["change"]).convert("RGB").getpixel((4, 4))[0] for seen in encoded.seen]
@@ -84,7 +85,9 @@ def test_all_changes_of_a_case_are_amplified_alike() -> None:
 def test_an_encoded_case_holds_no_tensors() -> None:
     encoded = encode(next(cases()))
     assert encoded.case.image.numel() == 0
-    assert all(seen.view.map is None for seen in encoded.seen)
+    kept = [version for seen in encoded.seen for version in seen.view.versions.values()]
+    assert len(kept) == 6
+    assert all(one.map is None and one.image is None and one.gradient is None for one in kept)
     assert encoded.weight > 1000
 
 

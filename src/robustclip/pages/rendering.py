@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustclip import __version__
 from robustclip.errors import UsageError
+from robustclip.explanation.looks import ATTACKED, CLEAN, NOISY
 from robustclip.explanation.maps import SCALE
 from robustclip.pages.report import Encoded, Line, Report, Seen, View
 from robustclip.runs.files import atomic_write, naming, plain
@@ -94,10 +95,10 @@ def case_html(encoded: Encoded) -> str:
 
 def sortable(view: View) -> dict[str, float | None]:
     """Sort keys of a view: all its numbers, None if missing."""
-    layout: dict[str, float | bool | None] = {"score": view.score}
-    if view.attacked_score is not None:
-        layout["attacked score"] = view.attacked_score
-        layout[SCORE_DROP] = None if view.score is None else view.score - view.attacked_score
+    clean, attacked = view.score(CLEAN), view.score(ATTACKED)
+    layout: dict[str, float | bool | None] = {"score": clean}
+    if attacked is not None:
+        layout |= {"attacked score": attacked, SCORE_DROP: None if clean is None else clean - attacked}
     layout |= view.numbers
     return {name: None if _missing(value) else round(float(value or 0), 6) for name, value in layout.items()}
 
@@ -155,11 +156,10 @@ def _lacks_a_map(seen: Seen, encoded: Encoded) -> bool:
 
 
 def _facts(view: View) -> Iterator[tuple[str, str]]:
-    yield "score", _formatted(view.score)
-    if view.attacked_score is not None:
-        yield "score, attacked", _formatted(view.attacked_score)
-    if view.noisy_score is not None:
-        yield "score, with noise", _formatted(view.noisy_score)
+    yield "score", _formatted(view.score(CLEAN))
+    for version, words in ((ATTACKED, "attacked"), (NOISY, "with noise")):
+        if (score := view.score(version)) is not None:
+            yield f"score, {words}", _formatted(score)
     for name, value in view.numbers.items():
         yield name, _formatted(value)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any, Final, Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from robustclip.data.images import resize, to_pil
 from robustclip.evaluation.intervals import Interval
+from robustclip.explanation.looks import CLEAN
 from robustclip.explanation.maps import LEVELS, palette
 
 Better = Literal["higher", "lower", ""]
@@ -48,25 +49,33 @@ class About:
 
 
 @dataclass(frozen=True)
-class View:
-    """One referee's results on one case. Maps (H,W) and pictures (3,H,W) are in [0,1], of the image's size.
+class Version:
+    """One referee's results on one version of an image: maps (H,W) and pictures (3,H,W) in [0,1], of the image's size.
 
-    None (or NaN) means missing; `why` gives the reason of a missing map. `attacked` is the image after an attack on
-    this referee. `numbers` can be sorted by; a bool is shown as yes or no.
+    None (or NaN) means missing. `image` is that after an attack on this referee.
     """
 
-    referee: str
     score: float | None
     map: Float[Tensor, "H W"] | None = None
     gradient: Float[Tensor, "3 H W"] | None = None
-    attacked: Float[Tensor, "3 H W"] | None = None
-    attacked_score: float | None = None
-    attacked_map: Float[Tensor, "H W"] | None = None
-    attacked_gradient: Float[Tensor, "3 H W"] | None = None
-    noisy_score: float | None = None
-    noisy_map: Float[Tensor, "H W"] | None = None
+    image: Float[Tensor, "3 H W"] | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """One referee's results on one case by version: "clean", "attacked", "noisy" (`explanation.looks`).
+
+    `why` gives the reason of a missing map. `numbers` can be sorted by; a bool is shown as yes or no.
+    """
+
+    referee: str
+    versions: Mapping[str, Version] = field(default_factory=dict)
     numbers: Mapping[str, float | bool | None] = field(default_factory=dict)
     why: str = ""
+
+    def score(self, version: str) -> float | None:
+        """The score of a version; None if missing."""
+        return self.versions[version].score if version in self.versions else None
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ AMPLIFIED_WITHIN: Final = 0.995  # share of a change's values that do not satura
 
 @dataclass(frozen=True)
 class Seen:
-    """A `View` for a page: data: URIs by column name, and its numbers."""
+    """A `View` for a page: its scores and numbers, and data: URIs by column name."""
 
     view: View
     pictures: Mapping[str, str]
@@ -158,22 +167,23 @@ def encode(case: Case) -> Encoded:
     Pictures keep their aspect ratio; those of at most 96 pixels are lossless. An attack's change is shown as
     0.5 + amplification x change, with one factor for all referees of a case.
     """
-    changes = [view.attacked - case.image for view in case.views if view.attacked is not None]
-    factor = amplification(changes)
+    shown = [version for view in case.views for version in view.versions.values()]
+    factor = amplification(version.image - case.image for version in shown if version.image is not None)
     seen = []
     for view in case.views:
         pictures = {}
-        for name, heat in (("map", view.map), ("attacked_map", view.attacked_map), ("noisy_map", view.noisy_map)):
-            if heat is not None:
-                pictures[name] = map_uri(heat)
-        if view.attacked is not None:
-            pictures["attacked"] = picture_uri(view.attacked)
-            # Amplify before resizing, which would average the change away.
-            pictures["change"] = picture_uri(0.5 + factor * (view.attacked - case.image), exact=False)
-        for name, gradient in (("gradient", view.gradient), ("attacked_gradient", view.attacked_gradient)):
-            if gradient is not None:
-                pictures[name] = picture_uri(gradient, exact=False)
-        seen.append(Seen(_without_tensors(view), pictures))
+        for name, version in view.versions.items():
+            prefix = "" if name == CLEAN else f"{name}_"
+            if version.map is not None:
+                pictures[f"{prefix}map"] = map_uri(version.map)
+            if version.image is not None:
+                pictures[name] = picture_uri(version.image)
+                # Amplify before resizing, which would average the change away.
+                pictures["change"] = picture_uri(0.5 + factor * (version.image - case.image), exact=False)
+            if version.gradient is not None:
+                pictures[f"{prefix}gradient"] = picture_uri(version.gradient, exact=False)
+        scores = {name: Version(version.score) for name, version in view.versions.items()}
+        seen.append(Seen(replace(view, versions=scores), pictures))
     height, width = case.image.shape[-2:]
     return Encoded(
         Case(case.id, torch.empty(3, 0, 0), case.text, [], case.other, case.box),
@@ -225,17 +235,6 @@ def _shrunk(picture: Float[Tensor, "c h w"], longest: int) -> Float[Tensor, "c h
         return picture
     size = max(1, round(height * factor)), max(1, round(width * factor))
     return resize(picture[None], size)[0]
-
-
-def _without_tensors(view: View) -> View:
-    return View(
-        view.referee,
-        view.score,
-        attacked_score=view.attacked_score,
-        noisy_score=view.noisy_score,
-        numbers=dict(view.numbers),
-        why=view.why,
-    )
 
 
 def _uri(kind: str, file: BytesIO) -> str:

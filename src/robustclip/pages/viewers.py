@@ -26,7 +26,7 @@ from robustclip.explanation import looks
 from robustclip.explanation.looks import NOISY, Looks, Objective, look, numbers
 from robustclip.explanation.maps import Mapper, Method, Target, energy_in_box, pointing_hit
 from robustclip.pages.inputs import Pair
-from robustclip.pages.report import About, Better, Case, Line, View
+from robustclip.pages.report import About, Better, Case, Line, Version, View
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,7 @@ class InformationViewer:
         views = [
             View(
                 self.name,
-                float(nats[row]),
-                map=maps[row] if greatest[row] > 0 else None,
+                {looks.CLEAN: Version(float(nats[row]), maps[row] if greatest[row] > 0 else None)},
                 numbers={"standard error": float(errors[row])}
                 | ({looks.POINTING: bool(measured[looks.POINTING][row])} if boxes is not None else {}),
                 why="" if greatest[row] > 0 else "zero everywhere: no cell speaks for the text",
@@ -249,19 +248,16 @@ def case_of(
 
 def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
     if seen is None or viewer.mapper is None:
-        return View(viewer.name, None, why=viewer.why)
-    clean = seen.looks[looks.CLEAN]
-    attacked, noisy = seen.looks.get(looks.ATTACKED), seen.looks.get(looks.NOISY)
-
-    def heat(one: looks.Look | None) -> Float[Tensor, "H W"] | None:
-        return None if one is None or bool(one.heat.empty[row]) else one.heat.maps[row]
-
-    def score(one: looks.Look | None) -> float | None:
-        return None if one is None else float(one.scores[row])
-
-    def gradient(version: str) -> Float[Tensor, "3 H W"] | None:
-        return seen.gradients[version][row] if version in seen.gradients else None
-
+        return View(viewer.name, why=viewer.why)
+    versions = {
+        name: Version(
+            float(one.scores[row]),
+            map=None if bool(one.heat.empty[row]) else one.heat.maps[row],
+            gradient=seen.gradients[name][row] if name in seen.gradients else None,
+            image=one.images[row] if name == looks.ATTACKED else None,
+        )
+        for name, one in seen.looks.items()
+    }
     after = seen.numbers.get(looks.ATTACKED, {})
     values_: dict[str, float | bool | None] = {
         metric: float(after[metric][row])
@@ -273,20 +269,7 @@ def _view(viewer: Viewer, seen: Seen | None, row: int) -> View:
         if after:
             values_[f"{looks.POINTING}, attacked"] = bool(after[looks.POINTING][row])
     empty = any(bool(one.heat.empty[row]) for one in seen.looks.values())
-    return View(
-        viewer.name,
-        score(clean),
-        map=heat(clean),
-        gradient=gradient(looks.CLEAN),
-        attacked=None if attacked is None else attacked.images[row],
-        attacked_score=score(attacked),
-        attacked_map=heat(attacked),
-        attacked_gradient=gradient(looks.ATTACKED),
-        noisy_score=score(noisy),
-        noisy_map=heat(noisy),
-        numbers=values_,
-        why=viewer.mapper.why_empty() if empty else "",
-    )
+    return View(viewer.name, versions, values_, viewer.mapper.why_empty() if empty else "")
 
 
 def headline(lines: Sequence[Line]) -> str:

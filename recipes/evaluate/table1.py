@@ -26,10 +26,12 @@ from robustclip.synthesis.session import PromptFile
 
 REAL = {"real drawings, guide styles": False, "real drawings, unseen styles": True}
 Init = Literal["mixture", "noise", "own"]
-Framework = Literal["pixels", "pyramid", "strokes", "vqgan", "styler"]
-OWN = {"strokes": "random strokes", "vqgan": "random codes", "styler": "contents"}
+Framework = Literal["pixels", "pyramid", "strokes", "vqgan", "styler", "styler-pixels"]
+STYLED = ("styler", "styler-pixels")
+OWN = {"strokes": "random strokes", "vqgan": "random codes", "styler": "contents", "styler-pixels": "contents"}
 """What canvases start from that have a start of their own."""
 SOURCE = "an emoji"  # of the restyled contents, in words
+RESTYLING_LR = 0.01  # of `styler-pixels`, chosen on other pairs; CLIPAG does not publish its own
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,11 @@ def recipe(
 
     Beside them the unoptimised starts and real drawings of the same names. Pixels and pyramid are painted by `clipag`
     from each of `--init`, strokes by `clipdraw`, codes by `vqgan`, and restyled drawings by `clipstyler`, which have
-    prompts of their own (50 pairs of a drawing and a style). Cells of a canvas have the same steps, so that they differ
-    in what is named alone; a cell without views takes one pass a step. `--canvas`, `--init` and `--pictures` take less;
-    `--resume` goes on where it was stopped. Steps and views are in proportion to 64 pixels: a tenth of the papers'.
-    Writes table.txt, table.md, results.json (R-Precision, cosines by judges with preferences, seconds, and how restyled
-    drawings moved), contact sheets, and all pictures.
+    prompts of their own (50 pairs of a drawing and a style; `styler-pixels` optimises pixels without the network).
+    Cells of a canvas have the same steps, so that they differ in what is named alone; a cell without views takes one
+    pass a step. `--canvas`, `--init` and `--pictures` take less; `--resume` goes on where it was stopped. Steps and
+    views are in proportion to 64 pixels: a tenth of the papers'. Writes table.txt, table.md, results.json (R-Precision,
+    cosines by judges with preferences, seconds, and how restyled drawings moved), contact sheets, and all pictures.
     """
     if quick:
         steps, views, stroke_steps, vqgan_steps, styler_steps, batch_size = 2, 2, 2, 2, 2, 16
@@ -105,7 +107,7 @@ def recipe(
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
     run = Run.start(out, resume, recipe="table1", arguments=arguments, verb="reproduce")
-    of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps, "styler": styler_steps}
+    of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps} | dict.fromkeys(STYLED, styler_steps)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "device": device,
@@ -127,15 +129,15 @@ def recipe(
             predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
         recognised = PromptRecognition(texts, jury, candidates, seed)
         compared = [pair for cell in cells for pair in pairs(cell, control)]
-        shares = [(str(cell), title) for cell in cells if cell.augment and cell.canvas != "styler" for title in REAL]
+        shares = [(str(cell), title) for cell in cells if cell.augment and cell.canvas not in STYLED for title in REAL]
         results = Results(seed, groups(texts), recognised.chance, compared=compared, shares=shares)
         study = Study(run, results, recognised.setting | {"aesthetics": predictor and predictor.describe()})
         if prompts is None and not quick:
             add_real(results, recognised)
         for cell in [*starts.values(), *cells]:
-            most = slow_pictures if cell.canvas in ("vqgan", "styler") else pictures
+            most = slow_pictures if cell.canvas in ("vqgan", *STYLED) else pictures
             asked: dict[str, Any] = {"steps": of_steps[cell.canvas]} if cell.init == "own" else dict(pixels)
-            if cell.canvas == "styler":
+            if cell.canvas in STYLED:
                 asked |= styled(most)
                 shown = [
                     f"{content.removeprefix(PREFIX)}, {style}"
@@ -147,7 +149,7 @@ def recipe(
                 shown = [one.prompt.title for one in load_prompts(asked["prompts"])]
                 measure = partial(recognised_and_liked, recognised, predictor, shown)
             study.row(str(cell), shown, partial(painted, cell, settings | asked), measure, timed=cell.optimised)
-        painting = [str(cell) for cell in cells if cell.canvas != "styler"]
+        painting = [str(cell) for cell in cells if cell.canvas not in STYLED]
         return study.finish(Column(f"R-Precision@{candidates[-1]}", jury[0].name), painting)
 
 
@@ -166,6 +168,7 @@ def painted(cell: Cell, settings: dict[str, Any], folder: Path) -> torch.Tensor:
         "strokes": {"augment": cell.augment},
         "vqgan": {"augment": cell.augment, "init": "codes"} | ({} if cell.augment else {"views": 1}),
         "styler": {"augment": cell.augment},
+        "styler-pixels": {"augment": cell.augment, "canvas": "pixels", "lr": RESTYLING_LR},
     }
     named = method.get(cell.canvas) or {
         "augment": "nudges" if cell.augment else "none",
@@ -173,10 +176,10 @@ def painted(cell: Cell, settings: dict[str, Any], folder: Path) -> torch.Tensor:
         "init": cell.init,
     }
     named |= {"referee": [cell.guide]} | ({} if cell.optimised else {"steps": 0})
-    recipe = {"strokes": "clipdraw", "vqgan": "vqgan", "styler": "clipstyler"}.get(cell.canvas, "clipag")
+    recipe = {"strokes": "clipdraw", "vqgan": "vqgan"} | dict.fromkeys(STYLED, "clipstyler")
     if not cell.optimised and cell.canvas == "styler":
         named["canvas"] = "pixels"  # the contents themselves; a network that nothing trained gives noise
-    return paint_set(folder, settings | named, recipe).images
+    return paint_set(folder, settings | named, recipe.get(cell.canvas, "clipag")).images
 
 
 def subset(folder: Path, named: Sequence[Named], most: int | None) -> Path:

@@ -44,23 +44,24 @@ def pictures(folder: Path) -> dict[Path, int]:
 def test_table_1_has_the_frameworks_that_a_referee_is_plugged_into(
     reproduce: Reproduce, tmp_path: Path, toys: list[str]
 ) -> None:
-    numbers = reproduce("table1", canvas=["strokes", "vqgan", "styler"])
+    frameworks = ["strokes", "vqgan", "styler", "styler-pixels"]
+    numbers = reproduce("table1", canvas=frameworks)
     folder = tmp_path / "run"
     control, robust, *judges = toys[:4]
     cells = {
         canvas: {f"{guide}, {views}, {canvas}" for guide in (control, robust) for views in ("no views", "views")}
-        for canvas in ("strokes", "vqgan", "styler")
+        for canvas in frameworks
     }
     painted = cells["strokes"] | cells["vqgan"]
     starts = {"random strokes, unoptimised", "random codes, unoptimised"}
     results = Results.read(folder)
-    restyled = cells["styler"] | {"contents, unoptimised"}
+    restyled = cells["styler"] | cells["styler-pixels"] | {"contents, unoptimised"}
     assert set(results.rows) == painted | starts | restyled
     assert set(numbers) == {"out", *painted}
     assert len(results.rows[f"{robust}, views, strokes"].samples) == 12
     assert len(results.rows[f"{robust}, views, vqgan"].samples) == 2, "the slow ones are fewer"
     seconds = {name: row.seconds for name, row in results.rows.items() if row.seconds is not None}
-    assert set(seconds) == painted | cells["styler"]
+    assert set(seconds) == painted | cells["styler"] | cells["styler-pixels"]
     assert all(took > 0 for took in seconds.values())
     compared = set(results.compared)
     assert (f"{robust}, no views, strokes", f"{control}, no views, strokes") in compared
@@ -72,7 +73,9 @@ def test_table_1_has_the_frameworks_that_a_referee_is_plugged_into(
     for judge in judges:
         of_contents = results.value("contents, unoptimised", Column("content", judge))
         assert of_contents.value == pytest.approx(1, abs=0.01)
-    again = reproduce("table1", canvas=["strokes", "vqgan", "styler"], resume=folder)
+    name = next(iter(cells["styler-pixels"]))
+    assert results.rows[name].samples == results.rows[name.removesuffix("-pixels")].samples
+    again = reproduce("table1", canvas=frameworks, resume=folder)
     assert again == numbers
     assert {name: Results.read(folder).rows[name].seconds for name in seconds} == seconds, "of those that painted"
 

@@ -167,9 +167,7 @@ def recipe(
                         trainer.judge(metrics["validation"])
                 return metrics
 
-            numbers = trainer.fit(
-                step, run, images=batch_size, save_every=save_every, title=f"round {round_}", shown=("loss",)
-            )
+            numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
             card["steps"] = trainer.take_best()
             if round_ < rounds and is_main() and not (folder / "adapter").exists():
                 save_adapter(tuned, folder / "adapter", card)

@@ -100,14 +100,7 @@ def recipe(
         return trainer.step(images.to(place), batch.captions, batch.swapped, generator(seed, "negatives", k))
 
     with run:
-        numbers = trainer.fit(
-            step,
-            run,
-            images=batch_size,
-            save_every=save_every,
-            title="training a BLIP-2",
-            shown=("contrastive", "matching", "captioning", "right"),
-        )
+        numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-blip2", "arguments": kept, "steps": steps}

@@ -98,14 +98,7 @@ def recipe(
         return numbers
 
     with run:
-        numbers = trainer.fit(
-            step,
-            run,
-            images=batch_size,
-            save_every=save_every,
-            title="training a denoiser",
-            shown=("loss", "error", "misplaced"),
-        )
+        numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / "generator")
         save(folder)
         run.finish(numbers)

@@ -71,14 +71,7 @@ def recipe(
         return trainer.step(pictures.to(place), scenes, generator(seed, "boxes", k))
 
     with run:
-        numbers = trainer.fit(
-            step,
-            run,
-            images=batch_size,
-            save_every=save_every,
-            title="training a scene reader",
-            shown=("loss", "right"),
-        )
+        numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         calibrate(reader, split, seed=seed + 1, scenes=2 if quick else 20)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}

@@ -67,14 +67,7 @@ def recipe(
         return trainer.step(images, generator(seed, "latents", k))
 
     with run:
-        numbers = trainer.fit(
-            step,
-            run,
-            images=batch_size,
-            save_every=save_every,
-            title="training an autoencoder",
-            shown=("l1", "psnr", "kl"),
-        )
+        numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if quick else 8)]).to(place)
         model.register_to_config(scaling_factor=1 / latent_deviation(model, probe))
         folder = free(run.folder / "vae")

@@ -67,14 +67,7 @@ def recipe(
         return trainer.step(images, generator(seed, "codes", k))
 
     with run:
-        numbers = trainer.fit(
-            step,
-            run,
-            images=batch_size,
-            save_every=save_every,
-            title="training a VQGAN",
-            shown=("l1", "perceptual", "codes"),
-        )
+        numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / "generator")
         kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}
         card = {"name": "emoji-vqgan", "recipe": "pretrain/emoji-vqgan", "arguments": kept, "steps": steps}

@@ -162,7 +162,7 @@ class AdapterTrainer(Trainer):
 
     def begin(self, round_: int, steps: int) -> None:
         """Start round `round_` (from 1) of `steps` steps with a new optimiser, or continue it."""
-        self.steps = round_ * steps
+        self.steps, self.title = round_ * steps, f"round {round_}"
         if self.done == self.steps - steps:
             self.renew()
             self.best = None

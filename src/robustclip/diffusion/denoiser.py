@@ -78,6 +78,8 @@ class DenoiserTrainer(Trainer):
     """
 
     stateful = ("model", "average", "optimiser")
+    shown = ("loss", "error", "misplaced")
+    title = "training a denoiser"
 
     model: Any
     placed: float = 0.02

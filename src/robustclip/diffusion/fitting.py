@@ -46,11 +46,14 @@ class Trainer:
     """Base of trainers: `done` of `steps` updates at a peak rate `lr`, computed in `dtype` under autocast.
 
     A subclass has `step(...)`, one update that returns its metrics. stateful: attributes with a state dict, the
-    trained network first; values: other attributes that a resumed run restores.
+    trained network first; values: other attributes that a resumed run restores; title, shown: of the progress bar, and
+    the metrics in it.
     """
 
     stateful: ClassVar[tuple[str, ...]] = ("model", "optimiser")
     values: ClassVar[tuple[str, ...]] = ("done",)
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    title = "training"
 
     steps: int
     lr: float = 1e-3
@@ -95,23 +98,16 @@ class Trainer:
             run.trim(self.done)
 
     def fit(
-        self,
-        step: Callable[[int], Mapping[str, float]],
-        run: Run,
-        *,
-        images: int,
-        save_every: int,
-        title: str,
-        shown: Sequence[str],
+        self, step: Callable[[int], Mapping[str, float]], run: Run, *, images: int, save_every: int
     ) -> dict[str, float]:
         """Train up to `steps` and return the last metrics. `step(k)` is update k on `images` pictures; it calls `step`
         of the trainer. The state is saved every `save_every` updates and after the last.
         """
         metrics: dict[str, float] = {}
-        with TrainingProgress(total=self.steps, start=self.done, title=title) as progress:
+        with TrainingProgress(total=self.steps, start=self.done, title=self.title) as progress:
             while self.done < self.steps:
                 metrics = dict(step(self.done))
-                progress.numbers |= {name: metrics[name] for name in shown}
+                progress.numbers |= {name: metrics[name] for name in self.shown}
                 progress.advance(images=images)
                 run.log(self.done, **metrics)
                 if self.done % save_every == 0 or self.done == self.steps:

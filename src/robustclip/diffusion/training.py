@@ -52,6 +52,9 @@ class AutoencoderTrainer(Trainer):
     added from step `look` on; kl: weight of the divergence from N(0,I), summed over a latent.
     """
 
+    shown = ("l1", "psnr", "kl")
+    title = "training an autoencoder"
+
     model: Any
     features: Features
     perceptual: float = 0.25
@@ -140,6 +143,8 @@ class VQGANTrainer(Trainer):
 
     stateful = ("model", "critic", "optimiser", "critic_optimiser")
     values = ("unused", "done")
+    shown = ("l1", "perceptual", "codes")
+    title = "training a VQGAN"
 
     model: Any
     critic: nn.Module

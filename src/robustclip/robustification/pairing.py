@@ -35,6 +35,8 @@ class PairTrainer(Trainer):
     """
 
     stateful = ("reader", "optimiser")
+    shown = ("contrastive", "matching", "captioning", "right")
+    title = "training a BLIP-2"
 
     reader: Blip2
     threat: ThreatModel | None = None

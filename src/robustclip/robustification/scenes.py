@@ -115,6 +115,8 @@ class SceneTrainer(Trainer):
     """Trains the head of a scene reader on compositions."""
 
     stateful = ("reader", "optimiser")
+    shown = ("loss", "right")
+    title = "training a scene reader"
 
     reader: SceneReader
     lr: float = field(default=2e-3, kw_only=True)

@@ -24,7 +24,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.named import Setting, prompts_of
 from robustclip.evaluation.report import CLEAN, CONTROL, Findings, Measurement
 from robustclip.referees.base import TwoTower
-from robustclip.referees.similarity import batches, cosines
+from robustclip.referees.similarity import batches, cosines, embed_images
 from robustclip.runs.devices import autocast
 from robustclip.runs.rng import each
 
@@ -182,7 +182,8 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
     examples = setting.examples
     gallery = Gallery.of([[text] for text in prompts_of(examples)])
     texts, matches = gallery.captions, gallery.matches.T
-    images = _embedded(referee, setting)
+    with attacking(referee):
+        images = embed_images(referee, examples.images, batch_size=setting.batch_size, dtype=setting.dtype)
     found = Findings()
 
     def margins(shown: list[str], rows: Sequence[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, " n"]:
@@ -224,14 +225,3 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
 def _margins(cosines: Float[Tensor, "n i"], own: Bool[Tensor, "n i"]) -> Float[Tensor, " n"]:
     """The best wrong image's cosine minus the best right one's; below 0 where a right image comes first."""
     return cosines.masked_fill(own, -torch.inf).amax(1) - cosines.masked_fill(~own, -torch.inf).amax(1)
-
-
-@torch.no_grad()
-def _embedded(referee: TwoTower, setting: Setting) -> Float[Tensor, "i d"]:
-    images, found = setting.examples.images, []
-    with attacking(referee):
-        for batch in batches(torch.arange(len(images)), setting.batch_size):
-            with autocast(referee.device, setting.dtype):
-                seen = referee.embed_images(images[batch].to(referee.device), normalize=False)
-            found.append(torch.nn.functional.normalize(seen.float(), dim=-1).cpu())
-    return torch.cat(found)

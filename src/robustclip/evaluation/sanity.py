@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,10 +27,10 @@ from robustclip.data.examples import Examples, read_examples
 from robustclip.errors import UsageError
 from robustclip.evaluation.intervals import Interval, rate
 from robustclip.evaluation.zeroshot import Candidates, ranks
-from robustclip.referees.base import TwoTower, unit
+from robustclip.referees.base import TwoTower
 from robustclip.referees.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from robustclip.referees.sentence import SentenceEncoder
-from robustclip.referees.similarity import batches, class_embeddings
+from robustclip.referees.similarity import class_embeddings, embed_images
 from robustclip.runs.rng import generator
 
 DATA: Final = EMBEDDED_DATA + "unseen-styles"
@@ -104,19 +105,20 @@ def check(referee: TwoTower, *, data: str | Path = DATA, limit: int = IMAGES, se
     _check_labels(examples)
     among = Candidates.among(examples.label_names, examples.labels, present_only=True)
     texts = class_embeddings(referee, among.names, ("{}",)).float()
-    images = _embedded(referee, examples, "as loaded")
+    embedded = partial(embed_images, referee, examples.images, batch_size=BATCH)
+    images = embedded(title="sanity, as loaded")
     hits = _hits(images, texts, among.targets)
     found: dict[str, tuple[Cause, Bool[Tensor, " n"]]] = {}
     for name in _other_activations(referee):
         with _activated(referee, name):
             other = class_embeddings(referee, among.names, ("{}",)).float()
-            answers = _hits(_embedded(referee, examples, name), other, among.targets)
+            answers = _hits(embedded(title=f"sanity, {name}"), other, among.targets)
             found[f"activation {name}"] = "activation", answers
     for name, (mean, std) in NORMALISATIONS.items():
         if not _same_statistics(referee.preprocess, mean, std):
             config = referee.preprocess.config() | {"mean": list(mean), "std": list(std)}
             with _looking(referee, Preprocess.from_config(config).to(referee.device)):
-                answers = _hits(_embedded(referee, examples, name), texts, among.targets)
+                answers = _hits(embedded(title=f"sanity, {name}"), texts, among.targets)
             found[f"normalisation {name}"] = "normalisation", answers
     better = {name: one for name, one in found.items() if _significant(one[1], hits)}
     cause, advice = _fault(better) if better else _unrelated(images, texts, among.targets, hits, seed)
@@ -191,15 +193,6 @@ def _significant(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> bool:
 
 def _hits(images: Float[Tensor, "n d"], texts: Float[Tensor, "c d"], targets: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
     return ranks(images @ texts.cpu().T, targets) == 0
-
-
-def _embedded(referee: TwoTower, examples: Examples, title: str) -> Float[Tensor, "n d"]:
-    title = f"sanity, {title}"
-    found = [
-        unit(referee.embed_images(examples.images[batch].to(referee.device), normalize=False)).cpu()
-        for batch in batches(torch.arange(len(examples)), BATCH, title)
-    ]
-    return torch.cat(found)
 
 
 def _towers(referee: TwoTower) -> list[nn.Module]:

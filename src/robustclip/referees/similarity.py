@@ -51,6 +51,19 @@ def all_cosines(
     return torch.cat(rows)
 
 
+@torch.no_grad()
+def embed_images(
+    referee: TwoTower, images: Images, *, batch_size: int, dtype: torch.dtype = torch.float32, title: str = ""
+) -> Float[Tensor, "n d"]:
+    """Unit vectors of all images in float32, on the CPU; the tower computes in `dtype`."""
+    rows = []
+    for batch in batches(torch.arange(len(images)), batch_size, title):
+        with autocast(referee.device, dtype):
+            embeddings = referee.embed_images(images[batch].to(referee.device), normalize=False)
+        rows.append(F.normalize(embeddings.float(), dim=-1).cpu())
+    return torch.cat(rows) if rows else torch.empty(0, referee.width)
+
+
 def batches(indices: Int[Tensor, " n"], batch_size: int, title: str = "") -> Iterator[Int[Tensor, " b"]]:
     """Split indices into batches; with a title under a progress bar, or one line without a terminal."""
     parts: Sequence[Tensor] = indices.split(batch_size) if len(indices) else ()

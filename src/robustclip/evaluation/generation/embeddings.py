@@ -24,15 +24,13 @@ from robustclip.attacks.gradient import attacking
 from robustclip.data.pictures import Images
 from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.zeroshot import ranks
-from robustclip.referees.base import TwoTower, unit
-from robustclip.referees.similarity import batches
-from robustclip.runs.devices import autocast
+from robustclip.referees.base import TwoTower
+from robustclip.referees.similarity import embed_images
 from robustclip.runs.rng import each
 
 BATCH = 64
 
 
-@torch.no_grad()
 def embed(
     judge: TwoTower,
     images: Images,
@@ -46,13 +44,8 @@ def embed(
     The tower computes in `dtype` and in eval mode. Raises UsageError for pixels outside [0,1], RunError for an
     embedding that is not finite.
     """
-    parts = []
     with attacking(judge):
-        for batch in batches(torch.arange(len(images)), batch_size, title):
-            with autocast(judge.device, dtype):
-                embedded = judge.embed_images(images[batch].to(judge.device), normalize=False)
-            parts.append(unit(embedded.float()).cpu())
-    embeddings = torch.cat(parts) if parts else torch.empty(0, judge.width)
+        embeddings = embed_images(judge, images, batch_size=batch_size, dtype=dtype, title=title)
     if not embeddings.isfinite().all():
         lost = int((~embeddings.isfinite().all(dim=1)).sum())
         raise RunError(

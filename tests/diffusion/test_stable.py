@@ -350,7 +350,7 @@ def test_without_a_stated_prediction_it_is_epsilon(saved: tuple[Path, Any], tmp_
 
 
 def test_sides_that_are_not_whole_in_cells(model: LatentDiffusion) -> None:
-    with pytest.raises(UsageError, check=coded("size_not_divisible", size=(15, 16), fit="16 x 16")):
+    with pytest.raises(UsageError, check=coded("size_not_divisible", size=(15, 16), fit="16x16")):
         model.encode(torch.rand(1, 3, 15, 16))
 
 

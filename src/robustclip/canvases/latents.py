@@ -63,18 +63,17 @@ def drawn_latents(
     """Sample N(0,I) latents for pictures of `size`, one generator each. Raises UsageError if the size is not a multiple
     of the cell.
     """
-    factor = autoencoder.factor
+    check_whole(size, autoencoder.factor, "cells")
+    shape = (autoencoder.channels, *(side // autoencoder.factor for side in size))
+    return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
+
+
+def check_whole(size: Sequence[int], factor: int, parts: str) -> None:
+    """Raise UsageError unless height and width are multiples of the pixels of a latent's cell, or code."""
     if any(side % factor or not side for side in size):
         fit = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
-        raise UsageError(
-            f"a picture of {size[0]}x{size[1]} is not whole in cells of {factor}x{factor} pixels: give --size {fit}",
-            "size_not_divisible",
-            size=size,
-            factor=factor,
-            fit=fit,
-        )
-    shape = (autoencoder.channels, *(side // factor for side in size))
-    return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
+        message = f"a picture of {size[0]}x{size[1]} is not whole in {parts} of {factor}x{factor} pixels: make it {fit}"
+        raise UsageError(message, "size_not_divisible", size=tuple(size), factor=factor, fit=fit)
 
 
 class Decoder(Protocol):
@@ -103,13 +102,7 @@ class Codes(Canvas):
 
     def __init__(self, decoder: Decoder, size: tuple[int, int], generators: Sequence[Generator]) -> None:
         super().__init__()
-        if any(side % decoder.factor or not side for side in size):
-            raise UsageError(
-                f"a picture of {size[0]}x{size[1]} is not whole in codes of {decoder.factor}x{decoder.factor} pixels",
-                "size_not_divisible",
-                size=size,
-                factor=decoder.factor,
-            )
+        check_whole(size, decoder.factor, "codes")
         self.decoder = [decoder]  # in a list, so that its weights are not parameters of the canvas
         self.size = size
         rows, columns = (side // decoder.factor for side in size)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustclip.canvases.latents import check_whole
 from robustclip.errors import UsageError
 from robustclip.referees.base import check_images, of_transformers
 from robustclip.referees.sentence import SentenceEncoder
@@ -230,16 +231,7 @@ class LatentDiffusion(nn.Module):
         Raises UsageError for sides that are not multiples of the cell.
         """
         check_images(images)
-        height, width = images.shape[-2:]
-        if height % self.factor or width % self.factor:
-            fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
-            raise UsageError(
-                f"pictures of {height} x {width} are not whole in cells of {self.factor} pixels: resize them, to {fit}",
-                "size_not_divisible",
-                size=(height, width),
-                factor=self.factor,
-                fit=fit,
-            )
+        check_whole(images.shape[-2:], self.factor, "cells")
         mean = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mean
         return (mean.float() - self.shift) * self.scale
 

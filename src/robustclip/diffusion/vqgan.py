@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustclip.canvases.latents import check_whole
 from robustclip.data import embedded
 from robustclip.diffusion.fitting import WEIGHTS, write_model
 from robustclip.errors import UsageError
@@ -64,16 +65,7 @@ class VQGAN(nn.Module):
         Raises UsageError for sides that are not multiples of `factor`.
         """
         check_images(images)
-        if any(side % self.factor for side in images.shape[-2:]):
-            height, width = images.shape[-2:]
-            fit = " x ".join(str(max(1, round(side / self.factor)) * self.factor) for side in (height, width))
-            raise UsageError(
-                f"pictures of {height} x {width} are not whole in codes of {self.factor} pixels: resize them, to {fit}",
-                "size_not_divisible",
-                size=(height, width),
-                factor=self.factor,
-                fit=fit,
-            )
+        check_whole(images.shape[-2:], self.factor, "codes")
         return self.model.encode(images * 2 - 1).latents
 
     def quantise(self, latents: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustclip.attacks.gradient import Losses, attacking
+from robustclip.attacks.gradient import attacking
 from robustclip.attacks.spec import AttackSpec, run_attack
 from robustclip.attacks.text import charmer, random_edits
 from robustclip.data.pictures import Images
@@ -30,8 +31,8 @@ from robustclip.runs.rng import each
 
 DEPTHS = (1, 5, 10)
 
-Objective = Callable[[Tensor], Losses]
-"""Indices of a batch (B,) -> the loss that its attack maximises."""
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B,T), matches (B,T)) -> the losses (B,) that an attack maximises."""
 
 
 @dataclass(frozen=True)
@@ -102,68 +103,43 @@ def retrieve_under_attack(
     UsageError for attacks other than PGD, which need the logits of a classifier.
     """
     spec.check_pgd("retrieval under attack")
-    own_share = _to_captions(referee, gallery, texts, dtype)
-    found_share = _to_images(referee, gallery, texts, clean, dtype)
-    worst: Recall | None = None
+    wrong = (referee.logit_scale * clean).masked_fill(gallery.matches, -torch.inf).logsumexp(0).to(texts.device)
+    found: list[tuple[Tensor, Tensor]] = []
     for restart in range(spec.restarts):
         start = title and f"{title}, start {restart + 1} of {spec.restarts}"
 
-        def scores(losses: Objective, way: str, *key: int, restart: int = restart, start: str = start) -> Tensor:
+        def scores(objective: Objective, way: str, *key: int, restart: int = restart, start: str = start) -> Tensor:
             rows = []
             for batch in batches(torch.arange(len(images)), batch_size, start and f"{start}, {way}"):
+                own = gallery.matches[batch].to(texts.device)
+
+                def loss(pixels: Tensor, own: Tensor = own) -> Tensor:
+                    return objective(referee.logit_scale * cosines(referee, pixels, texts, dtype), own)
+
                 keys = (seed, restart, int(batch[0]), *key)
-                moved = run_attack(referee, images[batch].to(texts.device), losses(batch), spec, key=keys)
+                moved = run_attack(referee, images[batch].to(texts.device), loss, spec, key=keys)
                 with torch.no_grad():
                     rows.append(cosines(referee, moved, texts, dtype).cpu())
             return torch.cat(rows)
 
-        attacked = Recall(
-            best_ranks(scores(own_share, "image to text"), gallery.matches),
-            best_ranks(scores(found_share, "text to image", 1).T, gallery.matches.T),
-        )
-        worst = attacked if worst is None else _worst(worst, attacked)
-    assert worst is not None  # an AttackSpec has at least one restart
-    return worst
+        by_images = scores(_to_captions, "image to text")
+        by_texts = scores(partial(_to_images, wrong=wrong), "text to image", 1)
+        found.append((best_ranks(by_images, gallery.matches), best_ranks(by_texts.T, gallery.matches.T)))
+    return Recall(*(torch.stack(ranks).amax(0) for ranks in zip(*found, strict=True)))
 
 
-def _to_captions(referee: TwoTower, gallery: Gallery, texts: Tensor, dtype: torch.dtype) -> Objective:
+def _to_captions(logits: Float[Tensor, "b t"], own: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
     """-log of the softmax probability of an image's captions."""
-
-    def losses(batch: Tensor) -> Losses:
-        own = gallery.matches[batch].to(texts.device)
-
-        def loss(pixels: Tensor) -> Tensor:
-            logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
-            return logits.logsumexp(1) - logits.masked_fill(~own, -torch.inf).logsumexp(1)
-
-        return loss
-
-    return losses
+    return logits.logsumexp(1) - logits.masked_fill(~own, -torch.inf).logsumexp(1)
 
 
-def _to_images(referee: TwoTower, gallery: Gallery, texts: Tensor, clean: Tensor, dtype: torch.dtype) -> Objective:
-    """-log of the softmax probability of the image among itself and clean images that do not match, mean over its
-    captions."""
-    wrong = (referee.logit_scale * clean).masked_fill(gallery.matches, -torch.inf).logsumexp(0).to(texts.device)
-
-    def losses(batch: Tensor) -> Losses:
-        own = gallery.matches[batch].to(texts.device)
-
-        def loss(pixels: Tensor) -> Tensor:
-            logits = referee.logit_scale * cosines(referee, pixels, texts, dtype)
-            # log(exp(own) + exp(wrong)) - own; 0 if no image is wrong, since the log-sum is -inf.
-            return (F.softplus(wrong - logits) * own).sum(1) / own.sum(1)
-
-        return loss
-
-    return losses
-
-
-def _worst(first: Recall, second: Recall) -> Recall:
-    return Recall(
-        torch.maximum(first.image_to_text, second.image_to_text),
-        torch.maximum(first.text_to_image, second.text_to_image),
-    )
+def _to_images(
+    logits: Float[Tensor, "b t"], own: Bool[Tensor, "b t"], wrong: Float[Tensor, " t"]
+) -> Float[Tensor, " b"]:
+    """-log of the softmax probability of the image among itself and clean images that do not match, whose log-sums are
+    `wrong`; mean over its captions."""
+    # log(exp(own) + exp(wrong)) - own; 0 if no image is wrong, since the log-sum is -inf.
+    return (F.softplus(wrong - logits) * own).sum(1) / own.sum(1)
 
 
 EDIT_DISTANCES: Final = (1, 2)

@@ -265,24 +265,14 @@ def certification(referee: TwoTower, setting: Setting, title: str) -> Findings:
     for radius in radii_to_report(setting.sigma, setting.samples):
         hits = np.array(certified.holds_at(radius, among.targets))
         findings.measurements.append(Measurement(f"certified at l2:{radius:g}{choice}", noise, hits))
-    findings.predictions = [
-        {
-            "attack": noise,
-            "id": name,
-            "label": among.names[target],
-            "prediction": None if label == ABSTAINED else among.names[label],
-            "radius": radius,
-            "bound": bound,
-        }
-        for name, target, label, radius, bound in zip(
-            examples.ids,
-            among.targets.tolist(),
-            certified.labels.tolist(),
-            certified.radii.tolist(),
-            certified.bounds.tolist(),
-            strict=True,
-        )
-    ]
+    findings.add_predictions(
+        attack=noise,
+        id=examples.ids,
+        label=[among.names[target] for target in among.targets.tolist()],
+        prediction=[None if label == ABSTAINED else among.names[label] for label in certified.labels.tolist()],
+        radius=certified.radii.tolist(),
+        bound=certified.bounds.tolist(),
+    )
     return findings
 
 

@@ -243,10 +243,7 @@ def forced_choice(referee: TwoTower, setting: Setting, title: str) -> Findings:
             title=f"{title} {name}",
         )
         found.measurements.append(Measurement("2AFC", name, answers))
-        found.predictions += [
-            {"attack": name, "id": one, "right": right}
-            for one, right in zip(triplets.ids, answers.tolist(), strict=True)
-        ]
+        found.add_predictions(attack=name, id=triplets.ids, right=answers.tolist())
     return found
 
 

@@ -94,6 +94,12 @@ class Findings:
     measurements: list[Measurement] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
+    def add_predictions(self, **columns: str | Sequence[Any]) -> None:
+        """Add an entry per sample, with its value of each column; a text is the value of all."""
+        count = next(len(values) for values in columns.values() if not isinstance(values, str))
+        each = [[values] * count if isinstance(values, str) else values for values in columns.values()]
+        self.predictions += [dict(zip(columns, row, strict=True)) for row in zip(*each, strict=True)]
+
 
 @dataclass(frozen=True)
 class Row:

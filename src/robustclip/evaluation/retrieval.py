@@ -170,10 +170,7 @@ def edits(referee: TwoTower, setting: Setting, title: str) -> Findings:
     def note(attack: str, shown: list[str]) -> None:
         scores = margins(shown, range(len(shown)))
         found.measurements.append(Measurement(EDITS_METRIC, attack, (scores < 0).numpy()))
-        found.predictions += [
-            {"attack": attack, "id": text, "text": now, "margin": -score}
-            for text, now, score in zip(texts, shown, scores.tolist(), strict=True)
-        ]
+        found.add_predictions(attack=attack, id=texts, text=shown, margin=(-scores).tolist())
 
     note(CLEAN, texts)
     streams = each(setting.seed, "random edits", ids=texts)

@@ -59,18 +59,13 @@ def zero_shot(referee: TwoTower, setting: Setting, title: str) -> Findings:
             hits = (predicted.ranks < k).numpy()
             findings.measurements.append(Measurement(f"top-{k}{choice}", attack, hits))
             per_ball.setdefault((ball, k), []).append(hits)
-        findings.predictions += [
-            {
-                "attack": attack,
-                "id": name,
-                "label": among.names[target],
-                "rank": rank,
-                "predictions": [among.names[index] for index in top],
-            }
-            for name, target, rank, top in zip(
-                examples.ids, among.targets.tolist(), predicted.ranks.tolist(), predicted.top.tolist(), strict=True
-            )
-        ]
+        findings.add_predictions(
+            attack=attack,
+            id=examples.ids,
+            label=[among.names[target] for target in among.targets.tolist()],
+            rank=predicted.ranks.tolist(),
+            predictions=[[among.names[index] for index in top] for top in predicted.top.tolist()],
+        )
 
     clean = predictions(_clean_cosines(referee, classes, setting, title), among.targets)
     note(CLEAN, clean)
@@ -135,10 +130,7 @@ def retrieval(referee: TwoTower, setting: Setting, title: str) -> Findings:
         ):
             for k in DEPTHS:
                 findings.measurements.append(Measurement(f"{way} recall@{k}", attack, (ranks < k).numpy()))
-            findings.predictions += [
-                {"attack": attack, "way": way, "id": query, "rank": rank}
-                for query, rank in zip(queries, ranks.tolist(), strict=True)
-            ]
+            findings.add_predictions(attack=attack, way=way, id=queries, rank=ranks.tolist())
 
     clean = _clean_cosines(referee, texts, setting, title)
     note(CLEAN, recall(clean, gallery.matches))
@@ -170,11 +162,10 @@ def gradients(referee: TwoTower, setting: Setting, title: str) -> Findings:
     ).numpy()
     if not np.isfinite(shares).any():
         raise RunError(f"all input gradients are zero or not finite ({title})")
-    entries = [
-        {"attack": CLEAN, "id": name, "prompt": prompt, LOW_FREQUENCY: share if np.isfinite(share) else None}
-        for name, prompt, share in zip(examples.ids, prompts, shares.tolist(), strict=True)
-    ]
-    return Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)], entries)
+    findings = Findings([Measurement(LOW_FREQUENCY, CLEAN, shares)])
+    defined = [share if np.isfinite(share) else None for share in shares.tolist()]
+    findings.add_predictions(attack=CLEAN, id=examples.ids, prompt=prompts, **{LOW_FREQUENCY: defined})
+    return findings
 
 
 def pag(referee: TwoTower, setting: Setting, title: str) -> Findings:
@@ -202,19 +193,14 @@ def pag(referee: TwoTower, setting: Setting, title: str) -> Findings:
     for attack, chosen in parts.items():
         places, firsts = (torch.cat([getattr(part, name) for part in chosen]) for name in ("ranks", "first"))
         findings.measurements.append(Measurement(metric, attack, (places == 0).numpy()))
-        findings.predictions += [
-            {
-                "attack": attack,
-                "id": name,
-                "own": truth,
-                "target": pairs.names[target],
-                "prediction": pairs.names[first],
-                "rank": rank,
-            }
-            for name, truth, target, first, rank in zip(
-                examples.ids, own, pairs.targets.tolist(), firsts.tolist(), places.tolist(), strict=True
-            )
-        ]
+        findings.add_predictions(
+            attack=attack,
+            id=examples.ids,
+            own=own,
+            target=[pairs.names[target] for target in pairs.targets.tolist()],
+            prediction=[pairs.names[first] for first in firsts.tolist()],
+            rank=places.tolist(),
+        )
     return findings
 
 
@@ -360,7 +346,6 @@ def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits
     """Measurements by metric and attack; a blob's are reported too, and subtracted image by image."""
     findings = Findings()
     values = {key: torch.cat(some) for key, some in parts.items()}
-    ids = setting.examples.ids
     for (metric, attack), outcomes in values.items():
         if attack == BLOB:
             own = values[metric, CLEAN]
@@ -370,10 +355,8 @@ def _findings(parts: dict[tuple[str, str], list[Tensor]], setting: Setting, hits
             findings.measurements.append(_measurement(name, CLEAN, own - outcomes, hit=False))
         else:
             findings.measurements.append(_measurement(named(metric, setting), attack, outcomes, metric == hits))
-        findings.predictions += [
-            {"metric": metric, "attack": attack, "id": id_, "value": None if value != value else value}
-            for id_, value in zip(ids, outcomes.tolist(), strict=True)
-        ]
+        defined = [None if value != value else value for value in outcomes.tolist()]
+        findings.add_predictions(metric=metric, attack=attack, id=setting.examples.ids, value=defined)
     return findings
 
 

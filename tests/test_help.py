@@ -82,13 +82,13 @@ def test_verbs_come_in_the_order_of_work() -> None:
     ids=["help", "after others", "twice", "what looks like a value"],
 )
 def test_what_follows_two_dashes_is_no_flag(words: list[str], prompts: list[str]) -> None:
-    command = TypedCommand("paint", lambda: (_paints, None), summary="", show=str)
+    command = TypedCommand("paint", lambda: _paints, summary="", show=str)
     context = command.make_context("paint", words)
     assert context.params["arguments"]["prompt"] == prompts
 
 
 def test_after_two_dashes_nothing_is_taken_where_nothing_is_positional() -> None:
-    command = TypedCommand("attack", lambda: (_attacks, None), summary="", show=str)
+    command = TypedCommand("attack", lambda: _attacks, summary="", show=str)
     with pytest.raises(UsageError, match="--quick: unexpected argument"):
         command.make_context("attack", ["--eps", "2/255", "--", "--quick"])
     with pytest.raises(click.BadOptionUsage, match="--texts"):
@@ -128,7 +128,7 @@ def test_shells_complete_verbs_recipes_and_flags(words: str, offered: set[str]) 
 
 
 def test_shells_complete_the_words_that_a_type_names() -> None:
-    command = TypedCommand("paint", lambda: (_paints, None), summary="", show=str)
+    command = TypedCommand("paint", lambda: _paints, summary="", show=str)
     context = command.make_context("paint", ["--steps"], resilient_parsing=True)
     way = next(option for option in command.params if option.name == "way")
     assert [item.value for item in way.shell_complete(context, "")] == ["a", "bc"]

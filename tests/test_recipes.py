@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_a_preset_is_another_recipe_with_other_defaults(recipe_file: Path, tmp_p
 
 @pytest.mark.parametrize("recipe", recipes.available("robustify"), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_keep_the_contract(recipe: recipes.Recipe) -> None:
-    function, _ = recipe.load()
+    function = recipe.load()
     assert recipe.summary
     assert f"robustclip robustify {recipe.name}" in (function.__doc__ or ""), "the docstring holds the command"
 
@@ -149,3 +150,23 @@ def test_a_summary_is_a_whole_sentence(tmp_path: Path, docstring: str, summary: 
     path = tmp_path / "one.py"
     path.write_text(f'def recipe():\n    """{docstring}"""\n')
     assert recipes.find(str(path), "robustify").summary == summary
+
+
+EVERY = [
+    one for verb in ("align", "evaluate", "pretrain", "robustify", "synthesize") for one in recipes.available(verb)
+]
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.full_name)
+def test_flags_given_beside_quick_win_over_its_values(recipe: recipes.Recipe) -> None:
+    function = inspect.unwrap(recipe.load())
+    shrunk = {name: value for name, value in function.__globals__["QUICK"].items() if not callable(value)}
+    verb, needed = recipe.path.parent.name, {"emoji-diffusion": {"vae": "vae"}}
+    common = {"prompt": ["a cat"]} if verb == "synthesize" else needed.get(recipe.name, {})
+    quick, faults = recipe.bind({"quick": True, **common})
+    assert not faults
+    assert shrunk.items() <= quick.items()
+    plain = recipe.bind(common)[0]
+    given = {name: plain[name] for name in shrunk}
+    assert given.items() <= recipe.bind({"quick": True, **common, **given})[0].items()
+    assert any(value != plain[name] for name, value in shrunk.items())

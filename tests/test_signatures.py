@@ -39,6 +39,7 @@ def test_text_is_read_as_the_types_say() -> None:
         "step_size": "1e-2",
         "norm": "linf",
         "sizes": ["1", "2"],
+        "pairs": "2",
         "out": "runs/x",
         "quick": True,
     }
@@ -93,7 +94,8 @@ def test_a_default_may_be_at_fault(tmp_path: Path) -> None:
     assert bind(writes, {"out": tmp_path / "new"}) == ({"out": tmp_path / "new"}, [])
 
 
-def in_pixels(norm: str, step_size: float) -> Iterator[UsageError]:
+def faults(norm: str, step_size: float) -> Iterator[UsageError]:
+    """Which `bind` finds here, in the module of `command`."""
     if norm == "linf" and step_size >= 1:
         yield UsageError(f"{step_size} is no step for linf", "step_in_255", step_size=step_size)
 
@@ -109,8 +111,34 @@ def in_pixels(norm: str, step_size: float) -> Iterator[UsageError]:
     ids=["illegal", "legal", "legal by default", "silent beside a fault of its own"],
 )
 def test_illegal_pairs(given: dict[str, object], expected: list[str]) -> None:
-    _, faults = bind(command, given | {"names": ["a"]}, pairs=in_pixels)
-    assert [fault.code for fault in faults] == expected
+    _, found = bind(command, given | {"names": ["a"]})
+    assert [fault.code for fault in found] == expected
+
+
+QUICK = {"steps": 2, "sizes": [8], "pairs": lambda call: 4 if call["norm"] == "linf" else call["pairs"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "expected"),
+    [
+        ({}, {}, (10, [64], 2)),
+        ({"quick": False, "steps": 3}, {}, (3, [64], 2)),
+        ({"quick": True}, {}, (2, [8], 2)),
+        ({"quick": True, "steps": "3"}, {}, (3, [8], 2)),
+        ({"quick": True, "norm": "linf"}, {}, (2, [8], 4)),
+        ({"quick": True, "norm": "linf", "pairs": 6}, {}, (2, [8], 6)),
+        ({"quick": True, "sizes": [16]}, {"steps": 500, "sizes": [32]}, (2, [16], 2)),
+        ({}, {"steps": 500, "quick": True}, (500, [8], 2)),
+        ({"steps": 7}, {"steps": 500, "quick": True}, (7, [8], 2)),
+        ({"quick": False}, {"steps": 500, "quick": True}, (500, [64], 2)),
+    ],
+)
+def test_values_of_quick_yield_to_what_is_given_beside_it(
+    given: dict[str, object], file: dict[str, object], expected: tuple[object, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(as_config(file))
+    arguments, found = bind(command, {"names": ["a"], "config": tmp_path / "run.yaml", **given})
+    assert (arguments["steps"], arguments["sizes"], arguments["pairs"], found) == (*expected, [])
 
 
 def test_a_config_file_holds_arguments_that_the_call_overrides(tmp_path: Path) -> None:

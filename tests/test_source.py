@@ -40,7 +40,7 @@ def test_what_help_shows_is_what_is_called(words: str) -> None:
     command = LEAVES[words]
     assert command.describe is not None
     described = command.describe()
-    function, _ = command.load()
+    function = command.load()
     parameters = signatures.of_signature(described.signature, words)
     assert list(map(shown, parameters)) == list(map(shown, signatures.parameters(function)))
     assert described.doc == inspect.getdoc(function)

@@ -57,6 +57,10 @@ REAL: Final = 256
 """Real pictures for --real-share, encoded once."""
 SHOWN, VALIDATED = 6, 12  # prompts
 
+QUICK: Final = {"count": 2, "samples": 2, "sampling_steps": 2, "steps": 2, "batch_size": 4, "save_every": 1} | {
+    "validate_every": lambda call: call["validate_every"] and 1
+}
+
 
 def recipe(
     *,
@@ -111,9 +115,6 @@ def recipe(
     Deviations: in later rounds the adapter is trained on, with a new optimiser (the paper does not say); texts are
     not dropped. --mode released follows MI-TUNE's code where it differs from the paper.
     """
-    if quick:
-        count, samples, sampling_steps, steps, batch_size, save_every = 2, 2, 2, 2, 4, 1
-        validate_every = validate_every and 1
     arguments = dict(locals())
     ddim = 2 if quick else 50
     variant, place = VARIANTS[mode], pick_device(device)
@@ -193,7 +194,6 @@ def faults(
     stop_by: str | None,
     adapt_text: bool,
     merge: bool,
-    quick: bool,
 ) -> Iterator[UsageError]:
     """Faults of combinations of arguments."""
     if keep > samples:
@@ -206,7 +206,7 @@ def faults(
         )
     if stop_by is not None and validate_every is None:
         yield UsageError("--stop-by needs validations: give e.g. --validate-every 10", "no_validation")
-    if validate_every is not None and validate_every > steps and not quick:
+    if validate_every is not None and validate_every > steps:
         message = f"--validate-every {validate_every} of --steps {steps}: there would be no validation"
         yield UsageError(message, "no_validation", validate_every=validate_every, steps=steps)
 

@@ -33,6 +33,8 @@ CHANGES: Final[dict[str, dict[str, Any]]] = {
     "from noise": {"init": "noise"},
 }
 
+QUICK: Final = {"prompts": 6, "batch_size": 4}
+
 
 def recipe(
     *,
@@ -56,8 +58,6 @@ def recipe(
     same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.md, results.json and
     contact_sheet.png.
     """
-    if quick:
-        prompts, batch_size = 6, 4
     arguments = dict(locals())
     everything = [one.prompt for one in embedded_prompts()]
     changes = CHANGES | {f"guided by {other}": {"referee": [other]} for other in others}

@@ -39,6 +39,10 @@ PartName = Literal["text", "samplers", "vocabulary", "exemplars", "aesthetics", 
 ALL: Final[list[PartName]] = ["text", "samplers", "vocabulary", "exemplars", "aesthetics", "curve", "chain"]
 PAIRS: Final = ("text", "samplers", "curve", "chain")  # parts of pairs of things, which judges of pairs read
 
+QUICK: Final = dict.fromkeys(("chain_steps", "crops", "rcp_steps", "prompts", "few", "subjects", "given"), 2) | {
+    "steps": 1
+}
+
 
 def recipe(
     *,
@@ -80,9 +84,6 @@ def recipe(
     `--resume` continues a stopped run. Writes table.md, results.json, contact sheets and all pictures.
     """
     seeds = seeds if seed is None else [seed]
-    if quick:
-        steps, chain_steps, crops, rcp_steps = 1, 2, 2, 2
-        prompts, few, subjects, given = min(prompts, 2), min(few, 2), min(subjects, 2), min(given, 2)
     arguments = dict(locals())
     place = pick_device(device)
     jury = load_named(judges, device=place)

@@ -59,7 +59,7 @@ OTHERS: Final[Evaluations] = {
     **{f"certified-{sigma}": (RESNETS, CERTIFIED | {"sigma": sigma, "samples": 200}) for sigma in (0.25, 0.5)},
 }
 STUDIES: Final = SIGNED | OTHERS
-QUICK: Final = ["judges", "pag-at-4"]
+QUICK: Final = {"studies": ["judges", "pag-at-4"], "limit": 4}
 
 
 def recipe(
@@ -82,8 +82,6 @@ def recipe(
     Each study is one call of `evaluate`, kept in a folder of its own; `--resume` goes on, also within an attack. About
     three hours on two cores. Writes table.md. Paintings by smoothed guides: `reproduce ablation --others`.
     """
-    if quick:
-        studies, limit = studies or QUICK, 4
     arguments = dict(locals())
     for name in studies:
         if name not in STUDIES:

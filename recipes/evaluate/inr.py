@@ -28,6 +28,8 @@ CANVASES: Final[dict[str, dict[str, Any]]] = {
     "INR, corrected": {"recipe": "inr", "reference": "emoji/guide-styles"},
 }
 
+QUICK: Final = {"prompts": 6, "batch_size": 4}
+
 
 def recipe(
     *,
@@ -52,8 +54,6 @@ def recipe(
     and drawings of other names (0); hacking is the guide's minus the mean of the judges'. Three seconds a picture on
     one core. Writes table.md, results.json, judgement.json (Frechet distance, CMMD), contact_sheet.png, all pictures.
     """
-    if quick:
-        prompts, batch_size = 6, 4
     arguments = dict(locals())
     everything = [one.prompt for one in embedded_prompts()]
     texts = some_prompts(prompts)

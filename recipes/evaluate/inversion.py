@@ -90,7 +90,7 @@ HEADLINE: Final = [
     *("both", "vlm", "sds", "sample-7.5", "sample-30", "copies-0", "vlm-copies-0"),
     *("referee-vanilla", "referee-robust", "referee-blip2+robust"),
 ]
-QUICK: Final = ["both", "sample-7.5"]
+QUICK: Final = {"prompts": 2, "steps": 3, "copies": 2, "cells": ["both", "sample-7.5"]}
 BASE, NOISE, REAL = "both", "decoded noise", "real scenes"
 COPIES: Final = 30  # of the loss over augmented copies (Table 2)
 SPLIT: Final = "unseen-styles"  # of the real scenes: no guide and no diffusion model saw drawings of it
@@ -132,9 +132,6 @@ def recipe(
     results.json, contact_sheet.png, and all pictures with a sheet of each cell.
     """
     seeds = seeds if seed is None else [seed]
-    if quick:
-        prompts, steps, copies = min(prompts, 2), 3, min(copies, 2)
-        cells = QUICK if cells == HEADLINE else cells
     arguments = dict(locals())
     if resume is not None:
         asked = resumed_rows(resume, arguments, same=ASKED, rows="cells")

@@ -84,6 +84,11 @@ class Setting:
     seed: int
 
 
+QUICK: Final = {"samples": 3, "scenes": 1, "draws": 1, "batch_size": 4} | dict.fromkeys(
+    ("prompts", "sampling_steps", "pictures_steps", "repeated", "trained_on", "tune_steps"), 2
+)
+
+
 def recipe(
     *,
     parts: Annotated[list[Part], "what to measure, see below"] = ["ranks"],  # noqa: B006
@@ -133,9 +138,6 @@ def recipe(
     What is done is kept, and --resume goes on, with more of anything too. Writes ranks.txt and ranks.json, and of tune
     table.txt, results.json, contact_sheet.png.
     """
-    if quick:
-        prompts, samples, scenes, sampling_steps, draws, pictures_steps, repeated = 2, 3, 1, 2, 1, 2, 2
-        trained_on, tune_steps, batch_size = 2, 2, 4
     arguments = dict(locals())
     place = pick_device(device)
     loaded = partial(load_diffusion, device=place, dtype=dtype)

@@ -65,6 +65,9 @@ ROWS: Final = [
 units of eps. A step with PGD-2 costs 7/3 of one without (planning.costs), which is what `vanilla-equal-time` is given
 more."""
 
+SMALL: Final = {"seeds": 1, "images": 8, "prompts": 0, "strong_attack": "apgd-ce:2", "steps": 20, "batch_size": 16}
+QUICK: Final = SMALL | {"rows": [row.name for row in ROWS[:2]]}
+
 
 def recipe(
     *,
@@ -95,10 +98,6 @@ def recipe(
     R-Precision of paintings, by emoji-judge. About three hours on two cores; `--resume` goes on where it was stopped.
     Writes result.json for each row and seed, and table.md.
     """
-    if quick:
-        rows = [row.name for row in chosen_rows(rows)[:2]]
-        seeds, images, prompts, strong_attack = 1, 8, 0, "apgd-ce:2"
-        steps, batch_size = 20, 16  # which --quick makes of every row
     arguments = dict(locals())
     chosen = chosen_rows(rows)
     run = Run.start(out, resume, recipe="robustness", arguments=arguments, verb="reproduce")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -59,6 +59,14 @@ class Cell:
         return replace(self, optimised=False)
 
 
+QUICK: Final = dict.fromkeys(("steps", "views", "stroke_steps", "vqgan_steps", "styler_steps", "slow_pictures"), 2) | {
+    "canvas": ["pixels", "strokes", "vqgan", "styler"],
+    "pictures": 12,
+    "candidates": [10],
+    "batch_size": 16,
+}
+
+
 def recipe(
     *,
     control: Annotated[str, "non-robust guide of equal training time"] = "emoji-vanilla-long",
@@ -99,10 +107,6 @@ def recipe(
     views are in proportion to 64 pixels: a tenth of the papers'. Writes table.txt, table.md, results.json (R-Precision,
     cosines by judges with preferences, seconds, and how restyled drawings moved), contact sheets, and all pictures.
     """
-    if quick:
-        steps, views, stroke_steps, vqgan_steps, styler_steps, batch_size = 2, 2, 2, 2, 2, 16
-        canvas = [one for one in canvas if one != "pyramid"]
-        pictures, slow_pictures, candidates = min(pictures or 12, 12), 2, [10]
     arguments = dict(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -20,6 +20,8 @@ from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.synthesis.painted import Result
 
 METRICS = ("frechet", "cmmd", "label-score", "clipscore", "cosine")
+
+QUICK: Final = {"seeds": 1, "steps": 2, "views": 2, "batch_size": 16}
 
 
 def recipe(
@@ -50,8 +52,6 @@ def recipe(
     on their labels: a network trained on photographs says little of emoji. About 25 minutes on two cores; `--resume`
     goes on. Writes table.txt, judgement.json and .csv, pictures.json, contact_sheet.png, and all pictures.
     """
-    if quick:
-        seeds, steps, views, batch_size = 1, 2, 2, 16
     arguments = dict(locals())
     names = [one for one in embedded_prompts() if one.concept is not None]
     run = Run.start(out, resume, recipe="table2", arguments=arguments, verb="reproduce")

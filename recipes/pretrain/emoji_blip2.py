@@ -29,6 +29,8 @@ from robustclip.views.views import Draws
 SIZES: Final = {"hidden": 128, "layers": 4, "heads": 4, "queries": 16, "shared": 64}
 ATTACK_STEPS: Final = 2
 
+QUICK: Final = {"steps": 4, "batch_size": 8, "save_every": 2, "hidden": 32, "layers": 2, "heads": 2, "queries": 4}
+
 
 def recipe(
     *,
@@ -71,10 +73,6 @@ def recipe(
     A robust pair reader is tuned on a robust tower under attack: --start emoji-blip2 --tower emoji-robust --eps 1.5.
     With --eps it is measured under attack too, by PGD-20.
     """
-    if quick:
-        steps, batch_size, save_every = 4, 8, 2
-    if quick and start is None:
-        hidden, layers, heads, queries = 32, 2, 2, 4
     arguments = dict(locals())
     measured, pgd_steps = (40, 2) if quick else (400, 20)
     place = pick_device(device)

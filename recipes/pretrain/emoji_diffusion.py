@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -19,6 +19,8 @@ from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
 
 DROPPED = 0.1  # share of captions that are left out, for guidance
+
+QUICK: Final = {"steps": 4, "batch_size": 8, "channels": [32, 32], "save_every": 2}
 
 
 def recipe(
@@ -50,8 +52,6 @@ def recipe(
     supervision of cross-attention (after TokenCompose) are ours. The folder is diffusers', without a text tower: that
     of the package is named in its card.
     """
-    if quick:
-        steps, batch_size, channels, save_every = 4, 8, [32, 32], 2
     arguments = dict(locals())
     place = pick_device(device)
     kind = pick_dtype(dtype, place)

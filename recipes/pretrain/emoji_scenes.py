@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator, seeded
 
 SIZES = (64, 96)  # of the scenes, in turns: what is generated here has either
+
+QUICK: Final = {"steps": 4, "batch_size": 4, "measured": 4, "save_every": 2}
 
 
 def recipe(
@@ -51,8 +53,6 @@ def recipe(
     boxes, colours, nouns and textures from compositions that are drawn on the fly, half of them blurred and noisy. Its
     answers are calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
-    if quick:
-        steps, batch_size, measured, save_every = 4, 4, 4, 2
     arguments = dict(locals())
     place = pick_device(device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -14,6 +14,8 @@ from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
+
+QUICK: Final = {"steps": 4, "batch_size": 8, "channels": [16, 16, 16, 16], "save_every": 2}
 
 
 def recipe(
@@ -42,8 +44,6 @@ def recipe(
     sizes, rates and the perceptual distance (features of emoji-vanilla, for the last third) are ours. Eight channels,
     where Stable Diffusion has 4: a picture of 64 pixels has few cells.
     """
-    if quick:
-        steps, batch_size, channels, save_every = 4, 8, [16, 16, 16, 16], 2
     arguments = dict(locals())
     place = pick_device(device)
     referee = load_referee(features, device=str(place)).eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -21,6 +21,8 @@ from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+
+QUICK: Final = {"split": "judge-heldback", "steps": 20, "batch_size": 32, "warmup": 5, "evaluate_every": 20}
 
 
 def recipe(
@@ -66,8 +68,6 @@ def recipe(
 
     All values are ours.
     """
-    if quick:
-        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 32, 5, 20
     arguments = dict(locals())
     target = pick_device(device)
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)

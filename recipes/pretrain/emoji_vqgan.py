@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -15,6 +15,8 @@ from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 from robustclip.runs.rng import generator
+
+QUICK: Final = {"steps": 4, "batch_size": 8, "channels": [16, 16, 16], "codes": 32, "save_every": 2}
 
 
 def recipe(
@@ -41,8 +43,6 @@ def recipe(
     method is Esser et al. 2021; sizes, rates and the perceptual distance (features of emoji-vanilla, for there is no
     VGG here) are ours. The adversary joins for the last third.
     """
-    if quick:
-        steps, batch_size, channels, codes, save_every = 4, 8, [16, 16, 16], 32, 2
     arguments = dict(locals())
     split = "judge-heldback" if quick else "guide-styles"
     place = pick_device(device)

@@ -26,6 +26,18 @@ from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 DOWNLOADED: Final = ("ViT-B-32:laion2b_s34b_b79k", "ViT-B-16:laion2b_s34b_b88k", "convnext_base_w:laion2b_s13b_b82k")
 """Where this recipe and its ablations start, which --quick does without."""
 
+QUICK: Final = {
+    "start": lambda call: "emoji-vanilla" if call["start"] in DOWNLOADED else call["start"],
+    "steps": 20,
+    "batch_size": 16,
+    "warmup": 5,
+    "evaluate_every": 20,
+    "workers": 0,
+    "lr": 1e-3,
+    "attack_steps": 2,
+}
+"""The same run on the embedded set; from a small referee, unless another is asked for."""
+
 
 def recipe(
     *,
@@ -87,10 +99,6 @@ def recipe(
     steps and step size (2.5 eps / steps), random start, LAION's share. From its text: frozen text tower, the whole
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
     """
-    if quick:  # the same run on the embedded set; from a small referee, unless another is asked for
-        start = "emoji-vanilla" if start in DOWNLOADED else start
-        steps, batch_size, warmup, evaluate_every, workers, lr = 20, 16, 5, 20, 0, 1e-3
-        attack_steps = min(attack_steps, 2)
     arguments = dict(locals())
     target = pick_device(device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -21,6 +21,8 @@ from robustclip.robustification.monitor import save_trained
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, is_folder
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+
+QUICK: Final = {"steps": 20, "batch_size": 16, "warmup": 5, "triplets": 64, "attack_steps": 2}
 
 
 def recipe(
@@ -63,8 +65,6 @@ def recipe(
     text, and zero-shot accuracy falls: emoji-robust's top-1 from 40.0% to 10.5% (docs/robustness.md). Margin, rank,
     alpha, Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
     """
-    if quick:
-        steps, batch_size, warmup, triplets, attack_steps = 20, 16, 5, min(triplets, 64), min(attack_steps, 2)
     arguments = dict(locals())
     target = pick_device(device)
     referee = load_referee(start, device=str(target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -22,6 +22,19 @@ from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+
+QUICK: Final = {
+    "split": "judge-heldback",
+    "steps": 20,
+    "batch_size": 16,
+    "warmup": 5,
+    "evaluate_every": 20,
+    "energy_steps": 2,
+    "attack_steps": 2,
+    "step_size": lambda call: call["step_size"] if call["attack_steps"] <= 2 else None,
+    # A batch's own statistics move embeddings more than 20 steps bring them back.
+    "frozen_statistics": lambda call: call["frozen_statistics"] or call["objective"] == "fare",
+}
 
 
 def recipe(
@@ -83,11 +96,6 @@ def recipe(
     64x64 pixels (RMS 0.018; CLIPAG's 1.5 at 224x224 is 0.0039), and the attack takes 2 steps. Values that CLIPAG does
     not state (lr, schedule, steps) are ours.
     """
-    if quick:
-        split, steps, batch_size, warmup, evaluate_every = "judge-heldback", 20, 16, 5, 20
-        attack_steps, step_size = min(attack_steps, 2), step_size if attack_steps <= 2 else None
-        energy_steps = min(energy_steps, 2)
-        frozen_statistics |= objective == "fare"  # a batch's own move embeddings more than 20 steps bring them back
     arguments = dict(locals())
     target = pick_device(device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
@@ -126,10 +134,9 @@ def faults(
     warm_start: bool,
     energy: float,
     batch_size: int,
-    quick: bool,
 ) -> Iterator[str]:
     contrastive = [name for name in (objective, attack_objective) if name in ("clip", "siglip")]
-    if batch_size < 2 and (contrastive or energy) and not quick:
+    if batch_size < 2 and (contrastive or energy):
         yield one_pair(contrastive[0] if contrastive else "energy")
     attacked_by = objective if attack_objective == "same" else attack_objective
     flat = ("fare", "trades", "divergence", *(["agft"] if temperature == 1 else []))

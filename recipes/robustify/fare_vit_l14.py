@@ -24,6 +24,22 @@ from robustclip.runs.folder import ResumeFrom, Run, RunFolder
 DOWNLOADED: Final = "ViT-L-14:openai"
 """Where this recipe and its ablation start, which --quick does without."""
 
+QUICK: Final = {
+    "start": lambda call: "emoji-vanilla" if call["start"] == DOWNLOADED else call["start"],
+    "steps": 20,
+    "batch_size": 16,
+    "warmup": 5,
+    "evaluate_every": 20,
+    "workers": 0,
+    "lr": 1e-3,
+    "step_size": None,
+    "eps": 8 / 255,
+    "attack_steps": 2,
+    "grad_clip": 1.0,
+    "frozen_statistics": True,  # a ViT has none: with those of a batch, embeddings move whatever is learned
+}
+"""The same run on the embedded set; from a small referee, unless another is asked for."""
+
 
 def recipe(
     *,
@@ -77,11 +93,6 @@ def recipe(
     the last weights. Its README's warm-up is 1,400 steps, its script's default 14,000. Differences: no weight
     decay of gains and biases; momentum on normalised gradients, of which the sign is taken.
     """
-    if quick:  # the same run on the embedded set; from a small referee, unless another is asked for
-        start = "emoji-vanilla" if start == DOWNLOADED else start
-        steps, batch_size, warmup, evaluate_every, workers, lr = 20, 16, 5, 20, 0, 1e-3
-        step_size, eps, attack_steps, grad_clip = None, 8 / 255, 2, 1.0
-        frozen_statistics = True  # a ViT has none: with those of a batch, embeddings move whatever is learned
     arguments = dict(locals())
     data = data or EMBEDDED
     target = pick_device(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -21,6 +21,8 @@ from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, read_lines
 from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+
+QUICK: Final = {"steps": 20, "batch_size": 16, "warmup": 5, "samples": 2}
 
 
 def recipe(
@@ -64,8 +66,6 @@ def recipe(
     embedded world and one CPU core, and ours; the captions are those of the guide styles, without the held-out
     concepts.
     """
-    if quick:
-        steps, batch_size, warmup, samples = 20, 16, 5, min(samples, 2)
     arguments = dict(locals())
     target = pick_device(device)
     computed = pick_dtype(dtype, target)

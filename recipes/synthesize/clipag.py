@@ -4,7 +4,7 @@ mixture."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -24,6 +24,8 @@ from robustclip.views import GaussianNoise, RandomCrop, View, Views, diffaug, nu
 Augment = Literal["nudges", "diffaug", "none"]
 NUDGES: tuple[View, ...] = nudges((-0.2, 0.2), (0.3, 1.7), (0.7, 1.3), (-25.0, 25.0), 0.15, (0.6, 1.3))
 """Wider than training augmentation, which suppresses details that only one view shows."""
+
+QUICK: Final = {"steps": 6, "views": 2, "candidates": 50, "batch_size": 4}
 
 
 def recipe(
@@ -69,8 +71,6 @@ def recipe(
     in batches), and 1,000 init candidates per seed. Differences from the paper: docs/synthesis.md; results:
     docs/painting.md (R-Precision among 10 names 90% on 200 prompts, by emoji-judge).
     """
-    if quick:
-        steps, views, candidates, batch_size = 6, 2, 50, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipag", arguments, views=views + patches)
     guides = session.guides

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -21,6 +21,8 @@ from robustclip.synthesis.terms import MEAN, Stream, Term, Terms, ZeroBelowQuant
 from robustclip.views import Clamp, GaussianNoise, RandomCrop, Views, diffaug
 
 CROP = 128 / 224  # the notebook's crops, as a share of the picture's side
+
+QUICK: Final = {"steps": 6, "views": 2, "patches": 2, "candidates": 60, "batch_size": 4}
 
 
 def recipe(
@@ -66,8 +68,6 @@ def recipe(
     Tiny-ImageNet, ours of emoji or of your images (robustclip mixture fit); gradients are clipped per picture, where
     the notebook has one picture; its precision is --dtype float16.
     """
-    if quick:
-        steps, views, patches, candidates, batch_size = 6, 2, 2, 60, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipag-faithful", arguments, views=views + patches)
     guides = session.guides

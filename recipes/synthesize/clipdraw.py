@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -48,6 +48,9 @@ def _init(text: str) -> str:
     else:
         load_image(text)
     return text
+
+
+QUICK: Final = {"steps": 6, "strokes": 16, "views": 2, "batch_size": 4}
 
 
 def recipe(
@@ -100,8 +103,6 @@ def recipe(
     width, number and rates of strokes are ours. CLIPDraw's are `--steps 1000 --no-normalise --strokes 256 --width 1
     --points-lr 1 --widths-lr 0.1 --colours-lr 0.01`. CLIPDraw + CLIPAG changes only `--referee`.
     """
-    if quick:
-        steps, strokes, views, batch_size = 6, 16, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("clipdraw", arguments, views=views)
     guides, unit = session.guides, min(session.size) / NATIVE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -52,6 +52,8 @@ def read_content(name: str) -> torch.Tensor:
 
 
 Contents = Annotated[list[str], AfterValidator(_contents), "pictures to restyle: files, or emoji:NAME"]
+
+QUICK: Final = {"steps": 4, "patches": 2, "batch_size": 4}
 
 
 def recipe(
@@ -107,8 +109,6 @@ def recipe(
     ImageNet's 80 templates, and stretches saved pictures to the full range. --canvas pixels is CLIPAG's ablation, whose
     rate is not published.
     """
-    if quick:
-        steps, patches, batch_size = 4, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
     named, contents = _pictures([one.prompt for one in styles], content, pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -18,6 +18,8 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
+
+QUICK: Final = {"steps": 2, "batch_size": 4}
 
 
 def recipe(
@@ -52,8 +54,6 @@ def recipe(
     mi is the model's own score, a measure of confidence rather than correctness (agreement with judges:
     docs/mutual-information.md).
     """
-    if quick:
-        steps, batch_size, best_of = 2, 4, min(best_of, 2)
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     place = pick_device(device)
     generator = load_diffusion(model, place, dtype=dtype)

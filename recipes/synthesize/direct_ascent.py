@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -17,6 +17,8 @@ from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Refere
 from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms
 from robustclip.views import Clamp, Jitter, UniformNoise, Views
+
+QUICK: Final = {"steps": 6, "views": 2, "batch_size": 4}
 
 
 def recipe(
@@ -56,8 +58,6 @@ def recipe(
     ensembles of ordinary CLIPs: pass several referees. Two choices are ours: levels at powers of two (--every-size is
     the demo's), and steps of a fixed length for each level (--no-unit-steps --lr 0.1 is the demo's plain SGD).
     """
-    if quick:
-        steps, views, batch_size = 6, 2, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("direct-ascent", arguments, views=views)
     guides, (height, width) = session.guides, session.size

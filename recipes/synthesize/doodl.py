@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,6 +18,8 @@ from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Size
+
+QUICK: Final = {"steps": 2, "chain_steps": 4, "crops": 2, "batch_size": 4}
 
 
 def recipe(
@@ -77,8 +79,6 @@ def recipe(
     plain, best-of, one-step (classifier guidance) and one-step-noise. Real weights: --model FOLDER of Stable Diffusion
     1.x or 2.x, --size 512; cost: robustclip plan doodl. Deviations: docs/doodl.md.
     """
-    if quick:
-        steps, chain_steps, crops, batch_size = 2, 4, min(crops, 2), 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "loss": loss and str(loss)}
     ends = Ends.read(pick_device(device), classifier, class_name, classes, exemplar, aesthetics, aim, loss)
     doodl = Doodl.of(ends.use, **arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -20,6 +20,8 @@ from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms, moving_peak
 from robustclip.views import GaussianNoise, Views, nudges
+
+QUICK: Final = {"steps": 6, "views": 2, "candidates": 50, "fit_steps": 4, "reference_pairs": 32, "batch_size": 4}
 
 
 def recipe(
@@ -63,8 +65,6 @@ def recipe(
     averaged over views, and with --reference Procrustes and a blend of retrieved pictures. Ours: all numbers (it takes
     40 or 400 steps), Adam, `clipag`'s views; networks are fitted to the init, not retrieved (docs/synthesis.md).
     """
-    if quick:
-        steps, views, candidates, fit_steps, reference_pairs, batch_size = 6, 2, 50, 4, 32, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     session = Session.open("inr", arguments, views=views)
     guides, larger = session.guides, parse_size(render)

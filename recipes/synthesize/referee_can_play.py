@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -29,6 +29,8 @@ from robustclip.synthesis.studio import FRAMES, paint_batch
 from robustclip.synthesis.terms import MEAN, Hardest
 from robustclip.views import GaussianNoise, Pooled, Views
 from robustclip.views.policies import inverted
+
+QUICK: Final = {"steps": 6, "sds_only": 1, "copies": 2, "batch_size": 4}
 
 
 def recipe(
@@ -108,8 +110,6 @@ def recipe(
     optimiser, lr = optimiser or variant.optimiser, variant.lr if lr is None else lr
     guidance = variant.guidance if guidance is None else guidance
     variant = replace(variant, optimiser=optimiser, lr=lr, guidance=guidance)
-    if quick:
-        steps, sds_only, copies, batch_size, hardest = 6, 1, min(copies, 2), 4, None
     arguments = {name: value for name, value in locals().items() if name != "variant"}
     arguments |= {"seeds": seeds if seed is None else [seed]}
     place = pick_device(device)

@@ -54,6 +54,9 @@ def _init(text: str) -> str:
     return text if text == "codes" else check_init(text)
 
 
+QUICK: Final = {"steps": 6, "views": 2, "candidates": 50, "batch_size": 4}
+
+
 def recipe(
     prompt: Prompts = [],  # noqa: B006  (not mutated)
     *,
@@ -116,8 +119,6 @@ def recipe(
     kornia; the release takes one step more than requested. Not implemented: other cut methods, DiffGrad and AdamP,
     story phases (^), zoom and video.
     """
-    if quick:
-        steps, views, candidates, batch_size = 6, 2, 50, 4
     arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
     generator = load_vqgan(model, pick_device(device))
     if requested := parse_size(size):

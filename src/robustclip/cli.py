@@ -21,7 +21,6 @@ from robustclip.commands import Function, TypedCommand
 from robustclip.errors import Interrupted, RunError, UsageError
 from robustclip.runs import terminal
 from robustclip.runs.processes import number_of, terminable
-from robustclip.signatures import Pairs
 from robustclip.source import Function as Described
 from robustclip.source import of_module
 
@@ -68,11 +67,10 @@ def _message(error: Exception) -> str:
 Show = Callable[[Any], None]
 
 
-def _load(module: str, function: str) -> tuple[Function, Pairs | None]:
-    """A function of the package without its `typed` checks, which the command line makes itself, and its module's
-    `faults`, which yields illegal combinations."""
-    names = vars(import_module(module))
-    return inspect.unwrap(names[function]), names.get("faults")
+def _load(module: str, function: str) -> Function:
+    """A function of the package without its `typed` checks, which the command line makes itself."""
+    unchecked: Function = inspect.unwrap(getattr(import_module(module), function))
+    return unchecked
 
 
 def _describe(module: str, function: str) -> Described:
@@ -140,7 +138,7 @@ def _estimated(recipe: recipes.Recipe, arguments: dict[str, Any]) -> None:
     from robustclip.planning.settings import Terms
 
     try:
-        estimate = command(recipe)[0](**vars(Terms()), **arguments)
+        estimate = command(recipe)(**vars(Terms()), **arguments)
     except UsageError as error:  # a recipe whose tower no flag names
         click.echo(f"duration: unknown: {error}")
         return

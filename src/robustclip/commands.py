@@ -23,7 +23,7 @@ from robustclip import signatures
 from robustclip.errors import UsageError, raise_faults
 from robustclip.runs.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
 from robustclip.runs.terminal import counted
-from robustclip.signatures import Expand, Pairs, Parameter, as_config, as_flag, written
+from robustclip.signatures import Expand, Parameter, as_config, as_flag, written
 from robustclip.source import Function as Described
 
 Function = Callable[..., Any]
@@ -55,7 +55,7 @@ TEXTS = ("prompt", "texts", "negations", "targets", "notes", "name")
 class TypedCommand(click.Command):
     """A command whose flags are the parameters of a typed function, plus those common to all commands.
 
-    load: returns the function and the generator of its illegal combinations; called when the command runs.
+    load: returns the function; called when the command runs.
     describe: returns signature and docstring for help and completion; by default those of the loaded function.
     expansions: see `signatures.bind`.
     show: prints the function's result; numbers: converts it to the plain values that `--json FILE` writes.
@@ -65,7 +65,7 @@ class TypedCommand(click.Command):
     def __init__(
         self,
         name: str,
-        load: Callable[[], tuple[Function, Pairs | None]],
+        load: Callable[[], Function],
         *,
         summary: str,
         show: Callable[[Any], None],
@@ -121,7 +121,7 @@ class TypedCommand(click.Command):
                 return signatures.of_signature(described.signature, self.name or ""), described.doc
             except Exception as error:  # errors of the file itself are raised when it is imported below
                 _log.debug("%s: its source does not show its flags: %r", self.name, error)
-        function, _ = self.load()
+        function = self.load()
         return signatures.parameters(function), inspect.getdoc(function) or ""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -146,9 +146,9 @@ class TypedCommand(click.Command):
         positional, misfits = self._sort(ctx.args, after)
         if common.get("config") is not None:
             given["config"] = common["config"]
-        self.function, pairs = self.load()
+        self.function = self.load()
         arguments, faults = signatures.bind(
-            self.function, given | positional, spell=as_flag, pairs=pairs, expansions=self.expansions
+            self.function, given | positional, spell=as_flag, expansions=self.expansions
         )
         overwrite = bool(common.get("overwrite", ctx.params.get("overwrite")))
         misfits.extend(self._outputs(common["json"], arguments, overwrite=overwrite))

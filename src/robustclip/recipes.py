@@ -2,8 +2,8 @@
 
 A recipe is `def recipe(*, steps: PositiveInt = 500, ...) -> dict[str, Any]` with a docstring; its parameters are the
 command's flags (see `robustclip.signatures`) and it returns the run's numbers. Beside it, a recipe file may have
-`def faults(norm, eps) -> Iterator[UsageError]`, which yields the faults of illegal combinations. A recipe that differs
-from another in defaults only is a `preset` of it.
+`QUICK = {"steps": 20}`, the values of a call with --quick, and `def faults(norm, eps) -> Iterator[UsageError]`, which
+yields the faults of illegal combinations. A recipe that differs from another in defaults only is a `preset` of it.
 
 Most recipes take `resume`, which names the run to continue; flags that are not given then keep that run's values:
 
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError, raise_faults
 from robustclip.runs.files import holds_something, is_file
-from robustclip.signatures import Pairs, Parameter, as_keyword
+from robustclip.signatures import Parameter, as_keyword
 from robustclip.source import Function, Source
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class Recipe:
             return str(self.path)
         return path.relative_to(home).with_suffix("").as_posix().replace("_", "-").removeprefix("robustify/")
 
-    def load(self) -> tuple[Callable[..., dict[str, Any]], Pairs | None]:
-        """The recipe's function, whose runs record the name it was called by, and the file's `faults` if it has one."""
+    def load(self) -> Callable[..., dict[str, Any]]:
+        """The recipe's function, whose runs record the name it was called by."""
         from robustclip.runs.folder import called_as  # here, so that --help needs no more than the recipes' names
 
         function = self.function
@@ -144,7 +144,7 @@ class Recipe:
             with called_as(self.full_name):
                 return function(**arguments)
 
-        return named, vars(self.module).get("faults", getattr(function, "faults", None))
+        return named
 
     @property
     def expansions(self) -> dict[str, signatures.Expand]:
@@ -155,8 +155,7 @@ class Recipe:
         self, given: Mapping[str, object], spell: Callable[[Parameter], str] = as_keyword
     ) -> tuple[dict[str, Any], list[UsageError]]:
         """(arguments of a call, including those of a resumed run; faults). `spell` writes names as the caller would."""
-        function, pairs = self.load()
-        return signatures.bind(function, given, spell=spell, pairs=pairs, expansions=self.expansions)
+        return signatures.bind(self.load(), given, spell=spell, expansions=self.expansions)
 
     def _resumed(self, given: Mapping[str, object]) -> dict[str, object]:
         """Add the arguments of the run to resume: `resume` becomes its folder and `out` is dropped; if a new run
@@ -187,14 +186,15 @@ def preset(base: str, **changed: Any) -> Callable[[Callable[[], None]], Callable
     """
 
     def vary(described: Callable[[], None]) -> Callable[..., Any]:
-        function, pairs = find(base, VERB).load()
+        function = find(base, VERB).load()
         signature = _changed(inspect.signature(function, eval_str=True), changed)
 
+        @wraps(function)
         def recipe(**arguments: Any) -> Any:
             return function(**{**changed, **arguments})
 
         recipe.__doc__, recipe.__module__ = described.__doc__, described.__module__
-        recipe.__signature__, recipe.faults = signature, pairs  # type: ignore[attr-defined]
+        recipe.__signature__ = signature  # type: ignore[attr-defined]
         return recipe
 
     return vary
@@ -302,7 +302,7 @@ def run(name: str, group: str, arguments: dict[str, object]) -> Any:
     recipe = find(name, group)
     bound, faults = recipe.bind(arguments)
     raise_faults(f"{group}({name!r})", faults, f"Its arguments: robustclip {group} {name} --help")
-    return recipe.load()[0](**bound)
+    return recipe.load()(**bound)
 
 
 class Trained(dict[str, Any]):

@@ -27,8 +27,6 @@ from robustclip.runs.files import plain, read_yaml
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Pairs = Callable[..., Iterable[str | UsageError]]
-"""Yields the faults of values that are illegal in combination. It is called with the parameters it names."""
 Expand = Callable[[Mapping[str, object]], Mapping[str, object]]
 """Replaces an argument by those it stands for: of a config file, of the run to resume."""
 
@@ -146,16 +144,20 @@ def bind(
     given: Mapping[str, object],
     *,
     spell: Callable[[Parameter], str] = as_keyword,
-    pairs: Pairs | None = None,
     expansions: Mapping[str, Expand] | None = None,
 ) -> tuple[dict[str, Any], list[UsageError]]:
     """Validate the arguments of a call, without calling `function`: (converted arguments with defaults, faults).
 
-    `spell` writes a parameter's name as the caller would. `pairs` checks combinations whose values are valid by
-    themselves. `expansions` are applied to arguments that are given; `config` is always one of them.
+    `spell` writes a parameter's name as the caller would. `expansions` are applied to arguments that are given;
+    `config` is always one of them. The function's module may have
+
+    QUICK   values of a call with `quick`, or functions that compute them from the other arguments; they yield to what
+            is given beside `quick` (both by flags, or both in the file)
+    faults  a generator of the faults of values that are illegal in combination, called with the parameters it names
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
     faults: list[UsageError] = []
+    asked, pairs = given, _beside(function, "faults")
     for name, expand in {"config": with_config, **(expansions or {})}.items():
         if given.get(name) is None:
             continue
@@ -167,6 +169,11 @@ def bind(
             gone = ("resume", "out") if name == "resume" else (name,)
             given, pairs = {other: value for other, value in given.items() if other not in gone}, None
     defaults = {name: parameter.default for name, parameter in known.items() if not parameter.required}
+    beside = asked if _is_on(asked.get("quick")) else given
+    if _is_on(given.get("quick")):
+        shrunk = {name: value for name, value in (_beside(function, "QUICK") or {}).items() if name not in beside}
+        others = defaults | dict(given)
+        given = dict(given) | {name: value(others) if callable(value) else value for name, value in shrunk.items()}
     arguments: dict[str, Any] = {}
     for name, value in (defaults | dict(given)).items():  # defaults too: a folder they name may be taken
         if name not in known:
@@ -184,6 +191,15 @@ def bind(
     if pairs is not None and (reads := inspect.signature(pairs).parameters.keys()) <= arguments.keys():
         faults.extend(map(as_fault, pairs(**{name: arguments[name] for name in reads})))
     return arguments, faults
+
+
+def _beside(function: Callable[..., Any], name: str) -> Any:
+    """A global of a function's module, or None."""
+    return inspect.unwrap(function).__globals__.get(name)
+
+
+def _is_on(switch: object) -> bool:
+    return str(switch).lower() in ("true", "1", "yes", "on", "y", "t")
 
 
 def with_config(given: Mapping[str, object]) -> dict[str, object]:
@@ -250,7 +266,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator of a public function: validate its arguments against their types when it is called from Python.
 
     Arguments are parsed as on the command line, including a `config` file. Wrong values, missing and unknown arguments,
-    and those that the module's `faults` yields (see `Pairs`) raise one UsageError that lists all of them. The command
+    and those that the module's `faults` yields (see `bind`) raise one UsageError that lists all of them. The command
     line calls the undecorated function after `bind`.
     """
 
@@ -259,8 +275,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         places = [parameter.name for parameter in parameters(function) if parameter.positional]
         faults = [f"{len(args)} arguments by place: give {len(places)}"] if len(args) > len(places) else []
         faults += [f"{name}= is given twice" for name in places[: len(args)] if name in kwargs]
-        pairs = function.__globals__.get("faults")
-        arguments, others = bind(function, dict(zip(places, args, strict=False)) | kwargs, pairs=pairs)
+        arguments, others = bind(function, dict(zip(places, args, strict=False)) | kwargs)
         raise_faults(f"{function.__name__}()", [*faults, *others])
         return function(**arguments)  # type: ignore[call-arg]
 

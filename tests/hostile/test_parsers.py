@@ -214,13 +214,13 @@ def test_any_flags_of_a_recipe_are_bound_or_a_usage_error(name: str, arguments: 
 
 @pytest.mark.parametrize("name", recipe_names)
 def test_any_arguments_of_a_recipe_are_bound_or_faults(name: str) -> None:
-    function, pairs = recipes.find(name, "robustify").load()
+    function = recipes.find(name, "robustify").load()
     known = st.sampled_from(list(bind(function, {})[0]))
 
     @few
     @given(st.dictionaries(known | words, values, max_size=5))
     def check(arguments: dict[str, Any]) -> None:
-        bound, faults = bind(function, arguments, pairs=pairs)
+        bound, faults = bind(function, arguments)
         assert all(isinstance(fault, UsageError) for fault in faults)
         assert faults or bound.keys() >= arguments.keys()
 

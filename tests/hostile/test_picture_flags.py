@@ -80,7 +80,7 @@ def flags() -> Iterator[tuple[str, str]]:
     for verb, command in commands(app):
         if verb.startswith(("plan ", "reproduce ")):
             continue
-        for parameter in signatures.parameters(command.load()[0]):
+        for parameter in signatures.parameters(command.load()):
             of_pictures = re.search(r"pictur|image|drawing|photo|exemplar", f"{parameter.help} {parameter.name}")
             if of_pictures and re.search("TEXT|PATH", parameter.label):
                 yield verb, signatures.as_flag(parameter)

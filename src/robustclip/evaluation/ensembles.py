@@ -36,7 +36,7 @@ from robustclip.runs.rng import each
 from robustclip.signatures import typed
 
 NONE: Final = "none"
-QUICK: Final = 8  # images
+QUICK: Final = {"limit": 8}
 ROUNDS: Final = 2
 LEAST: Final = 5e-4  # weight that is written as 0, and whose referee the command leaves out
 
@@ -113,7 +113,7 @@ def weigh(
     templates: Annotated[str, "plain, emoji, photo, openai-simple, or a text file"] = "plain",
     limit: Annotated[int, "number of images, sampled by the seed; half of them are measured on", Field(ge=4)] = 400,
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 32,
-    quick: bool = False,
+    quick: bool = False,  # noqa: ARG001  (see QUICK)
     device: str = "auto",
     dtype: str = "float32",
     seed: int = 0,
@@ -135,7 +135,7 @@ def weigh(
         raise UsageError(
             f"{named[0].name} alone has nothing to be weighed against: give two referees or more", "single"
         )
-    examples = read_examples(data, limit=QUICK if quick else limit, seed=seed)
+    examples = read_examples(data, limit=limit, seed=seed)
     if not examples.label_names:
         raise UsageError(f"an ensemble is weighed on labels, and {examples.name} has none", "no_labels")
     among = Candidates.among(examples.label_names, examples.labels)

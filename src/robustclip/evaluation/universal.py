@@ -48,7 +48,7 @@ SUFFIX: Final = ".safetensors"
 FORMAT: Final = "robustclip universal 1"
 LARGEST_SIDE: Final = 4096  # pixels
 X_TRANSFER_L2: Final = "delta_param"
-QUICK: Final = 4  # steps, and images of a batch
+QUICK: Final = {"attack": "linf:4/255@4", "batch_size": 4}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def universal(
         None
     ),
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 32,
-    quick: bool = False,
+    quick: bool = False,  # noqa: ARG001  (see QUICK)
     overwrite: bool = False,  # noqa: ARG001  (see `faults`)
     device: str = "auto",
     dtype: str = "float32",
@@ -206,8 +206,6 @@ def universal(
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     if not examples.label_names:
         raise UsageError(f"a universal perturbation is trained on labels, and {examples.name} has none", "no_labels")
-    if quick:
-        batch_size, spec = QUICK, replace(spec, steps=QUICK)
     threat = spec.threat(examples.size)
     among = Candidates.among(examples.label_names, examples.labels)
     losses = [_loss(one, among, resolve_templates(templates), pick_dtype(dtype, where)) for one in measured]

@@ -63,6 +63,7 @@ from robustclip.runs.files import (
 from robustclip.runs.plain import first_of
 from robustclip.signatures import typed
 
+QUICK: Final = {"limit": 8}
 SCHEMA: Final = 1
 """Version of a row; another one is needed where a field is added, removed, or means something else."""
 FILE, PAGE = "leaderboard.json", "leaderboard.html"
@@ -268,7 +269,6 @@ def benchmark(
         board = Leaderboard(merged([row for name in referees for row in Leaderboard.load(Path(name)).rows]))
         board.save(folder)
         return board
-    limit = min(limit or 8, 8) if quick else limit
     examples = read_examples(data, size=size, limit=limit, seed=seed)
     plan = _plan(examples, parts, "apgd-ce:2" if quick else autoattack, judge, attack, quick=quick)
     common = {"data": data, "labels": labels, "templates": templates, "limit": limit, "size": size}

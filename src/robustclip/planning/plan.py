@@ -27,15 +27,17 @@ from robustclip.planning.settings import (
     Launch,
     Settings,
     Terms,
-    faults,
     settings_of,
     shares,
+)
+from robustclip.planning.settings import (
+    faults as faults,  # of a call, which `signatures.bind` finds here
 )
 from robustclip.recipes import LATEST, Recipe
 from robustclip.runs import terminal
 from robustclip.runs.folder import HOME
 from robustclip.runs.terminal import in_time, with_prefix
-from robustclip.signatures import Pairs, Parameter
+from robustclip.signatures import Parameter
 from robustclip.source import Function
 
 TYPE_CHECKING = False
@@ -225,14 +227,14 @@ def plan(recipe: str, **arguments: object) -> Estimate:
 
     Takes the recipe's own arguments and those of `Terms`. Raises one UsageError with all faults of the call.
     """
-    function, pairs = command(recipes.find(recipe, "robustify"))
-    bound, call_faults = signatures.bind(function, arguments, pairs=pairs)
+    function = command(recipes.find(recipe, "robustify"))
+    bound, call_faults = signatures.bind(function, arguments)
     raise_faults(f"plan({recipe!r})", call_faults, f"Its arguments: robustclip plan {recipe} --help")
     return function(**bound)
 
 
-def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
-    """(function of `robustclip plan RECIPE`, with the parameters of `Terms` and of the recipe; its faults)."""
+def command(recipe: Recipe) -> Callable[..., Estimate]:
+    """Function of `robustclip plan RECIPE`, with the parameters of `Terms` and of the recipe."""
     described = describe(recipe, recipe.function)
 
     def planned(**arguments: Any) -> Estimate:
@@ -241,7 +243,7 @@ def command(recipe: Recipe) -> tuple[Callable[..., Estimate], Pairs]:
 
     planned.__name__, planned.__doc__ = "plan", described.doc
     planned.__signature__ = described.signature  # type: ignore[attr-defined]
-    return planned, faults
+    return planned
 
 
 def describe(recipe: Recipe, function: Callable[..., Any] | None = None) -> Function:

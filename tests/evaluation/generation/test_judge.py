@@ -16,7 +16,6 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation import judge, judge_images, judge_pictures, read_pictures
 from robustclip.evaluation.generation.embeddings import PREFIX
-from robustclip.evaluation.generation.judge import faults
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor, read_reference
 from robustclip.referees.base import TwoTower
@@ -220,7 +219,7 @@ def test_several_pictures_of_a_prompt_are_told(seer: TwoTower, plain) -> None:
 
 
 def test_the_function_is_a_verb(run_folder) -> None:
-    _, found = bind(judge, {"pictures": [str(run_folder("run", {"red": RED}))], "metrics": ["fid"]}, pairs=faults)
+    _, found = bind(judge, {"pictures": [str(run_folder("run", {"red": RED}))], "metrics": ["fid"]})
 
     assert len(found) == 2  # a reference and weights
 

@@ -26,6 +26,7 @@ from robustclip.evaluation.intervals import mean
 from robustclip.recipes import find
 from robustclip.runs.files import write_json, write_text
 from robustclip.runs.folder import RECORD
+from robustclip.signatures import typed
 from robustclip.synthesis.pictures import write_picture
 
 SEED = 11
@@ -54,7 +55,7 @@ def scenes(prompts: list[str], numbers: list[int], category: str, folder: Path) 
 def recipe(name: str, prompts: list[str], folder: Path, **settings: Any) -> None:
     """Run a recipe of `synthesize`, or resume it."""
     place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
-    find(name, "synthesize").function(prompt=prompts, **settings, **place)
+    typed(find(name, "synthesize").function)(prompt=prompts, **settings, **place)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.toy import toy_referee
 from robustclip.runs.rng import generator
+from robustclip.signatures import typed
 from robustclip.synthesis.guides import Guides, Reference
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.prompts import parse_all
@@ -114,7 +115,7 @@ def test_faults_of_a_call_are_told(changed: dict[str, Any], paint: Callable[...,
 @pytest.mark.slow
 def test_the_study_has_every_cell_and_goes_on(toys: list[str], tmp_path: Path) -> None:
     control, robust, *judges = toys[:4]
-    recipe = recipes.find("inr", "evaluate").function
+    recipe = typed(recipes.find("inr", "evaluate").function)
     named = {"control": control, "robust": robust, "judges": judges, "device": "cpu", "dtype": "float32", "quick": True}
     numbers = recipe(**named, out=tmp_path / "run")
     results = Results.read(tmp_path / "run")

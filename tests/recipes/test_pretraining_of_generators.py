@@ -32,10 +32,11 @@ from robustclip.recipes import find, run
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
 from robustclip.referees.scene_reader import load_scene_reader
 from robustclip.runs.rng import generator
+from robustclip.signatures import typed
 
 
 def pretrain(recipe: str, **arguments: Any) -> dict[str, Any]:
-    return find(recipe, "pretrain").function(device="cpu", **arguments)
+    return typed(find(recipe, "pretrain").function)(device="cpu", **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from robustclip.errors import UsageError
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
+from robustclip.signatures import typed
 
 from ..diffusion.tiny import tiny_pipeline
 
@@ -28,7 +29,7 @@ def setting(tmp_path: Path, toys: list[str]) -> dict[str, Any]:
 
 
 def test_a_table_is_written_and_goes_on_where_it_was_stopped(setting: dict[str, Any], tmp_path: Path) -> None:
-    recipe = recipes.find("doodl", "evaluate").function
+    recipe = typed(recipes.find("doodl", "evaluate").function)
     recipe(**setting, parts=["text"], out=tmp_path / "run")
     results = Results.read(tmp_path / "run")
     assert {f"text: {cell}" for cell in CELLS} < results.rows.keys()
@@ -75,7 +76,7 @@ def test_each_part_has_all_its_rows(setting: dict[str, Any], part: str, tmp_path
     if part in ("exemplars", "aesthetics"):  # whose given drawings have 64 pixels a side
         save_referee(toy_referee(size=64, name="toy-64"), tmp_path / "home" / "referees" / "toy-64")
         setting["robust"] = "toy-64"
-    recipes.find("doodl", "evaluate").function(**setting, parts=[part], out=tmp_path / "run")
+    typed(recipes.find("doodl", "evaluate").function)(**setting, parts=[part], out=tmp_path / "run")
     results = Results.read(tmp_path / "run")
     assert len(results.rows) == EVERY[part]
     assert all(name.startswith(f"{part}: ") for name in results.rows)
@@ -89,6 +90,6 @@ def test_each_part_has_all_its_rows(setting: dict[str, Any], part: str, tmp_path
 
 def test_who_guides_does_not_judge(setting: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        recipes.find("doodl", "evaluate").function(**setting | {"judges": ["toy-a"]}, out=tmp_path / "run")
+        typed(recipes.find("doodl", "evaluate").function)(**setting | {"judges": ["toy-a"]}, out=tmp_path / "run")
     _, found = recipes.find("doodl", "evaluate").bind({"parts": ["text", "text"], "prompts": 61})
     assert len(found) == 2

@@ -33,6 +33,7 @@ from robustclip.runs import terminal
 from robustclip.runs.distributed import decided
 from robustclip.runs.files import plain, read_json, write_json
 from robustclip.runs.folder import RECORD, Run
+from robustclip.signatures import typed
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.painted import Result
 from robustclip.synthesis.pictures import contact_sheet, is_whole
@@ -174,7 +175,7 @@ def paint_set(folder: Path, settings: Mapping[str, Any], recipe: str = "clipag")
     """The pictures of a synthesis recipe with these arguments, in `folder`; missing ones are painted."""
     begun = decided(lambda: (folder / RECORD).is_file())  # before another process begins it
     place = {"resume": folder} if begun else {"out": folder}
-    result = cast("Result", find(recipe, "synthesize").function(**settings, **place))
+    result = cast("Result", typed(find(recipe, "synthesize").function)(**settings, **place))
     result.kept.clear()  # read all from their files, so that new and old ones are judged alike
     return result
 

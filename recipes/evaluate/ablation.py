@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Final
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
+from robustclip.flags import Seeded, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 DEFAULT: Final = "clipag"
 CHANGES: Final[dict[str, dict[str, Any]]] = {
@@ -43,12 +44,7 @@ def recipe(
     judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
     prompts: Annotated[PositiveInt, "number of the 200 prompts, evenly spaced"] = 67,
     batch_size: PositiveInt = 32,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: NonNegativeInt = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Seeded = Seeded(),
 ) -> dict[str, Any]:
     """R-Precision of `clipag` with one of its settings changed at a time.
 
@@ -58,21 +54,23 @@ def recipe(
     same prompts. About 15 minutes on two cores; `--resume` goes on. Writes table.txt, table.md, results.json and
     contact_sheet.png.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     everything = [one.prompt for one in embedded_prompts()]
     changes = CHANGES | {f"guided by {other}": {"referee": [other]} for other in others}
     settings: dict[str, Any] = {"referee": [referee], "batch_size": batch_size}
-    if quick:
+    if usual.quick:
         changes = {"from grey": CHANGES["from grey"]}
         settings |= {"quick": True}
     texts = some_prompts(prompts)
-    run = Run.start(out, resume, recipe="ablation", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="ablation", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))
-        settings |= {"prompts": file, "device": device, "dtype": dtype, "seed": seed, "save_frames": False}
-        recognised = PromptRecognition(everything, load_named(judges, device=pick_device(device)), [10, 40], seed)
-        results = Results(seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
+        settings |= usual.where | {"prompts": file, "seed": usual.seed, "save_frames": False}
+        recognised = PromptRecognition(
+            everything, load_named(judges, device=pick_device(usual.device)), [10, 40], usual.seed
+        )
+        results = Results(usual.seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
         study = Study(run, results, recognised.setting)
         rows: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
         for name, changed in rows.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from robustclip.data.pairs import Pair, compositional_prompts
@@ -29,10 +29,11 @@ from robustclip.evaluation.generation.doodl import (
 from robustclip.evaluation.generation.grids import Columns, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
+from robustclip.flags import Painting, flat
 from robustclip.referees.pair_readers import load_pair_reader
 from robustclip.referees.weights import digest
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.synthesis.items import Seeds
 
 PartName = Literal["text", "samplers", "vocabulary", "exemplars", "aesthetics", "curve", "chain"]
@@ -62,12 +63,7 @@ def recipe(
     crops: PositiveInt = 8,
     rcp_steps: Annotated[PositiveInt, "steps of Referee-Can-Play"] = 100,
     batch_size: PositiveInt = 30,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Painting = Painting(),
 ) -> dict[str, Any]:
     """DOODL with a robust guide and its control, against baselines of equal cost, by judges that did not guide.
 
@@ -83,23 +79,17 @@ def recipe(
 
     `--resume` continues a stopped run. Writes table.md, results.json, contact sheets and all pictures.
     """
-    seeds = seeds if seed is None else [seed]
-    arguments = dict(locals())
-    place = pick_device(device)
+    arguments = flat(locals())
+    seeds = arguments["seeds"]
+    place = pick_device(usual.device)
     jury = load_named(judges, device=place)
     for name in (robust, control):
         if name in {judge.name for judge in jury}:
             raise UsageError(f"{name} guides, and pictures made to please a judge please it: judge by others")
     pairs = {name: load_pair_reader(name, place) for name in readers} if {*PAIRS} & {*parts} else {}
-    run = Run.start(out, resume, recipe="doodl", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="doodl", arguments=arguments, verb="reproduce")
     shared: dict[str, Any] = {"model": model, "referee": [robust], "seeds": seeds, "steps": steps, "crops": crops}
-    shared |= {
-        "chain_steps": chain_steps,
-        "batch_size": batch_size,
-        "save_frames": False,
-        "device": device,
-        "dtype": dtype,
-    }
+    shared |= usual.where | {"chain_steps": chain_steps, "batch_size": batch_size, "save_frames": False}
     setting = {name: value for name, value in arguments.items() if name not in ("out", "resume", "parts", "batch_size")}
     setting["denoiser sha256"] = digest(load_diffusion(model).unet.state_dict())[:16]
     study = Study(run, Results(), setting)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from robustclip import evaluate
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import REPORT_FILE
+from robustclip.flags import Seeded, flat
 from robustclip.runs.files import read_text, write_text
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.signatures import unknown
 
 UNSEEN, HELDBACK, SCENES = "emoji/unseen-styles", "emoji/judge-heldback", "emoji/scenes"
@@ -67,12 +68,7 @@ def recipe(
     studies: Annotated[list[str], "which, by name; else all"] = [],  # noqa: B006  (never changed)
     limit: Annotated[PositiveInt | None, "images of each, where the study does not say"] = None,
     sign: Annotated[bool, "write the headline numbers into the referees' cards"] = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    seed: NonNegativeInt = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Seeded = Seeded(dtype="float32"),
 ) -> dict[str, Any]:
     """Evaluate the embedded referees as docs/embedded.md, attacks.md, maps.md and smoothing.md have them.
 
@@ -82,22 +78,22 @@ def recipe(
     Each study is one call of `evaluate`, kept in a folder of its own; `--resume` goes on, also within an attack. About
     three hours on two cores. Writes table.md. Paintings by smoothed guides: `reproduce ablation --others`.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     for name in studies:
         if name not in STUDIES:
             raise UsageError(
                 unknown(name, STUDIES, "study") + f" There are {', '.join(STUDIES)}", "unknown_study", given=name
             )
-    run = Run.start(out, resume, recipe="embedded", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="embedded", arguments=arguments, verb="reproduce")
     with run:
         sections: list[str] = []
         for name in studies or STUDIES:
             referees, settings = STUDIES[name]
             folder = run.folder / "studies" / name
             if not (folder / REPORT_FILE).is_file():
-                usual: dict[str, Any] = {"limit": limit, "sign": sign and name in SIGNED, "seed": seed}
-                usual |= {"device": device, "dtype": dtype} | settings | ({"limit": limit} if quick else {})
-                evaluate(referees, out=folder, resume=True, **usual)
+                given = usual.where | {"limit": limit, "sign": sign and name in SIGNED, "seed": usual.seed} | settings
+                given |= {"limit": limit} if usual.quick else {}
+                evaluate(referees, out=folder, resume=True, **given)
             sections.append(f"## {name}\n\n{read_text(folder / 'table.md')}")
             write_text(run.folder / "table.md", "\n".join(sections))
         run.finish()

@@ -21,6 +21,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, EVERY, Score, found_by_judges, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
+from robustclip.flags import Painting, flat
 from robustclip.losses.scores import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
@@ -28,7 +29,7 @@ from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.synthesis.items import Item, Seeds, items_of
 from robustclip.synthesis.prompts import Prompt
 from robustclip.views import Pooled, Views
@@ -113,12 +114,7 @@ def recipe(
     copies: Annotated[NonNegativeInt, "augmented views per step, unless the row sets it"] = 8,
     budget: Annotated[PositiveFloat | None, "time budget in minutes: no row starts that would exceed it"] = None,
     batch_size: PositiveInt = 60,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Painting = Painting(),
 ) -> dict[str, Any]:
     """Two-object R-Precision of Referee-Can-Play and its parts, by two judges that took no part.
 
@@ -131,20 +127,20 @@ def recipe(
     160 steps as in the paper; 8 copies where it has 30, for two cores. Writes table.txt, table.md,
     results.json, contact_sheet.png, and all pictures with a sheet of each cell.
     """
-    seeds = seeds if seed is None else [seed]
-    arguments = dict(locals())
-    if resume is not None:
-        asked = resumed_rows(resume, arguments, same=ASKED, rows="cells")
+    arguments = flat(locals())
+    seeds = arguments["seeds"]
+    if usual.resume is not None:
+        asked = resumed_rows(usual.resume, arguments, same=ASKED, rows="cells")
         arguments["cells"] = cells = [cell for cell in asked if cell in CELLS]
     pairs = compositional_prompts()[:prompts]
-    place = pick_device(device)
+    place = pick_device(usual.device)
     jury = {name: load_pair_reader(name, place) for name in judges}
     guide = load_pair_reader(reader, place)
     refuse_guides(jury, guide, cells)
-    run = Run.start(out, resume, recipe="inversion", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="inversion", arguments=arguments, verb="reproduce")
     items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
     shown = [pair for pair in pairs for _ in seeds]
-    sampling_steps = 2 if quick else SAMPLING
+    sampling_steps = 2 if usual.quick else SAMPLING
     setting = {name: arguments[name] for name in ASKED} | {
         "steps": steps,
         "copies": copies,
@@ -157,13 +153,13 @@ def recipe(
         write_text(file, "".join(f"{pair}\n" for pair in pairs))
         shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
         shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
-        shared |= {"device": device, "dtype": dtype, "save_frames": False}
+        shared |= usual.where | {"save_frames": False}
         compared = [(cell, BASE) for cell in (NOISE, REAL, *cells) if cell != BASE]
         study = Study(run, Results(chance=CHANCE, shown=SHOWN, compared=compared), setting, budget)
 
         def judged(images: torch.Tensor) -> Columns:
             verdicts = {name: judge_pairs(one, images, shown, score=score) for name, one in jury.items()}
-            return found_by_judges(verdicts) | losses(guide, images, items, 2 if quick else COPIES)
+            return found_by_judges(verdicts) | losses(guide, images, items, 2 if usual.quick else COPIES)
 
         def size() -> tuple[int, int]:
             return study.pictures[NOISE].shape[-2], study.pictures[NOISE].shape[-1]
@@ -172,7 +168,7 @@ def recipe(
             if cell == REAL:  # as large as what is painted, so that judges and sheets take all alike
                 return resize(draw_set(folder, items, scenes), size())
             if cell.startswith("sample-"):
-                draw = sampling(cell, model, size(), sampling_steps, place, dtype)
+                draw = sampling(cell, model, size(), sampling_steps, place, usual.dtype)
                 return draw_set(folder, items, draw, batch_size)
             return inverted_from(folder, shared | changed(cell, reader), items)
 

@@ -18,11 +18,12 @@ from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.intervals import Interval, plain
 from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import REPORT_FILE
+from robustclip.flags import Seeded, flat
 from robustclip.robustification.monitor import REFEREE
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import read_json, write_json, write_text
-from robustclip.runs.folder import RECORD, ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import RECORD, Run
 from robustclip.signatures import unknown
 
 SPLIT: Final = "emoji/unseen-styles"
@@ -81,12 +82,7 @@ def recipe(
     strong_attack: Annotated[str, "attack name, as after the @ of --attack"] = "autoattack-light",
     prompts: Annotated[NonNegativeInt, "prompts for R-Precision; 0 skips it"] = 24,
     measure: Annotated[bool, "evaluate after training, or train only"] = True,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: NonNegativeInt = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Seeded = Seeded(),
 ) -> dict[str, Any]:
     """Train and measure the embedded referees with every objective, on equal samples.
 
@@ -98,23 +94,26 @@ def recipe(
     R-Precision of paintings, by emoji-judge. About three hours on two cores; `--resume` goes on where it was stopped.
     Writes result.json for each row and seed, and table.md.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     chosen = chosen_rows(rows)
-    run = Run.start(out, resume, recipe="robustness", arguments=arguments, verb="reproduce")
-    weak, pull = ("2", "l2:12@2") if quick else ("20x3", "l2:12@20")
-    trained: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "quick": quick}
-    trained |= {"ema": 0.98, "evaluate_every": 0, "checkpoint_every": 50, "device": device, "dtype": dtype}
-    measured = Measuring(images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, device, quick=quick)
+    run = Run.start(usual.out, usual.resume, recipe="robustness", arguments=arguments, verb="reproduce")
+    weak, pull = ("2", "l2:12@2") if usual.quick else ("20x3", "l2:12@20")
+    trained = usual.where | {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "ema": 0.98}
+    trained |= {"evaluate_every": 0, "checkpoint_every": 50, "quick": usual.quick}
+    trained |= {"warmup": 5, "evaluate_every": 20} if usual.quick else {}
+    measured = Measuring(
+        images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, usual.device, quick=usual.quick
+    )
     with run:
         found: dict[str, dict[str, Any]] = {}
         for number in range(seeds):
             for row in chosen:
                 if number and not row.headline:
                     continue
-                folder = run.folder / "rows" / row.name / f"seed-{seed + number}"
-                train(row, folder / "run", trained | {"seed": seed + number}, eps)
+                folder = run.folder / "rows" / row.name / f"seed-{usual.seed + number}"
+                train(row, folder / "run", trained | {"seed": usual.seed + number}, eps)
                 if measure:
-                    found[f"{row.name}, seed {seed + number}"] = measured(row, folder)
+                    found[f"{row.name}, seed {usual.seed + number}"] = measured(row, folder)
                     write_text(run.folder / "table.md", markdown(found))
         numbers = {name: one["robust"] for name, one in found.items()}
         run.finish(numbers)

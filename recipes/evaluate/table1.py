@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.data.emoji import PREFIX, embedded_prompts, embedded_styles, emoji_drawing, prompts_path, real_drawings
 from robustclip.evaluation.generation.embeddings import content_similarity, directional_similarity, embed
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import NamedReferee, load_named
+from robustclip.flags import Seeded, flat
 from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.synthesis.items import Named, load_prompts
 from robustclip.synthesis.session import PromptFile
 
@@ -88,12 +89,7 @@ def recipe(
     styler_steps: PositiveInt = 80,
     aesthetics: Annotated[Path | None, "weights of an aesthetic predictor, .pth or .safetensors"] = None,
     batch_size: PositiveInt = 32,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: NonNegativeInt = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Seeded = Seeded(),
 ) -> dict[str, Any]:
     """R-Precision of {control, robust} x {no views, views} x {pixels, pyramid, strokes, VQGAN, styler}, by two judges.
 
@@ -107,36 +103,30 @@ def recipe(
     views are in proportion to 64 pixels: a tenth of the papers'. Writes table.txt, table.md, results.json (R-Precision,
     cosines by judges with preferences, seconds, and how restyled drawings moved), contact sheets, and all pictures.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
-    run = Run.start(out, resume, recipe="table1", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="table1", arguments=arguments, verb="reproduce")
     of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps} | dict.fromkeys(STYLED, styler_steps)
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-        "save_frames": False,
-    }
+    settings = usual.where | {"batch_size": batch_size, "seed": usual.seed, "save_frames": False}
     pixels: dict[str, Any] = {"steps": steps, "views": views, "lr": lr}
-    if quick:
+    if usual.quick:
         named = named[:12]
         pixels |= {"candidates": 50}
     texts = [one.prompt.title for one in named]
     cells = list(cells_of(canvas, init, (control, robust)))
     starts = {str(cell.start): cell.start for cell in cells}
     with run:
-        jury = load_named(judges, device=pick_device(device))
+        jury = load_named(judges, device=pick_device(usual.device))
         predictor = None if aesthetics is None else load_aesthetics(aesthetics)
         if predictor is not None and predictor.width not in {judge.referee.width for judge in jury}:
             predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
-        recognised = PromptRecognition(texts, jury, candidates, seed)
+        recognised = PromptRecognition(texts, jury, candidates, usual.seed)
         compared = [pair for cell in cells for pair in pairs(cell, control)]
         shares = [(str(cell), title) for cell in cells if cell.augment and cell.canvas not in STYLED for title in REAL]
-        results = Results(seed, groups(texts), recognised.chance, compared=compared, shares=shares)
+        results = Results(usual.seed, groups(texts), recognised.chance, compared=compared, shares=shares)
         study = Study(run, results, recognised.setting | {"aesthetics": predictor and predictor.describe()})
-        if prompts is None and not quick:
+        if prompts is None and not usual.quick:
             add_real(results, recognised)
         for cell in [*starts.values(), *cells]:
             most = slow_pictures if cell.canvas in ("vqgan", *STYLED) else pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from robustclip.data.emoji import embedded_prompts, real_drawings
 from robustclip.data.images import save_image
@@ -14,9 +14,10 @@ from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import load_named
+from robustclip.flags import Seeded, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.synthesis.painted import Result
 
 METRICS = ("frechet", "cmmd", "label-score", "clipscore", "cosine")
@@ -34,12 +35,7 @@ def recipe(
     views: PositiveInt = 8,
     lr: PositiveFloat = 0.02,
     batch_size: PositiveInt = 32,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: NonNegativeInt = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Seeded = Seeded(),
 ) -> dict[str, Any]:
     """Distance to real drawings, label score and CLIPScore: control, robust, and raw samples of the mixture.
 
@@ -52,17 +48,17 @@ def recipe(
     on their labels: a network trained on photographs says little of emoji. About 25 minutes on two cores; `--resume`
     goes on. Writes table.txt, judgement.json and .csv, pictures.json, contact_sheet.png, and all pictures.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     names = [one for one in embedded_prompts() if one.concept is not None]
-    run = Run.start(out, resume, recipe="table2", arguments=arguments, verb="reproduce")
+    run = Run.start(usual.out, usual.resume, recipe="table2", arguments=arguments, verb="reproduce")
     settings: dict[str, Any] = {"steps": steps, "views": views, "lr": lr, "batch_size": batch_size}
-    if quick:
+    if usual.quick:
         names = names[:6]
         settings |= {"candidates": 50}
     prompts = run.folder / "prompts.jsonl"
     write_text(prompts, "".join(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names))
-    settings |= {"prompts": prompts, "device": device, "dtype": dtype, "save_frames": False}
-    settings |= {"seeds": [seed + more for more in range(seeds)]}
+    settings |= usual.where | {"prompts": prompts, "save_frames": False}
+    settings |= {"seeds": [usual.seed + more for more in range(seeds)]}
     with run:
         sets: dict[str, dict[str, Any]] = {
             "mixture, drawn blindly": {"referee": [robust], "steps": 0, "candidates": 1},
@@ -78,13 +74,13 @@ def recipe(
         drawings, shown = real_drawings()
         chosen = [row for row, prompt in enumerate(shown) if prompt in {one.prompt for one in names}]
         reference = from_tensor(drawings.images[chosen], [shown[row] for row in chosen], name="real drawings")
-        jury = load_named(judges, device=pick_device(device))
+        jury = load_named(judges, device=pick_device(usual.device))
         report = judge_pictures(
             [_pictures(name, result) for name, result in painted.items()],
             [one.referee for one in jury],
-            options=JudgeOptions(METRICS, seed=seed),
+            options=JudgeOptions(METRICS, seed=usual.seed),
             reference=reference,
-            device=pick_device(device),
+            device=pick_device(usual.device),
         )
         report.save(run.folder)
         prompts_of_pictures = [item.prompt.title for item in painted[robust].items]

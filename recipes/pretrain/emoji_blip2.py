@@ -16,12 +16,13 @@ from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import free
 from robustclip.errors import UsageError
 from robustclip.evaluation.pair_readers import measure_pair_reader
+from robustclip.flags import Usual, flat
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, load_pair_reader, move_to_tower, new_mini, save_mini
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.robustification.pairing import PairTrainer
 from robustclip.runs.devices import pick_device, pick_dtype
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 from robustclip.views.policies import inverted
 from robustclip.views.views import Draws
@@ -53,12 +54,7 @@ def recipe(
         float, Field(ge=0, le=1), "share of each batch with affine, colour and erasing augmentation"
     ] = 0.5,
     save_every: PositiveInt = 100,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """Train emoji-blip2: 16 queries that read pictures of 64x64 pixels, and texts of 32 word pieces.
 
@@ -73,29 +69,29 @@ def recipe(
     A robust pair reader is tuned on a robust tower under attack: --start emoji-blip2 --tower emoji-robust --eps 1.5.
     With --eps it is measured under attack too, by PGD-20.
     """
-    arguments = dict(locals())
-    measured, pgd_steps = (40, 2) if quick else (400, 20)
-    place = pick_device(device)
+    arguments = flat(locals())
+    measured, pgd_steps = (40, 2) if usual.quick else (400, 20)
+    place = pick_device(usual.device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     threat = ThreatModel("l2", eps, clip.image_size) if eps else None
     card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
     PairBatches(unseen, 1)  # a split that is not there raises now, not after the training
     if start is None:
-        reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=seed)
+        reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=usual.seed)
     else:
         reader, sizes = move_to_tower(start, clip, card)
-    computed = pick_dtype(dtype, place)
+    computed = pick_dtype(usual.dtype, place)
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
-    data = DrawingsAndPairs(split, batch_size, seed, single=0.0 if quick else 0.25)
-    run = Run.start(out, resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
+    data = DrawingsAndPairs(split, batch_size, usual.seed, single=0.0 if usual.quick else 0.25)
+    run = Run.start(usual.out, usual.resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         batch = data.labelled(k)
-        images = partly_augmented(batch.images, augmented, generator(seed, "augmented", k))
-        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(seed, "negatives", k))
+        images = partly_augmented(batch.images, augmented, generator(usual.seed, "augmented", k))
+        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(usual.seed, "negatives", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)

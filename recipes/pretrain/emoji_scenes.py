@@ -14,12 +14,13 @@ from robustclip.data.composing import SHAPES
 from robustclip.data.compositions import compose, sprites
 from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_answers
+from robustclip.flags import Usual, flat
 from robustclip.referees.card import Card
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.referees.scene_reader import FAMILY, SceneReader, load_scene_reader, save_scene_reader
 from robustclip.robustification.scenes import SceneTrainer, calibrate
 from robustclip.runs.devices import pick_device, pick_dtype
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator, seeded
 
 SIZES = (64, 96)  # of the scenes, in turns: what is generated here has either
@@ -38,12 +39,7 @@ def recipe(
     lr: PositiveFloat = 2e-3,
     measured: Annotated[PositiveInt, "scenes of each category that it is measured on"] = 200,
     save_every: PositiveInt = 50,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """Train emoji-scenes, which answers "a blue butterfly?", "three fish?" and "a hat to the left of a fish?".
 
@@ -53,26 +49,26 @@ def recipe(
     boxes, colours, nouns and textures from compositions that are drawn on the fly, half of them blurred and noisy. Its
     answers are calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
-    arguments = dict(locals())
-    place = pick_device(device)
+    arguments = flat(locals())
+    place = pick_device(usual.device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     nouns = sorted({*sprites(split).nouns, *sprites(unseen).nouns, *SHAPES})
-    with seeded(seed):
+    with seeded(usual.seed):
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
-    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(dtype, place))
-    run = Run.start(out, resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
+    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(usual.dtype, place))
+    run = Run.start(usual.out, usual.resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
-    run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": seed})
+    run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": usual.seed})
 
     def step(k: int) -> dict[str, float]:
         numbers = range(k * batch_size, (k + 1) * batch_size)
-        scenes = [compose(number, split, seed=seed, size=SIZES[k % len(SIZES)]) for number in numbers]
-        pictures = worn(torch.stack([scene.image for scene in scenes]), generator(seed, "worn", k))
-        return trainer.step(pictures.to(place), scenes, generator(seed, "boxes", k))
+        scenes = [compose(number, split, seed=usual.seed, size=SIZES[k % len(SIZES)]) for number in numbers]
+        pictures = worn(torch.stack([scene.image for scene in scenes]), generator(usual.seed, "worn", k))
+        return trainer.step(pictures.to(place), scenes, generator(usual.seed, "boxes", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
-        calibrate(reader, split, seed=seed + 1, scenes=2 if quick else 20)
+        calibrate(reader, split, seed=usual.seed + 1, scenes=2 if usual.quick else 20)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-scenes", "arguments": kept, "steps": steps}

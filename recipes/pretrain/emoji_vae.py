@@ -10,9 +10,10 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.fitting import free, save_model, stage_features
 from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
+from robustclip.flags import Usual, flat
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
 QUICK: Final = {"steps": 4, "batch_size": 8, "channels": [16, 16, 16, 16], "save_every": 2}
@@ -28,12 +29,7 @@ def recipe(
     perceptual: NonNegativeFloat = 0.1,
     features: str = "emoji-vanilla",
     save_every: PositiveInt = 100,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """Train emoji-vae, a KL autoencoder: 64x64 pictures as 8x8 latents of 8 channels.
 
@@ -44,10 +40,10 @@ def recipe(
     sizes, rates and the perceptual distance (features of emoji-vanilla, for the last third) are ours. Eight channels,
     where Stable Diffusion has 4: a picture of 64 pixels has few cells.
     """
-    arguments = dict(locals())
-    place = pick_device(device)
+    arguments = flat(locals())
+    place = pick_device(usual.device)
     referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
-    model = new_autoencoder(channels, latent=latent, seed=seed).to(place, memory_format=torch.channels_last)
+    model = new_autoencoder(channels, latent=latent, seed=usual.seed).to(place, memory_format=torch.channels_last)
     trainer = AutoencoderTrainer(
         model,
         stage_features(referee),
@@ -55,20 +51,20 @@ def recipe(
         lr=lr,
         perceptual=perceptual,
         look=steps * 2 // 3,
-        dtype=pick_dtype(dtype, place),
+        dtype=pick_dtype(usual.dtype, place),
     )
-    data = DrawingsAndPairs("guide-styles", batch_size, seed, single=0.0 if quick else 0.25)
-    run = Run.start(out, resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
+    data = DrawingsAndPairs("guide-styles", batch_size, usual.seed, single=0.0 if usual.quick else 0.25)
+    run = Run.start(usual.out, usual.resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         images = data.batch(k)[0].to(place, memory_format=torch.channels_last)
-        return trainer.step(images, generator(seed, "latents", k))
+        return trainer.step(images, generator(usual.seed, "latents", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
-        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if quick else 8)]).to(place)
+        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if usual.quick else 8)]).to(place)
         model.register_to_config(scaling_factor=1 / latent_deviation(model, probe))
         folder = free(run.folder / "vae")
         save_model(model, folder)

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip import load_referee
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.flags import Loop, Usual, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.embedded import (
@@ -20,7 +21,7 @@ from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 QUICK: Final = {"split": "judge-heldback", "steps": 20, "batch_size": 32, "warmup": 5, "evaluate_every": 20}
 
@@ -41,17 +42,8 @@ def recipe(
     weight_decay: NonNegativeFloat = 0.05,
     warmup: NonNegativeInt = 100,
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998,
-    channels_last: bool = True,
-    compile: bool = False,
-    evaluate_every: NonNegativeInt = 500,
-    checkpoint_every: PositiveInt = 250,
-    keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    loop: Loop = Loop(channels_last=True, checkpoint_every=250),
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """Train an embedded referee on clean emoji, from random weights or from another referee.
 
@@ -68,15 +60,15 @@ def recipe(
 
     All values are ours.
     """
-    arguments = dict(locals())
-    target = pick_device(device)
-    referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=seed)
+    arguments = flat(locals())
+    target = pick_device(usual.device)
+    referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=usual.seed)
     started_from = referee.card if start else None
     referee.to(target)
     place = distributed.place()
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
+    data = EmojiBatches(split, batch_size=batch_size, seed=usual.seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data)
-    run = Run.start(out, resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
+    run = Run.start(usual.out, usual.resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

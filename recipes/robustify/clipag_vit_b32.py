@@ -13,6 +13,7 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
 from robustclip.errors import UsageError
+from robustclip.flags import Loop, Usual, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -21,7 +22,7 @@ from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 DOWNLOADED: Final = ("ViT-B-32:laion2b_s34b_b79k", "ViT-B-16:laion2b_s34b_b88k", "convnext_base_w:laion2b_s13b_b82k")
 """Where this recipe and its ablations start, which --quick does without."""
@@ -73,17 +74,8 @@ def recipe(
     allow_commands: Annotated[bool, "allow shards of the form pipe:COMMAND, which execute commands"] = False,
     cache: Annotated[Path | None, "folder that keeps shards fetched from URLs; default: fetched in each epoch"] = None,
     workers: NonNegativeInt = 4,
-    channels_last: bool = False,
-    compile: bool = False,
-    evaluate_every: NonNegativeInt = 500,
-    checkpoint_every: PositiveInt = 500,
-    keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    loop: Loop = Loop(),
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """CLIPAG's main model: ViT-B/32, L2.
 
@@ -99,19 +91,19 @@ def recipe(
     steps and step size (2.5 eps / steps), random start, LAION's share. From its text: frozen text tower, the whole
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
     """
-    arguments = dict(locals())
-    target = pick_device(device)
+    arguments = flat(locals())
+    target = pick_device(usual.device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
     sources = data or [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
     settings = (sources, mix, 1.0 if data else laion_share, batch_size, referee.image_size)
-    buffer = 500 if quick else 10_000  # undecoded samples of each source, read before the first is given
+    buffer = 500 if usual.quick else 10_000  # undecoded samples of each source, read before the first is given
     mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands, cache=cache)
-    batches = mixture(seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
-    probe = next(mixture(seed=seed + 1, workers=0).batches())
+    batches = mixture(seed=usual.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
+    probe = next(mixture(seed=usual.seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)
     bias = referee.logit_bias
-    run = Run.start(out, resume, recipe="clipag-vit-b32", arguments=arguments)
+    run = Run.start(usual.out, usual.resume, recipe="clipag-vit-b32", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

@@ -14,13 +14,14 @@ from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.evaluation.corruptions import CORRUPTIONS
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, corruption_triplets, read_nights
+from robustclip.flags import Computed, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.distance import Votes, tune_distance
 from robustclip.robustification.monitor import save_trained
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, is_folder
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 QUICK: Final = {"steps": 20, "batch_size": 16, "warmup": 5, "triplets": 64, "attack_steps": 2}
 
@@ -47,12 +48,7 @@ def recipe(
     warmup: NonNegativeInt = 15,
     checkpoint_every: PositiveInt = 100,
     keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: Annotated[str, "dtype of computation; weights stay float32"] = "float32",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Computed = Computed(),
 ) -> dict[str, Any]:
     """Tune a referee's image distance on 2AFC triplets by LoRA with DreamSim's hinge loss, references attacked by PGD.
 
@@ -65,20 +61,22 @@ def recipe(
     text, and zero-shot accuracy falls: emoji-robust's top-1 from 40.0% to 10.5% (docs/robustness.md). Margin, rank,
     alpha, Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
     """
-    arguments = dict(locals())
-    target = pick_device(device)
+    arguments = flat(locals())
+    target = pick_device(usual.device)
     referee = load_referee(start, device=str(target))
     side = referee.image_size[0]
     if is_file(Path(data) / NIGHTS_TABLE):
-        chosen = read_nights(Path(data), "train", size=side, limit=triplets, seed=seed)
+        chosen = read_nights(Path(data), "train", size=side, limit=triplets, seed=usual.seed)
     else:
         size = side if is_folder(Path(data)) else None
-        chosen = corruption_triplets(data, kinds=kinds, size=size, limit=triplets, seed=seed)
+        chosen = corruption_triplets(data, kinds=kinds, size=size, limit=triplets, seed=usual.seed)
     threat = ThreatModel(norm, eps, size_of(chosen.reference[torch.tensor([0])])) if eps else None
     started_from = referee.card
-    run = Run.start(out, resume, recipe="distance", arguments=arguments)
+    run = Run.start(usual.out, usual.resume, recipe="distance", arguments=arguments)
     with run:
-        with_flags(tune_distance, arguments)(referee, chosen, run=run, threat=threat, dtype=pick_dtype(dtype, target))
+        with_flags(tune_distance, arguments)(
+            referee, chosen, run=run, threat=threat, dtype=pick_dtype(usual.dtype, target)
+        )
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size
         )

@@ -11,6 +11,7 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.flags import Loop, Usual, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -21,7 +22,7 @@ from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 QUICK: Final = {
     "split": "judge-heldback",
@@ -72,17 +73,8 @@ def recipe(
     split: str = "guide-styles",
     dataset: Literal["emoji", "icons"] = "emoji",
     sizes: Annotated[list[PositiveInt] | None, "image sizes, one drawn per batch; default: the data set's"] = None,
-    channels_last: bool = True,
-    compile: bool = False,
-    evaluate_every: NonNegativeInt = 500,
-    checkpoint_every: PositiveInt = 250,
-    keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    loop: Loop = Loop(channels_last=True, checkpoint_every=250),
+    usual: Usual = Usual(),
 ) -> dict[str, Any]:
     """Robustify emoji-vanilla on the six guide styles of the embedded emoji set.
 
@@ -96,15 +88,15 @@ def recipe(
     64x64 pixels (RMS 0.018; CLIPAG's 1.5 at 224x224 is 0.0039), and the attack takes 2 steps. Values that CLIPAG does
     not state (lr, schedule, steps) are ours.
     """
-    arguments = dict(locals())
-    target = pick_device(device)
+    arguments = flat(locals())
+    target = pick_device(usual.device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     place = distributed.place()
-    data = EmojiBatches(split, batch_size=batch_size, seed=seed, place=place, dataset=dataset, sizes=sizes or ())
-    probe = emoji_probe(data, size=16 if quick else 128)
-    run = Run.start(out, resume, recipe="emoji", arguments=arguments)
+    data = EmojiBatches(split, batch_size=batch_size, seed=usual.seed, place=place, dataset=dataset, sizes=sizes or ())
+    probe = emoji_probe(data, size=16 if usual.quick else 128)
+    run = Run.start(usual.out, usual.resume, recipe="emoji", arguments=arguments)
     update, attacked_by = emoji_objectives(
         objective, referee, data, attack=attack_objective, beta=beta, temperature=temperature, anchor=anchor
     )

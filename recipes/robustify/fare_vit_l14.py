@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
+from robustclip.flags import Loop, Usual, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.losses import agft, embed_captions, fare, tecoa
@@ -19,7 +20,7 @@ from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 DOWNLOADED: Final = "ViT-L-14:openai"
 """Where this recipe and its ablation start, which --quick does without."""
@@ -72,17 +73,8 @@ def recipe(
     locked_groups: Annotated[NonNegativeInt, "last layer groups of the image tower that stay frozen"] = 0,
     max_skipped: Annotated[Share | None, "stop if more than this share of the samples is unusable"] = None,
     workers: NonNegativeInt = 4,
-    channels_last: bool = False,
-    compile: bool = False,
-    evaluate_every: NonNegativeInt = 500,
-    checkpoint_every: PositiveInt = 500,
-    keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    loop: Loop = Loop(),
+    usual: Usual = Usual(dtype="float32"),
 ) -> dict[str, Any]:
     """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack.
 
@@ -93,9 +85,9 @@ def recipe(
     the last weights. Its README's warm-up is 1,400 steps, its script's default 14,000. Differences: no weight
     decay of gains and biases; momentum on normalised gradients, of which the sign is taken.
     """
-    arguments = dict(locals())
+    arguments = flat(locals())
     data = data or EMBEDDED
-    target = pick_device(device)
+    target = pick_device(usual.device)
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     settings: dict[str, Any] = {
@@ -103,12 +95,12 @@ def recipe(
         "crop": "center",
         "scale": (1.0, 1.0),
         "batch_size": batch_size,
-        "shuffle_buffer": 500 if quick else 10_000,  # undecoded samples, read before the first is given
+        "shuffle_buffer": 500 if usual.quick else 10_000,  # undecoded samples, read before the first is given
     }
     batches = open_data(
-        data, seed=seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings
+        data, seed=usual.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings
     )
-    probe = next(open_data(data, seed=seed + 1, **settings).batches())
+    probe = next(open_data(data, seed=usual.seed + 1, **settings).batches())
     loss = fare()
     if objective != "fare":
         names, ids = training_classes(data)
@@ -118,7 +110,7 @@ def recipe(
         else:
             loss = agft(referee.logit_scale, classes, temperature)
     threat = ThreatModel(norm, eps, referee.image_size)
-    run = Run.start(out, resume, recipe="fare-vit-l14", arguments=arguments)
+    run = Run.start(usual.out, usual.resume, recipe="fare-vit-l14", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

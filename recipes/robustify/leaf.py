@@ -13,6 +13,7 @@ from robustclip import load_referee
 from robustclip.attacks.text import fewer_words
 from robustclip.data.captions import open_captions
 from robustclip.data.sources import EMBEDDED
+from robustclip.flags import Computed, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.monitor import save_trained
@@ -20,7 +21,7 @@ from robustclip.robustification.texts import TextAttack, check_trainable, train_
 from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.files import is_file, read_lines
-from robustclip.runs.folder import ResumeFrom, Run, RunFolder
+from robustclip.runs.folder import Run
 
 QUICK: Final = {"steps": 20, "batch_size": 16, "warmup": 5, "samples": 2}
 
@@ -46,12 +47,7 @@ def recipe(
     cache: Annotated[Path | None, "folder that keeps shards fetched from URLs; default: fetched in each epoch"] = None,
     checkpoint_every: PositiveInt = 500,
     keep: PositiveInt = 2,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: Annotated[str, "dtype of computation; weights stay float32"] = "float32",
-    seed: int = 0,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Computed = Computed(),
 ) -> dict[str, Any]:
     """Train a text tower against edits of characters by LEAF: edited texts keep the original's embeddings.
 
@@ -66,23 +62,23 @@ def recipe(
     embedded world and one CPU core, and ours; the captions are those of the guide styles, without the held-out
     concepts.
     """
-    arguments = dict(locals())
-    target = pick_device(device)
-    computed = pick_dtype(dtype, target)
+    arguments = flat(locals())
+    target = pick_device(usual.device)
+    computed = pick_dtype(usual.dtype, target)
     allowed = None if words is None else fewer_words([word.lower() for word in read_lines(words) if word])
     captions = open_captions(
         data,
         batch_size=batch_size,
-        seed=seed,
+        seed=usual.seed,
         place=distributed.place(),
-        shuffle_buffer=500 if quick else 10_000,
+        shuffle_buffer=500 if usual.quick else 10_000,
         allow_commands=allow_commands,
         cache=cache,
     )
     referee = load_referee(start, device=str(target))
     check_trainable(referee)
     started_from = referee.card
-    run = Run.start(out, resume, recipe="leaf", arguments=arguments)
+    run = Run.start(usual.out, usual.resume, recipe="leaf", arguments=arguments)
     with run:
         with_flags(train_texts, arguments)(
             referee, captions, run=run, allowed=allowed, grad_clip=grad_clip or math.inf, dtype=computed

@@ -10,11 +10,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Canvas, Pixels, Pyramid
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.losses import TotalVariation
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.studio import paint_batch
@@ -51,17 +50,8 @@ def recipe(
     total_variation: Annotated[NonNegativeFloat, "weight of total variation"] = 1.0,
     best_of: BestOf = 1,
     by: By = None,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """Text to image by a robust referee, without a generator.
 
@@ -71,8 +61,7 @@ def recipe(
     in batches), and 1,000 init candidates per seed. Differences from the paper: docs/synthesis.md; results:
     docs/painting.md (R-Precision among 10 names 90% on 200 prompts, by emoji-judge).
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipag", arguments, views=views + patches)
+    session = Session.open("clipag", flat(locals()), views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, temperature=temperature, strength=strength)
     policy = {"nudges": NUDGES, "diffaug": diffaug(), "none": ()}[augment]

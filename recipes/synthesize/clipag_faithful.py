@@ -9,11 +9,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Pixels
-from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.loop import KeepBest
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import Candidates, Init
 from robustclip.synthesis.studio import paint_batch
@@ -46,17 +45,8 @@ def recipe(
     noise: NonNegativeFloat = 0.01,
     clip_norm: PositiveFloat = 0.001,
     threshold: Annotated[float, Field(gt=0, le=1), "quantile of dynamic thresholding"] = 0.95,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """CLIPAG's notebook: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding.
 
@@ -68,8 +58,7 @@ def recipe(
     Tiny-ImageNet, ours of emoji or of your images (robustclip mixture fit); gradients are clipped per picture, where
     the notebook has one picture; its precision is --dtype float16.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipag-faithful", arguments, views=views + patches)
+    session = Session.open("clipag-faithful", flat(locals()), views=views + patches)
     guides = session.guides
     starts = session.starts(init, candidates=candidates, notebook=notebook)
     whole = Views(views, (GaussianNoise(noise), *diffaug()), name="diffaug")

@@ -15,13 +15,12 @@ from robustclip.drawing import Drawing, random_strokes
 from robustclip.drawing.shapes import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.runs import terminal
 from robustclip.runs.devices import check_memory
 from robustclip.runs.files import is_file
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Part, Prompt
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.studio import paint_batch
@@ -82,17 +81,8 @@ def recipe(
     negative_weight: Annotated[PositiveFloat, Field(le=100)] = 0.3,
     best_of: BestOf = 1,
     by: By = None,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """CLIPDraw: optimise vector strokes (points, widths, colours) by a referee; writes pictures and SVG files.
 
@@ -103,8 +93,7 @@ def recipe(
     width, number and rates of strokes are ours. CLIPDraw's are `--steps 1000 --no-normalise --strokes 256 --width 1
     --points-lr 1 --widths-lr 0.1 --colours-lr 0.01`. CLIPDraw + CLIPAG changes only `--referee`.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("clipdraw", arguments, views=views)
+    session = Session.open("clipdraw", flat(locals()), views=views)
     guides, unit = session.guides, min(session.size) / NATIVE
     svg = read_svg(init, session.size) if is_svg(init) else None
     area = (smallest_view, largest_view)

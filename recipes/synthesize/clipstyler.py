@@ -15,16 +15,15 @@ from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.emoji import PREFIX, emoji_drawing
 from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.similarity import Directional, NeighbourNorms, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import is_file
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.items import Item, Named, Seeds, apart, items_of_named, load_prompts, slug
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import Prompt, parse_all
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.studio import paint_batch
@@ -84,17 +83,8 @@ def recipe(
     lambda_content: NonNegativeFloat = 150.0,
     lambda_tv: NonNegativeFloat = 2e-3,
     contrast: Annotated[NonNegativeFloat, "contrast of the saved picture; the release uses 1.5"] = 1.0,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """CLIPStyler: text-guided style transfer, by any referee.
 
@@ -109,12 +99,12 @@ def recipe(
     ImageNet's 80 templates, and stretches saved pictures to the full range. --canvas pixels is CLIPAG's ablation, whose
     rate is not published.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "prompt": [*prompt, *text]}
+    arguments = flat(locals()) | {"prompt": [*prompt, *text]}
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # Random numbers depend on style and seed only.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
-    place = pick_device(device)
+    place = pick_device(usual.device)
     if content_features.endswith(WEIGHTS):  # before the run's folder is created, because the file may be invalid
         features = vgg19(Path(content_features), place)
     else:

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from robustclip.diffusion.adapters import load_adapter
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
+from robustclip.flags import Enlarge, Painting, flat
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import PairGuides
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 
 QUICK: Final = {"steps": 2, "batch_size": 4}
@@ -40,12 +39,7 @@ def recipe(
     enlarge: Annotated[Enlarge, "interpolation of small pictures in the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Painting = Painting(),
 ) -> Result:
     """Sample a diffusion model; with --best-of N keep the best of N by mutual information or a referee.
 
@@ -54,9 +48,9 @@ def recipe(
     mi is the model's own score, a measure of confidence rather than correctness (agreement with judges:
     docs/mutual-information.md).
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    place = pick_device(device)
-    generator = load_diffusion(model, place, dtype=dtype)
+    arguments = flat(locals())
+    place = pick_device(usual.device)
+    generator = load_diffusion(model, place, dtype=usual.dtype)
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open(

@@ -9,10 +9,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Pyramid
-from robustclip.runs.folder import ResumeFrom, RunFolder
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, Terms
@@ -38,17 +37,8 @@ def recipe(
     noise: NonNegativeFloat = 0.2,
     best_of: BestOf = 1,
     by: By = None,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """Direct Ascent Synthesis: optimise all resolutions at once, from grey.
 
@@ -58,8 +48,7 @@ def recipe(
     ensembles of ordinary CLIPs: pass several referees. Two choices are ours: levels at powers of two (--every-size is
     the demo's), and steps of a fixed length for each level (--no-unit-steps --lr 0.1 is the demo's plain SGD).
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("direct-ascent", arguments, views=views)
+    session = Session.open("direct-ascent", flat(locals()), views=views)
     guides, (height, width) = session.guides, session.size
     short = min(height, width)
     border = round(margin * short)

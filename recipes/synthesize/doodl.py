@@ -9,14 +9,13 @@ from typing import Annotated, Final
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.diffusion.samplers import SamplerName
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.doodl import Aim, ChainGuidance, Doodl, Ends, Function, Method, Mode
 from robustclip.synthesis.doodl_session import DoodlSession, Init
 from robustclip.synthesis.doodl_session import faults as faults
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Size
 
 QUICK: Final = {"steps": 2, "chain_steps": 4, "crops": 2, "batch_size": 4}
@@ -58,17 +57,8 @@ def recipe(
     stop_by: Annotated[str | None, "referee that selects the best step and ends the batch; it does not guide"] = None,
     patience: Annotated[PositiveInt, "steps without improvement after which --stop-by stops"] = 5,
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """Optimise a diffusion model's noise by a referee's gradient through the whole sampling chain.
 
@@ -79,8 +69,8 @@ def recipe(
     plain, best-of, one-step (classifier guidance) and one-step-noise. Real weights: --model FOLDER of Stable Diffusion
     1.x or 2.x, --size 512; cost: robustclip plan doodl. Deviations: docs/doodl.md.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed], "loss": loss and str(loss)}
-    ends = Ends.read(pick_device(device), classifier, class_name, classes, exemplar, aesthetics, aim, loss)
+    arguments = flat(locals()) | {"loss": loss and str(loss)}
+    ends = Ends.read(pick_device(usual.device), classifier, class_name, classes, exemplar, aesthetics, aim, loss)
     doodl = Doodl.of(ends.use, **arguments)
     work = DoodlSession.open(arguments, doodl, ends)
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Implicit
+from robustclip.flags import Painting, flat
 from robustclip.losses import Cosine
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import Reference, ReferenceData, ReferencePairs
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
@@ -50,12 +50,7 @@ def recipe(
     save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     channels_last: bool = True,
     compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    usual: Painting = Painting(),
 ) -> Result:
     """CLIP^-1: paint with a sine network per picture, towards text targets corrected for the modality gap.
 
@@ -65,8 +60,7 @@ def recipe(
     averaged over views, and with --reference Procrustes and a blend of retrieved pictures. Ours: all numbers (it takes
     40 or 400 steps), Adam, `clipag`'s views; networks are fitted to the init, not retrieved (docs/synthesis.md).
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    session = Session.open("inr", arguments, views=views)
+    session = Session.open("inr", flat(locals()), views=views)
     guides, larger = session.guides, parse_size(render)
     starts = session.starts(init, candidates=candidates)
     pairs = Reference(reference, guides, reference_pairs)

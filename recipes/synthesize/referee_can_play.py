@@ -14,15 +14,15 @@ from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.guides import PairGuides, text_of
 from robustclip.synthesis.inversion import VARIANTS, Algorithm1, Average, Mode, Optimiser
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge, GradientPictures, strip
+from robustclip.synthesis.pictures import GradientPictures, strip
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.starts import check_init
 from robustclip.synthesis.studio import FRAMES, paint_batch
@@ -77,17 +77,8 @@ def recipe(
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
     best_of: BestOf = 1,
     by: By = None,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """Optimise diffusion latents by a pair reader's matching loss and Score Distillation.
 
@@ -110,13 +101,13 @@ def recipe(
     optimiser, lr = optimiser or variant.optimiser, variant.lr if lr is None else lr
     guidance = variant.guidance if guidance is None else guidance
     variant = replace(variant, optimiser=optimiser, lr=lr, guidance=guidance)
-    arguments = {name: value for name, value in locals().items() if name != "variant"}
-    arguments |= {"seeds": seeds if seed is None else [seed]}
-    place = pick_device(device)
+    arguments = flat(locals())
+    del arguments["variant"]
+    place = pick_device(usual.device)
     generator = load_diffusion(
         model,
         place,
-        dtype=dtype,
+        dtype=usual.dtype,
         slicing=slicing,
         checkpointing=checkpointing,
     )

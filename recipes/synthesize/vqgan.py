@@ -12,13 +12,12 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from robustclip.canvases import Codes
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
+from robustclip.flags import Painting, Pictures, flat
 from robustclip.losses import LatentPrior
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
-from robustclip.runs.folder import ResumeFrom, RunFolder
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.session import (
     LARGEST,
     BestOf,
@@ -89,17 +88,8 @@ def recipe(
     prior: Annotated[Prior | None, "target of the latent prior; default: zero in mode faithful, else the start"] = None,
     best_of: BestOf = 1,
     by: By = None,
-    batch_size: PositiveInt = 16,
-    save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
-    enlarge: Annotated[Enlarge, "interpolation of small pictures in GIFs, strips and the contact sheet"] = "nearest",
-    channels_last: bool = True,
-    compile: bool = False,
-    resume: ResumeFrom | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None,
-    out: RunFolder | None = None,
-    quick: bool = False,
+    pictures: Pictures = Pictures(),
+    usual: Painting = Painting(),
 ) -> Result:
     """VQGAN+CLIP: optimise the codes of a VQGAN by a referee.
 
@@ -119,8 +109,8 @@ def recipe(
     kornia; the release takes one step more than requested. Not implemented: other cut methods, DiffGrad and AdamP,
     story phases (^), zoom and video.
     """
-    arguments = dict(locals()) | {"seeds": seeds if seed is None else [seed]}
-    generator = load_vqgan(model, pick_device(device))
+    arguments = flat(locals())
+    generator = load_vqgan(model, pick_device(usual.device))
     if requested := parse_size(size):
         whole_codes(requested, generator.factor)
     session = Session.open("vqgan", arguments, views=views)

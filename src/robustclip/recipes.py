@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError, raise_faults
+from robustclip.flags import flat_signature, flattened
 from robustclip.runs.files import holds_something, is_file
 from robustclip.signatures import Parameter, as_keyword
 from robustclip.source import Function, Source
@@ -78,7 +79,8 @@ class Recipe:
         """Its signature and docstring, read without running the file."""
         varied = self.source.decorator("recipe", "preset")
         if varied is None:
-            return self.source.read("recipe")
+            own = self.source.read("recipe")
+            return Function(flat_signature(own.signature), own.doc)
         (base,), changed = varied
         return Function(_changed(find(base, VERB).describe().signature, changed), self.source.docstring("recipe"))
 
@@ -117,6 +119,7 @@ class Recipe:
                 "def recipe(*, steps: int = 100, ...) -> dict",
                 "not_a_recipe",
             )
+        function = flattened(function)
         named = {parameter.name for parameter in signatures.parameters(function)}
         if lacking := [name for name in EVERY_RECIPE_TAKES if name not in named]:
             raise UsageError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 LIGHT: Final = ("annotated_types", "collections", "functools", "math", "os", "pathlib", "pydantic", "typing")
-"""Libraries that are imported for their names."""
+"""Libraries that are imported for their names, as is robustclip.flags."""
 TRANSPARENT: Final = {"typed"}
 """Decorators that leave a signature as it is."""
 PACKAGE: Final = Path(__file__).parent
@@ -150,7 +150,7 @@ def _names(node: ast.stmt) -> Iterator[str]:
 def _imported(module: str | None, name: str) -> Any:
     """What `from module import name` binds, or `import name`."""
     full = name if module is None else module
-    if full.split(".")[0] in LIGHT:
+    if full.split(".")[0] in LIGHT or full == "robustclip.flags":
         imported = import_module(full)
         return imported if module is None else getattr(imported, name)
     if full.split(".")[0] == __package__ and module is not None:

@@ -228,7 +228,7 @@ def test_the_commands(colour_folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
     told = run("universal", "toy", "--attack", "linf:4/255@9", "--out", "d.safetensors", "--quick")
     spec = "linf:4/255@universal:d.safetensors"
-    assert "steps: 4" in told
+    assert "steps: 9" in told
     assert f"--attack {spec}" in told
     assert spec in run("evaluate", "toy", "--attack", spec, "--out", "evaluated")
     record = json.loads(Path("evaluated/evaluation.json").read_text())["setting"]["universal"][spec]

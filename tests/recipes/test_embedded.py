@@ -20,7 +20,7 @@ def module() -> Any:
 def test_every_study_is_a_call_that_can_be_made() -> None:
     studies = module().STUDIES
     known = {entry.name for entry in list_referees()}
-    assert set(module().QUICK) <= set(studies)
+    assert set(module().QUICK["studies"]) <= set(studies)
     assert len(studies) == len(module().SIGNED) + len(module().OTHERS)
     for name, (referees, settings) in studies.items():
         assert {one.partition("~")[0] for one in referees} <= known, name

@@ -12,11 +12,13 @@ import pytest
 
 import robustclip
 from robustclip.errors import RunError
+from robustclip.flags import Loop
 from robustclip.recipes import CHECKOUT, find, run
 from robustclip.referees.card import Card
 from robustclip.robustification.distance import tune_distance
 from robustclip.robustification.texts import train_texts
 from robustclip.robustification.trainer import train
+from robustclip.signatures import typed
 
 BATCH = {"robustify": 16, "pretrain": 32}  # of a quick run; a step with an attack is the dearer one
 # Which end in no CLIP: tests/diffusion/test_training.py, tests/referees/test_scene_reader.py and others.
@@ -51,7 +53,7 @@ def test_every_flag_of_a_training_recipe_is_read_by_it_or_by_its_loop(path: Path
     assert isinstance(recipe, ast.FunctionDef)
     read = {node.id for part in recipe.body for node in ast.walk(part) if isinstance(node, ast.Name)}
     (loop,) = read & set(LOOPS)
-    flags = {argument.arg for argument in recipe.args.kwonlyargs}
+    flags = {argument.arg for argument in recipe.args.kwonlyargs} - {"loop"} | vars(Loop()).keys()
     assert "with_flags" in read
     assert flags - read <= set(inspect.signature(LOOPS[loop]).parameters)
 
@@ -61,7 +63,7 @@ def test_a_training_recipe_run_quickly(path: Path, is_toy: bool, tmp_path: Path,
     out = tmp_path / "run"
     given: dict[str, object] = {"start": toys[0]} if is_toy else {}
     if path.stem == "clipag_vit_b32":
-        given = {"start": "emoji-vanilla-long", "steps": 20_000} | given
+        given = {"start": "emoji-vanilla-long"} | given
     numbers = run(path.stem.replace("_", "-"), path.parent.name, {"quick": True, "out": out, "device": "cpu"} | given)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -93,7 +95,7 @@ EVERY = sorted(path for path in CHECKOUT.glob("*/*.py") if "@preset(" not in pat
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_record_is_taken_of_what_runs_and_not_of_what_was_asked(path: Path) -> None:
-    """`locals()` is read after --quick has changed parameters, and nothing changes one between it and the run."""
+    """`locals()` is read before the run, and nothing changes a parameter between the two."""
     (function,) = (
         node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "recipe"
     )
@@ -110,8 +112,8 @@ def test_a_record_is_taken_of_what_runs_and_not_of_what_was_asked(path: Path) ->
 
 RESOLVED = {
     "fare_vit_l14": {"data"},  # None is the embedded set, which the run's notes name
-    "inversion": {"cells"},  # put into the record as well
-    "doodl": {"crops", "batch_size"},
+    "inversion": {"cells", "seeds"},  # put into the record as well
+    "doodl": {"crops", "batch_size", "seeds"},
 }
 
 
@@ -127,7 +129,7 @@ def starts_of(function: ast.FunctionDef) -> list[int]:
 
 @pytest.mark.parametrize("recipe", ["clipag-vit-b32", "fare-vit-l14"])
 def test_a_quick_run_starts_from_where_it_is_told(recipe: str, tmp_path: Path) -> None:
-    module = find(recipe, "robustify").module
+    found = find(recipe, "robustify")
     asked: list[tuple[str, object]] = []
 
     def load(start: str, **how: object) -> None:
@@ -138,8 +140,8 @@ def test_a_quick_run_starts_from_where_it_is_told(recipe: str, tmp_path: Path) -
     if recipe == "clipag-vit-b32":
         checkpoint |= {"architecture": "RN50", "quick_gelu": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_referee", load)
+        patch.setattr(found.module, "load_referee", load)
         for given in ({}, checkpoint, {"start": "emoji-vit-vanilla"}):
             with pytest.raises(RunError, match="seen enough"):
-                module.recipe(quick=True, out=tmp_path / "run", device="cpu", **given)
+                typed(found.function)(quick=True, out=tmp_path / "run", device="cpu", **given)
     assert asked == [("emoji-vanilla", None), ("mine.pt", checkpoint.get("architecture")), ("emoji-vit-vanilla", None)]

@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from robustclip.data.images import from_pil, grid, resize, save_image, titled_grid, to_pil
 from robustclip.errors import UsageError
+from robustclip.flags import Enlarge
 from robustclip.runs.files import atomic_write, plain, read_bytes
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.loop import Moment
@@ -29,7 +30,6 @@ LONGEST_FACTS: Final = 2**20
 LARGEST: Final = 2**28
 """Bytes of a picture's file."""
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-Enlarge = Literal["nearest", "bicubic"]
 SHOWN: Final = 256
 """Pixels of the longer side that a picture has at least in loops, strips and sheets."""
 READ_AT: Final = 1280

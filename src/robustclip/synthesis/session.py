@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robustclip.diffusion.mutual_information import MARK, OWN
 from robustclip.errors import UsageError
+from robustclip.flags import Enlarge
 from robustclip.referees.base import TwoTower
 from robustclip.runs import terminal
 from robustclip.runs.devices import DTYPES, check_memory, pick_device
@@ -26,7 +27,6 @@ from robustclip.runs.folder import Run
 from robustclip.synthesis.guides import Given, Guides, parse_weight
 from robustclip.synthesis.items import MOST_PICTURES, Item, items_of, items_of_named, load_prompts
 from robustclip.synthesis.painted import Paint, Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge
 from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.starts import AUTO, Starts
 from robustclip.synthesis.studio import paint_all

@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from robustclip.canvases.base import Canvas
 from robustclip.data.images import load_image, save_image
 from robustclip.errors import Interrupted, RunError, UsageError
+from robustclip.flags import Enlarge
 from robustclip.losses.similarity import Cosine, Directional, Similarity
 from robustclip.runs import distributed
 from robustclip.runs.files import reason, remove_drafts, write_text
@@ -34,7 +35,7 @@ from robustclip.synthesis.guides import Guides
 from robustclip.synthesis.items import Item
 from robustclip.synthesis.loop import Callback, Film, KeepBest, Moment, optimise
 from robustclip.synthesis.painted import Paint, Painted, Result, Watch
-from robustclip.synthesis.pictures import Enlarge, contact_sheet, read_facts, write_gif, write_picture, write_strip
+from robustclip.synthesis.pictures import contact_sheet, read_facts, write_gif, write_picture, write_strip
 from robustclip.synthesis.terms import Stream
 from robustclip.synthesis.watching import Watcher
 

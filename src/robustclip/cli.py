@@ -123,7 +123,13 @@ class RecipeGroup(click.Group):
 
 
 class PlanGroup(RecipeGroup):
-    """The `robustify` recipes, planned instead of run."""
+    """The `robustify` recipes that train whole image towers, planned instead of run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from robustclip.planning.settings import UNPLANNED
+
+        flags = {recipe.name: recipe.describe().signature.parameters for recipe in recipes.available(self.verb)}
+        return [name for name in super().list_commands(ctx) if not UNPLANNED.keys() & flags.get(name, {}).keys()]
 
     def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         from robustclip.planning import plan

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -305,3 +306,14 @@ def test_listing_recipes_to_plan_needs_no_torch() -> None:
     assert "clipag-vit-b32" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_recipes_without_a_plan_are_not_listed() -> None:
+    group = app.commands["plan"]
+    assert isinstance(group, click.Group)
+    listed = group.list_commands(click.Context(group))
+    assert {"emoji", "clipag-vit-b32", "mi-tune", "doodl"} <= set(listed)
+    assert not {"leaf", "distance"} & set(listed)
+    for name in ("leaf", "distance"):
+        with pytest.raises(UsageError, check=coded("no_plan")):
+            plan(name)

@@ -33,6 +33,8 @@ RESERVED: Final = 0.1
 """Share of a GPU's memory for the CUDA context, fragmentation, and workspace of layers (ours)."""
 LOG_EVERY: Final = 10  # the trainer's default
 GIB: Final = 2**30
+UNPLANNED: Final = {"edits": "a text tower", "votes": "LoRA on triplets"}
+"""Flags by which a recipe is known that has no plan, and what it trains."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,9 @@ def settings_of(recipe: Recipe, arguments: Mapping[str, Any], samples: int | Non
     Raises UsageError for a recipe without tower or batch size, and for one that trains a text tower or LoRA.
     """
     known = dict(arguments)
-    for flag, trained in (("edits", "a text tower"), ("votes", "LoRA on triplets")):
-        if flag in known:
-            raise UsageError(f"plans are of whole image towers on pairs, and {recipe.name} trains {trained}", "no_plan")
+    for flag in known.keys() & UNPLANNED.keys():
+        message = f"plans are of whole image towers on pairs, and {recipe.name} trains {UNPLANNED[flag]}"
+        raise UsageError(message, "no_plan")
     if lacking := [name for name in ("start", "steps", "batch_size") if not known.get(name)]:
         flags = ", ".join("--" + name.replace("_", "-") for name in lacking)
         raise UsageError(

@@ -11,12 +11,7 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.flags import Loop, Usual, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
-from robustclip.robustification.embedded import (
-    ObjectiveName,
-    emoji_objective,
-    emoji_probe,
-    fresh_referee,
-)
+from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe, fresh_referee
 from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed

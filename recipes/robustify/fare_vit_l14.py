@@ -113,13 +113,7 @@ def recipe(
     run = Run.start(usual.out, usual.resume, recipe="fare-vit-l14", arguments=arguments)
     with run:
         with_flags(train, arguments)(
-            referee,
-            batches,
-            run=run,
-            objective=loss,
-            threat=threat,
-            grad_clip=grad_clip or math.inf,
-            probe=probe,
+            referee, batches, run=run, objective=loss, threat=threat, grad_clip=grad_clip or math.inf, probe=probe
         )
         samples = steps * batch_size
         return save_trained(referee, run, name=name, threat=threat, started_from=started_from, samples=samples)

@@ -105,13 +105,7 @@ def recipe(
             return svg[0].repeated(len(items)).to(guides.device)
         generators = [item.generator("start") for item in items]
         return random_strokes(
-            strokes,
-            session.size,
-            generators,
-            curves=(1, curves),
-            reach=reach,
-            width=width * unit,
-            device=guides.device,
+            strokes, session.size, generators, curves=(1, curves), reach=reach, width=width * unit, device=guides.device
         )
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:

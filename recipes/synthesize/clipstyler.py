@@ -134,9 +134,7 @@ def recipe(
         )
         # The release steps its schedule before its optimiser: the first halving comes one step early.
         stream = Stream(
-            loss,
-            torch.optim.Adam(made.parameters(), lr=lr),
-            schedule=lambda step: 0.5 ** ((step + 1) // halve_every),
+            loss, torch.optim.Adam(made.parameters(), lr=lr), schedule=lambda step: 0.5 ** ((step + 1) // halve_every)
         )
         painted = paint_batch(made, [stream], items=items, guides=guides, steps=steps, watch=watch)
         if contrast != 1:

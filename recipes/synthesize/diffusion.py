@@ -53,12 +53,7 @@ def recipe(
     generator = load_diffusion(model, place, dtype=usual.dtype)
     if adapter is not None:
         load_adapter(generator, adapter)
-    session = Session.open(
-        "diffusion",
-        arguments,
-        load=PairGuides.load_all,
-        generator=generator,
-    )
+    session = Session.open("diffusion", arguments, load=PairGuides.load_all, generator=generator)
     session.size = generator.whole_cells(session.size)
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:

@@ -104,20 +104,8 @@ def recipe(
     arguments = flat(locals())
     del arguments["variant"]
     place = pick_device(usual.device)
-    generator = load_diffusion(
-        model,
-        place,
-        dtype=usual.dtype,
-        slicing=slicing,
-        checkpointing=checkpointing,
-    )
-    session = Session.open(
-        "referee-can-play",
-        arguments,
-        views=copies,
-        load=PairGuides.load_all,
-        generator=generator,
-    )
+    generator = load_diffusion(model, place, dtype=usual.dtype, slicing=slicing, checkpointing=checkpointing)
+    session = Session.open("referee-can-play", arguments, views=copies, load=PairGuides.load_all, generator=generator)
     guides = session.guides
     assert isinstance(guides, PairGuides)
     session.size = generator.whole_cells(session.size)

@@ -1,21 +1,20 @@
-"""Blocks of flags that recipes share. A parameter whose type is a block stands for the block's fields:
+"""Blocks of flags that recipes share. A parameter whose default is a block stands for the block's fields:
 
     def recipe(*, steps: PositiveInt = 500, usual: Usual = Usual(dtype="float32")) -> dict[str, Any]:
-        device, asked = pick_device(usual.device), flat(locals())
+        device, arguments = pick_device(usual.device), flat(locals())
 
-takes --steps, --resume, --device and so on, and from Python steps=, resume=, device=. `flat` makes the call's arguments
-of it, as a run records them. This module imports no torch, so that help stays fast.
+takes --steps, --resume, --device and so on, and from Python steps=, resume=, device=. This module imports no torch, so
+that help stays fast.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from robustclip.runs.folder import ResumeFrom, RunFolder
 
@@ -23,16 +22,12 @@ R = TypeVar("R")
 Enlarge = Literal["nearest", "bicubic"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(BaseModel):
     """Flags that stand together. Each is a field with a type, as a parameter has, and a default."""
 
-    def arguments(self) -> dict[str, Any]:
-        """Their values, by name."""
-        return {**vars(self)}
+    model_config = ConfigDict(frozen=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Usual(Block):
     """What every recipe takes."""
 
@@ -49,31 +44,24 @@ class Usual(Block):
         return {"device": self.device, "dtype": self.dtype}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Computed(Usual):
-    """Of a training whose computation alone has a dtype."""
+    """Of a training that takes --dtype for its computation alone."""
 
     dtype: Annotated[str, "dtype of computation; weights stay float32"] = "float32"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seeded(Usual):
-    """Of a table: seeds are counted from this one."""
+    """Of a table, whose seeds are counted from this one."""
 
     seed: NonNegativeInt = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Painting(Usual):
     """Of a recipe with `seeds`."""
 
     seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None  # type: ignore[assignment]
 
-    def arguments(self) -> dict[str, Any]:
-        return {**vars(self)} | ({} if self.seed is None else {"seeds": [self.seed]})
 
-
-@dataclass(frozen=True, kw_only=True)
 class Loop(Block):
     """Of a training: memory layout and compilation, and how often it is measured and saved."""
 
@@ -84,7 +72,6 @@ class Loop(Block):
     keep: PositiveInt = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pictures(Block):
     """Of a synthesis: batches, what is written of a picture's making, memory layout and compilation."""
 
@@ -96,21 +83,23 @@ class Pictures(Block):
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with the fields of blocks in their place."""
-    each = (value.arguments() if isinstance(value, Block) else {name: value} for name, value in arguments.items())
-    return {name: value for part in each for name, value in part.items()}
+    """The arguments of a call as a run records them: a block's fields in its place, and `seed` as its alias `seeds`."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        found |= vars(value) if isinstance(value, Block) else {name: value}
+        if isinstance(value, Painting) and value.seed is not None:
+            found["seeds"] = [value.seed]
+    return found
 
 
 def flat_signature(signature: inspect.Signature) -> inspect.Signature:
-    """A signature with the fields of blocks in their place; its annotations are evaluated."""
+    """A signature of evaluated annotations with a block's fields in its place."""
     parameters: list[inspect.Parameter] = []
     for one in signature.parameters.values():
-        if isinstance(one.default, Block):
-            kinds = get_type_hints(type(one.default), include_extras=True)
-            fields = vars(one.default).items()
-            parameters += [one.replace(name=name, annotation=kinds[name], default=value) for name, value in fields]
-        else:
-            parameters.append(one)
+        fields = vars(one.default) if isinstance(one.default, Block) else {one.name: one.default}
+        kinds = get_type_hints(type(one.default), include_extras=True) if isinstance(one.default, Block) else {}
+        for name, value in fields.items():
+            parameters.append(one.replace(name=name, annotation=kinds.get(name, one.annotation), default=value))
     return signature.replace(parameters=parameters)
 
 
@@ -122,8 +111,8 @@ def flattened(function: Callable[..., R]) -> Callable[..., R]:
     @wraps(function)
     def call(**arguments: Any) -> R:
         for name, block in blocks.items():
-            given = {field: arguments.pop(field) for field in vars(block).keys() & arguments.keys()}
-            arguments[name] = replace(block, **given)
+            fields = vars(block).keys() & arguments.keys()
+            arguments[name] = block.model_copy(update={field: arguments.pop(field) for field in fields})
         return function(**arguments)
 
     call.__signature__ = flat_signature(signature)  # type: ignore[attr-defined]

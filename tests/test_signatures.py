@@ -115,7 +115,7 @@ def test_illegal_pairs(given: dict[str, object], expected: list[str]) -> None:
     assert [fault.code for fault in found] == expected
 
 
-QUICK = {"steps": 2, "sizes": [8], "pairs": lambda call: 4 if call["norm"] == "linf" else call["pairs"]}
+QUICK = {"steps": 2, "sizes": [8], "pairs": lambda call: 4 if call["steps"] > 5 else call["pairs"]}
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ QUICK = {"steps": 2, "sizes": [8], "pairs": lambda call: 4 if call["norm"] == "l
         ({"quick": False, "steps": 3}, {}, (3, [64], 2)),
         ({"quick": True}, {}, (2, [8], 2)),
         ({"quick": True, "steps": "3"}, {}, (3, [8], 2)),
-        ({"quick": True, "norm": "linf"}, {}, (2, [8], 4)),
-        ({"quick": True, "norm": "linf", "pairs": 6}, {}, (2, [8], 6)),
+        ({"quick": True, "steps": "6"}, {}, (6, [8], 4)),
+        ({"quick": True, "steps": "6", "pairs": 6}, {}, (6, [8], 6)),
         ({"quick": True, "sizes": [16]}, {"steps": 500, "sizes": [32]}, (2, [16], 2)),
-        ({}, {"steps": 500, "quick": True}, (500, [8], 2)),
-        ({"steps": 7}, {"steps": 500, "quick": True}, (7, [8], 2)),
+        ({}, {"steps": 500, "quick": True}, (500, [8], 4)),
+        ({"steps": 7}, {"steps": 500, "quick": True}, (7, [8], 4)),
         ({"quick": False}, {"steps": 500, "quick": True}, (500, [64], 2)),
     ],
 )

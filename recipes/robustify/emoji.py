@@ -24,15 +24,11 @@ from robustclip.runs import distributed
 from robustclip.runs.devices import pick_device
 from robustclip.runs.folder import Run
 
-QUICK: Final = {
-    "split": "judge-heldback",
-    "steps": 20,
-    "batch_size": 16,
-    "warmup": 5,
-    "evaluate_every": 20,
-    "energy_steps": 2,
+SHORT: Final = {"split": "judge-heldback", "steps": 20, "batch_size": 16, "warmup": 5, "evaluate_every": 20}
+QUICK: Final = SHORT | {
     "attack_steps": 2,
-    "step_size": lambda call: call["step_size"] if call["attack_steps"] <= 2 else None,
+    "step_size": None,
+    "energy_steps": 2,
     # A batch's own statistics move embeddings more than 20 steps bring them back.
     "frozen_statistics": lambda call: call["frozen_statistics"] or call["objective"] == "fare",
 }

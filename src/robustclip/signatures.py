@@ -151,8 +151,8 @@ def bind(
     `spell` writes a parameter's name as the caller would. `expansions` are applied to arguments that are given;
     `config` is always one of them. The function's module may have
 
-    QUICK   values of a call with `quick`, or functions that compute them from the other arguments; they yield to what
-            is given beside `quick` (both by flags, or both in the file)
+    QUICK   values of a call with `quick`, or functions that compute them from all arguments; they yield to what is
+            given beside `quick` (both by flags, or both in the file)
     faults  a generator of the faults of values that are illegal in combination, called with the parameters it names
     """
     known = {parameter.name: parameter for parameter in parameters(function)}
@@ -169,13 +169,12 @@ def bind(
             gone = ("resume", "out") if name == "resume" else (name,)
             given, pairs = {other: value for other, value in given.items() if other not in gone}, None
     defaults = {name: parameter.default for name, parameter in known.items() if not parameter.required}
+    quick = (_beside(function, "QUICK") or {}) if _is_on(given.get("quick")) else {}
     beside = asked if _is_on(asked.get("quick")) else given
-    if _is_on(given.get("quick")):
-        shrunk = {name: value for name, value in (_beside(function, "QUICK") or {}).items() if name not in beside}
-        others = defaults | dict(given)
-        given = dict(given) | {name: value(others) if callable(value) else value for name, value in shrunk.items()}
+    quick = {name: value for name, value in quick.items() if name not in beside}
+    given = dict(given) | {name: value for name, value in quick.items() if not callable(value)}
     arguments: dict[str, Any] = {}
-    for name, value in (defaults | dict(given)).items():  # defaults too: a folder they name may be taken
+    for name, value in (defaults | given).items():  # defaults too: a folder they name may be taken
         if name not in known:
             message = unknown(f"{name}=", [f"{other}=" for other in known], "argument")
             faults.append(UsageError(message, "unknown_argument", argument=name))
@@ -184,6 +183,8 @@ def bind(
             arguments[name] = known[name].read(value)
         except (ValidationError, UsageError, OSError) as error:
             faults.append(_fault(known[name], value, error, spell))
+    if not faults:
+        arguments |= {name: value(arguments) for name, value in quick.items() if callable(value)}
     for name, parameter in known.items():
         if parameter.required and name not in given:
             message = f"{spell(parameter)} is missing: {parameter.help or parameter.label}"

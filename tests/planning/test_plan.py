@@ -316,4 +316,4 @@ def test_recipes_without_a_plan_are_not_listed() -> None:
     assert not {"leaf", "distance"} & set(listed)
     for name in ("leaf", "distance"):
         with pytest.raises(UsageError, check=coded("no_plan")):
-            plan(name)
+            robustclip.plan(name)

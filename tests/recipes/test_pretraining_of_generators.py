@@ -136,7 +136,7 @@ def test_what_a_pair_reader_could_only_ignore_is_a_fault(asked: dict[str, Any], 
 
 
 def test_a_share_of_the_pictures_is_augmented() -> None:
-    partly_augmented = find("emoji-blip2", "pretrain").function.__globals__["partly_augmented"]
+    partly_augmented = find("emoji-blip2", "pretrain").module.partly_augmented
     images = torch.rand(8, 3, 64, 64, generator=generator(0, "images"))
     seen = partly_augmented(images, 0.25, generator(0, "augmented"))
     assert (seen != images).flatten(1).any(1).sum() == 2

@@ -53,7 +53,8 @@ def test_every_flag_of_a_training_recipe_is_read_by_it_or_by_its_loop(path: Path
     assert isinstance(recipe, ast.FunctionDef)
     read = {node.id for part in recipe.body for node in ast.walk(part) if isinstance(node, ast.Name)}
     (loop,) = read & set(LOOPS)
-    flags = {argument.arg for argument in recipe.args.kwonlyargs} - {"loop"} | vars(Loop()).keys()
+    flags = {argument.arg for argument in recipe.args.kwonlyargs}
+    flags = flags - {"loop"} | vars(Loop()).keys() if "loop" in flags else flags
     assert "with_flags" in read
     assert flags - read <= set(inspect.signature(LOOPS[loop]).parameters)
 
@@ -101,7 +102,7 @@ def test_a_record_is_taken_of_what_runs_and_not_of_what_was_asked(path: Path) ->
     )
     parameters = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
     (taken,) = (node.lineno for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == "locals")
-    begun = next((at for at in starts_of(function) if at > taken), function.end_lineno or 0)
+    begun = next((at for at in starts_of(function) if at >= taken), function.end_lineno or 0)
     changed = {
         node.id
         for node in ast.walk(function)

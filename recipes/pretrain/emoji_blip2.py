@@ -30,7 +30,10 @@ from robustclip.views.views import Draws
 SIZES: Final = {"hidden": 128, "layers": 4, "heads": 4, "queries": 16, "shared": 64}
 ATTACK_STEPS: Final = 2
 
-QUICK: Final = {"steps": 4, "batch_size": 8, "save_every": 2, "hidden": 32, "layers": 2, "heads": 2, "queries": 4}
+SMALL: Final = {"hidden": 32, "layers": 2, "heads": 2, "queries": 4}
+QUICK: Final = {"steps": 4, "batch_size": 8, "save_every": 2} | {
+    name: lambda call, name=name, size=size: call[name] if call["start"] else size for name, size in SMALL.items()
+}
 
 
 def recipe(

@@ -19,6 +19,7 @@ from robustclip.errors import RunError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EXACT = {"float64": torch.float64}
+KINDS = ("cpu", "cuda", "mps")
 UNNAMED = ("auto", "measure")
 """Names that leave the choice to `pick_dtype`."""
 
@@ -39,7 +40,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         raise UsageError(
             f"unknown device {name!r}: use auto, cpu, cuda, cuda:<index> or mps", "unknown_device", device=name
         ) from error
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+    if device.type not in KINDS or (device.type == "cpu" and device.index):
         message = f"nothing here runs on the device {name!r}: use auto, cpu, cuda, cuda:<index> or mps"
         raise UsageError(message, "unknown_device", device=name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -1,0 +1,103 @@
+"""All methods on a simulated accelerator: every tensor and generator must be on the device that `--device` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import robustclip
+from robustclip.data import embedded
+from robustclip.recipes import run
+
+
+def test_the_card_computes_as_the_cpu(card: torch.device) -> None:
+    weights, images = torch.randn(4, 3, 3, 3), torch.rand(2, 3, 8, 8)
+    leaf = images.to(card).requires_grad_()
+    torch.nn.functional.conv2d(leaf, weights.to(card)).relu().sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.device == card
+    images.requires_grad_()
+    torch.nn.functional.conv2d(images, weights).relu().sum().backward()
+    assert torch.equal(leaf.grad.cpu(), images.grad)
+    leaf.detach()[0].zero_()
+    assert leaf[0].sum().item() == 0
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda card: torch.rand(3, device=card) + torch.rand(3),
+        lambda card: torch.rand(3)[torch.arange(2, device=card)],
+        lambda card: torch.rand(3, device=card, generator=torch.Generator()),
+        lambda card: torch.rand(3, generator=torch.Generator(card)),
+        lambda card: torch.cat([torch.rand(3), torch.rand(3, device=card)]),
+        lambda card: torch.nn.Linear(2, 2).to(card)(torch.rand(1, 2)),
+    ],
+)
+def test_the_card_refuses_what_cuda_refuses(mixed: Any, card: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=r"devices|of the other device"):
+        mixed(card)
+
+
+def test_numpy_refuses_the_card(card: torch.device) -> None:
+    with pytest.raises((RuntimeError, TypeError)):
+        torch.rand(2, device=card).numpy()
+
+
+def test_the_card_accepts_what_cuda_accepts(card: torch.device) -> None:
+    numbers = torch.arange(6.0, device=card)
+    assert (numbers * torch.tensor(2.0)).sum().item() == 30
+    assert numbers[torch.tensor([1, 2])].tolist() == numbers[[1, 2]].tolist() == [1, 2]
+    assert torch.zeros(2).copy_(numbers[:2]).tolist() == [0, 1]
+
+
+def evaluated(**arguments: Any) -> Any:
+    return lambda card, _: robustclip.evaluate("emoji-vit-robust", limit=4, device=str(card), **arguments)
+
+
+def called(verb: str, name: str, **arguments: Any) -> Any:
+    return lambda card, out: run(name, verb, arguments | {"quick": True, "device": str(card), "out": out})
+
+
+EMOJI = "emoji/unseen-styles"
+AUTOENCODER = str(embedded.path("generators", "emoji-diffusion", "vae"))
+PROMPTS = {"prompt": ["a cat"]}
+CASES: dict[str, Any] = {
+    "zero-shot": evaluated(data=EMOJI, attack=["l2:1.5@2", "l2:1.5@apgd-ce:2", "linf:1/255@square:2"]),
+    "retrieval": evaluated(data="emoji/scenes", tasks=["retrieval", "gradients"], attack=["l2:1.5@2"]),
+    "maps": evaluated(data="emoji/scenes", tasks=["maps", "faithfulness"]),
+    "corruptions": evaluated(data=EMOJI, tasks=["corruptions", "pag", "distance"]),
+    "explain": lambda card, out: robustclip.explain(
+        referees=["emoji-robust"], images=[EMOJI], limit=2, attack="l2:1.5@2", device=str(card), out=out
+    ),
+    **{
+        f"synthesize {name}": called("synthesize", name, **PROMPTS)
+        for name in ("clipag", "clipag-faithful", "direct-ascent", "inr", "clipdraw", "clipstyler", "vqgan")
+    },
+    **{
+        f"synthesize {name}": called("synthesize", name, **PROMPTS)
+        for name in ("diffusion", "doodl", "referee-can-play")
+    },
+    "robustify emoji": called("robustify", "emoji"),
+    "robustify emoji, a ViT, accumulated": called(
+        "robustify", "emoji", start="emoji-vit-vanilla", objective="clip", accumulate=2
+    ),
+    "robustify emoji, fare": called("robustify", "emoji", objective="fare", warm_start=True, energy=0.1),
+    "robustify leaf": called("robustify", "leaf"),
+    "robustify distance": called("robustify", "distance"),
+    "robustify pretrain/emoji-diffusion": called("robustify", "pretrain/emoji-diffusion", vae=AUTOENCODER),
+    **{
+        f"robustify pretrain/{name}": called("robustify", f"pretrain/{name}")
+        for name in ("emoji-vae", "emoji-vqgan", "emoji-blip2", "emoji-scenes")
+    },
+    "align mi-tune": called("align", "mi-tune"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_everything_stays_on_the_device_that_is_asked_for(case: Any, card: torch.device, tmp_path: Path) -> None:
+    case(card, tmp_path / "run")

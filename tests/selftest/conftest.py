@@ -49,6 +49,9 @@ class OnCard(Tensor):
     def tolist(self) -> Any:
         return self.data_on_cpu.tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.data_on_cpu.untyped_storage()  # safetensors compares addresses
+
     def __deepcopy__(self, memo: dict[int, Any]) -> OnCard:
         copied = OnCard(self.data_on_cpu.detach().clone()).requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):

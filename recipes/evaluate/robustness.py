@@ -24,7 +24,7 @@ from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import read_json, write_json, write_text
 from robustclip.runs.folder import RECORD, Run
-from robustclip.signatures import unknown
+from robustclip.signatures import typed, unknown
 
 SPLIT: Final = "emoji/unseen-styles"
 PAG_SPLIT: Final = "emoji/judge-heldback"  # which the judge has not seen either
@@ -157,7 +157,8 @@ def train(row: Row, folder: Path, settings: dict[str, Any], eps: float) -> None:
         if "step_size" in row.changes:
             given["step_size"] = row.changes["step_size"] * given["eps"]
     place = {"resume": folder} if (folder / RECORD).is_file() else {"out": folder}
-    recipes.find("pretrain/emoji-vanilla" if row.clean else "emoji", "robustify").function(**given, **place)
+    recipe = recipes.find("pretrain/emoji-vanilla" if row.clean else "emoji", "robustify")
+    typed(recipe.function)(**given, **place)
 
 
 @dataclass(frozen=True)

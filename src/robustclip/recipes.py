@@ -111,7 +111,8 @@ class Recipe:
 
     @property
     def function(self) -> Callable[..., dict[str, Any]]:
-        """The recipe function. Raises UsageError if the file has none, or if it lacks a flag that all recipes have."""
+        """The recipe function; `signatures.typed` adds a call's checks and QUICK. Raises UsageError if the file
+        has none, or if it lacks a flag that all recipes have."""
         function = vars(self.module).get("recipe")
         if not inspect.isfunction(function) or not function.__doc__:
             raise UsageError(

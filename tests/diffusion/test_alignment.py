@@ -30,6 +30,7 @@ from robustclip.diffusion.stable import CLIPStates, LatentDiffusion, base_digest
 from robustclip.errors import RunError, UsageError, coded
 from robustclip.recipes import find, run
 from robustclip.runs.rng import generator
+from robustclip.signatures import typed
 
 from .tiny import tiny_pipeline
 
@@ -224,7 +225,7 @@ def test_a_pool_mixes_real_pictures_in(model: LatentDiffusion) -> None:
 
 
 def test_the_recipe_writes_an_adapter_and_resumes_to_the_same(folder: Path, tmp_path: Path) -> None:
-    recipe, run_folder = find("mi-tune", "align").function, tmp_path / "run"
+    recipe, run_folder = typed(find("mi-tune", "align").function), tmp_path / "run"
     call = {"model": str(folder), "size": 16, "quick": True, "rounds": 2, "real_share": 0.25, "device": "cpu"}
     numbers = recipe(**call, merge=True, out=run_folder)
     assert len(list((run_folder / "rounds" / "2").glob("*.safetensors"))) == 2

@@ -10,20 +10,22 @@ import pytest
 
 from robustclip import recipes
 from robustclip.errors import UsageError, coded
-from robustclip.flags import Painting, Seeded, Usual, flat, flattened
+from robustclip.flags import CommonFlags, SynthesisFlags, TableFlags, flat, flattened
 
 RECIPE = '''
-from robustclip.flags import Loop, Seeded, flat
+from robustclip.flags import LoopFlags, TableFlags, flat
 
-def recipe(*, steps: int = 5, loop: Loop = Loop(keep=3), usual: Seeded = Seeded(dtype="float32")) -> dict[str, object]:
+def recipe(
+    *, steps: int = 5, loop: LoopFlags = LoopFlags(keep=3), common: TableFlags = TableFlags(dtype="float32")
+) -> dict[str, object]:
     """Return the arguments."""
-    return flat(locals()) | {"numbers": (steps, loop.keep, usual.seed)}
+    return flat(locals()) | {"numbers": (steps, loop.keep, common.seed)}
 '''
 
 
-def blocks(*, steps: int = 5, usual: Usual = Seeded(dtype="float32")) -> tuple[int, Usual]:
+def blocks(*, steps: int = 5, common: CommonFlags = TableFlags(dtype="float32")) -> tuple[int, CommonFlags]:
     """Return what comes."""
-    return steps, usual
+    return steps, common
 
 
 def test_a_block_is_its_fields_where_it_stands() -> None:
@@ -31,13 +33,13 @@ def test_a_block_is_its_fields_where_it_stands() -> None:
     assert list(signature.parameters) == ["steps", "resume", "device", "dtype", "seed", "out", "quick"]
     assert [one.default for one in signature.parameters.values()] == [5, None, "auto", "float32", 0, None, False]
     assert flattened(blocks)() == blocks()
-    assert flattened(blocks)(seed=3, steps=6) == (6, Seeded(dtype="float32", seed=3))
+    assert flattened(blocks)(seed=3, steps=6) == (6, TableFlags(dtype="float32", seed=3))
 
 
 def test_arguments_are_those_of_the_call() -> None:
-    assert flat({"steps": 5, "usual": Usual(seed=2)}) == {"steps": 5, **vars(Usual(seed=2))}
-    assert flat({"seeds": [0, 1], "usual": Painting()})["seeds"] == [0, 1]
-    assert flat({"seeds": [0, 1], "usual": Painting(seed=2)})["seeds"] == [2], "seed is an alias"
+    assert flat({"steps": 5, "common": CommonFlags(seed=2)}) == {"steps": 5, **vars(CommonFlags(seed=2))}
+    assert flat({"seeds": [0, 1], "common": SynthesisFlags()})["seeds"] == [0, 1]
+    assert flat({"seeds": [0, 1], "common": SynthesisFlags(seed=2)})["seeds"] == [2], "seed is an alias"
 
 
 def test_a_recipe_file_takes_blocks(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Scorer, Selection, Selector, choose_all, load_rater
 from robustclip.diffusion.stable import LatentDiffusion
 from robustclip.errors import UsageError
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.distributed import is_main
 from robustclip.runs.folder import Run
@@ -95,7 +95,7 @@ def recipe(
     stop_by: Annotated[str | None, "referee that selects the best validation step; do not use it as a judge"] = None,
     adapt_text: Annotated[bool, "also adapt the text tower, whose states are then computed in each step"] = False,
     merge: Annotated[bool, "also save the denoiser with the adapter merged"] = False,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """Fine-tune a diffusion model on the best of its own samples, chosen by point-wise mutual information.
 
@@ -112,9 +112,9 @@ def recipe(
     not dropped. --mode released follows MI-TUNE's code where it differs from the paper.
     """
     arguments = flat(locals())
-    ddim, seed = 2 if usual.quick else 50, usual.seed
-    variant, place = VARIANTS[mode], pick_device(usual.device)
-    tuned = load_diffusion(model, place, dtype=usual.dtype)
+    ddim, seed = 2 if common.quick else 50, common.seed
+    variant, place = VARIANTS[mode], pick_device(common.device)
+    tuned = load_diffusion(model, place, dtype=common.dtype)
     texts = training_pairs(count, seed) if prompts is None else [named.prompt.wanted for named in load_prompts(prompts)]
     selection = Selection(
         by=selector(by or variant.by, place),
@@ -129,14 +129,14 @@ def recipe(
         pool=pool,
     )
     stopper = None if stop_by is None else load_rater(stop_by, place)
-    real = real_pictures(tuned, 8 if usual.quick else REAL, size, seed) if real_share else None
+    real = real_pictures(tuned, 8 if common.quick else REAL, size, seed) if real_share else None
     fresh = training_pairs(VALIDATED, seed, "validation prompts") if prompts is None else texts[:VALIDATED]
     shown = fresh[:SHOWN]
     show = partial(sampled, tuned, size=size, guidance=guidance, seed=seed, steps=ddim)
     before = show(shown)
     add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=adapt_text, seed=seed)
     trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
-    run = Run.start(usual.out, usual.resume, recipe="mi-tune", arguments=arguments, verb="align")
+    run = Run.start(common.out, common.resume, recipe="mi-tune", arguments=arguments, verb="align")
     trainer.resume(run, place)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
     card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}

@@ -11,7 +11,7 @@ from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.evaluation.generation.grids import PromptRecognition, Study, paint_images
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
 from robustclip.runs.folder import Run
@@ -44,7 +44,7 @@ def recipe(
     judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006
     prompts: Annotated[PositiveInt, "number of the 200 prompts, evenly spaced"] = 67,
     batch_size: PositiveInt = 32,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """R-Precision of `clipag` with one of its settings changed at a time.
 
@@ -58,19 +58,19 @@ def recipe(
     everything = [one.prompt for one in embedded_prompts()]
     changes = CHANGES | {f"guided by {other}": {"referee": [other]} for other in others}
     settings: dict[str, Any] = {"referee": [referee], "batch_size": batch_size}
-    if usual.quick:
+    if common.quick:
         changes = {"from grey": CHANGES["from grey"]}
         settings |= {"quick": True}
     texts = some_prompts(prompts)
-    run = Run.start(usual.out, usual.resume, recipe="ablation", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="ablation", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))
-        settings |= usual.where | {"prompts": file, "seed": usual.seed, "save_frames": False}
+        settings |= common.where | {"prompts": file, "seed": common.seed, "save_frames": False}
         recognised = PromptRecognition(
-            everything, load_named(judges, device=pick_device(usual.device)), [10, 40], usual.seed
+            everything, load_named(judges, device=pick_device(common.device)), [10, 40], common.seed
         )
-        results = Results(usual.seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
+        results = Results(common.seed, chance=recognised.chance, compared=[(name, DEFAULT) for name in changes])
         study = Study(run, results, recognised.setting)
         rows: dict[str, dict[str, Any]] = {DEFAULT: {}} | changes
         for name, changed in rows.items():

@@ -29,7 +29,7 @@ from robustclip.evaluation.generation.doodl import (
 from robustclip.evaluation.generation.grids import Columns, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
-from robustclip.flags import Painting, flat
+from robustclip.flags import SynthesisFlags, flat
 from robustclip.referees.pair_readers import load_pair_reader
 from robustclip.referees.weights import digest
 from robustclip.runs.devices import pick_device
@@ -63,7 +63,7 @@ def recipe(
     crops: PositiveInt = 8,
     rcp_steps: Annotated[PositiveInt, "steps of Referee-Can-Play"] = 100,
     batch_size: PositiveInt = 30,
-    usual: Painting = Painting(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> dict[str, Any]:
     """DOODL with a robust guide and its control, against baselines of equal cost, by judges that did not guide.
 
@@ -81,15 +81,15 @@ def recipe(
     """
     arguments = flat(locals())
     seeds = arguments["seeds"]
-    place = pick_device(usual.device)
+    place = pick_device(common.device)
     jury = load_named(judges, device=place)
     for name in (robust, control):
         if name in {judge.name for judge in jury}:
             raise UsageError(f"{name} guides, and pictures made to please a judge please it: judge by others")
     pairs = {name: load_pair_reader(name, place) for name in readers} if {*PAIRS} & {*parts} else {}
-    run = Run.start(usual.out, usual.resume, recipe="doodl", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="doodl", arguments=arguments, verb="reproduce")
     shared: dict[str, Any] = {"model": model, "referee": [robust], "seeds": seeds, "steps": steps, "crops": crops}
-    shared |= usual.where | {"chain_steps": chain_steps, "batch_size": batch_size, "save_frames": False}
+    shared |= common.where | {"chain_steps": chain_steps, "batch_size": batch_size, "save_frames": False}
     setting = {name: value for name, value in arguments.items() if name not in ("out", "resume", "parts", "batch_size")}
     setting["denoiser sha256"] = digest(load_diffusion(model).unet.state_dict())[:16]
     study = Study(run, Results(), setting)

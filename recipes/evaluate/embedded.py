@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from robustclip import evaluate
 from robustclip.errors import UsageError
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.runs.files import read_text, write_text
 from robustclip.runs.folder import Run
 from robustclip.signatures import unknown
@@ -68,7 +68,7 @@ def recipe(
     studies: Annotated[list[str], "which, by name; else all"] = [],  # noqa: B006  (never changed)
     limit: Annotated[PositiveInt | None, "images of each, where the study does not say"] = None,
     sign: Annotated[bool, "write the headline numbers into the referees' cards"] = False,
-    usual: Seeded = Seeded(dtype="float32"),
+    common: TableFlags = TableFlags(dtype="float32"),
 ) -> dict[str, Any]:
     """Evaluate the embedded referees as docs/embedded.md, attacks.md, maps.md and smoothing.md have them.
 
@@ -84,15 +84,15 @@ def recipe(
             raise UsageError(
                 unknown(name, STUDIES, "study") + f" There are {', '.join(STUDIES)}", "unknown_study", given=name
             )
-    run = Run.start(usual.out, usual.resume, recipe="embedded", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="embedded", arguments=arguments, verb="reproduce")
     with run:
         sections: list[str] = []
         for name in studies or STUDIES:
             referees, settings = STUDIES[name]
             folder = run.folder / "studies" / name
             if not (folder / REPORT_FILE).is_file():
-                given = usual.where | {"limit": limit, "sign": sign and name in SIGNED, "seed": usual.seed} | settings
-                given |= {"limit": limit} if usual.quick else {}
+                given = common.where | {"limit": limit, "sign": sign and name in SIGNED, "seed": common.seed} | settings
+                given |= {"limit": limit} if common.quick else {}
                 evaluate(referees, out=folder, resume=True, **given)
             sections.append(f"## {name}\n\n{read_text(folder / 'table.md')}")
             write_text(run.folder / "table.md", "\n".join(sections))

@@ -17,7 +17,7 @@ from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
 from robustclip.runs.folder import Run
@@ -39,7 +39,7 @@ def recipe(
     judges: Annotated[list[str], "judging referees"] = ["emoji-judge", "emoji-judge-disjoint"],  # noqa: B006  (never changed)
     prompts: Annotated[PositiveInt, "number of the 200 prompts, evenly spaced"] = 200,
     batch_size: PositiveInt = 16,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """{pixels, INR} x {control, robust}: R-Precision, distances to real drawings, and hacking of the guide.
 
@@ -53,19 +53,19 @@ def recipe(
     arguments = flat(locals())
     everything = [one.prompt for one in embedded_prompts()]
     texts = some_prompts(prompts)
-    place = pick_device(usual.device)
-    run = Run.start(usual.out, usual.resume, recipe="inr", arguments=arguments, verb="reproduce")
+    place = pick_device(common.device)
+    run = Run.start(common.out, common.resume, recipe="inr", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))
-        shared = usual.where | {"prompts": file, "seed": usual.seed, "save_frames": False}
-        shared |= {"batch_size": batch_size} | ({"steps": 2, "views": 2, "candidates": 50} if usual.quick else {})
+        shared = common.where | {"prompts": file, "seed": common.seed, "save_frames": False}
+        shared |= {"batch_size": batch_size} | ({"steps": 2, "views": 2, "candidates": 50} if common.quick else {})
         jury = load_named(judges, device=place)
-        recognised = PromptRecognition(everything, jury, [10, 40], usual.seed)
+        recognised = PromptRecognition(everything, jury, [10, 40], common.seed)
         compared = [(f"{guide}, INR", f"{guide}, pixels") for guide in (control, robust)]
         compared += [(f"{guide}, INR, corrected", f"{guide}, INR") for guide in (control, robust)]
         compared += [(f"{robust}, {canvas}", f"{control}, {canvas}") for canvas in CANVASES]
-        study = Study(run, Results(usual.seed, chance=recognised.chance, compared=compared), recognised.setting)
+        study = Study(run, Results(common.seed, chance=recognised.chance, compared=compared), recognised.setting)
         alike = {one.name: scaled(one) for one in [*load_named([control, robust], device=place), *jury]}
         for canvas, changed in CANVASES.items():
             for guide in (control, robust):
@@ -77,7 +77,7 @@ def recipe(
         report = judge_pictures(
             [from_tensor(images, texts, name=name) for name, images in study.pictures.items()],
             [judge.referee for judge in jury],
-            options=JudgeOptions(("frechet", "cmmd"), seed=usual.seed),
+            options=JudgeOptions(("frechet", "cmmd"), seed=common.seed),
             reference=from_tensor(drawings.images, shown, name="real drawings"),
             device=place,
         )

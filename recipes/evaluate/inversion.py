@@ -21,7 +21,7 @@ from robustclip.errors import RunError, UsageError
 from robustclip.evaluation.generation.compositional import CHANCE, EVERY, Score, found_by_judges, judge_pairs
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.flags import Painting, flat
+from robustclip.flags import SynthesisFlags, flat
 from robustclip.losses.scores import Pairing
 from robustclip.referees.blip2 import Blip2
 from robustclip.referees.pair_readers import load_pair_reader, pair_fingerprint
@@ -114,7 +114,7 @@ def recipe(
     copies: Annotated[NonNegativeInt, "augmented views per step, unless the row sets it"] = 8,
     budget: Annotated[PositiveFloat | None, "time budget in minutes: no row starts that would exceed it"] = None,
     batch_size: PositiveInt = 60,
-    usual: Painting = Painting(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> dict[str, Any]:
     """Two-object R-Precision of Referee-Can-Play and its parts, by two judges that took no part.
 
@@ -129,18 +129,18 @@ def recipe(
     """
     arguments = flat(locals())
     seeds = arguments["seeds"]
-    if usual.resume is not None:
-        asked = resumed_rows(usual.resume, arguments, same=ASKED, rows="cells")
+    if common.resume is not None:
+        asked = resumed_rows(common.resume, arguments, same=ASKED, rows="cells")
         arguments["cells"] = cells = [cell for cell in asked if cell in CELLS]
     pairs = compositional_prompts()[:prompts]
-    place = pick_device(usual.device)
+    place = pick_device(common.device)
     jury = {name: load_pair_reader(name, place) for name in judges}
     guide = load_pair_reader(reader, place)
     refuse_guides(jury, guide, cells)
-    run = Run.start(usual.out, usual.resume, recipe="inversion", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="inversion", arguments=arguments, verb="reproduce")
     items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
     shown = [pair for pair in pairs for _ in seeds]
-    sampling_steps = 2 if usual.quick else SAMPLING
+    sampling_steps = 2 if common.quick else SAMPLING
     setting = {name: arguments[name] for name in ASKED} | {
         "steps": steps,
         "copies": copies,
@@ -153,13 +153,13 @@ def recipe(
         write_text(file, "".join(f"{pair}\n" for pair in pairs))
         shared: dict[str, Any] = {"prompts": file, "seeds": seeds, "model": model, "referee": [reader]}
         shared |= {"steps": steps, "sds_only": min(10, steps // 4), "copies": copies, "batch_size": batch_size}
-        shared |= usual.where | {"save_frames": False}
+        shared |= common.where | {"save_frames": False}
         compared = [(cell, BASE) for cell in (NOISE, REAL, *cells) if cell != BASE]
         study = Study(run, Results(chance=CHANCE, shown=SHOWN, compared=compared), setting, budget)
 
         def judged(images: torch.Tensor) -> Columns:
             verdicts = {name: judge_pairs(one, images, shown, score=score) for name, one in jury.items()}
-            return found_by_judges(verdicts) | losses(guide, images, items, 2 if usual.quick else COPIES)
+            return found_by_judges(verdicts) | losses(guide, images, items, 2 if common.quick else COPIES)
 
         def size() -> tuple[int, int]:
             return study.pictures[NOISE].shape[-2], study.pictures[NOISE].shape[-1]
@@ -168,7 +168,7 @@ def recipe(
             if cell == REAL:  # as large as what is painted, so that judges and sheets take all alike
                 return resize(draw_set(folder, items, scenes), size())
             if cell.startswith("sample-"):
-                draw = sampling(cell, model, size(), sampling_steps, place, usual.dtype)
+                draw = sampling(cell, model, size(), sampling_steps, place, common.dtype)
                 return draw_set(folder, items, draw, batch_size)
             return inverted_from(folder, shared | changed(cell, reader), items)
 

@@ -27,7 +27,7 @@ from robustclip.evaluation.generation.compositional import CHANCE, EVERY, altern
 from robustclip.evaluation.generation.grids import Columns, Study, draw_set
 from robustclip.evaluation.generation.ranks import agreement, caption_accuracy, compared, table
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.recipes import find
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, pair_fingerprint
 from robustclip.runs import terminal
@@ -116,7 +116,7 @@ def recipe(
     lr: PositiveFloat = 1e-4,
     pictures_steps: Annotated[PositiveInt, "of DDIM, for tune's pictures"] = 50,
     budget: Annotated[PositiveFloat | None, "minutes: no row of tune is begun that would end later"] = None,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """Mutual information beside judges: which caption fits a scene, which sample of a prompt is best.
 
@@ -135,11 +135,11 @@ def recipe(
     table.txt, results.json, contact_sheet.png.
     """
     arguments = flat(locals())
-    place = pick_device(usual.device)
-    loaded = partial(load_diffusion, device=place, dtype=usual.dtype)
+    place = pick_device(common.device)
+    loaded = partial(load_diffusion, device=place, dtype=common.dtype)
     pairs = compositional_prompts()[:prompts]
     raters = [load_rater(name, place) for name in judges]
-    run = Run.start(usual.out, usual.resume, recipe="mi-tune", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="mi-tune", arguments=arguments, verb="reproduce")
     named = {model: model} if "ranks" in parts else {}
     named |= {f"{at:02d} {Path(one).name}": one for at, one in enumerate(snapshots if "training" in parts else [])}
     results: dict[str, Any] = {}
@@ -153,11 +153,11 @@ def recipe(
                 "captions": captions(own, raters, pairs, scenes, split, size, folder),
             }
             for strength in guidance:
-                setting = Setting(pairs, samples, sampling_steps, strength, (size, size), draws, usual.seed)
+                setting = Setting(pairs, samples, sampling_steps, strength, (size, size), draws, common.seed)
                 at = f"guidance {strength:g}"
                 results[name][at] = ranks(own, raters, setting, folder / at.replace(" ", "-"))
             results[name]["variance"] = variance(
-                own, folder / f"guidance-{guidance[0]:g}", pairs, repeated, 2 if usual.quick else DRAWS
+                own, folder / f"guidance-{guidance[0]:g}", pairs, repeated, 2 if common.quick else DRAWS
             )
             shown += list(tables(name, results[name]))
             write_json(run.folder / "ranks.json", {"judges": {one.name: one.fingerprint for one in raters}} | results)
@@ -177,7 +177,7 @@ def recipe(
         study = Study(run, Results(chance=CHANCE, compared=compared, shown=list(CHANCE)), shared, budget)
         align = {"model": model, "count": trained_on, "samples": samples, "sampling_steps": sampling_steps}
         align |= {"guidance": guidance[0], "steps": tune_steps, "batch_size": batch_size, "lr": lr, "size": size}
-        align |= {"pool": run.folder / "pool", "device": usual.device, "dtype": usual.dtype, "seed": usual.seed}
+        align |= {"pool": run.folder / "pool", "device": common.device, "dtype": common.dtype, "seed": common.seed}
 
         def painted(name: str, folder: Path) -> torch.Tensor:
             tuned = loaded(model)

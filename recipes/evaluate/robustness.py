@@ -18,7 +18,7 @@ from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.intervals import Interval, plain
 from robustclip.evaluation.named import load_named
 from robustclip.evaluation.report import REPORT_FILE
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.robustification.monitor import REFEREE
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
@@ -82,7 +82,7 @@ def recipe(
     strong_attack: Annotated[str, "attack name, as after the @ of --attack"] = "autoattack-light",
     prompts: Annotated[NonNegativeInt, "prompts for R-Precision; 0 skips it"] = 24,
     measure: Annotated[bool, "evaluate after training, or train only"] = True,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """Train and measure the embedded referees with every objective, on equal samples.
 
@@ -96,13 +96,13 @@ def recipe(
     """
     arguments = flat(locals())
     chosen = chosen_rows(rows)
-    run = Run.start(usual.out, usual.resume, recipe="robustness", arguments=arguments, verb="reproduce")
-    weak, pull = ("2", "l2:12@2") if usual.quick else ("20x3", "l2:12@20")
-    trained = usual.where | {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "ema": 0.98}
-    trained |= {"evaluate_every": 0, "checkpoint_every": 50, "quick": usual.quick}
-    trained |= {"warmup": 5, "evaluate_every": 20} if usual.quick else {}
+    run = Run.start(common.out, common.resume, recipe="robustness", arguments=arguments, verb="reproduce")
+    weak, pull = ("2", "l2:12@2") if common.quick else ("20x3", "l2:12@20")
+    trained = common.where | {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "ema": 0.98}
+    trained |= {"evaluate_every": 0, "checkpoint_every": 50, "quick": common.quick}
+    trained |= {"warmup": 5, "evaluate_every": 20} if common.quick else {}
     measured = Measuring(
-        images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, usual.device, quick=usual.quick
+        images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, common.device, quick=common.quick
     )
     with run:
         found: dict[str, dict[str, Any]] = {}
@@ -110,10 +110,10 @@ def recipe(
             for row in chosen:
                 if number and not row.headline:
                     continue
-                folder = run.folder / "rows" / row.name / f"seed-{usual.seed + number}"
-                train(row, folder / "run", trained | {"seed": usual.seed + number}, eps)
+                folder = run.folder / "rows" / row.name / f"seed-{common.seed + number}"
+                train(row, folder / "run", trained | {"seed": common.seed + number}, eps)
                 if measure:
-                    found[f"{row.name}, seed {usual.seed + number}"] = measured(row, folder)
+                    found[f"{row.name}, seed {common.seed + number}"] = measured(row, folder)
                     write_text(run.folder / "table.md", markdown(found))
         numbers = {name: one["robust"] for name, one in found.items()}
         run.finish(numbers)

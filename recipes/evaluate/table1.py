@@ -17,7 +17,7 @@ from robustclip.evaluation.generation.embeddings import content_similarity, dire
 from robustclip.evaluation.generation.grids import Columns, PromptRecognition, Study, paint_set
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import NamedReferee, load_named
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.referees.image_judges import Aesthetics, load_aesthetics
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
@@ -89,7 +89,7 @@ def recipe(
     styler_steps: PositiveInt = 80,
     aesthetics: Annotated[Path | None, "weights of an aesthetic predictor, .pth or .safetensors"] = None,
     batch_size: PositiveInt = 32,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """R-Precision of {control, robust} x {no views, views} x {pixels, pyramid, strokes, VQGAN, styler}, by two judges.
 
@@ -106,27 +106,27 @@ def recipe(
     arguments = flat(locals())
     path = prompts_path() if prompts is None else prompts
     named = load_prompts(path)
-    run = Run.start(usual.out, usual.resume, recipe="table1", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="table1", arguments=arguments, verb="reproduce")
     of_steps = {"strokes": stroke_steps, "vqgan": vqgan_steps} | dict.fromkeys(STYLED, styler_steps)
-    settings = usual.where | {"batch_size": batch_size, "seed": usual.seed, "save_frames": False}
+    settings = common.where | {"batch_size": batch_size, "seed": common.seed, "save_frames": False}
     pixels: dict[str, Any] = {"steps": steps, "views": views, "lr": lr}
-    if usual.quick:
+    if common.quick:
         named = named[:12]
         pixels |= {"candidates": 50}
     texts = [one.prompt.title for one in named]
     cells = list(cells_of(canvas, init, (control, robust)))
     starts = {str(cell.start): cell.start for cell in cells}
     with run:
-        jury = load_named(judges, device=pick_device(usual.device))
+        jury = load_named(judges, device=pick_device(common.device))
         predictor = None if aesthetics is None else load_aesthetics(aesthetics)
         if predictor is not None and predictor.width not in {judge.referee.width for judge in jury}:
             predictor(torch.zeros(1, jury[0].referee.width))  # says which CLIP must judge
-        recognised = PromptRecognition(texts, jury, candidates, usual.seed)
+        recognised = PromptRecognition(texts, jury, candidates, common.seed)
         compared = [pair for cell in cells for pair in pairs(cell, control)]
         shares = [(str(cell), title) for cell in cells if cell.augment and cell.canvas not in STYLED for title in REAL]
-        results = Results(usual.seed, groups(texts), recognised.chance, compared=compared, shares=shares)
+        results = Results(common.seed, groups(texts), recognised.chance, compared=compared, shares=shares)
         study = Study(run, results, recognised.setting | {"aesthetics": predictor and predictor.describe()})
-        if prompts is None and not usual.quick:
+        if prompts is None and not common.quick:
             add_real(results, recognised)
         for cell in [*starts.values(), *cells]:
             most = slow_pictures if cell.canvas in ("vqgan", *STYLED) else pictures

@@ -14,7 +14,7 @@ from robustclip.evaluation.generation.judge import judge_pictures
 from robustclip.evaluation.generation.measure import JudgeOptions
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import load_named
-from robustclip.flags import Seeded, flat
+from robustclip.flags import TableFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.runs.files import write_text
 from robustclip.runs.folder import Run
@@ -35,7 +35,7 @@ def recipe(
     views: PositiveInt = 8,
     lr: PositiveFloat = 0.02,
     batch_size: PositiveInt = 32,
-    usual: Seeded = Seeded(),
+    common: TableFlags = TableFlags(),
 ) -> dict[str, Any]:
     """Distance to real drawings, label score and CLIPScore: control, robust, and raw samples of the mixture.
 
@@ -50,15 +50,15 @@ def recipe(
     """
     arguments = flat(locals())
     names = [one for one in embedded_prompts() if one.concept is not None]
-    run = Run.start(usual.out, usual.resume, recipe="table2", arguments=arguments, verb="reproduce")
+    run = Run.start(common.out, common.resume, recipe="table2", arguments=arguments, verb="reproduce")
     settings: dict[str, Any] = {"steps": steps, "views": views, "lr": lr, "batch_size": batch_size}
-    if usual.quick:
+    if common.quick:
         names = names[:6]
         settings |= {"candidates": 50}
     prompts = run.folder / "prompts.jsonl"
     write_text(prompts, "".join(json.dumps({"id": one.id, "prompt": one.prompt}) + "\n" for one in names))
-    settings |= usual.where | {"prompts": prompts, "save_frames": False}
-    settings |= {"seeds": [usual.seed + more for more in range(seeds)]}
+    settings |= common.where | {"prompts": prompts, "save_frames": False}
+    settings |= {"seeds": [common.seed + more for more in range(seeds)]}
     with run:
         sets: dict[str, dict[str, Any]] = {
             "mixture, drawn blindly": {"referee": [robust], "steps": 0, "candidates": 1},
@@ -74,13 +74,13 @@ def recipe(
         drawings, shown = real_drawings()
         chosen = [row for row, prompt in enumerate(shown) if prompt in {one.prompt for one in names}]
         reference = from_tensor(drawings.images[chosen], [shown[row] for row in chosen], name="real drawings")
-        jury = load_named(judges, device=pick_device(usual.device))
+        jury = load_named(judges, device=pick_device(common.device))
         report = judge_pictures(
             [_pictures(name, result) for name, result in painted.items()],
             [one.referee for one in jury],
-            options=JudgeOptions(METRICS, seed=usual.seed),
+            options=JudgeOptions(METRICS, seed=common.seed),
             reference=reference,
-            device=pick_device(usual.device),
+            device=pick_device(common.device),
         )
         report.save(run.folder)
         prompts_of_pictures = [item.prompt.title for item in painted[robust].items]

@@ -16,7 +16,7 @@ from robustclip.data.pairs import COLOURS, OBJECTS, PairBatches
 from robustclip.diffusion.fitting import free
 from robustclip.errors import UsageError
 from robustclip.evaluation.pair_readers import measure_pair_reader
-from robustclip.flags import Usual, flat
+from robustclip.flags import CommonFlags, flat
 from robustclip.referees.card import Card
 from robustclip.referees.pair_readers import FAMILY, load_pair_reader, move_to_tower, new_mini, save_mini
 from robustclip.referees.registry import RefereeName, load_referee
@@ -57,7 +57,7 @@ def recipe(
         float, Field(ge=0, le=1), "share of each batch with affine, colour and erasing augmentation"
     ] = 0.5,
     save_every: PositiveInt = 100,
-    usual: Usual = Usual(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train emoji-blip2: 16 queries that read pictures of 64x64 pixels, and texts of 32 word pieces.
 
@@ -73,28 +73,28 @@ def recipe(
     With --eps it is measured under attack too, by PGD-20.
     """
     arguments = flat(locals())
-    measured, pgd_steps = (40, 2) if usual.quick else (400, 20)
-    place = pick_device(usual.device)
+    measured, pgd_steps = (40, 2) if common.quick else (400, 20)
+    place = pick_device(common.device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     threat = ThreatModel("l2", eps, clip.image_size) if eps else None
     card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
     PairBatches(unseen, 1)  # a split that is not there raises now, not after the training
     if start is None:
-        reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=usual.seed)
+        reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=common.seed)
     else:
         reader, sizes = move_to_tower(start, clip, card)
-    computed = pick_dtype(usual.dtype, place)
+    computed = pick_dtype(common.dtype, place)
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
-    data = DrawingsAndPairs(split, batch_size, usual.seed, single=0.0 if usual.quick else 0.25)
-    run = Run.start(usual.out, usual.resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
+    data = DrawingsAndPairs(split, batch_size, common.seed, single=0.0 if common.quick else 0.25)
+    run = Run.start(common.out, common.resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         batch = data.labelled(k)
-        images = partly_augmented(batch.images, augmented, generator(usual.seed, "augmented", k))
-        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(usual.seed, "negatives", k))
+        images = partly_augmented(batch.images, augmented, generator(common.seed, "augmented", k))
+        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(common.seed, "negatives", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)

@@ -14,7 +14,7 @@ from robustclip.diffusion.fitting import free
 from robustclip.diffusion.pipelines import load_diffusion, load_vae, save_diffusion
 from robustclip.diffusion.stable import SentenceStates
 from robustclip.errors import UsageError
-from robustclip.flags import Usual, flat
+from robustclip.flags import CommonFlags, flat
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
@@ -36,7 +36,7 @@ def recipe(
     start: Annotated[str | None, "diffusion model on the same autoencoder to continue from"] = None,
     save_every: PositiveInt = 100,
     snapshots: Annotated[NonNegativeInt, "number of EMA snapshots saved as folders, including the last"] = 0,
-    usual: Usual = Usual(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train emoji-diffusion: latents of emoji-vae from texts, by cross-attention to MiniLM's token states.
 
@@ -49,12 +49,12 @@ def recipe(
     of the package is named in its card.
     """
     arguments = flat(locals())
-    place = pick_device(usual.device)
-    kind = pick_dtype(usual.dtype, place)
+    place = pick_device(common.device)
+    kind = pick_dtype(common.dtype, place)
     autoencoder = load_vae(vae, place).to(memory_format=torch.channels_last)
     texts = SentenceStates().to(place)
-    shares = {"single": 0.0, "composed": 0.5} if usual.quick else {"single": 0.125, "composed": 0.375}
-    data = DrawingsAndPairs("guide-styles", max(batch_size // repeat, 1), usual.seed, **shares)
+    shares = {"single": 0.0, "composed": 0.5} if common.quick else {"single": 0.125, "composed": 0.375}
+    data = DrawingsAndPairs("guide-styles", max(batch_size // repeat, 1), common.seed, **shares)
     states, mask = texts.states([""])
     empty = (states[0], mask[0])
     config = autoencoder.config
@@ -63,7 +63,7 @@ def recipe(
         latent=config["latent_channels"],
         size=64 // 2 ** (len(config["block_out_channels"]) - 1),
         text=texts.width,
-        seed=usual.seed,
+        seed=common.seed,
     ).to(place)
     if start is not None:
         take_over(model, start)
@@ -79,13 +79,13 @@ def recipe(
         }
         save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
 
-    run = Run.start(usual.out, usual.resume, recipe="emoji-diffusion", arguments=arguments, verb="robustify")
+    run = Run.start(common.out, common.resume, recipe="emoji-diffusion", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
 
     wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}
 
     def step(k: int) -> dict[str, float]:
-        stream = generator(usual.seed, "noise", k)
+        stream = generator(common.seed, "noise", k)
         batch = encode(data.labelled(k), autoencoder, texts, kind).drawn(repeat, DROPPED, empty, stream)
         numbers = trainer.step(batch, stream)
         snapshot = run.folder / "snapshots" / f"step-{trainer.done:06d}"

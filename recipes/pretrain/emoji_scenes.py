@@ -14,7 +14,7 @@ from robustclip.data.composing import SHAPES
 from robustclip.data.compositions import compose, sprites
 from robustclip.diffusion.fitting import free
 from robustclip.evaluation.pair_readers import measure_answers
-from robustclip.flags import Usual, flat
+from robustclip.flags import CommonFlags, flat
 from robustclip.referees.card import Card
 from robustclip.referees.registry import RefereeName, load_referee
 from robustclip.referees.scene_reader import FAMILY, SceneReader, load_scene_reader, save_scene_reader
@@ -39,7 +39,7 @@ def recipe(
     lr: PositiveFloat = 2e-3,
     measured: Annotated[PositiveInt, "scenes of each category that it is measured on"] = 200,
     save_every: PositiveInt = 50,
-    usual: Usual = Usual(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train emoji-scenes, which answers "a blue butterfly?", "three fish?" and "a hat to the left of a fish?".
 
@@ -50,25 +50,25 @@ def recipe(
     answers are calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
     arguments = flat(locals())
-    place = pick_device(usual.device)
+    place = pick_device(common.device)
     clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
     nouns = sorted({*sprites(split).nouns, *sprites(unseen).nouns, *SHAPES})
-    with seeded(usual.seed):
+    with seeded(common.seed):
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
-    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(usual.dtype, place))
-    run = Run.start(usual.out, usual.resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
+    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(common.dtype, place))
+    run = Run.start(common.out, common.resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
-    run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": usual.seed})
+    run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": common.seed})
 
     def step(k: int) -> dict[str, float]:
         numbers = range(k * batch_size, (k + 1) * batch_size)
-        scenes = [compose(number, split, seed=usual.seed, size=SIZES[k % len(SIZES)]) for number in numbers]
-        pictures = worn(torch.stack([scene.image for scene in scenes]), generator(usual.seed, "worn", k))
-        return trainer.step(pictures.to(place), scenes, generator(usual.seed, "boxes", k))
+        scenes = [compose(number, split, seed=common.seed, size=SIZES[k % len(SIZES)]) for number in numbers]
+        pictures = worn(torch.stack([scene.image for scene in scenes]), generator(common.seed, "worn", k))
+        return trainer.step(pictures.to(place), scenes, generator(common.seed, "boxes", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
-        calibrate(reader, split, seed=usual.seed + 1, scenes=2 if usual.quick else 20)
+        calibrate(reader, split, seed=common.seed + 1, scenes=2 if common.quick else 20)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-scenes", "arguments": kept, "steps": steps}

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from robustclip.data.emoji_batches import DrawingsAndPairs
 from robustclip.diffusion.fitting import free, save_model, stage_features
 from robustclip.diffusion.training import AutoencoderTrainer, latent_deviation, new_autoencoder
-from robustclip.flags import Usual, flat
+from robustclip.flags import CommonFlags, flat
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import Run
@@ -29,7 +29,7 @@ def recipe(
     perceptual: NonNegativeFloat = 0.1,
     features: str = "emoji-vanilla",
     save_every: PositiveInt = 100,
-    usual: Usual = Usual(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train emoji-vae, a KL autoencoder: 64x64 pictures as 8x8 latents of 8 channels.
 
@@ -41,9 +41,9 @@ def recipe(
     where Stable Diffusion has 4: a picture of 64 pixels has few cells.
     """
     arguments = flat(locals())
-    place = pick_device(usual.device)
+    place = pick_device(common.device)
     referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
-    model = new_autoencoder(channels, latent=latent, seed=usual.seed).to(place, memory_format=torch.channels_last)
+    model = new_autoencoder(channels, latent=latent, seed=common.seed).to(place, memory_format=torch.channels_last)
     trainer = AutoencoderTrainer(
         model,
         stage_features(referee),
@@ -51,20 +51,20 @@ def recipe(
         lr=lr,
         perceptual=perceptual,
         look=steps * 2 // 3,
-        dtype=pick_dtype(usual.dtype, place),
+        dtype=pick_dtype(common.dtype, place),
     )
-    data = DrawingsAndPairs("guide-styles", batch_size, usual.seed, single=0.0 if usual.quick else 0.25)
-    run = Run.start(usual.out, usual.resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
+    data = DrawingsAndPairs("guide-styles", batch_size, common.seed, single=0.0 if common.quick else 0.25)
+    run = Run.start(common.out, common.resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         images = data.batch(k)[0].to(place, memory_format=torch.channels_last)
-        return trainer.step(images, generator(usual.seed, "latents", k))
+        return trainer.step(images, generator(common.seed, "latents", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
-        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if usual.quick else 8)]).to(place)
+        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if common.quick else 8)]).to(place)
         model.register_to_config(scaling_factor=1 / latent_deviation(model, probe))
         folder = free(run.folder / "vae")
         save_model(model, folder)

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from robustclip import load_referee
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.flags import Loop, Usual, flat
+from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe, fresh_referee
@@ -37,8 +37,8 @@ def recipe(
     weight_decay: NonNegativeFloat = 0.05,
     warmup: NonNegativeInt = 100,
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998,
-    loop: Loop = Loop(channels_last=True, checkpoint_every=250),
-    usual: Usual = Usual(),
+    loop: LoopFlags = LoopFlags(channels_last=True, checkpoint_every=250),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train an embedded referee on clean emoji, from random weights or from another referee.
 
@@ -56,14 +56,14 @@ def recipe(
     All values are ours.
     """
     arguments = flat(locals())
-    target = pick_device(usual.device)
-    referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=usual.seed)
+    target = pick_device(common.device)
+    referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=common.seed)
     started_from = referee.card if start else None
     referee.to(target)
     place = distributed.place()
-    data = EmojiBatches(split, batch_size=batch_size, seed=usual.seed, place=place, dataset=dataset, sizes=sizes or ())
+    data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data)
-    run = Run.start(usual.out, usual.resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
+    run = Run.start(common.out, common.resume, recipe="pretrain/emoji-vanilla", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

@@ -11,7 +11,7 @@ from robustclip.data.emoji_batches import AUGMENTATION, EmojiBatches
 from robustclip.diffusion.fitting import free, stage_features
 from robustclip.diffusion.training import VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import save_vqgan
-from robustclip.flags import Usual, flat
+from robustclip.flags import CommonFlags, flat
 from robustclip.referees.registry import load_referee
 from robustclip.runs.devices import pick_device, pick_dtype
 from robustclip.runs.folder import Run
@@ -29,7 +29,7 @@ def recipe(
     codes: PositiveInt = 512,
     features: str = "emoji-vanilla",
     save_every: PositiveInt = 100,
-    usual: Usual = Usual(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Train emoji-vqgan: 64x64 pictures as 16x16 codes of 512.
 
@@ -40,27 +40,27 @@ def recipe(
     VGG here) are ours. The adversary joins for the last third.
     """
     arguments = flat(locals())
-    split = "judge-heldback" if usual.quick else "guide-styles"
-    place = pick_device(usual.device)
+    split = "judge-heldback" if common.quick else "guide-styles"
+    place = pick_device(common.device)
     referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
-    model = new_vqgan(channels, codes=codes, seed=usual.seed).to(place, memory_format=torch.channels_last)
+    model = new_vqgan(channels, codes=codes, seed=common.seed).to(place, memory_format=torch.channels_last)
     trainer = VQGANTrainer(
         model,
-        discriminator(seed=usual.seed).to(place).to(memory_format=torch.channels_last),
+        discriminator(seed=common.seed).to(place).to(memory_format=torch.channels_last),
         stage_features(referee),
         steps=steps,
         lr=lr,
         start_gan=steps * 2 // 3,
-        dtype=pick_dtype(usual.dtype, place),
+        dtype=pick_dtype(common.dtype, place),
     )
-    data = EmojiBatches(split, batch_size=batch_size, seed=usual.seed, augmentation=AUGMENTATION)
-    run = Run.start(usual.out, usual.resume, recipe="emoji-vqgan", arguments=arguments, verb="robustify")
+    data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, augmentation=AUGMENTATION)
+    run = Run.start(common.out, common.resume, recipe="emoji-vqgan", arguments=arguments, verb="robustify")
     trainer.resume(run, place)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         images = data.batch(k).images.to(place, memory_format=torch.channels_last)
-        return trainer.step(images, generator(usual.seed, "codes", k))
+        return trainer.step(images, generator(common.seed, "codes", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)

@@ -13,7 +13,7 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Data, Mix, Share, missing_sources, mixed
 from robustclip.errors import UsageError
-from robustclip.flags import Loop, Usual, flat
+from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -74,8 +74,8 @@ def recipe(
     allow_commands: Annotated[bool, "allow shards of the form pipe:COMMAND, which execute commands"] = False,
     cache: Annotated[Path | None, "folder that keeps shards fetched from URLs; default: fetched in each epoch"] = None,
     workers: NonNegativeInt = 4,
-    loop: Loop = Loop(),
-    usual: Usual = Usual(),
+    loop: LoopFlags = LoopFlags(),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """CLIPAG's main model: ViT-B/32, L2.
 
@@ -92,18 +92,18 @@ def recipe(
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
     """
     arguments = flat(locals())
-    target = pick_device(usual.device)
+    target = pick_device(common.device)
     referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
     sources = data or [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
     settings = (sources, mix, 1.0 if data else laion_share, batch_size, referee.image_size)
-    buffer = 500 if usual.quick else 10_000  # undecoded samples of each source, read before the first is given
+    buffer = 500 if common.quick else 10_000  # undecoded samples of each source, read before the first is given
     mixture = partial(mixed, *settings, shuffle_buffer=buffer, allow_commands=allow_commands, cache=cache)
-    batches = mixture(seed=usual.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
-    probe = next(mixture(seed=usual.seed + 1, workers=0).batches())
+    batches = mixture(seed=common.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped)
+    probe = next(mixture(seed=common.seed + 1, workers=0).batches())
     threat = ThreatModel(norm, eps, referee.image_size)
     bias = referee.logit_bias
-    run = Run.start(usual.out, usual.resume, recipe="clipag-vit-b32", arguments=arguments)
+    run = Run.start(common.out, common.resume, recipe="clipag-vit-b32", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

@@ -14,7 +14,7 @@ from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.embedded import EMBEDDED_DATA
 from robustclip.evaluation.corruptions import CORRUPTIONS
 from robustclip.evaluation.perceptual import NIGHTS_TABLE, corruption_triplets, read_nights
-from robustclip.flags import Computed, flat
+from robustclip.flags import ComputeFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.distance import Votes, tune_distance
@@ -48,7 +48,7 @@ def recipe(
     warmup: NonNegativeInt = 15,
     checkpoint_every: PositiveInt = 100,
     keep: PositiveInt = 2,
-    usual: Computed = Computed(),
+    common: ComputeFlags = ComputeFlags(),
 ) -> dict[str, Any]:
     """Tune a referee's image distance on 2AFC triplets by LoRA with DreamSim's hinge loss, references attacked by PGD.
 
@@ -62,20 +62,20 @@ def recipe(
     alpha, Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
     """
     arguments = flat(locals())
-    target = pick_device(usual.device)
+    target = pick_device(common.device)
     referee = load_referee(start, device=str(target))
     side = referee.image_size[0]
     if is_file(Path(data) / NIGHTS_TABLE):
-        chosen = read_nights(Path(data), "train", size=side, limit=triplets, seed=usual.seed)
+        chosen = read_nights(Path(data), "train", size=side, limit=triplets, seed=common.seed)
     else:
         size = side if is_folder(Path(data)) else None
-        chosen = corruption_triplets(data, kinds=kinds, size=size, limit=triplets, seed=usual.seed)
+        chosen = corruption_triplets(data, kinds=kinds, size=size, limit=triplets, seed=common.seed)
     threat = ThreatModel(norm, eps, size_of(chosen.reference[torch.tensor([0])])) if eps else None
     started_from = referee.card
-    run = Run.start(usual.out, usual.resume, recipe="distance", arguments=arguments)
+    run = Run.start(common.out, common.resume, recipe="distance", arguments=arguments)
     with run:
         with_flags(tune_distance, arguments)(
-            referee, chosen, run=run, threat=threat, dtype=pick_dtype(usual.dtype, target)
+            referee, chosen, run=run, threat=threat, dtype=pick_dtype(common.dtype, target)
         )
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size

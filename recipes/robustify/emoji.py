@@ -11,7 +11,7 @@ from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
-from robustclip.flags import Loop, Usual, flat
+from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
@@ -69,8 +69,8 @@ def recipe(
     split: str = "guide-styles",
     dataset: Literal["emoji", "icons"] = "emoji",
     sizes: Annotated[list[PositiveInt] | None, "image sizes, one drawn per batch; default: the data set's"] = None,
-    loop: Loop = Loop(channels_last=True, checkpoint_every=250),
-    usual: Usual = Usual(),
+    loop: LoopFlags = LoopFlags(channels_last=True, checkpoint_every=250),
+    common: CommonFlags = CommonFlags(),
 ) -> dict[str, Any]:
     """Robustify emoji-vanilla on the six guide styles of the embedded emoji set.
 
@@ -85,14 +85,14 @@ def recipe(
     not state (lr, schedule, steps) are ours.
     """
     arguments = flat(locals())
-    target = pick_device(usual.device)
+    target = pick_device(common.device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     place = distributed.place()
-    data = EmojiBatches(split, batch_size=batch_size, seed=usual.seed, place=place, dataset=dataset, sizes=sizes or ())
-    probe = emoji_probe(data, size=16 if usual.quick else 128)
-    run = Run.start(usual.out, usual.resume, recipe="emoji", arguments=arguments)
+    data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())
+    probe = emoji_probe(data, size=16 if common.quick else 128)
+    run = Run.start(common.out, common.resume, recipe="emoji", arguments=arguments)
     update, attacked_by = emoji_objectives(
         objective, referee, data, attack=attack_objective, beta=beta, temperature=temperature, anchor=anchor
     )

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from robustclip import load_referee
 from robustclip.attacks.threat import Norm, ThreatModel
 from robustclip.data.sources import EMBEDDED, Share, open_data, training_classes
-from robustclip.flags import Loop, Usual, flat
+from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.losses import agft, embed_captions, fare, tecoa
@@ -73,8 +73,8 @@ def recipe(
     locked_groups: Annotated[NonNegativeInt, "last layer groups of the image tower that stay frozen"] = 0,
     max_skipped: Annotated[Share | None, "stop if more than this share of the samples is unusable"] = None,
     workers: NonNegativeInt = 4,
-    loop: Loop = Loop(),
-    usual: Usual = Usual(dtype="float32"),
+    loop: LoopFlags = LoopFlags(),
+    common: CommonFlags = CommonFlags(dtype="float32"),
 ) -> dict[str, Any]:
     """FARE on ViT-L/14 with the released settings: preserve the original embeddings under attack.
 
@@ -87,7 +87,7 @@ def recipe(
     """
     arguments = flat(locals())
     data = data or EMBEDDED
-    target = pick_device(usual.device)
+    target = pick_device(common.device)
     referee = load_referee(start, device=str(target))
     started_from = referee.card
     settings: dict[str, Any] = {
@@ -95,12 +95,12 @@ def recipe(
         "crop": "center",
         "scale": (1.0, 1.0),
         "batch_size": batch_size,
-        "shuffle_buffer": 500 if usual.quick else 10_000,  # undecoded samples, read before the first is given
+        "shuffle_buffer": 500 if common.quick else 10_000,  # undecoded samples, read before the first is given
     }
     batches = open_data(
-        data, seed=usual.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings
+        data, seed=common.seed, workers=workers, place=distributed.place(), max_skipped=max_skipped, **settings
     )
-    probe = next(open_data(data, seed=usual.seed + 1, **settings).batches())
+    probe = next(open_data(data, seed=common.seed + 1, **settings).batches())
     loss = fare()
     if objective != "fare":
         names, ids = training_classes(data)
@@ -110,7 +110,7 @@ def recipe(
         else:
             loss = agft(referee.logit_scale, classes, temperature)
     threat = ThreatModel(norm, eps, referee.image_size)
-    run = Run.start(usual.out, usual.resume, recipe="fare-vit-l14", arguments=arguments)
+    run = Run.start(common.out, common.resume, recipe="fare-vit-l14", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee, batches, run=run, objective=loss, threat=threat, grad_clip=grad_clip or math.inf, probe=probe

@@ -13,7 +13,7 @@ from robustclip import load_referee
 from robustclip.attacks.text import fewer_words
 from robustclip.data.captions import open_captions
 from robustclip.data.sources import EMBEDDED
-from robustclip.flags import Computed, flat
+from robustclip.flags import ComputeFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.monitor import save_trained
@@ -47,7 +47,7 @@ def recipe(
     cache: Annotated[Path | None, "folder that keeps shards fetched from URLs; default: fetched in each epoch"] = None,
     checkpoint_every: PositiveInt = 500,
     keep: PositiveInt = 2,
-    usual: Computed = Computed(),
+    common: ComputeFlags = ComputeFlags(),
 ) -> dict[str, Any]:
     """Train a text tower against edits of characters by LEAF: edited texts keep the original's embeddings.
 
@@ -63,22 +63,22 @@ def recipe(
     concepts.
     """
     arguments = flat(locals())
-    target = pick_device(usual.device)
-    computed = pick_dtype(usual.dtype, target)
+    target = pick_device(common.device)
+    computed = pick_dtype(common.dtype, target)
     allowed = None if words is None else fewer_words([word.lower() for word in read_lines(words) if word])
     captions = open_captions(
         data,
         batch_size=batch_size,
-        seed=usual.seed,
+        seed=common.seed,
         place=distributed.place(),
-        shuffle_buffer=500 if usual.quick else 10_000,
+        shuffle_buffer=500 if common.quick else 10_000,
         allow_commands=allow_commands,
         cache=cache,
     )
     referee = load_referee(start, device=str(target))
     check_trainable(referee)
     started_from = referee.card
-    run = Run.start(usual.out, usual.resume, recipe="leaf", arguments=arguments)
+    run = Run.start(common.out, common.resume, recipe="leaf", arguments=arguments)
     with run:
         with_flags(train_texts, arguments)(
             referee, captions, run=run, allowed=allowed, grad_clip=grad_clip or math.inf, dtype=computed

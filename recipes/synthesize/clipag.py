@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Canvas, Pixels, Pyramid
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.losses import TotalVariation
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
@@ -50,8 +50,8 @@ def recipe(
     total_variation: Annotated[NonNegativeFloat, "weight of total variation"] = 1.0,
     best_of: BestOf = 1,
     by: By = None,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """Text to image by a robust referee, without a generator.
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Pixels
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.loop import KeepBest
 from robustclip.synthesis.painted import Painted, Result, Watch
@@ -45,8 +45,8 @@ def recipe(
     noise: NonNegativeFloat = 0.01,
     clip_norm: PositiveFloat = 0.001,
     threshold: Annotated[float, Field(gt=0, le=1), "quantile of dynamic thresholding"] = 0.95,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """CLIPAG's notebook: 32 DiffAugment views and 32 patches, AdamW, dynamic thresholding.
 

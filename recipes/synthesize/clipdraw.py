@@ -15,7 +15,7 @@ from robustclip.drawing import Drawing, random_strokes
 from robustclip.drawing.shapes import to_svg
 from robustclip.drawing.svg_reader import read_svg
 from robustclip.errors import UsageError
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.runs import terminal
 from robustclip.runs.devices import check_memory
 from robustclip.runs.files import is_file
@@ -81,8 +81,8 @@ def recipe(
     negative_weight: Annotated[PositiveFloat, Field(le=100)] = 0.3,
     best_of: BestOf = 1,
     by: By = None,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """CLIPDraw: optimise vector strokes (points, widths, colours) by a referee; writes pictures and SVG files.
 

@@ -15,7 +15,7 @@ from robustclip.canvases import Canvas, Pixels, StyleNetwork
 from robustclip.data.emoji import PREFIX, emoji_drawing
 from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.similarity import Directional, NeighbourNorms, moves
 from robustclip.referees.openclip import imagenet_templates
@@ -83,8 +83,8 @@ def recipe(
     lambda_content: NonNegativeFloat = 150.0,
     lambda_tv: NonNegativeFloat = 2e-3,
     contrast: Annotated[NonNegativeFloat, "contrast of the saved picture; the release uses 1.5"] = 1.0,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """CLIPStyler: text-guided style transfer, by any referee.
 
@@ -104,7 +104,7 @@ def recipe(
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # Random numbers depend on style and seed only.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
-    place = pick_device(usual.device)
+    place = pick_device(common.device)
     if content_features.endswith(WEIGHTS):  # before the run's folder is created, because the file may be invalid
         features = vgg19(Path(content_features), place)
     else:

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from robustclip.diffusion.adapters import load_adapter
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
-from robustclip.flags import Enlarge, Painting, flat
+from robustclip.flags import Enlarge, SynthesisFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.synthesis.guides import PairGuides
 from robustclip.synthesis.items import Item, Seeds
@@ -39,7 +39,7 @@ def recipe(
     enlarge: Annotated[Enlarge, "interpolation of small pictures in the contact sheet"] = "nearest",
     channels_last: bool = True,
     compile: bool = False,
-    usual: Painting = Painting(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """Sample a diffusion model; with --best-of N keep the best of N by mutual information or a referee.
 
@@ -49,8 +49,8 @@ def recipe(
     docs/mutual-information.md).
     """
     arguments = flat(locals())
-    place = pick_device(usual.device)
-    generator = load_diffusion(model, place, dtype=usual.dtype)
+    place = pick_device(common.device)
+    generator = load_diffusion(model, place, dtype=common.dtype)
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open("diffusion", arguments, load=PairGuides.load_all, generator=generator)

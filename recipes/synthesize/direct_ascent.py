@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Pyramid
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.synthesis.items import Item, Seeds
 from robustclip.synthesis.painted import Painted, Result, Watch
 from robustclip.synthesis.session import BestOf, By, PromptFile, Prompts, Referees, Session, Size, call_faults
@@ -37,8 +37,8 @@ def recipe(
     noise: NonNegativeFloat = 0.2,
     best_of: BestOf = 1,
     by: By = None,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """Direct Ascent Synthesis: optimise all resolutions at once, from grey.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.diffusion.samplers import SamplerName
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.runs.devices import pick_device
 from robustclip.synthesis.doodl import Aim, ChainGuidance, Doodl, Ends, Function, Method, Mode
 from robustclip.synthesis.doodl_session import DoodlSession, Init
@@ -57,8 +57,8 @@ def recipe(
     stop_by: Annotated[str | None, "referee that selects the best step and ends the batch; it does not guide"] = None,
     patience: Annotated[PositiveInt, "steps without improvement after which --stop-by stops"] = 5,
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """Optimise a diffusion model's noise by a referee's gradient through the whole sampling chain.
 
@@ -70,7 +70,7 @@ def recipe(
     1.x or 2.x, --size 512; cost: robustclip plan doodl. Deviations: docs/doodl.md.
     """
     arguments = flat(locals()) | {"loss": loss and str(loss)}
-    ends = Ends.read(pick_device(usual.device), classifier, class_name, classes, exemplar, aesthetics, aim, loss)
+    ends = Ends.read(pick_device(common.device), classifier, class_name, classes, exemplar, aesthetics, aim, loss)
     doodl = Doodl.of(ends.use, **arguments)
     work = DoodlSession.open(arguments, doodl, ends)
 

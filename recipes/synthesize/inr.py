@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip.canvases import Implicit
-from robustclip.flags import Painting, flat
+from robustclip.flags import SynthesisFlags, flat
 from robustclip.losses import Cosine
 from robustclip.synthesis.guides import Reference, ReferenceData, ReferencePairs
 from robustclip.synthesis.items import Item, Seeds
@@ -50,7 +50,7 @@ def recipe(
     save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None,
     channels_last: bool = True,
     compile: bool = False,
-    usual: Painting = Painting(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """CLIP^-1: paint with a sine network per picture, towards text targets corrected for the modality gap.
 

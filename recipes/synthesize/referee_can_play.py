@@ -14,7 +14,7 @@ from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.losses.distillation import REFERENCE, Distillation, Weighting
 from robustclip.referees.blip2 import prepared
 from robustclip.runs.devices import pick_device
@@ -77,8 +77,8 @@ def recipe(
     checkpointing: Annotated[bool, "checkpoint the decoder's activations to save memory"] = False,
     best_of: BestOf = 1,
     by: By = None,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """Optimise diffusion latents by a pair reader's matching loss and Score Distillation.
 
@@ -103,8 +103,8 @@ def recipe(
     variant = replace(variant, optimiser=optimiser, lr=lr, guidance=guidance)
     arguments = flat(locals())
     del arguments["variant"]
-    place = pick_device(usual.device)
-    generator = load_diffusion(model, place, dtype=usual.dtype, slicing=slicing, checkpointing=checkpointing)
+    place = pick_device(common.device)
+    generator = load_diffusion(model, place, dtype=common.dtype, slicing=slicing, checkpointing=checkpointing)
     session = Session.open("referee-can-play", arguments, views=copies, load=PairGuides.load_all, generator=generator)
     guides = session.guides
     assert isinstance(guides, PairGuides)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from robustclip.canvases import Codes
 from robustclip.diffusion.vqgan import load_vqgan
 from robustclip.errors import UsageError
-from robustclip.flags import Painting, Pictures, flat
+from robustclip.flags import PictureFlags, SynthesisFlags, flat
 from robustclip.losses import LatentPrior
 from robustclip.runs import terminal
 from robustclip.runs.devices import pick_device
@@ -88,8 +88,8 @@ def recipe(
     prior: Annotated[Prior | None, "target of the latent prior; default: zero in mode faithful, else the start"] = None,
     best_of: BestOf = 1,
     by: By = None,
-    pictures: Pictures = Pictures(),
-    usual: Painting = Painting(),
+    pictures: PictureFlags = PictureFlags(),
+    common: SynthesisFlags = SynthesisFlags(),
 ) -> Result:
     """VQGAN+CLIP: optimise the codes of a VQGAN by a referee.
 
@@ -110,7 +110,7 @@ def recipe(
     story phases (^), zoom and video.
     """
     arguments = flat(locals())
-    generator = load_vqgan(model, pick_device(usual.device))
+    generator = load_vqgan(model, pick_device(common.device))
     if requested := parse_size(size):
         whole_codes(requested, generator.factor)
     session = Session.open("vqgan", arguments, views=views)

@@ -1,7 +1,7 @@
 """Blocks of flags that recipes share. A parameter whose default is a block stands for the block's fields:
 
-    def recipe(*, steps: PositiveInt = 500, usual: Usual = Usual(dtype="float32")) -> dict[str, Any]:
-        device, arguments = pick_device(usual.device), flat(locals())
+    def recipe(*, steps: PositiveInt = 500, common: CommonFlags = CommonFlags(dtype="float32")) -> dict[str, Any]:
+        device, arguments = pick_device(common.device), flat(locals())
 
 takes --steps, --resume, --device and so on, and from Python steps=, resume=, device=. This module imports no torch, so
 that help stays fast.
@@ -22,14 +22,14 @@ R = TypeVar("R")
 Enlarge = Literal["nearest", "bicubic"]
 
 
-class Block(BaseModel):
-    """Flags that stand together. Each is a field with a type, as a parameter has, and a default."""
+class FlagBlock(BaseModel):
+    """Base of the blocks. Each flag is a field with a type, as a parameter has, and a default."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Usual(Block):
-    """What every recipe takes."""
+class CommonFlags(FlagBlock):
+    """Flags of every recipe."""
 
     resume: ResumeFrom | None = None
     device: str = "auto"
@@ -44,26 +44,26 @@ class Usual(Block):
         return {"device": self.device, "dtype": self.dtype}
 
 
-class Computed(Usual):
-    """Of a training that takes --dtype for its computation alone."""
+class ComputeFlags(CommonFlags):
+    """Flags of trainings whose --dtype is that of the computation alone."""
 
     dtype: Annotated[str, "dtype of computation; weights stay float32"] = "float32"
 
 
-class Seeded(Usual):
-    """Of a table, whose seeds are counted from this one."""
+class TableFlags(CommonFlags):
+    """Flags of `reproduce`, which counts its seeds from this one."""
 
     seed: NonNegativeInt = 0
 
 
-class Painting(Usual):
-    """Of a recipe with `seeds`."""
+class SynthesisFlags(CommonFlags):
+    """Flags of recipes that take several seeds."""
 
     seed: Annotated[NonNegativeInt | None, "alias of --seeds with one number"] = None  # type: ignore[assignment]
 
 
-class Loop(Block):
-    """Of a training: memory layout and compilation, and how often it is measured and saved."""
+class LoopFlags(FlagBlock):
+    """Flags of a training loop: memory layout, compilation, intervals of evaluation and checkpoints."""
 
     channels_last: bool = False
     compile: bool = False
@@ -72,8 +72,8 @@ class Loop(Block):
     keep: PositiveInt = 2
 
 
-class Pictures(Block):
-    """Of a synthesis: batches, what is written of a picture's making, memory layout and compilation."""
+class PictureFlags(FlagBlock):
+    """Flags of synthesis: batches, film strips and GIFs, memory layout, compilation."""
 
     batch_size: PositiveInt = 16
     save_frames: Annotated[bool | None, "save film strips and GIFs; default: for up to 16 pictures"] = None
@@ -86,8 +86,8 @@ def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call as a run records them: a block's fields in its place, and `seed` as its alias `seeds`."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
-        found |= vars(value) if isinstance(value, Block) else {name: value}
-        if isinstance(value, Painting) and value.seed is not None:
+        found |= vars(value) if isinstance(value, FlagBlock) else {name: value}
+        if isinstance(value, SynthesisFlags) and value.seed is not None:
             found["seeds"] = [value.seed]
     return found
 
@@ -96,8 +96,8 @@ def flat_signature(signature: inspect.Signature) -> inspect.Signature:
     """A signature of evaluated annotations with a block's fields in its place."""
     parameters: list[inspect.Parameter] = []
     for one in signature.parameters.values():
-        fields = vars(one.default) if isinstance(one.default, Block) else {one.name: one.default}
-        kinds = get_type_hints(type(one.default), include_extras=True) if isinstance(one.default, Block) else {}
+        fields = vars(one.default) if isinstance(one.default, FlagBlock) else {one.name: one.default}
+        kinds = get_type_hints(type(one.default), include_extras=True) if isinstance(one.default, FlagBlock) else {}
         for name, value in fields.items():
             parameters.append(one.replace(name=name, annotation=kinds.get(name, one.annotation), default=value))
     return signature.replace(parameters=parameters)
@@ -106,7 +106,7 @@ def flat_signature(signature: inspect.Signature) -> inspect.Signature:
 def flattened(function: Callable[..., R]) -> Callable[..., R]:
     """A function that takes the fields of its blocks."""
     signature = inspect.signature(function, eval_str=True)
-    blocks = {name: one.default for name, one in signature.parameters.items() if isinstance(one.default, Block)}
+    blocks = {name: one.default for name, one in signature.parameters.items() if isinstance(one.default, FlagBlock)}
 
     @wraps(function)
     def call(**arguments: Any) -> R:

@@ -12,7 +12,7 @@ import pytest
 
 import robustclip
 from robustclip.errors import RunError
-from robustclip.flags import Loop
+from robustclip.flags import LoopFlags
 from robustclip.recipes import CHECKOUT, find, run
 from robustclip.referees.card import Card
 from robustclip.robustification.distance import tune_distance
@@ -54,7 +54,7 @@ def test_every_flag_of_a_training_recipe_is_read_by_it_or_by_its_loop(path: Path
     read = {node.id for part in recipe.body for node in ast.walk(part) if isinstance(node, ast.Name)}
     (loop,) = read & set(LOOPS)
     flags = {argument.arg for argument in recipe.args.kwonlyargs}
-    flags = flags - {"loop"} | vars(Loop()).keys() if "loop" in flags else flags
+    flags = flags - {"loop"} | vars(LoopFlags()).keys() if "loop" in flags else flags
     assert "with_flags" in read
     assert flags - read <= set(inspect.signature(LOOPS[loop]).parameters)
 

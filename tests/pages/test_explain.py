@@ -251,6 +251,7 @@ def test_an_empty_map_has_no_numbers_and_points_at_nothing() -> None:
     assert found[looks.ENERGY][1] == 1
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_maps_mutual_information_beside(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = robustclip.explain(

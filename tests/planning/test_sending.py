@@ -26,6 +26,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_formula_is_what_two_processes_send(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

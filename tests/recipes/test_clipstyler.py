@@ -52,7 +52,7 @@ def test_the_loss_falls(canvas: str, restyle: Restyle) -> None:
     assert {"directional", "content"} <= set(made.trace)
 
 
-@pytest.mark.parametrize(("canvas", "share"), [("pixels", 1e-3), ("network", 0.25)])
+@pytest.mark.parametrize(("canvas", "share"), [("pixels", 1e-3), pytest.param("network", 0.25, marks=pytest.mark.slow)])
 def test_a_picture_depends_on_its_own_content_style_and_seed_alone(canvas: str, share: float, restyle: Restyle) -> None:
     """`share` of the distance to other pictures; a network's gradients that are zero but for rounding, which depends on
     batch size and CPU, move its weights by whole steps of Adam."""

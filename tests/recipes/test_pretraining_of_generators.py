@@ -98,6 +98,7 @@ def test_a_denoiser_is_trained_on(trained: dict[str, Path], tmp_path: Path) -> N
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_pair_reader_is_tuned_on_another_tower_under_attack(trained: dict[str, Path], tmp_path: Path) -> None:
     """Its Q-Former starts at the other's: a vanishing rate leaves it there."""
     asked: dict[str, Any] = {"start": str(trained["reader"]), "tower": "emoji-robust", "eps": 1.5, "quick": True}

@@ -56,7 +56,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "data_wait")} for line in lines]
 
 
-@pytest.mark.parametrize("kind", ["data-parallel", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["data-parallel", "fsdp"])
 def test_two_processes_make_the_same_run(alone: Path, tmp_path: Path, kind: str) -> None:
     config = tmp_path / "two.yaml"
     config.write_text(KINDS[kind])

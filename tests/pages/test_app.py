@@ -206,7 +206,7 @@ def test_a_closed_tab_ends_its_job_and_the_next_in_the_queue_begins(chromium: Br
             for page in (first, second):
                 write(page, "#prompt textarea, #prompt input", "for ever")
                 page.run("document.querySelector('#paint').click()")
-            until(lambda: jobs.running)
+                until(lambda: jobs.running)  # of the first, before the second asks
         until(lambda: jobs.ended == before + 1)
         second.wait("document.querySelector('#about').textContent.includes('Painting')")
         second.run("document.querySelector('#stop').click()")
@@ -248,7 +248,7 @@ def test_no_call_names_a_file_of_the_server(address: str) -> None:
         f"{address}gradio_api/queue/join", json.dumps(data).encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(ask).close()
-    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=intruder") as answer:
+    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=intruder", timeout=60) as answer:
         lines = [json.loads(line.removeprefix(b"data: ")) for line in answer if line.startswith(b"data: ")]
     (end,) = [line for line in lines if line["msg"] == "process_completed"]
     assert not end["success"]

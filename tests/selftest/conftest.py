@@ -73,11 +73,11 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     cards = [one for one in leaves if isinstance(one, OnCard)]
     if cards and func not in COPIES:
         _refuse_mixed(func, args, leaves)
-    asked = kwargs.get("device")
+    named = kwargs.get("device")
     if func is COPIES[0]:
         on_card = isinstance(args[0], OnCard)
     else:
-        on_card = bool(cards) if asked is None else torch.device(asked) == CARD
+        on_card = bool(cards) if named is None else torch.device(named) == CARD
     for generator in (one for one in leaves if isinstance(one, torch._C.Generator)):
         if (generator._cdata in GENERATORS) != on_card:
             raise MixedDevices(f"{func}: its generator is of the other device")
@@ -95,7 +95,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _refuse_mixed(func: Any, args: Any, leaves: list[Any]) -> None:
-    """As CUDA: numbers may be anywhere, and a tensor on the card takes indices on the CPU."""
+    """Raise MixedDevices where CUDA raises. Tensors of no dimensions may be on the CPU, and so may indices."""
     tensors = [one for one in leaves if isinstance(one, Tensor) and one.ndim]
     if func.name() in INDEXED:
         tensors = [one for one in (args[0], *args[2:3]) if isinstance(one, Tensor) and (one is args[0] or one.ndim)]
@@ -108,21 +108,22 @@ def _refuse_mixed(func: Any, args: Any, leaves: list[Any]) -> None:
 
 
 class Card(TorchDispatchMode):
-    """Takes what names the card and has no tensor there yet."""
+    """Mode for operations that name the card and take no tensor on it, such as `torch.rand(2, device=card)`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
 
 
 class Lists(TorchFunctionMode):
-    """Takes lists to the card: torch does so below its dispatcher."""
+    """Mode for lists as tensors and as indices, which torch copies to a device without its dispatcher."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device") not in (None, "cpu"):
-            where = torch.device(kwargs["device"])
-            if where == CARD:
-                return func(*args, **kwargs | {"device": None}).to(CARD)
+        if (
+            func in (torch.tensor, torch.as_tensor, torch.asarray)
+            and torch.device(kwargs.get("device") or "cpu") == CARD
+        ):
+            return func(*args, **kwargs | {"device": None}).to(CARD)
         if func is Tensor.new_tensor and isinstance(args[0], OnCard):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(CARD)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnCard):

@@ -1,4 +1,4 @@
-"""All methods on a simulated accelerator: every tensor and generator must be on the device that `--device` names."""
+"""Trainings, tasks and synthesis methods on a simulated accelerator: every tensor and generator must be on the device that `--device` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 
 import robustclip
 from robustclip.data import embedded
-from robustclip.recipes import run
+from robustclip.evaluation.generation.judge import JudgeOptions, judge_images
+from robustclip.evaluation.universal import universal
+from robustclip.recipes import available, run
 
 
 def test_the_card_computes_as_the_cpu(card: torch.device) -> None:
@@ -54,8 +56,8 @@ def test_the_card_accepts_what_cuda_accepts(card: torch.device) -> None:
     assert torch.zeros(2).copy_(numbers[:2]).tolist() == [0, 1]
 
 
-def evaluated(**arguments: Any) -> Any:
-    return lambda card, _: robustclip.evaluate("emoji-vit-robust", limit=4, device=str(card), **arguments)
+def evaluated(referee: str = "emoji-vit-robust", **arguments: Any) -> Any:
+    return lambda card, _: robustclip.evaluate(referee, limit=4, device=str(card), **arguments)
 
 
 def called(verb: str, name: str, **arguments: Any) -> Any:
@@ -64,23 +66,29 @@ def called(verb: str, name: str, **arguments: Any) -> Any:
 
 EMOJI = "emoji/unseen-styles"
 AUTOENCODER = str(embedded.path("generators", "emoji-diffusion", "vae"))
-PROMPTS = {"prompt": ["a cat"]}
 CASES: dict[str, Any] = {
     "zero-shot": evaluated(data=EMOJI, attack=["l2:1.5@2", "l2:1.5@apgd-ce:2", "linf:1/255@square:2"]),
     "retrieval": evaluated(data="emoji/scenes", tasks=["retrieval", "gradients"], attack=["l2:1.5@2"]),
     "maps": evaluated(data="emoji/scenes", tasks=["maps", "faithfulness"]),
     "corruptions": evaluated(data=EMOJI, tasks=["corruptions", "pag", "distance"]),
+    "certification": evaluated(data=EMOJI, tasks=["certification"], sigma=0.25, samples=20),
+    "edits": evaluated(data=EMOJI, tasks=["edits"]),
+    "a smoothed referee": evaluated("emoji-vit-robust~smooth:0.25x2", data=EMOJI, attack=["l2:1.5@2"]),
+    "a counterattack": evaluated("emoji-vit-robust~ttc", data=EMOJI, attack=["l2:1.5@2"]),
+    "a purification": evaluated("emoji-vit-robust~clipure:cos", data=EMOJI, attack=["l2:1.5@2"]),
+    "universal": lambda card, out: universal(
+        ["emoji-vit-robust"], attack="l2:1.5@2", quick=True, device=str(card), out=out.with_suffix(".safetensors")
+    ),
+    "judge": lambda card, _: judge_images(
+        torch.rand(4, 3, 64, 64),
+        ["a cat", "a dog"] * 2,
+        options=JudgeOptions(("r-precision", "label-score")),
+        device=card,
+    ),
     "explain": lambda card, out: robustclip.explain(
         referees=["emoji-robust"], images=[EMOJI], limit=2, attack="l2:1.5@2", device=str(card), out=out
     ),
-    **{
-        f"synthesize {name}": called("synthesize", name, **PROMPTS)
-        for name in ("clipag", "clipag-faithful", "direct-ascent", "inr", "clipdraw", "clipstyler", "vqgan")
-    },
-    **{
-        f"synthesize {name}": called("synthesize", name, **PROMPTS)
-        for name in ("diffusion", "doodl", "referee-can-play")
-    },
+    **{f"synthesize {one.name}": called("synthesize", one.name, prompt=["a cat"]) for one in available("synthesize")},
     "robustify emoji": called("robustify", "emoji"),
     "robustify emoji, a ViT, accumulated": called(
         "robustify", "emoji", start="emoji-vit-vanilla", objective="clip", accumulate=2

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from robustclip import signatures
 from robustclip.errors import RunError, UsageError, raise_faults
-from robustclip.flags import flat_signature, flattened
 from robustclip.runs.files import holds_something, is_file
 from robustclip.signatures import Parameter, as_keyword
 from robustclip.source import Function, Source
@@ -77,6 +76,10 @@ class Recipe:
 
     def describe(self) -> Function:
         """Its signature and docstring, read without running the file."""
+        from robustclip.flags import (
+            flat_signature,
+        )  # here, since it imports pydantic, which lists of recipes do without
+
         varied = self.source.decorator("recipe", "preset")
         if varied is None:
             own = self.source.read("recipe")
@@ -113,6 +116,8 @@ class Recipe:
     def function(self) -> Callable[..., dict[str, Any]]:
         """The recipe function; `signatures.typed` adds a call's checks and QUICK. Raises UsageError if the file
         has none, or if it lacks a flag that all recipes have."""
+        from robustclip.flags import flattened
+
         function = vars(self.module).get("recipe")
         if not inspect.isfunction(function) or not function.__doc__:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Trainings, tasks and synthesis methods on a simulated accelerator: every tensor and generator must be on the device that `--device` names."""
+"""Methods on a simulated accelerator: every tensor and generator must be on the device that `--device` names."""
 
 from __future__ import annotations
 

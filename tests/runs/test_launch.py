@@ -31,6 +31,25 @@ KINDS = {
     "data-parallel": TWO_PROCESSES.format(kind="MULTI_GPU"),
     "fsdp": TWO_PROCESSES.format(kind="FSDP") + "fsdp_config:\n  fsdp_version: 2\n",
 }
+THREADS = """\
+import atexit
+from pathlib import Path
+
+atexit.register(lambda: print(sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))))
+
+import torch
+from robustclip.runs import distributed
+
+
+def step():
+    tower = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    distributed.shard(tower)
+    distributed.whole(tower.state_dict())
+    tower(torch.ones(2, 4)).sum().backward()
+
+assert distributed.count() == 2
+step()
+"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -76,3 +95,13 @@ def test_two_processes_make_the_same_run(alone: Path, tmp_path: Path, kind: str)
     torch.testing.assert_close(
         checkpoints[0]["optimizer"]["state"], checkpoints[1]["optimizer"]["state"], rtol=1e-6, atol=1e-12
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
+def test_threads_of_the_process_group_end_before_the_interpreter(tmp_path: Path) -> None:
+    """One that frees a tensor later aborts the process, after the run's last file was written."""
+    (tmp_path / "two.yaml").write_text(KINDS["fsdp"])
+    (tmp_path / "threads.py").write_text(THREADS)
+    launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "two.yaml")]
+    assert run(*launch, str(tmp_path / "threads.py")).stdout.split() == ["0", "0"]

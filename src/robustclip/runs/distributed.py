@@ -10,6 +10,7 @@ states are sharded by torch's `fully_shard` (FSDP2), which also runs on CPU proc
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -20,6 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -36,8 +38,20 @@ def _processes() -> PartialState:
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = PartialState(cpu=on_cpu)
     if state.num_processes > 1:
-        atexit.register(state.destroy_process_group)
+        atexit.register(_leave, state)
     return state
+
+
+def _leave(state: PartialState) -> None:
+    """Destroy the process group, so that its threads end before the interpreter does.
+
+    A thread of Gloo that frees a tensor after that aborts the process. DTensor caches device meshes, which keep the
+    group alive (`DeviceMesh._pg_registry` in torch 2.14).
+    """
+    gc.collect()
+    state.destroy_process_group()
+    for mesh in [thing for thing in gc.get_objects() if isinstance(thing, DeviceMesh)]:
+        getattr(mesh, "_pg_registry", {}).clear()
 
 
 def is_main() -> bool:

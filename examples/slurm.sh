@@ -1,6 +1,6 @@
 #!/bin/bash
 # robustclip plan clipag-vit-b32 --gpu a100-80gb --count 16 --samples 100000000 --per-node 4 --launch slurm --sbu 'sbu/{00000..00099}.tar' --cc3m 'cc3m/{00000..00331}.tar' --cc12m 'cc12m/{00000..01242}.tar' --laion 'laion/{00000..00999}.tar' --batch-size 4096 --workers 8
-# 24,415 steps of 4,096, 256 on each of 16 x a100-80gb: about 3.5 hours, 16 of 80 GB (fits)
+# 24,415 steps of 4,096, 256 on each of 16 x a100-80gb: about 3.1 hours, 7 of 80 GB (fits)
 #SBATCH --job-name=clipag-vit-b32 --time=6:00:00
 #SBATCH --nodes=4 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=9
 #SBATCH --signal=TERM@180 --requeue --open-mode=append

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,16 @@ def test_fsdp_splits_weights_gradients_and_moments_and_processes_share_a_batch()
     assert "averaging over GPUs" not in split.moments
 
 
-def test_the_probe_is_a_whole_batch_in_every_process_and_attacked_in_parts() -> None:
-    together = planned(Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10), count=4)
-    parts = together.moments
-    assert together.fullest == "probe"
-    assert parts["probe"]["activations"] == parts["attack"]["activations"]
-    assert together.held["the probe's images"] == 4 * 3 * SIZE**2 * BATCH
-    assert parts["probe"]["images"] == 4 * 4 * 3 * SIZE**2 * BATCH
+def test_processes_share_the_probe_and_attack_it_in_parts() -> None:
+    settings = Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10)
+    for fsdp in (False, True):
+        together = planned(settings, count=4, fsdp=fsdp)
+        assert together.moments["probe"]["activations"] == together.moments["attack"]["activations"]
+        assert together.held["the probe's images"] == 4 * 3 * SIZE**2 * BATCH / 4
+        assert together.moments["probe"]["images"] == 5 * together.held["the probe's images"]
+    local = planned(replace(settings, attack_negatives="local"), count=4).moments
+    assert local["probe"]["logits"] == 4**2 * local["attack"]["logits"]  # the probe's attack reads all negatives
     assert "probe" not in planned(Settings("vit", 1, BATCH, attack_steps=2)).moments
-    sharded = planned(Settings("vit", 1, BATCH, attack_steps=2, evaluate_every=10), count=4, fsdp=True)
-    assert sharded.moments["probe"]["activations"] > 3.9 * parts["probe"]["activations"]
 
 
 def test_the_largest_number_that_fits_is_found() -> None:

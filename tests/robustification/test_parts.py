@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from robustclip.data.samples import Batch
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.losses import embed_captions
-from robustclip.robustification.monitor import OverfitAlarm, matching_accuracy
+from robustclip.robustification.monitor import OverfitAlarm, matching_accuracy, probe_share
 from robustclip.robustification.state import adamw, average, warmup_cosine
+from robustclip.runs import distributed
+from robustclip.runs.processes import Place
 
 
 def test_warmup_is_linear_and_the_cosine_ends_at_zero() -> None:
@@ -57,6 +60,21 @@ def test_each_distinct_caption_of_a_batch_is_embedded_once(monkeypatch: pytest.M
     features = embed_captions(referee, ["a cat", "a dog", "a cat"])
     assert asked == ["a cat", "a dog"]
     torch.testing.assert_close(features, embed(["a cat", "a dog", "a cat"]))
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, ["01234"]), (2, ["012", "340"]), (3, ["01", "23", "40"]), (7, "0123401")]
+)
+def test_processes_have_equally_many_rows_of_a_probe(
+    count: int, rows: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = torch.arange(5)
+    probe = Batch(numbers[:, None, None, None].expand(5, 3, 2, 2) / 4, list("01234"), numbers, list("01234"))
+    for rank, row in enumerate(rows):
+        monkeypatch.setattr(distributed, "place", lambda rank=rank: Place(rank, count))
+        share = probe_share(probe)
+        assert "".join(share.captions) == "".join(share.ids) == row
+        assert (4 * share.images[:, 0, 0, 0]).tolist() == share.positives.tolist() == [int(number) for number in row]
 
 
 def test_matching_accuracy_counts_equal_ids_as_right() -> None:

@@ -158,10 +158,10 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
     captions = batch * (tower.caption or 0)
     reads_texts = settings.coupled or energetic
     products = 4.0 * batch**2 * design.width * count  # of images and texts of the whole batch
-    probes = settings.batch_size * (3 if attacks else 1) * tower.forward + min(SHOWN, batch) * tower.attack
+    probes = batch * (3 if attacks else 1) * tower.forward + count * min(SHOWN, settings.share(count)) * tower.attack
     if attacks:
-        passes = tower.attack + tower.forward * (settings.part(count) < batch)  # the probe is attacked in such parts
-        probes += (attacks + STRONG_STEPS) * (batch * passes + 4 * batch**2 * design.width)
+        passes = tower.attack + in_parts * tower.forward
+        probes += (attacks + STRONG_STEPS) * (batch * passes + count * 4 * batch**2 * design.width)
     watched = (2 * batch * tower.forward + (0 if reads_texts else captions)) / LOG_EVERY
     return StepFlops(
         attack=batch * attacks * tower.attack,
@@ -171,7 +171,7 @@ def of_step(settings: Settings, tower: TowerFlops, design: Blueprint, count: int
         beside=_beside(settings, tower),
         logits=attacks * attack_logits + updates * (update_logits + 2 * energetic * products) + sampling * products,
         captions=captions if reads_texts else 0,
-        watching=watched + (count * probes / settings.evaluate_every if settings.evaluate_every else 0),
+        watching=watched + (probes / settings.evaluate_every if settings.evaluate_every else 0),
     )
 
 
@@ -223,7 +223,7 @@ class Sent:
 def sent(
     settings: Settings, width: int, count: int, weights: int, trained: int, dtype: str, *, fsdp: bool = False
 ) -> Sent:
-    """Bytes sent per step by a tower of so many `weights`, without those of single numbers and of checkpoints.
+    """Bytes sent per step by a tower of so many `weights`, without those of single numbers, checkpoints and probes.
 
     FSDP gathers the weights in each pass of each part, and averages gradients by a reduce-scatter, half an all-reduce.
     """

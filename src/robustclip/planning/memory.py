@@ -105,7 +105,7 @@ def memory_of_step(
     share, part = settings.share(count), settings.part(count)
     pixels = SINGLE * 3 * design.size[0] * design.size[1] * share
     if settings.evaluate_every:
-        held["the probe's images"] = pixels * count  # a whole batch, in each process
+        held["the probe's images"] = pixels  # as many as a batch has
     of_clean = settings.clean_weight > 0 or settings.reads_clean
     graphs = 1 + (of_clean + (settings.energy > 0) if settings.accumulate == 1 else 0)
     each = bytes_per_logit(settings.coupled)
@@ -124,11 +124,10 @@ def memory_of_step(
             "gradients": moving,
         },
     }
-    if settings.evaluate_every and settings.attack_steps:  # in parts of the training's size, but for FSDP
-        attacked = settings.batch_size if fsdp else part
+    if settings.evaluate_every and settings.attack_steps:
         moments["probe"] = {
-            "activations": (kept.attack + kept.working) * attacked + kept.once,
-            "images": 4 * pixels * count,
+            "activations": (kept.attack + kept.working) * part + kept.once,
+            "images": 5 * pixels,
             "logits": bytes_per_logit(True) * settings.batch_size**2,
         }
     if count > 1 and not fsdp:

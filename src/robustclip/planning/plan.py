@@ -167,7 +167,7 @@ class Estimate:
         if self.enough_accumulation is None and batch > self.largest_batch:
             would.append(in_parts)
         if self.memory.fullest == "probe":
-            would.append("perhaps --evaluate-every 0, which leaves the probe out, a whole batch in each process")
+            would.append("perhaps --evaluate-every 0, which leaves the probe out")
         return f"does NOT fit: {', or '.join(would)} would, and --grad-checkpointing may"
 
     def assumptions(self) -> list[str]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustclip.attacks.gradient import pgd
 from robustclip.attacks.threat import ThreatModel
 from robustclip.data.images import grid, show_gradients, to_pil
 from robustclip.data.samples import Batch
@@ -20,11 +19,11 @@ from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import load_referee_folder, save_referee
-from robustclip.robustification.losses import contrastive
+from robustclip.robustification.adversarial import AdversarialGradients, in_parts
+from robustclip.robustification.losses import clip
 from robustclip.robustification.state import inference
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
-from robustclip.runs.rng import generator
 from robustclip.runs.terminal import counted
 
 Embed = Callable[[Tensor], Tensor]
@@ -81,11 +80,20 @@ class BadSteps(Counts):
         raise RunError(message, "bad_steps", step=step, last=written[-1].name if written else None)
 
 
+def probe_share(probe: Batch) -> Batch:
+    """This process's rows of a probe. All processes have equally many: rows repeat where it cannot be split evenly."""
+    place, size = distributed.place(), len(probe)
+    each = -(-size // place.world_size)
+    rows = [row % size for row in range(place.rank * each, (place.rank + 1) * each)]
+    captions, ids = ([values[row] for row in rows] for values in (probe.captions, probe.ids))
+    return Batch(probe.images[rows], captions, probe.positives[rows], ids)
+
+
 @torch.no_grad()
 def matching_accuracy(images: Tensor, texts: Tensor, ids: Tensor) -> float:
-    """Share of images (B,D) whose nearest text of the batch (B,D) has the same id."""
-    nearest = (images @ texts.T).argmax(dim=1)
-    return float((ids[nearest] == ids).float().mean())
+    """Share of the images (b,D) of all processes whose nearest text (b,D) of all has the same id (b,)."""
+    nearest = (images @ distributed.everyone(texts).T).argmax(dim=1)
+    return float(distributed.mean((distributed.everyone(ids)[nearest] == ids).float().mean()))
 
 
 def probe_accuracies(
@@ -97,26 +105,24 @@ def probe_accuracies(
     scale: float,
     threat: ThreatModel | None,
     attack_steps: int,
+    accumulate: int,
     seed: int,
 ) -> dict[str, float]:
-    """Matching accuracy on `probe`: clean, and if a threat is given under `attack_steps` and `STRONG_STEPS` of PGD."""
-    with inference(tower):
-        results = {"clean_accuracy": matching_accuracy(embed(probe.images), texts, probe.positives)}
+    """Matching accuracy on the shares of a probe: clean, and if a threat is given under `attack_steps` and
+    `STRONG_STEPS` of PGD, in `accumulate` parts."""
+
+    def accuracy(images: Tensor) -> float:
+        with inference(tower):
+            embeddings = in_parts(embed, accumulate)(images)
+        return matching_accuracy(embeddings, texts, probe.positives)
+
+    results = {"clean_accuracy": accuracy(probe.images)}
     if threat is not None:
         for name, steps in (("weak_accuracy", attack_steps), ("strong_accuracy", STRONG_STEPS)):
-            attacked = pgd(
-                probe.images,
-                lambda images: contrastive(embed(images), texts, probe.positives, scale),
-                threat,
-                steps=steps,
-                coupled=True,
-                keep="last",
-                module=tower,
-                generator=generator(seed, "probe", steps, device=probe.images.device),
-                strict=False,  # a failed probe does not end training
+            attack = AdversarialGradients(
+                tower, embed, clip(scale), threat, attack_steps=steps, accumulate=accumulate, seed=seed
             )
-            with inference(tower):
-                results[name] = matching_accuracy(embed(attacked), texts, probe.positives)
+            results[name] = accuracy(attack.attacked(0, probe, texts, None))
     return results
 
 
@@ -124,8 +130,8 @@ SHOWN: Final = 8  # images of the probe whose gradients are drawn
 
 
 def probe_gradients(embed: Embed, tower: nn.Module, texts: Tensor, probe: Batch) -> np.ndarray[Any, Any]:
-    """Picture (H,W,3), uint8, of the probe's first images above the gradients of their cosine with their own caption:
-    noise for an ordinary tower, outlines for a robust one."""
+    """Picture (H,W,3), uint8, of the first images of this process's share above the gradients of their cosine with
+    their own caption: noise for an ordinary tower, outlines for a robust one."""
     images = probe.images[:SHOWN].clone().requires_grad_()
     with inference(tower), torch.enable_grad():
         cosine = (embed(images) * texts[:SHOWN]).sum()

@@ -20,7 +20,6 @@ from robustclip.robustification.adversarial import (
     AdversarialGradients,
     AttackNegatives,
     WarmStarts,
-    in_parts,
     refuse_warm_starts,
 )
 from robustclip.robustification.energy import NegativeSamples, refuse_unsampled
@@ -32,6 +31,7 @@ from robustclip.robustification.monitor import (
     overfit,
     probe_accuracies,
     probe_gradients,
+    probe_share,
     similarities,
 )
 from robustclip.robustification.state import (
@@ -128,7 +128,7 @@ def train(
     keep                number of recent checkpoints to keep, besides the best one on the probe.
 
     Every `evaluate_every` updates (0: never) the accuracy on `probe` is measured and its input gradients drawn;
-    `OverfitAlarm` warns in the run's log. Without FSDP, a probe larger than a part is attacked in parts of that size.
+    `OverfitAlarm` warns in the run's log. Processes share the probe, and attack it in parts of the training's size.
     Writes checkpoints and metrics to `run`; `resume` starts from its newest readable checkpoint, and on the same
     machine the result is bit-equal to that of an uninterrupted run.
 
@@ -219,7 +219,7 @@ def train(
         state.restore(run, device)
     first, no_texts = state.step, torch.empty(0, device=device)
     if probe is not None:
-        probe = placed(probe)
+        probe = placed(probe_share(probe))
         probe_texts = features(probe.captions)
     share = 0
 
@@ -267,16 +267,15 @@ def train(
                 numbers["grad_norm"] = float(distributed.whole(grad_norm))
                 run.log(done, **numbers, images_per_second=progress.images_per_second, data_wait=progress.data_wait)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
-                # Under FSDP the attack's recomputation saves other tensors than its forward pass (CheckpointError).
-                parts = 1 if distributed.is_sharded() else -(-len(probe) // -(-share // accumulate))
                 accuracies = probe_accuracies(
-                    in_parts(embed, parts),
+                    embed,
                     tower,
                     probe_texts,
                     probe,
                     scale=referee.logit_scale,
                     threat=threat,
                     attack_steps=attack_steps,
+                    accumulate=-(-len(probe) // -(-share // accumulate)),  # in parts of the training's size
                     seed=seed,
                 )
                 run.log(done, **accuracies)

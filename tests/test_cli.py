@@ -14,12 +14,15 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import robustclip
 from robustclip import recipes
 from robustclip.cli import app, main
+from robustclip.commands import TypedCommand
+from robustclip.errors import RunError, coded
 
 RECIPE = '''
 from __future__ import annotations
@@ -393,3 +396,35 @@ def test_ends_of_runs_name_the_next_command(tmp_path: Path) -> None:
     again = called("synthesize", "clipag", "--resume", str(run))
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "words", "less"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), ["--views", "3"], {"views": 3}),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["--dtype", "float16"], {"views": 8}),
+        (MemoryError(), [], {"views": 8}),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_a_lack_of_memory_names_the_flags_that_need_less(
+    raised: Exception, words: list[str], less: dict[str, int]
+) -> None:
+    error = CliRunner().invoke(failing(raised), words).exception
+    assert error is not None
+    assert coded("out_of_memory", batch_size=32, **less)(error)
+    assert ("--dtype bfloat16" in str(error)) == ("--dtype" not in words)
+
+
+@pytest.mark.parametrize(
+    "raised", [RuntimeError("CUDA error: misaligned address"), RunError("the disk is out of memory", "full")], ids=type
+)
+def test_other_errors_of_torch_and_of_runs_stay_as_they_are(raised: Exception) -> None:
+    assert CliRunner().invoke(failing(raised), []).exception is raised
+
+
+def failing(error: Exception) -> TypedCommand:
+    def paint(*, batch_size: int = 32, views: int = 8, size: int | None = None, dtype: str = "auto") -> None:
+        raise error
+
+    return TypedCommand("paint", lambda: paint, summary="", show=str)

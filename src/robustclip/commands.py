@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 from rich.filesize import decimal
 
 from robustclip import signatures
-from robustclip.errors import UsageError, raise_faults
+from robustclip.errors import RunError, UsageError, raise_faults
 from robustclip.runs.files import check_new_file, clashes, is_file, is_folder, plain, rescuing, write_json
 from robustclip.runs.terminal import counted
 from robustclip.signatures import Expand, Parameter, as_config, as_flag, written
@@ -48,6 +48,8 @@ LONGEST_PATH = 1000  # characters
 DRY_RUN = "check the call, print what it would read and write, and exit"
 PLACES = ("out", "to", "csv", "svg")
 """Parameters that name output files or folders."""
+LARGE = ("batch_size", "views", "copies", "crops", "patches", "size")
+"""Parameters with which the memory of a call grows."""
 TEXTS = ("prompt", "texts", "negations", "targets", "notes", "name")
 """Parameters whose values are text even where a file of that name exists."""
 
@@ -179,7 +181,14 @@ class TypedCommand(click.Command):
         if common.get("dry_run"):
             self._rehearse(arguments, file)
             return
-        result = self.function(**arguments)
+        try:
+            result = self.function(**arguments)
+        except (RuntimeError, MemoryError) as error:
+            from robustclip.runs.devices import is_out_of_memory  # imports torch
+
+            if isinstance(error, RunError) or not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(arguments) from error
         if os.environ.get("RANK", "0") != "0":  # only the main process prints
             return
         if file is None:
@@ -263,6 +272,18 @@ def _spelt_out(args: Sequence[str], repeated: Collection[str]) -> Iterator[str]:
             yield from (current, arg)
         else:
             yield arg
+
+
+def _out_of_memory(arguments: Mapping[str, Any]) -> RunError:
+    """The device had too little memory for a call. Names its flags that need less."""
+    large = {name: arguments[name] for name in LARGE if arguments.get(name)}
+    would = [f"a smaller --{name.replace('_', '-')} (it was {value})" for name, value in large.items()]
+    if arguments.get("dtype") in ("auto", "measure", "float32"):
+        would.append("--dtype bfloat16")
+    less = ", or ".join(would) or "another --device"
+    return RunError(
+        f"the device ran out of memory: {less} would do (--traceback shows where)", "out_of_memory", **large
+    )
 
 
 def _option(parameter: Parameter) -> click.Option:

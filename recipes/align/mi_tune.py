@@ -113,11 +113,11 @@ def recipe(
     """
     arguments = flat(locals())
     ddim, seed = 2 if common.quick else 50, common.seed
-    variant, place = VARIANTS[mode], pick_device(common.device)
-    tuned = load_diffusion(model, place, dtype=common.dtype)
+    variant, device = VARIANTS[mode], pick_device(common.device)
+    tuned = load_diffusion(model, device, dtype=common.dtype)
     texts = training_pairs(count, seed) if prompts is None else [named.prompt.wanted for named in load_prompts(prompts)]
     selection = Selection(
-        by=selector(by or variant.by, place),
+        by=selector(by or variant.by, device),
         samples=samples,
         keep=keep,
         steps=sampling_steps,
@@ -128,7 +128,7 @@ def recipe(
         seed=seed,
         pool=pool,
     )
-    stopper = None if stop_by is None else load_rater(stop_by, place)
+    stopper = None if stop_by is None else load_rater(stop_by, device)
     real = real_pictures(tuned, 8 if common.quick else REAL, size, seed) if real_share else None
     fresh = training_pairs(VALIDATED, seed, "validation prompts") if prompts is None else texts[:VALIDATED]
     shown = fresh[:SHOWN]
@@ -137,7 +137,7 @@ def recipe(
     add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=adapt_text, seed=seed)
     trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
     run = Run.start(common.out, common.resume, recipe="mi-tune", arguments=arguments, verb="align")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
     card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}
     numbers: dict[str, float] = {}
@@ -146,7 +146,7 @@ def recipe(
             folder = run.folder / "rounds" / str(round_)
             title = f"round {round_}: {samples} samples a prompt"
             chosen = choose_all(selection, tuned, texts, folder, round_, title)
-            own = torch.cat(chosen).to(place), [text for text in texts for _ in range(keep)]
+            own = torch.cat(chosen).to(device), [text for text in texts for _ in range(keep)]
             learned = AlignmentPool(own, real, real_share)
             trainer.begin(round_, steps)
 
@@ -212,9 +212,9 @@ def training_pairs(count: int, seed: int, purpose: str = "alignment prompts") ->
     return [str(draw_pair(generator(seed, purpose, number))) for number in range(count)]
 
 
-def selector(by: str, place: torch.device) -> Selector | Scorer:
+def selector(by: str, device: torch.device) -> Selector | Scorer:
     """A selector by the diffusion model itself, or a referee's score, by name."""
-    return cast("Selector", by) if by in get_args(Selector) else load_rater(by, place)
+    return cast("Selector", by) if by in get_args(Selector) else load_rater(by, device)
 
 
 def sampled(

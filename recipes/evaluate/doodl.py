@@ -81,12 +81,12 @@ def recipe(
     """
     arguments = flat(locals())
     seeds = arguments["seeds"]
-    place = pick_device(common.device)
-    jury = load_named(judges, device=place)
+    device = pick_device(common.device)
+    jury = load_named(judges, device=device)
     for name in (robust, control):
         if name in {judge.name for judge in jury}:
             raise UsageError(f"{name} guides, and pictures made to please a judge please it: judge by others")
-    pairs = {name: load_pair_reader(name, place) for name in readers} if {*PAIRS} & {*parts} else {}
+    pairs = {name: load_pair_reader(name, device) for name in readers} if {*PAIRS} & {*parts} else {}
     run = Run.start(common.out, common.resume, recipe="doodl", arguments=arguments, verb="reproduce")
     shared: dict[str, Any] = {"model": model, "referee": [robust], "seeds": seeds, "steps": steps, "crops": crops}
     shared |= common.where | {"chain_steps": chain_steps, "batch_size": batch_size, "save_frames": False}
@@ -98,7 +98,7 @@ def recipe(
             world = World(
                 *(robust, control, jury, pairs, subjects, given, seeds, steps, chain_steps, rcp_steps),
                 folder=run.folder / name,
-                device=place,
+                device=device,
             )
             world.folder.mkdir(exist_ok=True)
             texts = [str(pair) for pair in compositional_prompts()[: few if name in ("curve", "chain") else prompts]]

@@ -53,20 +53,20 @@ def recipe(
     arguments = flat(locals())
     everything = [one.prompt for one in embedded_prompts()]
     texts = some_prompts(prompts)
-    place = pick_device(common.device)
+    device = pick_device(common.device)
     run = Run.start(common.out, common.resume, recipe="inr", arguments=arguments, verb="reproduce")
     with run:
         file = run.folder / "prompts.txt"
         write_text(file, "".join(f"{text}\n" for text in texts))
         shared = common.where | {"prompts": file, "seed": common.seed, "save_frames": False}
         shared |= {"batch_size": batch_size} | ({"steps": 2, "views": 2, "candidates": 50} if common.quick else {})
-        jury = load_named(judges, device=place)
+        jury = load_named(judges, device=device)
         recognised = PromptRecognition(everything, jury, [10, 40], common.seed)
         compared = [(f"{guide}, INR", f"{guide}, pixels") for guide in (control, robust)]
         compared += [(f"{guide}, INR, corrected", f"{guide}, INR") for guide in (control, robust)]
         compared += [(f"{robust}, {canvas}", f"{control}, {canvas}") for canvas in CANVASES]
         study = Study(run, Results(common.seed, chance=recognised.chance, compared=compared), recognised.setting)
-        alike = {one.name: scaled(one) for one in [*load_named([control, robust], device=place), *jury]}
+        alike = {one.name: scaled(one) for one in [*load_named([control, robust], device=device), *jury]}
         for canvas, changed in CANVASES.items():
             for guide in (control, robust):
                 method = {key: value for key, value in changed.items() if key != "recipe"}
@@ -79,7 +79,7 @@ def recipe(
             [judge.referee for judge in jury],
             options=JudgeOptions(("frechet", "cmmd"), seed=common.seed),
             reference=from_tensor(drawings.images, shown, name="real drawings"),
-            device=place,
+            device=device,
         )
         report.save(run.folder)
         return study.finish(Column("R-Precision@10", jury[0].name))

@@ -133,9 +133,9 @@ def recipe(
         asked = resumed_rows(common.resume, arguments, same=ASKED, rows="cells")
         arguments["cells"] = cells = [cell for cell in asked if cell in CELLS]
     pairs = compositional_prompts()[:prompts]
-    place = pick_device(common.device)
-    jury = {name: load_pair_reader(name, place) for name in judges}
-    guide = load_pair_reader(reader, place)
+    device = pick_device(common.device)
+    jury = {name: load_pair_reader(name, device) for name in judges}
+    guide = load_pair_reader(reader, device)
     refuse_guides(jury, guide, cells)
     run = Run.start(common.out, common.resume, recipe="inversion", arguments=arguments, verb="reproduce")
     items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
@@ -168,7 +168,7 @@ def recipe(
             if cell == REAL:  # as large as what is painted, so that judges and sheets take all alike
                 return resize(draw_set(folder, items, scenes), size())
             if cell.startswith("sample-"):
-                draw = sampling(cell, model, size(), sampling_steps, place, common.dtype)
+                draw = sampling(cell, model, size(), sampling_steps, device, common.dtype)
                 return draw_set(folder, items, draw, batch_size)
             return inverted_from(folder, shared | changed(cell, reader), items)
 
@@ -223,13 +223,13 @@ def scenes(items: Sequence[Item]) -> torch.Tensor:
 
 
 def sampling(
-    cell: str, model: str, size: tuple[int, int], steps: int, place: torch.device, dtype: str
+    cell: str, model: str, size: tuple[int, int], steps: int, device: torch.device, dtype: str
 ) -> Callable[[Sequence[Item]], torch.Tensor]:
     """Plain DDIM samples of the diffusion model for the rows that need them; loaded lazily."""
 
     def draw(items: Sequence[Item]) -> torch.Tensor:
-        painter = load_diffusion(model, place, dtype=dtype)
-        streams = [item.generator("sample", device=place) for item in items]
+        painter = load_diffusion(model, device, dtype=dtype)
+        streams = [item.generator("sample", device=device) for item in items]
         texts = [item.prompt.title for item in items]
         guidance = CELLS[cell]["guidance"]
         return painter.sample(texts, size=size, steps=steps, guidance=guidance, generators=streams).cpu()

@@ -135,10 +135,10 @@ def recipe(
     table.txt, results.json, contact_sheet.png.
     """
     arguments = flat(locals())
-    place = pick_device(common.device)
-    loaded = partial(load_diffusion, device=place, dtype=common.dtype)
+    device = pick_device(common.device)
+    loaded = partial(load_diffusion, device=device, dtype=common.dtype)
     pairs = compositional_prompts()[:prompts]
-    raters = [load_rater(name, place) for name in judges]
+    raters = [load_rater(name, device) for name in judges]
     run = Run.start(common.out, common.resume, recipe="mi-tune", arguments=arguments, verb="reproduce")
     named = {model: model} if "ranks" in parts else {}
     named |= {f"{at:02d} {Path(one).name}": one for at, one in enumerate(snapshots if "training" in parts else [])}
@@ -168,7 +168,7 @@ def recipe(
             run.finish({})
             return {"out": str(run.folder), "models": len(results)}
         readers = [name for name in judges if is_pair_reader(name)][:TUNE_JUDGES]
-        jury = {name: load_pair_reader(name, place) for name in readers}
+        jury = {name: load_pair_reader(name, device) for name in readers}
         items = items_of([Prompt.literal(str(pair)) for pair in pairs], seeds)
         shared = {name: plain(arguments[name]) for name in ("model", "prompts", "seeds", "samples", "trained_on", "lr")}
         shared |= {name: arguments[name] for name in ("tune_steps", "batch_size", "guidance", "pictures_steps")}
@@ -186,7 +186,7 @@ def recipe(
                 load_adapter(tuned, adapter(run.folder / "tuned" / name, align | TUNED[name] | chooser))
 
             def draw(some: Sequence[Item]) -> torch.Tensor:
-                streams = [item.generator("sample", device=place) for item in some]
+                streams = [item.generator("sample", device=device) for item in some]
                 texts = [item.prompt.title for item in some]
                 how: dict[str, Any] = {"size": (size, size), "steps": pictures_steps, "guidance": guidance[0]}
                 return tuned.sample(texts, generators=streams, **how).cpu()

@@ -74,8 +74,8 @@ def recipe(
     """
     arguments = flat(locals())
     measured, pgd_steps = (40, 2) if common.quick else (400, 20)
-    place = pick_device(common.device)
-    clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
+    device = pick_device(common.device)
+    clip = load_referee(tower, device=str(device)).eval().requires_grad_(False)
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "queries": queries, "shared": shared}
     threat = ThreatModel("l2", eps, clip.image_size) if eps else None
     card = Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)
@@ -84,17 +84,17 @@ def recipe(
         reader = new_mini(clip, _wordings(split), **sizes, card=card, seed=common.seed)
     else:
         reader, sizes = move_to_tower(start, clip, card)
-    computed = pick_dtype(common.dtype, place)
+    computed = pick_dtype(common.dtype, device)
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
     data = DrawingsAndPairs(split, batch_size, common.seed, single=0.0 if common.quick else 0.25)
     run = Run.start(common.out, common.resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         batch = data.labelled(k)
         images = partly_augmented(batch.images, augmented, generator(common.seed, "augmented", k))
-        return trainer.step(images.to(place), batch.captions, batch.swapped, generator(common.seed, "negatives", k))
+        return trainer.step(images.to(device), batch.captions, batch.swapped, generator(common.seed, "negatives", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
@@ -102,7 +102,7 @@ def recipe(
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-blip2", "arguments": kept, "steps": steps}
         save_mini(reader, folder, tower, sizes, provenance=provenance)
-        trained = load_pair_reader(folder, place)
+        trained = load_pair_reader(folder, device)
         found = measure_pair_reader(trained, unseen, n=measured, threat=threat, attack_steps=pgd_steps)
         save_mini(reader, folder, tower, sizes, provenance=provenance | {"measured": {"split": unseen, **found}})
         run.finish(numbers)

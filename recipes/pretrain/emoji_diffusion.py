@@ -49,10 +49,10 @@ def recipe(
     of the package is named in its card.
     """
     arguments = flat(locals())
-    place = pick_device(common.device)
-    kind = pick_dtype(common.dtype, place)
-    autoencoder = load_vae(vae, place).to(memory_format=torch.channels_last)
-    texts = SentenceStates().to(place)
+    device = pick_device(common.device)
+    kind = pick_dtype(common.dtype, device)
+    autoencoder = load_vae(vae, device).to(memory_format=torch.channels_last)
+    texts = SentenceStates().to(device)
     shares = {"single": 0.0, "composed": 0.5} if common.quick else {"single": 0.125, "composed": 0.375}
     data = DrawingsAndPairs("guide-styles", max(batch_size // repeat, 1), common.seed, **shares)
     states, mask = texts.states([""])
@@ -64,7 +64,7 @@ def recipe(
         size=64 // 2 ** (len(config["block_out_channels"]) - 1),
         text=texts.width,
         seed=common.seed,
-    ).to(place)
+    ).to(device)
     if start is not None:
         take_over(model, start)
     trainer = DenoiserTrainer(model, steps=steps, lr=lr, placed=placed, dtype=kind)
@@ -80,7 +80,7 @@ def recipe(
         save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
 
     run = Run.start(common.out, common.resume, recipe="emoji-diffusion", arguments=arguments, verb="robustify")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
 
     wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}
 

@@ -50,21 +50,21 @@ def recipe(
     answers are calibrated on further scenes of the same styles, and measured on scenes of unseen ones.
     """
     arguments = flat(locals())
-    place = pick_device(common.device)
-    clip = load_referee(tower, device=str(place)).eval().requires_grad_(False)
+    device = pick_device(common.device)
+    clip = load_referee(tower, device=str(device)).eval().requires_grad_(False)
     nouns = sorted({*sprites(split).nouns, *sprites(unseen).nouns, *SHAPES})
     with seeded(common.seed):
-        reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(place)
-    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(common.dtype, place))
+        reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(device)
+    trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(common.dtype, device))
     run = Run.start(common.out, common.resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
     run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": common.seed})
 
     def step(k: int) -> dict[str, float]:
         numbers = range(k * batch_size, (k + 1) * batch_size)
         scenes = [compose(number, split, seed=common.seed, size=SIZES[k % len(SIZES)]) for number in numbers]
         pictures = worn(torch.stack([scene.image for scene in scenes]), generator(common.seed, "worn", k))
-        return trainer.step(pictures.to(place), scenes, generator(common.seed, "boxes", k))
+        return trainer.step(pictures.to(device), scenes, generator(common.seed, "boxes", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
@@ -73,7 +73,7 @@ def recipe(
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}
         provenance = {"recipe": "pretrain/emoji-scenes", "arguments": kept, "steps": steps}
         save_scene_reader(reader, folder, tower, provenance=provenance)
-        found = measure_answers(load_scene_reader(folder, place), unseen, n=measured)
+        found = measure_answers(load_scene_reader(folder, device), unseen, n=measured)
         figures = {"split": unseen, **found}
         save_scene_reader(reader, folder, tower, provenance=provenance | {"measured": figures})
         run.finish(numbers)

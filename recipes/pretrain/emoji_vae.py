@@ -41,9 +41,9 @@ def recipe(
     where Stable Diffusion has 4: a picture of 64 pixels has few cells.
     """
     arguments = flat(locals())
-    place = pick_device(common.device)
-    referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
-    model = new_autoencoder(channels, latent=latent, seed=common.seed).to(place, memory_format=torch.channels_last)
+    device = pick_device(common.device)
+    referee = load_referee(features, device=str(device)).eval().requires_grad_(False)
+    model = new_autoencoder(channels, latent=latent, seed=common.seed).to(device, memory_format=torch.channels_last)
     trainer = AutoencoderTrainer(
         model,
         stage_features(referee),
@@ -51,20 +51,20 @@ def recipe(
         lr=lr,
         perceptual=perceptual,
         look=steps * 2 // 3,
-        dtype=pick_dtype(common.dtype, place),
+        dtype=pick_dtype(common.dtype, device),
     )
     data = DrawingsAndPairs("guide-styles", batch_size, common.seed, single=0.0 if common.quick else 0.25)
     run = Run.start(common.out, common.resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
-        images = data.batch(k)[0].to(place, memory_format=torch.channels_last)
+        images = data.batch(k)[0].to(device, memory_format=torch.channels_last)
         return trainer.step(images, generator(common.seed, "latents", k))
 
     with run:
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
-        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if common.quick else 8)]).to(place)
+        probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if common.quick else 8)]).to(device)
         model.register_to_config(scaling_factor=1 / latent_deviation(model, probe))
         folder = free(run.folder / "vae")
         save_model(model, folder)

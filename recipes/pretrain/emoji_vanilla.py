@@ -56,10 +56,10 @@ def recipe(
     All values are ours.
     """
     arguments = flat(locals())
-    target = pick_device(common.device)
+    device = pick_device(common.device)
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=common.seed)
     started_from = referee.card if start else None
-    referee.to(target)
+    referee.to(device)
     place = distributed.place()
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data)

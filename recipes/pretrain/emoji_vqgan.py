@@ -41,25 +41,25 @@ def recipe(
     """
     arguments = flat(locals())
     split = "judge-heldback" if common.quick else "guide-styles"
-    place = pick_device(common.device)
-    referee = load_referee(features, device=str(place)).eval().requires_grad_(False)
-    model = new_vqgan(channels, codes=codes, seed=common.seed).to(place, memory_format=torch.channels_last)
+    device = pick_device(common.device)
+    referee = load_referee(features, device=str(device)).eval().requires_grad_(False)
+    model = new_vqgan(channels, codes=codes, seed=common.seed).to(device, memory_format=torch.channels_last)
     trainer = VQGANTrainer(
         model,
-        discriminator(seed=common.seed).to(place).to(memory_format=torch.channels_last),
+        discriminator(seed=common.seed).to(device).to(memory_format=torch.channels_last),
         stage_features(referee),
         steps=steps,
         lr=lr,
         start_gan=steps * 2 // 3,
-        dtype=pick_dtype(common.dtype, place),
+        dtype=pick_dtype(common.dtype, device),
     )
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, augmentation=AUGMENTATION)
     run = Run.start(common.out, common.resume, recipe="emoji-vqgan", arguments=arguments, verb="robustify")
-    trainer.resume(run, place)
+    trainer.resume(run, device)
     run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
-        images = data.batch(k).images.to(place, memory_format=torch.channels_last)
+        images = data.batch(k).images.to(device, memory_format=torch.channels_last)
         return trainer.step(images, generator(common.seed, "codes", k))
 
     with run:

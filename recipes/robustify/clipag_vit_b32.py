@@ -92,8 +92,8 @@ def recipe(
     image tower trained, adversarial images only, the batch-contrastive loss in attack and update, the data.
     """
     arguments = flat(locals())
-    target = pick_device(common.device)
-    referee = load_referee(start, device=str(target), architecture=architecture, quick_gelu=quick_gelu)
+    device = pick_device(common.device)
+    referee = load_referee(start, device=str(device), architecture=architecture, quick_gelu=quick_gelu)
     started_from = referee.card
     sources = data or [source or EMBEDDED for source in (sbu, cc3m, cc12m, laion)]
     settings = (sources, mix, 1.0 if data else laion_share, batch_size, referee.image_size)

@@ -62,8 +62,8 @@ def recipe(
     alpha, Adam's moments and batch are DreamSim's (its rate is 3e-4, in eight epochs); the rest is ours.
     """
     arguments = flat(locals())
-    target = pick_device(common.device)
-    referee = load_referee(start, device=str(target))
+    device = pick_device(common.device)
+    referee = load_referee(start, device=str(device))
     side = referee.image_size[0]
     if is_file(Path(data) / NIGHTS_TABLE):
         chosen = read_nights(Path(data), "train", size=side, limit=triplets, seed=common.seed)
@@ -75,7 +75,7 @@ def recipe(
     run = Run.start(common.out, common.resume, recipe="distance", arguments=arguments)
     with run:
         with_flags(tune_distance, arguments)(
-            referee, chosen, run=run, threat=threat, dtype=pick_dtype(common.dtype, target)
+            referee, chosen, run=run, threat=threat, dtype=pick_dtype(common.dtype, device)
         )
         return save_trained(
             referee, run, name=name, threat=threat, started_from=started_from, samples=steps * batch_size

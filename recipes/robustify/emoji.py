@@ -85,9 +85,9 @@ def recipe(
     not state (lr, schedule, steps) are ours.
     """
     arguments = flat(locals())
-    target = pick_device(common.device)
+    device = pick_device(common.device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
-    referee = load_referee(start, device=str(target))
+    referee = load_referee(start, device=str(device))
     started_from = referee.card
     place = distributed.place()
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())

@@ -87,8 +87,8 @@ def recipe(
     """
     arguments = flat(locals())
     data = data or EMBEDDED
-    target = pick_device(common.device)
-    referee = load_referee(start, device=str(target))
+    device = pick_device(common.device)
+    referee = load_referee(start, device=str(device))
     started_from = referee.card
     settings: dict[str, Any] = {
         "size": referee.image_size,

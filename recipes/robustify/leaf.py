@@ -63,8 +63,8 @@ def recipe(
     concepts.
     """
     arguments = flat(locals())
-    target = pick_device(common.device)
-    computed = pick_dtype(common.dtype, target)
+    device = pick_device(common.device)
+    computed = pick_dtype(common.dtype, device)
     allowed = None if words is None else fewer_words([word.lower() for word in read_lines(words) if word])
     captions = open_captions(
         data,
@@ -75,7 +75,7 @@ def recipe(
         allow_commands=allow_commands,
         cache=cache,
     )
-    referee = load_referee(start, device=str(target))
+    referee = load_referee(start, device=str(device))
     check_trainable(referee)
     started_from = referee.card
     run = Run.start(common.out, common.resume, recipe="leaf", arguments=arguments)

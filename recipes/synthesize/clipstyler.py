@@ -104,15 +104,15 @@ def recipe(
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # Random numbers depend on style and seed only.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
-    place = pick_device(common.device)
+    device = pick_device(common.device)
     if content_features.endswith(WEIGHTS):  # before the run's folder is created, because the file may be invalid
-        features = vgg19(Path(content_features), place)
+        features = vgg19(Path(content_features), device)
     else:
-        tower = load_referee(content_features, device=str(place)).eval().requires_grad_(False)
+        tower = load_referee(content_features, device=str(device)).eval().requires_grad_(False)
         features = tower_features(tower)
     session = Session.open("clipstyler", arguments, items=items, views=patches)
     guides, many = session.guides, max(1, len(arguments["seeds"]))
-    content_of = {item.id: contents[place // many] for place, item in enumerate(items)}
+    content_of = {item.id: contents[index // many] for index, item in enumerate(items)}
     ensemble = imagenet_templates() if templates else ("{}",)
     perspective = (Perspective(0.5),) if augment else ()
     crops = Views(max(patches, 1), (RandomCrop(patch_size), *perspective), name="patches")

@@ -49,8 +49,8 @@ def recipe(
     docs/mutual-information.md).
     """
     arguments = flat(locals())
-    place = pick_device(common.device)
-    generator = load_diffusion(model, place, dtype=common.dtype)
+    device = pick_device(common.device)
+    generator = load_diffusion(model, device, dtype=common.dtype)
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open("diffusion", arguments, load=PairGuides.load_all, generator=generator)

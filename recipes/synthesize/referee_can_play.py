@@ -103,8 +103,8 @@ def recipe(
     variant = replace(variant, optimiser=optimiser, lr=lr, guidance=guidance)
     arguments = flat(locals())
     del arguments["variant"]
-    place = pick_device(common.device)
-    generator = load_diffusion(model, place, dtype=common.dtype, slicing=slicing, checkpointing=checkpointing)
+    device = pick_device(common.device)
+    generator = load_diffusion(model, device, dtype=common.dtype, slicing=slicing, checkpointing=checkpointing)
     session = Session.open("referee-can-play", arguments, views=copies, load=PairGuides.load_all, generator=generator)
     guides = session.guides
     assert isinstance(guides, PairGuides)

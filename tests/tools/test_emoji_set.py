@@ -228,5 +228,5 @@ def test_drawing_is_small_sharp_and_the_same_each_time() -> None:
     first, second = picture(svg), picture(svg)
     assert first is not None
     assert first == second
-    assert len(first.alpha) < 500
+    assert len(first) < 500
     assert picture(svg.replace("16", "1")) is None  # next to nothing

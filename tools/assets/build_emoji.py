@@ -21,16 +21,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from emoji_set.concepts import Concept, captions_of, concepts_of
-from emoji_set.drawing import Picture, picture
+from emoji_set.drawing import picture
 from emoji_set.shards import Member, write_shard
 from emoji_set.splits import make_splits
-from emoji_set.styles import STYLES, UNSEEN_STYLES, Matcher
+from emoji_set.styles import STYLES, Matcher
 
 from robustclip.runs.files import write_json
 
 OUT = Path(__file__).parents[2] / "src" / "robustclip_emoji" / "emoji"
-TEMPLATES = ("{c}", "an emoji of {c}", "a drawing of {c}")
-Drawings = dict[str, dict[str, Picture]]  # style -> concept id -> its picture
+Drawings = dict[str, dict[str, bytes]]  # style -> concept id -> its picture
 
 
 def main(packages: Path, out: Path) -> None:
@@ -43,12 +42,6 @@ def main(packages: Path, out: Path) -> None:
         write_shard(out / f"emoji-{style}.tar.gz", samples(style, concepts, drawings[style]))
     write_json(out / "labels.json", [label_record(c) for c in concepts])
     write_json(out / "splits.json", splits)
-    held_out = set(splits["heldout_concepts"])
-    unseen = [(c.id, style) for c in concepts if c.id not in held_out for style in UNSEEN_STYLES]
-    held_back = [(code, style) for code, styles in splits["judge_heldback"].items() for style in styles]
-    judged = [c for c in concepts if c.id in splits["judge_heldback"]]
-    write_clip_benchmark(out / "clip_benchmark" / "unseen-styles", unseen, concepts, drawings)
-    write_clip_benchmark(out / "clip_benchmark" / "judge-heldback", held_back, judged, drawings)
     for style in STYLES:
         print(f"{style:18s} {len(drawings[style]):5d} drawings")
     print(f"{len(concepts)} concepts, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.2f} MB")
@@ -79,7 +72,7 @@ def label_record(concept: Concept) -> dict:
     }
 
 
-def samples(style: str, concepts: list[Concept], pictures: dict[str, Picture]) -> list[Member]:
+def samples(style: str, concepts: list[Concept], pictures: dict[str, bytes]) -> list[Member]:
     """Members of a style's shard in img2dataset's layout: picture, metadata and first caption of each sample."""
     members: list[Member] = []
     for concept in concepts:
@@ -90,29 +83,11 @@ def samples(style: str, concepts: list[Concept], pictures: dict[str, Picture]) -
         text = json.dumps({**record, "captions": captions}, ensure_ascii=False, separators=(",", ":"))
         key = f"{concept.id}-{style}"
         members += [
-            (f"{key}.webp", pictures[concept.id].alpha),
+            (f"{key}.webp", pictures[concept.id]),
             (f"{key}.json", text.encode()),
             (f"{key}.txt", captions[0].encode()),
         ]
     return members
-
-
-def write_clip_benchmark(
-    folder: Path, pairs: list[tuple[str, str]], concepts: list[Concept], drawings: Drawings
-) -> None:
-    """An evaluation split of (concept id, style) pairs as opaque pictures, in the layout that clip_benchmark reads."""
-    index = {concept.id: position for position, concept in enumerate(concepts)}
-    members: list[Member] = []
-    for code, style in pairs:
-        if drawn := drawings[style].get(code):
-            members += [
-                (f"{code}-{style}.cls", str(index[code]).encode()),
-                (f"{code}-{style}.webp", drawn.opaque),
-            ]
-    write_shard(folder / "test" / "0.tar", members)
-    (folder / "test" / "nshards.txt").write_text("1\n")
-    (folder / "classnames.txt").write_text("".join(f"{c.label}\n" for c in concepts))
-    (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,20 +18,12 @@ ALPHA_QUALITY = 20  # libwebp then keeps six levels of alpha: a third of the byt
 METHOD = 4  # 6 takes many times as long for 0.5% fewer bytes
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawing as WebP bytes, once with alpha and once opaque on white."""
-
-    alpha: bytes
-    opaque: bytes
-
-
-def picture(svg: str) -> Picture | None:
-    """The drawing in both forms, or None where next to nothing is drawn (under 1% of the pixels)."""
+def picture(svg: str) -> bytes | None:
+    """The drawing as WebP with alpha, or None where next to nothing is drawn (under 1% of the pixels)."""
     image = draw(svg)
     if sum(image.getchannel("A").histogram()[128:]) < 0.01 * SIZE * SIZE:
         return None
-    return Picture(alpha=webp_with_alpha(image), opaque=webp(on_white(image)))
+    return webp_with_alpha(image)
 
 
 def draw(svg: str, size: int = SIZE, oversampling: int = OVERSAMPLING) -> Image.Image:
@@ -42,19 +33,6 @@ def draw(svg: str, size: int = SIZE, oversampling: int = OVERSAMPLING) -> Image.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     large = Image.open(io.BytesIO(png)).convert("RGBA")
     return large.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The opaque picture of an RGBA image on white."""
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def webp(image: Image.Image) -> bytes:
-    """Lossy WebP of an opaque image; the same bytes for the same image and libwebp."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY, method=METHOD)
-    return buffer.getvalue()
 
 
 def webp_with_alpha(image: Image.Image) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from robustclip.data.captions import CaptionBatches, open_captions
 from robustclip.data.loader import redealt
 from robustclip.errors import RunError, UsageError, coded
+from robustclip.runs import checkpoint
 from robustclip.runs.processes import Place
 
 LINES = ["a cat", "", "  a dog ", "a bear", "a fish"]
@@ -40,6 +41,15 @@ def test_a_position_goes_on_where_its_batch_ended(file: Path) -> None:
     assert drawn(data, 3, batches[2].position) == [text for batch in batches[3:] for text in batch.texts]
     with pytest.raises(UsageError, check=coded("other_data")):
         drawn(open_captions([str(file)], batch_size=3), 1, batches[2].position)
+
+
+def test_a_checkpoint_brings_back_a_position_with_skipped_samples(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("path,caption\n1.png,a cat\n2.png,\n3.png,a dog\n")
+    data = open_captions([str(tmp_path / "pairs.csv")], batch_size=2)
+    *_, last = islice(data.batches(), 3)
+    assert last.position["faults"] == {"no caption": data.faults["no caption"]}
+    path = checkpoint.save(tmp_path, 3, {"data": [last.position]})
+    assert checkpoint.load(path)["data"] == [last.position]
 
 
 def test_processes_share_an_epoch_and_others_can_go_on(file: Path) -> None:

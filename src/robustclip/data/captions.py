@@ -74,7 +74,7 @@ class CaptionBatches:
         ids: list[str] = []
         for sample in stream:
             if sample.fault is not None or not sample.captions:
-                self.faults[sample.fault or Fault.NO_CAPTION] += 1
+                self.faults[(sample.fault or Fault.NO_CAPTION).value] += 1  # plain text, which checkpoints hold
                 if sample.epoch > 0 and sample.source not in used:
                     message = f"empty data: none of the samples of {sample.source} has a caption"
                     raise RunError(message, "empty_data", source=sample.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def test_what_cells_are_to_say_is_where_things_are() -> None:
         inside = wanted.colours[0, top : bottom + 1, left : right + 1]
         assert tuple(COLOURS).index(str(item.colour)) in inside.tolist()[len(inside) // 2]
     assert set(wanted.colours.unique().tolist()) <= {IGNORED, *range(len(COLOURS))}
+
+
+def test_a_drawing_without_an_opaque_pixel_has_its_middle_at_the_centre_of_its_box() -> None:
+    scene = compose(0, "guide-styles", seed=1, size=64, categories=("colour",))
+    faded = replace(scene, mask=torch.zeros_like(scene.mask))
+    wanted = targets_of([faded], sorted({item.noun for item in scene.items}))
+    top, left, bottom, right = scene.items[0].boxes[0]
+    centre = int((top + bottom) / 128 * GRID), int((left + right) / 128 * GRID)
+    assert wanted.middles[0][centre] == 1
+    assert not wanted.drawn.any()
 
 
 def test_training_goes_down() -> None:

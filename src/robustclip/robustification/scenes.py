@@ -80,8 +80,9 @@ def targets_of(scenes: Sequence[Composition], nouns: Sequence[str]) -> Targets:
 
 
 def _nearest(cells: Tensor, box: tuple[int, int, int, int], side: int) -> tuple[int, int]:
-    """The cell nearest to the box's centre; of equally near ones, as of a ring, the top one."""
-    places = cells.nonzero()
+    """The cell nearest to the box's centre; of equally near ones, as of a ring, the top one. All cells count where none
+    is given, for a thin drawing may have no opaque pixel."""
+    places = (cells if bool(cells.any()) else torch.ones_like(cells)).nonzero()
     middle = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) / side * GRID - 0.5
     away = (places - middle).norm(dim=1) + 0.1 * places[:, 0]
     down, right = places[int(away.argmin())].tolist()

@@ -89,7 +89,7 @@ def low_frequency_share(gradients: Float[Tensor, "b 3 h w"], cutoff: float = CUT
     """
     height, width = gradients.shape[-2:]
     radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None, :])
-    power = torch.fft.fft2(gradients.double().cpu()).abs().square().sum(1)
+    power = torch.fft.fft2(gradients.cpu().double()).abs().square().sum(1)
     return (power * (radius < cutoff)).sum((-2, -1)) / power.sum((-2, -1))
 
 

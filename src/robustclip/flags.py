@@ -83,12 +83,13 @@ class PictureFlags(FlagBlock):
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call as a run records them: a block's fields in its place, and `seed` as its alias `seeds`."""
+    """The arguments of a call as a run records them: a block's fields in its place, and `seed` as its alias `seeds`,
+    alone, so that a resumed run may be given others."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found |= vars(value) if isinstance(value, FlagBlock) else {name: value}
         if isinstance(value, SynthesisFlags) and value.seed is not None:
-            found["seeds"] = [value.seed]
+            found |= {"seeds": [value.seed], "seed": None}
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,23 @@ def test_on_the_trajectory_the_mean_is_the_mutual_information(name: str) -> None
     made, found = sample_with_mi(toy, start, y, None, generators=generators, steps=250, guidance=1.0)
     assert abs(float(found.mean()) - toy.truth) < 2 * standard_error(found)
     assert torch.allclose(made.var(0), toy.variances, rtol=0.2)  # samples of p(x | y) over all y are those of p(x)
+
+
+def test_steps_that_do_not_divide_the_schedule_are_spread_over_all_of_it() -> None:
+    seen: list[int] = []
+
+    class Seen:
+        alphas_cumprod = TOYS[next(iter(TOYS))].alphas_cumprod
+
+        def predict_both(self, noisy: Tensor, times: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+            seen.append(int(times[0]))
+            return torch.zeros_like(noisy), torch.zeros_like(noisy)
+
+    for steps, gaps in ((600, {1, 2}), (300, {3, 4}), (100, {10})):
+        seen.clear()
+        sample_with_mi(Seen(), torch.zeros(1, 2), None, None, generators=[torch.Generator()], steps=steps)
+        assert (len(seen), seen[0]) == (steps, 999)
+        assert {a - b for a, b in pairwise([*seen, -1])} == gaps
 
 
 @pytest.mark.parametrize("name", TOYS)

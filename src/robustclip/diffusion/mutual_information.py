@@ -278,7 +278,7 @@ def sample_with_mi(
     kept = _with_signal(model.alphas_cumprod)
     alphas = kept / torch.cat([kept.new_ones(1), kept[:-1]])
     weight = (1 - alphas) * total / (2 * (1 - kept)) / (alphas if kappa == "exact" else 1)
-    visited = torch.arange(total - 1, -1, -(total // steps))[:steps].tolist()
+    visited = [total - 1 - place * total // steps for place in range(steps)]
     latents, gathered, counted = start, start.new_zeros(len(start), dtype=torch.float64), 0
     for time, after in zip(visited, [*visited[1:], -1], strict=True):
         times = torch.full((len(latents),), time, device=latents.device)

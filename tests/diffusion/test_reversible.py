@@ -163,6 +163,12 @@ def test_settings_out_of_range_are_refused(make: Any, check) -> None:
         make()
 
 
+def test_a_chain_can_have_all_steps_of_its_schedule() -> None:
+    """SCHEDULE's offset of 1, which fits all coarser chains, leads beyond its last step."""
+    assert Levels.of(SCHEDULE, 1000).times == tuple(range(999, -1, -1))
+    assert Levels.of(SCHEDULE, 500).times == tuple(range(999, 0, -2))
+
+
 def test_edict_steps_as_its_equations_say() -> None:
     """Wallace et al. 2023, Eqs. 15: with the order of the two alternating (their released code, and diffusers' )."""
     model, text, p = Small(), drawn(1, 6), 0.93

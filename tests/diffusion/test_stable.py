@@ -151,6 +151,21 @@ def test_a_schedule_has_so_many_steps(steps: int, model: LatentDiffusion) -> Non
         model.sample(["a"], size=SIZE, steps=steps, guidance=1.0, generators=[torch.Generator()])
 
 
+@pytest.mark.parametrize(("steps", "first", "last"), [(1000, 999, 0), (600, 600, 1), (500, 999, 1)])
+def test_all_steps_of_a_schedule_can_be_sampled(
+    steps: int, first: int, last: int, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def guided(_: LatentDiffusion, noisy: torch.Tensor, times: torch.Tensor, *__: Any) -> torch.Tensor:
+        seen.append(int(times[0]))
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(LatentDiffusion, "_guided", guided)
+    assert model.sample(["a"], size=SIZE, steps=steps, guidance=1.0, generators=[torch.Generator()]).isfinite().all()
+    assert (len(seen), seen[0], seen[-1]) == (steps, first, last)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_noise_is_found_at_a_step_without_signal(

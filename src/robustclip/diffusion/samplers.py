@@ -70,6 +70,8 @@ class Levels:
                 given=steps,
                 near=near,
             )
+        offset = min(int(scheduler.config["steps_offset"]), whole // steps - 1)  # all steps leave no room for one
+        scheduler = DDIMScheduler.from_config({**config, "steps_offset": offset})
         scheduler.set_timesteps(steps)
         times = [int(time) for time in scheduler.timesteps]
         kept = [float(scheduler.alphas_cumprod[time]) for time in times]

@@ -303,7 +303,8 @@ class LatentDiffusion(nn.Module):
         if not 0 < steps <= self.steps:
             message = f"{steps} steps of a schedule of {self.steps}: give 1 to {self.steps}, e.g. 50"
             raise UsageError(message, "out_of_range", argument="steps", given=steps, most=self.steps)
-        own = {"clip_sample": False, "steps_offset": 1}  # as diffusers' StableDiffusionPipeline sets both
+        room = self.steps - 1 - (steps - 1) * (self.steps // steps)  # none for all steps, of which 1,000 would be one
+        own = {"clip_sample": False, "steps_offset": min(1, room)}  # as diffusers' StableDiffusionPipeline sets both
         scheduler: Any = DDIMScheduler.from_config({**self.scheduler_config, **own})
         scheduler.set_timesteps(steps, device=self.device)
         if self.prediction == "epsilon" and bool((self.alphas_cumprod[scheduler.timesteps] == 0).any()):

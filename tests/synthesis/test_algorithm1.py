@@ -174,6 +174,9 @@ def test_each_of_several_referees_has_its_share_of_w1() -> None:
     norms = {name: float(found[0].norm()) for name, found in followed[0].gradients.items()}
     assert norms["one"] == pytest.approx(2 * 0.75 * norms["sds"], rel=1e-5)
     assert norms["other"] == pytest.approx(2 * 0.25 * norms["sds"], rel=1e-5)
+    assert [stream.optimiser.param_groups[0]["lr"] for stream in streams[1:]] == [0.1, 0.1], "not the share once more"
+    adam = Algorithm1(VARIANTS["fixed"]).streams(canvas, None, [(miss, 3.0, "one"), (miss, 1.0, "other")])
+    assert [stream.optimiser.param_groups[0]["lr"] for stream in adam] == pytest.approx([0.225, 0.075])
 
 
 def one_stream(loss: Any, canvas: Canvas, name: str = "referee") -> Stream:

@@ -124,10 +124,12 @@ class Algorithm1:
         )
         for row, (loss, weight, name) in enumerate(referees):  # g = w1 grad L ||grad SDS|| / ||grad L||
             share = weight / total
+            # The share of a gradient that is scaled to it must not count twice; Adam's steps do not depend on a scale.
+            scaled = sds is not None and kind is torch.optim.SGD
             streams.append(
                 Stream(
                     Terms((self._term(loss, look, reduce),)),
-                    kind(canvas.parameters(), lr=self.variant.lr * share),
+                    kind(canvas.parameters(), lr=self.variant.lr * (1.0 if scaled else share)),
                     match=None if sds is None else (streams[0], self._norms(share)),
                     schedule=self.rate,
                     noise=gradient_noise if row == 0 else None,

@@ -99,8 +99,10 @@ def recipe(
     ImageNet's 80 templates, and stretches saved pictures to the full range. --canvas pixels is CLIPAG's ablation, whose
     rate is not published.
     """
-    arguments = flat(locals()) | {"prompt": [*prompt, *text]}
+    arguments = flat(locals()) | {"prompt": [*prompt, *text], "text": []}
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
+    if pairs and len(content) != len(styles):
+        raise _unequal(len(content), len(styles))
     named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # Random numbers depend on style and seed only.
     items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
@@ -171,5 +173,9 @@ def faults(
     if not source.strip():
         yield UsageError("--source is empty: say what the content is, e.g. 'a Photo'", "no_source")
     if pairs and prompts is None and len(content) != len([*prompt, *text]):
-        message = f"--pairs needs as many contents as styles, not {len(content)} and {len([*prompt, *text])}"
-        yield UsageError(message, "unequal_lengths", contents=len(content), styles=len([*prompt, *text]))
+        yield _unequal(len(content), len([*prompt, *text]))
+
+
+def _unequal(contents: int, styles: int) -> UsageError:
+    message = f"--pairs needs as many contents as styles, not {contents} and {styles}"
+    return UsageError(message, "unequal_lengths", contents=contents, styles=styles)

@@ -77,6 +77,15 @@ def test_text_is_another_name_for_the_styles(restyle: Restyle, tmp_path: Path) -
         {"text": ["on fire"], "referee": [toy_referee()], "steps": 0, "device": "cpu", "out": tmp_path / "run"},
     )
     assert [item.prompt.title for item in made.items] == ["on fire"]
+    resumed = {"referee": [toy_referee()], "device": "cpu", "resume": tmp_path / "run"}
+    again = robustclip.recipes.run("clipstyler", "synthesize", resumed)
+    assert [item.id for item in again.items] == [item.id for item in made.items], "not each style twice"
+
+
+def test_pairs_need_as_many_captions_of_a_file(restyle: Restyle, tmp_path: Path) -> None:
+    (tmp_path / "styles.txt").write_text("made of gold\non fire\n")
+    with pytest.raises(UsageError, check=coded("unequal_lengths", contents=1, styles=2)):
+        robustclip.synthesize(tmp_path / "styles.txt", toy_referee(), recipe="clipstyler", pairs=True, device="cpu")
 
 
 def test_the_released_contrast_by_hand(restyle: Restyle) -> None:

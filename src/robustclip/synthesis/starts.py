@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, PositiveInt
 from torch import Tensor
 
-from robustclip.data.images import load_image
+from robustclip.data.images import load_image, resize
 from robustclip.errors import UsageError
 from robustclip.inits import basic
 from robustclip.inits.basic import Pool, embedder
@@ -125,6 +125,9 @@ class Starts:
         device = self.guides.device
         if self.plain is not None:
             return self.plain(*self.size, [item.generator("start", device=device) for item in items], device)
+        if self.count == 1:  # nothing to rank, also where no guide is a CLIP
+            drawn = torch.cat([self._candidates(item.seed) for item in items])
+            return resize(drawn.to(device), self.size)
         directions = self.guides.directions([item.prompt for item in items])
         return torch.cat([self._best(item.seed, one) for item, one in zip(items, directions, strict=True)])
 
@@ -135,9 +138,11 @@ class Starts:
 
     def _drawn(self, seed: int) -> Pool:
         """The candidates of a seed with their embeddings."""
+        embed = embedder(self.guides.referees, raw=self.notebook)
+        return Pool.of(self._candidates(seed), embed, *self.size, device=self.guides.device)
+
+    def _candidates(self, seed: int) -> Float[Tensor, "n 3 h w"]:
         assert self.mixture is not None
-        small = self.mixture.candidates(
+        return self.mixture.candidates(
             self.count, generator(seed, "candidates"), notebook=self.notebook, temperature=self.temperature
         )
-        embed = embedder(self.guides.referees, raw=self.notebook)
-        return Pool.of(small, embed, *self.size, device=self.guides.device)

@@ -54,7 +54,6 @@ def recipe(
     if adapter is not None:
         load_adapter(generator, adapter)
     session = Session.open("diffusion", arguments, load=PairGuides.load_all, generator=generator)
-    session.size = generator.whole_cells(session.size)
 
     def paint(items: Sequence[Item], watch: Watch) -> Painted:
         images = generator.sample(

@@ -108,7 +108,6 @@ def recipe(
     session = Session.open("referee-can-play", arguments, views=copies, load=PairGuides.load_all, generator=generator)
     guides = session.guides
     assert isinstance(guides, PairGuides)
-    session.size = generator.whole_cells(session.size)
     starts = None if init == "noise" else session.starts(init, candidates=1)
     look = views_of(copies, guides.size, noise_scale, added_noise, down_only=variant.as_coded)
     reduce = MEAN if hardest is None else Hardest(hardest)
@@ -143,7 +142,7 @@ def recipe(
         if sds:
             texts = [text_of(one) for one in prompts]
             sds_texts = [prepared(text) for text in texts] if variant.as_coded else texts
-            conditioning = generator.embed_prompts([sds_prompt.format(text) for text in sds_texts])
+            conditioning = generator.embed_prompts([sds_prompt.replace("{}", text) for text in sds_texts])
             distillation = Distillation(
                 generator, conditioning, empty, guidance=variant.guidance, times=variant.times, weighting=weighting
             )
@@ -208,7 +207,7 @@ def faults(
     if hardest is not None and hardest > max(copies, 1):
         message = f"--hardest {hardest} of {copies} copies: give --hardest up to --copies"
         yield UsageError(message, "too_many", argument="hardest", given=hardest, most=copies)
-    if sds_prompt.count("{}") != 1 or sds_prompt.replace("{}", "").count("{"):
+    if sds_prompt.count("{}") != 1 or {"{", "}"} & {*sds_prompt.replace("{}", "")}:
         message = "--sds-prompt has one {} for the prompt, as in 'A photo exactly contains {}'"
         yield UsageError(message, "not_a_template", argument="sds_prompt")
     if not matching and not captioning:

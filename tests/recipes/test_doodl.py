@@ -21,6 +21,7 @@ from robustclip.losses.scores import asymmetry
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.synthesis.painted import Result
+from robustclip.synthesis.pictures import read_facts
 
 from ..diffusion.tiny import tiny_pipeline
 
@@ -53,6 +54,7 @@ def test_a_run_writes_pictures_film_strips_and_its_facts(paint: Paint, tmp_path:
     assert made.steps_of_frames == [0, 1, 2, 3]
     record = json.loads((made.folder / "run.json").read_text())
     assert record["notes"]["referees"][0]["name"] == "toy-a"
+    assert read_facts(made.files[0])["generator"]["name"] == "tiny"
     assert record["notes"]["loss"] == "1*spherical@crops x2 + 1*spherical(other)@crops x2"
     alone = paint(tmp_path / "alone", "a red fish", mode="faithful", steps=3)
     torch.testing.assert_close(alone.images[0], made.images[1], atol=1e-3, rtol=0)
@@ -158,6 +160,8 @@ def test_a_held_out_judge_ends_each_batch_by_itself(paint: Paint, tmp_path: Path
         assert len(made.trace["loss"][:, row].isfinite().nonzero()) == len(told) == made.ended[item.id]
         assert len(told) == 12 or len(told) - 1 == int(told.argmax()) + 1  # one step later than the best
     assert min(made.ended.values()) < 12
+    chosen_by = [(one["name"], one["weight"]) for one in read_facts(made.files[0])["referees"]]
+    assert chosen_by == [("toy-a", 1.0), ("toy-b", 0.0)], "judging by it is not independent any more"
     with torch.no_grad():
         judge = load_referee("toy-b")
         kept = (judge.embed_images(made.images) * judge.embed_texts([str(one.prompt) for one in made.items])).sum(1)

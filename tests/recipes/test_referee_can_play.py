@@ -105,6 +105,7 @@ def test_the_guidance_is_the_modes_or_the_callers(
         ({"hardest": 11, "copies": None, "mode": "released"}, coded("too_many", argument="hardest", given=11, most=10)),
         ({"added_noise": -0.1}, coded("greater_than_equal", argument="added_noise")),
         ({"sds_prompt": "a photo"}, coded("not_a_template", argument="sds_prompt")),
+        ({"sds_prompt": "a {}}"}, coded("not_a_template", argument="sds_prompt")),
         ({"guidance": -1.0}, coded("out_of_range", argument="guidance")),
         ({"sds": False, "sds_only": 3}, coded("no_gradient")),
         ({"model": "nothing"}, coded("unknown_diffusion_model", given="nothing")),
@@ -134,6 +135,14 @@ def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, caplog: pytest.LogCap
     small = paint(tmp_path / "small", size="20x33", copies=0, steps=1, vlm=False)
     assert small.images.shape == (1, 3, 16, 32)
     assert "painting 16x32" in caplog.text
+    assert json.loads((small.folder / "run.json").read_text())["notes"]["size"] == [16, 32]
+
+
+def test_a_sample_of_a_mixture_needs_no_clip(tmp_path: Path) -> None:
+    blip2, clip = (
+        paint(tmp_path / name, referee=name, init="mixture", steps=0).images for name in ("emoji-blip2", "emoji-robust")
+    )
+    torch.testing.assert_close(blip2, clip)
 
 
 def test_a_diffusion_model_guides_by_mutual_information(tmp_path: Path) -> None:

@@ -166,6 +166,30 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"))
 
 
+def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    shades, scores = torch.tensor([0.1, 0.2, 0.3, 0.4]), [torch.nan, 0.2, torch.nan, 0.5]
+    drawn = iter(shades)
+
+    def paint(items: Sequence[Item], watch: Watch) -> Painted:
+        images = next(drawn).expand(1, 3, 16, 16)
+        watch(1, images, {"similarity": images.mean((1, 2, 3))})
+        return Painted(images, images.mean((1, 2, 3)))
+
+    session = Session.open("toy", arguments(tmp_path / "run", prompt=["a cat"], best_of=4))
+    session.guides.similarity = lambda images, _: torch.tensor([scores[round(float(images.mean()) * 10) - 1]])  # type: ignore[method-assign]
+    made = session.paint(paint, steps=1)
+    facts = read_facts(made.files[0])
+    assert (facts["candidate"], facts["scores"]) == (3, [None, pytest.approx(0.2), None, 0.5])
+    assert float(made.image(0).mean()) == pytest.approx(0.4)
+
+
+def test_referees_are_recorded_as_a_resumed_run_takes_them(tmp_path: Path) -> None:
+    given = ["emoji-robust=0.25", toy_referee()]
+    session = Session.open("toy", arguments(tmp_path / "run", referee=given))
+    assert session.guides.weights == [0.25, 1.0]
+    assert session.run.arguments["referee"] == ["emoji-robust=0.25", "toy"]
+
+
 def test_captions_of_a_file_name_their_pictures(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
     file.write_text('{"id": "one", "prompt": "a cat"}\n{"id": "two", "prompt": "a dog", "seed": 5}\n')

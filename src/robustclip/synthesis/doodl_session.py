@@ -80,10 +80,11 @@ class DoodlSession:
             "doodl",
             arguments,
             load=PairGuides.load_all,
+            generator=generator,
+            held_out=held_out or None,
         )
         assert isinstance(session.guides, PairGuides)
         objective = objective_of(ends, session.guides, doodl.variant.entropy)
-        session.size = generator.whole_cells(session.size)
         starts = None if arguments["init"] == "noise" else session.starts(arguments["init"], candidates=1)
         look = doodl.look(arguments["crops"], objective.size, session.size)
         empty = generator.embed_prompts([""])

@@ -132,11 +132,13 @@ class Session:
         items: list[Item] | None = None,
         load: Callable[..., Guides] = Guides.load,
         generator: LatentDiffusion | None = None,
+        held_out: Guides | None = None,
     ) -> Session:
         """From a recipe's arguments: prompt, prompts, referee, seeds, size, batch_size, device, dtype, channels_last,
         compile, out, resume and, optionally, save_frames, enlarge, best_of and by. `views`: views per picture in memory
         in a step; `items`: default: prompts x seeds; `load`: makes guides of the referees' names; `generator`: the
-        diffusion model.
+        diffusion model, whose cells pictures are whole in; `held_out`: referees that choose among a picture's steps,
+        recorded with the guides.
 
         Raises UsageError for unknown referees, prompts beyond their context, and unreadable pictures or prompt files.
         """
@@ -155,6 +157,7 @@ class Session:
         )
         guides.check([item.prompt for item in items])
         size = parse_size(arguments["size"]) or guides.size
+        size = size if generator is None else generator.whole_cells(size)
         pictures = min(arguments["batch_size"], len(items))
         check_memory(  # views and gradients
             2 * 4 * 3 * math.prod(size) * max(views, 1) * pictures,
@@ -162,7 +165,9 @@ class Session:
             guides.device,
         )
         kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
-        kept |= {"referee": [one["name"] for one in guides.describe()]}
+        # As given, with weights and paths, since a resumed run is called with them; an object has only its name.
+        listed = given if isinstance(given := arguments["referee"], list | tuple) else [given]
+        kept |= {"referee": [one.card.name if isinstance(one, TwoTower) else str(one) for one in listed]}
         # Without the prompts: each file has its own, and thousands would make it large.
         others = {name: value for name, value in kept.items() if name != "prompt"}
         dtype = str(guides.dtype).removeprefix("torch.")
@@ -170,13 +175,14 @@ class Session:
         count, by = arguments.get("best_of", 1), arguments.get("by")
         chooser = None if count == 1 or by is None else chooser_of(by, generator, guides.device)
         chooses = [] if chooser is None else [{"name": chooser.name, "weight": 0.0, "fingerprint": chooser.fingerprint}]
+        chooses += [one | {"weight": 0.0} for one in (held_out.describe() if held_out else [])]
         referees = [*guides.describe(), *chooses]
         facts = {"recipe": recipe, "arguments": others, "referees": referees, "dtype": dtype}
         facts |= {"generator": made_by} if made_by else {}
         run = Run.start(arguments["out"], arguments["resume"], recipe=recipe, arguments=kept, verb=VERB)
         run.note(referees=referees, size=list(size), dtype=dtype, **({"generator": made_by} if made_by else {}))
-        if chooses and made_by and chooses[0]["fingerprint"] == made_by["fingerprint"]:
-            run.warn(f"{chooses[0]['name']} {OWN}")
+        if chooser is not None and made_by and chooser.fingerprint == made_by["fingerprint"]:
+            run.warn(f"{chooser.name} {OWN}")
         batch_size, save_frames = arguments["batch_size"], arguments.get("save_frames")
         enlarge = arguments.get("enlarge", "nearest")
         return cls(items, guides, size, run, batch_size, save_frames, facts, enlarge, count, chooser)
@@ -259,7 +265,7 @@ Choose = Callable[[Float[Tensor, "p 3 h w"], Sequence[Item]], Float[Tensor, " p"
 
 def best_of(paint: Paint, count: int, choose: Choose, steps: int) -> Paint:
     """Best-of-N: generate `count` pictures per item, of `steps` each, and keep the best. The first is the picture
-    of a single run; all scores are stored in the file.
+    of a single run; all scores are stored in the file. A score that is not a number is below all others.
     """
 
     def painted(items: Sequence[Item], watch: Watch) -> Painted:
@@ -267,7 +273,8 @@ def best_of(paint: Paint, count: int, choose: Choose, steps: int) -> Paint:
         for number in range(count):
             drawn = [replace(item, repeat=item.repeat + number * MOST_PICTURES) for item in items]
             candidate = paint(drawn, _Later(watch, number * steps))
-            scores.append(choose(candidate.images.detach(), items).float().cpu())
+            found = choose(candidate.images.detach(), items).float().cpu()
+            scores.append(found.where(~found.isnan(), -math.inf))
             best = (
                 candidate if best is None else _merged(best, candidate, scores[-1] > torch.stack(scores[:-1]).amax(0))
             )

@@ -12,6 +12,7 @@ import robustclip
 from robustclip.data import embedded
 from robustclip.evaluation.generation.judge import JudgeOptions, judge_images
 from robustclip.evaluation.universal import universal
+from robustclip.explanation.gradients import low_frequency_share
 from robustclip.recipes import available, run
 
 
@@ -54,6 +55,17 @@ def test_the_card_accepts_what_cuda_accepts(card: torch.device) -> None:
     assert (numbers * torch.tensor(2.0)).sum().item() == 30
     assert numbers[torch.tensor([1, 2])].tolist() == numbers[[1, 2]].tolist() == [1, 2]
     assert torch.zeros(2).copy_(numbers[:2]).tolist() == [0, 1]
+
+
+def test_the_spectrum_needs_no_float64_of_the_device(card: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = torch.Tensor.double
+
+    def on_mps(tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.device != card, "MPS has no float64"
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "double", on_mps)
+    assert low_frequency_share(torch.ones(1, 3, 8, 8, device=card)).tolist() == pytest.approx([1.0])
 
 
 def evaluated(referee: str = "emoji-vit-robust", **arguments: Any) -> Any:

@@ -38,6 +38,7 @@ def test_the_gain_is_in_the_judges_deviations(scores: dict[str, np.ndarray]) -> 
     assert worst.high < -1
     assert gain(np.array([[0.0, 1.0]]), np.array([[3.0, 7.0]])).value == pytest.approx(1)
     assert gain(np.array([[0.0, 1.0]]), np.array([[3.0, 3.0]])).value == 0
+    assert gain(np.array([[0.0, 1.0, 2.0]]), np.full((1, 3), 0.1)).value == 0  # whose standard deviation is 1e-17
 
 
 def test_captions_are_told_apart_where_the_own_one_wins() -> None:

@@ -37,8 +37,8 @@ def gain(chooser: Scores, judge: Scores, *, seed: int = 0) -> Interval:
     """Mean z-score, by the judge, of the sample with the highest `chooser` score among its prompt's samples. 0 by
     chance, and for prompts whose samples all have the same judge score."""
     best = np.take_along_axis(judge, chooser.argmax(1)[:, None], 1)[:, 0]
-    spread = judge.std(1)
-    return intervals.mean((best - judge.mean(1)) / np.where(spread > 0, spread, np.inf), seed=seed)
+    spread = np.where(np.ptp(judge, axis=1) > 0, judge.std(1), np.inf)  # the deviation of equal numbers may be 1e-17
+    return intervals.mean((best - judge.mean(1)) / spread, seed=seed)
 
 
 def caption_accuracy(own: Sequence[float], other: Sequence[float]) -> Interval:

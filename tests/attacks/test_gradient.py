@@ -191,6 +191,25 @@ def test_the_best_is_of_all_steps_the_last_included() -> None:
         assert kept == pytest.approx({"best": best, "last": last})
 
 
+@pytest.mark.parametrize("random_start", [False, True])
+def test_a_given_start_lowers_no_loss(random_start: bool) -> None:
+    images = torch.full((1, 3, 8, 8), 0.5)
+
+    def loss_fn(moved: Tensor) -> Tensor:  # greatest at the image itself
+        return -(moved - images).abs().sum((1, 2, 3))
+
+    settings: dict[str, Any] = {"steps": 1, "step_size": 1e-4, "random_start": random_start}
+    found = pgd(images, loss_fn, ThreatModel("linf", 0.1, 8), start=torch.full_like(images, 0.05), **settings)
+    assert torch.equal(found, images)
+
+
+def test_one_start_for_all_images_is_projected_as_a_whole() -> None:
+    images, threat = torch.full((2, 3, 8, 8), 0.5), THREATS["l2"]
+    start = torch.full((3, 8, 8), 0.4)
+    found = pgd(images, lambda moved: (moved - images).square().sum((1, 2, 3)), threat, steps=1, start=start)
+    assert threat.norms(found - images).tolist() == pytest.approx([0.5, 0.5])
+
+
 def test_coupled_steps_climb_the_sum_and_keep_one_batch() -> None:
     # Image 0's best step is another than image 1's, and the loss of the batch peaks between them.
     batches: list[Tensor] = []

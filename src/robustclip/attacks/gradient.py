@@ -75,13 +75,13 @@ def pgd(
     best, broken = _Best(clean, coupled), _Broken(clean, strict)
 
     with attacking(module):
-        if keep == "best" and random_start:
+        if keep == "best" and (random_start or start is not None):
             losses = _losses(loss_fn, clean)
             broken.note(0, losses)
             best.offer(clean, losses)
         for _ in range(restarts):
             if start is not None:
-                x = (clean + threat.project(start.to(clean))).clamp(0, 1)
+                x = (clean + threat.project(start.to(clean).expand_as(clean))).clamp(0, 1)
             else:
                 x = (clean + threat.random_start(clean, generator)).clamp(0, 1) if random_start else clean
             velocity = torch.zeros_like(clean)

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -374,6 +375,15 @@ def test_rows_by_hand() -> None:
         ("old", "l2:1@5", "retention", "old"): 0.0,
         ("new", "l2:1@5", "retention", "new"): 0.5,
     }
+
+
+def test_what_is_undefined_for_all_samples_has_no_row() -> None:
+    def one(*values: float) -> list[Measurement]:
+        return [Measurement("energy", "clean", np.array(values))]
+
+    nan = float("nan")
+    rows = compare("maps", {"a": one(nan, 1), "b": one(0, nan), "c": one(nan, nan)}, baseline="a", seed=0)
+    assert [(row.referee, row.kind, row.value, row.n) for row in rows] == [("a", "value", 1, 1), ("b", "value", 0, 1)]
 
 
 def test_a_missing_row_names_those_there_are() -> None:

@@ -260,13 +260,15 @@ def compare(task: str, measured: Measured, *, baseline: str, seed: int) -> list[
 
     Differences are to `baseline` under the same attack. Retention of clean images is over the baseline's clean rate;
     under an attack it is over the referee's own. Only rates with a non-zero denominator have one. Controls,
-    references, and the clean rate of a PAG score's judge are not compared.
+    references, and the clean rate of a PAG score's judge are not compared. What is undefined for all samples has no
+    row.
     """
     references = {(m.metric, m.attack) for of_one in measured.values() for m in of_one if m.reference}
     outcomes = {(m.metric, m.attack, name): m.outcomes for name, of_one in measured.items() for m in of_one}
     rows: list[Row] = []
     for metric, attack in _by_metric(outcomes):
         by_referee = {name: outcomes[metric, attack, name] for name in measured if (metric, attack, name) in outcomes}
+        by_referee = {name: values for name, values in by_referee.items() if _defined(values).any()}
 
         def row(name: str, kind: Kind, against: str, of: Interval, metric: str = metric, attack: str = attack) -> Row:
             is_reference = (metric, attack) in references
@@ -277,8 +279,11 @@ def compare(task: str, measured: Measured, *, baseline: str, seed: int) -> list[
         if attack.startswith(CONTROL) or (is_pag and attack == CLEAN) or (metric, attack) in references:
             continue
         for name, values in by_referee.items():
-            if name != baseline and baseline in by_referee:  # static attacks are on defended referees only
-                rows.append(row(name, "difference", baseline, _difference(values, by_referee[baseline], seed)))
+            if name == baseline or baseline not in by_referee:  # static attacks are on defended referees only
+                continue
+            others = by_referee[baseline]
+            if (_defined(values) & _defined(others)).any():
+                rows.append(row(name, "difference", baseline, _difference(values, others, seed)))
         if is_pag:  # no retention: a PAG score has no clean rate of the referee
             continue
         for name, values in by_referee.items():
@@ -296,12 +301,17 @@ def _by_metric(outcomes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]
     return sorted(pairs, key=lambda pair: metrics.index(pair[0]))
 
 
+def _defined(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which outcomes are not NaN."""
+    return np.asarray(np.isfinite(values))
+
+
 def _interval(values: NDArray[Any], seed: int) -> Interval:
-    return intervals.rate(values) if values.dtype == bool else intervals.mean(values[np.isfinite(values)], seed=seed)
+    return intervals.rate(values) if values.dtype == bool else intervals.mean(values[_defined(values)], seed=seed)
 
 
 def _difference(values: NDArray[Any], others: NDArray[Any], seed: int) -> Interval:
     if values.dtype == bool:
         return intervals.difference(values, others, seed=seed)
     separations = values - others
-    return intervals.mean(separations[np.isfinite(separations)], seed=seed)
+    return intervals.mean(separations[_defined(separations)], seed=seed)

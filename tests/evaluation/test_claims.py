@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from robustclip.errors import UsageError, coded
-from robustclip.evaluation.claims import measured
+from robustclip.evaluation.claims import HOW, measured
+from robustclip.evaluation.named import UNSIGNED
+from robustclip.evaluation.tasks import TASKS
 from robustclip.referees.card import Card, Claim
 from robustclip.referees.toy import toy_referee
 
@@ -22,6 +24,11 @@ CLAIM = Claim("top-1", 0.5, 0.4, 0.6, 100, 0, "emoji/unseen-styles", None, "2026
 def test_a_claim_gives_no_other_arguments(task: str, how: dict[str, Any]) -> None:
     with pytest.raises(UsageError, check=coded("not_measurable", task=task)):
         measured(toy_referee(), replace(CLAIM, task=task, how=how), "cpu")
+
+
+def test_what_is_signed_can_be_measured_again() -> None:
+    refused = "certification"  # with sign
+    assert set(HOW) == set(TASKS) - {*UNSIGNED, refused}
 
 
 def test_the_fields_come_back_from_a_card() -> None:

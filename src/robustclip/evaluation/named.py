@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -86,9 +86,13 @@ def sign_cards(measured: Sequence[NamedReferee], report: Report) -> None:
         card.save(folder)
 
 
+UNSIGNED: Final = ("corruptions", "edits")
+"""Tasks that `claims.verify` does not measure again. Their clean rows have the names of other tasks' claims."""
+
+
 def claims_of(report: Report, referee: str) -> list[Claim]:
-    """The values of `report` for a referee as claims, without controls; a PAG score keeps its controls (clean rate,
-    rate under noise of its norm, and paired difference to the baseline)."""
+    """The values of `report` for a referee as claims, without controls and `UNSIGNED` tasks; a PAG score keeps its
+    controls (clean rate, rate under noise of its norm, and paired difference to the baseline)."""
     return [
         Claim(
             name=minus(row.metric, row.against) if row.kind == "difference" else row.metric,
@@ -105,6 +109,7 @@ def claims_of(report: Report, referee: str) -> list[Claim]:
         )
         for row in report.rows
         if row.referee == referee
+        and row.task not in UNSIGNED
         and (
             row.task == "pag"
             or (row.kind == "value" and not row.reference and (row.attack == CLEAN or row.attack in report.threats))

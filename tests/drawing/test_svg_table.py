@@ -20,6 +20,14 @@ S = '<path d="M10 10 L60 30 L20 40 Z" fill="red"/>'
 # ruff: noqa: E501  (a file of another program a line)
 # fmt: off
 SAME = {
+    "evenodd without a crossing": (
+        f'{V}<path d="M10 10 L60 30 L20 40 Z" fill="red" fill-rule="evenodd"/></svg>'),
+    "star by the winding rule": (
+        f'{V}<path d="M50 2 L65 48 L25 18 H75 L35 48 Z" fill="red"/></svg>'),
+    "overlap of one direction": (
+        f'{V}<path d="M10 5 H40 V30 H10 Z M30 20 H70 V45 H30 Z" fill="red"/></svg>'),
+    "parts that touch, seen through": (
+        f'{V}<path d="M10 5 H40 V30 H10 Z M40 5 H70 V30 H40 Z" fill="red" fill-opacity="0.5"/></svg>'),
     "viewbox offset": (
         f'<svg {NS} viewBox="-20 -10 100 50">{S}</svg>'),
     "viewbox commas": (
@@ -125,6 +133,12 @@ REFUSED = {
         f'{V}<filter id="c"><feGaussianBlur stdDeviation="3"/></filter><g filter="url(#c)">{S}</g></svg>'),
     "evenodd hole": (coded("holes"),
         f'{V}<path d="M10 5 H60 V45 H10 Z M20 15 H50 V35 H20 Z" fill="red" fill-rule="evenodd"/></svg>'),
+    "evenodd star": (coded("holes"),
+        f'{V}<path d="M50 2 L65 48 L25 18 H75 L35 48 Z" fill="red" fill-rule="evenodd"/></svg>'),
+    "nonzero overlap of opposite directions": (coded("holes"),
+        f'{V}<path d="M10 5 H40 V30 H10 Z M30 20 V45 H70 V20 Z" fill="red"/></svg>'),
+    "overlap seen through": (coded("holes"),
+        f'{V}<path d="M10 5 H40 V30 H10 Z M30 20 H70 V45 H30 Z" fill="red" fill-opacity="0.5"/></svg>'),
     "nonzero hole": (coded("holes"),
         f'{V}<path d="M10 5 H60 V45 H10 Z M20 15 V35 H50 V15 Z" fill="red"/></svg>'),
     "dash": (coded("unsupported", what="stroke-dasharray"),

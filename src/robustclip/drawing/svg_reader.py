@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from robustclip.drawing.shapes import BACKGROUND, Drawing, check_honoured, share, tag_of
+from robustclip.drawing.shapes import BACKGROUND, Drawing, check_honoured, lines_of, share, tag_of
 from robustclip.errors import UsageError, require
 
 LARGEST: Final = 10_000_000
@@ -43,6 +43,8 @@ LEFT_OUT: Final = {
     "marker": "marker",
     "symbol": "symbol",
 }
+GRID: Final = 64
+"""Rows and columns of the points at which a path and its parts are compared."""
 SHARES: Final = {"Min": 0.0, "Mid": 0.5, "Max": 1.0}
 UNITS: Final = {"px": 1.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16.0}
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -148,7 +150,8 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
                 for paint in ("fill", "stroke")
             )
             width = float(element.implicit_stroke_width or 0)
-            if fill and len(parts) > 1 and _holed(parts, values.get("fill-rule") == "evenodd"):
+            evenodd = values.get("fill-rule") == "evenodd"
+            if fill and (_holed(parts, evenodd) or _crossed(parts, evenodd, fill[3] < 1, name)):
                 raise UsageError(
                     f"{name} has a filled path with holes, or parts that overlap: split it into plain paths", "holes"
                 )
@@ -212,6 +215,30 @@ def _holed(parts: list[Curve], evenodd: bool) -> bool:
     within = ((low <= boxes[None, :, :2]) & (boxes[None, :, 2:] <= high)).all(2)
     signs = torch.tensor([_area(part) > 0 for part in parts])
     return bool((within & (signs[:, None] != signs[None]))[others].any())
+
+
+def _crossed(parts: list[Curve], evenodd: bool, see_through: bool, name: str) -> bool:
+    """Whether a path differs from its parts drawn one above the other, each where its winding number is not 0, at
+    points of a grid: a line that crosses itself by the even-odd rule, parts that take from each other's inside, or
+    parts above each other that are seen through."""
+    if len(parts) < 2 and not evenodd:
+        return False
+    left, top, right, below = (
+        pick(one[axis] for part in parts for one in part) for pick in (min, max) for axis in (0, 1)
+    )
+    scale = GRID / max(right - left, below - top, 1e-30)
+    shapes: list[Shape] = [(part, 0.0, [0.0, 0.0, 0.0, 1.0], True) for part in parts]
+    lines = lines_of(_drawing(shapes, scale, (-scale * left, -scale * top), name))
+    places = torch.arange(GRID) + 0.5
+    (x0, y0), (x1, y1) = lines.starts.unbind(1), lines.ends.unbind(1)
+    row, line = ((y0 <= places[:, None]) != (y1 <= places[:, None])).nonzero().unbind(1)
+    across = x0[line] + (places[row] - y0[line]) / (y1 - y0)[line] * (x1 - x0)[line]
+    turns = (y1 - y0)[line, None].sign() * (across[:, None] > places)
+    winding = torch.zeros(GRID * len(parts), GRID).index_add(0, row * len(parts) + lines.shape[line], turns)
+    each = winding.unflatten(0, (GRID, len(parts)))
+    drawn, whole = (each != 0).sum(1), each.sum(1)
+    inside = whole % 2 != 0 if evenodd else whole != 0
+    return bool((inside != (drawn > 0)).any() or (see_through and (drawn > 1).any()))
 
 
 def _area(points: Curve) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -262,6 +263,26 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         fit(tmp_path, run=broken, checkpoint_every=10, data=Unplugged())
     resumed, _ = fit(tmp_path, run=Run.open(broken.folder), resume=True, checkpoint_every=10)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_resumed_run_takes_rate_and_weight_decay_of_its_own_call(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+    with pytest.raises(ConnectionError):
+        fit(tmp_path, run=run, checkpoint_every=10, data=Unplugged())
+    again = {"lr": 1e-4, "weight_decay": 0.25, "steps": 50, "log_every": 1}
+    fit(tmp_path, run=run, resume=True, **again)
+    rates = {line["step"]: line["lr"] for line in run.metrics()}
+    assert rates[20] == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi * 18 / 48)))  # after a warm-up of 2 steps
+    last = checkpoint.load(checkpoint.checkpoints(run.checkpoints)[-1])
+    assert [group["weight_decay"] for group in last["optimizer"]["param_groups"]] == [0.25, 0.0]
+
+    def moved(lr: float) -> float:
+        resumed = Run.create(tmp_path / f"{lr}", recipe="test", arguments={})
+        before, _ = fit(tmp_path, run=resumed, steps=10, ema=0.0)
+        after, _ = fit(tmp_path, run=resumed, steps=11, ema=0.0, resume=True, lr=lr)
+        return (weights(after) - weights(before)).abs().max().item()
+
+    assert moved(1e-8) < 1e-8 < 1e-6 < moved(1e-2)  # the first step after the resume, too
 
 
 def test_a_resumed_run_draws_the_same_samples(tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ class TrainingState:
         return distributed.gathered(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
     def restore(self, run: Run, device: torch.device) -> None:
-        """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0."""
+        """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0. Rate
+        and weight decay stay those of this call, which may differ from those before."""
         sharded = distributed.is_sharded()  # whole tensors might not fit on its device
         saved = checkpoint.newest(run.checkpoints, "cpu" if sharded else device, run.warn)
         if saved is not None:
@@ -200,13 +201,25 @@ class TrainingState:
             distributed.load_module(self.tower, saved["tower"])
             if self.averaged is not None:
                 distributed.load_module(self.averaged.module, saved["ema"])
+            asked = [
+                {key: group[key] for key in ("initial_lr", "weight_decay")} for group in self.optimizer.param_groups
+            ]
             distributed.load_optimizer(self.optimizer, saved["optimizer"])
             for name, part in self.plain.items():
                 part.load_state_dict(saved[name])
+            self._schedule_anew(asked)
             self.step, self.best = int(saved["step"]), float(saved["best"])
             self.position = _own_position(saved["data"], run)
             self.seconds_before = float(saved["seconds"])
         run.trim(self.step)
+
+    def _schedule_anew(self, asked: list[dict[str, float]]) -> None:
+        """Give the optimiser's groups these values, and the rate that the schedule makes of them at its step."""
+        schedule = self.plain["schedule"]
+        assert isinstance(schedule, LambdaLR)
+        schedule.base_lrs = [group["initial_lr"] for group in asked]
+        for group, own, factor in zip(self.optimizer.param_groups, asked, schedule.lr_lambdas, strict=True):
+            group |= own | {"lr": own["initial_lr"] * factor(schedule.last_epoch)}
 
     def _check_fits(self, saved: dict[str, Any], run: Run) -> None:
         own = {name: tuple(value.shape) for name, value in self.tower.state_dict().items()}

@@ -72,6 +72,13 @@ def test_an_equals_sign_of_a_path_or_a_command_is_no_weight(tmp_path: Path) -> N
     (tmp_path / "x=2").mkdir()
     parts = [str(tmp_path / "x=2"), "lr=1/{00..09}.tar", "pipe:curl -H a=2", "k=v.tar"]
     assert weighted(parts) == (parts, None)
+    signed = [
+        "https://host/0.tar?part=1&token=12345",
+        "https://host/1.tar?sign=QUI=",
+        "s3://b/{00..09}.tar?versionId=x",
+    ]
+    assert weighted(signed) == (signed, None)
+    assert weighted([f"{signed[0]}=2", f"{signed[1]}=1/2", "s3://b/0.tar=3"])[1] == [2, 0.5, 3]
     assert weighted(["a=1/2", "b=3"]) == (["a", "b"], [0.5, 3])
     assert weighted(["lr=1/{00..09}.tar=0.5", "b"]) == (["lr=1/{00..09}.tar", "b"], [0.5, 1])
 

@@ -174,8 +174,10 @@ def _weighted(part: str) -> tuple[str, float, bool]:
     source, equals, text = part.rpartition("=")
     quotient = QUOTIENT.fullmatch(text)
     is_path = quotient is None and any(sign in text for sign in "/\\{*?:")
-    if not equals or part.startswith(PIPE) or is_path or text.endswith(SUFFIXES):
-        return part, 1.0, False  # the sign belongs to a path or a command
+    # The end of a URL's query is KEY=VALUE, whose value may end with =; a weight follows a whole one.
+    query = "://" in part and "?" in part and (not text or "=" not in re.split(r"[?&]", source)[-1])
+    if not equals or part.startswith(PIPE) or is_path or query or text.endswith(SUFFIXES):
+        return part, 1.0, False  # the sign belongs to a path, a URL or a command
     if quotient is not None:
         weight = float(quotient[1]) / (float(quotient[2]) or math.inf)
     else:

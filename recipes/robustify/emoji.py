@@ -122,6 +122,7 @@ def faults(
     warm_start: bool,
     energy: float,
     batch_size: int,
+    sizes: list[int] | None,
 ) -> Iterator[str]:
     contrastive = [name for name in (objective, attack_objective) if name in ("clip", "siglip")]
     if batch_size < 2 and (contrastive or energy):
@@ -132,3 +133,5 @@ def faults(
         yield f"the attack of {attacked_by} has no gradient at the image itself: leave --no-random-start out"
     if not random_start and warm_start:
         yield "--warm-start and --no-random-start exclude each other: give one"
+    if warm_start and len({*(sizes or ())}) > 1:
+        yield "--warm-start needs images of one size, for a perturbation fits no other: give one of --sizes"

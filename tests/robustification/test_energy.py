@@ -199,6 +199,7 @@ STILL = [("fare", "same"), ("trades", "same"), ("text-bank", "divergence")]
         *({"random_start": False, "objective": base, "attack_objective": climbed} for base, climbed in STILL),
         {"random_start": False, "objective": "agft", "temperature": 1},
         {"random_start": False, "warm_start": True},
+        {"sizes": [48, 64], "warm_start": True},
         {"energy": 1.0, "batch_size": 1},
     ],
     ids=str,
@@ -206,6 +207,7 @@ STILL = [("fare", "same"), ("trades", "same"), ("text-bank", "divergence")]
 def test_what_cannot_work_is_refused(given: dict[str, Any]) -> None:
     assert len(find("emoji", "robustify").bind(given)[1]) == 1
     assert not find("emoji-jem", "robustify").bind({})[1]
+    assert not find("emoji", "robustify").bind({"sizes": [48], "warm_start": True})[1]
     assert not find("emoji-agft", "robustify").bind({"random_start": False})[1]
 
 

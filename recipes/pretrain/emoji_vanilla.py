@@ -11,7 +11,13 @@ from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
-from robustclip.robustification.embedded import ObjectiveName, emoji_objective, emoji_probe, fresh_referee
+from robustclip.robustification.embedded import (
+    ObjectiveName,
+    emoji_objective,
+    emoji_probe,
+    fresh_referee,
+    refuse_sizes,
+)
 from robustclip.robustification.monitor import save_trained
 from robustclip.robustification.trainer import train
 from robustclip.runs import distributed
@@ -60,6 +66,7 @@ def recipe(
     referee = load_referee(start) if start else fresh_referee(name, tower, image_size=image_size, seed=common.seed)
     started_from = referee.card if start else None
     referee.to(device)
+    refuse_sizes(referee, sizes or (), dataset)
     place = distributed.place()
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data)

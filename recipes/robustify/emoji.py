@@ -15,7 +15,13 @@ from robustclip.flags import CommonFlags, LoopFlags, flat
 from robustclip.recipes import with_flags
 from robustclip.referees.registry import RefereeName
 from robustclip.robustification.adversarial import AttackNegatives
-from robustclip.robustification.embedded import AttackName, ObjectiveName, emoji_objectives, emoji_probe
+from robustclip.robustification.embedded import (
+    AttackName,
+    ObjectiveName,
+    emoji_objectives,
+    emoji_probe,
+    refuse_sizes,
+)
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import one_pair
 from robustclip.robustification.monitor import save_trained
@@ -88,6 +94,7 @@ def recipe(
     device = pick_device(common.device)
     threat = ThreatModel(norm, eps, size=SIZES[dataset])  # before anything is loaded: it refuses an eps in /255
     referee = load_referee(start, device=str(device))
+    refuse_sizes(referee, sizes or (), dataset)
     started_from = referee.card
     place = distributed.place()
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustclip.data.emoji_batches import EmojiBatches
+from robustclip.errors import UsageError, coded
 from robustclip.referees.toy import toy_referee
 from robustclip.robustification.embedded import (
     CLASS_TEMPLATE,
@@ -14,7 +15,19 @@ from robustclip.robustification.embedded import (
     emoji_objective,
     emoji_objectives,
     emoji_probe,
+    fresh_referee,
+    refuse_sizes,
 )
+
+
+def test_sizes_that_a_tower_does_not_take_are_refused() -> None:
+    vit, cnn = (fresh_referee("new", tower) for tower in ("vit_mini_patch8", "resnet10t"))
+    refuse_sizes(vit, [64], "emoji")
+    refuse_sizes(vit, [], "icons")
+    refuse_sizes(cnn, [48, 96], "icons")
+    for sizes, dataset in (([48, 64], "emoji"), ([64], "icons")):
+        with pytest.raises(UsageError, check=coded("other_size", size=48 if 48 in sizes else 96)):
+            refuse_sizes(vit, sizes, dataset)
 
 
 @pytest.fixture(scope="module")

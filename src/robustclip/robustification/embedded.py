@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from robustclip.data.emoji import SIZES
 from robustclip.data.emoji_batches import EmojiBatches
 from robustclip.data.samples import Batch
+from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.referees.openclip import new_referee
 from robustclip.referees.sentence import MINILM, SentenceEncoder
@@ -24,6 +28,7 @@ from robustclip.robustification.losses import (
     text_bank,
     trades,
 )
+from robustclip.robustification.state import inference
 from robustclip.runs.rng import seeded
 
 ObjectiveName = Literal["text-bank", "clip", "siglip", "tecoa", "agft", "fare", "trades"]
@@ -126,6 +131,22 @@ def _names(referee: TwoTower, data: EmojiBatches, template: str = "{}") -> tuple
     concepts = data.samples.labels.unique()
     bank = embed_captions(referee, [template.format(data.samples.label_names[one]) for one in concepts.tolist()])
     return bank, concepts.to(bank.device)
+
+
+def refuse_sizes(referee: TwoTower, sizes: Sequence[int], dataset: str) -> None:
+    """Raise UsageError for a tower of one size, as a ViT, if batches have others (`sizes`) or the probe, which has the
+    data set's."""
+    for side in sorted({*sizes, *([SIZES[dataset]] if sizes else [])}):
+        try:
+            with inference(referee.image_tower):
+                referee.image_tower(torch.zeros(2, 3, side, side, device=referee.device))
+        except (RuntimeError, AssertionError) as error:  # open_clip's and timm's
+            raise UsageError(
+                f"--sizes are for towers of any size, and {referee.card.name} cannot embed {side}x{side} pixels: leave "
+                "--sizes out, and images are resized to the tower's own size",
+                "other_size",
+                size=side,
+            ) from error
 
 
 def emoji_probe(data: EmojiBatches, size: int = 128) -> Batch:

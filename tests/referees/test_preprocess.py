@@ -31,6 +31,15 @@ def test_agrees_with_open_clips_transform(size: tuple[int, int], resize_mode: st
     assert (found - expected).abs().max() < 1.2 / 255 / 0.26  # PIL rounds to 8 bits between the passes
 
 
+@pytest.mark.parametrize("size", [(1, 300), (300, 1)])
+def test_a_strip_keeps_one_pixel_of_its_shorter_side(size: tuple[int, int]) -> None:
+    preprocess = Preprocess(32, resize_mode="longest", mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = preprocess(torch.ones(1, 3, *size))[0, 0]
+    assert found.shape == (32, 32)
+    assert found.sum().item() == pytest.approx(32)
+    assert preprocess.placed_back(found[None], size).shape == (1, *size)
+
+
 def test_a_target_that_is_not_square_agrees_too() -> None:
     picture = smooth(50, 40)
     expected = image_transform_v2(PreprocessCfg(size=(16, 32)), is_train=False)(picture)

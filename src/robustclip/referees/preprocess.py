@@ -192,7 +192,7 @@ class Preprocess(nn.Module):
             return (target_height, length) if height <= width else (length, target_height)
         ratios = (height / target_height, width / target_width)  # rounded as open_clip's ResizeKeepRatio does
         ratio = min(ratios) if self.resize_mode == "shortest" else max(ratios)
-        return round(height / ratio), round(width / ratio)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _cut(self, surplus: int) -> int:
         """Pixels cropped at the top or left, of the surplus."""

@@ -60,6 +60,13 @@ def test_a_share_is_of_the_samples_that_both_have(results: Results) -> None:
     assert results.share("good", "real", HIT).value == 1
 
 
+def test_a_share_of_no_hit_is_left_out(results: Results) -> None:
+    results.shares = [("good", "real")]
+    results.add("real", ["blue", "violet"], {HIT: [False, True], OTHER: [True, False]})  # a hit, but none of theirs
+    assert [one["judge"] for one in results.to_json()["shares_of"]] == ["mixed-up"]
+    assert ["good: share of real" in str(rows) for _, rows in results.tables()].count(True) == 1
+
+
 def test_seeds_of_a_prompt_are_not_independent() -> None:
     hits, others = ([bool(one) for one in row] for row in ([1, 1, 0, 1, 0, 1, 1, 0], [0, 1, 0, 0, 1, 0, 1, 0]))
     thrice = Results()

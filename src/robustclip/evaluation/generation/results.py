@@ -263,7 +263,10 @@ class Results(Tabled):
         return [one for one in self.columns(row) if one in self.rows[against].columns]
 
     def _rates(self, row: str, of: str) -> list[Column]:
-        return [one for one in self._common(row, of) if self.rows[row].columns[one].dtype == bool]
+        """Columns of rates that `of` has a hit in, on their common samples: a share needs one."""
+        rates = [one for one in self._common(row, of) if self.rows[row].columns[one].dtype == bool]
+        shared = np.isin(self.rows[of].samples, self.rows[row].samples)
+        return [one for one in rates if (self.rows[of].columns[one] & shared).any()]
 
     def _chance(self, column: Column) -> str:
         return f", chance {100 * self.chance[column.metric]:.3g}" if column.metric in self.chance else ""

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,20 @@ def test_the_command_of_a_row_gives_the_row(measured: Leaderboard, tmp_path: Pat
     assert ran.exit_code == 0, ran.output
     again = Leaderboard.load(tmp_path / "again").rows
     assert again == [row for row in measured.rows if row.referee == "toy"]
+
+
+def test_what_was_measured_on_other_images_is_not_resumed(toy: str, labelled: str, tmp_path: Path) -> None:
+    data = shutil.copytree(labelled, tmp_path / "data")
+    call = partial(
+        benchmark, [toy], data=str(data), parts=["corruptions"], quick=True, limit=None, out=tmp_path / "out"
+    )
+    [before] = {(row.n, row.samples) for row in call().rows}
+    save_image(torch.rand(3, 16, 16), data / "ant" / "new.png")
+
+    [after] = {(row.n, row.samples) for row in call(resume=True).rows}
+
+    assert (before[0], after[0]) == (10, 11)
+    assert before[1] != after[1]
 
 
 def test_l2_has_the_rms_of_linf(measured: Leaderboard) -> None:

@@ -265,9 +265,13 @@ def load_pag_judge(name: str | None, guides: Sequence[NamedReferee], *, device: 
 
 def determining(description: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
     """The settings and samples that determine outcomes, apart from referee and attack."""
+    return {name: description[name] for name in DETERMINING} | {"samples": digest_of(examples)}
+
+
+def digest_of(examples: Examples) -> str:
+    """SHA-256 of the images' ids and labels."""
     samples = json.dumps([examples.ids, examples.labels.tolist(), examples.label_names])
-    digest = hashlib.sha256(samples.encode()).hexdigest()
-    return {name: description[name] for name in DETERMINING} | {"samples": digest}
+    return hashlib.sha256(samples.encode()).hexdigest()
 
 
 def faults(

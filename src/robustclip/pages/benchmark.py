@@ -33,6 +33,7 @@ from robustclip.evaluation.evaluate import (
     check_attack,
     checked,
     determining,
+    digest_of,
     evaluate,
     load_pag_judge,
 )
@@ -283,7 +284,8 @@ def benchmark(
         for who in plan["synthesis"]["judges"] if "synthesis" in plan else [judge] if "pag" in plan else []:
             load_pag_judge(who, [one], device=pick_device(device))
     cells = [(name, part) for name in referees for part in plan]
-    folders = [_folder(folder, name, part, weights[name], plan[part] | common) for name, part in cells]
+    kept = {part: {} if part == "synthesis" else {"samples": digest_of(examples)} for part in plan}
+    folders = [_folder(folder, name, part, weights[name], plan[part] | common | kept[part]) for name, part in cells]
     pictures: dict[int, Tensor] = {}
     found: dict[int, list[Entry]] = {}
     fault: Exception | None = None

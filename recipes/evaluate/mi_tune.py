@@ -238,13 +238,22 @@ def faults(
         yield UsageError("--samples 1 cannot be ranked: give 2 or more", "too_few", argument="samples")
 
 
-def remembered(path: Path, make: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Scores from their file; made, and kept there, where there is none."""
-    if not is_file(path):
+def remembered(
+    path: Path,
+    make: Callable[[], dict[str, list[float]]],
+    names: Sequence[str],
+    count: int,
+    setting: dict[str, Any],
+) -> dict[str, list[float]]:
+    """`count` scores of each name from their file; made, and kept there, where it lacks some or is of another setting.
+    Older files say none."""
+    found: dict[str, Any] = read_json(path) if is_file(path) else {}
+    same = found.pop("setting", setting) == setting
+    if not same or any(len(found.get(name, ())) != count for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-    found: dict[str, list[float]] = read_json(path)
-    return found
+        found = make()
+        write_json(path, found | {"setting": setting})
+    return {name: found[name] for name in names}
 
 
 @torch.no_grad()
@@ -273,7 +282,8 @@ def captions(
                 one.name: [float(one(image, text)[0]) for text in texts] for one in raters
             }
 
-        for name, (right, *wrong) in remembered(folder / f"scenes-{split}" / f"{number}-{at:03d}.json", make).items():
+        path, about = folder / f"scenes-{split}" / f"{number}-{at:03d}.json", {"size": size, "texts": texts}
+        for name, (right, *wrong) in remembered(path, make, names, len(texts), about).items():
             for kind, value in zip(KINDS, wrong, strict=True):
                 found[name][kind].append((right, value))
     return [
@@ -288,10 +298,10 @@ def ranks(model: LatentDiffusion, raters: Sequence[Rater], setting: Setting, fol
     """Agreement of all scores on the model's own samples, and what choosing by each gains."""
     found: dict[str, list[list[float]]] = {name: [] for name in [*FORMS, TRAJECTORY, *(one.name for one in raters)]}
     title = f"{setting.samples} samples of each of {len(setting.pairs)} prompts at guidance {setting.guidance:g}"
+    about = {"steps": setting.steps, "size": list(setting.size), "draws": setting.draws, "seed": setting.seed}
     for number, pair in enumerate(watched(setting.pairs, title, "prompts")):
-        scores = remembered(
-            folder / f"{number:03d}.json", partial(scored, model, raters, setting, str(pair), number, folder)
-        )
+        make = partial(scored, model, raters, setting, str(pair), number, folder)
+        scores = remembered(folder / f"{number:03d}.json", make, list(found), setting.samples, about)
         for name, row in found.items():
             row.append(scores[name])
     arrays = {name: np.array(rows) for name, rows in found.items()}

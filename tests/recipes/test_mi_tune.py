@@ -47,6 +47,18 @@ def test_ranks_are_written_and_what_is_scored_is_not_scored_again(pipeline: Path
     assert json.loads((out / "ranks.json").read_text())[str(pipeline)] == own
 
 
+def test_more_of_anything_is_scored_where_a_run_is_resumed(pipeline: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "run", tmp_path / "run" / "ranks" / "sd"
+    reproduce(model=str(pipeline), judges=JUDGES[:1], out=out)
+    reproduce(model=str(pipeline), judges=JUDGES, samples=4, prompts=3, resume=out)
+    for number in range(3):
+        scores = json.loads((kept / "guidance-5" / f"{number:03d}.json").read_text())
+        assert {name: len(scores[name]) for name in ("gap", *JUDGES)} == dict.fromkeys(("gap", *JUDGES), 4)
+    before = (kept / "guidance-5" / "000.json").read_text()
+    reproduce(model=str(pipeline), seed=7, resume=out)
+    assert (kept / "guidance-5" / "000.json").read_text() != before
+
+
 def test_snapshots_are_measured_in_order(pipeline: Path, tmp_path: Path) -> None:
     reproduce(parts=["training"], snapshots=[str(pipeline)], out=tmp_path / "run")
     found = json.loads((tmp_path / "run" / "ranks.json").read_text())

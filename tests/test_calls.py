@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def test_every_recipe_is_completed_with_its_own_signature() -> None:
 def test_a_recipe_is_called_with_the_checks_of_its_command(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="steps="):
         robustclip.robustify.emoji(steps="many", quick=True)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stepz=: unknown argument; did you mean steps="):
+        robustclip.synthesize.clipag("a cat", stepz=3)  # type: ignore[call-arg]
+    assert copy.copy(robustclip.synthesize).__name__ == "synthesize"
     made = robustclip.synthesize.direct_ascent("a cat", quick=True, device="cpu", out=tmp_path / "run")
     assert len(made) == 1
     assert made.folder == tmp_path / "run"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -154,6 +155,7 @@ def test_all_faults_come_at_once_and_what_came_is_read_as_on_the_command_line() 
 
     assert command("a", "3") == (["a"], 3, "cpu", False)  # type: ignore[arg-type]
     assert command(["a"], device=torch.device("cpu")) == (["a"], 1, "cpu", False)  # type: ignore[arg-type]
+    assert command(np.array(["a", "b"]))[0] == ["a", "b"]  # type: ignore[arg-type]
     with pytest.raises(UsageError) as caught:
         command(3, "x", True, nothing=1)  # type: ignore[call-arg, arg-type]
     told = str(caught.value)

@@ -31,13 +31,16 @@ class Recipes:
         return [*super().__dir__(), *(one.path.stem for one in recipes.available(self._group))]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):  # of copies, which ask before they have a group
+            raise AttributeError(name)
         file = {one.path.stem: one for one in recipes.available(self._group)}.get(name)
-        if file is None or name.startswith("_"):
+        if file is None:
             raise AttributeError(f"no recipe {name!r}: {', '.join(dir(self))}")
         signature = inspect.signature(file.function)
 
         def recipe(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind_partial(*args, **kwargs).arguments
+            known = {one: value for one, value in kwargs.items() if one in signature.parameters}
+            bound = signature.bind_partial(*args, **known).arguments | kwargs  # unknown ones are a fault of the call
             if isinstance(bound.get("prompt"), str):
                 bound["prompt"] = [bound["prompt"]]
             if self._group == "robustify":

@@ -80,9 +80,12 @@ class Parameter:
         return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
     def listed(self, value: object) -> object:
-        """A single value as a list if the parameter is repeated; torch devices and dtypes as their names."""
+        """A single value as a list if the parameter is repeated, as a row of numbers of numpy or torch is; torch
+        devices and dtypes as their names."""
         if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype"):
             value = str(value).removeprefix("torch.")
+        if self.repeated and type(value).__module__ in ("numpy", "torch") and getattr(value, "ndim", 0) == 1:
+            value = value.tolist()  # type: ignore[attr-defined]
         return [value] if self.repeated and value is not None and not isinstance(value, SEVERAL) else value
 
     def read(self, value: object) -> Any:

@@ -63,6 +63,8 @@ def test_photographs_stand_upright(tmp_path: Path) -> None:
 
 
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, check=coded("no_image")):
+        load_image("x" * 300 + ".png")  # longer than a file's name may be
     with pytest.raises(UsageError, check=coded("no_image", path=tmp_path / "absent.png")):
         load_image(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("not a picture")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import robustclip
+from robustclip.data import embedded
 from robustclip.data.images import load_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import LatentDiffusion
@@ -126,9 +127,17 @@ def test_prompts_of_several_parts_are_no_text() -> None:
             text_of(Prompt.parse(text))
 
 
-def test_a_referee_that_comes_twice_is_refused() -> None:
+@pytest.mark.parametrize("given", [["emoji-blip2", "emoji-blip2"], ["emoji-blip2=2", "emoji-blip2"]])
+def test_a_referee_that_comes_twice_is_refused(given: list[str]) -> None:
     with pytest.raises(UsageError, match="emoji-blip2 comes twice"):
-        PairGuides.load_all(["emoji-blip2", "emoji-blip2"], device=torch.device("cpu"))
+        PairGuides.load_all(given, device=torch.device("cpu"))
+
+
+def test_a_pair_readers_folder_may_be_a_path() -> None:
+    guides = PairGuides.load_all(
+        embedded.folders("pair_readers", "card.json")["emoji-blip2"], device=torch.device("cpu")
+    )
+    assert [reader.card.name for reader, _ in guides.readers] == ["emoji-blip2"]
 
 
 def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

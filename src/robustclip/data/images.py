@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustclip.errors import Fault, Skip, UsageError
-from robustclip.runs.files import atomic_write
+from robustclip.runs.files import atomic_write, is_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 ENDINGS = (
@@ -55,7 +55,7 @@ def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
     Raises UsageError if there is no file, or if `decode` refuses it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"no image at {path}", "no_image", path=path)
     try:
         return from_pil(decode(path))

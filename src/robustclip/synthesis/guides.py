@@ -248,13 +248,14 @@ class PairGuides(Guides):
         Raises UsageError as `Guides.load`.
         """
         listed: list[Any] = [given] if not isinstance(given, list | tuple) else list(given)
+        listed = [str(one) if isinstance(one, Path) else one for one in listed]
         named = [one for one in listed if isinstance(one, str) and one.startswith(MARK)]
         pairs = [one for one in listed if isinstance(one, str) and is_pair_reader(parse_weight(one)[0])]
         rest = [one for one in listed if one not in (*pairs, *named)]
-        for kind in (pairs, named):
-            if len(set(kind)) < len(kind):
-                message = f"the referee {kind[0]} comes twice: give it once, as NAME=2 if it is to count double"
-                raise UsageError(message, "listed_twice", referee=kind[0])
+        names = [parse_weight(one)[0] for one in (*pairs, *named)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            message = f"the referee {twice[0]} comes twice: give it once, as NAME=2 if it is to count double"
+            raise UsageError(message, "listed_twice", referee=twice[0])
         if dtype in UNNAMED and recorded is not None:
             dtype = recorded
         clips = None

@@ -26,7 +26,7 @@ from robustclip.diffusion.adapters import (
 )
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.selection import Selection, chosen_of
-from robustclip.diffusion.stable import CLIPStates, LatentDiffusion, base_digest
+from robustclip.diffusion.stable import PREDICTIONS, CLIPStates, LatentDiffusion, base_digest
 from robustclip.errors import RunError, UsageError, coded
 from robustclip.recipes import find, run
 from robustclip.runs.rng import generator
@@ -147,6 +147,21 @@ def test_the_gradient_is_clipped_and_accumulated(model: LatentDiffusion) -> None
     free.step(latents, texts, generator(0, "x"))
     whole = torch.stack([one.grad.norm() for one in free.parameters if one.grad is not None]).norm()
     assert float(whole) == pytest.approx(numbers[4]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_is_of_what_the_denoiser_predicts(prediction: str, model: LatentDiffusion) -> None:
+    model.prediction = prediction
+    add_adapter(model, rank=2, alpha=2)  # which changes nothing at first
+    latents, stream = torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), generator(0, "x")
+    noise, times = torch.randn(latents.shape, generator=stream), torch.randint(model.steps, (2,), generator=stream)
+    kept = model.alphas_cumprod[times].view(-1, 1, 1, 1)
+    signal, deviation = kept.sqrt(), (1 - kept).sqrt()
+    wanted = {"epsilon": noise, "sample": latents, "v_prediction": signal * noise - deviation * latents}[prediction]
+    with torch.no_grad():
+        output = model._run(signal * latents + deviation * noise, times, model.embed_prompts(["a cat"] * 2))
+    found = AdapterTrainer(model, steps=1, lr=0.0).step(latents, ["a cat"] * 2, generator(0, "x"))
+    assert found["loss"] == pytest.approx(float((output - wanted).square().mean()), rel=1e-4)
 
 
 def test_training_goes_on_bit_by_bit(folder: Path) -> None:

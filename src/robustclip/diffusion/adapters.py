@@ -185,7 +185,8 @@ class AdapterTrainer(Trainer):
         times = torch.randint(model.steps, (count,), generator=stream).to(latents.device)
         kept = model.alphas_cumprod[times].view(-1, 1, 1, 1)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        target = noise if model.prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
+        target = {"epsilon": noise, "sample": latents, "v_prediction": velocity}[model.prediction]
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for rows in mine.split(self.at_once):

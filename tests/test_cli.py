@@ -118,6 +118,11 @@ def test_flags_that_take_several_values(toy: str, tmp_path: Path) -> None:
     assert numbers["channels_last"] is False
 
 
+def test_commas_belong_to_names_and_folders(tmp_path: Path) -> None:
+    said = called("explain", "--referees", "one,two", "--images", "emoji/scenes", "--out", str(tmp_path / "out"))
+    assert (said.returncode, "'one,two'" in said.stderr) == (2, True), said.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "texts", "tasks"),
     [

@@ -296,7 +296,7 @@ def _option(parameter: Parameter) -> click.Option:
         is_flag=is_switch,
         type=None if is_switch else click.UNPROCESSED,
         multiple=parameter.repeated,
-        callback=_split if parameter.repeated and parameter.label != "TEXT" else None,
+        callback=_split if parameter.repeated and not {"TEXT", "PATH"} & {*parameter.label.split("|")} else None,
         default=None if parameter.required else parameter.default,
         shell_complete=partial(_completed, parameter),
         metavar=parameter.label,

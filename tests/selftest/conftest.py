@@ -18,6 +18,8 @@ from robustclip.runs import devices
 CARD = torch.device("lazy")  # a type without kernels, whose gradients autograd computes in the calling thread
 COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 INDEXED = ("aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+LACKING: set[torch.dtype] = set()
+"""Dtypes that the card does not have."""
 GENERATORS: dict[int, torch.Generator] = {}
 """The card's generators by address. Kept, so that no other takes one's address."""
 
@@ -90,6 +92,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs))
     if not on_card:
         return args[0] if func is COPIES[0] else result
+    if any(isinstance(one, Tensor) and one.dtype in LACKING for one in tree_leaves(result)):
+        raise TypeError(f"{func}: the card does not have this dtype")
     result = tree_map(lambda one: OnCard(one) if isinstance(one, Tensor) else one, result)
     return return_and_correct_aliasing(func, args, kwargs, result)
 
@@ -166,3 +170,11 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with Card(), Lists():
         yield CARD
     GENERATORS.clear()
+
+
+@pytest.fixture
+def card_without_float64(card: torch.device) -> Iterator[torch.device]:
+    """The simulated accelerator without float64, as MPS."""
+    LACKING.add(torch.float64)
+    yield card
+    LACKING.clear()

@@ -10,6 +10,7 @@ import torch
 
 import robustclip
 from robustclip.data import embedded
+from robustclip.drawing.raster import _similar
 from robustclip.evaluation.generation.judge import JudgeOptions, judge_images
 from robustclip.evaluation.universal import universal
 from robustclip.explanation.gradients import low_frequency_share
@@ -57,15 +58,13 @@ def test_the_card_accepts_what_cuda_accepts(card: torch.device) -> None:
     assert torch.zeros(2).copy_(numbers[:2]).tolist() == [0, 1]
 
 
-def test_the_spectrum_needs_no_float64_of_the_device(card: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    double = torch.Tensor.double
-
-    def on_mps(tensor: torch.Tensor) -> torch.Tensor:
-        assert tensor.device != card, "MPS has no float64"
-        return double(tensor)
-
-    monkeypatch.setattr(torch.Tensor, "double", on_mps)
+def test_float64_is_computed_on_the_cpu_where_the_device_lacks_it(card_without_float64: torch.device) -> None:
+    card = card_without_float64
+    with pytest.raises(TypeError):
+        torch.ones(1, device=card).double()
     assert low_frequency_share(torch.ones(1, 3, 8, 8, device=card)).tolist() == pytest.approx([1.0])
+    counts, filled = torch.tensor([1, 5, 1, 6], device=card), torch.zeros(4, dtype=torch.bool, device=card)
+    assert [which.tolist() for which in _similar(counts, filled)] == [[0, 2], [1, 3]]
 
 
 def evaluated(referee: str = "emoji-vit-robust", **arguments: Any) -> Any:

@@ -207,8 +207,9 @@ def _near(
 
 def _similar(counts: Int[Tensor, " u"], filled: Bool[Tensor, " u"]) -> Iterator[Int[Tensor, " c"]]:
     """Units with similar numbers of lines, strokes or filled ones, as many at a time as memory is meant for."""
-    bucket = (counts - 1).clamp(min=0).to(torch.float64).add(0.5).log2().floor().long().clamp(min=-1) + 1
-    kinds = bucket * 2 + filled.long()
+    # On the CPU, since MPS has no float64.
+    bucket = (counts.cpu() - 1).clamp(min=0).double().add(0.5).log2().floor().long().clamp(min=-1) + 1
+    kinds = bucket.to(counts.device) * 2 + filled.long()
     for kind in kinds.unique().tolist():
         which = (kinds == kind).nonzero()[:, 0]
         yield from which.split(max(1, AT_ONCE // (TILE * TILE * int(counts[which].max()))))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from robustclip.data.images import save_image
 from robustclip.errors import UsageError, coded
+from robustclip.evaluation import evaluate
 from robustclip.evaluation.claims import HOW, measured
 from robustclip.evaluation.named import UNSIGNED
 from robustclip.evaluation.tasks import TASKS
 from robustclip.referees.card import Card, Claim
+from robustclip.referees.folder import save_referee
 from robustclip.referees.toy import toy_referee
 
 CLAIM = Claim("top-1", 0.5, 0.4, 0.6, 100, 0, "emoji/unseen-styles", None, "2026-01-01")
@@ -45,3 +50,16 @@ def test_the_fields_come_back_from_a_card() -> None:
     for how in ({"labels": [1]}, {"labels": 1.5}, "labels"):
         with pytest.raises(UsageError, check=coded("invalid_entries")):
             Card.from_json(card.to_json() | {"preprocess": preprocess, "claims": [written | {"how": how}]})
+
+
+def test_a_recall_of_captions_is_measured_again_on_as_many_images(tmp_path: Path) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    for number in range(12):  # of 4 captions
+        save_image(torch.rand(3, 16, 16, generator=drawn), tmp_path / "data" / f"{number:02}.png")
+        (tmp_path / "data" / f"{number:02}.txt").write_text(f"picture {number % 4}\n")
+    save_referee(toy_referee(), tmp_path / "toy")
+    evaluate([tmp_path / "toy"], data=tmp_path / "data", tasks=["retrieval"], sign=True, device="cpu")
+    for claim in Card.load(tmp_path / "toy").claims:
+        of_captions = claim.name.startswith("text to image")
+        assert (claim.n, claim.how) == ((4, {"images": 12}) if of_captions else (12, {}))
+        assert measured(toy_referee(), claim, "cpu") == claim.value

@@ -24,10 +24,10 @@ from robustclip.signatures import typed
 _STRONG = re.compile("@[a-z]")  # a named attack, which takes minutes where PGD takes seconds
 HOW: Final = {
     "zero-shot": {"labels"},
-    "retrieval": set[str](),
-    "gradients": set[str](),
-    "maps": {"method", "layer"},
-    "faithfulness": {"method", "layer"},
+    "retrieval": {"images"},
+    "gradients": {"images"},
+    "maps": {"method", "layer", "images"},
+    "faithfulness": {"method", "layer", "images"},
     "pag": {"judge", "baseline"},
     "distance": set[str](),
 }
@@ -58,7 +58,7 @@ def _cost(claim: Claim) -> tuple[bool, int, int]:
 
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so, or has others."""
-    task, how = claim.task, claim.how
+    task, how = claim.task, dict(claim.how)
     if task not in HOW or not set(how) <= HOW[task]:
         raise UsageError(
             f"{claim.name!r} cannot be measured again: it is of the task {task} with {how}; supported are "
@@ -87,7 +87,7 @@ def measured(referee: TwoTower, claim: Claim, device: str) -> float:
         [referee],
         data=claim.data,
         tasks=cast("Any", [task]),
-        limit=claim.n,
+        limit=cast("Any", how.pop("images", claim.n)),
         seed=claim.seed,
         device=device,
         **attack,

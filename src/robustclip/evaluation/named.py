@@ -118,16 +118,18 @@ def claims_of(report: Report, referee: str) -> list[Claim]:
 
 
 def _how(row: Row, setting: dict[str, Any]) -> dict[str, str | int | None]:
-    """The arguments of `evaluate` that determine a row, besides data, attack, number of samples and seed."""
+    """The arguments of `evaluate` that determine a row, besides data, attack, number of samples and seed; and the
+    number of images, where the samples are captions, or images of which the metric is defined for some only."""
+    images = {} if row.n == setting["images"] else {"images": setting["images"]}
     match row.task:
         case "zero-shot":
             return {"labels": setting["labels"]}
         case "maps" | "faithfulness":
-            return {"method": setting["method"], "layer": setting["layer"]}
+            return {"method": setting["method"], "layer": setting["layer"]} | images
         case "pag":
             judge = {"judge": setting["judge"]["name"]}
             return judge | ({"baseline": row.against} if row.kind == "difference" else {})
-    return {}
+    return images
 
 
 def folder_to_sign(one: NamedReferee) -> Path:

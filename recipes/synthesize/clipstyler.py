@@ -24,7 +24,7 @@ from robustclip.runs.devices import pick_device
 from robustclip.runs.files import is_file
 from robustclip.synthesis.items import Item, Named, Seeds, apart, items_of_named, load_prompts, slug
 from robustclip.synthesis.painted import Painted, Result, Watch
-from robustclip.synthesis.prompts import Prompt, parse_all
+from robustclip.synthesis.prompts import parse_all
 from robustclip.synthesis.session import PromptFile, Prompts, Referees, Session, Size, call_faults
 from robustclip.synthesis.studio import paint_batch
 from robustclip.synthesis.terms import Stream, Term, ZeroBelow
@@ -103,18 +103,20 @@ def recipe(
     styles = [Named("", one) for one in parse_all(arguments["prompt"])] if prompts is None else load_prompts(prompts)
     if pairs and len(content) != len(styles):
         raise _unequal(len(content), len(styles))
-    named, contents = _pictures([one.prompt for one in styles], content, pairs)
     # Random numbers depend on style and seed only.
-    items = [replace(item, repeat=0) for item in items_of_named(named, arguments["seeds"])]
+    placed = [
+        (replace(item, repeat=0), picture)
+        for one, picture in zip(*_pictures(styles, content, pairs), strict=True)
+        for item in items_of_named([one], arguments["seeds"])
+    ]
     device = pick_device(common.device)
     if content_features.endswith(WEIGHTS):  # before the run's folder is created, because the file may be invalid
         features = vgg19(Path(content_features), device)
     else:
         tower = load_referee(content_features, device=str(device)).eval().requires_grad_(False)
         features = tower_features(tower)
-    session = Session.open("clipstyler", arguments, items=items, views=patches)
-    guides, many = session.guides, max(1, len(arguments["seeds"]))
-    content_of = {item.id: contents[index // many] for index, item in enumerate(items)}
+    session = Session.open("clipstyler", arguments, items=[item for item, _ in placed], views=patches)
+    guides, content_of = session.guides, {item.id: picture for item, picture in placed}
     ensemble = imagenet_templates() if templates else ("{}",)
     perspective = (Perspective(0.5),) if augment else ()
     crops = Views(max(patches, 1), (RandomCrop(patch_size), *perspective), name="patches")
@@ -147,7 +149,7 @@ def recipe(
     return session.paint(paint, steps=steps)
 
 
-def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) -> tuple[list[Named], list[str]]:
+def _pictures(styles: Sequence[Named], contents: Sequence[str], pairs: bool) -> tuple[list[Named], list[str]]:
     """Combinations of content and style with names, and the content of each."""
     both = (
         list(zip(contents, styles, strict=True))
@@ -155,10 +157,11 @@ def _pictures(styles: Sequence[Prompt], contents: Sequence[str], pairs: bool) ->
         else [(content, style) for content in contents for style in styles]
     )
     ids = apart(
-        (slug(f"{Path(content.removeprefix(PREFIX)).stem} {style.wanted}"), f"{content} {style}")
+        (slug(f"{Path(content.removeprefix(PREFIX)).stem} {style.prompt.wanted}"), f"{content} {style.prompt}")
         for content, style in both
     )
-    return [Named(name, style) for name, (_, style) in zip(ids, both, strict=True)], [content for content, _ in both]
+    named = [replace(style, id=name) for name, (_, style) in zip(ids, both, strict=True)]
+    return named, [content for content, _ in both]
 
 
 def faults(

@@ -82,6 +82,20 @@ def test_text_is_another_name_for_the_styles(restyle: Restyle, tmp_path: Path) -
     assert [item.id for item in again.items] == [item.id for item in made.items], "not each style twice"
 
 
+def test_captions_of_a_file_have_seeds_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "styles.jsonl").write_text('{"prompt": "on fire", "seed": 7}\n{"prompt": "made of gold"}\n')
+    call = {"steps": 0, "canvas": "pixels", "content": ["emoji:house", "emoji:cat face"], "device": "cpu"}
+    made = robustclip.synthesize(
+        tmp_path / "styles.jsonl", toy_referee(), recipe="clipstyler", seeds=[0, 1], out=tmp_path / "run", **call
+    )
+    assert [(item.id, item.seed) for item in made.items] == [
+        *[("house-on-fire-s7", 7), ("house-made-of-gold-s0", 0), ("house-made-of-gold-s1", 1)],
+        *[("cat-face-on-fire-s7", 7), ("cat-face-made-of-gold-s0", 0), ("cat-face-made-of-gold-s1", 1)],
+    ]
+    assert torch.equal(made.images[1], made.images[2])
+    assert not torch.equal(made.images[2], made.images[3]), "each of its own content"
+
+
 def test_pairs_need_as_many_captions_of_a_file(restyle: Restyle, tmp_path: Path) -> None:
     (tmp_path / "styles.txt").write_text("made of gold\non fire\n")
     with pytest.raises(UsageError, check=coded("unequal_lengths", contents=1, styles=2)):

@@ -178,6 +178,12 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(
     alone = paint(tmp_path / "alone", exemplar=both[:1], steps=1)
     torch.testing.assert_close(made.images, alone.images)
     assert "torn.png" in caplog.text
+    with pytest.raises(UsageError, check=coded("reads_texts", referee="emoji-blip2")):
+        paint(tmp_path / "reader", referee=["toy-a", "emoji-blip2"], exemplar=both)
+    with pytest.raises(UsageError, check=coded("other_kind", referee="mi:emoji-diffusion")):
+        paint(tmp_path / "mi", referee=["toy-a", "mi:emoji-diffusion"])
+    parts = paint(tmp_path / "parts", "a cat | a dog:-0.5", model_prompt="a picture", steps=1)
+    assert [str(item.prompt) for item in parts.items] == ["a cat | a dog:-0.5"], "CLIPs read parts with weights"
     odd = paint(tmp_path / "odd", size=19, steps=0)
     assert odd.images.shape[-2:] == (18, 18)
     assert "18x18" in caplog.text

@@ -291,7 +291,12 @@ class Objective:
 
 
 def objective_of(ends: Ends, guides: PairGuides, entropy: Entropy) -> Objective:
-    """The objective of a use. Raises UsageError unless there is one head per CLIP, of its embeddings' width."""
+    """The objective of a use. Raises UsageError unless there is one head per CLIP, of its embeddings' width, and for
+    exemplars with a pair reader."""
+    if ends.wanted is not None and guides.readers:
+        name = guides.readers[0][0].card.name
+        message = f"exemplars are pictures, and {name} compares pictures with texts: give CLIPs alone as --referee"
+        raise UsageError(message, "reads_texts", referee=name)
 
     def prompts(items: Sequence[Item]) -> list[Prompt]:
         return [item.prompt if ends.wanted is None else ends.wanted for item in items]

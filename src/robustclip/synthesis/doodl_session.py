@@ -14,6 +14,7 @@ from torch import Tensor
 from robustclip.canvases.latents import ChainStart
 from robustclip.data.images import clamp_through
 from robustclip.diffusion.budget import report_budget
+from robustclip.diffusion.mutual_information import MARK
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.reversible import Chain, Predicted, chain_of, guided
 from robustclip.diffusion.samplers import Levels
@@ -201,6 +202,9 @@ def faults(
         yield str(error)
     if (classifier is None) != (class_name is None):
         yield "--classifier and --class-name belong together: give both"
+    if marked := [one for one in referee if isinstance(one, str) and one.startswith(MARK)]:
+        message = f"--referee {marked[0]} has no part in doodl's losses: give CLIPs or pair readers"
+        yield UsageError(message, "other_kind", referee=marked[0])
     if classes is not None and classifier is None:
         yield "--classes needs a --classifier"
     if sampler == "ddim" and init != "noise":

@@ -291,7 +291,7 @@ class PairGuides(Guides):
 
     def pairings(self, prompts: Sequence[Prompt], *, matching: float, captioning: float) -> list[tuple[Pairing, float]]:
         """Each pair reader's loss for the prompts, and its weight."""
-        texts = [text_of(prompt) for prompt in prompts]
+        texts = [text_of(prompt) for prompt in prompts if self.readers]
         return [
             (Pairing(reader, texts, matching=matching, captioning=captioning, dtype=self.dtype), weight)
             for reader, weight in self.readers
@@ -299,7 +299,7 @@ class PairGuides(Guides):
 
     def informing(self, prompts: Sequence[Prompt], generator: LatentDiffusion) -> list[tuple[Information, float, str]]:
         """Each diffusion model's loss for the prompts, its weight and name; the `generator` itself reads latents."""
-        texts = [text_of(prompt) for prompt in prompts]
+        texts = [text_of(prompt) for prompt in prompts if self.models]
         return [
             (
                 Information(model, texts, of_latents=model.fingerprint == generator.fingerprint),

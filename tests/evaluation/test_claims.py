@@ -63,3 +63,15 @@ def test_a_recall_of_captions_is_measured_again_on_as_many_images(tmp_path: Path
         of_captions = claim.name.startswith("text to image")
         assert (claim.n, claim.how) == ((4, {"images": 12}) if of_captions else (12, {}))
         assert measured(toy_referee(), claim, "cpu") == claim.value
+
+
+def test_a_claim_of_resized_images_is_measured_again_at_that_size(tmp_path: Path) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    for number in range(6):
+        save_image(torch.rand(3, 32, 32, generator=drawn), tmp_path / "data" / "ab"[number % 2] / f"{number}.png")
+    save_referee(toy_referee(), tmp_path / "toy")
+    evaluate([tmp_path / "toy"], data=tmp_path / "data", tasks=["gradients"], size=8, sign=True, device="cpu")
+    [claim] = Card.load(tmp_path / "toy").claims
+    assert claim.how == {"size": 8}
+    assert measured(toy_referee(), claim, "cpu") == claim.value
+    assert measured(toy_referee(), replace(claim, how={}), "cpu") != claim.value

@@ -31,8 +31,8 @@ HOW: Final = {
     "pag": {"judge", "baseline"},
     "distance": set[str](),
 }
-"""Tasks that can be re-measured, with the arguments that a claim may set: an untrusted card must not choose what is
-read or downloaded."""
+"""Tasks that can be re-measured, with the arguments that a claim may set, besides `size`: an untrusted card must not
+choose what is read or downloaded."""
 
 
 def cheapest(card: Card, name: str | None = None) -> Claim | None:
@@ -59,7 +59,7 @@ def _cost(claim: Claim) -> tuple[bool, int, int]:
 def measured(referee: TwoTower, claim: Claim, device: str) -> float:
     """Re-measure the value of `claim`. Raises UsageError if the claim lacks the settings to do so, or has others."""
     task, how = claim.task, dict(claim.how)
-    if task not in HOW or not set(how) <= HOW[task]:
+    if task not in HOW or not set(how) <= HOW[task] | {"size"}:
         raise UsageError(
             f"{claim.name!r} cannot be measured again: it is of the task {task} with {how}; supported are "
             f"{', '.join(HOW)}",

@@ -213,6 +213,7 @@ def evaluate(
     if "zero-shot" in tasks:
         candidates(setting)  # raises before hours of another task
     description = describe(setting, tasks=tasks, baseline=measured[0].name, limit=limit, device=where)
+    description |= {} if size is None else {"resized_to": size}
     if stored:
         description["universal"] = {name: one.record for name, one in stored.items()}
     report = Report(

@@ -105,7 +105,7 @@ def claims_of(report: Report, referee: str) -> list[Claim]:
             attack=None if row.attack == CLEAN else row.attack,
             date=datetime.now(UTC).date().isoformat(),
             task=row.task,
-            how=_how(row, report.setting),
+            how=_how(row, report.setting) | ({"size": size} if (size := report.setting.get("resized_to")) else {}),
         )
         for row in report.rows
         if row.referee == referee

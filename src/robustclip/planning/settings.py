@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from fractions import Fraction
 from itertools import pairwise
 from math import ceil
 from typing import Annotated, Any, Final, Literal
@@ -94,8 +95,8 @@ def count_of(text: object) -> object:
         return text
     powers = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kmb]?)", text.strip().lower().replace("_", ""), re.ASCII)
-    value = float(found[1]) * powers[found[2]] if found else 0.0
-    if not value.is_integer() or not 0 < value <= 10**15:
+    value = Fraction(found[1]) * powers[found[2]] if found else Fraction(0)  # as a float, 4.1 * 10**6 is not whole
+    if value.denominator != 1 or not 0 < value <= 10**15:
         raise ValueError("should be a whole number above 0, as in 100M, 5k, 1.2B or 4096")
     return int(value)
 

@@ -54,6 +54,15 @@ def test_captions_beside_pictures_are_a_layout_of_their_own(tmp_path, encode) ->
     assert "00000 holds 2 pictures, and 00000_stats.json counts 3" in found.reported
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_of_several_captions_beside_a_picture_training_draws_one(tmp_path, encode, name: str) -> None:
+    put(tmp_path, encode, "a.png")
+    text = "a cat\n\n a black cat \n" if name == "a.txt" else json.dumps({"captions": ["a cat", "a black cat"]})
+    (tmp_path / name).write_text(text)
+    batch = next(open_data(str(tmp_path), batch_size=20, size=8).batches())
+    assert {*batch.captions} == {*read_examples(tmp_path, size=8).captions[0]} == {"a cat", "a black cat"}
+
+
 def test_captions_in_json_alone(tmp_path, encode) -> None:
     put(tmp_path, encode, "x/a.png", "x/b.png")
     for name in "ab":

@@ -79,8 +79,8 @@ class FolderSource:
     """Pictures of a folder, with captions beside them or in one sub-folder per class: see `folders.read_folder`.
 
     The captions of a class are `templates` with its name for `{}` (each epoch draws one), and pictures of a class are
-    positives of each other. Captions beside pictures are read lazily. Raises UsageError for a folder without pictures,
-    or of another layout.
+    positives of each other. Captions beside pictures are read lazily; of several, one a line or listed in a .json, each
+    epoch draws one. Raises UsageError for a folder without pictures, or of another layout.
     """
 
     def __init__(
@@ -140,10 +140,11 @@ class FolderSource:
 def _with_caption(sample: Sample) -> Sample:
     assert isinstance(sample.image, Path)
     try:
-        caption = readable(captions_beside(sample.image))
+        lines = captions_beside(sample.image).split("\n")
     except UsageError:
         return replace(sample, fault=Fault.NOT_UTF8)
-    return replace(sample, captions=(caption,)) if caption else replace(sample, fault=Fault.NO_CAPTION)
+    captions = tuple(caption for line in lines if (caption := readable(line)))
+    return replace(sample, captions=captions, fault=None if captions else Fault.NO_CAPTION)
 
 
 def shuffled(samples: Sequence[Sample], count: int, seed: int, name: str, epoch: int, place: Place) -> Iterator[Sample]:

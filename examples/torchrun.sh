@@ -6,7 +6,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else restarted processes may find
 exec torchrun \
     --nnodes 2 --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "${1:?address of one of the machines}:29500" \
-    -m robustclip robustify clipag-vit-b32 \
+    -m -- robustclip robustify clipag-vit-b32 \
     --sbu 'sbu/{00000..00099}.tar' \
     --cc3m 'cc3m/{00000..00331}.tar' \
     --cc12m 'cc12m/{00000..01242}.tar' \

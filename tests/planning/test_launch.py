@@ -7,15 +7,21 @@ import os
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from click.testing import CliRunner
+from torch.distributed.run import get_args_parser
 
 import robustclip
 from robustclip.cli import app
 from robustclip.errors import UsageError, coded
-from robustclip.planning.settings import Launch
+from robustclip.planning.settings import Launch, Launcher
+from robustclip.recipes import available
+from robustclip.signatures import parameters
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))
@@ -88,6 +94,21 @@ def test_whatever_the_values_hold_they_arrive_as_they_are(
     if nodes == 3:  # what a machine is told: its rank and another's address, or that address only
         told = {"accelerate": ["1", "host"], "torchrun": ["1:29500"], "slurm": []}
         assert set(told[launcher]) <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "parser"), [("accelerate", launch_command_parser), ("torchrun", get_args_parser)], ids=LAUNCHERS[:2]
+)
+def test_a_launcher_takes_no_flag_of_a_recipe_for_its_own(
+    launcher: Launcher, parser: Callable[[], ArgumentParser]
+) -> None:
+    for recipe in available("robustify"):
+        flags = [f"--{parameter.name.replace('_', '-')}" for parameter in parameters(recipe.function)]
+        run = ["robustify", recipe.name, *(word for flag in flags for word in (flag, "value"))]
+        command = Launch(run, 6).script(launcher, []).partition("exec ")[2].replace("\\\n", "")
+        words = shlex.split(command)[2 if launcher == "accelerate" else 1 :]
+        found = parser().parse_args(words)
+        assert (found.module, found.training_script, found.training_script_args) == (True, "robustclip", run)
 
 
 def test_slurm_is_asked_for_the_numbers_of_the_run() -> None:

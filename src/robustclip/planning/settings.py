@@ -290,7 +290,8 @@ class Launch:
                 f'--rdzv-backend c10d --rdzv-endpoint "${{1:?address of one of the machines}}:{PORT}"',
             ]
         exports = [*self._fsdp(), OWN_STORE]
-        return [*usage, *exports, CONTINUED.join(["exec torchrun", *flags, "-m robustclip"]) + self._flags()]
+        # Without --, torchrun would refuse a recipe's --start as an abbreviation of one of its own.
+        return [*usage, *exports, CONTINUED.join(["exec torchrun", *flags, "-m -- robustclip"]) + self._flags()]
 
     def _slurm(self) -> list[str]:
         each = self.count // self.nodes

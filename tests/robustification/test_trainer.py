@@ -26,7 +26,7 @@ from robustclip.robustification.adversarial import AdversarialGradients, WarmSta
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import clip, fare
 from robustclip.robustification.trainer import train
-from robustclip.runs import checkpoint
+from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
@@ -393,6 +393,17 @@ def test_skipped_samples_are_reported_by_kind(tmp_path: Path) -> None:
     _, run = fit(tmp_path / "run", steps=1, data=data)
     assert run.record["warnings"] == ["skipped samples: 3 truncated image, 1 no caption"]
     assert run.record["notes"]["skipped_samples"] == {"truncated image": 3, "no caption": 1}
+
+
+def test_what_other_processes_skip_is_counted_and_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere: dict[str, Any] = {"dict": {"no caption": 2, "empty image": 1}, "list": ["another's"]}
+    monkeypatch.setattr(distributed, "listed", lambda own: [own, elsewhere.get(type(own).__name__)])
+    data = Colours(poisoned=[0])
+    data.faults.update({"no caption": 3})
+    _, run = fit(tmp_path / "run", steps=2, threat=None, data=data)
+    assert run.record["notes"]["skipped_samples"] == {"no caption": 5, "empty image": 1}
+    assert run.record["notes"]["data"]["odd_samples"] == elsewhere["dict"]
+    assert run.record["warnings"][0].endswith("not finite are the embeddings of 0-0, another's")
 
 
 def test_resuming_before_the_first_checkpoint_begins_at_the_first_step(tmp_path: Path) -> None:

@@ -64,12 +64,14 @@ class BadSteps(Counts):
     total: int = 0
 
     def count(self, step: int, loss: float, batch: Batch, embed: Embed, tower: nn.Module, checkpoints: Path) -> str:
-        """Count a skipped step and return its message. Raises RunError at the limit."""
+        """Count a skipped step and return its message, which names samples of all processes (a collective). Raises
+        RunError at the limit."""
         self.in_a_row += 1
         self.total += 1
         with inference(tower):
             finite = embed(batch.images).isfinite().all(dim=1).tolist()
-        blamed = [sample for sample, good in zip(batch.ids, finite, strict=True) if not good]
+        own = [sample for sample, good in zip(batch.ids, finite, strict=True) if not good]
+        blamed = [sample for each in distributed.listed(own) for sample in each]
         why = f"; not finite are the embeddings of {', '.join(blamed[:3])}" if blamed else ""
         reported = f"step {step} was skipped: its loss is {loss} or its gradient not finite{why}"
         if self.in_a_row < self.limit:

@@ -166,7 +166,7 @@ def train_texts(
     if attack == "leaf":
         words = "" if allowed is None else ", fewer words"
         referee.card = replace(referee.card, text_threat=f"edits:{edits}{words}")
-    if data.faults:
-        run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))
-    run.note(seconds=state.seconds, data=data.describe(), skipped_samples=dict(data.faults))
+    if skipped := distributed.summed(data.faults):
+        run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common()))
+    run.note(seconds=state.seconds, data=data.describe(), skipped_samples=dict(skipped))
     return referee

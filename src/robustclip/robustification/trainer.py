@@ -287,10 +287,11 @@ def train(
 
     referee.image_tower.load_state_dict(distributed.whole(averaged.module.state_dict()))
     referee.image_tower.requires_grad_(False).eval()
-    if data.faults:
-        run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in data.faults.most_common()))
+    if skipped := distributed.summed(data.faults):
+        run.warn("skipped samples: " + ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common()))
     described = data.describe()
-    if odd := described.get("odd_samples"):
+    if odd := distributed.summed(described.get("odd_samples", {})):
+        described["odd_samples"] = dict(odd)
         run.warn("odd samples: " + ", ".join(f"{count:,} {kind}" for kind, count in odd.items()))
-    run.note(seconds=state.seconds, data=described, skipped_samples=dict(data.faults), skipped_steps=bad.total)
+    run.note(seconds=state.seconds, data=described, skipped_samples=dict(skipped), skipped_steps=bad.total)
     return referee

@@ -12,7 +12,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -82,6 +83,11 @@ def broadcast(thing: Any) -> Any:
 def listed(thing: Any) -> list[Any]:
     """The `thing` (picklable) of each process, by rank."""
     return [thing] if count() == 1 else list(gather_object([thing]))
+
+
+def summed(counts: Mapping[str, int]) -> Counter[str]:
+    """Counts of all processes together."""
+    return sum(map(Counter, listed(dict(counts))), Counter[str]())
 
 
 def decided(decide: Callable[[], T]) -> T:

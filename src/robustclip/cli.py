@@ -105,8 +105,13 @@ class RecipeGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*(recipe.name for recipe in recipes.available(self.verb)), *self.commands]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        return self.commands.get(cmd_name) or self._of(cmd_name, recipes.find(cmd_name, self.verb))
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        try:
+            return self.commands.get(cmd_name) or self._of(cmd_name, recipes.find(cmd_name, self.verb))
+        except UsageError:
+            if ctx.resilient_parsing:  # shell completion of a word that is no recipe, which must not print
+                return None
+            raise
 
     def _of(self, name: str, recipe: recipes.Recipe) -> click.Command:
         return TypedCommand(

@@ -103,12 +103,20 @@ def test_the_command_of_a_row_gives_the_row(measured: Leaderboard, tmp_path: Pat
     assert again == [row for row in measured.rows if row.referee == "toy"]
 
 
-def test_what_was_measured_on_other_images_is_not_resumed(toy: str, labelled: str, tmp_path: Path) -> None:
+def test_a_resumed_part_keeps_its_date_and_is_measured_again_on_other_images(
+    toy: str, labelled: str, tmp_path: Path
+) -> None:
     data = shutil.copytree(labelled, tmp_path / "data")
     call = partial(
         benchmark, [toy], data=str(data), parts=["corruptions"], quick=True, limit=None, out=tmp_path / "out"
     )
     [before] = {(row.n, row.samples) for row in call().rows}
+    [cell] = (tmp_path / "out").glob("cells/*/evaluation.json")
+    report = json.loads(cell.read_text())
+    cell.write_text(json.dumps(report | {"setting": report["setting"] | {"date": "2026-01-02T03:04:05+00:00"}}))
+
+    assert {row.date for row in call(resume=True).rows} == {"2026-01-02"}  # that of the measurement, which is kept
+
     save_image(torch.rand(3, 16, 16), data / "ant" / "new.png")
 
     [after] = {(row.n, row.samples) for row in call(resume=True).rows}

@@ -298,14 +298,15 @@ def benchmark(
         for number in range(len(cells))[place().mine()]:
             name, part = cells[number]
             facts = {"weights": weights[name], "labels": str(labels), "templates": templates}
-            command = shlex.join(["robustclip", "benchmark", name, *flags])
-            facts |= {"command": command, "date": datetime.now(UTC).date().isoformat()}
+            facts["command"] = shlex.join(["robustclip", "benchmark", name, *flags])
+            today = datetime.now(UTC).date().isoformat()
             if number in pictures:
-                setting = common | {"data": examples.name}
+                setting = common | {"data": examples.name, "date": today}
                 judged(name, plan[part]["judges"], pictures[number], setting).save(folders[number])
             elif not is_done[number]:
                 evaluate([name], out=folders[number], resume=True, **plan[part] | common)
             report = read_json(folders[number] / REPORT_FILE)
+            facts["date"] = str(report["setting"].get("date", today))[: len(today)]  # of the measurement
             found[number] = list(_entries(report, determining(report["setting"], examples) | facts))
     except Interrupted as stop:
         raise Interrupted(stop.signal, f"stopped: the same call with --out {folder} --resume continues") from stop

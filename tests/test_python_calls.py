@@ -17,6 +17,7 @@ from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.judge import judge
 from robustclip.inits.fit import fit
 from robustclip.referees.base import check_images, check_texts
+from robustclip.runs.folder import Run
 from robustclip.signatures import typed
 
 NAME = "emoji-robust"
@@ -162,6 +163,15 @@ def test_all_faults_come_at_once_and_what_came_is_read_as_on_the_command_line() 
     assert all(words in told for words in ("3 arguments by place", "names= 3", "count= 'x'", "nothing=: unknown"))
     with pytest.raises(UsageError, match="names= is given twice"):
         command(["a"], names=["b"])
+
+
+def test_a_painting_takes_the_referee_of_its_config_and_of_the_run_that_it_resumes(tmp_path: Path) -> None:
+    (tmp_path / "call.yaml").write_text("referee: emoji-vanilla\nsteps: 0\ninit: grey\ndevice: cpu\n")
+    robustclip.synthesize("a cat", config=tmp_path / "call.yaml", out=tmp_path / "run")
+    robustclip.synthesize("a cat", seeds=[0, 1], resume=tmp_path / "run")
+    record = Run.open(tmp_path / "run").record
+    calls = [one["arguments"] for one in (record, *record["resumed"])]
+    assert [(one["referee"], one["seeds"]) for one in calls] == [(["emoji-vanilla"], [0]), (["emoji-vanilla"], [0, 1])]
 
 
 def test_a_referee_checks_texts() -> None:

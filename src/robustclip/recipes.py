@@ -344,7 +344,7 @@ def robustify(recipe: str, **arguments: object) -> Trained:
 
 def synthesize(
     prompts: Sequence[str] | str | Path,
-    referee: object = "emoji-robust",
+    referee: object = ...,
     *,
     recipe: str = "clipag",
     **arguments: object,
@@ -352,15 +352,17 @@ def synthesize(
     """Paint by a recipe: `synthesize(["a green turtle"], "emoji-robust", seeds=[0, 1])`. Arguments are the command's.
 
     prompts: texts (weights and all, see robustclip.synthesis.prompts), or the path of a file of captions; referee: a
-    name, folder, object or a list of them. Returns the pictures, (N,3,H,W) in [0,1], with their trace, and shows them
-    in a notebook. Raises UsageError (a fault of the call) or RunError (a fault of the run).
+    name, folder, object or a list of them; left out, that of `config` or of the run to resume, else the recipe's.
+    Returns the pictures, (N,3,H,W) in [0,1], with their trace, and shows them in a notebook. Raises UsageError (a fault
+    of the call) or RunError (a fault of the run).
     """
     of = (
         {"prompts": prompts}
         if isinstance(prompts, Path)
         else {"prompt": [prompts] if isinstance(prompts, str) else prompts}
     )
-    return cast("Result", run(recipe, "synthesize", {**of, "referee": referee, **arguments}))
+    by = {} if referee is ... else {"referee": referee}
+    return cast("Result", run(recipe, "synthesize", {**of, **by, **arguments}))
 
 
 def _names(group: str) -> str:

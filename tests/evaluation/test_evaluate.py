@@ -330,6 +330,11 @@ def test_signing_writes_claims_and_a_new_signature_replaces_them(colour_folder: 
     assert (first.data, first.seed) == (colour_folder.as_posix(), 0)
 
 
+def test_a_task_that_is_given_twice_is_measured_once(colour_folder: Path, toy_folder: Path) -> None:
+    report = evaluate([toy_folder], data=colour_folder, tasks=["gradients"] * 2, sign=True, device="cpu")
+    assert (len(report.rows), len(report.predictions), len(Card.load(toy_folder).claims)) == (1, 4, 1)
+
+
 def test_only_what_has_a_folder_can_be_signed(colour_referee, colour_folder: Path, toy_folder: Path) -> None:
     with pytest.raises(UsageError, check=coded("no_folder_to_sign", referee="colours")):
         evaluate([colour_referee()], data=colour_folder, sign=True, device="cpu")

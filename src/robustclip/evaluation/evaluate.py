@@ -247,8 +247,8 @@ def evaluate(
 
 
 def measure_all(report: Report, measured: Sequence[NamedReferee], setting: Setting, wanted: Sequence[str]) -> None:
-    """Add the rows and predictions of all tasks to the report."""
-    for task in wanted:
+    """Add the rows and predictions of all tasks to the report, each once."""
+    for task in dict.fromkeys(wanted):
         by_referee = {one.name: measure(task, one, setting) for one in measured}
         measurements = {name: findings.measurements for name, findings in by_referee.items()}
         report.rows += compare(task, measurements, baseline=measured[0].name, seed=setting.seed)

@@ -15,7 +15,7 @@ import robustclip
 from robustclip.diffusion import training, vqgan
 from robustclip.diffusion.training import STARVED, VQGANTrainer, discriminator, new_vqgan
 from robustclip.diffusion.vqgan import CARD, WEIGHTS, load_vqgan, nearest
-from robustclip.errors import UsageError, coded
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.files import sha256
 from robustclip.runs.rng import generator
 
@@ -144,6 +144,15 @@ def test_towards_the_end_no_code_moves() -> None:
     before = made.model.quantize.embedding.weight.detach().clone()
     made._redraw(torch.tensor([0]), torch.randn(1, 4, 2, 2), generator(0, "codes"))
     assert torch.equal(made.model.quantize.embedding.weight, before)
+
+
+def test_a_step_that_is_not_finite_ends_the_training_and_leaves_the_weights() -> None:
+    made = trainer()
+    before = [weight.clone() for weight in made.model.parameters()]
+    with pytest.raises(RunError, check=coded("not_finite")):
+        made.step(images() * torch.nan, generator(0, "codes", 0))
+    assert made.done == 0
+    assert all(torch.equal(*pair) for pair in zip(before, made.model.parameters(), strict=True))
 
 
 def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustclip.errors import UsageError
+from robustclip.errors import RunError, UsageError
 from robustclip.referees.base import TwoTower
 from robustclip.runs import checkpoint
 from robustclip.runs.devices import autocast
@@ -66,12 +66,19 @@ class Trainer:
         return self.lr * rate(self.done, self.steps)
 
     def update(self, loss: Tensor) -> None:
-        """Update the network by the gradient of a loss, clipped to norm 1."""
+        """Update the network by the gradient of a loss, clipped to norm 1. Raises RunError, before it, for a loss
+        or gradient that is not finite."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(getattr(self, self.stateful[0]).parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(getattr(self, self.stateful[0]).parameters(), 1.0)
+        numbers = {"loss": loss.item(), "grad_norm": float(norm)}
+        if not all(map(math.isfinite, numbers.values())):
+            raise RunError(
+                f"step {self.done + 1}: loss or gradient is not finite ({numbers}): lower --lr, or --dtype float32",
+                "not_finite",
+            )
         self.optimiser.step()
 
     def state(self) -> dict[str, Any]:

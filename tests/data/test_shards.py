@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from robustclip.data.pictures import Stored
 from robustclip.data.samples import Sample
 from robustclip.data.shards import ShardSource, captions_of, count_samples, find_shards
 from robustclip.errors import Fault, UsageError, coded
@@ -128,6 +129,13 @@ def test_captions_are_taken_in_the_stated_order() -> None:
     assert captions_of(record, "t", "number") == ()
     assert captions_of({}, "") == ()
     assert captions_of({"caption": "half \ud800 of a pair"}, "") == ("half ? of a pair",)
+
+
+def test_a_byte_order_mark_is_not_in_the_caption(tmp_path, encode, write_tar) -> None:
+    members = [("0.jpg", encode(0)), ("0.txt", b"\xef\xbb\xbfa cat")]
+    assert only(ShardSource(write_tar(tmp_path / "0.tar", members))).captions == ("a cat",)
+    (tmp_path / "0.txt").write_bytes(members[1][1])
+    assert Stored(tmp_path / "0.txt").text() == "a cat"
 
 
 def test_concepts_can_be_left_out(tmp_path, encode, write_tar) -> None:

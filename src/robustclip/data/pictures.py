@@ -57,7 +57,7 @@ class Stored:
     def text(self) -> str:
         """The bytes as stripped text. Raises UsageError unless they are UTF-8."""
         try:
-            return self.read().decode("utf-8").strip()
+            return self.read().decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             message = f"{self.path} (byte {self.offset}) is not UTF-8 text: {error}"
             raise UsageError(message, "not_utf8", path=str(self.path)) from error

@@ -275,7 +275,7 @@ class ShardSource:
             return Sample(key, fault=Fault.NO_IMAGE)
         try:
             record = json.loads(read.get("json", b"{}"))
-            text = read.get("txt", b"").decode()
+            text = read.get("txt", b"").decode("utf-8-sig")
         except UnicodeDecodeError:
             return Sample(key, fault=Fault.NOT_UTF8)
         except (ValueError, RecursionError):

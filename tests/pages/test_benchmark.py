@@ -206,7 +206,7 @@ def test_synthesis_compares_the_guide_with_a_judge_that_guided_nothing(toy: str,
     assert board.folder is not None
     [record] = board.folder.glob("cells/*/pictures/run.json")
     arguments = json.loads(record.read_text())["arguments"]
-    assert (arguments["augment"], arguments["seed"]) == ("none", 0)
+    assert (arguments["augment"], arguments["seeds"]) == ("none", [0]), "of which seed is an alias"
 
 
 def test_synthesis_goes_on_and_is_shared_out(

@@ -10,6 +10,7 @@ import torch
 
 import robustclip
 from robustclip.data import embedded
+from robustclip.diffusion.mutual_information import pointwise_mi, sample_with_mi
 from robustclip.drawing.raster import _similar
 from robustclip.evaluation.generation.judge import JudgeOptions, judge_images
 from robustclip.evaluation.universal import universal
@@ -65,6 +66,41 @@ def test_float64_is_computed_on_the_cpu_where_the_device_lacks_it(card_without_f
     assert low_frequency_share(torch.ones(1, 3, 8, 8, device=card)).tolist() == pytest.approx([1.0])
     counts, filled = torch.tensor([1, 5, 1, 6], device=card), torch.zeros(4, dtype=torch.bool, device=card)
     assert [which.tolist() for which in _similar(counts, filled)] == [[0, 2], [1, 3]]
+
+
+class Denoised:
+    """Two latents and the noise that a linear denoiser predicts for them."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.alphas_cumprod = torch.linspace(0.99, 0.01, 10).to(device)
+        self.latents = torch.linspace(-1, 1, 8).view(2, 1, 2, 2).to(device).requires_grad_()
+        self.texts = Texts(torch.tensor([0.5, -0.25]).to(device))
+
+    def predict_both(self, noisy: torch.Tensor, _: torch.Tensor, texts: Texts, __: None) -> tuple[torch.Tensor, ...]:
+        return noisy * texts.values.view(-1, 1, 1, 1), noisy * 0.125
+
+
+class Texts:
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, index: torch.Tensor) -> Texts:
+        return Texts(self.values[index])
+
+
+def test_mutual_information_needs_no_float64_of_the_device(card_without_float64: torch.device) -> None:
+    found = {}
+    for device in (torch.device("cpu"), card_without_float64):
+        model = Denoised(device)
+        estimate = pointwise_mi(model, model.latents, model.texts, None, levels=4, draws=2, at_once=3)
+        estimate.nats.sum().backward()
+        streams = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        made = sample_with_mi(model, model.latents.detach(), model.texts, None, generators=streams, steps=3)
+        found[device.type] = [*vars(estimate).values(), model.latents.grad, *made]
+    assert [one.cpu().tolist() for one in found["lazy"]] == [one.tolist() for one in found["cpu"]]
 
 
 def evaluated(referee: str = "emoji-vit-robust", **arguments: Any) -> Any:

@@ -56,7 +56,8 @@ class Denoiser(Protocol):
 class MutualInformation:
     """nats: (N,), the estimate of each pair of picture and prompt; standard_error: (N,), of the Monte Carlo draws, NaN
     for a single draw; terms: (N,T), the contribution of each of the T levels, whose times (N,T) are steps of the
-    schedule; maps: (N,*shape), the contribution of each element of the latent. Terms and maps each add up to `nats`."""
+    schedule; maps: (N,*shape), the contribution of each element of the latent. Terms and maps each add up to `nats`.
+    Estimates are float64 on the CPU, since MPS has no float64."""
 
     nats: Float[Tensor, " n"]
     standard_error: Float[Tensor, " n"]
@@ -71,12 +72,12 @@ class MutualInformation:
 
 
 def log_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """log(abar / (1 - abar)) of each step, float64, falling. Raises UsageError for zero terminal SNR."""
+    """log(abar / (1 - abar)) of each step, float64 on the CPU, falling. Raises UsageError for zero terminal SNR."""
     return torch.logit(_with_signal(alphas_cumprod))
 
 
 def _with_signal(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    kept = alphas_cumprod.double()
+    kept = alphas_cumprod.cpu().double()
     if not bool((kept > 0).all()):
         raise UsageError(
             "this schedule ends without signal (rescale_betas_zero_snr), where mutual information has no finite "
@@ -87,7 +88,7 @@ def _with_signal(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
 
 
 def widths(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """Trapezoidal weights of the steps for an integral over log SNR, float64; their sum is its range."""
+    """Trapezoidal weights of the steps for an integral over log SNR, float64 on the CPU; their sum is its range."""
     levels = log_snr(alphas_cumprod)
     half = (levels[:-1] - levels[1:]) / 2
     return torch.cat([half[:1], half[1:] + half[:-1], half[-1:]])
@@ -143,11 +144,11 @@ def pointwise_forms(
         raise UsageError(message, "out_of_range", levels=levels, draws=draws)
     count, device = len(latents), latents.device
     generator = torch.Generator().manual_seed(seed)
-    weights = widths(model.alphas_cumprod).to(device)
-    edges = (weights.cumsum(0) / weights.sum()).cpu()
+    weights = widths(model.alphas_cumprod)
+    edges = weights.cumsum(0) / weights.sum()
     owners = torch.arange(count, device=device).repeat_interleave(levels)
     terms, steps = [], []
-    maps: Tensor = torch.zeros(len(FORMS), *latents.shape, dtype=torch.float64, device=device)
+    maps: Tensor = torch.zeros(len(FORMS), *latents.shape, dtype=torch.float64)
     for _ in range(draws):
         times, noise = _drawn(edges, levels, latents, generator, common)
         elements = torch.cat(
@@ -227,15 +228,15 @@ def _integrand(
     conditioning: Any,
     unconditional: Any,
 ) -> Float[Tensor, "f m *shape"]:
-    """The integrand of each form by element, float64, of latents at their steps of the schedule."""
+    """The integrand of each form by element, float64 on the CPU, of latents at their steps of the schedule."""
     kept = model.alphas_cumprod.to(latents)[times].view(-1, *[1] * (latents.ndim - 1))
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-    with_text, without = (one.double() for one in model.predict_both(noisy, times, conditioning, unconditional))
+    with_text, without = (one.cpu().double() for one in model.predict_both(noisy, times, conditioning, unconditional))
     apart = with_text - without
     # The gap |e - without|^2 - |e - with|^2 as a product: two large squares would cancel.
-    squared = torch.stack([apart * (2 * noise.double() - with_text - without), apart.square()])
+    squared = torch.stack([apart * (2 * noise.cpu().double() - with_text - without), apart.square()])
     if not squared.isfinite().all():
-        broken = times[~squared.isfinite().all(0).flatten(1).all(1)][0]
+        broken = times.cpu()[~squared.isfinite().all(0).flatten(1).all(1)][0]
         raise RunError(
             f"the denoiser gives NaN or infinity at step {int(broken)} of the schedule", "not_finite", step=int(broken)
         )
@@ -279,12 +280,12 @@ def sample_with_mi(
     alphas = kept / torch.cat([kept.new_ones(1), kept[:-1]])
     weight = (1 - alphas) * total / (2 * (1 - kept)) / (alphas if kappa == "exact" else 1)
     visited = [total - 1 - place * total // steps for place in range(steps)]
-    latents, gathered, counted = start, start.new_zeros(len(start), dtype=torch.float64), 0
+    latents, gathered, counted = start, torch.zeros(len(start), dtype=torch.float64), 0
     for time, after in zip(visited, [*visited[1:], -1], strict=True):
         times = torch.full((len(latents),), time, device=latents.device)
         with_text, without = model.predict_both(latents, times, conditioning, unconditional)
         if time > skip or skip == 0:
-            gathered += weight[time] * (with_text - without).double().square().flatten(1).sum(1)
+            gathered += weight[time] * (with_text - without).cpu().double().square().flatten(1).sum(1)
             counted += 1
         noise = without + guidance * (with_text - without)
         before = kept[after].item() if after >= 0 else 1.0

@@ -210,7 +210,7 @@ class Information:
         estimate = pointwise_mi(
             self.model, latents, self.texts, self.empty, levels=self.levels, draws=1, seed=self.calls
         )
-        return -estimate.nats.float().unsqueeze(1)
+        return -estimate.nats.float().to(views.device).unsqueeze(1)
 
     def __str__(self) -> str:
         return f"mutual information at {self.levels} levels"

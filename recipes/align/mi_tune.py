@@ -137,11 +137,11 @@ def recipe(
     add_adapter(tuned, rank=rank, alpha=rank, dora=variant.dora if dora is None else dora, text=adapt_text, seed=seed)
     trainer = AdapterTrainer(tuned, steps=steps, lr=lr, clip=variant.clip, at_once=at_once)
     run = Run.start(common.out, common.resume, recipe="mi-tune", arguments=arguments, verb="align")
-    trainer.resume(run, device)
     kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device", "pool")}
     card: dict[str, Any] = {"recipe": "align/mi-tune", "arguments": kept}
     numbers: dict[str, float] = {}
     with run:
+        trainer.resume(run, device)
         for round_ in range(1 + max(trainer.done - 1, 0) // steps, rounds + 1):
             folder = run.folder / "rounds" / str(round_)
             title = f"round {round_}: {samples} samples a prompt"

@@ -88,8 +88,6 @@ def recipe(
     trainer = PairTrainer(reader, steps=steps, lr=lr, dtype=computed, threat=threat, attack_steps=attack_steps)
     data = DrawingsAndPairs(split, batch_size, common.seed, single=0.0 if common.quick else 0.25)
     run = Run.start(common.out, common.resume, recipe="emoji-blip2", arguments=arguments, verb="robustify")
-    trainer.resume(run, device)
-    run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         batch = data.labelled(k)
@@ -97,6 +95,8 @@ def recipe(
         return trainer.step(images.to(device), batch.captions, batch.swapped, generator(common.seed, "negatives", k))
 
     with run:
+        trainer.resume(run, device)
+        run.note(data=data.describe())
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / name)
         kept = {key: value for key, value in arguments.items() if key not in ("out", "resume", "device")}

@@ -80,7 +80,6 @@ def recipe(
         save_diffusion(folder, autoencoder, trainer.averaged(), SCHEDULE, card, half=True)
 
     run = Run.start(common.out, common.resume, recipe="emoji-diffusion", arguments=arguments, verb="robustify")
-    trainer.resume(run, device)
 
     wanted = {round(steps * (number + 1) / snapshots) for number in range(snapshots)}
 
@@ -94,6 +93,7 @@ def recipe(
         return numbers
 
     with run:
+        trainer.resume(run, device)
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / "generator")
         save(folder)

@@ -57,8 +57,6 @@ def recipe(
         reader = SceneReader(clip, nouns, Card(name, FAMILY, {}, clip.preprocess.config(), 1.0)).to(device)
     trainer = SceneTrainer(reader, steps=steps, lr=lr, dtype=pick_dtype(common.dtype, device))
     run = Run.start(common.out, common.resume, recipe="emoji-scenes", arguments=arguments, verb="robustify")
-    trainer.resume(run, device)
-    run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": common.seed})
 
     def step(k: int) -> dict[str, float]:
         numbers = range(k * batch_size, (k + 1) * batch_size)
@@ -67,6 +65,8 @@ def recipe(
         return trainer.step(pictures.to(device), scenes, generator(common.seed, "boxes", k))
 
     with run:
+        trainer.resume(run, device)
+        run.note(data={"source": "compositions", "split": split, "sizes": SIZES, "seed": common.seed})
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         calibrate(reader, split, seed=common.seed + 1, scenes=2 if common.quick else 20)
         folder = free(run.folder / name)

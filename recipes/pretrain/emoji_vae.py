@@ -55,14 +55,14 @@ def recipe(
     )
     data = DrawingsAndPairs("guide-styles", batch_size, common.seed, single=0.0 if common.quick else 0.25)
     run = Run.start(common.out, common.resume, recipe="emoji-vae", arguments=arguments, verb="robustify")
-    trainer.resume(run, device)
-    run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         images = data.batch(k)[0].to(device, memory_format=torch.channels_last)
         return trainer.step(images, generator(common.seed, "latents", k))
 
     with run:
+        trainer.resume(run, device)
+        run.note(data=data.describe())
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         probe = torch.cat([data.batch(steps + k)[0] for k in range(2 if common.quick else 8)]).to(device)
         model.register_to_config(scaling_factor=1 / latent_deviation(model, probe))

@@ -55,14 +55,14 @@ def recipe(
     )
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, augmentation=AUGMENTATION)
     run = Run.start(common.out, common.resume, recipe="emoji-vqgan", arguments=arguments, verb="robustify")
-    trainer.resume(run, device)
-    run.note(data=data.describe())
 
     def step(k: int) -> dict[str, float]:
         images = data.batch(k).images.to(device, memory_format=torch.channels_last)
         return trainer.step(images, generator(common.seed, "codes", k))
 
     with run:
+        trainer.resume(run, device)
+        run.note(data=data.describe())
         numbers = trainer.fit(step, run, images=batch_size, save_every=save_every)
         folder = free(run.folder / "generator")
         kept = {name: value for name, value in arguments.items() if name not in ("out", "resume", "device")}

@@ -99,11 +99,11 @@ def recipe(
     place = distributed.place()
     data = EmojiBatches(split, batch_size=batch_size, seed=common.seed, place=place, dataset=dataset, sizes=sizes or ())
     probe = emoji_probe(data, size=16 if common.quick else 128)
-    run = Run.start(common.out, common.resume, recipe="emoji", arguments=arguments)
     update, attacked_by = emoji_objectives(
         objective, referee, data, attack=attack_objective, beta=beta, temperature=temperature, anchor=anchor
     )
     update = jem(update, referee.logit_scale, energy)
+    run = Run.start(common.out, common.resume, recipe="emoji", arguments=arguments)
     with run:
         with_flags(train, arguments)(
             referee,

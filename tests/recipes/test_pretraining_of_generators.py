@@ -31,6 +31,7 @@ from robustclip.evaluation.pair_readers import measure_pair_reader
 from robustclip.recipes import find, run
 from robustclip.referees.pair_readers import is_pair_reader, load_pair_reader, save_mini
 from robustclip.referees.scene_reader import load_scene_reader
+from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 from robustclip.signatures import typed
 
@@ -210,6 +211,15 @@ def test_an_autoencoder_learns_goes_on_and_is_scaled() -> None:
         AutoencoderTrainer(new_autoencoder((16, 32), latent=4), lambda one: [one], steps=4).load(kept)
     with pytest.raises(UsageError, match="multiples of 16"):
         new_autoencoder((16, 20))
+
+
+def test_a_resumption_with_other_channels_fails_and_leaves_the_run_free(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 4, "steps": 1}
+    pretrain("emoji-vae", **settings, channels=[16, 16, 16, 16], out=tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(UsageError, check=coded("other_checkpoint")):
+            pretrain("emoji-vae", **settings, channels=[16, 16, 16, 32], resume=tmp_path / "run")
+        assert Run.open(tmp_path / "run").status == "failed"
 
 
 def encoded() -> Encoded:

@@ -140,11 +140,21 @@ class Monotone(Colours):
             yield Batch(batch.images, ["a photo"] * 8, torch.arange(8), batch.ids)
 
 
+class Seven(Colours):
+    """Batches of seven pairs."""
+
+    def batches(self, start: int = 0, position: dict[str, Any] | None = None) -> Iterator[Batch]:
+        for batch in super().batches(start):
+            yield Batch(batch.images[:7], batch.captions[:7], batch.positives[:7], batch.ids[:7])
+
+
 def test_data_without_a_contrast_is_refused_at_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(UsageError, check=coded("one_text")):
         fit(tmp_path / "run", data=Monotone())
     with pytest.raises(UsageError, check=coded("one_pair")):
         fit(tmp_path / "parts", accumulate=8, attack_negatives="local", frozen_statistics=True)
+    with pytest.raises(UsageError, check=coded("one_pair", part=1)):  # 3, 3 and 1
+        fit(tmp_path / "last", data=Seven(), accumulate=3, attack_negatives="local", frozen_statistics=True)
     fit(tmp_path / "fare", data=Monotone(), objective=fare(), steps=1)
 
 

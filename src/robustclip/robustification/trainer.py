@@ -239,7 +239,8 @@ def train(
             if step == first and reads_texts:
                 ids, all_texts = distributed.everyone(batch.positives), distributed.everyone(texts)
                 refuse_degenerate(objective, ids, all_texts)
-                part = -(-len(batch) // accumulate) if attack_negatives == "local" else None
+                size = -(-len(batch) // accumulate)
+                part = (len(batch) % size or size) if attack_negatives == "local" else None  # the smallest
                 refuse_degenerate(attack_objective, ids, all_texts, part=part if threat is not None else None)
 
             statistics = [buffer.clone() for buffer in tower.buffers()]

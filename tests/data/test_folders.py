@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -37,6 +39,12 @@ def test_training_and_evaluation_find_the_same_pictures(tmp_path, encode) -> Non
     said = "\n".join(found.reported)
     for part in ("5 pictures of 2 classes", "3 hidden", "notes.md", "loose.png"):
         assert part in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_the_class_of_a_folder_whose_name_is_not_utf8_can_be_tokenised(tmp_path, encode) -> None:
+    put(tmp_path, encode, "dog/1.png", os.fsdecode(b"caf\xe9_au_lait/1.png"))
+    assert read_folder(tmp_path).names == ["caf? au lait", "dog"]
 
 
 def test_captions_beside_pictures_are_a_layout_of_their_own(tmp_path, encode) -> None:

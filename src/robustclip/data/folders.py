@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustclip.data.images import ENDINGS
+from robustclip.data.samples import readable
 from robustclip.data.shards import captions_of
 from robustclip.errors import UsageError
 from robustclip.runs.files import read_lines, read_text
@@ -253,7 +254,7 @@ def _named(folder: Path, folders: list[str], full: list[str]) -> tuple[list[str]
                 "no_class_names",
             )
         return (
-            [name.replace("_", " ") for name in full],
+            [readable(name.replace("_", " ")) for name in full],
             {name: place for place, name in enumerate(full)},
             "named by it",
         )

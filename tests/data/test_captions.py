@@ -59,6 +59,25 @@ def test_processes_share_an_epoch_and_others_can_go_on(file: Path) -> None:
     assert len(drawn(open_captions([str(file)], batch_size=2), 2, redealt(positions, Place(0, 1)))) == 4
 
 
+def test_another_number_of_processes_keeps_the_count_of_skipped_samples(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("path,caption\n" + "1.png,a cat\n2.png,\n" * 8)
+    both = [open_captions([str(tmp_path / "pairs.csv")], batch_size=2, place=Place(rank, 2)) for rank in (0, 1)]
+    positions = [next(data.batches()).position | {"faults": {"no caption": 3 + rank}} for rank, data in enumerate(both)]
+    counted = []
+    for rank in range(3):
+        data = open_captions([str(tmp_path / "pairs.csv")], batch_size=3, place=Place(rank, 3))
+        counted.append(next(data.batches(redealt(positions, Place(rank, 3)))).position["faults"].get("no caption", 0))
+    assert counted[0] >= 7
+    assert max(counted[1:]) < 7
+
+
+def test_a_share_that_is_one_sample_without_a_caption_is_no_bad_source(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("path,caption\n1.png,a cat\n2.png,\n")
+    for seed in range(8):
+        data = open_captions([str(tmp_path / "pairs.csv")], batch_size=2, seed=seed, place=Place(1, 2))
+        assert drawn(data, 4) == ["a cat"] * 4
+
+
 def test_pictures_are_not_opened_and_their_captions_alternate(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "dog").mkdir()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from robustclip.data.loader import JUDGED_FROM
 from robustclip.data.mixture import Mixture
 from robustclip.data.samples import Sample, readable, stable_number
 from robustclip.data.sources import open_each, open_source, split_data, weighted
@@ -75,7 +76,8 @@ class CaptionBatches:
         for sample in stream:
             if sample.fault is not None or not sample.captions:
                 self.faults[(sample.fault or Fault.NO_CAPTION).value] += 1  # plain text, which checkpoints hold
-                if sample.epoch > 0 and sample.source not in used:
+                judged = self.place == ALONE or self.faults.total() >= JUDGED_FROM  # a share may be one bad sample
+                if sample.epoch > 0 and judged and sample.source not in used:
                     message = f"empty data: none of the samples of {sample.source} has a caption"
                     raise RunError(message, "empty_data", source=sample.source)
                 continue

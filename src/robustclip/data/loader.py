@@ -343,8 +343,10 @@ def redealt(positions: Sequence[dict[str, Any]], place: Place) -> dict[str, Any]
     stream = redealt_stream([(Place(*position["place"]), position["stream"]) for position in positions], place)
     met: dict[str, Counter[str]] = {}
     remarks: Counter[str] = Counter()
+    faults: Counter[str] = Counter()  # of captions, which are not counted by source
     for position in positions if place.rank == 0 else []:
         remarks.update(position.get("remarks", {}))
+        faults.update(position.get("faults", {}))
         for name, counts in position["met"].items():
             met.setdefault(name, Counter()).update(counts)
     return {
@@ -354,6 +356,7 @@ def redealt(positions: Sequence[dict[str, Any]], place: Place) -> dict[str, Any]
         "met": {name: dict(counts) for name, counts in met.items()},
         "examples": {kind: sample for position in reversed(positions) for kind, sample in position["examples"].items()},
         "remarks": dict(remarks),
+        "faults": dict(faults),
     }
 
 

@@ -122,6 +122,15 @@ def test_an_empty_source_is_still_told(tmp_path, write_tar) -> None:
         next(Mixture([ShardSource(tmp_path)]).stream(0, Place(1, 4)))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_process_that_draws_the_empty_shard_again_goes_on(tmp_path, write_tar, seed: int) -> None:
+    write_tar(tmp_path / "0.tar", [])
+    write_tar(tmp_path / "1.tar", [("1.jpg", b"picture"), ("1.txt", b"a cat")])
+    for rank in range(2):
+        stream = Mixture([ShardSource(tmp_path)]).stream(seed, Place(rank, 2))
+        assert [sample.key for sample in islice(stream, 8)] == ["1/1"] * 8
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_sources_of_each_process_end_together(tmp_path, seed: int) -> None:
     for name, count in (("a", 1000), ("b", 3000)):

@@ -97,7 +97,9 @@ class Cursor:
             self.shares = others
             return self.take() if len(others) > 1 else None  # the last former share ends its epoch
         self._empty_epochs = self._empty_epochs + 1 if share.round == share.taken == 0 else 0
-        if self._empty_epochs == self.place.world_size:  # fewer samples than processes leave some processes none
+        # Fewer samples than processes leave some processes none, and an empty shard the one that draws it.
+        empty = self._empty_epochs >= self.place.world_size
+        if empty and next(self.source.epoch(self.seed, share.epoch), None) is None:
             message = f"empty data: {self.name} contains no samples ({self.source.describe()})"
             raise RunError(message, "no_samples", source=self.name)
         self.shares = [Share(self.source, self.seed, self.place, (share.epoch + 1, 0, 0))]

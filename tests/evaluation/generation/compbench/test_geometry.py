@@ -80,6 +80,7 @@ def test_a_number_score_is_half_for_each_thing_and_half_for_its_number() -> None
         ("a mouse on side of a car", SpatialClaim("mouse", "near", "car")),
         ("two green fish to the left of a key", SpatialClaim("fish", "left", "key")),
         ("A painting of a lamp above a desk.", SpatialClaim("lamp", "above", "desk")),
+        ("a nearby cat and a hat near a dog", SpatialClaim("hat", "near", "dog")),
     ],
 )
 def test_what_a_spatial_prompt_says(prompt: str, wanted: SpatialClaim) -> None:

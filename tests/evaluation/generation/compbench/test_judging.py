@@ -16,7 +16,7 @@ from robustclip.data.images import save_image
 from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.compbench.judging import complex_parts, judge_benchmark
 from robustclip.evaluation.generation.compbench.prompts import RULES, Category, match, read_benchmark, read_prompts
-from robustclip.evaluation.generation.compbench.roles import Roles, Scorer, geometric_mean, load_roles
+from robustclip.evaluation.generation.compbench.roles import Parts, Roles, Scorer, geometric_mean, load_roles
 from robustclip.evaluation.generation.judge import faults, judge
 from robustclip.evaluation.generation.pictures import Pictures, from_tensor
 from robustclip.evaluation.named import NamedReferee
@@ -151,6 +151,10 @@ def test_places_numbers_and_their_mean_with_the_others(
     # The first: 1 x 0.8 for its phrases, and its place; the second: 1 and a cosine of 1.
     assert report.figure("3-in-1").value == pytest.approx(((0.8 + 0.95) / 2 + 1.0) / 2)
     assert report.figure("3-in-1").judge == "sure + finds + seer"
+    asked = roles.questions.asked
+    with pytest.raises(UsageError, check=coded("no_relation")):  # before any picture is judged
+        judge_benchmark([shown], roles, "complex", parts=parts | {eats: Parts(places=True, actions=True)})
+    assert roles.questions.asked == asked
 
 
 def test_a_judgement_goes_on_where_it_was_stopped(release: Path, tmp_path: Path, plain: Callable[..., Tensor]) -> None:

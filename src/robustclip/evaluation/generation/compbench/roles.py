@@ -174,9 +174,10 @@ class SpatialClaim(NamedTuple):
 
 def spatial_claim(prompt: str, chunker: Chunker) -> SpatialClaim:
     """The last noun before the relation and the first after it. Raises UsageError if there is none."""
-    word = next((word for word in RELATIONS if f" {word} " in f" {prompt.lower()} "), None)
+    padded = f" {prompt.lower()} "
+    word = next((word for word in RELATIONS if f" {word} " in padded), None)
     phrases = chunker.phrases(prompt)
-    at = prompt.lower().find(word) if word else -1
+    at = padded.find(f" {word} ") if word else -1  # of the whole word: "nearby" contains "near"
     before = [one.noun for one in phrases if at >= 0 and one.start < at]
     after = [one.noun for one in phrases if word and one.start >= at + len(word)]
     if word is None or not before or not after:
@@ -294,10 +295,14 @@ class Scorer:
         """Raise UsageError for a prompt that is not of the category."""
         if self.roles.questions is not None and self._asks:
             self.questions(prompt)
-        if self.roles.detector is not None and self.category == "spatial":
+        if self.roles.detector is not None and (self.category == "spatial" or self._has_place(prompt)):
             spatial_claim(prompt, self.roles.chunker)
         if self.roles.detector is not None and self.category == "numeracy":
             number_score(self._numbers(prompt), [])
+
+    def _has_place(self, prompt: str) -> bool:
+        """Whether a complex prompt's place is scored."""
+        return self.category == "complex" and self.parts is not None and self.parts[normal(prompt)].places
 
     @property
     def _asks(self) -> bool:
@@ -329,7 +334,7 @@ class Scorer:
     def _detect(self, images: Tensor, prompts: Sequence[str], results: list[Scored]) -> None:
         for image, prompt, scored in zip(images, prompts, results, strict=True):
             numbers = self._numbers(prompt)
-            if self.category == "complex" and not (self.parts is not None and self.parts[normal(prompt)].places):
+            if self.category == "complex" and not self._has_place(prompt):
                 continue
             claim = None if self.category == "numeracy" else spatial_claim(prompt, self.roles.chunker)
             labels = list(numbers) if claim is None else [claim.noun, claim.other]

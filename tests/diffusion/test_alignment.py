@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -47,6 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(folder: Path) -> LatentDiffusion:
     return load_diffusion(folder)
+
+
+def drawn_of(model: LatentDiffusion) -> torch.Tensor:
+    """All samples of "a cat"."""
+    return Selection(**SMALL).drawn(model, "a cat", 0)[0]
 
 
 def brightness(images: torch.Tensor, _: str) -> torch.Tensor:
@@ -177,6 +183,9 @@ def test_training_goes_on_bit_by_bit(folder: Path) -> None:
         stream = generator(0, "alignment", trainer.done)
         trainer.step(*pool.batch(4, stream), stream)
     assert torch.equal(noise_of(rest), noise_of(whole))
+    slower = AdapterTrainer(rest, steps=4, lr=1e-5)
+    slower.load(state)
+    assert [group["lr"] for group in slower.optimiser.param_groups] == [1e-5]
     with pytest.raises(UsageError, check=coded("other_checkpoint")):
         trainer.load({"adapters": {}})
 
@@ -195,6 +204,12 @@ def test_the_best_samples_are_kept_whatever_the_batch(model: LatentDiffusion) ->
     chance = Selection(**SMALL, by="random").choose(model, "a cat", 0)[1]
     assert torch.equal(chance, Selection(**SMALL, by="random").choose(model, "a cat", 0)[1])
     assert Selection(**SMALL, by="gap").choose(model, "a cat", 0)[1].isfinite().all()
+    broken = iter([math.nan, 2.0, math.nan, 1.0, 3.0])
+
+    def some(images: torch.Tensor, _: str) -> torch.Tensor:
+        return torch.tensor([next(broken) for _ in images])
+
+    assert torch.allclose(Selection(**SMALL, by=some).choose(model, "a cat", 0)[0], drawn_of(model)[[4, 1]], atol=1e-4)
 
 
 def test_what_was_chosen_is_not_sampled_again(model: LatentDiffusion, tmp_path: Path) -> None:
@@ -280,6 +295,7 @@ def test_the_best_validation_is_taken_back_also_after_a_resume(model: LatentDiff
     trainer = AdapterTrainer(model, steps=4, lr=1e-2)
     pool = AlignmentPool((torch.randn(2, 4, 8, 8, generator=generator(0, "latents")), ["a cat", "a dog"]))
     noise = {}
+    trainer.judge(math.nan)  # never the best
     for score in (1.0, 3.0, 2.0):
         stream = generator(0, "alignment", trainer.done)
         trainer.step(*pool.batch(4, stream), stream)

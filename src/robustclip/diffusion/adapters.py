@@ -3,6 +3,7 @@ fine-tuning on selected latents by the denoising loss (MI-TUNE, Alg. 2)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -225,7 +226,7 @@ class AdapterTrainer(Trainer):
 
     def judge(self, score: float) -> None:
         """Store the current adapters as best if the validation score is the round's highest."""
-        if self.best is None or score > self.best["score"]:
+        if not math.isnan(score) and (self.best is None or score > self.best["score"]):
             adapters = {name: one.clone() for name, one in self._adapters().items()}
             self.best = {"score": score, "step": self.done, "adapters": adapters}
 
@@ -239,7 +240,7 @@ class AdapterTrainer(Trainer):
         return int(self.best["step"])
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a `state`. Raises UsageError for that of other adapters."""
+        """Restore a `state` but for the rate. Raises UsageError for that of other adapters."""
         own = dict(trainable(self.model))
         saved = state.get("adapters", {})
         if {name: one.shape for name, one in saved.items()} != {name: one.shape for name, one in own.items()}:
@@ -250,6 +251,8 @@ class AdapterTrainer(Trainer):
             for name, one in own.items():
                 one.copy_(saved[name])
         super().load(state)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr  # of this call, not the checkpoint's
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class Selection:
             if path is not None:
                 with atomic_write(path) as file:
                     file.write(save({"scores": scores}))
-        return latents[scores.topk(self.keep).indices], scores
+        order = torch.where(scores.isnan(), -torch.inf, scores).topk(self.keep).indices  # topk puts NaN first
+        return latents[order], scores
 
     @torch.no_grad()
     def drawn(

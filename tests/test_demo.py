@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import robustclip
 from robustclip.demo import NAME, run_demo
+from robustclip.errors import UsageError
 
 
 def test_the_demo_writes_a_table_a_picture_and_a_referee(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    shown = run_demo(out=out, steps=2, limit=8, attack="l2:1.5@2", device="cpu", dtype="float32")
+    shown = run_demo(out=out, steps=2, limit=8, attack="L2:1.50@2", device="cpu", dtype="float32")
     assert (out / "gradients.png").stat().st_size > 1000
     assert NAME in (out / "table.txt").read_text()
     rows = json.loads((out / "evaluation.json").read_text())["rows"]
@@ -25,3 +28,9 @@ def test_the_demo_writes_a_table_a_picture_and_a_referee(tmp_path: Path) -> None
     assert (out / "referee" / "open_clip_model.safetensors").is_file()
     assert "Next: robustclip evaluate" in shown["summary"]
     assert robustclip.referees.registry.find(NAME) is None  # so that a second demo may be run
+
+
+def test_an_attack_that_the_report_does_not_take_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run_demo(out=tmp_path / "demo", attack="l2:1.5@autoattack-light", device="cpu")
+    assert not (tmp_path / "demo").exists()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from robustclip import evaluate, recipes
+from robustclip.attacks.spec import AttackSpec
 from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
@@ -101,9 +102,8 @@ def recipe(
     trained = common.where | {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": steps // 8, "ema": 0.98}
     trained |= {"evaluate_every": 0, "checkpoint_every": 50, "quick": common.quick}
     trained |= {"warmup": 5, "evaluate_every": 20} if common.quick else {}
-    measured = Measuring(
-        images, f"l2:{eps}@{strong_attack}", f"l2:{eps}@{weak}", pull, prompts, common.device, quick=common.quick
-    )
+    strong, weak = (str(AttackSpec.parse(f"l2:{eps}@{one}")) for one in (strong_attack, weak))  # as reports name them
+    measured = Measuring(images, strong, weak, pull, prompts, common.device, quick=common.quick)
     with run:
         found: dict[str, dict[str, Any]] = {}
         for number in range(seeds):

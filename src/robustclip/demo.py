@@ -15,7 +15,7 @@ from robustclip.errors import UsageError, faults_of
 from robustclip.evaluation.evaluate import evaluate
 from robustclip.evaluation.report import CLEAN, LOW_FREQUENCY, Report
 from robustclip.explanation.maps import check_method
-from robustclip.pages.explain import explain
+from robustclip.pages.explain import explain, read_attack
 from robustclip.recipes import run
 from robustclip.referees.registry import load_referee
 from robustclip.robustification.export import export
@@ -49,6 +49,7 @@ def run_demo(
     (heat maps of both), referee/ (for load_referee and open_clip), and train/ (the run). Five to ten minutes on two
     CPU cores.
     """
+    attack = str(AttackSpec.parse(attack))  # as the report names it
     print(
         f"1/4  Robustifying {START} for {steps} steps, against L2 attacks of eps {eps:g} on 64x64 pixels.", flush=True
     )
@@ -87,6 +88,7 @@ def faults(eps: float, attack: str) -> Iterator[str | UsageError]:
         (
             partial(ThreatModel, "l2", eps, 64),
             lambda: AttackSpec.parse(attack).threat(64),
+            partial(read_attack, attack),
             partial(check_method, "gradcam"),
         )
     )

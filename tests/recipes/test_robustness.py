@@ -10,13 +10,13 @@ import pytest
 from robustclip import recipes
 from robustclip.errors import UsageError, coded
 
-STRONG = "l2:1.5@apgd-ce:2"
+STRONG = "l2:2@apgd-ce:2"
 
 
 @pytest.mark.slow
 def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    call = {"rows": ["trades"], "quick": True, "device": "cpu"}
+    call = {"rows": ["trades"], "quick": True, "device": "cpu", "eps": 2}
     numbers = recipes.run("robustness", "evaluate", {**call, "out": out})
     assert set(numbers) == {"out", "trades, seed 0"}
     found = json.loads((out / "rows" / "trades" / "seed-0" / "result.json").read_text())
@@ -24,7 +24,7 @@ def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     assert found["arguments"]["objective"] == "trades"
     values = {(one["metric"], one["attack"]) for one in found["rows"] if one["kind"] == "value"}
     metric = next(metric for metric, _ in values if metric.startswith("top-1"))
-    assert {(metric, attack) for attack in ("clean", "random l2:1.5", "l2:1.5@2", STRONG)} <= values
+    assert {(metric, attack) for attack in ("clean", "random l2:2", "l2:2@2", STRONG)} <= values
     assert ("low-frequency share", "clean") in values
     head, _, row = (out / "table.md").read_text().splitlines()
     assert f"{metric}, {STRONG}" in head

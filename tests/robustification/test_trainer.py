@@ -25,6 +25,7 @@ from robustclip.robustification import adversarial, trainer
 from robustclip.robustification.adversarial import AdversarialGradients, WarmStarts, refuse_warm_starts
 from robustclip.robustification.energy import NegativeSamples, jem
 from robustclip.robustification.losses import clip, fare
+from robustclip.robustification.state import TrainingState, adamw, warmup_cosine
 from robustclip.robustification.trainer import train
 from robustclip.runs import checkpoint, distributed
 from robustclip.runs.folder import Run
@@ -293,6 +294,20 @@ def test_a_resumed_run_takes_rate_and_weight_decay_of_its_own_call(tmp_path: Pat
         return (weights(after) - weights(before)).abs().max().item()
 
     assert moved(1e-8) < 1e-8 < 1e-6 < moved(1e-2)  # the first step after the resume, too
+
+
+def test_a_run_resumes_with_warm_starts_that_are_new_and_not_to_fewer_steps_or_other_weights(tmp_path: Path) -> None:
+    _, run = fit(tmp_path / "run", steps=4)
+    with pytest.raises(UsageError, check=coded("beyond_steps", step=4, steps=3)):
+        fit(tmp_path, run=run, steps=3, resume=True)
+    fit(tmp_path, run=run, steps=6, resume=True, warm_start=True)
+    assert run.metrics()[-1]["step"] == 6
+    tower = toy_referee().image_tower
+    next(tower.parameters()).requires_grad_(False)
+    optimizer = adamw(tower, 1e-2, 0.0)
+    state = TrainingState(tower, None, optimizer, {"schedule": warmup_cosine(optimizer, 2, 6)})
+    with pytest.raises(UsageError, check=coded("other_weights")):
+        state.restore(run, torch.device("cpu"), 6)
 
 
 def test_a_resumed_run_draws_the_same_samples(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def tune_distance(
     schedule = warmup_cosine(optimizer, warmup, steps)
     state = TrainingState(tower, None, optimizer, {"schedule": schedule})
     if resume:
-        state.restore(run, device)
+        state.restore(run, device, steps)
     turned = torch.zeros(len(triplets), dtype=torch.bool)
     if votes == "shuffled":
         turned = torch.rand(len(triplets), generator=generator(seed, "votes")) < 0.5

@@ -191,13 +191,14 @@ class TrainingState:
         numbers = {"data": distributed.listed(self.position), "best": self.best, "seconds": self.seconds}
         return distributed.gathered(split) | {name: part.state_dict() for name, part in self.plain.items()} | numbers
 
-    def restore(self, run: Run, device: torch.device) -> None:
+    def restore(self, run: Run, device: torch.device, steps: int) -> None:
         """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0. Rate
-        and weight decay stay those of this call, which may differ from those before."""
+        and weight decay stay those of this call, which may differ from those before. Raises UsageError for another
+        tower, other trained weights, and one of more than `steps` updates."""
         sharded = distributed.is_sharded()  # whole tensors might not fit on its device
         saved = checkpoint.newest(run.checkpoints, "cpu" if sharded else device, run.warn)
         if saved is not None:
-            self._check_fits(saved, run)
+            self._check_fits(saved, run, steps)
             distributed.load_module(self.tower, saved["tower"])
             if self.averaged is not None:
                 distributed.load_module(self.averaged.module, saved["ema"])
@@ -206,7 +207,8 @@ class TrainingState:
             ]
             distributed.load_optimizer(self.optimizer, saved["optimizer"])
             for name, part in self.plain.items():
-                part.load_state_dict(saved[name])
+                if name in saved:  # warm starts may be new
+                    part.load_state_dict(saved[name])
             self._schedule_anew(asked)
             self.step, self.best = int(saved["step"]), float(saved["best"])
             self.position = _own_position(saved["data"], run)
@@ -221,7 +223,7 @@ class TrainingState:
         for group, own, factor in zip(self.optimizer.param_groups, asked, schedule.lr_lambdas, strict=True):
             group |= own | {"lr": own["initial_lr"] * factor(schedule.last_epoch)}
 
-    def _check_fits(self, saved: dict[str, Any], run: Run) -> None:
+    def _check_fits(self, saved: dict[str, Any], run: Run, steps: int) -> None:
         own = {name: tuple(value.shape) for name, value in self.tower.state_dict().items()}
         there = {name: tuple(value.shape) for name, value in saved.get("tower", {}).items()}
         if own != there:
@@ -230,6 +232,21 @@ class TrainingState:
                 f"{run.folder} trains another tower than this call (they differ in {odd}): continue it with its own "
                 "arguments, which --resume uses by default",
                 "other_tower",
+            )
+        ours, theirs = self.optimizer.param_groups, saved["optimizer"]["param_groups"]
+        if [len(group["params"]) for group in ours] != [len(group["params"]) for group in theirs]:
+            raise UsageError(
+                f"{run.folder} trains other weights of the tower than this call: continue it with its own "
+                "--locked-groups, which --resume uses by default",
+                "other_weights",
+            )
+        if saved["step"] > steps:
+            raise UsageError(
+                f"{run.folder} is at step {saved['step']}, beyond --steps {steps}: give at least as many, or start a "
+                "new run",
+                "beyond_steps",
+                step=saved["step"],
+                steps=steps,
             )
 
     def save(self, run: Run, keep: int, *, needed: bool) -> None:

@@ -133,7 +133,7 @@ def train_texts(
     schedule = warmup_cosine(optimizer, warmup, steps)
     state = TrainingState(tower, None, optimizer, {"schedule": schedule})
     if resume:
-        state.restore(run, device)
+        state.restore(run, device, steps)
     silent = not distributed.is_main()
     with (
         TrainingProgress(total=steps, start=state.step, unit="texts", silent=silent) as progress,

@@ -216,7 +216,7 @@ def train(
     plain: dict[str, Stateful] = {"schedule": schedule, "alarm": alarm, "bad": bad}
     state = TrainingState(tower, averaged, optimizer, plain if warm is None else plain | {"warm": warm})
     if resume:
-        state.restore(run, device)
+        state.restore(run, device, steps)
     first, no_texts = state.step, torch.empty(0, device=device)
     if probe is not None:
         probe = placed(probe_share(probe))

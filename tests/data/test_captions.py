@@ -50,6 +50,9 @@ def test_a_checkpoint_brings_back_a_position_with_skipped_samples(tmp_path: Path
     assert last.position["faults"] == {"no caption": data.faults["no caption"]}
     path = checkpoint.save(tmp_path, 3, {"data": [last.position]})
     assert checkpoint.load(path)["data"] == [last.position]
+    again = open_captions([str(tmp_path / "pairs.csv")], batch_size=2)
+    again.batches(last.position)  # of which a run that was finished takes none
+    assert again.faults == last.position["faults"]
 
 
 def test_processes_share_an_epoch_and_others_can_go_on(file: Path) -> None:

@@ -276,6 +276,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_no_batch_is_taken_after_the_last_step(tmp_path: Path) -> None:
+    _, run = fit(tmp_path / "run", steps=17, data=Unplugged())
+    assert run.metrics()[-1]["step"] == 17
+
+
 def test_a_resumed_run_takes_rate_and_weight_decay_of_its_own_call(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe="test", arguments={})
     with pytest.raises(ConnectionError):

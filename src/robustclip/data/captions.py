@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from robustclip.data.loader import JUDGED_FROM
-from robustclip.data.mixture import Mixture
+from robustclip.data.mixture import Drawn, Mixture
 from robustclip.data.samples import Sample, readable, stable_number
 from robustclip.data.sources import open_each, open_source, split_data, weighted
 from robustclip.data.tables import shuffled
@@ -69,8 +69,9 @@ class CaptionBatches:
         if position and (set(at["stream"]["sources"]) != names or at["place"][1] != self.place.world_size):
             raise UsageError("the position in the captions is one in other data: resume with the same", "other_data")
         self.faults = Counter(at.get("faults", {}))
-        used = set(at.get("used", names))
-        stream = self.mixture.stream(self.seed, self.place, at["stream"])
+        return self._batches(self.mixture.stream(self.seed, self.place, at["stream"]), set(at.get("used", names)))
+
+    def _batches(self, stream: Drawn, used: set[str]) -> Iterator[Captions]:
         texts: list[str] = []
         ids: list[str] = []
         for sample in stream:

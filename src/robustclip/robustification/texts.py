@@ -139,9 +139,8 @@ def train_texts(
         TrainingProgress(total=steps, start=state.step, unit="texts", silent=silent) as progress,
         catching_signals() as caught,
     ):
-        for step, batch in enumerate(progress.fed(data.batches(state.position)), state.step):
-            if step >= steps:
-                break
+        batches = progress.fed(data.batches(state.position))
+        for step, batch in zip(range(state.step, steps), batches, strict=False):
             done = step + 1
             logs = done % log_every == 0 or done == steps
             anchors = original(batch.texts)

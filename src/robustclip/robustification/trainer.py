@@ -228,9 +228,8 @@ def train(
         TrainingProgress(total=steps, start=state.step, silent=not distributed.is_main()) as progress,
         catching_signals() as caught,
     ):
-        for step, batch in enumerate(progress.fed(data.batches(state.step, state.position)), state.step):
-            if step >= steps:
-                break
+        batches = progress.fed(data.batches(state.step, state.position))
+        for step, batch in zip(range(state.step, steps), batches, strict=False):
             position, share = batch.position, len(batch)
             batch = placed(batch)
             done = step + 1

@@ -17,6 +17,7 @@ from robustclip.diffusion.training import STARVED, VQGANTrainer, discriminator, 
 from robustclip.diffusion.vqgan import CARD, WEIGHTS, load_vqgan, nearest
 from robustclip.errors import RunError, UsageError, coded
 from robustclip.runs.files import sha256
+from robustclip.runs.folder import Run
 from robustclip.runs.rng import generator
 
 CHANNELS = (16, 16)
@@ -170,6 +171,20 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
         assert torch.equal(second.model.state_dict()[name], value)
     with pytest.raises(UsageError, check=coded("other_checkpoint")):
         VQGANTrainer(new_vqgan((16, 16, 16)), discriminator(8), pooled, steps=8).load(state)
+
+
+def test_a_finished_run_keeps_its_numbers_and_goes_not_back(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe="test", arguments={})
+
+    def fit(steps: int) -> dict[str, float]:
+        made = trainer(steps=steps)
+        made.resume(run, torch.device("cpu"))
+        return made.fit(lambda k: made.step(images(k), generator(0, "codes", k)), run, images=4, save_every=2)
+
+    numbers = fit(3)
+    assert fit(3) == numbers != {}
+    with pytest.raises(UsageError, check=coded("beyond_steps", step=3, steps=2)):
+        fit(2)
 
 
 def json_like(state: dict[str, object]) -> dict[str, object]:

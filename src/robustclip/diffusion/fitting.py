@@ -108,9 +108,14 @@ class Trainer:
         self, step: Callable[[int], Mapping[str, float]], run: Run, *, images: int, save_every: int
     ) -> dict[str, float]:
         """Train up to `steps` and return the last metrics. `step(k)` is update k on `images` pictures; it calls `step`
-        of the trainer. The state is saved every `save_every` updates and after the last.
+        of the trainer. The state is saved every `save_every` updates and after the last. Raises UsageError if more
+        than `steps` are done.
         """
-        metrics: dict[str, float] = {}
+        if self.done > self.steps:
+            message = f"{run.folder} is at step {self.done}, beyond --steps {self.steps}: give at least as many"
+            raise UsageError(message, "beyond_steps", step=self.done, steps=self.steps)
+        last = run.metrics()[-1:] if self.done == self.steps else []  # of a run that was finished
+        metrics = {name: value for line in last for name, value in line.items() if name not in ("step", "seconds")}
         with TrainingProgress(total=self.steps, start=self.done, title=self.title) as progress:
             while self.done < self.steps:
                 metrics = dict(step(self.done))

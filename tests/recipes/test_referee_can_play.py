@@ -140,6 +140,12 @@ def test_a_pair_readers_folder_may_be_a_path() -> None:
     assert [reader.card.name for reader, _ in guides.readers] == ["emoji-blip2"]
 
 
+def test_the_similarity_of_several_diffusion_models_has_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustclip.synthesis.guides.information_of", lambda model, image, text: torch.tensor([model]))  # noqa: ARG005
+    both = PairGuides([], None, torch.float32, [(2.0, 3.0), (6.0, 1.0)])  # type: ignore[list-item]
+    assert both.similarity(torch.zeros(2, 3, 8, 8), [Prompt.parse(PAIR)] * 2).tolist() == [3.0, 3.0]
+
+
 def test_sizes_are_cut_to_cells_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = paint(tmp_path / "small", size="20x33", copies=0, steps=1, vlm=False)
     assert small.images.shape == (1, 3, 16, 32)

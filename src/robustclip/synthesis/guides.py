@@ -316,8 +316,8 @@ class PairGuides(Guides):
         texts = [text_of(prompt) for prompt in prompts]
         if not self.readers:
             each = list(zip(images.clamp(0, 1).split(1), texts, strict=True))
-            found = [[information_of(model, *one) for one in each] for model, _ in self.models]
-            return torch.stack([torch.cat(one) for one in found]).mean(0)
+            nats = [weight * torch.cat([information_of(model, *one) for one in each]) for model, weight in self.models]
+            return torch.stack(nats).sum(0) / sum(weight for _, weight in self.models)
         chances = [weight * reader.matching_logits(images, texts).softmax(1)[:, 1] for reader, weight in self.readers]
         return torch.stack(chances).sum(0) / sum(weight for _, weight in self.readers)
 

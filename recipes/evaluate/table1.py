@@ -182,8 +182,7 @@ def subset(folder: Path, named: Sequence[Named], most: int | None) -> Path:
     if most is not None and most < len(named):
         chosen = [named[index * len(named) // most] for index in range(most)]
     path = folder / f"prompts-{len(chosen)}.jsonl"
-    if not path.exists():
-        write_text(path, "".join(json.dumps({"id": one.id, "prompt": one.prompt.title}) + "\n" for one in chosen))
+    write_text(path, "".join(json.dumps({"id": one.id, "prompt": one.prompt.title}) + "\n" for one in chosen))
     return path
 
 

@@ -17,7 +17,9 @@ from robustclip.evaluation.generation.results import Column, Results
 from robustclip.referees.registry import load_referee
 from robustclip.referees.smoothed import fingerprint
 from robustclip.synthesis import studio
+from robustclip.synthesis.items import Named, load_prompts
 from robustclip.synthesis.pictures import is_whole, read_facts
+from robustclip.synthesis.prompts import Prompt
 
 Reproduce = Callable[..., dict[str, Any]]
 
@@ -201,3 +203,10 @@ def test_a_table_with_the_embedded_referees(table: str, tmp_path: Path) -> None:
     numbers = recipes.run(table, "evaluate", {"quick": True, "out": tmp_path / "run", "device": "cpu"})
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
     assert any("emoji-robust" in name for name in numbers)
+
+
+def test_a_resumed_table_reads_the_prompts_of_its_own_call(tmp_path: Path) -> None:
+    subset = recipes.find("table1", "evaluate").module.subset
+    for prompts in (["a cat", "a dog"], ["a house", "a tree"]):
+        named = [Named(text.replace(" ", "-"), Prompt.literal(text)) for text in prompts]
+        assert [one.prompt.title for one in load_prompts(subset(tmp_path, named, None))] == prompts

@@ -113,6 +113,9 @@ def test_candidates_are_embedded_once_a_seed(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [30]
     starts(items("a dog", seed=1))
     assert seen == [30, 30]
+    for prompt in ("a turtle", "a house"):
+        starts([items(prompt, seed=seed)[0] for seed in range(9)])
+    assert seen == [30] * 9, "also of more seeds than a batch has pictures"
 
 
 def test_a_temperature_scatters_candidates() -> None:

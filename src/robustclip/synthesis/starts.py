@@ -32,7 +32,8 @@ WITHOUT: Final = "grey"
 """The start of `auto` if no guide's card names a mixture."""
 PLAIN: Final = {"noise": basic.noise, "grey": basic.grey, "gradient": basic.gradient}
 BYTES_OF_A_CANDIDATE: Final = 4 * 3 * 16 * 16  # of the embedded mixtures
-SEEDS_KEPT = 4  # whose candidates are cached
+KEPT: Final = 2**28
+"""Bytes of cached candidates, of 4 seeds at least."""
 
 
 def check_init(text: str) -> str:
@@ -113,13 +114,15 @@ class Starts:
         self.notebook = notebook
         self.plain: basic.Init | None = PLAIN.get(init)
         self.mixture = None
+        seeds = 4
         if self.plain is None and is_file(init) and not init.endswith(SUFFIX):
             self.plain = basic.from_image(load_image(init), strength)
         elif self.plain is None:
             self.mixture = load_mixture(init)
             numbers = 3 * math.prod(self.mixture.size) + sum(one.width for one in guides.referees)
             check_memory(4 * candidates * numbers, f"{candidates:,} candidates of {init}")
-        self._pool = lru_cache(SEEDS_KEPT)(self._drawn)
+            seeds = max(seeds, KEPT // (4 * candidates * numbers))
+        self._pool = lru_cache(seeds)(self._drawn)
 
     def __call__(self, items: Sequence[Item]) -> Float[Tensor, "p 3 h w"]:
         device = self.guides.device

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from robustclip.canvases.latents import Latents
-from robustclip.data.images import save_image
 from robustclip.diffusion.pipelines import load_diffusion
 from robustclip.diffusion.stable import Guidance
 from robustclip.errors import UsageError
@@ -166,10 +165,8 @@ def recipe(
             watch=watch,
             callbacks=[shown, *callbacks] if gradients else callbacks,
         )
-        for row, item in enumerate(items if gradients else []):
-            folder = session.run.folder / "gradients"
-            folder.mkdir(exist_ok=True)
-            save_image(strip(shown.of(row), shown.steps), folder / f"{item.id}.png")
+        if shown.pictures:
+            painted.others["gradients"] = [strip(shown.of(row), shown.steps) for row in range(len(items))]
         return painted
 
     return session.paint(paint, steps=steps)

@@ -50,6 +50,11 @@ def test_a_run_writes_what_it_promises(made: Result) -> None:
     torch.testing.assert_close(made.similarity, chance, atol=1e-5, rtol=0)
 
 
+def test_no_step_has_no_gradient_to_show(tmp_path: Path) -> None:
+    made = paint(tmp_path / "run", steps=0, gradients=True)
+    assert not (made.folder / "gradients").exists()
+
+
 def test_its_numbers_are_of_both_streams_and_the_referee_rests_in_the_last_steps(made: Result) -> None:
     assert {"loss", "sds", "itm+lm@copies x2"} <= made.trace.keys()
     assert made.trace["sds"].isfinite().all()

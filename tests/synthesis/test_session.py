@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from robustclip.data.images import save_image
+from robustclip.data.images import load_image, save_image
 from robustclip.errors import UsageError, coded
 from robustclip.referees.base import TwoTower
 from robustclip.referees.smoothed import fingerprint
@@ -138,10 +138,8 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         images = shades.view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
         seen.append(len(items))
         watch(1, images, {"similarity": shades})
-        frames = images[None]
-        return Painted(
-            images, shades, {"loss": shades[None]}, frames, [1], {"txt": [f"{shade:.4f}" for shade in shades]}
-        )
+        texts, others = {"txt": [f"{shade:.4f}" for shade in shades]}, {"more": [*images]}
+        return Painted(images, shades, {"loss": shades[None]}, images[None], [1], texts, others=others)
 
     def session(folder: str, **changed: object) -> Session:
         made = Session.open(
@@ -161,6 +159,8 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
         assert float(best.trace["loss"][0, row]) == pytest.approx(max(fact["scores"]), abs=1e-6)
         text = (tmp_path / "best" / "txt" / f"{best.items[row].id}.txt").read_text()
         assert float(text) == pytest.approx(max(fact["scores"]), abs=1e-3)
+        other = load_image(tmp_path / "best" / "more" / f"{best.items[row].id}.png")
+        assert float(other.mean()) == pytest.approx(max(fact["scores"]), abs=3e-3)
     assert {fact["candidate"] for fact in facts} != {0}
     with pytest.raises(UsageError, check=coded("no_diffusion_model")):
         Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"))

@@ -23,7 +23,8 @@ from robustclip.synthesis.pictures import contact_sheet
 class Painted:
     """A batch of P pictures. `similarity` is that of the final picture to its prompt; `trace` has a number of each
     picture for each of S steps; `frames` are the pictures after the steps in `steps_of_frames`; `texts` are
-    further text files of each picture, by suffix ("svg")."""
+    further text files of each picture, by suffix ("svg"); `others` further pictures of each, by folder
+    ("gradients")."""
 
     images: Float[Tensor, "p 3 h w"]
     similarity: Float[Tensor, " p"]
@@ -32,6 +33,7 @@ class Painted:
     steps_of_frames: list[int] = field(default_factory=list)
     texts: dict[str, list[str]] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
+    others: dict[str, list[Float[Tensor, "3 h2 w2"]]] = field(default_factory=dict)
 
 
 class Watch(Protocol):

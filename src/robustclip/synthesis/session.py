@@ -308,15 +308,19 @@ def _merged(old: Painted, new: Painted, better: Tensor) -> Painted:
         shape = [1] * at + [-1] + [1] * (first.ndim - at - 1)
         return torch.where(better.to(first.device).view(shape), second, first)
 
-    chosen = better.tolist()
+    def listed(first: Mapping[str, list[Any]], second: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        chosen = better.tolist()
+        return {
+            name: [pair[won] for pair, won in zip(zip(values, second[name], strict=True), chosen, strict=True)]
+            for name, values in first.items()
+        }
+
     return Painted(
         of(old.images, new.images, 0),
         of(old.similarity, new.similarity, 0),
         {name: of(values, new.trace[name], 1) for name, values in old.trace.items()},
         None if old.frames is None or new.frames is None else of(old.frames, new.frames, 1),
         old.steps_of_frames,
-        {
-            ending: [pair[won] for pair, won in zip(zip(texts, new.texts[ending], strict=True), chosen, strict=True)]
-            for ending, texts in old.texts.items()
-        },
+        listed(old.texts, new.texts),
+        others=listed(old.others, new.others),
     )

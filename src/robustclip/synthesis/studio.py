@@ -3,6 +3,7 @@
 images/<id>.png      each picture with its provenance, written after its batch
 frames/<id>.{gif,png}  its optimisation, for runs of few pictures
 svg/<id>.svg         the picture's drawing, for methods that draw
+gradients/<id>.png   its gradients, for methods that show them
 preview.png          best pictures so far of the current batch
 contact_sheet.png    prompts x seeds, and
 pictures.jsonl       one line a picture, in the items' order: both at the end
@@ -157,6 +158,9 @@ def _write(
                 write_strip(run.folder / "frames" / f"{item.id}.png", frames, painted.steps_of_frames, enlarge)
             for ending, texts in painted.texts.items():
                 write_text(run.folder / ending / f"{item.id}.{ending}", texts[index])
+            for folder, others in painted.others.items():
+                (run.folder / folder).mkdir(exist_ok=True)
+                save_image(others[index], run.folder / folder / f"{item.id}.png")
             similarity = float(painted.similarity[index])
             about = {"id": item.id, "prompt": str(item.prompt), "seed": item.seed, "similarity": similarity}
             own = painted.facts[index] if painted.facts else {}

@@ -18,6 +18,8 @@ from robustclip.evaluation.generation.pictures import from_tensor
 from robustclip.recipes import run
 from robustclip.synthesis.pictures import read_facts
 
+from ...diffusion.tiny import tiny_pipeline
+
 MODEL = "mi:emoji-diffusion"
 
 
@@ -65,3 +67,14 @@ def test_a_model_that_is_not_there_is_refused() -> None:
     options = JudgeOptions(["cosine"])
     with pytest.raises(UsageError, check=coded("unknown_diffusion_model", given="emoji-difusion")):
         judge_pictures([pictures], ["mi:emoji-difusion"], options=options, device="cpu")
+
+
+def test_models_in_folders_of_one_name_are_named_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "DRAWS", 1)
+    given = [f"mi:{tmp_path / number / 'unet'}" for number in ("first", "second")]
+    for name, prediction in zip(given, ("epsilon", "v_prediction"), strict=True):
+        tiny_pipeline(Path(name.removeprefix("mi:")), prediction=prediction)
+    pictures = from_tensor(torch.rand(2, 3, 16, 16), ["a cat", "a dog"])
+    report = judge_pictures([pictures], given, options=JudgeOptions(["cosine"]), device="cpu")
+    assert [one.judge for one in report.figures] == given == list(report.setting["judges"])
+    assert len({one.value for one in report.figures}) == 2

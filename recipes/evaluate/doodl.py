@@ -26,7 +26,7 @@ from robustclip.evaluation.generation.doodl import (
     prompt_cosine,
     vocabulary,
 )
-from robustclip.evaluation.generation.grids import Columns, Study, paint_set
+from robustclip.evaluation.generation.grids import Columns, Study, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Column, Results
 from robustclip.evaluation.named import load_named
 from robustclip.flags import SynthesisFlags, flat
@@ -39,6 +39,11 @@ from robustclip.synthesis.items import Seeds
 PartName = Literal["text", "samplers", "vocabulary", "exemplars", "aesthetics", "curve", "chain"]
 ALL: Final[list[PartName]] = ["text", "samplers", "vocabulary", "exemplars", "aesthetics", "curve", "chain"]
 PAIRS: Final = ("text", "samplers", "curve", "chain")  # parts of pairs of things, which judges of pairs read
+SAME: Final = (
+    *("robust", "control", "model", "prompts", "few", "subjects", "given", "seeds"),
+    *("steps", "chain_steps", "crops", "rcp_steps", "dtype", "quick"),
+)
+"""What the pictures of a resumed run depend on."""
 
 QUICK: Final = dict.fromkeys(("chain_steps", "crops", "rcp_steps", "prompts", "few", "subjects", "given"), 2) | {
     "steps": 1
@@ -77,10 +82,14 @@ def recipe(
     curve       steps of the optimisation
     chain       steps of the chain
 
-    `--resume` continues a stopped run. Writes table.md, results.json, contact sheets and all pictures.
+    `--resume` continues a stopped run, with more parts too. Writes table.md, results.json, contact sheets and all
+    pictures.
     """
     arguments = flat(locals())
     seeds = arguments["seeds"]
+    if common.resume is not None:
+        asked = resumed_rows(common.resume, arguments, same=SAME, rows="parts")
+        arguments["parts"] = parts = [part for part in ALL if part in asked]
     device = pick_device(common.device)
     jury = load_named(judges, device=device)
     for name in (robust, control):

@@ -14,7 +14,7 @@ from robustclip.attacks.spec import AttackSpec
 from robustclip.data.emoji import embedded_prompts, some_prompts
 from robustclip.data.images import save_image
 from robustclip.errors import UsageError
-from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set
+from robustclip.evaluation.generation.grids import PromptRecognition, overview, paint_set, resumed_rows
 from robustclip.evaluation.generation.results import Results
 from robustclip.evaluation.intervals import Interval, plain
 from robustclip.evaluation.named import load_named
@@ -31,6 +31,8 @@ SPLIT: Final = "emoji/unseen-styles"
 PAG_SPLIT: Final = "emoji/judge-heldback"  # which the judge has not seen either
 STARTS: Final = {"ResNet": "emoji-vanilla", "ViT": "emoji-vit-vanilla"}
 RESULT: Final = "result.json"
+SAME: Final = ("steps", "batch_size", "lr", "eps", "images", "strong_attack", "prompts", "seed", "quick")
+"""What the results of a resumed run depend on."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def recipe(
     Writes result.json for each row and seed, and table.md.
     """
     arguments = flat(locals())
+    if common.resume is not None:
+        arguments["rows"] = rows = resumed_rows(common.resume, arguments, same=SAME, rows="rows")
     chosen = chosen_rows(rows)
     run = Run.start(common.out, common.resume, recipe="robustness", arguments=arguments, verb="reproduce")
     weak, pull = ("2", "l2:12@2") if common.quick else ("20x3", "l2:12@20")

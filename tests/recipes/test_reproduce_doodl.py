@@ -10,10 +10,8 @@ import torch
 
 from robustclip import recipes
 from robustclip.data.images import load_image
-from robustclip.errors import UsageError
+from robustclip.errors import UsageError, coded
 from robustclip.evaluation.generation.results import Column, Results
-from robustclip.referees.folder import save_referee
-from robustclip.referees.toy import toy_referee
 from robustclip.signatures import typed
 
 from ..diffusion.tiny import tiny_pipeline
@@ -46,10 +44,13 @@ def test_a_table_is_written_and_goes_on_where_it_was_stopped(setting: dict[str, 
     kept, lost = sorted((tmp_path / "run" / "cells" / "text-DOODL_robust" / "images").glob("*.png"))
     before, removed = kept.stat().st_mtime_ns, load_image(lost)
     lost.unlink()
-    recipe(**setting, parts=["text"], resume=tmp_path / "run")
+    with pytest.raises(UsageError, check=coded("other_arguments", argument="seeds", before=[0], now=[1])):
+        recipe(**setting, parts=["text"], seeds=[1], resume=tmp_path / "run")
+    recipe(**setting, parts=["exemplars"], resume=tmp_path / "run")
     torch.testing.assert_close(load_image(lost), removed, atol=1 / 255, rtol=0)
     assert kept.stat().st_mtime_ns == before
     again = Results.read(tmp_path / "run")
+    assert "exemplars: DOODL" in again.rows
     for name, row in results.rows.items():
         if name == "text: DOODL, robust":
             continue  # of which one picture was painted anew, in a smaller batch
@@ -73,9 +74,6 @@ SLOW = ("samplers", "vocabulary", "aesthetics")
 def test_each_part_has_all_its_rows(setting: dict[str, Any], part: str, tmp_path: Path) -> None:
     if part == "vocabulary":
         setting["robust"] = "emoji-robust"  # whose trunk the classifier takes
-    if part in ("exemplars", "aesthetics"):  # whose given drawings have 64 pixels a side
-        save_referee(toy_referee(size=64, name="toy-64"), tmp_path / "home" / "referees" / "toy-64")
-        setting["robust"] = "toy-64"
     typed(recipes.find("doodl", "evaluate").function)(**setting, parts=[part], out=tmp_path / "run")
     results = Results.read(tmp_path / "run")
     assert len(results.rows) == EVERY[part]

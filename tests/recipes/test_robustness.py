@@ -33,6 +33,8 @@ def test_rows_are_trained_measured_and_not_done_again(tmp_path: Path) -> None:
     again = recipes.run("robustness", "evaluate", {"resume": out})
     assert {name: again[name] for name in numbers} == numbers
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == trained
+    with pytest.raises(UsageError, check=coded("other_arguments", argument="images", before=8, now=9)):
+        recipes.run("robustness", "evaluate", {"resume": out, "images": 9})
 
 
 def test_an_unknown_row(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustclip.data.emoji import LabelledImages, embedded_prompts, emoji_drawing, label_index, load_emoji
-from robustclip.data.images import save_image
+from robustclip.data.images import resize, save_image
 from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts
 from robustclip.evaluation.generation.measure import frechet_distance
 from robustclip.evaluation.generation.results import Column
@@ -183,7 +183,8 @@ def aesthetics(world: World, texts: list[str]) -> Part:
             Column("score", name): (embed(towers[name], images) @ head["weight"][0] + head["bias"]).numpy()
             for name, head in heads.items()
         }
-        columns[Column("RMS to the given")] = (images - originals).square().mean((1, 2, 3)).sqrt().numpy()
+        same = resize(originals, (images.shape[-2], images.shape[-1]))
+        columns[Column("RMS to the given")] = (images - same).square().mean((1, 2, 3)).sqrt().numpy()
         for judge in world.clips:
             columns[Column("given", judge.name)] = image_cosine(judge.referee, images, originals)
             if cell.startswith(("up", "down")):

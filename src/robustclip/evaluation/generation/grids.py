@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustclip.data.images import load_image, save_image, titled_grid
+from robustclip.data.images import load_image, resize, save_image, titled_grid
 from robustclip.data.pictures import Images
 from robustclip.errors import UsageError
 from robustclip.evaluation.generation.embeddings import cosine, embed, embed_texts, r_precision
@@ -213,9 +213,10 @@ def folder_name(row: str) -> str:
 
 
 def overview(sets: Mapping[str, Float[Tensor, "n 3 h w"]], texts: Sequence[str]) -> Float[Tensor, "3 H W"]:
-    """Contact sheet with sets as rows, and up to 12 evenly spaced prompts as columns."""
+    """Contact sheet with sets as rows, resized to the largest, and up to 12 evenly spaced prompts as columns."""
     columns = list(range(0, len(texts), max(1, len(texts) // SHOWN)))[:SHOWN]
-    tiles = torch.cat([images[columns] for images in sets.values()])
+    size = max((images.shape[-2], images.shape[-1]) for images in sets.values())
+    tiles = torch.cat([resize(images[columns], size) for images in sets.values()])
     return titled_grid(list(sets), [texts[column] for column in columns], tiles)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from click.testing import CliRunner
 from torch.distributed.run import get_args_parser
 
@@ -109,6 +109,14 @@ def test_a_launcher_takes_no_flag_of_a_recipe_for_its_own(
         words = shlex.split(command)[2 if launcher == "accelerate" else 1 :]
         found = parser().parse_args(words)
         assert (found.module, found.training_script, found.training_script_args) == (True, "robustclip", run)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_accelerate_takes_the_script_of_one_gpu_too(count: int) -> None:
+    command = Launch(["robustify", "emoji"], count).script("accelerate", []).partition("exec ")[2]
+    words = shlex.split(command.replace("\\\n", ""))[2:]
+    found, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (found.num_processes, found.multi_gpu) == (count, count > 1)
 
 
 def test_slurm_is_asked_for_the_numbers_of_the_run() -> None:

@@ -265,9 +265,8 @@ class Launch:
         return "\n".join(["#!/bin/bash", *comment, *body]) + "\n"
 
     def _accelerate(self) -> list[str]:
-        flags = [f"--multi_gpu --num_processes {self.count} --mixed_precision no --dynamo_backend no"]
-        if self.fsdp:
-            flags[0] = flags[0].replace("--multi_gpu", "--use_fsdp --fsdp_version 2")
+        kind = "--use_fsdp --fsdp_version 2 " if self.fsdp else "--multi_gpu " if self.count > 1 else ""
+        flags = [f"{kind}--num_processes {self.count} --mixed_precision no --dynamo_backend no"]
         usage = []
         if self.nodes == 1:
             flags[0] += " --num_machines 1"

@@ -66,6 +66,14 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pyt
     assert load_referee("./built-in").card.name == "local"
 
 
+def test_the_longest_name_that_is_safe_is_found_again(folder: Path) -> None:
+    name = "a" * 100
+    add(folder, name=name)
+    assert load_referee(name).card.name == "mine"
+    remove(name)
+    assert find(name) is None
+
+
 def test_show_and_find(folder: Path) -> None:
     assert entry_of("built-in").card == Card.load(embedded_world.path("referees", "built-in"))
     assert entry_of(str(folder)).card.name == "mine"

@@ -315,7 +315,7 @@ def _registered() -> Iterator[Entry]:
     """Folders and pointers to folders; an unreadable pointer becomes an entry of its own path, so that it can be
     removed."""
     for path in sorted(home().glob("*")):
-        if not SAFE_NAME.fullmatch(path.name):
+        if not SAFE_NAME.fullmatch(path.name.removesuffix(".json")):
             continue
         if path.is_dir() and (path / CARD_FILE).is_file():
             yield Entry(path.name, path, "registered")

@@ -183,7 +183,7 @@ def test_verify_measures_the_cheapest_claim_again(folder: Path, monkeypatch: pyt
         asked.append(arguments)
         described = [(claim.name, claim.attack or "clean") for claim in (CLEAN, ATTACKED)]
         rows = [Row("mine", "zero-shot", name, attack, "value", "", 0.55, 0.4, 0.6, 9, 7) for name, attack in described]
-        return Report({"data": CLEAN.data, "labels": "all"}, {"l2:1.5@20": ""}, rows)
+        return Report({"data": CLEAN.data, "labels": "all", "images": 9}, {"l2:1.5@20": ""}, rows)
 
     monkeypatch.setattr("robustclip.evaluation.claims.evaluate", fake)
     found = verify(str(folder), device="cpu")

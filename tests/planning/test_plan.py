@@ -18,6 +18,7 @@ from rich.console import Console
 import robustclip
 from robustclip.cli import app
 from robustclip.errors import UsageError, coded
+from robustclip.planning import costs, towers
 from robustclip.planning.plan import Estimate
 from robustclip.planning.settings import GPUS, PRICES_OF, count_of, known_gpu
 from robustclip.planning.towers import blueprint
@@ -245,6 +246,13 @@ def test_here_a_step_is_measured() -> None:
         plan(gpu="here", device="cpu", dtype="float32", batch_size=4, samples="4k", attack_steps=1, price=0.5).cost
         is not None
     )
+
+
+@pytest.mark.parametrize("recipe", ["emoji", "emoji-trades", "emoji-fare", "emoji-agft", "emoji-jem"])
+def test_speed_is_that_of_the_passes_that_are_timed(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "_fastest", lambda step, _: costs.counted(step) or 1)  # a FLOP takes a second
+    found = plan(recipe, gpu="here", device="cpu", dtype="float32", batch_size=2, samples="4k", attack_steps=1)
+    assert found.flops_per_second == pytest.approx(1)
 
 
 def test_all_faults_come_at_once() -> None:

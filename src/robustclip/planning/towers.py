@@ -194,7 +194,8 @@ def rehearse(
     model = build_image_tower(design.model_cfg).to(device)
     pixels = torch.rand(8, 3, *design.size, device=device, generator=torch.Generator(device))
     dtype = chosen_dtype(settings.dtype, model, pixels)
-    one = replace(settings, batch_size=1, accumulate=1, evaluate_every=0)
+    simple = "clip" if settings.coupled else "text-bank"  # as `_objective`, without passes on clean images
+    one = replace(settings, batch_size=1, accumulate=1, evaluate_every=0, objective=simple, anchor=0.0)
     affordable = int(BUDGET / flops_of(one))
     rehearsed = replace(one, batch_size=max(2, min(settings.part(count), affordable)))
     make_ready(model, replace(settings, accumulate=1), 1, channels_last=settings.channels_last)

@@ -268,6 +268,7 @@ def test_all_faults_come_at_once() -> None:
     ("arguments", "check"),
     [
         ({"quick": True}, coded("no_plan")),
+        ({"samples": 0}, lambda error: "samples= 0" in str(error)),
         ({"fsdp": True}, coded("one_gpu")),
         ({"gpu": "t4", "dtype": "bfloat16"}, coded("unsupported_dtype", dtype="bfloat16", gpu="t4")),
         ({"dtype": "float16"}, coded("unknown_dtype", dtype="float16")),

@@ -107,9 +107,9 @@ class Terms:
 
     gpu: Annotated[str, AfterValidator(known_gpu), "GPU name, or `here` to time a step on this machine"] = "h100"
     count: Annotated[PositiveInt, "number of GPUs, one process each"] = 1
-    samples: Annotated[PositiveInt | None, BeforeValidator(count_of), "number of training pairs, e.g. 100M; sets --steps"] = (
-        None
-    )
+    samples: Annotated[
+        PositiveInt | None, BeforeValidator(count_of), "number of training pairs, e.g. 100M; sets --steps"
+    ] = None
     mfu: Annotated[float, Field(gt=0, le=1), "assumed utilisation of peak FLOPS"] = 0.3
     price: Annotated[NonNegativeFloat | None, "price of one GPU hour; default: the table's"] = None
     fsdp: Annotated[bool, "shard weights, gradients and moments over the GPUs (FSDP)"] = False

@@ -114,6 +114,20 @@ def test_taken_names_are_refused(folder: Path) -> None:
         add(folder, name="built-in")
 
 
+def test_a_pair_reader_is_listed_as_one_and_its_name_is_taken(embedded: Path, folder: Path) -> None:
+    shipped = embedded.parent / "pair_readers" / "shipped"
+    replace(Card.load(folder), name="shipped", family="blip2").save(shipped)
+    with pytest.raises(UsageError, check=coded("name_taken", name="shipped", origin="embedded")):
+        add(shipped)
+    add(shipped, name="own")
+    listed = [entry for entry in registry.list_all() if isinstance(entry, registry.Entry)]
+    assert {entry.name: entry.kind for entry in listed} == {
+        "built-in": "referee",
+        "own": "pair reader",
+        "shipped": "pair reader",
+    }
+
+
 def test_a_folder_that_is_gone(folder: Path) -> None:
     add(folder)
     shutil.rmtree(folder)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import AfterValidator
 
 from robustclip.data import embedded
 from robustclip.errors import RunError, UsageError
-from robustclip.referees.base import TwoTower, not_a_clip
+from robustclip.referees.base import FAMILIES, TwoTower, not_a_clip
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.defended import by_name, split_defence
 from robustclip.referees.folder import CONFIG, load_referee_folder
@@ -205,7 +206,7 @@ RefereeName = Annotated[str, AfterValidator(check_safe)]
 def check_name(name: str) -> str:
     """Return `name` if it is safe and free, else raise UsageError."""
     check_safe(name)
-    taken = find(name)
+    taken = next((entry for entry in list_all() if entry.name == name and isinstance(entry, Entry)), None)
     if taken is not None:
         alternative = "" if taken.origin == "embedded" else f", or remove that one: robustclip referees remove {name}"
         message = f"{name} is the name of a referee already ({taken.folder}): take another name{alternative}"
@@ -318,12 +319,19 @@ def _registered() -> Iterator[Entry]:
         if not SAFE_NAME.fullmatch(path.name.removesuffix(".json")):
             continue
         if path.is_dir() and (path / CARD_FILE).is_file():
-            yield Entry(path.name, path, "registered")
+            yield Entry(path.name, path, "registered", _kind(path))
         elif path.suffix == ".json" and not path.is_dir():
             try:
-                yield Entry(path.stem, Path(read_json(path)["folder"]), "registered")
+                folder = Path(read_json(path)["folder"])
             except (UsageError, TypeError, KeyError):
-                yield Entry(path.stem, path, "registered")
+                folder = path
+            yield Entry(path.stem, folder, "registered", _kind(folder))
+
+
+def _kind(folder: Path) -> Kind:
+    with suppress(UsageError):  # its folder is gone, or the card is broken
+        return "pair reader" if Card.load(folder).family in FAMILIES else "referee"
+    return "referee"
 
 
 def _pointer(name: str) -> Path:

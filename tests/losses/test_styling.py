@@ -14,6 +14,7 @@ from robustclip.losses.content import FeatureMatch, tower_features, vgg19
 from robustclip.losses.similarity import Directional, Move, NeighbourNorms, ensembled, moves
 from robustclip.referees.openclip import imagenet_templates
 from robustclip.referees.registry import load_referee
+from robustclip.referees.smoothed import smoothed
 from robustclip.referees.toy import toy_referee
 from robustclip.synthesis.terms import ZeroBelow
 
@@ -109,6 +110,8 @@ def test_a_towers_features_are_maps_with_gradients() -> None:
     assert not any(module._forward_hooks for module in referee.image_tower.modules())
     with pytest.raises(UsageError, check=coded("no_feature_maps", referee="emoji-vit-vanilla")):
         tower_features(load_referee("emoji-vit-vanilla"))
+    with pytest.raises(UsageError, check=coded("wrapped", kind="smoothed")):
+        tower_features(smoothed(referee, sigma=0.25, samples=4))
 
 
 def test_vgg_sees_what_torchvisions_own_sees_after_its_relus(tmp_path: Path) -> None:

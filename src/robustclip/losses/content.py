@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustclip.errors import UsageError
 from robustclip.referees.base import TwoTower
+from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.referees.weights import check_finite, check_fit, read_weights
 
 Features = Callable[[Float[Tensor, "b 3 h w"]], Sequence[Tensor]]
@@ -82,8 +83,9 @@ def tower_features(referee: TwoTower) -> Features:
     """Features of a convolutional image tower instead of VGG (ours): the deepest maps at its last two resolutions
     except the final one.
 
-    Raises UsageError for a tower without such maps.
+    Raises UsageError for a tower without such maps, and for a smoothed or defended one, whose maps are of other images.
     """
+    refuse_wrapped(referee.image_tower, "has no feature maps of the picture itself", "take its base's")
     deepest: dict[tuple[int, int], str] = {}
 
     def probe(name: str) -> Callable[[nn.Module, Any, Any], None]:

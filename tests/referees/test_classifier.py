@@ -50,6 +50,11 @@ def test_a_class_by_name_number_or_near_name(folder: Path, tmp_path: Path) -> No
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nlast\n")
     assert load_classifier(str(folder), classes=names).index("last") == 3
+    names.write_bytes("\ufefffirst\r\nb\u2028b\r\nc\r\nd\r\n\r\n".encode())
+    assert load_classifier(str(folder), classes=names).names == [("first",), ("b\u2028b",), ("c",), ("d",)]
+    names.write_bytes(b"caf\xe9\nb\nc\nd\n")
+    with pytest.raises(UsageError, check=coded("not_utf8")):
+        load_classifier(str(folder), classes=names)
     names.write_text("a\nb\n")
     with pytest.raises(UsageError, check=coded("wrong_number_of_names", names=2, classes=4)):
         load_classifier(str(folder), classes=names)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from robustclip.data.images import resize
 from robustclip.errors import UsageError
 from robustclip.referees.weights import check_finite, check_fit, load_strictly, read_weights
-from robustclip.runs.files import is_file, read_json, sha256
+from robustclip.runs.files import is_file, read_json, read_lines, sha256
 
 SIZE: Final = (512, 512)  # DOODL demo: inputs of the classifiers
 FEATURES: Final = 768
@@ -140,7 +140,7 @@ def load_classifier(source: str, device: str | torch.device = "cpu", *, classes:
     else:
         classifier = _of_timm(source)
     if classes is not None:
-        lines = classes.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(classes)
         if len(lines) != classifier.classes:
             raise UsageError(
                 f"{classes} has {len(lines)} lines, and {classifier.name} {classifier.classes} classes: one line each",
@@ -148,7 +148,7 @@ def load_classifier(source: str, device: str | torch.device = "cpu", *, classes:
                 names=len(lines),
                 classes=classifier.classes,
             )
-        classifier.names = [(line.strip(),) for line in lines]
+        classifier.names = [(line,) for line in lines]
     classifier.model.to(device).eval().requires_grad_(False)
     return classifier
 

@@ -288,7 +288,7 @@ def test_a_resumed_run_takes_rate_and_weight_decay_of_its_own_call(tmp_path: Pat
     again = {"lr": 1e-4, "weight_decay": 0.25, "steps": 50, "log_every": 1}
     fit(tmp_path, run=run, resume=True, **again)
     rates = {line["step"]: line["lr"] for line in run.metrics()}
-    assert rates[20] == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi * 18 / 48)))  # after a warm-up of 2 steps
+    assert rates[20] == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi * 17 / 48)))  # of update 20, warm-up 2 steps
     last = checkpoint.load(checkpoint.checkpoints(run.checkpoints)[-1])
     assert [group["weight_decay"] for group in last["optimizer"]["param_groups"]] == [0.25, 0.0]
 

@@ -164,6 +164,8 @@ def test_of_several_pictures_the_best_is_kept(tmp_path: Path) -> None:
     assert {fact["candidate"] for fact in facts} != {0}
     with pytest.raises(UsageError, check=coded("no_diffusion_model")):
         Session.open("toy", arguments(tmp_path / "mi", best_of=2, by="mi"))
+    with pytest.raises(UsageError, check=coded("by_alone")):
+        Session.open("toy", arguments(tmp_path / "alone", by="toy"))
 
 
 def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:

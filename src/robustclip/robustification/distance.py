@@ -189,14 +189,14 @@ def tune_distance(
                 )
             found = embed(shown)
             distances = apart(found, nearer), apart(found, farther)
+            [rate, *_] = schedule.get_last_lr()
             numbers = state.update(hinge(*distances, margin).mean())
             schedule.step()
 
             progress.advance(images=len(ids), loss=numbers["loss"])
             if done % log_every == 0 or done == steps:
-                numbers |= {"right": float((distances[0] < distances[1]).float().mean())}
+                numbers |= {"right": float((distances[0] < distances[1]).float().mean()), "lr": float(rate)}
                 progress.show(right=numbers["right"])
-                numbers["lr"] = float(schedule.get_last_lr()[0])
                 run.log(done, **numbers, triplets_per_second=progress.images_per_second)
             state.end_of_step(run, caught, steps=steps, every=checkpoint_every, keep=keep)
 

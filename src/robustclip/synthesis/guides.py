@@ -334,11 +334,12 @@ class PairGuides(Guides):
 
 
 def text_of(prompt: Prompt) -> str:
-    """The text of a prompt of one unweighted text. Raises UsageError for others, which pair readers cannot read."""
+    """The text of a prompt of one unweighted text. Raises UsageError for others, which pair readers and diffusion
+    models cannot read."""
     if len(prompt.parts) != 1 or prompt.parts[0].kind != "text" or prompt.parts[0].weight != 1:
         raise UsageError(
-            f"{str(prompt)[:100]!r} has weights, parts or pictures, and a pair reader reads one text: give only "
-            'text, e.g. "a yellow banana and a blue butterfly"',
+            f"{str(prompt)[:100]!r} has weights, parts or pictures, and pair readers and diffusion models read one "
+            'text: give only text, e.g. "a yellow banana and a blue butterfly"',
             "not_one_text",
             given=str(prompt),
         )

@@ -173,7 +173,9 @@ class Session:
         dtype = str(guides.dtype).removeprefix("torch.")
         made_by = {} if generator is None else {"name": generator.name, "fingerprint": generator.fingerprint}
         count, by = arguments.get("best_of", 1), arguments.get("by")
-        chooser = None if count == 1 or by is None else chooser_of(by, generator, guides.device)
+        if by is not None and count == 1:
+            raise UsageError(f"--by {by} chooses among several pictures: give --best-of too, e.g. 4", "by_alone", by=by)
+        chooser = None if by is None else chooser_of(by, generator, guides.device)
         chooses = [] if chooser is None else [{"name": chooser.name, "weight": 0.0, "fingerprint": chooser.fingerprint}]
         chooses += [one | {"weight": 0.0} for one in (held_out.describe() if held_out else [])]
         referees = [*guides.describe(), *chooses]

@@ -49,7 +49,7 @@ def test_own_prompts_are_worth_more_than_others_and_figures_are_the_estimators(
 def test_pictures_that_the_model_made_or_chose_are_known_by_its_weights(tmp_path: Path) -> None:
     call = {"quick": True, "device": "cpu", "best_of": 2, "by": MODEL, "prompt": ["a red fish"]}
     made = run("diffusion", "synthesize", {**call, "out": tmp_path / "chosen"})
-    run("diffusion", "synthesize", {**call, "best_of": 1, "out": tmp_path / "made"})
+    run("diffusion", "synthesize", {**call, "best_of": 1, "by": None, "out": tmp_path / "made"})
     facts = read_facts(made.files[0])
     assert facts["generator"]["fingerprint"] == load_diffusion("emoji-diffusion").fingerprint
     assert len(facts["scores"]) == 2

@@ -114,7 +114,8 @@ def test_a_record_is_taken_of_what_runs_and_not_of_what_was_asked(path: Path) ->
 RESOLVED = {
     "fare_vit_l14": {"data"},  # None is the embedded set, which the run's notes name
     "inversion": {"cells", "seeds"},  # put into the record as well
-    "doodl": {"crops", "batch_size", "seeds"},
+    "doodl": {"crops", "batch_size", "seeds", "parts"},
+    "robustness": {"rows"},
 }
 
 

@@ -151,7 +151,7 @@ def _shapes(root: ElementTree.Element, name: str, notes: Counter[str]) -> Iterat
             )
             width = float(element.implicit_stroke_width or 0)
             evenodd = values.get("fill-rule") == "evenodd"
-            if fill and (_holed(parts, evenodd) or _crossed(parts, evenodd, fill[3] < 1, name)):
+            if fill and parts and (_holed(parts, evenodd) or _crossed(parts, evenodd, fill[3] < 1, name)):
                 raise UsageError(
                     f"{name} has a filled path with holes, or parts that overlap: split it into plain paths", "holes"
                 )

@@ -53,10 +53,9 @@ from robustclip.evaluation.generation.pictures import (
 )
 from robustclip.evaluation.generation.scorers import (
     LOADERS,
-    InformationScorer,
-    PreferenceScorer,
     is_diffusion_judge,
     is_scorer,
+    load_scorers,
 )
 from robustclip.evaluation.named import NamedReferee, load_named, output_faults
 from robustclip.referees.image_judges import load_aesthetics
@@ -265,15 +264,7 @@ def judge_pictures(
     listed_judges = [judges] if isinstance(judges, str | Path) else list(judges)
     referees = [one for one in listed_judges if not (is_diffusion_judge(one) or is_scorer(one))]
     clips = load_named(referees, device=where) if referees or not listed_judges else []
-    given = list(dict.fromkeys(str(one) for one in listed_judges if one not in referees))
-    given.sort(key=is_scorer)
-    models: list[InformationScorer | PreferenceScorer] = [
-        (PreferenceScorer if is_scorer(name) else InformationScorer)(name, options, where) for name in given
-    ]
-    short = [model.name for model in models]
-    for model, name in zip(models, given, strict=True):
-        if short.count(model.name) > 1:  # folders of one name
-            model.name = name
+    models = load_scorers([str(one) for one in listed_judges if one not in referees], options, where)
     notes = [note for pictures in sets for note in pictures.notes]
     fingerprints = [(one.name, fingerprint(one.referee)) for one in clips]
     fingerprints += [(one.name, one.fingerprint) for one in models]

@@ -152,3 +152,18 @@ class InformationScorer:
             parts.append(pointwise_mi(self.model, latents, texts, empty, draws=DRAWS, seed=self.options.seed))
         scores = {METRIC: torch.cat([one.nats for one in parts]).float().cpu()}
         return JudgeScores(pictures, self.name, self.fingerprint, scores)
+
+
+def load_scorers(
+    names: Sequence[str], options: JudgeOptions, device: torch.device
+) -> list[InformationScorer | PreferenceScorer]:
+    """The judges of distinct names, those of diffusion models first. Folders of one name are named as given."""
+    given = sorted(dict.fromkeys(names), key=is_scorer)
+    models: list[InformationScorer | PreferenceScorer] = [
+        (PreferenceScorer if is_scorer(name) else InformationScorer)(name, options, device) for name in given
+    ]
+    short = [model.name for model in models]
+    for model, name in zip(models, given, strict=True):
+        if short.count(model.name) > 1:
+            model.name = name
+    return models

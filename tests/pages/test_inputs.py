@@ -147,6 +147,8 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
         ({"objective": "untargeted", "negations": ["no"]}, "negations have no effect with the objective"),
         ({"negations": ["a", "b"]}, "2 negations for 1 texts"),
         ({"objective": "targeted", "targets": ["a", "b"]}, "2 targets for 1 texts"),
+        ({"texts": ["a", " a"], "negations": ["b", "c"]}, "the text 'a' is given twice"),
+        ({"texts": ["a", "a"], "objective": "targeted", "targets": ["b", "c"]}, "the text 'a' is given twice"),
         ({"images": []}, "no images"),
         ({"images": ["nowhere/at/all"]}, "no image or folder at 'nowhere/at/all'"),
     ],

@@ -141,6 +141,9 @@ def faults_of_texts(
         yield f"{len(negations)} negations for {len(texts)} texts: give one for each, in their order"
     if len(targets) > 1 and len(targets) != len(texts):
         yield f"{len(targets)} targets for {len(texts)} texts: give one for all, or one for each in their order"
+    given = [text.strip() for text in texts]
+    if (negations or len(targets) > 1) and (again := [text for text in given if given.count(text) > 1]):
+        yield f"the text {again[0]!r} is given twice, and with it a text of its own: give each once"
 
 
 def _others(

@@ -49,6 +49,19 @@ def test_captions_lie_beside_or_above_an_image(tmp_path: Path) -> None:
     assert notes == ["c.png has no text: give --texts, or a file beside it with the ending .txt"]
 
 
+def test_a_text_that_is_not_utf8_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    picture(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "a.txt").write_bytes(b"caf\xe9")
+    picture(tmp_path / "cat" / "b.png")
+    alone, said = read_pairs([str(tmp_path)])
+    assert told(alone) == [("cat/b.png", "cat", "not cat")]
+    assert len(said) == 1
+    assert said[0].startswith("cat/a.png has no text: a.txt is not UTF-8")
+    both, said = read_pairs([str(tmp_path)], ["a dog"])
+    assert [pair.id for pair in both] == ["cat/a.png", "cat/b.png"]
+    assert len(said) == 1
+
+
 def test_the_embedded_sets_bring_their_texts_and_boxes() -> None:
     drawings, _ = read_pairs(["emoji/judge-heldback"], limit=2)
     assert [pair.box for pair in drawings] == [None, None]

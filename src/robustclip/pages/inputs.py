@@ -59,7 +59,7 @@ class Source:
     open: Open
     caption: str | None
     box: Box | None = None
-    remarks: Counter[str] = field(default_factory=Counter)  # oddities of decoding
+    remarks: Counter[str] = field(default_factory=Counter)  # oddities of decoding, and of the text beside it
 
 
 def read_pairs(
@@ -90,7 +90,8 @@ def read_pairs(
     pairs: list[Pair] = []
     for one in _apart(found):
         if not texts and one.caption is None:
-            notes.append(f"{one.id} has no text: give --texts, or a file beside it with the ending .txt")
+            why = next(iter(one.remarks), "give --texts, or a file beside it with the ending .txt")
+            notes.append(f"{one.id} has no text: {why}")
             continue
         try:
             image = one.open()
@@ -189,10 +190,12 @@ def _in_folder(folder: Path, notes: list[str]) -> Iterator[Source]:
 
 
 def _file(path: Path, name: str, *, folder_caption: str | None) -> Source:
-    beside = path.with_suffix(".txt")
-    lines = read_lines(beside) if is_file(beside) else []
-    caption = next((line.strip() for line in lines if line.strip()), folder_caption)
+    beside, caption = path.with_suffix(".txt"), folder_caption
     remarks: Counter[str] = Counter()
+    try:
+        caption = next((line for line in (read_lines(beside) if is_file(beside) else []) if line), folder_caption)
+    except UsageError as error:
+        caption, remarks[str(error).replace(str(beside), beside.name)] = None, 1
     return Source(name, partial(_open, path, remarks), caption, remarks=remarks)
 
 

@@ -91,6 +91,15 @@ def test_clipure_turns_the_embedding_in_the_plane_of_the_template(images: Tensor
     torch.testing.assert_close(found.norm(dim=1), embeddings.norm(dim=1))
 
 
+def test_clipure_computes_in_float32_also_where_the_tower_does_not(images: Tensor) -> None:
+    embeddings = toy_referee().embed_images(images, normalize=False)
+    defence = Purification(toy_referee().embed_texts([BLANK])[0])
+    expected = defence(lambda _: embeddings, images, generator(0, "defence"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = defence(lambda _: embeddings, images, generator(0, "defence"))
+    assert torch.equal(found, expected)
+
+
 def test_the_gradient_through_clipure_is_that_of_the_base_where_it_returns(images: Tensor) -> None:
     base = toy_referee()
     [text] = base.embed_texts(["a cat"])

@@ -119,9 +119,10 @@ class Purification(Defence):
     def forward(self, embed: Embed, images: Float[Tensor, "b 3 h w"], noise: torch.Generator) -> Float[Tensor, "b d"]:
         embeddings = embed(images)
         turned = unit(embeddings)
-        for _ in range(self.steps):
-            towards = self.blank - (turned @ self.blank)[:, None] * turned
-            turned = F.normalize(turned + self.step_size * F.normalize(towards, dim=1), dim=1)
+        with torch.autocast(images.device.type, enabled=False):  # each step magnifies the rounding of its product
+            for _ in range(self.steps):
+                towards = self.blank - (turned @ self.blank)[:, None] * turned
+                turned = F.normalize(turned + self.step_size * F.normalize(towards, dim=1), dim=1)
         return turned * embeddings.float().norm(dim=1, keepdim=True)
 
 

@@ -245,6 +245,17 @@ def test_half_precision_loses_the_claims(with_sentences: TwoTower, images: Tenso
     )
 
 
+@pytest.mark.parametrize("spec", ["~smooth:0.25x4", "~ttc"])
+@pytest.mark.parametrize("format", ["open_clip", "image-tower"])
+def test_a_smoothed_or_defended_referee_is_refused(
+    spec: str, format: Any, plain_clip: TwoTower, tmp_path: Path
+) -> None:
+    export(plain_clip, name="base")
+    with pytest.raises(UsageError, check=coded("wrapped")):
+        export(Path(f"base{spec}"), name="mine", to=tmp_path / "there", format=format)
+    assert not (tmp_path / "there").exists()
+
+
 @pytest.mark.parametrize("name", ["../mine", "a/b", "a b"])
 def test_unsafe_names(name: str, plain_clip: TwoTower) -> None:
     with pytest.raises(UsageError, check=coded("unsafe_name", name=name)):

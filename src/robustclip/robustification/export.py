@@ -18,6 +18,7 @@ from robustclip.referees.base import TwoTower, unit
 from robustclip.referees.card import CARD_FILE, Card
 from robustclip.referees.folder import CONFIG, IMAGE_TOWER, load_referee_folder, save_full, save_referee
 from robustclip.referees.preprocess import Preprocess
+from robustclip.referees.smoothed import refuse_wrapped
 from robustclip.referees.weights import digest, read_weights, write_weights
 from robustclip.robustification.monitor import REFEREE, Which, referee_at
 from robustclip.runs.files import atomic_write, check_new_folder, new_folder, sha256, write_json
@@ -241,6 +242,7 @@ def export(
     target = registry.home() / name if to is None else Path(to)
     check_new_folder(target)
     original = _referee_of(run, checkpoint)
+    refuse_wrapped(original.image_tower, "has no weights of its own to export", "export its base")
     referee = kind.convert(original)
     card = _card(referee.card, name, half=half)
     card.provenance |= {"resizing": _resizing(referee), "transparency": TRANSPARENCY, **_texts(original, referee)}
@@ -285,7 +287,7 @@ def _referee_of(run: Path | TwoTower, which: Which) -> TwoTower:
         return run
     if folder is not None and (folder / REFEREE / CARD_FILE).is_file():
         return load_referee_folder(folder / REFEREE)
-    if folder is not None and not folder.exists() and ":" not in str(run):
+    if folder is not None and not folder.exists() and not {":", "~"} & {*str(run)}:
         message = f"there is no run {folder}: give the folder that robustclip robustify wrote"
         raise UsageError(message, "no_such_run", folder=str(folder))
     return registry.load_referee(run)

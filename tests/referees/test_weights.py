@@ -71,6 +71,9 @@ def test_written_weights_come_back_and_halves_are_halves(tmp_path: Path) -> None
     assert same(read_weights(tmp_path / "full.safetensors"))
     assert load_file(tmp_path / "half.safetensors")["a.weight"].dtype == torch.float16
     assert load_file(tmp_path / "half.safetensors")["a.count"].dtype == torch.int64
+    with pytest.raises(UsageError, check=coded("beyond_half", names=["variance"])):
+        write_weights(tmp_path / "lost.safetensors", {"variance": torch.tensor([1.0, 1e5])}, half=True)
+    assert not (tmp_path / "lost.safetensors").exists()
 
 
 def test_an_unsafe_pickle_is_refused_unopened_with_the_way_out(tmp_path: Path) -> None:

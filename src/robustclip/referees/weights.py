@@ -174,11 +174,15 @@ def _check_archive(path: Path) -> None:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:
-    """Write tensors as safetensors, atomically; `half` rounds the floating ones to float16."""
+    """Write tensors as safetensors, atomically; `half` rounds the floating ones to float16. Raises UsageError for
+    numbers beyond float16."""
     ready = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous().clone()
         for key, value in weights.items()
     }
+    if lost := [key for key, value in ready.items() if half and value.isinf().any() and weights[key].isfinite().all()]:
+        message = f"{some(lost)}: numbers beyond 65504, the largest of float16: write float32, without --half"
+        raise UsageError(message, "beyond_half", names=lost)
     with atomic_write(path) as file:
         file.write(save(ready, metadata={"format": "pt"}))
 

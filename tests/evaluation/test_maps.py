@@ -82,6 +82,14 @@ def test_images_without_boxes_have_stability_only(tmp_path: Path) -> None:
     }
 
 
+def test_attacks_of_one_ball_share_their_control() -> None:
+    found = evaluate(toys()[:1], data="emoji/scenes", tasks=["maps"], attack=["l2:1@1", ATTACK], limit=3, batch_size=2)
+    one = evaluate(toys()[:1], data="emoji/scenes", tasks=["maps"], attack=[ATTACK], limit=3, batch_size=2)
+    for attack in ("random l2:1", ATTACK):
+        row = found.row("toy-1", "rank correlation (gradcam)", attack)
+        assert (row.value, row.n) == (one.row("toy-1", "rank correlation (gradcam)", attack).value, 3)
+
+
 def test_a_layer_that_was_asked_for_is_in_the_name() -> None:
     found = evaluate(toys()[:1], data="emoji/scenes", tasks=["maps"], limit=2, layer="0", method="layercam")
     assert found.row("toy-1", "pointing game (layercam at 0)").n == 2

@@ -218,12 +218,15 @@ def maps(referee: TwoTower, setting: Setting, title: str) -> Findings:
     texts, others = (embed_texts(referee, these) for these in (prompts, [negate(text) for text in prompts]))
     parts: dict[tuple[str, str], list[Tensor]] = {}
     specs: Sequence[AttackSpec | None] = setting.attacks or [None]
+    controls = {control_of(spec): spec for spec in reversed(setting.attacks)}  # once for all attacks of a ball
     for batch in batches(torch.arange(len(examples)), setting.batch_size, title):
         images, boxes = examples.images[batch], None if examples.boxes is None else examples.boxes[batch]
         ids = [examples.ids[index] for index in batch.tolist()]
         for spec in specs:
             looks = look(mapper, images, texts[batch], others[batch], ids=ids, spec=spec, seed=setting.seed)
-            attacks = {ATTACKED: str(spec), NOISY: control_of(spec)} if spec is not None else {}
+            attacks = {} if spec is None else {ATTACKED: str(spec)}
+            if spec is not None and controls[control_of(spec)] == spec:
+                attacks[NOISY] = control_of(spec)
             for version, by_metric in numbers(looks, boxes).items():
                 if version in attacks or spec == specs[0]:
                     for metric, values in by_metric.items():

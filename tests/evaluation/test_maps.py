@@ -115,6 +115,8 @@ def test_what_cannot_be_mapped_is_refused() -> None:
         evaluate(toys(), data="emoji/scenes", tasks=["gradients"], layer="0")
     with pytest.raises(UsageError, check=coded("no_class_token", layer="1")):
         evaluate(toys(), data="emoji/scenes", tasks=["maps"], method="gradcam-cls", limit=2)
+    with pytest.raises(UsageError, check=coded("missing_data", task="maps")):
+        evaluate(toys(), data="emoji/unseen-styles", tasks=["maps"], limit=2)
 
 
 def test_a_label_is_a_text_as_well(tmp_path: Path) -> None:

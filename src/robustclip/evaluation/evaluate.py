@@ -182,7 +182,7 @@ def evaluate(
     for line in examples.reported:
         terminal.note(f"data: {line}")
     needed = [*tasks, "masking"] if masking else tasks
-    lacking = [(task, fault) for task in needed if (fault := missing_for(task, examples))]
+    lacking = [(task, fault) for task in needed if (fault := missing_for(task, examples, unattacked=not attacks))]
     raise_faults("evaluate()", [UsageError(fault, "missing_data", task=task) for task, fault in lacking])
     sources = masked.sources_of(measured, masking_source, examples.name, device=where) if masking else []
     pulled = read_spec(pag) if pag_judge is not None else None

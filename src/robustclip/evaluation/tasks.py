@@ -284,7 +284,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-def missing_for(task: str, examples: Examples) -> str | None:
+def missing_for(task: str, examples: Examples, *, unattacked: bool = False) -> str | None:
     """Message about what `task` needs and the examples lack; None if nothing is missing."""
     labels, captions = bool(examples.label_names), bool(examples.captions)
     if task == "zero-shot" and not labels:
@@ -301,6 +301,8 @@ def missing_for(task: str, examples: Examples) -> str | None:
         return f"pag needs labels or captions to pull images towards, and {examples.name} has neither"
     if task in ("maps", "faithfulness") and not labels and not captions:
         return f"{task} need texts to look for, labels or captions, and {examples.name} has neither"
+    if task == "maps" and examples.boxes is None and unattacked:
+        return f"maps need boxes to point into or an attack, and {examples.name} has no boxes: add --attack l2:1.5@20"
     if task == "pag" and len(set(prompts_of(examples))) == 1:
         return (
             f"pag needs images of at least 2 different names, and all of {examples.name} are {prompts_of(examples)[0]}"

@@ -43,6 +43,16 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["j" * 255, "名" * 85])
+def test_the_longest_names_of_a_file_system_are_written(name: str, tmp_path: Path) -> None:
+    check_writable(tmp_path / name)
+    write_json(tmp_path / name, [1])
+    assert read_json(tmp_path / name) == [1]
+    with new_folder(tmp_path / "in" / name) as draft:
+        (draft / "file").touch()
+    assert [path.name for path in (tmp_path / "in" / name).iterdir()] == ["file"]
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text("old")

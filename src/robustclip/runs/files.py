@@ -27,6 +27,7 @@ LONGEST_TEXT = 2**24  # bytes: no card, config or list of names comes near 16 MB
 LONGEST_CONFIG = 2**16  # bytes
 DEEPEST = 100  # levels of lists and objects in each other; the JSON of models and runs has fewer than 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+SHORT = 50  # characters of a name that its draft repeats, so that a name of 255 bytes has one
 LOCK = ".lock"
 """The file that says which process may write to a folder (see `robustclip.runs.processes`)."""
 
@@ -43,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file, and is not replaced by one: write elsewhere", "not_a_file", path=path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft = path.with_name(f".{path.name[:SHORT]}.{secrets.token_hex(4)}.tmp")
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     check_free(folder)
     with naming(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        draft = folder.with_name(f".{folder.name[:SHORT]}.{secrets.token_hex(4)}.partial")
         draft.mkdir()
         try:
             yield draft

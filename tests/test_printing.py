@@ -14,7 +14,7 @@ from robustclip.attacks.threat import ThreatModel
 from robustclip.errors import RunError, coded
 from robustclip.evaluation.claims import Verification
 from robustclip.referees.card import Card, Claim
-from robustclip.referees.registry import Entry
+from robustclip.referees.registry import Entry, check_safe
 from robustclip.runs import terminal
 
 CLAIM = Claim("top-5", 0.25, 0.2, 0.3, 256, 0, "emoji/unseen-styles", "l2:1.5@20", date(2026, 1, 1).isoformat())
@@ -115,12 +115,17 @@ def test_accuracies_of_the_probe_are_explained_where_there_are_any(capsys: pytes
     assert "PGD" not in capsys.readouterr().out
 
 
-def test_training_ends_with_the_export_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "my run"
+@pytest.mark.parametrize(
+    ("folder", "name"), [("my run", "my-run"), ("é", "mine"), (".tmp é", "tmp"), ("a" * 120, "a" * 100)]
+)
+def test_training_ends_with_the_export_of_its_run(
+    folder: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / folder
     (run / "referee").mkdir(parents=True)
     printing.trained({"run": str(run)})
     line = capsys.readouterr().out.splitlines()[-1]
-    assert shlex.split(line) == ["next:", "robustclip", "export", str(run), "--name", "my-run"]
+    assert shlex.split(line) == ["next:", "robustclip", "export", str(run), "--name", check_safe(name)]
 
 
 def test_a_referee_that_was_added_is_checked_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

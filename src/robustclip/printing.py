@@ -74,7 +74,8 @@ def trained(values: Mapping[str, object]) -> None:
         )
     folder = values.get("run")
     if isinstance(folder, str) and (Path(folder) / "referee").is_dir():
-        next_call("export", folder, "--name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(folder).resolve().name))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(folder).resolve().name).strip("._-")[:100]
+        next_call("export", folder, "--name", name or "mine")
 
 
 def exported(folder: Path) -> None:

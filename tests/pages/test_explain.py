@@ -149,6 +149,16 @@ def test_where_nobody_can_be_mapped_nothing_is_written(pictures: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_eps_that_is_too_large_for_one_of_the_sizes_is_refused_first(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_image(torch.rand(3, 8, 8), pictures / "zz.png")
+    monkeypatch.delattr(explain_module, "look_at")
+    call = {"referees": referees(), "images": [str(pictures)], "texts": ["a cat"], "attack": "l2:5@1"}
+    with pytest.raises(UsageError, check=coded("eps_in_255", eps=5)):
+        robustclip.explain(**call, out=tmp_path / "out")
+
+
 def test_gradients_need_no_spatial_layer(pictures: Path, tmp_path: Path) -> None:
     found = robustclip.explain(
         referees=[blind()], images=[str(pictures)], texts=["a cat"], method="gradient", attack="none", out=tmp_path

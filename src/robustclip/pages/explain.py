@@ -139,7 +139,7 @@ def explain(
     viewers = [Viewer(one, method, layer, target, dtype=pick_dtype(dtype, where), seed=seed) for one in loaded]
     if all(viewer.mapper is None for viewer in viewers):
         raise UsageError(f"none of the referees can be mapped: {viewers[0].why}", "not_mappable")
-    task = Task(spec, objective, gradients, seed)
+    task, balls = Task(spec, objective, gradients, seed), threats(pairs, spec)
     mi_viewer = None if mi is None else InformationViewer(mi, where, dtype=pick_dtype(dtype, where), seed=seed)
     with (
         owning(out),
@@ -158,7 +158,7 @@ def explain(
         own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in models]
         report = tables.Report(
             setting=setting,
-            threats=threats(pairs, spec),
+            threats=balls,
             rows=sum(own, compare("maps", measured, baseline=mapped[0].name, seed=seed)),
             notes=[
                 *(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None),
@@ -257,14 +257,16 @@ def about(viewer: Viewer, method: Method) -> About:
 
 
 def threats(pairs: Sequence[Pair], spec: AttackSpec | None) -> dict[str, str]:
-    """The threat model as text, at the images' size if they share one."""
+    """The threat model as text, at the images' size if they share one. Raises UsageError where an eps is too large for
+    one of the sizes."""
     sizes = {pair.size for pair in pairs}
     if spec is None:
         return {}
     if len(sizes) == 1:
         return {str(spec): str(spec.threat(sizes.pop()))}
-    few = "; ".join(str(spec.threat(size)) for size in sorted(sizes)[:3])
-    return {str(spec): f"at each image's own size, {len(sizes)} sizes: {few}{'; ...' if len(sizes) > 3 else ''}"}
+    each = [str(spec.threat(size)) for size in sorted(sizes)]
+    few = f"{'; '.join(each[:3])}{'; ...' if len(sizes) > 3 else ''}"
+    return {str(spec): f"at each image's own size, {len(sizes)} sizes: {few}"}
 
 
 def describe(viewers: Sequence[Viewer], pairs: Sequence[Pair], task: Task) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def app(
     for module in ("gradio", "pytorch_grad_cam"):
         require(module, "app", "the page")
     if export is not None:
-        return write_space(export, referees)
+        return write_space(export, referees, seconds)
     check_port(host, port)
     named = load_named(referees, device=pick_device(device))
     with saying("stopped serving"), TemporaryDirectory(prefix="robustclip-app-") as home:
@@ -373,11 +373,12 @@ def build(jobs: Jobs) -> Any:
     return page.queue(max_size=WAITING)
 
 
-def write_space(folder: Path, referees: Sequence[str]) -> dict[str, object]:
+def write_space(folder: Path, referees: Sequence[str], seconds: float) -> dict[str, object]:
     """Write the files of a Hugging Face Space into a new folder. Raises UsageError for one that exists."""
     check_new_folder(folder)
+    how = f"referees={list(referees)!r}, seconds={seconds!r}"
     contents = {
-        "app.py": f'from robustclip.app import app\n\napp(host="0.0.0.0", referees={list(referees)!r})\n',
+        "app.py": f'from robustclip.app import app\n\napp(host="0.0.0.0", {how})\n',
         "requirements.txt": f"robustclip[app,emoji]=={__version__}\n",
         "README.md": CARD.format(gradio=metadata.version("gradio")),
     }

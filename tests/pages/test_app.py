@@ -351,9 +351,9 @@ def test_a_port_in_use_is_refused() -> None:
 def test_a_space_is_written(tmp_path: Path) -> None:
     from robustclip.app import app
 
-    app(export=tmp_path / "space", referees=["emoji-robust", "mine"])
+    app(export=tmp_path / "space", referees=["emoji-robust", "mine"], seconds=30)
     compile((tmp_path / "space" / "app.py").read_text(), "app.py", "exec")
-    assert "['emoji-robust', 'mine']" in (tmp_path / "space" / "app.py").read_text()
+    assert "['emoji-robust', 'mine'], seconds=30.0)" in (tmp_path / "space" / "app.py").read_text()
     card = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---")[1])
     assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
     with pytest.raises(UsageError):

@@ -158,6 +158,8 @@ def test_a_config_file_holds_arguments_that_the_call_overrides(tmp_path: Path) -
     [
         ("- 3", "not_a_config"),
         ("config: other.yaml", "not_a_config"),
+        ("steps: 5\nsteps: 6", "not_yaml"),
+        ("step-size: 5\nstep_size: 6", "given_twice"),
         ("a: [", "not_yaml"),
         ("a: &x [1]\nb: *x", "not_yaml"),
         ("[" * 200, "not_yaml"),

@@ -216,6 +216,8 @@ def with_config(given: Mapping[str, object]) -> dict[str, object]:
             "not_a_config",
         )
     of_file = {name.replace("-", "_"): value for name, value in content.items()}
+    if len(of_file) < len(content):
+        raise UsageError("holds an argument twice, with - and with _: leave one out", "given_twice")
     return of_file | {name: value for name, value in given.items() if name != "config"}
 
 

@@ -260,7 +260,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a small YAML file as plain values. Raises UsageError as `read_text`, and for invalid, too deeply nested or
-    aliased YAML (`*name` allows exponential expansion).
+    aliased YAML (`*name` allows exponential expansion), and for a name that is given twice.
     """
     import yaml
 
@@ -269,6 +269,12 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("it holds an alias, *name: write the value out")
             return super().compose_node(*place)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                raise yaml.YAMLError("it holds a name twice, of which one would be lost")
+            return found
 
     text = read_text(path, LONGEST_CONFIG)
     try:

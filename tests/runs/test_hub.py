@@ -13,23 +13,27 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from robustclip.errors import RunError, UsageError
+from robustclip.errors import RunError, UsageError, coded
 from robustclip.referees.registry import load_referee
 from robustclip.runs.hub import reading_hub
 
 
 @dataclass
 class Closed:
-    """A port that breaks off each connection."""
+    """A port that breaks off each connection, but for the first ones, which it `answers`."""
 
     server: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     connections: int = 0
+    answers: int = 0
 
     def run(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
                 self.connections += 1
+                if self.connections <= self.answers:
+                    connection.recv(2**16)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 connection.close()
 
 
@@ -72,6 +76,13 @@ def test_a_referee_out_of_reach_is_asked_for_once(
     assert not caplog.records
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_connection_that_breaks_off_after_the_first_answer(closed: Closed) -> None:
+    closed.answers = 1
+    with pytest.raises(RunError, check=coded("unreachable", what="a file")), reading_hub("a file", "give it"):
+        huggingface_hub.get_session().get(f"{huggingface_hub.constants.ENDPOINT}/file")
+    assert closed.connections == 2
 
 
 def test_files_in_the_cache_are_read_without_the_hub(closed: Closed, tmp_path: Path) -> None:

@@ -34,8 +34,11 @@ def reading_hub(what: str, otherwise: str, *, ask: bool = True) -> Iterator[None
         yield
     except Coded:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # no network, no such repository, not in the cache
-        reason = unreachable_because or str(error).strip().splitlines()[0]
+    except Exception as error:
+        # No network, no such repository, not in the cache; or the client's own error, of a connection that breaks off.
+        if not isinstance(error, OSError | RuntimeError | ValueError) and _library(error) != _library(get_session()):
+            raise
+        reason = unreachable_because or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"could not fetch {what} ({reason}). Ways out: run once where there is a network, and copy the Hugging "
             f"Face cache (HF_HOME) over; or {otherwise}",
@@ -52,6 +55,10 @@ def data_set_folder(repository: str, files: Sequence[str], otherwise: str) -> Pa
     errors as `reading_hub`. Offline it holds what was fetched before, maybe not all."""
     with reading_hub(f"the data set {repository}", otherwise):
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(files)))
+
+
+def _library(thing: object) -> str:
+    return type(thing).__module__.partition(".")[0]
 
 
 def _no_answer() -> str | None:

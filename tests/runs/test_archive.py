@@ -260,6 +260,14 @@ def test_checkpoints_of_finished_runs_go_and_all_else_stays() -> None:
     assert command("clean", "--best").stdout == "finished: removed 1 checkpoint\nfreed 1.0 kB\n"
 
 
+def test_an_empty_list_of_names_is_no_run() -> None:
+    run = make("finished", "finished")
+    assert archive.clean([]).files == {}
+    Path("none.yaml").write_text("names: []")
+    assert command("clean", "--config", "none.yaml").stdout == "freed 0 bytes\n"
+    assert files(run) == ALL
+
+
 def test_named_runs_are_refused_where_they_still_need_what_they_have() -> None:
     runs = [make(status, status) for status in ("finished", "killed", "running", "elsewhere")]
     result = command("clean", "finished", "killed", "running", "elsewhere", "none")

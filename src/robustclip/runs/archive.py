@@ -138,7 +138,7 @@ def clean(
 
     Raises UsageError for unknown names and for runs that are protected.
     """
-    if names:
+    if names is not None:  # no names of a list are no runs
         runs = _removable(names, folder, whole=whole)
     else:
         runs = [run for run in runs_in(folder) if run.status == "finished" and not run.folder.is_symlink()]

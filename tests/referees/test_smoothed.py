@@ -143,6 +143,8 @@ def test_its_card_claims_nothing_of_the_bases() -> None:
         ("0.5", Smoothing(0.5)),
         ("1x4@7", Smoothing(1.0, 4, 7)),
         ("0.1x2@3-fresh", Smoothing(0.1, 2, 3, fresh=True)),
+        ("0.12345678x16", Smoothing(0.12345678)),
+        ("0.00001x16", Smoothing(1e-5)),
     ],
 )
 def test_a_spec_says_how(text: str, smoothing: Smoothing) -> None:

@@ -16,6 +16,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -227,7 +228,8 @@ class Smoothing:
 
     def __str__(self) -> str:
         seed = f"@{self.seed}" if self.seed else ""
-        return f"{self.sigma:g}x{self.samples}{seed}{'-fresh' if self.fresh else ''}"
+        sigma = np.format_float_positional(self.sigma, trim="-")  # all digits, and no exponent, which `parse` refuses
+        return f"{sigma}x{self.samples}{seed}{'-fresh' if self.fresh else ''}"
 
 
 def split_spec(name: str) -> tuple[str, Smoothing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,8 @@ def test_an_embedded_guide_has_slopes_and_is_no_harder_for_others(emoji_24: Exam
         left = subject.attacked(spec)
         assert 0 < left.mean() < subject.right.mean()
         assert masking.not_flat(subject, left, ())[0] is True
+        coarse = replace(subject, setting=replace(subject.setting, dtype=torch.bfloat16))
+        assert masking.not_flat(coarse, left, ()) == masking.not_flat(subject, left, ())
         assert masking.transfer(subject, left, [(vanilla.name, vanilla.referee)])[0] is True
 
 

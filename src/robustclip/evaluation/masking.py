@@ -93,9 +93,10 @@ class Subject:
         return F.cross_entropy(self.logits(images), right.to(images.device), reduction="none")
 
     def fine_loss(self, images: Float[Tensor, "b 3 h w"], right: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The cross-entropy in float64, on the CPU (not every device has it): float32 is too coarse for finite
-        differences of confident predictions."""
-        return F.cross_entropy(self.logits(images).cpu().double(), right, reduction="none")
+        """The cross-entropy in float64, on the CPU (not every device has it), of cosines in float32, whatever the
+        attacks compute in: less is too coarse for finite differences of confident predictions."""
+        logits = self.referee.logit_scale * cosines(self.referee, images, self.classes, torch.float32)
+        return F.cross_entropy(logits.cpu().double(), right, reduction="none")
 
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         return self.referee.logit_scale * cosines(self.referee, images, self.classes, self.setting.dtype)

@@ -59,7 +59,7 @@ def recipe(
 
     CLIPAG's method with our defaults, chosen for R-Precision: 256 view passes per picture (a few seconds on two cores
     in batches), and 1,000 init candidates per seed. Differences from the paper: docs/synthesis.md; results:
-    docs/painting.md (R-Precision among 10 names 90% on 200 prompts, by emoji-judge).
+    docs/painting.md (R-Precision among 10 names 91% on 200 prompts, by emoji-judge).
     """
     session = Session.open("clipag", flat(locals()), views=views + patches)
     guides = session.guides

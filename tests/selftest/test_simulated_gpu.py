@@ -15,6 +15,7 @@ from robustclip.drawing.raster import _similar
 from robustclip.evaluation.generation.judge import JudgeOptions, judge_images
 from robustclip.evaluation.universal import universal
 from robustclip.explanation.gradients import low_frequency_share
+from robustclip.inits.mixture import fit_classes
 from robustclip.recipes import available, run
 
 
@@ -66,6 +67,12 @@ def test_float64_is_computed_on_the_cpu_where_the_device_lacks_it(card_without_f
     assert low_frequency_share(torch.ones(1, 3, 8, 8, device=card)).tolist() == pytest.approx([1.0])
     counts, filled = torch.tensor([1, 5, 1, 6], device=card), torch.zeros(4, dtype=torch.bool, device=card)
     assert [which.tolist() for which in _similar(counts, filled)] == [[0, 2], [1, 3]]
+
+
+def test_a_mixture_is_fitted_to_pictures_and_labels_on_the_device(card: torch.device) -> None:
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+    found = [fit_classes(images.to(device), labels.to(device), ["cat", "dog"]) for device in ("cpu", card)]
+    assert torch.equal(found[0].means, found[1].means)
 
 
 class Denoised:

@@ -205,6 +205,7 @@ def fit_classes(
     of all images that are kept: less memory, less detail. Classes have equal weights. Raises UsageError without images.
     """
     flat, centre, basis = _reduced(images, directions)
+    labels = labels.cpu()
     present = labels.unique().tolist()
     means, factors = [], []
     for label in present:

@@ -166,6 +166,14 @@ def test_gradients_need_no_spatial_layer(pictures: Path, tmp_path: Path) -> None
     assert len(found.pairs) == 3
 
 
+def test_a_text_that_a_referee_does_not_read_whole_is_noted(pictures: Path, tmp_path: Path) -> None:
+    call = {"images": [str(pictures)], "texts": ["a cat", "a cat " * 200], "attack": "none", "method": "gradient"}
+    found = robustclip.explain(referees=["emoji-vit-robust", *referees()], limit=1, out=tmp_path / "out", **call)
+    notes = json.loads((tmp_path / "out" / "explanation.json").read_text())["notes"]
+    assert [note.partition(" ")[0] for note in notes if "the end is cut of 1" in note] == ["emoji-vit-robust"]
+    assert "the end is cut of 1" in found.page.read_text()
+
+
 def test_an_explanation_is_not_written_over(pictures: Path, tmp_path: Path) -> None:
     call = {"referees": referees(), "images": [str(pictures)], "texts": ["a cat"], "attack": "none", "out": tmp_path}
     robustclip.explain(**call)

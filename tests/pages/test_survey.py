@@ -129,6 +129,7 @@ def test_answers_of_several_people_are_resampled_by_trial(tmp_path: Path) -> Non
     # For A: trial 0 no (A is right), 1 yes, 2 half, 3 yes.
     assert found["preferences"][0]["value"] == pytest.approx(2.5 / 4)
     assert (found["left"], found["neither"], found["answers"]) == (3, 1, 4)
+    assert read(key, [one, tmp_path / "." / "one.csv"]) == found, "a file given twice counts once"
     other = written(tmp_path / "other.csv", "0,right,1.0", "1,left,1.0")
     both = read(key, [one, other])["preferences"][0]
     assert both["value"] == pytest.approx((0.5 * 2 + 2 + 0.5 + 1) / 6)

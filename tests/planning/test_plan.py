@@ -107,6 +107,19 @@ def test_captions_are_read_in_float32() -> None:
     assert found.step.captions > 0
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_cfg": {}}', '{"model_cfg": {"vision_cfg": 3}}'])
+def test_a_folder_whose_config_is_none_of_open_clip_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(UsageError, check=coded("not_open_clip")):
+        blueprint(str(tmp_path))
+
+
+def test_a_config_without_preprocessing_has_the_size_of_its_tower(tmp_path: Path) -> None:
+    config = {"model_cfg": {"vision_cfg": {"image_size": 64}}, "preprocess_cfg": None}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert blueprint(str(tmp_path)).size == (64, 64)
+
+
 def test_a_gpu_without_bfloat16_computes_in_float32() -> None:
     found = plan(gpu="v100")
     assert found.dtype == "float32"

@@ -46,6 +46,7 @@ from robustclip.runs.processes import owning, saying
 from robustclip.runs.progress import watched
 from robustclip.runs.terminal import counted
 from robustclip.signatures import typed
+from robustclip.synthesis.prompts import beyond_context
 
 REPORT: Final = "report.html"
 NUMBERS: Final = "explanation.json"
@@ -156,14 +157,18 @@ def explain(
         measured = outcomes.measurements(spec)
         models = [] if mi_viewer is None else [mi_viewer.name]
         own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in models]
+        notes = [f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None]
+        notes += [
+            f"{one.name} reads {one.referee.text_tower.context} tokens of a text: the end is cut of {len(cut)}, e.g. "
+            f"of {next(iter(cut))[:60]!r}"
+            for one in loaded
+            if (cut := beyond_context(one.referee, [pair.text for pair in pairs]))
+        ]
         report = tables.Report(
             setting=setting,
             threats=balls,
             rows=sum(own, compare("maps", measured, baseline=mapped[0].name, seed=seed)),
-            notes=[
-                *(f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None),
-                *left_out,
-            ],
+            notes=[*notes, *left_out],
         )
         numbers = [
             {"id": pair.id, "text": pair.text, "other": pair.other, "box": pair.box}
@@ -177,7 +182,7 @@ def explain(
             headline=headline(lines),
             command=command_of(arguments),
             setting={name: in_words(value) for name, value in setting.items() if value is not None} | report.threats,
-            notes=report.notes[: len(viewers) - len(mapped)],
+            notes=notes,
             left_out=left_out,
             explanations=MEANING,
         )

@@ -116,7 +116,7 @@ def read(
     trials, sets = _key(key)
     by_trial: dict[str, list[float]] = {}
     left = {"left": 0, "answers": 0, "neither": 0}
-    for file in answers:
+    for file in dict.fromkeys(one.resolve() for one in answers):
         for trial, answer in _answers(file, trials):
             by_trial.setdefault(trial, []).append(ANSWERS[answer])
             left["answers"] += 1

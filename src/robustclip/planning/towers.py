@@ -87,9 +87,11 @@ def blueprint(start: str, architecture: str | None = None) -> Blueprint:
         return Blueprint(start, card.architecture, height_and_width(tuple(card.preprocess["size"])))
     if (folder / CONFIG).is_file():
         config = read_json(folder / CONFIG)
-        if not (isinstance(config, dict) and isinstance(config.get("model_cfg"), dict)):
-            raise UsageError(f"{folder / CONFIG} is not a config of open_clip: it has no model_cfg")
-        return _of_config(start, config["model_cfg"], config.get("preprocess_cfg", {}).get("size"))
+        model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
+        if not (isinstance(model_cfg, dict) and isinstance(model_cfg.get("vision_cfg"), dict)):
+            message = f"{folder / CONFIG} is not a config of open_clip: it has no model_cfg with a vision_cfg"
+            raise UsageError(message, "not_open_clip")
+        return _of_config(start, model_cfg, (config.get("preprocess_cfg") or {}).get("size"))
     architecture, _, tag = start.partition(":")
     if tag and architecture not in ("hf-hub", "timm", "local-dir"):
         model_cfg = builtin_config(architecture)

@@ -158,13 +158,21 @@ def parse_all(texts: Sequence[str]) -> list[Prompt]:
     return [Prompt(parts + negative) for parts in positive]
 
 
+def beyond_context(referee: Referee, texts: Sequence[str]) -> dict[str, int]:
+    """The texts that are longer than the referee's context, which are cut at their end, with their tokens."""
+    if not isinstance(referee, TwoTower) or (context := referee.text_tower.context) is None:
+        return {}
+    different = list(dict.fromkeys(texts))
+    lengths = referee.text_tower.count_tokens(different)
+    return {text: count for text, count in zip(different, lengths, strict=True) if count > context}
+
+
 def check_context(referee: Referee, prompts: Sequence[Prompt]) -> None:
     """Raise UsageError for texts longer than the referee's context, with the longest."""
-    if not isinstance(referee, TwoTower) or (context := referee.text_tower.context) is None:
-        return
-    texts = list(dict.fromkeys(part.content for prompt in prompts for part in prompt.parts if part.kind == "text"))
-    lengths = referee.text_tower.count_tokens(texts)
-    if too_long := {text: count for text, count in zip(texts, lengths, strict=True) if count > context}:
+    texts = [part.content for prompt in prompts for part in prompt.parts if part.kind == "text"]
+    if too_long := beyond_context(referee, texts):
+        assert isinstance(referee, TwoTower)
+        context = referee.text_tower.context
         text, count = max(too_long.items(), key=lambda found: found[1])
         others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
         raise UsageError(

@@ -97,8 +97,8 @@ def flags() -> Iterator[tuple[str, str | list[str], int, str]]:
             words,
         )
     for text, words in (
-        ("a cat:2", "a pair reader reads one text"),
-        ("a cat | a dog", "a pair reader reads one text"),
+        ("a cat:2", "pair readers and diffusion models read one"),
+        ("a cat | a dog", "pair readers and diffusion models read one"),
     ):
         yield "a prompt of pairs", ["synthesize", "referee-can-play", text, "--quick"], 2, words
 

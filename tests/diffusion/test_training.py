@@ -173,7 +173,7 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
         VQGANTrainer(new_vqgan((16, 16, 16)), discriminator(8), pooled, steps=8).load(state)
 
 
-def test_a_finished_run_keeps_its_numbers_and_goes_not_back(tmp_path: Path) -> None:
+def test_a_finished_run_keeps_its_numbers_and_does_not_go_back(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe="test", arguments={})
 
     def fit(steps: int) -> dict[str, float]:

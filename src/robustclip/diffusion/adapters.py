@@ -240,7 +240,7 @@ class AdapterTrainer(Trainer):
         return int(self.best["step"])
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a `state` but for the rate. Raises UsageError for that of other adapters."""
+        """Restore a `state`, except its learning rate. Raises UsageError for one of other adapters."""
         own = dict(trainable(self.model))
         saved = state.get("adapters", {})
         if {name: one.shape for name, one in saved.items()} != {name: one.shape for name, one in own.items()}:
@@ -252,7 +252,7 @@ class AdapterTrainer(Trainer):
                 one.copy_(saved[name])
         super().load(state)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.lr  # of this call, not the checkpoint's
+            group["lr"] = self.lr  # of this call, not of the checkpoint
 
 
 @dataclass(frozen=True)

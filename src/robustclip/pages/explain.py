@@ -159,8 +159,8 @@ def explain(
         own = [compare("maps", {name: measured.pop(name)}, baseline=name, seed=seed) for name in models]
         notes = [f"{viewer.name} has no maps: {viewer.why}" for viewer in viewers if viewer.mapper is None]
         notes += [
-            f"{one.name} reads {one.referee.text_tower.context} tokens of a text: the end is cut of {len(cut)}, e.g. "
-            f"of {next(iter(cut))[:60]!r}"
+            f"{one.name} truncates texts at {one.referee.text_tower.context} tokens: {len(cut)} of these, e.g. "
+            f"{next(iter(cut))[:60]!r}"
             for one in loaded
             if (cut := beyond_context(one.referee, [pair.text for pair in pairs]))
         ]

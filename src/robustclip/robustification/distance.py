@@ -189,13 +189,13 @@ def tune_distance(
                 )
             found = embed(shown)
             distances = apart(found, nearer), apart(found, farther)
-            [rate, *_] = schedule.get_last_lr()
+            rate = float(schedule.get_last_lr()[0])
             numbers = state.update(hinge(*distances, margin).mean())
             schedule.step()
 
             progress.advance(images=len(ids), loss=numbers["loss"])
             if done % log_every == 0 or done == steps:
-                numbers |= {"right": float((distances[0] < distances[1]).float().mean()), "lr": float(rate)}
+                numbers |= {"right": float((distances[0] < distances[1]).float().mean()), "lr": rate}
                 progress.show(right=numbers["right"])
                 run.log(done, **numbers, triplets_per_second=progress.images_per_second)
             state.end_of_step(run, caught, steps=steps, every=checkpoint_every, keep=keep)

@@ -193,8 +193,8 @@ class TrainingState:
 
     def restore(self, run: Run, device: torch.device, steps: int) -> None:
         """Load the newest readable checkpoint and drop metrics recorded after it; without one, start at step 0. Rate
-        and weight decay stay those of this call, which may differ from those before. Raises UsageError for another
-        tower, other trained weights, and one of more than `steps` updates."""
+        and weight decay stay those of this call, which may differ from those before. Raises UsageError for a
+        checkpoint of another tower, of other trained weights, or beyond `steps`."""
         sharded = distributed.is_sharded()  # whole tensors might not fit on its device
         saved = checkpoint.newest(run.checkpoints, "cpu" if sharded else device, run.warn)
         if saved is not None:

@@ -148,7 +148,7 @@ def train_texts(
             loss = leaf_loss(
                 embed, anchors, batch.texts, streams, edits=edits, samples=samples, allowed=allowed, attack=attack
             )
-            [rate, *_] = schedule.get_last_lr()
+            rate = float(schedule.get_last_lr()[0])
             numbers = state.update(loss, grad_clip=grad_clip)
             schedule.step()
             state.position = batch.position
@@ -157,7 +157,7 @@ def train_texts(
             if logs:
                 with torch.no_grad():
                     moved = (embed(batch.texts).float() - anchors.float()).square().sum(1).mean()
-                numbers |= {"clean_loss": float(distributed.mean(moved)), "lr": float(rate)}
+                numbers |= {"clean_loss": float(distributed.mean(moved)), "lr": rate}
                 progress.show(clean_loss=numbers["clean_loss"])
                 run.log(done, **numbers, texts_per_second=progress.images_per_second)
             state.end_of_step(run, caught, steps=steps, every=checkpoint_every, keep=keep)

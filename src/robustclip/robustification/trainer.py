@@ -254,7 +254,7 @@ def train(
                     run.warn(reported)
             else:
                 bad.in_a_row = 0
-            [rate, *_] = schedule.get_last_lr()
+            rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             averaged.update(tower, step=step)
@@ -264,7 +264,7 @@ def train(
             if logs:
                 similar = similarities(embed, tower, batch.images, images, texts)
                 progress.show(**similar)
-                numbers = {"loss": loss.item(), **similar, "lr": float(rate)}
+                numbers = {"loss": loss.item(), **similar, "lr": rate}
                 numbers["grad_norm"] = float(distributed.whole(grad_norm))
                 run.log(done, **numbers, images_per_second=progress.images_per_second, data_wait=progress.data_wait)
             if probe is not None and evaluate_every and (done % evaluate_every == 0 or done == steps):
